@@ -1,0 +1,96 @@
+"""What a search would do, said before it does anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.halving import rung_tokens
+from orchestrator.run_folder import Search
+from search_spaces.durations import format_duration
+from search_spaces.schema import Choices, Recipe
+from trials.data import TrialData
+from trials.schedule import full_tokens
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Rows and tokens of a search's data, and how far a full trial goes."""
+
+    train_rows: int
+    eval_rows: int
+    test_rows: int
+    dropped_rows: int
+    epoch_tokens: int
+    full_tokens: int
+
+    @staticmethod
+    def of(recipe: Recipe, data: TrialData) -> Sizes:
+        """Counted on tokenised rows."""
+        splits = [data.train, data.eval, *([data.test] if data.test else [])]
+        return Sizes(
+            train_rows=len(data.train.rows),
+            eval_rows=len(data.eval.rows),
+            test_rows=len(data.test.rows) if data.test else 0,
+            dropped_rows=sum(split.dropped for split in splits),
+            epoch_tokens=data.train.tokens,
+            full_tokens=_longest_trial(recipe, data.train.tokens),
+        )
+
+
+def _longest_trial(recipe: Recipe, epoch_tokens: int) -> int:
+    """Tokens of the longest full trial in the space: where the search varies epochs, not all are equally long."""
+    longest = full_tokens(recipe.hyperparameters, epoch_tokens)
+    for name in ("epochs", "train_tokens"):
+        dimension = recipe.space.get(name)
+        if dimension is not None:
+            most: Any = max(dimension.choices) if isinstance(dimension, Choices) else dimension.high  # type: ignore[type-var]
+            longest = max(longest, full_tokens(recipe.hyperparameters_with({name: most}), epoch_tokens))
+    return longest
+
+
+def describe(search: Search, sizes: Sizes) -> str:
+    """The plan as text: time, data, rungs, starting points, space, and where each setting came from."""
+    deadline, settings = search.deadline, search.recipe.search
+    rungs = rung_tokens(sizes.full_tokens, settings.reduction_factor, settings.rungs)
+    steps = ", ".join(f"{tokens:,}" for tokens in rungs)
+    total = format_duration((deadline.ends - deadline.started).total_seconds())
+    lines = [
+        f"recipe {search.recipe.name}: {search.recipe.description}",
+        f"time: {total}, until {deadline.ends:%Y-%m-%d %H:%M:%S} UTC; the last "
+        f"{format_duration(deadline.reserve_seconds)} are kept for verification, export and report",
+        f"base model: {search.recipe.model.name} ({search.recipe.model.quantization})",
+        f"data: {sizes.train_rows:,} train rows ({sizes.epoch_tokens:,} tokens), {sizes.eval_rows:,} eval, "
+        f"{sizes.test_rows:,} test, {sizes.dropped_rows:,} dropped for length",
+        f"full trial: {sizes.full_tokens:,} tokens ({sizes.full_tokens / sizes.epoch_tokens:.2f} epochs), "
+        f"{search.recipe.evaluation.evaluations} evaluations",
+        f"rungs at {steps or 'none'} tokens; one in {settings.reduction_factor} passes",
+        f"first the base model, then {len(search.recipe.start)} starting point(s): "
+        f"{', '.join(search.recipe.start) or 'none'}; then what Optuna's TPE proposes",
+        f"GPUs per trial: {search.gpus_per_trial}",
+        "space:",
+        *(f"  {name}: {_dimension(dimension)}" for name, dimension in search.recipe.space.items()),
+        "settings, and where they came from:",
+        *(f"  {key} = {value!r}  ({search.sources.get(key, 'default')})" for key, value in _settings(search.recipe)),
+    ]
+    return "\n".join(lines)
+
+
+def _dimension(dimension: Any) -> str:
+    if isinstance(dimension, Choices):
+        return "one of " + ", ".join(map(str, dimension.choices))
+    return f"{dimension.low:g} to {dimension.high:g}{', logarithmic' if dimension.log else ''}"
+
+
+def _settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    shown = recipe.model_dump(exclude={"name", "description", "space"})
+    yield from _flat(shown)
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

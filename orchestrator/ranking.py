@@ -1,0 +1,63 @@
+"""Which trial is best, and whether it's better than the base. Pure: records in, ranking out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trials.errors import NothingToExport
+from trials.losses import LossDifference, compare
+from trials.records import Origin, TrialRecord
+
+
+@dataclass(frozen=True)
+class Best:
+    """The winner, the base that it beats, and by how much on the same rows."""
+
+    trial: TrialRecord
+    base: TrialRecord
+    gain: LossDifference
+    """Loss of the base minus loss of the winner, nats per token."""
+
+    @property
+    def loss(self) -> float:
+        """The winner's best eval loss, nats per token."""
+        return min(point.eval_loss for point in self.trial.points)
+
+
+def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Trained trials that were evaluated, lowest best_eval_loss first; ties go to the earlier trial."""
+    trained = [r for r in records if r.origin is not Origin.BASE and r.best_eval_loss is not None]
+    return sorted(trained, key=lambda record: (record.best_eval_loss, record.id))
+
+
+def base_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The base model's record, if it has been evaluated."""
+    return next((r for r in records if r.origin is Origin.BASE and r.points), None)
+
+
+def pick_best(records: Sequence[TrialRecord]) -> Best:
+    """The best trial whose adapter is on disk. Raises `NothingToExport` if none beats the base model."""
+    base = base_of(records)
+    ranked = [record for record in rank(records) if record.has_adapter]
+    base_rows = base.row_losses() if base else None
+    if base is None or base_rows is None:
+        raise NothingToExport(
+            "the base model was not evaluated, so nothing can be shown to beat it. Resume the search."
+        )
+    if not ranked:
+        raise NothingToExport("no trial was evaluated, so there is no adapter. Give the search more time.")
+    winner = ranked[0]
+    rows = winner.row_losses()
+    if rows is None or rows.mean >= base_rows.mean:
+        raise NothingToExport(
+            f"the best trial, {winner.id}, has eval loss {winner.best_eval_loss:.4f}, no better than the base model's "
+            f"{base.best_eval_loss:.4f}. Widen the learning rates, train longer, or check the data."
+        )
+    return Best(winner, base, compare(rows, base_rows))
+
+
+def expendable_adapters(records: Sequence[TrialRecord], keep: int) -> list[TrialRecord]:
+    """Ended trials whose adapter may be deleted: all but the best `keep` of those that ended."""
+    ended = [record for record in rank(records) if record.ending is not None and record.has_adapter]
+    return ended[keep:]

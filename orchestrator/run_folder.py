@@ -1,0 +1,158 @@
+"""The run folder: everything that a search knows, readable without Ray and without torch.
+
+RUN/search.json    resolved recipe, deadline, versions, seeds, hardware
+RUN/study.db       Optuna's storage
+RUN/trials/<id>/   one folder a trial; 0000 is the base model
+RUN/export/        the verified winner
+RUN/trials.csv  report.html  samples.json
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator.deadline import Deadline
+from search_spaces.schema import Recipe
+from trials.errors import RunFolderError
+from trials.files import write_json
+from trials.records import TrialRecord, read_trial
+
+BASE_TRIAL_ID = "0000"
+_PACKAGES = ("ray", "optuna", "torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
+
+
+@dataclass(frozen=True)
+class Search:
+    """What search.json says: what is searched, until when, on what."""
+
+    recipe: Recipe
+    sources: Mapping[str, str]
+    deadline: Deadline
+    gpus_per_trial: int
+
+
+class RunFolder:
+    """Paths and contents of one run folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def study_url(self) -> str:
+        """What Optuna and optuna-dashboard open."""
+        return f"sqlite:///{self.path / 'study.db'}"
+
+    @property
+    def export(self) -> Path:
+        """Where the verified winner goes."""
+        return self.path / "export"
+
+    def trial(self, trial_id: str) -> Path:
+        """The folder of one trial."""
+        return self.path / "trials" / trial_id
+
+    def write_search(self, search: Search) -> None:
+        """Writes search.json."""
+        deadline = search.deadline
+        content = {
+            "recipe": search.recipe.model_dump(mode="json"),
+            "sources": dict(search.sources),
+            "started": deadline.started.isoformat(),
+            "deadline": deadline.ends.isoformat(),
+            "reserve_seconds": deadline.reserve_seconds,
+            "gpus_per_trial": search.gpus_per_trial,
+            "seed": search.recipe.search.seed,
+            "versions": versions(),
+            "hardware": hardware(),
+        }
+        write_json(self.path / "search.json", content)
+
+    def read_search(self) -> Search:
+        """Reads search.json. Raises `RunFolderError` if there is none or it can't be read."""
+        content = self.read_json("search.json")
+        if content is None:
+            raise RunFolderError(f"{self.path} holds no search: there is no search.json in it. Give a run folder.")
+        try:
+            deadline = Deadline(
+                datetime.fromisoformat(content["started"]),
+                datetime.fromisoformat(content["deadline"]),
+                content["reserve_seconds"],
+            )
+            recipe = Recipe.model_validate_json(json.dumps(content["recipe"]))
+            return Search(recipe, content["sources"], deadline, content["gpus_per_trial"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise RunFolderError(f"{self.path / 'search.json'} can't be read: {error}. Restore it.") from error
+
+    def read_json(self, name: str) -> Any | None:
+        """A JSON file of the folder; None if it isn't there. Raises `RunFolderError` if it's no JSON."""
+        path = self.path / name
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RunFolderError(f"{path} is no JSON: {error}. Restore it, or remove it.") from error
+
+    def records(self) -> list[TrialRecord]:
+        """All trials on disk, by id."""
+        folders = sorted((self.path / "trials").glob("*/config.json"))
+        return [read_trial(file.parent) for file in folders]
+
+
+def create_run_folder(path: Path) -> RunFolder:
+    """A new, empty run folder. Raises `RunFolderError` if it can't be made or something is in it."""
+    if (path / "search.json").exists():
+        raise RunFolderError(
+            f"{path} holds another search. Go on with it by --resume {path}, or give another --out folder."
+        )
+    if path.is_dir() and any(path.iterdir()):
+        raise RunFolderError(f"{path} is not empty. Give a new or empty --out folder.")
+    try:
+        (path / "trials").mkdir(parents=True, exist_ok=True)
+        (path / ".writable").touch()
+        (path / ".writable").unlink()
+    except OSError as error:
+        raise RunFolderError(f"can't write to {path}: {error.strerror}. Give another --out folder.") from error
+    return RunFolder(path.absolute())
+
+
+def open_run_folder(path: Path) -> RunFolder:
+    """An existing run folder. Raises `RunFolderError` if it holds no search."""
+    folder = RunFolder(path.absolute())
+    folder.read_search()
+    return folder
+
+
+def gpus_here() -> int:
+    """GPUs of this machine that the NVIDIA driver shows, without loading torch."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that shape a result; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Cores, memory (GiB) and GPUs of this machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "machine": platform.machine(),
+        "cpu_cores": os.cpu_count(),
+        "memory_gib": round(memory, 1),
+        "gpus": gpus_here(),
+    }

@@ -1,0 +1,192 @@
+"""Command line: a whole search, from a recipe to a verified adapter and a report.
+
+python -m orchestrator.search [SPACE] [--budget 9h | --until 07:00] [--out DIR] [--set key=value ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from orchestrator.deadline import from_budget, from_until
+from orchestrator.plan import Sizes, describe
+from orchestrator.run_folder import RunFolder, Search, create_run_folder, gpus_here, open_run_folder
+from search_spaces.recipe import DEFAULT_RECIPE, load_recipe
+from trials.command_line import run
+from trials.errors import EXIT_DONE, EXIT_INTERRUPTED, InputError, TuningError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m orchestrator.search", description="Search for the best QLoRA adapter that fits the budget."
+    )
+    arguments.add_argument("space", nargs="?", help=f"a recipe's name (default: {DEFAULT_RECIPE}), or a YAML file")
+    length = arguments.add_mutually_exclusive_group()
+    length.add_argument("--budget", metavar="9h", help="wall clock from now to the exported adapter")
+    length.add_argument("--until", metavar="07:00", help="the same, as a time of day")
+    arguments.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/<space>-<date>-<time>)")
+    arguments.add_argument("--gpus-per-trial", type=int, metavar="N", help="default: 1, or 0 where there is no GPU")
+    arguments.add_argument("--trials", type=int, metavar="N", help="at most so many trained configurations")
+    arguments.add_argument("--set", nargs="+", default=[], metavar="key=value", help="override anything in the recipe")
+    arguments.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run folder")
+    arguments.add_argument("--plan", action="store_true", help="say what would happen, run nothing")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    started = datetime.now(UTC)
+    return run(lambda: _search(parser().parse_args(argv), started))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be run where; the folder is None for a new search until its input has been checked."""
+
+    search: Search
+    folder: RunFolder | None
+    out: Path
+
+
+def _search(arguments: argparse.Namespace, started: datetime) -> int:
+    job = _resumed(arguments, started) if arguments.resume else _new(arguments, started)
+    sizes = _check_input(job.search)
+    if arguments.plan:
+        print(describe(job.search, sizes))
+        return EXIT_DONE
+    folder = job.folder or _begin(job)
+    interrupted = _conduct(folder, job.search, sizes)
+    return _finish(folder, interrupted=interrupted)
+
+
+def _new(arguments: argparse.Namespace, started: datetime) -> _Job:
+    limits = [f"search.trials={arguments.trials}"] if arguments.trials is not None else []
+    budget = [f"search.budget={arguments.budget}"] if arguments.budget else []
+    resolved = load_recipe(arguments.space or DEFAULT_RECIPE, [*arguments.set, *limits, *budget])
+    settings = resolved.recipe.search
+    if arguments.until:
+        deadline = from_until(arguments.until, settings.reserve, started)
+    else:
+        deadline = from_budget(settings.budget, settings.reserve, started)
+    name = resolved.recipe.name.replace("/", "-")
+    out = arguments.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    search = Search(resolved.recipe, resolved.sources, deadline, _gpus_per_trial(arguments.gpus_per_trial))
+    return _Job(search, None, out)
+
+
+def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
+    if arguments.space or arguments.set or arguments.out or arguments.gpus_per_trial is not None:
+        raise InputError(
+            "--resume goes on with what the run folder says: leave out SPACE, --set, --out and --gpus-per-trial. "
+            "Allowed beside it are --budget, --until, --trials and --plan."
+        )
+    folder = open_run_folder(arguments.resume)
+    search = folder.read_search()
+    if arguments.trials is not None:
+        settings = search.recipe.search.model_copy(update={"trials": arguments.trials})
+        search = replace(search, recipe=search.recipe.model_copy(update={"search": settings}))
+    reserve = search.recipe.search.reserve
+    if arguments.budget:
+        search = replace(search, deadline=from_budget(arguments.budget, reserve, started))
+    elif arguments.until:
+        search = replace(search, deadline=from_until(arguments.until, reserve, started))
+    elif search.deadline.training_seconds_left(started) <= 0:
+        raise InputError(
+            f"the budget of this search ended at {search.deadline.ends:%Y-%m-%d %H:%M} UTC. "
+            "Give it more time by --budget or --until, or export what there is: "
+            f"python -m orchestrator.export {shlex.quote(str(folder.path))}"
+        )
+    if not arguments.plan:
+        folder.write_search(search)
+    return _Job(search, folder, folder.path)
+
+
+def _gpus_per_trial(asked: int | None) -> int:
+    """GPUs of one trial: what was asked for, or one where there are GPUs. Raises `InputError` if it can't be had."""
+    if asked is not None and asked < 0:
+        raise InputError(f"--gpus-per-trial {asked} is negative. Give 0 or 1.")
+    if asked is not None and asked > 1:
+        raise InputError(f"--gpus-per-trial {asked}: a trial runs on one GPU so far. Give 0 or 1.")
+    return int(gpus_here() > 0) if asked is None else asked
+
+
+def _check_input(search: Search) -> Sizes:
+    """Reads and tokenises all rows: whatever is wrong with them is said before a model loads or Ray starts."""
+    from trials.data import load_data
+    from trials.model import load_tokenizer
+
+    recipe = search.recipe
+    data = load_data(recipe.data, load_tokenizer(recipe.model))
+    return Sizes.of(recipe, data)
+
+
+def _begin(job: _Job) -> RunFolder:
+    folder = create_run_folder(job.out)
+    folder.write_search(job.search)
+    return folder
+
+
+def _conduct(folder: RunFolder, search: Search, sizes: Sizes) -> bool:
+    """Runs the search; True if a person interrupted it."""
+    from rich.console import Console
+
+    from orchestrator.board import Board
+    from orchestrator.conductor import Conductor
+    from orchestrator.console import watch
+    from orchestrator.events import Message
+    from orchestrator.tuner import ray_session, run_tune, slots
+
+    settings = search.recipe.search
+    board = Board(tuple(search.recipe.space))
+    with watch(board, search.deadline, settings.rungs, Console()) as listener:
+        listener(Message(f"run folder {folder.path}"))
+        with ray_session(dashboard=settings.dashboard) as dashboard:
+            if dashboard:
+                listener(Message(f"Ray dashboard {dashboard}"))
+            conductor = Conductor(folder, search, sizes.full_tokens, slots(search), listener)
+            run_tune(conductor, folder, search)
+    return conductor.was_interrupted
+
+
+def _finish(folder: RunFolder, *, interrupted: bool) -> int:
+    """Exports and reports whatever there is, and says where it is."""
+    from orchestrator.export import export_best
+    from orchestrator.report import write_report
+
+    code, problem = EXIT_INTERRUPTED if interrupted else EXIT_DONE, None
+    try:
+        exported = export_best(folder)
+    except TuningError as error:
+        code, problem = (EXIT_INTERRUPTED if interrupted else error.exit_code), error
+    report = write_report(folder)
+    if problem is None:
+        manifest = exported.manifest
+        print(
+            f"best: trial {manifest['trial']}, eval loss {manifest['eval_loss']:.4f} "
+            f"(base {manifest['base_eval_loss']:.4f}), verified in a fresh process"
+        )
+        print(f"adapter: {exported.path}")
+    else:
+        sys.stderr.write(f"nothing exported: {problem}\n")
+    print(f"report: {report}")
+    if problem is None:
+        print(f"try it: {shlex.join([_python(), '-m', 'trials.generate', str(exported.path), '--prompt', 'TEXT'])}")
+    if interrupted:
+        print(f"go on: {shlex.join([_python(), '-m', 'orchestrator.search', '--resume', str(folder.path)])}")
+    return code
+
+
+def _python() -> str:
+    """How this Python is called from here, as short as it gets."""
+    here, executable = Path.cwd(), Path(sys.executable)
+    return str(executable.relative_to(here)) if executable.is_relative_to(here) else "python"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

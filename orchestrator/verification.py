@@ -1,0 +1,63 @@
+"""Proves an export: loaded again by a fresh process, as its users will, it must give the trial's loss."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from search_spaces.schema import Recipe
+from trials.errors import ExportNotVerified
+from trials.proof import ProofJob
+
+TOLERANCE = 1e-3
+"""Nats per token between the trial's eval loss and the reloaded adapter's."""
+
+MERGED_TOLERANCE = 0.1
+"""Nats per token. Wider: the adapter was trained on the 4-bit base, and is merged into the unquantised one."""
+
+
+def prove_export(export: Path, recipe: Recipe, trial_loss: float, *, merge: bool) -> dict[str, Any]:
+    """What a fresh process measures on the export (see `trials.proof.prove`).
+
+    Raises `ExportNotVerified` if it fails, or if a loss is further from the trial's than its tolerance.
+    """
+    job = ProofJob(
+        export=str(export),
+        model=recipe.model,
+        data=recipe.data,
+        batch_rows=recipe.evaluation.batch_rows,
+        samples=recipe.search.samples,
+        merge=merge,
+    )
+    found = _run(job)
+    check_loss("the exported adapter", found["eval_loss"], trial_loss, TOLERANCE)
+    if merge:
+        check_loss("the merged model", found["merged"], trial_loss, MERGED_TOLERANCE)
+    return found
+
+
+def check_loss(what: str, loss: float, trial_loss: float, tolerance: float) -> None:
+    """Raises `ExportNotVerified` if the loss is further from the trial's than the tolerance (nats per token)."""
+    if not abs(loss - trial_loss) <= tolerance:
+        raise ExportNotVerified(
+            f"{what}, loaded again, has eval loss {loss:.5f}, but the trial measured {trial_loss:.5f} "
+            f"(allowed difference: {tolerance:g}). It's not exported. Check the versions in search.json."
+        )
+
+
+def _run(job: ProofJob) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
+        job_file.write_text(job.model_dump_json())
+        command = [sys.executable, "-m", "trials.proof", str(job_file), str(result_file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0 or not result_file.exists():
+            raise ExportNotVerified(
+                f"the export could not be loaded again (exit code {done.returncode}):\n{done.stderr.strip()[-2000:]}"
+            )
+        found: dict[str, Any] = json.loads(result_file.read_text())
+        return found

@@ -1,0 +1,1 @@
+"""Recipes (YAML) and the one module that reads them."""

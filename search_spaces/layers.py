@@ -1,0 +1,149 @@
+"""Layers of settings under dotted keys, and where each value came from."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search_spaces.schema import Recipe
+from trials.config import Hyperparameters, Settings
+from trials.errors import RecipeError
+
+ENVIRONMENT_PREFIX = "ORCHESTRATOR__"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: PyYAML reads 2e-4 as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+@dataclass
+class Layers:
+    """Settings under dotted keys; later layers replace earlier ones. `sources` says who set each key last."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def put(self, key: str, value: Any, source: str) -> None:
+        """Sets one key; None under space or start takes an entry away."""
+        self.drop(key)
+        if value is None and key.split(".", maxsplit=1)[0] in {"space", "start"}:
+            return
+        self.values[key] = value
+        self.sources[key] = source
+
+    def drop(self, key: str) -> None:
+        """Forgets a key and everything under it."""
+        for known in [k for k in self.values if k == key or k.startswith(key + ".")]:
+            del self.values[known], self.sources[known]
+
+    def nested(self) -> dict[str, Any]:
+        """The values as the recipe's nested mappings."""
+        root: dict[str, Any] = {}
+        for key, value in self.values.items():
+            *parents, leaf = key.split(".")
+            node = root
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = value
+        return root
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Raises `RecipeError` with line and column if the text is no YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source} is no YAML: {' '.join(str(error).split())}. Mend it.") from error
+
+
+def flatten(mapping: Mapping[str, Any], source: str, prefix: str = "") -> dict[str, Any]:
+    """A recipe file's mappings as dotted keys. A dimension of the space is taken apart, so that parts can be set."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, source, dotted + "."))
+        else:
+            flat[dotted] = value
+    return flat
+
+
+def environment_settings(environ: Mapping[str, str] = os.environ) -> dict[str, tuple[Any, str]]:
+    """Settings from variables such as ORCHESTRATOR__SEARCH__BUDGET=5m: full key to value and source."""
+    found = {}
+    for variable, text in environ.items():
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+            found[full_key(key, variable)] = (parse_yaml(text, variable), f"environment ({variable})")
+    return found
+
+
+def command_line_settings(assignments: Iterable[str]) -> dict[str, tuple[Any, str]]:
+    """Settings from --set key=value: full key to value and source."""
+    found = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"--set {assignment!r} is not of the form key=value, such as learning_rate=1e-4.")
+        found[full_key(key.strip(), "--set")] = (parse_yaml(text, f"--set {key}"), "--set")
+    return found
+
+
+def full_key(key: str, source: str) -> str:
+    """The dotted key that is meant: itself, or the only one that ends in it. Raises `RecipeError` if there is none."""
+    if key in KNOWN_KEYS or (key.split(".", maxsplit=1)[0] in {"space", "start"} and "." in key):
+        return key
+    ending = [known for known in KNOWN_KEYS if known.endswith("." + key) and not known.startswith("space.")]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise RecipeError(f"{source}: key {key!r} could be {' or '.join(ending)}. Give it in full.")
+    raise RecipeError(f"{source}: {unknown_key(key)}")
+
+
+def unknown_key(key: str) -> str:
+    """One sentence: the unknown key, and the nearest known one."""
+    candidates = [known for known in KNOWN_KEYS if known.startswith("space.") == key.startswith("space.")]
+    shorts = {known.rpartition(".")[2]: known for known in candidates}
+    near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.6)
+    near = near or [shorts[s] for s in difflib.get_close_matches(key.rpartition(".")[2], shorts, n=1, cutoff=0.5)]
+    if near:
+        return f"unknown key {key!r}; the nearest known one is {near[0]!r}."
+    return f"unknown key {key!r}; known are: {', '.join(sorted(shorts))}."
+
+
+def _known_keys(model: type[Settings], prefix: str = "") -> list[str]:
+    keys = []
+    for name, info in model.model_fields.items():
+        nested = info.annotation
+        if isinstance(nested, type) and issubclass(nested, Settings):
+            keys += _known_keys(nested, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+KNOWN_KEYS: tuple[str, ...] = (
+    *(key for key in _known_keys(Recipe) if key not in {"name", "space", "start"}),
+    *(f"space.{name}" for name in Hyperparameters.model_fields),
+)
+
+
+def resolve_path(value: str, folder: Path, *, must_be_path: bool) -> str:
+    """A path made absolute from the folder of whoever named it. Names on a hub stay as they are."""
+    path = (folder / Path(value).expanduser()).absolute()
+    if must_be_path or path.exists() or value.startswith((".", "/", "~")):
+        return os.path.normpath(path)
+    return value

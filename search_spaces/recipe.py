@@ -1,0 +1,155 @@
+"""Reads recipes. Precedence: built-in default < recipe and what it extends < environment < --set."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from search_spaces.layers import (
+    KNOWN_KEYS,
+    Layers,
+    command_line_settings,
+    environment_settings,
+    flatten,
+    parse_yaml,
+    resolve_path,
+    unknown_key,
+)
+from search_spaces.schema import Recipe
+from trials.errors import RecipeError
+
+RECIPE_FOLDER = Path(__file__).parent
+DEFAULT_RECIPE = "demo"
+_PATH_KEYS = {"data.train": True, "data.eval": True, "data.test": True, "model.name": False}
+
+
+@dataclass(frozen=True)
+class ResolvedRecipe:
+    """A recipe with everything applied, and where each value that isn't a built-in default came from."""
+
+    recipe: Recipe
+    sources: Mapping[str, str]
+
+
+def recipe_names() -> list[str]:
+    """All recipes that ship with the project, such as demo."""
+    files = RECIPE_FOLDER.rglob("*.yaml")
+    return sorted(str(file.relative_to(RECIPE_FOLDER).with_suffix("")) for file in files)
+
+
+def load_recipe(
+    name_or_path: str, assignments: Sequence[str] = (), environ: Mapping[str, str] = os.environ
+) -> ResolvedRecipe:
+    """The recipe with environment and --set applied. Raises `RecipeError` with all that is wrong in one message."""
+    file = recipe_file(name_or_path)
+    layers = Layers()
+    _add_file(layers, file, seen=())
+    for settings in (environment_settings(environ), command_line_settings(assignments)):
+        for key, (value, source) in settings.items():
+            _override(layers, key, _absolute(key, value, Path.cwd()), source)
+    layers.put("name", _recipe_name(file), "recipe's file name")
+    return ResolvedRecipe(_validated(layers, file), dict(layers.sources))
+
+
+def recipe_file(name_or_path: str) -> Path:
+    """The file of a recipe. Raises `RecipeError` if there is none."""
+    is_path = name_or_path.endswith((".yaml", ".yml"))
+    file = Path(name_or_path) if is_path else RECIPE_FOLDER / f"{name_or_path}.yaml"
+    if file.is_file():
+        return file.absolute()
+    if is_path:
+        raise RecipeError(f"no recipe file {name_or_path}. Give the path of a YAML file that exists.")
+    names = recipe_names()
+    near = difflib.get_close_matches(name_or_path, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise RecipeError(
+        f"unknown recipe {name_or_path!r}; {hint}Known recipes: {', '.join(names)}. A path must end in .yaml."
+    )
+
+
+def _recipe_name(file: Path) -> str:
+    if file.is_relative_to(RECIPE_FOLDER):
+        return str(file.relative_to(RECIPE_FOLDER).with_suffix(""))
+    return file.stem
+
+
+def _add_file(layers: Layers, file: Path, seen: tuple[Path, ...]) -> None:
+    if file in seen:
+        raise RecipeError(f"{file} extends itself by way of {' -> '.join(map(str, seen))}. Break the circle.")
+    content = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    if not isinstance(content, dict):
+        raise RecipeError(f"{file} must hold a mapping of settings, not {type(content).__name__}.")
+    parent = content.pop("extends", None)
+    if parent is not None:
+        relative = file.parent / str(parent)
+        is_file = str(parent).endswith((".yaml", ".yml"))
+        _add_file(layers, recipe_file(str(relative) if is_file else str(parent)), (*seen, file))
+    _refuse_unknown_sections(content, file)
+    for section in ("space", "start"):
+        # A dimension or a starting point replaces its namesake as a whole.
+        for name in content.get(section) or {}:
+            layers.drop(f"{section}.{name}")
+    for key, value in flatten(content, str(file)).items():
+        layers.put(key, _absolute(key, value, file.parent), file.name)
+
+
+def _override(layers: Layers, key: str, value: Any, source: str) -> None:
+    """A hyperparameter that is set from outside is fixed: the search no longer varies it."""
+    section, _, name = key.partition(".")
+    if section == "hyperparameters":
+        layers.drop(f"space.{name}")
+        for known in list(layers.values):
+            if known.startswith("start.") and known.endswith(f".{name}"):
+                layers.drop(known)
+    if isinstance(value, Mapping):
+        layers.drop(key)
+        for inner, inner_value in flatten(value, source, key + ".").items():
+            layers.put(inner, inner_value, source)
+    else:
+        layers.put(key, value, source)
+
+
+def _absolute(key: str, value: Any, folder: Path) -> Any:
+    if key in _PATH_KEYS and isinstance(value, str):
+        return resolve_path(value, folder, must_be_path=_PATH_KEYS[key])
+    return value
+
+
+def _refuse_unknown_sections(content: Mapping[str, Any], file: Path) -> None:
+    for key in content:
+        if key == "name" or key not in Recipe.model_fields:
+            raise RecipeError(f"{file}: {unknown_key(str(key))}")
+
+
+def _validated(layers: Layers, file: Path) -> Recipe:
+    nested = layers.nested()
+    for name in nested.get("space", {}):
+        if f"space.{name}" not in KNOWN_KEYS:
+            raise RecipeError(f"{file}: {unknown_key(f'space.{name}')}")
+    try:
+        return Recipe.model_validate(nested)
+    except ValidationError as error:
+        problems = dict.fromkeys(_describe(detail, layers.sources) for detail in error.errors())
+        raise RecipeError(f"recipe {_recipe_name(file)!r}:\n" + "\n".join(f"  {p}" for p in problems)) from error
+
+
+def _describe(detail: Any, sources: Mapping[str, str]) -> str:
+    # The tags of the union's members are ours, not the user's.
+    loc = detail["loc"]
+    tag_at = 2 if loc[:1] == ("space",) else None
+    key = ".".join(str(part) for index, part in enumerate(loc) if index != tag_at)
+    where = f" (from {sources[key]})" if key in sources else ""
+    if detail["type"] == "extra_forbidden":
+        return unknown_key(key) + where
+    if detail["type"] == "missing":
+        return f"{key} is missing. Give it in the recipe or by --set {key}=..."
+    message: str = detail["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    return f"{key}={detail['input']!r}{where} is not allowed: {message}"

@@ -1,0 +1,162 @@
+"""What a recipe may say: the settings of every trial, what the search varies, and how it searches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, field_validator, model_validator
+
+from search_spaces.durations import parse_duration
+from trials.config import (
+    DataSettings,
+    EvaluationSettings,
+    Hyperparameters,
+    Machine,
+    ModelSettings,
+    Settings,
+    TrialConfig,
+)
+from trials.errors import RecipeError
+
+Choice = bool | int | float | str | None | list[str]
+
+
+class Range(Settings):
+    """A hyperparameter between two values, both included."""
+
+    low: float
+    high: float
+    log: bool = Field(default=False, description="sample the logarithm uniformly")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.low >= self.high:
+            raise ValueError(f"range upside down: low is {self.low:g} and high is {self.high:g}; swap them")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range needs low above 0, not {self.low:g}")
+        return self
+
+
+class Choices(Settings):
+    """A hyperparameter that is one of several values."""
+
+    choices: Annotated[tuple[Choice, ...], Field(strict=False, min_length=1)]
+
+
+def _kind(value: Any) -> str:
+    is_choices = isinstance(value, Choices) or (isinstance(value, Mapping) and "choices" in value)
+    return "choices" if is_choices else "range"
+
+
+Dimension = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")],
+    Discriminator(_kind),
+]
+
+
+class SearchSettings(Settings):
+    """How the search spends its time."""
+
+    budget: str = Field(default="9h", description="wall clock from the start of the command to the exported adapter")
+    reserve: str = Field(default="5m", description="kept for the last evaluation, verification, export and report")
+    trials: int | None = Field(default=None, ge=1, description="at most so many trained configurations")
+    seed: int = Field(default=0, ge=0, description="of the searcher, and of every trial's training")
+    startup_trials: int = Field(default=10, ge=1, description="configurations before TPE learns from results")
+    reduction_factor: int = Field(default=3, ge=2, description="one in so many trials passes a rung")
+    rungs: int = Field(default=2, ge=0, description="below full length, each a reduction_factor apart in tokens")
+    concurrent_trials: int | None = Field(default=None, ge=1, description="None: as many as there are GPUs, or cores")
+    keep_adapters: int = Field(default=3, ge=1, description="of ended trials, the best; disk is bounded by it")
+    samples: int = Field(default=3, ge=0, description="generations of base and winner in the report")
+    dashboard: bool = Field(default=True, description="start Ray's dashboard")
+
+    @field_validator("budget", "reserve")
+    @classmethod
+    def _is_duration(cls, value: str) -> str:
+        try:
+            parse_duration(value)
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
+        return value
+
+
+class Recipe(Settings):
+    """A whole recipe, resolved and validated."""
+
+    name: str
+    description: str = ""
+    model: ModelSettings
+    data: DataSettings
+    hyperparameters: Hyperparameters
+    evaluation: EvaluationSettings = EvaluationSettings()
+    machine: Machine = Machine()
+    search: SearchSettings = SearchSettings()
+    start: Mapping[str, Mapping[str, Any]] = Field(default={}, description="named starting points, tried first")
+    space: Mapping[str, Dimension] = Field(default={}, description="what the search varies")
+
+    @model_validator(mode="after")
+    def _values_are_allowed(self) -> Recipe:
+        for name, dimension in self.space.items():
+            for value in _extremes(dimension, is_integer(name)):
+                self._check({name: value}, f"space.{name}")
+        for name, values in self.start.items():
+            self._check(values, f"start.{name}")
+            for key, dimension in self.space.items():
+                value = self.start_values(name)[key]
+                if not _holds(dimension, value):
+                    raise ValueError(f"start.{name}: {key}={value!r} lies outside space.{key}; widen the space")
+        return self
+
+    def start_values(self, name: str) -> dict[str, Any]:
+        """All hyperparameters of a starting point that differ from the recipe's or are varied by the search."""
+        recipe_values = self.hyperparameters.model_dump()
+        return {**{key: recipe_values[key] for key in self.space}, **self.start[name]}
+
+    def _check(self, values: Mapping[str, Any], where: str) -> None:
+        try:
+            self.hyperparameters_with(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                known = ", ".join(Hyperparameters.model_fields)
+                raise ValueError(f"{where}: unknown hyperparameter {key!r}; known are {known}") from error
+            raise ValueError(f"{where}: {key}={first['input']!r} is not allowed: {first['msg']}") from error
+
+    def hyperparameters_with(self, values: Mapping[str, Any]) -> Hyperparameters:
+        """The recipe's hyperparameters with some replaced. Raises pydantic's ValidationError if one isn't allowed."""
+        return Hyperparameters.model_validate({**self.hyperparameters.model_dump(), **values})
+
+    def trial_config(self, values: Mapping[str, Any]) -> TrialConfig:
+        """The configuration of the trial that has these hyperparameters in place of the recipe's."""
+        return TrialConfig(
+            model=self.model,
+            data=self.data,
+            hyperparameters=self.hyperparameters_with(values),
+            evaluation=self.evaluation,
+            machine=self.machine,
+            seed=self.search.seed,
+        )
+
+
+def is_integer(name: str) -> bool:
+    """Whether a hyperparameter takes whole numbers only."""
+    annotation: Any = Hyperparameters.model_fields[name].annotation
+    try:
+        TypeAdapter(annotation).validate_python(1.5, strict=True)
+    except ValidationError:
+        return annotation in (int, int | None)
+    return False
+
+
+def _holds(dimension: Dimension, value: Any) -> bool:
+    if isinstance(dimension, Choices):
+        return value in dimension.choices or (isinstance(value, tuple) and list(value) in dimension.choices)
+    return value is not None and dimension.low <= value <= dimension.high
+
+
+def _extremes(dimension: Dimension, integer: bool) -> list[Any]:
+    if isinstance(dimension, Choices):
+        return list(dimension.choices)
+    ends = [dimension.low, dimension.high]
+    return [int(end) if integer and end == int(end) else end for end in ends]

@@ -1,0 +1,37 @@
+"""What the command lines share: one clear error and its exit code, quiet libraries."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from trials.errors import EXIT_INTERRUPTED, TuningError
+
+
+def run(command: Callable[[], int]) -> int:
+    """Runs a command; a `TuningError` becomes one message on stderr and its exit code."""
+    quiet_libraries()
+    try:
+        return command()
+    except TuningError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return EXIT_INTERRUPTED
+
+
+def quiet_libraries() -> None:
+    """Our own log lines at INFO, the libraries' only from ERROR on."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
+    for ours in ("trials", "search_spaces", "orchestrator"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)

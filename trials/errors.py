@@ -1,0 +1,60 @@
+"""The project's errors, all in one tree.
+
+    TuningError
+    +-- InputError            what the user gave can't be used; the command ends with exit code 2, nothing was started
+    |   +-- RecipeError       a recipe, an environment variable or a --set
+    |   +-- DataError         a data file or its rows
+    |   +-- ModelError        a base model, tokenizer or adapter folder
+    |   +-- RunFolderError    a run folder that can't be used as asked
+    +-- NothingToExport       the search ran, but no adapter is worth exporting; exit code 3
+    +-- ExportNotVerified     the export, loaded again, isn't what the trial measured; exit code 3
+
+Every message says what was given, what is allowed and what to do.
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_BAD_INPUT = 2
+EXIT_NOTHING_TO_EXPORT = 3
+EXIT_INTERRUPTED = 130
+
+
+class TuningError(Exception):
+    """Base of all errors that this project raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(TuningError):
+    """What the user gave can't be used; raised before any model is loaded."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class RecipeError(InputError):
+    """A recipe, an environment variable or a --set is wrong."""
+
+
+class DataError(InputError):
+    """A data file is missing, or some of its rows can't be used."""
+
+
+class ModelError(InputError):
+    """A base model, tokenizer or adapter folder can't be used."""
+
+
+class RunFolderError(InputError):
+    """A run folder can't be used as asked."""
+
+
+class NothingToExport(TuningError):
+    """No trial beats the base model."""
+
+    exit_code = EXIT_NOTHING_TO_EXPORT
+
+
+class ExportNotVerified(TuningError):
+    """The exported adapter, loaded again in a fresh process, doesn't give the trial's figure."""
+
+    exit_code = EXIT_NOTHING_TO_EXPORT

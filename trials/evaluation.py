@@ -1,0 +1,63 @@
+"""Eval loss: token-weighted, in float32, on unpacked rows; independent of how rows are batched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+from trials.losses import RowLosses
+from trials.tokenization import TokenizedRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def evaluate_rows(model: Any, rows: Sequence[TokenizedRow], batch_rows: int) -> RowLosses:
+    """Loss of every row's completion, in the order of `rows`.
+
+    Rows of like length are batched together, right-padded. Non-finite losses are kept: they are the caller's to judge.
+    """
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
+    sums = [math.nan] * len(rows)
+    with _inference(model):
+        for start in range(0, len(order), batch_rows):
+            indices = order[start : start + batch_rows]
+            for index, loss in zip(indices, _batch_losses(causal_lm, [rows[i] for i in indices]), strict=True):
+                sums[index] = loss
+    return RowLosses(sums, [row.completion_tokens for row in rows])
+
+
+def _batch_losses(causal_lm: PreTrainedModel, rows: Sequence[TokenizedRow]) -> list[float]:
+    """Summed loss of each row's completion. Only completion positions pass through the vocabulary projection."""
+    device = causal_lm.get_input_embeddings().weight.device
+    ids = [torch.tensor(row.input_ids) for row in rows]
+    input_ids = pad_sequence(ids, batch_first=True).to(device)
+    mask = pad_sequence([torch.ones_like(row_ids) for row_ids in ids], batch_first=True).to(device)
+    hidden = causal_lm.get_decoder()(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+    losses = []
+    for i, row in enumerate(rows):
+        # The hidden state at position t predicts the token at t + 1.
+        predicting = hidden[i, row.prompt_length - 1 : len(row.input_ids) - 1]
+        logits = causal_lm.get_output_embeddings()(predicting).float()
+        targets = input_ids[i, row.prompt_length : len(row.input_ids)]
+        losses.append(cross_entropy(logits, targets, reduction="sum"))
+    return [float(loss) for loss in torch.stack(losses).double()]
+
+
+@contextmanager
+def _inference(model: torch.nn.Module) -> Iterator[None]:
+    """No dropout and no gradients inside; the model's mode is as before afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,51 @@
+"""Row losses and the honest comparison of two models on the same rows. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """Per eval row, in file order: summed loss in nats and number of completion tokens."""
+
+    loss_sums: Sequence[float]
+    token_counts: Sequence[int]
+
+    @property
+    def mean(self) -> float:
+        """Token-weighted mean in nats per token: every token counts the same, however rows were batched."""
+        return math.fsum(self.loss_sums) / sum(self.token_counts)
+
+
+@dataclass(frozen=True)
+class LossDifference:
+    """`b - a` on the same rows, nats per token, with the standard error that pairing by row gives."""
+
+    difference: float
+    standard_error: float
+
+    @property
+    def is_clear(self) -> bool:
+        """More than twice the standard error away from zero."""
+        return abs(self.difference) > 2 * self.standard_error
+
+
+def compare(a: RowLosses, b: RowLosses) -> LossDifference:
+    """How much larger the loss of `b` is than that of `a`.
+
+    Rows are the sampling unit (tokens of one row aren't independent), so the error is that of a ratio estimator
+    over rows: Cochran, Sampling Techniques, 3rd edition, section 6.3. Raises ValueError if the rows differ.
+    """
+    if list(a.token_counts) != list(b.token_counts):
+        raise ValueError("the two were not evaluated on the same rows with the same tokenizer")
+    counts = a.token_counts
+    rows, tokens = len(counts), sum(counts)
+    if rows < 2:
+        raise ValueError("a standard error needs at least two rows")
+    differences = [y - x for x, y in zip(a.loss_sums, b.loss_sums, strict=True)]
+    mean = math.fsum(differences) / tokens
+    squares = math.fsum((d - mean * n) ** 2 for d, n in zip(differences, counts, strict=True))
+    return LossDifference(mean, math.sqrt(rows / (rows - 1) * squares) / tokens)

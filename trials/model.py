@@ -1,0 +1,134 @@
+"""The frozen base model in 4 bits, its tokenizer, and the adapter of one trial."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from trials.config import Hyperparameters, ModelSettings
+from trials.errors import ModelError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer, with a padding token. Raises `ModelError` if it can't be loaded."""
+    _check_folder(settings.name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings.name, revision=settings.revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"can't load the tokenizer of {settings.name!r}: {_first_line(error)}. {_REMEDY}") from error
+    if tokenizer.pad_token is None:
+        # Padding is masked by position, so sharing the token with EOS never hides an EOS from the loss.
+        tokenizer.pad_token = tokenizer.eos_token
+    loaded: PreTrainedTokenizerBase = tokenizer
+    return loaded
+
+
+def load_base(settings: ModelSettings) -> PreTrainedModel:
+    """The base model, frozen, on this process's GPU or the CPU. Raises `ModelError` if it can't be loaded.
+
+    NF4 with double quantisation as in QLoRA (arXiv 2305.14314). A checkpoint that is saved quantised keeps its own.
+    """
+    _check_folder(settings.name)
+    dtype = compute_dtype(settings)
+    arguments: dict[str, Any] = {"revision": settings.revision, "dtype": dtype, "device_map": device_map()}
+    try:
+        config = AutoConfig.from_pretrained(settings.name, revision=settings.revision)
+        if settings.quantization == "nf4" and getattr(config, "quantization_config", None) is None:
+            arguments["quantization_config"] = nf4_config(dtype)
+        model = AutoModelForCausalLM.from_pretrained(settings.name, **arguments)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"can't load the base model {settings.name!r}: {_first_line(error)}. {_REMEDY}") from error
+    model.requires_grad_(False)
+    keep_gradients_on_cpu(model)
+    model.config.use_cache = False
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """4-bit NormalFloat weights, quantised scales, matrix products in `dtype`."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def keep_gradients_on_cpu(model: torch.nn.Module) -> None:
+    """Keeps bitsandbytes on its kernel with autograd.
+
+    With AVX512-BF16 a `Linear4bit` repacks its weights for inference at the first forward pass in eval mode, and no
+    gradient passes through it ever after (bitsandbytes 0.50).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  # no types in bitsandbytes
+
+
+def attach_adapter(base: PreTrainedModel, hyperparameters: Hyperparameters) -> PeftModel:
+    """A fresh LoRA adapter on the base; at this point it changes nothing (B is zero).
+
+    Raises `ModelError` if a target module isn't in the model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=hyperparameters.lora_rank,
+        lora_alpha=hyperparameters.lora_alpha,
+        lora_dropout=hyperparameters.lora_dropout,
+        target_modules=list(hyperparameters.target_modules),
+        use_rslora=hyperparameters.use_rslora,
+        use_dora=hyperparameters.use_dora,
+        bias="none",
+    )
+    missing = set(hyperparameters.target_modules) - linear_names(base)
+    if missing:
+        raise ModelError(
+            f"target_modules {', '.join(sorted(missing))} not in the base model. "
+            f"Allowed: {', '.join(sorted(linear_names(base)))}."
+        )
+    model = get_peft_model(base, config)
+    keep_gradients_on_cpu(model)
+    adapted: PeftModel = model
+    return adapted
+
+
+def linear_names(model: torch.nn.Module) -> set[str]:
+    """The last part of the names of all linear layers, such as q_proj."""
+    return {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+
+
+def compute_dtype(settings: ModelSettings) -> torch.dtype:
+    """What matrix products run in."""
+    if settings.compute_dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.compute_dtype]
+
+
+def device_map() -> dict[str, int | str]:
+    """All of the model on this process's GPU, or on the CPU; "auto" would spread it, and hides ranks from DDP."""
+    return {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+
+
+_REMEDY = "Give a folder with config.json, tokenizer and weights, or a name on the hub that this machine can reach"
+
+
+def _check_folder(name: str) -> None:
+    if name.startswith(("/", "./", "../", "~")) and not (Path(name) / "config.json").is_file():
+        raise ModelError(f"no model in {name}: there is no config.json in it. {_REMEDY}.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")

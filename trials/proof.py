@@ -1,0 +1,82 @@
+"""Judges an export in a process of its own: `python -m trials.proof JOB.json RESULT.json`.
+
+The process that trained must not be the one that proves: here everything is loaded from the exported files.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from trials.command_line import run
+from trials.config import DataSettings, ModelSettings, Settings
+from trials.files import write_json
+
+MERGED = "merged"
+
+
+class ProofJob(Settings):
+    """What to judge, on which rows."""
+
+    export: str = Field(description="folder with adapter and tokenizer")
+    model: ModelSettings = Field(description="how the trial loaded its base")
+    data: DataSettings
+    batch_rows: int
+    samples: int = Field(description="answers of base and adapter to give")
+    merge: bool = Field(description="also write merged weights to the export's folder `merged`, and judge those")
+
+
+def prove(job: ProofJob) -> dict[str, Any]:
+    """Eval loss of the export; its test loss beside the base's; a few answers; eval loss of the merged weights."""
+    from trials import judging
+    from trials.data import load_data
+    from trials.generation import Sampling
+
+    judged = judging.load_judged(job.export, job.model.quantization, job.model.compute_dtype)
+    data = load_data(job.data, judged.tokenizer)
+    losses = judging.losses(judged, data.eval, job.batch_rows)
+    found: dict[str, Any] = {"eval_loss": losses.mean, "row_losses": asdict(losses)}
+    shown = data.test or data.eval
+    if data.test is not None:
+        test = judging.losses(judged, data.test, job.batch_rows)
+        base = judging.losses(judged, data.test, job.batch_rows, base=True)
+        found["test"] = {"eval_loss": test.mean, "rows": len(data.test.rows), **judging.against_base(test, base)}
+    longest = max(row.completion_tokens for row in shown.rows)
+    found["samples"] = judging.samples(judged, shown, job.samples, Sampling(max_new_tokens=2 * longest))
+    if job.merge:
+        found["merged"] = _merged_loss(job)
+    return found
+
+
+def _merged_loss(job: ProofJob) -> float:
+    """Merges into the unquantised base, writes the weights, loads them again, and evaluates what was loaded."""
+    from trials import judging
+    from trials.data import load_data
+
+    whole = judging.load_judged(job.export, "none", job.model.compute_dtype)
+    target = Path(job.export) / MERGED
+    whole.model.merge_and_unload().save_pretrained(str(target))
+    whole.tokenizer.save_pretrained(str(target))
+    merged = judging.load_judged(str(target), "none", job.model.compute_dtype)
+    return judging.losses(merged, load_data(job.data, merged.tokenizer).eval, job.batch_rows).mean
+
+
+def main() -> int:
+    """Runs the command line; returns the exit code."""
+    job_file, result_file = map(Path, sys.argv[1:3])
+    job = ProofJob.model_validate_json(job_file.read_text())
+
+    def command() -> int:
+        write_json(result_file, json.loads(json.dumps(prove(job))))
+        return 0
+
+    return run(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

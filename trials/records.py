@@ -1,0 +1,173 @@
+"""What a trial leaves on disk, and reading it back. Needs neither torch nor Ray.
+
+trials/<id>/config.json    origin and configuration
+trials/<id>/metrics.jsonl  one `EvalPoint` a line
+trials/<id>/eval_rows.json loss of every eval row at the best evaluation, for paired comparison
+trials/<id>/adapter/       best adapter so far, PEFT format
+trials/<id>/ending.json    how it ended; absent: it's running or was cut off
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from trials.config import TrialConfig
+from trials.errors import RunFolderError
+from trials.files import append_json_line, read_json_lines, replace_folder, settle_folder, write_json
+from trials.losses import RowLosses
+
+
+class EndingKind(StrEnum):
+    """All the ways a trial can end."""
+
+    FINISHED = "finished"
+    PRUNED = "pruned"
+    EARLY_STOPPED = "early_stopped"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    FAILED = "failed"
+
+
+class Origin(StrEnum):
+    """Where a trial's configuration came from."""
+
+    BASE = "base"
+    START = "start"
+    PROPOSED = "proposed"
+    SINGLE = "single"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a trial ended, and why in a sentence."""
+
+    kind: EndingKind
+    reason: str
+
+
+@dataclass(frozen=True)
+class EvalPoint:
+    """One evaluation. Losses in nats per completion token; `seconds` since the trial began, evaluations included."""
+
+    step: int
+    tokens_seen: int
+    eval_loss: float
+    best_eval_loss: float
+    seconds: float
+    train_loss: float | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial as its folder tells it."""
+
+    id: str
+    origin: Origin
+    name: str
+    config: TrialConfig
+    points: tuple[EvalPoint, ...]
+    ending: Ending | None
+    folder: Path
+
+    @property
+    def best_eval_loss(self) -> float | None:
+        """The lowest eval loss so far, in nats per completion token; None before the first evaluation."""
+        return min((point.eval_loss for point in self.points), default=None)
+
+    @property
+    def tokens_seen(self) -> int:
+        """Unpadded training tokens so far."""
+        return max((point.tokens_seen for point in self.points), default=0)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether its best adapter is still on disk."""
+        return (self.folder / "adapter" / "adapter_config.json").is_file()
+
+    def row_losses(self) -> RowLosses | None:
+        """Loss of every eval row at the best evaluation; None if it was never evaluated."""
+        path = self.folder / "eval_rows.json"
+        return RowLosses(**json.loads(path.read_text())) if path.exists() else None
+
+
+class TrialFolder:
+    """Writes the folder of one trial."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def adapter(self) -> Path:
+        """The best adapter so far."""
+        return self.path / "adapter"
+
+    def refuse_taken(self) -> None:
+        """Raises `RunFolderError` if a trial is there already."""
+        if (self.path / "config.json").exists():
+            raise RunFolderError(f"{self.path} already holds a trial. Give another --out, or remove that folder.")
+
+    def begin(self, config: TrialConfig, origin: Origin, name: str) -> None:
+        """Makes the folder and writes what the trial is. Raises `RunFolderError` if a trial is there already."""
+        self.refuse_taken()
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = {"origin": origin.value, "name": name, "config": config.model_dump(mode="json")}
+        write_json(self.path / "config.json", content)
+
+    def record(self, point: EvalPoint, losses: RowLosses, save_adapter: Callable[[Path], None] | None) -> None:
+        """Puts one evaluation on disk; the adapter first, so that a recorded best always has its adapter.
+
+        `save_adapter` writes the adapter into the folder that it's given; None for the base model.
+        """
+        if point.eval_loss <= point.best_eval_loss:
+            if save_adapter is not None:
+                self._replace_adapter(save_adapter)
+            write_json(self.path / "eval_rows.json", asdict(losses))
+        append_json_line(self.path / "metrics.jsonl", asdict(point))
+
+    def end(self, ending: Ending) -> None:
+        """Says how the trial ended. The first word stands: whoever stopped a trial knows why better than the trial."""
+        path = self.path / "ending.json"
+        if not path.exists():
+            write_json(path, {"kind": ending.kind.value, "reason": ending.reason})
+
+    def _replace_adapter(self, save_adapter: Callable[[Path], None]) -> None:
+        beside = self.path / "adapter.new"
+        beside.mkdir(exist_ok=True)
+        save_adapter(beside)
+        replace_folder(beside, self.adapter)
+
+
+def read_trial(folder: Path) -> TrialRecord:
+    """The record of one trial folder. Raises `RunFolderError` if it holds none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise RunFolderError(f"{folder} holds no trial: there is no config.json in it.")
+    settle_folder(folder / "adapter")
+    content = json.loads(path.read_text())
+    return TrialRecord(
+        id=folder.name,
+        origin=Origin(content["origin"]),
+        name=content["name"],
+        config=TrialConfig.model_validate_json(json.dumps(content["config"])),
+        points=tuple(_point(line) for line in read_json_lines(folder / "metrics.jsonl")),
+        ending=_ending(folder / "ending.json"),
+        folder=folder,
+    )
+
+
+def _point(line: dict[str, Any]) -> EvalPoint:
+    known = {field.name for field in fields(EvalPoint)}
+    return EvalPoint(**{key: value for key, value in line.items() if key in known})
+
+
+def _ending(path: Path) -> Ending | None:
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text())
+    return Ending(EndingKind(content["kind"]), content["reason"])

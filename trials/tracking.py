@@ -1,0 +1,40 @@
+"""Weights & Biases, when the environment asks for it: one run per trial, grouped by search."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trials.config import TrialConfig
+
+PROJECT = "qlora-search"
+
+
+def wandb_is_wanted() -> bool:
+    """Whether there's a key to log with, or the wish to log offline."""
+    mode = os.environ.get("WANDB_MODE", "")
+    return mode == "offline" or (bool(os.environ.get("WANDB_API_KEY")) and mode != "disabled")
+
+
+@contextmanager
+def wandb_run(folder: Path, config: TrialConfig, group: str) -> Iterator[None]:
+    """A run named after the trial's folder while inside; transformers' own callback logs into it."""
+    if not wandb_is_wanted():
+        yield
+        return
+    import wandb
+
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        group=group,
+        name=f"{group}/{folder.name}",
+        dir=str(folder),
+        config=config.model_dump(mode="json"),
+        reinit="finish_previous",
+    )
+    try:
+        yield
+    finally:
+        run.finish()

@@ -1,0 +1,147 @@
+"""TRL's `SFTTrainer` set up for one trial: our rows, our evaluation, nobody's defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
+from tensorboardX import SummaryWriter
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from trl import SFTConfig, SFTTrainer
+
+from trials.config import TrialConfig
+from trials.data import Split
+from trials.schedule import Length, micro_batch_rows
+from trials.tokenization import TokenizedRow
+from trials.tracking import wandb_is_wanted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LOGGED_STEPS = 200
+
+
+Evaluate = Callable[[TrainerState], tuple[float, bool]]
+"""Evaluates the model as it is; gives the eval loss in nats per token, and whether the training ends with it."""
+
+
+class TrialTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships without types
+    """`SFTTrainer` with our evaluation in place of the mean of batch means."""
+
+    evaluate_trial: Evaluate
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluates the frozen rows and logs the loss; the trainer calls it when `EvaluationTimes` asks."""
+        self.control.should_evaluate = False  # the trainer asks again after its last step
+        loss, is_over = self.evaluate_trial(self.state)
+        if math.isfinite(loss):
+            self.log({"eval_loss": loss})
+        if is_over:
+            self.control.should_training_stop = True
+        return {"eval_loss": loss}
+
+
+class EvaluationTimes(TrainerCallback):  # type: ignore[misc]
+    """Asks for an evaluation when so many tokens were seen, at the last step, and when time is over."""
+
+    def __init__(self, tokens: Sequence[int], time_is_over: Callable[[], bool]) -> None:
+        self._ahead = sorted(tokens)
+        self._time_is_over = time_is_over
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Called by the trainer after every optimizer step."""
+        due = bool(self._ahead) and state.num_input_tokens_seen >= self._ahead[0]
+        while self._ahead and state.num_input_tokens_seen >= self._ahead[0]:
+            self._ahead.pop(0)
+        if due or state.global_step >= state.max_steps or self._time_is_over():
+            control.should_evaluate = True
+        return control
+
+
+def build_trainer(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Split,
+    config: TrialConfig,
+    length: Length,
+    evaluate: Evaluate,
+    times: EvaluationTimes,
+    folder: Path,
+) -> TrialTrainer:
+    """A trainer that is ready for `train()`."""
+    arguments = sft_config(config, train, length, folder)
+    trainer = TrialTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=as_dataset(train.rows),
+        processing_class=tokenizer,
+        callbacks=[times, TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
+        optimizers=(_loraplus_optimizer(model, arguments, config), None),
+    )
+    trainer.evaluate_trial = evaluate
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def as_dataset(rows: Sequence[TokenizedRow]) -> Dataset:
+    """Rows as columns `input_ids` and `labels`; TRL takes such rows as they are and pads labels by position."""
+    return Dataset.from_dict(
+        {"input_ids": [list(row.input_ids) for row in rows], "labels": [row.labels for row in rows]}
+    )
+
+
+def sft_config(config: TrialConfig, train: Split, length: Length, folder: Path) -> SFTConfig:
+    """TRL's settings of one trial. Every default that would change the loss is named here."""
+    hp = config.hyperparameters
+    micro_batch = micro_batch_rows(hp.effective_batch, train.longest, config.machine)
+    on_gpu = torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(folder),
+        max_steps=length.steps,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=hp.effective_batch // micro_batch,
+        learning_rate=hp.learning_rate,
+        lr_scheduler_type=hp.scheduler,
+        warmup_steps=hp.warmup_fraction,
+        weight_decay=hp.weight_decay,
+        optim=hp.optimizer,
+        max_grad_norm=hp.max_grad_norm,
+        neftune_noise_alpha=hp.neftune_noise_alpha or None,
+        max_length=None,  # rows over the limit were refused or dropped before; nothing is cut here
+        packing=False,
+        bf16=on_gpu and config.model.compute_dtype != "float32",
+        use_cpu=not on_gpu,
+        gradient_checkpointing=config.machine.gradient_checkpointing,
+        dataloader_pin_memory=on_gpu,
+        include_num_input_tokens_seen="non_padding",
+        eval_strategy="no",  # EvaluationTimes asks for evaluations
+        save_strategy="no",  # TrialFolder keeps the best adapter
+        logging_steps=max(1, length.steps // LOGGED_STEPS),
+        logging_nan_inf_filter=False,
+        report_to=["wandb"] if wandb_is_wanted() else "none",
+        disable_tqdm=True,
+        seed=config.seed,
+        data_seed=config.seed,
+    )
+
+
+def _loraplus_optimizer(model: PeftModel, arguments: SFTConfig, config: TrialConfig) -> torch.optim.Optimizer | None:
+    """LoRA+ (arXiv 2402.12354): B learns faster than A; None leaves the trainer its own optimizer."""
+    ratio = config.hyperparameters.loraplus_ratio
+    if ratio == 1.0:
+        return None
+    optimizer_class, kwargs = SFTTrainer.get_optimizer_cls_and_kwargs(arguments, model)
+    kwargs["weight_decay"] = arguments.weight_decay
+    optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
+        model=model, optimizer_cls=optimizer_class, loraplus_lr_ratio=ratio, **kwargs
+    )
+    return optimizer

@@ -1,0 +1,203 @@
+"""Runs one trial with TRL's `SFTTrainer`: the reference that every faster way to run a trial must equal.
+
+Nothing here knows who launched it. The launcher hands in a folder and one callback; after every evaluation the
+callback answers go on or stop, and whoever says stop records why.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import TrainerState, set_seed
+
+from trials.config import Machine, TrialConfig
+from trials.data import TrialData
+from trials.evaluation import evaluate_rows
+from trials.losses import RowLosses
+from trials.model import attach_adapter, load_base
+from trials.records import Ending, EndingKind, EvalPoint, TrialFolder
+from trials.schedule import evaluation_tokens, full_length
+from trials.trainer import EvaluationTimes, build_trainer
+from trials.verdicts import divergence, lost_patience
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+class Decision(Enum):
+    """The one word that flows back to a trial after an evaluation."""
+
+    GO_ON = "go on"
+    STOP = "stop"
+
+
+OnEval = Callable[[EvalPoint], Decision]
+
+
+def run_trial(
+    config: TrialConfig,
+    data: TrialData,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: TrialFolder,
+    on_eval: OnEval,
+    stop_at: float = math.inf,
+) -> Ending | None:
+    """Trains one adapter, and leaves its evaluations, best adapter and ending in `folder`.
+
+    `stop_at` is in seconds since the epoch; at that time the trial is evaluated once more and ends as pruned.
+    Returns how the trial ended; None if the callback stopped it, who then writes the ending. Running out of memory
+    is an ending; any other error is recorded as `failed` and raised.
+    """
+    try:
+        ending = _Run(config, data, folder, on_eval, stop_at).train(tokenizer)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            folder.end(Ending(EndingKind.FAILED, f"{type(error).__name__}: {error}"))
+            raise
+        ending = Ending(EndingKind.OUT_OF_MEMORY, str(error).split("\n")[0])
+    if ending is not None:
+        folder.end(ending)
+    return ending
+
+
+def evaluate_base(config: TrialConfig, data: TrialData, folder: TrialFolder, on_eval: OnEval) -> Ending:
+    """Evaluates the base model without any adapter: what every trial has to beat."""
+    started = time.monotonic()
+    losses = evaluate_rows(load_base(config.model), data.eval.rows, config.evaluation.batch_rows)
+    point = EvalPoint(0, 0, losses.mean, losses.mean, seconds=time.monotonic() - started)
+    folder.record(point, losses, save_adapter=None)
+    on_eval(point)
+    ending = Ending(EndingKind.FINISHED, "the base model is evaluated, not trained")
+    folder.end(ending)
+    return ending
+
+
+def use_threads(machine: Machine) -> None:
+    """Limits torch's threads on a machine without a GPU, so that trials side by side don't fight for cores."""
+    if machine.cpu_threads is not None and not torch.cuda.is_available():
+        torch.set_num_threads(machine.cpu_threads)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or on a CPU (there torch raises a plain RuntimeError)."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class _Run:
+    """The state of one trial while it trains."""
+
+    def __init__(
+        self, config: TrialConfig, data: TrialData, folder: TrialFolder, on_eval: OnEval, stop_at: float
+    ) -> None:
+        self._config = config
+        self._data = data
+        self._folder = folder
+        self._on_eval = on_eval
+        self._stop_at = stop_at
+        self._stopwatch = _Stopwatch()
+        self._points: list[EvalPoint] = []
+        self._ending: Ending | None = None
+
+    def train(self, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
+        config = self._config
+        base = load_base(config.model)
+        self._base_loss = config.base_eval_loss
+        if self._base_loss is None:
+            self._base_loss = evaluate_rows(base, self._data.eval.rows, config.evaluation.batch_rows).mean
+        set_seed(config.seed)
+        self._model = attach_adapter(base, config.hyperparameters)
+        length = full_length(config.hyperparameters, self._data.train)
+        self._ending = Ending(EndingKind.FINISHED, f"trained for all its {length.steps} steps")
+        trainer = build_trainer(
+            self._model,
+            tokenizer,
+            self._data.train,
+            config,
+            length,
+            self._evaluate,
+            EvaluationTimes(evaluation_tokens(length.tokens, config.evaluation), self._time_is_over),
+            self._folder.path,
+        )
+        self._stopwatch.start_training()
+        trainer.train()
+        return self._ending
+
+    def _evaluate(self, state: TrainerState) -> tuple[float, bool]:
+        self._stopwatch.stop_training()
+        losses = evaluate_rows(self._model, self._data.eval.rows, self._config.evaluation.batch_rows)
+        is_over = self._judge(losses, state)
+        self._stopwatch.start_training()
+        return losses.mean, is_over
+
+    def _judge(self, losses: RowLosses, state: TrainerState) -> bool:
+        """Records an evaluation and says whether the training ends with it."""
+        diverged = divergence(losses.mean, self._base_loss or math.inf, self._config.evaluation.divergence_factor)
+        if diverged is not None and not math.isfinite(losses.mean):
+            self._ending = diverged
+            return True
+        point = self._point(losses.mean, state)
+        self._points.append(point)
+        self._folder.record(point, losses, self._save_adapter)
+        decision = self._on_eval(point)
+        if decision is Decision.STOP:
+            self._ending = None
+            return True
+        early = diverged or self._ends_early(state)
+        self._ending = early or self._ending
+        return early is not None
+
+    def _ends_early(self, state: TrainerState) -> Ending | None:
+        if state.global_step >= state.max_steps:
+            return None
+        if self._time_is_over():
+            return Ending(EndingKind.PRUNED, "the time for training was over")
+        return lost_patience(self._points, self._config.evaluation)
+
+    def _point(self, eval_loss: float, state: TrainerState) -> EvalPoint:
+        train_losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        training_seconds = self._stopwatch.training_seconds
+        return EvalPoint(
+            step=state.global_step,
+            tokens_seen=int(state.num_input_tokens_seen),
+            eval_loss=eval_loss,
+            best_eval_loss=min([eval_loss, *(point.eval_loss for point in self._points)]),
+            seconds=self._stopwatch.seconds,
+            train_loss=train_losses[-1] if train_losses and math.isfinite(train_losses[-1]) else None,
+            tokens_per_second=state.num_input_tokens_seen / training_seconds if training_seconds else None,
+        )
+
+    def _save_adapter(self, path: Path) -> None:
+        self._model.save_pretrained(str(path), save_embedding_layers=False)
+
+    def _time_is_over(self) -> bool:
+        return time.time() >= self._stop_at
+
+
+class _Stopwatch:
+    """Seconds since the trial began, and of these the seconds spent in optimizer steps."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._resumed: float | None = None
+        self.training_seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def start_training(self) -> None:
+        self._resumed = time.monotonic()
+
+    def stop_training(self) -> None:
+        if self._resumed is not None:
+            self.training_seconds += time.monotonic() - self._resumed
+            self._resumed = None
