@@ -23,8 +23,8 @@ class RungVerdict:
     passes: bool
 
     def __str__(self) -> str:
-        passed = "passed" if self.passes else "stopped at"
-        return f"{passed} the rung at {self.tokens:,} tokens: loss {self.loss:.4f}, place {self.place} of {self.trials}"
+        passed = "passes" if self.passes else "doesn't pass"
+        return f"{passed} the rung at {self.tokens:,} tokens with {self.loss:.4f}, place {self.place} of {self.trials}"
 
 
 def rung_tokens(full_tokens: int, reduction_factor: int, rungs: int) -> list[int]:

@@ -27,7 +27,12 @@ from orchestrator.worker import METRIC, run_assignment
 from trials.records import EvalPoint
 
 # A stopped trial's thread may have to finish its W&B run before its process can take the next trial.
-_ENVIRONMENT = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "60", "TUNE_DISABLE_SIGINT_HANDLER": "1", "RAY_DEDUP_LOGS": "0"}
+_ENVIRONMENT = {
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours, in _interrupts
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a trial's folder has its metrics and TensorBoard events already
+    "RAY_AIR_NEW_OUTPUT": "0",  # the old output keeps quiet when it's told to
+}
 _POINT_FIELDS = tuple(field.name for field in fields(EvalPoint))
 
 
@@ -61,6 +66,7 @@ def run_tune(conductor: Conductor, run: RunFolder, search: Search) -> None:
             search_alg=_Searcher(conductor, run, search),
             scheduler=_Scheduler(conductor),
             reuse_actors=True,
+            trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
         ),
         run_config=RunConfig(name="ray", storage_path=str(run.path), verbose=0, stop=_Stopper(conductor), callbacks=[]),
     )
@@ -69,7 +75,14 @@ def run_tune(conductor: Conductor, run: RunFolder, search: Search) -> None:
     conductor.close()
 
 
-class _Searcher(Searcher):  # type: ignore[misc]  # Ray ships without complete types
+class _StaysHere:
+    """Tune pickles what it's given to restore from later. We restore from the run folder, so nothing goes along."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Searcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ships without complete types
     """Asks the conductor what to run."""
 
     def __init__(self, conductor: Conductor, run: RunFolder, search: Search) -> None:
@@ -105,7 +118,7 @@ class _Searcher(Searcher):  # type: ignore[misc]  # Ray ships without complete t
         """Nothing to restore; see `save`."""
 
 
-class _Scheduler(FIFOScheduler):  # type: ignore[misc]
+class _Scheduler(_StaysHere, FIFOScheduler):  # type: ignore[misc]
     """Hands every evaluation to the conductor, and its word back."""
 
     def __init__(self, conductor: Conductor) -> None:
@@ -119,7 +132,7 @@ class _Scheduler(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
 
-class _Stopper(Stopper):  # type: ignore[misc]
+class _Stopper(_StaysHere, Stopper):  # type: ignore[misc]
     """Ends everything at once when the conductor says so."""
 
     def __init__(self, conductor: Conductor) -> None:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, with a padding token. Raises `ModelError` if it can't be loaded."""
-    _check_folder(settings.name)
+    _check_folder(settings.name, "tokenizer_config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.name, revision=settings.revision)
     except (OSError, ValueError) as error:
@@ -38,7 +38,7 @@ def load_base(settings: ModelSettings) -> PreTrainedModel:
 
     NF4 with double quantisation as in QLoRA (arXiv 2305.14314). A checkpoint that is saved quantised keeps its own.
     """
-    _check_folder(settings.name)
+    _check_folder(settings.name, "config.json")
     dtype = compute_dtype(settings)
     arguments: dict[str, Any] = {"revision": settings.revision, "dtype": dtype, "device_map": device_map()}
     try:
@@ -125,9 +125,10 @@ def device_map() -> dict[str, int | str]:
 _REMEDY = "Give a folder with config.json, tokenizer and weights, or a name on the hub that this machine can reach"
 
 
-def _check_folder(name: str) -> None:
-    if name.startswith(("/", "./", "../", "~")) and not (Path(name) / "config.json").is_file():
-        raise ModelError(f"no model in {name}: there is no config.json in it. {_REMEDY}.")
+def _check_folder(name: str, needed: str) -> None:
+    looks_like_path = name.startswith(("/", "./", "../", "~")) or Path(name).is_dir()
+    if looks_like_path and not (Path(name) / needed).is_file():
+        raise ModelError(f"no model in {name}: there is no {needed} in it. {_REMEDY}.")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,145 @@
+"""The report for people: report.html, one file that needs no network, and trials.csv.
+
+python -m orchestrator.report RUN
+
+Reads the run folder alone, so it can be written while the search runs, after a crash, or on another machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from orchestrator.report_figures import COLOURS, fragment, importance_bars, learning_curves, loss_against
+from orchestrator.report_findings import Findings, read_findings
+from orchestrator.report_headline import export_lines, headline, time_line
+from orchestrator.report_importance import Importance, importance
+from orchestrator.report_tables import counts_line, csv_text, ranking_rows, settings, stopped_rows, surroundings
+from orchestrator.run_folder import RunFolder, open_run_folder
+from search_spaces.schema import Range
+from trials.command_line import run as run_command
+from trials.errors import EXIT_DONE, RunFolderError
+from trials.files import write_text
+
+_TEMPLATE = "report.html.j2"
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """HTML of every figure; None where there's nothing to draw."""
+
+    curves: Markup
+    importance: Markup | None
+    loss_against: Markup | None
+
+
+def write_report(run: RunFolder) -> Path:
+    """Writes trials.csv and report.html, each in one piece, and returns the path of report.html.
+
+    Raises `RunFolderError` if the folder holds no readable search or can't be written to.
+    """
+    findings = read_findings(run)
+    page = run.path / "report.html"
+    try:
+        write_text(run.path / "trials.csv", csv_text(findings.records))
+        write_text(page, render(findings))
+    except OSError as error:
+        raise RunFolderError(
+            f"can't write to {run.path}: {error.strerror}. Make room or give it write access."
+        ) from error
+    return page
+
+
+def render(findings: Findings) -> str:
+    """The whole of report.html."""
+    weighed = importance(findings)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    chosen, defaults = settings(findings)
+    return environment.get_template(_TEMPLATE).render(
+        findings=findings,
+        headline=headline(findings),
+        export_lines=export_lines(findings),
+        time_line=time_line(findings),
+        counts_line=counts_line(findings),
+        ranking=ranking_rows(findings),
+        stopped=stopped_rows(findings),
+        importance=weighed,
+        has_importance=isinstance(weighed, Importance),
+        figures=_figures(findings, weighed),
+        colours={name.replace(" ", "-"): colour for name, colour in COLOURS.items()},
+        commands=_commands(findings),
+        settings=chosen,
+        defaults=defaults,
+        surroundings=surroundings(findings),
+    )
+
+
+def _figures(findings: Findings, weighed: Importance | str) -> _Figures:
+    bars = importance_bars(weighed.shares) if isinstance(weighed, Importance) else None
+    name = _plotted_hyperparameter(findings)
+    against = loss_against(findings, name) if name else None
+    return _Figures(
+        curves=Markup(fragment(learning_curves(findings), "curves", with_library=True)),
+        importance=Markup(fragment(bars, "importance", with_library=False)) if bars else None,
+        loss_against=Markup(fragment(against, "loss-against", with_library=False)) if against else None,
+    )
+
+
+def _plotted_hyperparameter(findings: Findings) -> str | None:
+    """The learning rate where it's varied, since it matters most often; else the first range of the space."""
+    ranges = [name for name, dimension in findings.search.recipe.space.items() if isinstance(dimension, Range)]
+    if not any(record.points for record in findings.trained):
+        return None
+    return "learning_rate" if "learning_rate" in ranges else next(iter(ranges), None)
+
+
+def _commands(findings: Findings) -> Mapping[str, str]:
+    """What to type, by what it does."""
+    run, export = shlex.quote(str(findings.path)), shlex.quote(str(findings.path / "export"))
+    commands = {}
+    if findings.manifest is not None:
+        commands["Generate text with the winner"] = f"python -m trials.generate {export} --prompt TEXT"
+    else:
+        commands["Export the best adapter so far"] = f"python -m orchestrator.export {run}"
+    commands["Go on with this search"] = f"python -m orchestrator.search --resume {run}"
+    if (findings.path / "study.db").is_file():
+        url = RunFolder(findings.path).study_url
+        commands["Look into the study"] = f"optuna-dashboard {shlex.quote(url)}"
+    commands["Write this report anew"] = f"python -m orchestrator.report {run}"
+    return commands
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m orchestrator.report", description="Write report.html and trials.csv of a run folder."
+    )
+    arguments.add_argument("run", type=Path, metavar="RUN", help="run folder of a search, running or over")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    return run_command(lambda: _report(parser().parse_args(argv)))
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    print(f"report: {write_report(open_run_folder(arguments.run))}")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

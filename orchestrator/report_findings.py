@@ -1,0 +1,139 @@
+"""What a run folder says, gathered once for the report. Needs neither torch nor Ray, and no search that's over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator.halving import rung_tokens
+from orchestrator.ranking import Best, base_of, pick_best, rank
+from orchestrator.run_folder import RunFolder, Search
+from trials.errors import NothingToExport
+from trials.losses import LossDifference, compare
+from trials.records import Origin, TrialRecord
+
+UNENDED = "running or cut off"
+_WRITTEN_BY_TRIALS = ("config.json", "metrics.jsonl", "eval_rows.json", "ending.json")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """One moment of a run folder. Losses in nats per completion token."""
+
+    path: Path
+    search: Search
+    records: tuple[TrialRecord, ...]
+    best: Best | None
+    """The winner; None as long as no trial is worth exporting."""
+    why_nothing: str | None
+    """Why there's no winner; None if there is one."""
+    rungs: tuple[int, ...]
+    """Tokens seen at each rung of successive halving, ascending."""
+    last_written: datetime
+    """When a trial or the export last wrote a file (UTC)."""
+    search_json: Mapping[str, Any]
+    manifest: Mapping[str, Any] | None
+    """What export/manifest.json says; None without an export."""
+    samples: tuple[Mapping[str, Any], ...]
+
+    @property
+    def base(self) -> TrialRecord | None:
+        """The base model's record, if it was evaluated."""
+        return base_of(self.records)
+
+    @property
+    def trained(self) -> list[TrialRecord]:
+        """All trials except the base model, by id."""
+        return [record for record in self.records if record.origin is not Origin.BASE]
+
+    @property
+    def leader(self) -> TrialRecord | None:
+        """The winner; without one the trial with the lowest loss so far."""
+        if self.best is not None:
+            return self.best.trial
+        return next(iter(rank(self.records)), None)
+
+    @property
+    def varied(self) -> list[str]:
+        """Names of the hyperparameters in which trials of this search can differ."""
+        recipe = self.search.recipe
+        names = [*recipe.space, *(name for values in recipe.start.values() for name in values)]
+        return list(dict.fromkeys(names))
+
+
+def read_findings(run: RunFolder) -> Findings:
+    """Reads a run folder at any moment of its life. Raises `RunFolderError` if it holds no readable search."""
+    search = run.read_search()
+    records = tuple(run.records())
+    best, why_nothing = _pick(records)
+    manifest = run.read_json("export/manifest.json")
+    samples = run.read_json("samples.json")
+    return Findings(
+        path=run.path.absolute(),
+        search=search,
+        records=records,
+        best=best,
+        why_nothing=why_nothing,
+        rungs=_rungs(search, records),
+        last_written=_last_written(run, search),
+        search_json=run.read_json("search.json") or {},
+        manifest=manifest if isinstance(manifest, dict) else None,
+        samples=tuple(s for s in samples if isinstance(s, dict)) if isinstance(samples, list) else (),
+    )
+
+
+def gain_over(other: TrialRecord, trial: TrialRecord) -> LossDifference | None:
+    """Loss of `other` minus loss of `trial` on the same rows; None where they have no such rows."""
+    rows, other_rows = trial.row_losses(), other.row_losses()
+    if rows is None or other_rows is None:
+        return None
+    try:
+        return compare(rows, other_rows)
+    except ValueError:
+        return None
+
+
+def ending_label(record: TrialRecord) -> str:
+    """How a trial ended, in words."""
+    return record.ending.kind.value.replace("_", " ") if record.ending else UNENDED
+
+
+def trial_label(record: TrialRecord) -> str:
+    """Where a trial's configuration came from, in words."""
+    return f"starting point {record.name}" if record.origin is Origin.START else record.name
+
+
+def hyperparameter(record: TrialRecord, name: str) -> Any:
+    """A trial's value of a hyperparameter."""
+    return getattr(record.config.hyperparameters, name)
+
+
+def _pick(records: tuple[TrialRecord, ...]) -> tuple[Best | None, str | None]:
+    try:
+        return pick_best(records), None
+    except NothingToExport as error:
+        return None, str(error)
+    except ValueError as error:
+        return None, f"the best trial can't be compared with the base model: {error}."
+
+
+def _rungs(search: Search, records: tuple[TrialRecord, ...]) -> tuple[int, ...]:
+    full_tokens = search.recipe.hyperparameters.train_tokens
+    if full_tokens is None:
+        full_tokens = max((record.tokens_seen for record in records), default=0)
+    if full_tokens == 0:
+        return ()
+    return tuple(rung_tokens(full_tokens, search.recipe.search.reduction_factor, search.recipe.search.rungs))
+
+
+def _last_written(run: RunFolder, search: Search) -> datetime:
+    """By the files' dates: nothing in the folder says when a search ended."""
+    files = [file for name in _WRITTEN_BY_TRIALS for file in (run.path / "trials").glob(f"*/{name}")]
+    manifest = run.export / "manifest.json"
+    if manifest.exists():
+        files.append(manifest)
+    times = [datetime.fromtimestamp(file.stat().st_mtime, UTC) for file in files]
+    return max(times, default=search.deadline.started)

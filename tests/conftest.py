@@ -1,0 +1,67 @@
+"""What many tests share: the demo recipe made small, its real tokenizer and its real rows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from search_spaces.recipe import load_recipe
+from search_spaces.schema import Recipe
+from trials.config import TrialConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from trials.data import TrialData
+
+# No test may join a cluster that happens to run on this machine, log to a service, or ask a model hub.
+os.environ["RAY_ADDRESS"] = "local"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "disabled"
+for name in [name for name in os.environ if name.startswith("ORCHESTRATOR__")]:
+    del os.environ[name]
+
+SMALL = (
+    "train_tokens=3000",
+    "effective_batch=4",
+    "evaluations=3",
+    "eval_rows=12",
+    "test_rows=8",
+    "search.samples=1",
+    "search.dashboard=false",
+)
+
+
+@pytest.fixture(scope="session")
+def small_recipe() -> Recipe:
+    """The demo recipe with trials of about 7 steps, judged on 12 rows."""
+    return load_recipe("demo", SMALL, environ={}).recipe
+
+
+@pytest.fixture(scope="session")
+def small_config(small_recipe: Recipe) -> TrialConfig:
+    return small_recipe.trial_config({"learning_rate": 3e-3})
+
+
+@pytest.fixture(scope="session")
+def tokenizer(small_recipe: Recipe) -> PreTrainedTokenizerBase:
+    from trials.model import load_tokenizer
+
+    return load_tokenizer(small_recipe.model)
+
+
+@pytest.fixture(scope="session")
+def small_data(small_recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TrialData:
+    from trials.data import load_data
+
+    return load_data(small_recipe.data, tokenizer)
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own folder as the current one, for commands that write to `runs/`."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
