@@ -68,7 +68,7 @@ def learning_curves(findings: Findings) -> go.Figure:
 def importance_bars(shares: Mapping[str, float]) -> go.Figure:
     """Shares that add up to 1 as horizontal bars, the largest on top."""
     figure = _figure("share of importance", None, height=110 + 30 * len(shares))
-    names = list(reversed(shares))
+    names = list(shares)[::-1]
     labels = [name.replace("_", " ") for name in names]
     figure.add_bar(
         x=[shares[name] for name in names],

@@ -19,8 +19,9 @@ def headline(findings: Findings) -> str:
         return f"No adapter is worth exporting yet: {findings.why_nothing}"
     winner = best.trial
     clauses = [_clause("the base model", best.base, best.gain)]
-    clauses += [_start_clause(findings, name, winner) for name in findings.search.recipe.start if name != winner.name]
     is_start = winner.origin is Origin.START
+    others = [name for name in findings.search.recipe.start if not (is_start and name == winner.name)]
+    clauses += [_start_clause(findings, name, winner) for name in others]
     who = f"Trial {winner.id} ({trial_label(winner)})" if is_start else f"Trial {winner.id}"
     return f"{who} wins with an eval loss of {winner.best_eval_loss:.4f} nats per token: {_listed(clauses)}."
 

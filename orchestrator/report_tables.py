@@ -96,7 +96,7 @@ def stopped_rows(findings: Findings) -> list[StoppedRow]:
             record.id,
             trial_label(record),
             ending_label(record),
-            record.ending.reason if record.ending else "",
+            record.ending.reason if record.ending else "no ending on disk",
             f"{record.tokens_seen:,}",
         )
         for record in stopped

@@ -176,10 +176,16 @@ def _finish(folder: RunFolder, *, interrupted: bool) -> int:
         sys.stderr.write(f"nothing exported: {problem}\n")
     print(f"report: {report}")
     if problem is None:
-        print(f"try it: {shlex.join([_python(), '-m', 'trials.generate', str(exported.path), '--prompt', 'TEXT'])}")
+        command = [_python(), "-m", "trials.generate", str(exported.path), "--prompt", _example_prompt(folder)]
+        print(f"try it: {shlex.join(command)}")
     if interrupted:
         print(f"go on: {shlex.join([_python(), '-m', 'orchestrator.search', '--resume', str(folder.path)])}")
     return code
+
+
+def _example_prompt(folder: RunFolder) -> str:
+    samples = folder.read_json("samples.json")
+    return samples[0]["prompt"] if samples else "TEXT"
 
 
 def _python() -> str:

@@ -1,0 +1,120 @@
+"""Builds run folders and conducts searches without training: real folders, real study, made-up losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from orchestrator.conductor import Assignment, Conductor
+from orchestrator.deadline import Deadline
+from orchestrator.events import Event
+from orchestrator.run_folder import RunFolder, Search
+from search_spaces.schema import Recipe
+from trials.losses import RowLosses
+from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder
+
+START = datetime(2026, 1, 1, 22, 0, tzinfo=UTC)
+BASE_LOSS = 3.0
+ROWS = 4
+
+
+class Clock:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def forward(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+def make_search(recipe: Recipe, seconds: float = 3600, reserve_seconds: float = 600) -> Search:
+    deadline = Deadline(START, START + timedelta(seconds=seconds), reserve_seconds)
+    return Search(recipe, {"search.seed": "--set"}, deadline, gpus_per_trial=0)
+
+
+def make_run(path: Path, search: Search) -> RunFolder:
+    (path / "trials").mkdir(parents=True)
+    run = RunFolder(path)
+    run.write_search(search)
+    return run
+
+
+def make_conductor(
+    run: RunFolder,
+    search: Search,
+    *,
+    slots: int = 2,
+    full_tokens: int = 900,
+    clock: Callable[[], datetime] | None = None,
+    events: list[Event] | None = None,
+) -> Conductor:
+    listener = (events if events is not None else []).append
+    return Conductor(run, search, full_tokens, slots, listener, now=clock or Clock())
+
+
+def point(loss: float, tokens: int, *, best: float | None = None, seconds: float = 10.0) -> EvalPoint:
+    return EvalPoint(
+        step=tokens // 100,
+        tokens_seen=tokens,
+        eval_loss=loss,
+        best_eval_loss=loss if best is None else best,
+        seconds=seconds,
+    )
+
+
+def row_losses(loss: float, spread: float = 0.0) -> RowLosses:
+    """Rows of ten tokens around a mean loss; `spread` moves them apart without moving the mean."""
+    sums = [10 * (loss + spread * (-1) ** i * (1 + i // 2)) for i in range(ROWS)]
+    return RowLosses(sums, [10] * ROWS)
+
+
+def save_adapter(path: Path) -> None:
+    """Stands in for PEFT where a test is about folders, not weights."""
+    (path / "adapter_config.json").write_text("{}")
+    (path / "adapter_model.safetensors").write_bytes(b"weights")
+
+
+def record(folder: TrialFolder, evaluation: EvalPoint, *, base: bool = False) -> None:
+    folder.record(evaluation, row_losses(evaluation.eval_loss), None if base else save_adapter)
+
+
+def evaluate(run: RunFolder, conductor: Conductor, assignment: Assignment, loss: float, tokens: int) -> bool:
+    """What a worker does at an evaluation: to disk first, then ask."""
+    is_base = assignment.origin is Origin.BASE
+    evaluation = point(loss, tokens)
+    record(TrialFolder(run.trial(assignment.trial_id)), evaluation, base=is_base)
+    return conductor.on_eval(assignment.trial_id, evaluation)
+
+
+def finish(run: RunFolder, conductor: Conductor, assignment: Assignment, kind: EndingKind) -> None:
+    """What a worker does at the end."""
+    TrialFolder(run.trial(assignment.trial_id)).end(Ending(kind, f"made up: {kind.value}"))
+    conductor.on_end(assignment.trial_id)
+
+
+def begin(conductor: Conductor) -> Assignment:
+    answer = conductor.next_trial()
+    assert isinstance(answer, Assignment), answer
+    return answer
+
+
+def run_base(run: RunFolder, conductor: Conductor, loss: float = BASE_LOSS) -> None:
+    base = begin(conductor)
+    evaluate(run, conductor, base, loss, 0)
+    finish(run, conductor, base, EndingKind.FINISHED)
+
+
+def run_trial(run: RunFolder, conductor: Conductor, losses: Sequence[tuple[int, float]]) -> Assignment:
+    """A whole trial of (tokens, loss) evaluations, until it ends or is stopped."""
+    assignment = begin(conductor)
+    for tokens, loss in losses:
+        if not evaluate(run, conductor, assignment, loss, tokens):
+            conductor.on_end(assignment.trial_id)
+            return assignment
+    finish(run, conductor, assignment, EndingKind.FINISHED)
+    return assignment

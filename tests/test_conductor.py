@@ -1,0 +1,206 @@
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from orchestrator.conductor import Assignment, Conductor, study_number, trial_id
+from orchestrator.events import Event, TrialEnded, TrialEvaluated, TrialStarted
+from orchestrator.run_folder import RunFolder, Search
+from orchestrator.study import STUDY_NAME
+from search_spaces.schema import Recipe
+from tests.searches import (
+    BASE_LOSS,
+    Clock,
+    begin,
+    evaluate,
+    finish,
+    make_conductor,
+    make_run,
+    make_search,
+    run_base,
+    run_trial,
+)
+from trials.records import EndingKind, Origin
+
+FULL = [(100, 2.0), (300, 1.5), (900, 1.0)]
+
+
+@pytest.fixture
+def search(small_recipe: Recipe) -> Search:
+    return make_search(small_recipe)
+
+
+@pytest.fixture
+def run(tmp_path: Path, search: Search) -> RunFolder:
+    return make_run(tmp_path / "run", search)
+
+
+def states(run: RunFolder) -> list[TrialState]:
+    return [trial.state for trial in optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials]
+
+
+def test_base_then_starting_points_then_proposals(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search, slots=4)
+    origins = [(a.trial_id, a.origin, a.name) for a in (begin(conductor) for _ in range(3))]
+    assert origins == [
+        ("0000", Origin.BASE, "base"),
+        ("0001", Origin.START, "usual"),
+        ("0002", Origin.PROPOSED, "proposed"),
+    ]
+    assert [record.id for record in run.records()] == ["0000", "0001", "0002"]
+
+
+def test_no_more_trials_at_once_than_slots(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search, slots=2)
+    base = begin(conductor)
+    begin(conductor)
+    assert conductor.next_trial() == "wait"
+    evaluate(run, conductor, base, BASE_LOSS, 0)
+    finish(run, conductor, base, EndingKind.FINISHED)
+    assert isinstance(conductor.next_trial(), Assignment)
+
+
+def test_trials_learn_the_base_loss_once_it_is_known(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search)
+    base, early = begin(conductor), begin(conductor)
+    assert early.config.base_eval_loss is None
+    evaluate(run, conductor, base, BASE_LOSS, 0)
+    finish(run, conductor, base, EndingKind.FINISHED)
+    assert begin(conductor).config.base_eval_loss == BASE_LOSS
+
+
+def test_a_trial_behind_at_a_rung_is_stopped_with_the_reason(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search)
+    run_base(run, conductor)
+    run_trial(run, conductor, FULL)
+    stopped = run_trial(run, conductor, [(50, 9.0), (100, 2.5), (300, 0.1)])
+    record = next(record for record in run.records() if record.id == stopped.trial_id)
+    assert record.ending is not None
+    assert record.ending.kind is EndingKind.PRUNED
+    assert "doesn't pass the rung at 100 tokens with 2.5000, place 2 of 2" in record.ending.reason
+    assert record.tokens_seen == 100
+    assert states(run) == [TrialState.COMPLETE, TrialState.PRUNED]
+
+
+def test_starting_points_run_to_the_end(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search, slots=3)
+    run_base(run, conductor)
+    start, rival = begin(conductor), begin(conductor)
+    assert evaluate(run, conductor, rival, 1.0, 100)
+    assert start.origin is Origin.START
+    assert evaluate(run, conductor, start, 2.9, 100)
+    assert evaluate(run, conductor, start, 2.8, 300)
+
+
+def test_nothing_stays_running_when_the_search_closes(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search, slots=3)
+    run_base(run, conductor)
+    begin(conductor)
+    begin(conductor)
+    conductor.interrupt()
+    assert conductor.must_stop
+    assert conductor.next_trial() == "over"
+    conductor.close()
+    assert TrialState.RUNNING not in states(run)
+    assert all(record.ending is None for record in run.records() if record.origin is not Origin.BASE)
+
+
+def test_a_resumed_search_keeps_rungs_base_and_deadline(run: RunFolder, search: Search) -> None:
+    first = make_conductor(run, search, slots=2)
+    run_base(run, first)
+    run_trial(run, first, FULL)
+    cut_off = begin(first)
+    evaluate(run, first, cut_off, 1.9, 100)
+    # The process dies here; nobody closes anything.
+    events: list[Event] = []
+    second = make_conductor(run, run.read_search(), slots=2, events=events)
+    retried = begin(second)
+    assert retried.config.hyperparameters == cut_off.config.hyperparameters
+    assert retried.config.base_eval_loss == BASE_LOSS
+    assert retried.trial_id not in {"0000", "0001", cut_off.trial_id}
+    evaluate(run, second, retried, 1.95, 100)
+    verdicts = next(event.rungs for event in events if isinstance(event, TrialEvaluated))
+    assert [(verdict.place, verdict.trials) for verdict in verdicts] == [(2, 3)]
+    assert run.read_search().deadline == search.deadline
+
+
+def test_an_unfinished_base_is_evaluated_again(run: RunFolder, search: Search) -> None:
+    begin(make_conductor(run, search))
+    again = begin(make_conductor(run, search))
+    assert again.origin is Origin.BASE
+
+
+def test_time_is_over_before_the_reserve(run: RunFolder, search: Search) -> None:
+    clock = Clock()
+    conductor = make_conductor(run, search, clock=clock)
+    run_base(run, conductor)
+    running = begin(conductor)
+    clock.forward(3000)
+    assert conductor.next_trial() == "over"
+    assert not conductor.must_stop
+    clock.forward(301)
+    assert conductor.must_stop
+    conductor.on_end(running.trial_id)
+    ending = run.records()[-1].ending
+    assert ending is not None
+    assert ending.reason == "the time for training was over"
+
+
+def test_no_trial_starts_that_cannot_reach_its_first_evaluation(run: RunFolder, search: Search) -> None:
+    clock = Clock()
+    conductor = make_conductor(run, search, clock=clock)
+    run_base(run, conductor)
+    run_trial(run, conductor, FULL)  # first evaluated after 10 seconds
+    clock.forward(2988)
+    begin(conductor)
+    clock.forward(3)
+    assert conductor.next_trial() == "over"
+
+
+def test_the_number_of_trials_is_limited(run: RunFolder, small_recipe: Recipe) -> None:
+    settings = small_recipe.search.model_copy(update={"trials": 2})
+    search = make_search(small_recipe.model_copy(update={"search": settings}))
+    conductor = make_conductor(run, search)
+    run_base(run, conductor)
+    run_trial(run, conductor, FULL)
+    run_trial(run, conductor, FULL)
+    assert conductor.next_trial() == "over"
+
+
+def test_a_process_that_died_is_a_failure(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search)
+    run_base(run, conductor)
+    dead = begin(conductor)
+    conductor.on_end(dead.trial_id, died=True)
+    ending = run.records()[-1].ending
+    assert ending is not None
+    assert ending.kind is EndingKind.FAILED
+    assert states(run) == [TrialState.FAIL]
+
+
+def test_disk_is_bounded_by_the_best_adapters(run: RunFolder, small_recipe: Recipe) -> None:
+    settings = small_recipe.search.model_copy(update={"keep_adapters": 2, "rungs": 0})
+    search = make_search(small_recipe.model_copy(update={"search": settings}))
+    conductor = make_conductor(run, search, slots=2)
+    run_base(run, conductor)
+    running = begin(conductor)
+    evaluate(run, conductor, running, 9.0, 100)
+    for loss in (2.0, 1.0, 3.0, 1.5):
+        run_trial(run, conductor, [(900, loss)])
+    kept = {record.id: record.best_eval_loss for record in run.records() if record.has_adapter}
+    assert kept == {running.trial_id: 9.0, "0003": 1.0, "0005": 1.5}
+
+
+def test_events_tell_the_whole_story(run: RunFolder, search: Search) -> None:
+    events: list[Event] = []
+    conductor: Conductor = make_conductor(run, search, events=events)
+    run_base(run, conductor)
+    run_trial(run, conductor, FULL)
+    kinds = [type(event) for event in events]
+    assert kinds == [TrialStarted, TrialEvaluated, TrialEnded] + [TrialStarted] + [TrialEvaluated] * 3 + [TrialEnded]
+
+
+def test_trial_ids_and_study_numbers_are_one_apart() -> None:
+    assert trial_id(0) == "0001"
+    assert study_number(trial_id(41)) == 41
