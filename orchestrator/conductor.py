@@ -91,8 +91,7 @@ class Conductor:
             return "wait"
         if self._base_eval_loss is None and BASE_TRIAL_ID not in self._running:
             return self._begin(Assignment(BASE_TRIAL_ID, Origin.BASE, "base", self._search.recipe.trial_config({})))
-        limit = self._search.recipe.search.trials
-        if limit is not None and self._study.asked >= limit:
+        if not self._study.has_more(self._search.recipe.search.trials):
             return "over"
         suggestion = self._study.ask()
         config = self._search.recipe.trial_config(suggestion.values)

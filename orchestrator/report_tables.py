@@ -116,7 +116,7 @@ def settings(findings: Findings) -> tuple[list[Setting], list[Setting]]:
     """The settings that somebody made, with who; and all others, which are built-in defaults."""
     sources = findings.search.sources
     leaves = _leaves(findings.search.recipe.model_dump(mode="json"))
-    found = [Setting(key, show(value), sources.get(key, "default")) for key, value in leaves]
+    found = [Setting(key, _show_setting(value), sources.get(key, "default")) for key, value in leaves]
     return [s for s in found if s.key in sources], [s for s in found if s.key not in sources]
 
 
@@ -192,6 +192,11 @@ def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _show_setting(value: Any) -> str:
+    """A list of choices with commas, so that a choice which is itself a list can be told from it."""
+    return ", ".join(show(part) for part in value) if isinstance(value, list) else show(value)
 
 
 def _csv_value(value: Any) -> Any:

@@ -93,10 +93,16 @@ class Study:
         """Notes the base model's loss beside the trials: it has no hyperparameters, so it's no trial of the study."""
         self._study.set_user_attr("base_eval_loss", base_eval_loss)
 
-    @property
-    def asked(self) -> int:
-        """Configurations asked for so far, in all sessions of this search; retries count once."""
-        return sum(_RETRY not in trial.user_attrs for trial in self._study.get_trials(deepcopy=False))
+    def has_more(self, limit: int | None) -> bool:
+        """Whether another configuration may be asked for: at most `limit` in all sessions of this search.
+
+        What was cut off and is tried again is one of these already, and doesn't count twice.
+        """
+        trials = self._study.get_trials(deepcopy=False)
+        is_queued = {trial.number: trial.state is TrialState.WAITING for trial in trials}
+        is_retry = {trial.number: _RETRY in trial.user_attrs for trial in trials}
+        asked = sum(not is_queued[number] and not is_retry[number] for number in is_queued)
+        return limit is None or asked < limit or any(is_queued[n] and is_retry[n] for n in is_queued)
 
     def _enqueue_starting_points(self) -> None:
         for name in self._recipe.start:

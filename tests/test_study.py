@@ -90,7 +90,20 @@ def test_what_was_cut_off_is_asked_again_once(url: str, small_recipe: Recipe) ->
         resumed.tell(suggestion.number, EndingKind.FINISHED, 1.0)
     fresh = Study(url, small_recipe).ask()
     assert dict(fresh.values) not in [dict(a.values) for a in again]
-    assert Study(url, small_recipe).asked == 4
+
+
+def test_the_limit_counts_configurations_not_tries(url: str, small_recipe: Recipe) -> None:
+    study = Study(url, small_recipe)
+    assert study.has_more(1)  # the starting point is only queued
+    study.tell(study.ask().number, None, None)
+    assert not study.has_more(1)
+    assert study.has_more(2)
+    resumed = Study(url, small_recipe)
+    assert resumed.has_more(1)  # what was cut off is tried again
+    resumed.tell(resumed.ask().number, EndingKind.FINISHED, 1.0)
+    assert not resumed.has_more(1)
+    assert resumed.has_more(2)
+    assert resumed.has_more(None)
 
 
 def test_a_resumed_search_draws_new_configurations(url: str, small_recipe: Recipe) -> None:

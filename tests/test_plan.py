@@ -1,0 +1,29 @@
+from orchestrator.plan import Sizes, describe
+from search_spaces.recipe import load_recipe
+from search_spaces.schema import Recipe
+from tests.searches import make_search
+from trials.data import TrialData
+
+
+def test_sizes_are_counted_on_tokens(small_recipe: Recipe, small_data: TrialData) -> None:
+    sizes = Sizes.of(small_recipe, small_data)
+    assert sizes.epoch_tokens == sum(len(row.input_ids) for row in small_data.train.rows)
+    assert (sizes.eval_rows, sizes.test_rows, sizes.dropped_rows) == (12, 8, 0)
+    assert sizes.full_tokens == 3000
+
+
+def test_the_longest_trial_of_the_space_sets_the_rungs(small_data: TrialData) -> None:
+    settings = ["train_tokens=null", "epochs=1", "space.epochs={low: 0.5, high: 3.0}"]
+    recipe = load_recipe("demo", settings, environ={}).recipe
+    sizes = Sizes.of(recipe, small_data)
+    assert sizes.full_tokens == 3 * sizes.epoch_tokens
+    choices = load_recipe("demo", ["space.train_tokens={choices: [50000, 100000, 70000]}"], environ={}).recipe
+    assert Sizes.of(choices, small_data).full_tokens == 100_000
+
+
+def test_the_plan_says_where_each_setting_came_from(small_recipe: Recipe, small_data: TrialData) -> None:
+    plan = describe(make_search(small_recipe), Sizes.of(small_recipe, small_data))
+    assert "search.seed = 0  (--set)" in plan
+    assert "hyperparameters.weight_decay = 0.01  (default)" in plan
+    assert "rungs at 333, 1,000 tokens; one in 3 passes" in plan
+    assert "the last 10m00s are kept for verification" in plan

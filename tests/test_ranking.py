@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+
+from orchestrator.ranking import base_of, expendable_adapters, pick_best, rank
+from orchestrator.run_folder import RunFolder
+from search_spaces.schema import Recipe
+from tests.searches import make_run, make_search, point, record
+from trials.errors import NothingToExport
+from trials.records import Ending, EndingKind, Origin, TrialFolder
+
+
+@pytest.fixture
+def run(tmp_path: Path, small_recipe: Recipe) -> RunFolder:
+    return make_run(tmp_path / "run", make_search(small_recipe))
+
+
+def add(
+    run: RunFolder, name: str, losses: list[float], *, origin: Origin = Origin.PROPOSED, ended: bool = True
+) -> TrialFolder:
+    folder = TrialFolder(run.trial(name))
+    folder.begin(run.read_search().recipe.trial_config({}), origin, origin.value)
+    for i, loss in enumerate(losses):
+        evaluation = point(loss, 100 * (i + 1), best=min(losses[: i + 1]))
+        record(folder, evaluation, base=origin is Origin.BASE)
+    if ended:
+        folder.end(Ending(EndingKind.FINISHED, "made up"))
+    return folder
+
+
+def test_the_lowest_best_loss_wins_not_the_last(run: RunFolder) -> None:
+    add(run, "0000", [3.0], origin=Origin.BASE)
+    add(run, "0001", [3.0, 1.0, 2.5])
+    add(run, "0002", [2.0, 1.8, 1.5])
+    assert [r.id for r in rank(run.records())] == ["0001", "0002"]
+    best = pick_best(run.records())
+    assert best.trial.id == "0001"
+    assert best.loss == 1.0
+    assert best.gain.difference == pytest.approx(2.0)
+    assert base_of(run.records()) == best.base
+
+
+def test_a_trial_whose_adapter_is_gone_cannot_be_exported(run: RunFolder) -> None:
+    add(run, "0000", [3.0], origin=Origin.BASE)
+    gone = add(run, "0001", [1.0])
+    add(run, "0002", [2.0])
+    for file in gone.adapter.iterdir():
+        file.unlink()
+    assert pick_best(run.records()).trial.id == "0002"
+
+
+def test_a_trial_that_was_cut_off_can_win(run: RunFolder) -> None:
+    add(run, "0000", [3.0], origin=Origin.BASE)
+    add(run, "0001", [1.0], ended=False)
+    assert pick_best(run.records()).trial.id == "0001"
+
+
+def test_nothing_is_exported_that_does_not_beat_the_base(run: RunFolder) -> None:
+    with pytest.raises(NothingToExport, match="the base model was not evaluated"):
+        pick_best(run.records())
+    add(run, "0000", [3.0], origin=Origin.BASE)
+    with pytest.raises(NothingToExport, match="no trial was evaluated"):
+        pick_best(run.records())
+    add(run, "0001", [3.0])
+    with pytest.raises(NothingToExport, match=r"no better than the base model's 3\.0000"):
+        pick_best(run.records())
+
+
+def test_only_ended_trials_lose_their_adapters(run: RunFolder) -> None:
+    for name, loss in (("0001", 1.0), ("0002", 3.0), ("0003", 2.0)):
+        add(run, name, [loss])
+    add(run, "0004", [9.0], ended=False)
+    assert [r.id for r in expendable_adapters(run.records(), keep=1)] == ["0003", "0002"]
+    assert expendable_adapters(run.records(), keep=3) == []

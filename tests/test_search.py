@@ -1,0 +1,203 @@
+"""The whole search, for real: Ray, Optuna, NF4, TRL, export and report, from the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from orchestrator.export import export_best
+from orchestrator.run_folder import RunFolder
+from orchestrator.search import main
+from orchestrator.study import STUDY_NAME
+from tests.commands import ROOT, environment, run_command, small_search
+from trials.errors import ExportNotVerified
+from trials.records import EndingKind, Origin, TrialRecord
+
+
+@dataclass(frozen=True)
+class Done:
+    run: RunFolder
+    output: str
+    code: int
+
+    def records(self) -> list[TrialRecord]:
+        return self.run.records()
+
+    def study(self) -> optuna.Study:
+        return optuna.load_study(study_name=STUDY_NAME, storage=self.run.study_url)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """One search of five configurations, one of which can only diverge."""
+    out = tmp_path_factory.mktemp("search") / "run"
+    options = ["--out", str(out), "--trials", "5", "--budget", "5m"]
+    diverging = ["start.too_fast={learning_rate: 1.0, scheduler: constant}", "space.learning_rate.high=1.0"]
+    found = run_command([*small_search(), *diverging, "keep_adapters=2", *options])
+    return Done(RunFolder(out), found.stdout + found.stderr, found.returncode)
+
+
+def test_it_ends_with_an_export_and_says_where(done: Done) -> None:
+    assert done.code == 0, done.output
+    assert f"adapter: {done.run.export}" in done.output
+    assert f"report: {done.run.path / 'report.html'}" in done.output
+    assert "try it: " in done.output
+    assert (done.run.path / "report.html").stat().st_size > 10_000
+    assert (done.run.path / "trials.csv").read_text().count("\n") >= 7
+
+
+def test_the_command_that_it_ends_with_generates_text(done: Done) -> None:
+    command = done.output.split("try it: ")[1]
+    found = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip()
+
+
+def test_the_base_comes_first_then_starting_points_then_proposals(done: Done) -> None:
+    records = done.records()
+    assert [record.origin for record in records] == [Origin.BASE, Origin.START, Origin.START] + [Origin.PROPOSED] * 3
+    assert [record.name for record in records[1:3]] == ["usual", "too_fast"]
+    base = records[0]
+    assert [(point.step, point.tokens_seen) for point in base.points] == [(0, 0)]
+    assert not base.has_adapter
+
+
+def test_every_outcome_reaches_the_study_as_what_it_is(done: Done) -> None:
+    records = done.records()[1:]
+    expected = {
+        EndingKind.FINISHED: TrialState.COMPLETE,
+        EndingKind.EARLY_STOPPED: TrialState.COMPLETE,
+        EndingKind.PRUNED: TrialState.PRUNED,
+        EndingKind.DIVERGED: TrialState.PRUNED,
+    }
+    trials = done.study().trials
+    assert len(trials) == len(records) == 5
+    for record, trial in zip(records, trials, strict=True):
+        assert record.ending is not None
+        assert trial.state is expected[record.ending.kind]
+        assert trial.intermediate_values == {point.tokens_seen: point.best_eval_loss for point in record.points}
+        infeasible = any(value > 0 for value in trial.constraints.values())
+        assert infeasible is (record.ending.kind is EndingKind.DIVERGED)
+    assert records[1].ending is not None
+    assert records[1].ending.kind is EndingKind.DIVERGED
+    assert done.study().user_attrs["base_eval_loss"] == done.records()[0].best_eval_loss
+
+
+def test_disk_holds_only_the_best_adapters(done: Done) -> None:
+    assert sum(record.has_adapter for record in done.records()) == 2
+
+
+def test_the_export_is_what_the_manifest_says(done: Done) -> None:
+    manifest = json.loads((done.run.export / "manifest.json").read_text())
+    ranked = sorted((r.best_eval_loss, r.id) for r in done.records() if r.points and r.origin is not Origin.BASE)
+    assert (manifest["eval_loss"], manifest["trial"]) == ranked[0]
+    assert manifest["verified"]["difference"] <= 1e-3
+    assert manifest["base_eval_loss"] > manifest["eval_loss"]
+    assert manifest["test"]["rows"] == 8
+    assert {start["name"] for start in manifest["starting_points"]} == {"usual", "too_fast"}
+    for name, digest in manifest["files"].items():
+        assert hashlib.sha256((done.run.export / name).read_bytes()).hexdigest() == digest
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"} <= set(manifest["files"])
+
+
+def test_a_pipe_gets_one_plain_line_an_event(done: Done) -> None:
+    lines = [line for line in done.output.splitlines() if " left] " in line]
+    assert any("trial 0000 at 0 tokens: eval loss" in line for line in lines)
+    assert sum(" started: " in line for line in lines) == 6
+    assert "\x1b" not in done.output
+
+
+def test_tensorboard_events_are_in_the_trial_folders(done: Done) -> None:
+    assert all(list(record.folder.glob("tensorboard/events.*")) for record in done.records()[1:])
+
+
+def test_an_adapter_that_was_swapped_is_not_exported(done: Done, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(done.run.path, copy)
+    run = RunFolder(copy)
+    best = json.loads((run.export / "manifest.json").read_text())["trial"]
+    other = next(record for record in run.records() if record.has_adapter and record.id != best)
+    shutil.copytree(other.folder / "adapter", run.trial(best) / "adapter", dirs_exist_ok=True)
+    before = (run.export / "manifest.json").read_text()
+    with pytest.raises(ExportNotVerified, match="but the trial measured"):
+        export_best(run)
+    assert (run.export / "manifest.json").read_text() == before
+
+
+def test_merged_weights_are_verified_and_loadable(done: Done, tmp_path: Path) -> None:
+    exported = export_best(done.run, tmp_path / "export", merge=True)
+    assert (tmp_path / "export" / "merged" / "model.safetensors").is_file()
+    merged = exported.manifest["merged"]
+    assert abs(merged["eval_loss"] - exported.manifest["eval_loss"]) <= merged["tolerance"]
+    assert "merged/model.safetensors" in exported.manifest["files"]
+
+
+def test_interrupted_once_it_exports_and_can_be_resumed(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = small_search("train_tokens=12000", "--out", str(out), "--budget", "5m", "--trials", "4")
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    try:
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if "trial 0001 at" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    output = "".join(seen) + rest
+    assert process.returncode == 130, output
+    assert f"--resume {out}" in output
+    run = RunFolder(out)
+    assert (run.export / "manifest.json").is_file()
+    study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
+    assert not study.get_trials(states=[TrialState.RUNNING])
+    cut_off = [record for record in run.records() if record.ending is None]
+    assert cut_off
+    deadline = run.read_search().deadline
+
+    started = time.monotonic()
+    resumed = run_command([sys.executable, "-m", "orchestrator.search", "--resume", str(out), "--trials", "2"])
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert time.monotonic() - started < 200
+    assert run.read_search().deadline == deadline
+    trained = [record for record in run.records() if record.origin is not Origin.BASE]
+    again = [record for record in trained if record.config.hyperparameters == cut_off[0].config.hyperparameters]
+    assert [record.ending is None for record in again] == [True, False]
+    assert sum(record.origin is Origin.BASE for record in run.records()) == 1
+
+
+def test_plan_says_what_would_happen_and_runs_nothing(in_tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--plan", "--budget", "7m", "--set", "lora_rank=8"]) == 0
+    said = capsys.readouterr().out
+    assert "time: 7m00s" in said
+    assert "hyperparameters.lora_rank = 8  (--set)" in said
+    assert "rungs at 11,111, 33,333 tokens" in said
+    assert list(in_tmp_path.iterdir()) == []
+
+
+def test_without_a_better_adapter_nothing_is_exported(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["learning_rate=1e-12", "space.lora_rank=null", "--out", str(out), "--trials", "1", "--budget", "5m"]
+    found = run_command([*small_search(), "evaluations=1", "warmup_fraction=0.99", *options])
+    assert found.returncode == 3, found.stdout + found.stderr
+    assert "nothing exported: the best trial" in found.stderr
+    assert not (out / "export").exists()
+    assert (out / "report.html").is_file()
