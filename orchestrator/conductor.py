@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from orchestrator.events import Event, TrialEnded, TrialEvaluated, TrialStarted
-from orchestrator.halving import RungVerdict, judge, rung_tokens, rungs_from_records
+from orchestrator.halving import RungVerdict, judge, rungs_from_records
 from orchestrator.ranking import base_of, expendable_adapters
 from orchestrator.run_folder import BASE_TRIAL_ID, RunFolder, Search
 from orchestrator.study import Study
 from trials.config import TrialConfig
+from trials.files import settle_folder
 from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, read_trial
 
 Wait = Literal["wait"]
@@ -42,7 +43,6 @@ class Conductor:
         self,
         run: RunFolder,
         search: Search,
-        full_tokens: int,
         slots: int,
         listener: Callable[[Event], None],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -54,19 +54,15 @@ class Conductor:
         self._now = now
         self._running: dict[str, Assignment] = {}
         self._interrupted = threading.Event()
+        for folder in (run.path / "trials").iterdir():
+            settle_folder(folder / "adapter")
         records = run.records()
-        self._rungs = rung_tokens(full_tokens, search.recipe.search.reduction_factor, search.recipe.search.rungs)
         base = base_of(records)
         self._base_eval_loss = base.best_eval_loss if base else None
         trained = [record for record in records if record.origin is not Origin.BASE]
-        self._losses_at_rungs = rungs_from_records(trained, self._rungs)
+        self._losses_at_rungs = rungs_from_records(trained, search.rungs)
         self._first_eval_seconds = {record.id: record.points[0].seconds for record in trained if record.points}
         self._study = Study(run.study_url, search.recipe)
-
-    @property
-    def rungs(self) -> list[int]:
-        """Tokens seen at each rung, ascending."""
-        return self._rungs
 
     @property
     def must_stop(self) -> bool:
@@ -132,7 +128,7 @@ class Conductor:
             self._study.tell(study_number(trial_id), kind, record.best_eval_loss)
         self._emit(TrialEnded(trial_id, record.ending, record.best_eval_loss))
         for expendable in expendable_adapters(self._run.records(), self._search.recipe.search.keep_adapters):
-            shutil.rmtree(expendable.folder / "adapter")
+            shutil.rmtree(expendable.adapter)
 
     def close(self) -> None:
         """Tells the study of all that still runs: these trials are tried again when the search is resumed."""
@@ -141,9 +137,9 @@ class Conductor:
 
     def _begin(self, assignment: Assignment) -> Assignment:
         folder = self._run.trial(assignment.trial_id)
-        if assignment.origin is Origin.BASE:
-            shutil.rmtree(folder, ignore_errors=True)  # an evaluation of the base that was cut off
-        TrialFolder(folder).begin(assignment.config, assignment.origin, assignment.name)
+        # Only the base model can be there already, if its evaluation was cut off.
+        if not (folder / "config.json").exists():
+            TrialFolder(folder).begin(assignment.config, assignment.origin, assignment.name)
         self._running[assignment.trial_id] = assignment
         self._emit(TrialStarted(assignment.trial_id, assignment.origin, assignment.name, assignment.config))
         return assignment

@@ -50,7 +50,7 @@ def export_best(folder: RunFolder, to: Path | None = None, *, merge: bool = Fals
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     for name in _ADAPTER_FILES:
-        shutil.copyfile(best.trial.folder / "adapter" / name, staging / name)
+        shutil.copyfile(best.trial.adapter / name, staging / name)
     _save_tokenizer(search, staging)
     found = prove_export(staging, search.recipe, best.loss, merge=merge)
     manifest = _manifest(search, records, best, found)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.halving import rung_tokens
 from orchestrator.run_folder import Search
 from search_spaces.durations import format_duration
 from search_spaces.schema import Choices, Recipe
@@ -53,8 +52,7 @@ def _longest_trial(recipe: Recipe, epoch_tokens: int) -> int:
 def describe(search: Search, sizes: Sizes) -> str:
     """The plan as text: time, data, rungs, starting points, space, and where each setting came from."""
     deadline, settings = search.deadline, search.recipe.search
-    rungs = rung_tokens(sizes.full_tokens, settings.reduction_factor, settings.rungs)
-    steps = ", ".join(f"{tokens:,}" for tokens in rungs)
+    steps = ", ".join(f"{tokens:,}" for tokens in search.rungs)
     total = format_duration((deadline.ends - deadline.started).total_seconds())
     lines = [
         f"recipe {search.recipe.name}: {search.recipe.description}",

@@ -54,7 +54,10 @@ def pick_best(records: Sequence[TrialRecord]) -> Best:
             f"the best trial, {winner.id}, has eval loss {winner.best_eval_loss:.4f}, no better than the base model's "
             f"{base.best_eval_loss:.4f}. Widen the learning rates, train longer, or check the data."
         )
-    return Best(winner, base, compare(rows, base_rows))
+    try:
+        return Best(winner, base, compare(rows, base_rows))
+    except ValueError as error:
+        raise NothingToExport(f"trial {winner.id} can't be compared with the base model: {error}.") from error
 
 
 def expendable_adapters(records: Sequence[TrialRecord], keep: int) -> list[TrialRecord]:

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.halving import rung_tokens
 from orchestrator.ranking import Best, base_of, pick_best, rank
 from orchestrator.run_folder import RunFolder, Search
 from trials.errors import NothingToExport
@@ -77,7 +76,7 @@ def read_findings(run: RunFolder) -> Findings:
         records=records,
         best=best,
         why_nothing=why_nothing,
-        rungs=_rungs(search, records),
+        rungs=tuple(search.rungs),
         last_written=_last_written(run, search),
         search_json=run.read_json("search.json") or {},
         manifest=manifest if isinstance(manifest, dict) else None,
@@ -116,17 +115,6 @@ def _pick(records: tuple[TrialRecord, ...]) -> tuple[Best | None, str | None]:
         return pick_best(records), None
     except NothingToExport as error:
         return None, str(error)
-    except ValueError as error:
-        return None, f"the best trial can't be compared with the base model: {error}."
-
-
-def _rungs(search: Search, records: tuple[TrialRecord, ...]) -> tuple[int, ...]:
-    full_tokens = search.recipe.hyperparameters.train_tokens
-    if full_tokens is None:
-        full_tokens = max((record.tokens_seen for record in records), default=0)
-    if full_tokens == 0:
-        return ()
-    return tuple(rung_tokens(full_tokens, search.recipe.search.reduction_factor, search.recipe.search.rungs))
 
 
 def _last_written(run: RunFolder, search: Search) -> datetime:

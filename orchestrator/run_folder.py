@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.deadline import Deadline
+from orchestrator.halving import rung_tokens
 from search_spaces.schema import Recipe
 from trials.errors import RunFolderError
 from trials.files import write_json
@@ -37,6 +38,14 @@ class Search:
     sources: Mapping[str, str]
     deadline: Deadline
     gpus_per_trial: int
+    full_tokens: int
+    """Unpadded tokens of the longest full trial in the space."""
+
+    @property
+    def rungs(self) -> list[int]:
+        """Tokens seen at each rung, ascending."""
+        settings = self.recipe.search
+        return rung_tokens(self.full_tokens, settings.reduction_factor, settings.rungs)
 
 
 class RunFolder:
@@ -69,6 +78,8 @@ class RunFolder:
             "deadline": deadline.ends.isoformat(),
             "reserve_seconds": deadline.reserve_seconds,
             "gpus_per_trial": search.gpus_per_trial,
+            "full_tokens": search.full_tokens,
+            "rungs": search.rungs,
             "seed": search.recipe.search.seed,
             "versions": versions(),
             "hardware": hardware(),
@@ -87,7 +98,8 @@ class RunFolder:
                 content["reserve_seconds"],
             )
             recipe = Recipe.model_validate_json(json.dumps(content["recipe"]))
-            return Search(recipe, content["sources"], deadline, content["gpus_per_trial"])
+            sizes = content["gpus_per_trial"], content["full_tokens"]
+            return Search(recipe, content["sources"], deadline, *sizes)
         except (KeyError, ValueError, TypeError) as error:
             raise RunFolderError(f"{self.path / 'search.json'} can't be read: {error}. Restore it.") from error
 
@@ -107,14 +119,19 @@ class RunFolder:
         return [read_trial(file.parent) for file in folders]
 
 
-def create_run_folder(path: Path) -> RunFolder:
-    """A new, empty run folder. Raises `RunFolderError` if it can't be made or something is in it."""
+def refuse_taken(path: Path) -> None:
+    """Raises `RunFolderError` if the folder holds a search, or anything else."""
     if (path / "search.json").exists():
         raise RunFolderError(
             f"{path} holds another search. Go on with it by --resume {path}, or give another --out folder."
         )
     if path.is_dir() and any(path.iterdir()):
         raise RunFolderError(f"{path} is not empty. Give a new or empty --out folder.")
+
+
+def create_run_folder(path: Path) -> RunFolder:
+    """A new, empty run folder. Raises `RunFolderError` if it can't be made or something is in it."""
+    refuse_taken(path)
     try:
         (path / "trials").mkdir(parents=True, exist_ok=True)
         (path / ".writable").touch()

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from orchestrator.deadline import from_budget, from_until
 from orchestrator.plan import Sizes, describe
-from orchestrator.run_folder import RunFolder, Search, create_run_folder, gpus_here, open_run_folder
+from orchestrator.run_folder import RunFolder, Search, create_run_folder, gpus_here, open_run_folder, refuse_taken
 from search_spaces.recipe import DEFAULT_RECIPE, load_recipe
+from search_spaces.schema import Recipe
 from trials.command_line import run
 from trials.errors import EXIT_DONE, EXIT_INTERRUPTED, InputError, TuningError
 
@@ -47,21 +48,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is to be run where; the folder is None for a new search until its input has been checked."""
+    """What is to be run where; the folder is None for a new search until all its input has been checked."""
 
     search: Search
+    sizes: Sizes
     folder: RunFolder | None
     out: Path
 
 
 def _search(arguments: argparse.Namespace, started: datetime) -> int:
     job = _resumed(arguments, started) if arguments.resume else _new(arguments, started)
-    sizes = _check_input(job.search)
     if arguments.plan:
-        print(describe(job.search, sizes))
+        print(describe(job.search, job.sizes))
         return EXIT_DONE
-    folder = job.folder or _begin(job)
-    interrupted = _conduct(folder, job.search, sizes)
+    folder = job.folder or create_run_folder(job.out)
+    folder.write_search(job.search)
+    interrupted = _conduct(folder, job.search)
     return _finish(folder, interrupted=interrupted)
 
 
@@ -69,15 +71,18 @@ def _new(arguments: argparse.Namespace, started: datetime) -> _Job:
     limits = [f"search.trials={arguments.trials}"] if arguments.trials is not None else []
     budget = [f"search.budget={arguments.budget}"] if arguments.budget else []
     resolved = load_recipe(arguments.space or DEFAULT_RECIPE, [*arguments.set, *limits, *budget])
-    settings = resolved.recipe.search
+    recipe = resolved.recipe
     if arguments.until:
-        deadline = from_until(arguments.until, settings.reserve, started)
+        deadline = from_until(arguments.until, recipe.search.reserve, started)
     else:
-        deadline = from_budget(settings.budget, settings.reserve, started)
-    name = resolved.recipe.name.replace("/", "-")
-    out = arguments.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    search = Search(resolved.recipe, resolved.sources, deadline, _gpus_per_trial(arguments.gpus_per_trial))
-    return _Job(search, None, out)
+        deadline = from_budget(recipe.search.budget, recipe.search.reserve, started)
+    gpus = _gpus_per_trial(arguments.gpus_per_trial)
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
+    out = arguments.out or Path("runs") / f"{recipe.name.replace('/', '-')}-{stamp}"
+    refuse_taken(out)
+    sizes = _check_input(recipe)
+    search = Search(recipe, resolved.sources, deadline, gpus, sizes.full_tokens)
+    return _Job(search, sizes, None, out)
 
 
 def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
@@ -92,19 +97,20 @@ def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
         settings = search.recipe.search.model_copy(update={"trials": arguments.trials})
         search = replace(search, recipe=search.recipe.model_copy(update={"search": settings}))
     reserve = search.recipe.search.reserve
+    # More time moves the end; when the search began stays what it was.
     if arguments.budget:
-        search = replace(search, deadline=from_budget(arguments.budget, reserve, started))
+        ends = from_budget(arguments.budget, reserve, started).ends
+        search = replace(search, deadline=replace(search.deadline, ends=ends))
     elif arguments.until:
-        search = replace(search, deadline=from_until(arguments.until, reserve, started))
+        ends = from_until(arguments.until, reserve, started).ends
+        search = replace(search, deadline=replace(search.deadline, ends=ends))
     elif search.deadline.training_seconds_left(started) <= 0:
         raise InputError(
             f"the budget of this search ended at {search.deadline.ends:%Y-%m-%d %H:%M} UTC. "
             "Give it more time by --budget or --until, or export what there is: "
             f"python -m orchestrator.export {shlex.quote(str(folder.path))}"
         )
-    if not arguments.plan:
-        folder.write_search(search)
-    return _Job(search, folder, folder.path)
+    return _Job(search, _check_input(search.recipe), folder, folder.path)
 
 
 def _gpus_per_trial(asked: int | None) -> int:
@@ -116,23 +122,16 @@ def _gpus_per_trial(asked: int | None) -> int:
     return int(gpus_here() > 0) if asked is None else asked
 
 
-def _check_input(search: Search) -> Sizes:
+def _check_input(recipe: Recipe) -> Sizes:
     """Reads and tokenises all rows: whatever is wrong with them is said before a model loads or Ray starts."""
     from trials.data import load_data
     from trials.model import load_tokenizer
 
-    recipe = search.recipe
     data = load_data(recipe.data, load_tokenizer(recipe.model))
     return Sizes.of(recipe, data)
 
 
-def _begin(job: _Job) -> RunFolder:
-    folder = create_run_folder(job.out)
-    folder.write_search(job.search)
-    return folder
-
-
-def _conduct(folder: RunFolder, search: Search, sizes: Sizes) -> bool:
+def _conduct(folder: RunFolder, search: Search) -> bool:
     """Runs the search; True if a person interrupted it."""
     from rich.console import Console
 
@@ -149,7 +148,7 @@ def _conduct(folder: RunFolder, search: Search, sizes: Sizes) -> bool:
         with ray_session(dashboard=settings.dashboard) as dashboard:
             if dashboard:
                 listener(Message(f"Ray dashboard {dashboard}"))
-            conductor = Conductor(folder, search, sizes.full_tokens, slots(search), listener)
+            conductor = Conductor(folder, search, slots(search), listener)
             run_tune(conductor, folder, search)
     return conductor.was_interrupted
 

@@ -7,16 +7,19 @@ import re
 from trials.errors import RecipeError
 
 _UNIT_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+_LONGEST_SECONDS = 1_000 * 86_400
 _WHOLE = re.compile(r"(\d+(?:\.\d+)?[dhms])+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)([dhms])")
 
 
 def parse_duration(text: str) -> float:
-    """Seconds. Raises `RecipeError` for anything but positive numbers with units d, h, m or s."""
+    """Seconds. Raises `RecipeError` for anything but positive numbers with units d, h, m or s, up to 1,000 days."""
     compact = text.replace(" ", "").lower()
     if not _WHOLE.fullmatch(compact):
         raise RecipeError(f"{text!r} is no duration. Write numbers with units d, h, m or s, such as 9h, 90s or 1h30m.")
     seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in _PART.findall(compact))
+    if seconds > _LONGEST_SECONDS:
+        raise RecipeError(f"duration {text!r} is longer than {_LONGEST_SECONDS // 86_400} days. Give a shorter one.")
     if seconds <= 0:
         raise RecipeError(f"duration {text!r} is zero. Give a positive one, such as 9h.")
     return seconds

@@ -82,7 +82,10 @@ def _recipe_name(file: Path) -> str:
 def _add_file(layers: Layers, file: Path, seen: tuple[Path, ...]) -> None:
     if file in seen:
         raise RecipeError(f"{file} extends itself by way of {' -> '.join(map(str, seen))}. Break the circle.")
-    content = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    try:
+        content = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{file} is not UTF-8 text ({error.reason}). Save it as YAML in UTF-8.") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{file} must hold a mapping of settings, not {type(content).__name__}.")
     parent = content.pop("extends", None)
@@ -93,7 +96,8 @@ def _add_file(layers: Layers, file: Path, seen: tuple[Path, ...]) -> None:
     _refuse_unknown_sections(content, file)
     for section in ("space", "start"):
         # A dimension or a starting point replaces its namesake as a whole.
-        for name in content.get(section) or {}:
+        named = content.get(section)
+        for name in named if isinstance(named, Mapping) else ():
             layers.drop(f"{section}.{name}")
     for key, value in flatten(content, str(file)).items():
         layers.put(key, _absolute(key, value, file.parent), file.name)
@@ -129,7 +133,8 @@ def _refuse_unknown_sections(content: Mapping[str, Any], file: Path) -> None:
 
 def _validated(layers: Layers, file: Path) -> Recipe:
     nested = layers.nested()
-    for name in nested.get("space", {}):
+    space = nested.get("space")
+    for name in space if isinstance(space, Mapping) else ():
         if f"space.{name}" not in KNOWN_KEYS:
             raise RecipeError(f"{file}: {unknown_key(f'space.{name}')}")
     try:

@@ -70,11 +70,12 @@ class SearchSettings(Settings):
     samples: int = Field(default=3, ge=0, description="generations of base and winner in the report")
     dashboard: bool = Field(default=True, description="start Ray's dashboard")
 
-    @field_validator("budget", "reserve")
+    @field_validator("budget", "reserve", mode="before")
     @classmethod
-    def _is_duration(cls, value: str) -> str:
+    def _is_duration(cls, value: Any) -> Any:
+        # Before the type is checked: a number without a unit deserves the same advice as any other non-duration.
         try:
-            parse_duration(value)
+            parse_duration(str(value))
         except RecipeError as error:
             raise ValueError(str(error)) from error
         return value
@@ -121,7 +122,10 @@ class Recipe(Settings):
             if first["type"] == "extra_forbidden":
                 known = ", ".join(Hyperparameters.model_fields)
                 raise ValueError(f"{where}: unknown hyperparameter {key!r}; known are {known}") from error
-            raise ValueError(f"{where}: {key}={first['input']!r} is not allowed: {first['msg']}") from error
+            message = first["msg"].removeprefix("Value error, ")
+            if not key:
+                raise ValueError(f"{where}: {message}") from error
+            raise ValueError(f"{where}: {key}={first['input']!r} is not allowed: {message}") from error
 
     def hyperparameters_with(self, values: Mapping[str, Any]) -> Hyperparameters:
         """The recipe's hyperparameters with some replaced. Raises pydantic's ValidationError if one isn't allowed."""

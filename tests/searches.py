@@ -34,7 +34,7 @@ class Clock:
 
 def make_search(recipe: Recipe, seconds: float = 3600, reserve_seconds: float = 600) -> Search:
     deadline = Deadline(START, START + timedelta(seconds=seconds), reserve_seconds)
-    return Search(recipe, {"search.seed": "--set"}, deadline, gpus_per_trial=0)
+    return Search(recipe, {"search.seed": "--set"}, deadline, gpus_per_trial=0, full_tokens=900)
 
 
 def make_run(path: Path, search: Search) -> RunFolder:
@@ -49,12 +49,11 @@ def make_conductor(
     search: Search,
     *,
     slots: int = 2,
-    full_tokens: int = 900,
     clock: Callable[[], datetime] | None = None,
     events: list[Event] | None = None,
 ) -> Conductor:
     listener = (events if events is not None else []).append
-    return Conductor(run, search, full_tokens, slots, listener, now=clock or Clock())
+    return Conductor(run, search, slots, listener, now=clock or Clock())
 
 
 def point(loss: float, tokens: int, *, best: float | None = None, seconds: float = 10.0) -> EvalPoint:

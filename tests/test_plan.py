@@ -25,5 +25,5 @@ def test_the_plan_says_where_each_setting_came_from(small_recipe: Recipe, small_
     plan = describe(make_search(small_recipe), Sizes.of(small_recipe, small_data))
     assert "search.seed = 0  (--set)" in plan
     assert "hyperparameters.weight_decay = 0.01  (default)" in plan
-    assert "rungs at 333, 1,000 tokens; one in 3 passes" in plan
+    assert "rungs at 100, 300 tokens; one in 3 passes" in plan
     assert "the last 10m00s are kept for verification" in plan

@@ -1,3 +1,4 @@
+import threading
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,29 @@ def test_only_ended_trials_lose_their_adapters(run: RunFolder) -> None:
     add(run, "0004", [9.0], ended=False)
     assert [r.id for r in expendable_adapters(run.records(), keep=1)] == ["0003", "0002"]
     assert expendable_adapters(run.records(), keep=3) == []
+
+
+def test_reading_the_records_never_disturbs_a_trial_that_writes(run: RunFolder) -> None:
+    add(run, "0000", [3.0], origin=Origin.BASE)
+    folder = add(run, "0001", [2.9], ended=False)
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                assert run.records()[1].best_eval_loss is not None
+            except BaseException as error:
+                failures.append(error)
+                return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for i in range(200):
+            record(folder, point(2.8 - i / 1000, 200 + i))
+    finally:
+        stop.set()
+        reader.join()
+    assert not failures
+    assert pick_best(run.records()).loss == pytest.approx(2.601)

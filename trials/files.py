@@ -60,7 +60,10 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def settle_folder(target: Path) -> None:
-    """Undoes a replacement that was cut between its two renames: the old folder goes back to its place."""
+    """Undoes a replacement that was cut between its two renames: the old folder goes back to its place.
+
+    Only for who owns the folder: done while another process replaces it, this makes that process fail.
+    """
     old = target.with_name(target.name + ".old")
     if old.exists() and not target.exists():
         old.rename(target)

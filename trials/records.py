@@ -18,7 +18,7 @@ from typing import Any
 
 from trials.config import TrialConfig
 from trials.errors import RunFolderError
-from trials.files import append_json_line, read_json_lines, replace_folder, settle_folder, write_json
+from trials.files import append_json_line, read_json_lines, replace_folder, write_json
 from trials.losses import RowLosses
 
 
@@ -86,9 +86,15 @@ class TrialRecord:
         return max((point.tokens_seen for point in self.points), default=0)
 
     @property
+    def adapter(self) -> Path:
+        """The best adapter so far; the one before it in the moment when it's being replaced."""
+        current, old = self.folder / "adapter", self.folder / "adapter.old"
+        return old if old.exists() and not current.exists() else current
+
+    @property
     def has_adapter(self) -> bool:
         """Whether its best adapter is still on disk."""
-        return (self.folder / "adapter" / "adapter_config.json").is_file()
+        return (self.adapter / "adapter_config.json").is_file()
 
     def row_losses(self) -> RowLosses | None:
         """Loss of every eval row at the best evaluation; None if it was never evaluated."""
@@ -144,11 +150,10 @@ class TrialFolder:
 
 
 def read_trial(folder: Path) -> TrialRecord:
-    """The record of one trial folder. Raises `RunFolderError` if it holds none."""
+    """The record of one trial folder, which may be written to meanwhile. Raises `RunFolderError` if it holds none."""
     path = folder / "config.json"
     if not path.is_file():
         raise RunFolderError(f"{folder} holds no trial: there is no config.json in it.")
-    settle_folder(folder / "adapter")
     content = json.loads(path.read_text())
     return TrialRecord(
         id=folder.name,

@@ -38,19 +38,31 @@ def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def tokenize(example: Example, tokenizer: PreTrainedTokenizerBase) -> TokenizedRow:
-    """The example in the tokenizer's chat template. Raises `DataError` if its text holds an EOS of its own."""
+    """The example in the tokenizer's chat template. Raises `DataError` if its text holds a BOS or EOS of its own."""
+    eos = _eos(tokenizer)
+    _refuse_specials(example, tokenizer)
     start = prompt_ids(example.prompt, tokenizer)
     turns = [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.completion}]
     whole = _with_one_bos(_encode(_render(turns, tokenizer, add_generation_prompt=False), tokenizer), tokenizer)
     # Some templates render the prompt differently once it's answered; then the answer is tokenised by itself.
     answer = whole[len(start) :] if whole[: len(start)] == start else _encode(example.completion, tokenizer)
-    answer = _with_one_eos(answer, tokenizer)
-    if answer.count(_eos(tokenizer)) != 1:
+    answer = _with_one_eos(answer, eos)
+    if answer.count(eos) != 1:
         raise DataError(
-            f"row {example.id}: its completion contains {tokenizer.eos_token!r}, which ends a sequence. "
-            "Remove it from the text: it's added to every row."
+            f"row {example.id}: the chat template puts {tokenizer.eos_token!r} inside the answer, where it would end. "
+            "Mend the template."
         )
     return TokenizedRow(example.id, (*start, *answer), prompt_length=len(start))
+
+
+def _refuse_specials(example: Example, tokenizer: PreTrainedTokenizerBase) -> None:
+    for field, text in (("prompt", example.prompt), ("completion", example.completion)):
+        for special in (tokenizer.bos_token, tokenizer.eos_token):
+            if special and special in text:
+                raise DataError(
+                    f"row {example.id}: its {field} contains {special!r}, which begins or ends a sequence. "
+                    "Remove it from the text: it's added to every row."
+                )
 
 
 def _render(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool) -> str:
@@ -75,9 +87,8 @@ def _with_one_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[in
     return [bos, *ids[start:]]
 
 
-def _with_one_eos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _with_one_eos(ids: list[int], eos: int) -> list[int]:
     # What a template puts after its last EOS (often a line break) is no part of the answer.
-    eos = _eos(tokenizer)
     end = len(ids)
     if eos in ids:
         end = len(ids) - ids[::-1].index(eos)

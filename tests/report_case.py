@@ -1,0 +1,178 @@
+"""Run folders for the report's tests, written by the same code that a search writes them with."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from orchestrator.conductor import trial_id
+from orchestrator.deadline import Deadline
+from orchestrator.run_folder import BASE_TRIAL_ID, RunFolder, Search
+from orchestrator.study import Study, Suggestion
+from search_spaces.recipe import load_recipe
+from trials.config import TrialConfig
+from trials.losses import RowLosses
+from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder
+
+ROWS = 60
+BASE_LOSS = 1.90
+STEP_TOKENS = 11_112
+STARTED = datetime.now(UTC) - timedelta(hours=7, minutes=12)
+
+
+FINISHED = Ending(EndingKind.FINISHED, "trained for all its 120 steps")
+
+
+@dataclass(frozen=True)
+class Told:
+    """One trial as a test wants it."""
+
+    id: str
+    losses: Sequence[float]
+    ending: Ending | None = FINISHED
+    origin: Origin = Origin.PROPOSED
+    name: str = "proposed"
+    values: dict[str, Any] | None = None
+    adapter: bool = True
+
+
+BASE = Told(BASE_TRIAL_ID, [BASE_LOSS], origin=Origin.BASE, name="base", adapter=False)
+
+
+def row_losses(mean: float, seed: int = 0, noise: float = 0.05) -> RowLosses:
+    """Rows of which some are hard for every model; their token-weighted mean is exactly `mean`."""
+    shared, own = random.Random(7), random.Random(seed)
+    counts = [shared.randint(20, 60) for _ in range(ROWS)]
+    sums = [n * (mean + shared.gauss(0, 0.4) + own.gauss(0, noise)) for n in counts]
+    excess = math.fsum(sums) / sum(counts) - mean
+    return RowLosses([s - n * excess for s, n in zip(sums, counts, strict=True)], counts)
+
+
+def new_run(path: Path, assignments: Sequence[str] = ()) -> RunFolder:
+    """A run folder that holds only its search.json; the recipe is the demo's."""
+    resolved = load_recipe("demo", assignments, environ={})
+    (path / "trials").mkdir(parents=True)
+    run = RunFolder(path)
+    run.write_search(
+        Search(resolved.recipe, resolved.sources, Deadline(STARTED, STARTED + timedelta(hours=9), 300), 0, 100_000)
+    )
+    return run
+
+
+def write_trial(run: RunFolder, told: Told, config: TrialConfig | None = None) -> TrialFolder:
+    """Writes a trial as the code that trains does."""
+    recipe = run.read_search().recipe
+    folder = TrialFolder(run.trial(told.id))
+    folder.begin(config or recipe.trial_config(told.values or {}), told.origin, told.name)
+    best = math.inf
+    for number, loss in enumerate(told.losses, start=1):
+        best = min(best, loss)
+        step = 0 if told.origin is Origin.BASE else number
+        point = EvalPoint(
+            step=step * 14,
+            tokens_seen=step * STEP_TOKENS,
+            eval_loss=loss,
+            best_eval_loss=best,
+            seconds=max(step, 0.2) * 21.5,
+            tokens_per_second=None if step == 0 else 612.0,
+        )
+        folder.record(point, row_losses(loss, seed=int(told.id)), _save_adapter if told.adapter else None)
+    if told.ending is not None:
+        folder.end(told.ending)
+    return folder
+
+
+def night(path: Path) -> RunFolder:
+    """A whole night in small: some twenty trials that ended in every way there is, with study, export and samples."""
+    run = new_run(path, ["weight_decay=0.02"])
+    write_trial(run, BASE)
+    recipe = run.read_search().recipe
+    study = Study(run.study_url, recipe)
+    study.record_base(BASE_LOSS)
+    rng = random.Random(3)
+    for _ in range(22):
+        suggestion = study.ask()
+        told = _imagined(suggestion, rng)
+        write_trial(run, told, recipe.trial_config(suggestion.values))
+        for number, _loss in enumerate(told.losses, start=1):
+            best = min(told.losses[:number])
+            point = EvalPoint(number * 14, number * STEP_TOKENS, best, best, 0.0)
+            study.report(suggestion.number, point)
+        study.tell(suggestion.number, told.ending.kind if told.ending else None, min(told.losses, default=None))
+    winner = min((r for r in run.records() if r.origin is not Origin.BASE and r.points), key=lambda r: r.best_eval_loss)
+    write_export(run, winner.id, winner.best_eval_loss or 0.0)
+    write_samples(run)
+    return run
+
+
+def write_export(run: RunFolder, winner: str, loss: float, **changes: Any) -> None:
+    """export/manifest.json as the export writes it, as far as the report reads it."""
+    run.export.mkdir(exist_ok=True)
+    manifest = {
+        "trial": winner,
+        "eval_loss": loss,
+        "base_eval_loss": BASE_LOSS,
+        "verified": {"eval_loss": loss + 2e-5, "difference": 2e-5, "tolerance": 1e-3},
+        "test": {"eval_loss": 1.1234, "base_eval_loss": 1.9345, "difference": 0.8111, "standard_error": 0.0123},
+        **changes,
+    }
+    (run.export / "manifest.json").write_text(json.dumps(manifest))
+
+
+def write_samples(run: RunFolder, **changes: str) -> None:
+    """samples.json with two samples; `changes` to the first."""
+    first = {
+        "id": "test-1",
+        "prompt": "Premise: All the lamps in the hall are lit.\nHypothesis: No lamp in the hall is dark.\nReasoning:",
+        "expected": "Lit is the opposite of dark, and it holds for all lamps.\nLabel: entailment",
+        "base": "The lamps lamps in the in the hall. Premise: All",
+        "winner": "All lamps are lit, so none is dark.\nLabel: entailment",
+        **changes,
+    }
+    second = {**first, "id": "test-2", "prompt": "Premise: Two of five doors are open.\nHypothesis: A door is open."}
+    (run.path / "samples.json").write_text(json.dumps([first, second]))
+
+
+def _save_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def _imagined(suggestion: Suggestion, rng: random.Random) -> Told:
+    """A curve that depends on the learning rate most, and how it ended."""
+    rate = suggestion.values["learning_rate"]
+    off = abs(math.log10(rate) - math.log10(1.5e-3))
+    floor = 1.02 + 0.22 * off + 0.0004 * abs(suggestion.values["lora_rank"] - 16) + rng.gauss(0, 0.01)
+    curve = [floor + (BASE_LOSS - floor) * math.exp(-1.1 * k / (1 + off)) + rng.gauss(0, 0.006) for k in range(1, 10)]
+    losses, ending = _ended(suggestion, off, curve)
+    origin = Origin.START if suggestion.name else Origin.PROPOSED
+    return Told(trial_id(suggestion.number), losses, ending, origin, suggestion.name or "proposed")
+
+
+def _ended(suggestion: Suggestion, off: float, curve: list[float]) -> tuple[list[float], Ending | None]:
+    """What's left of the curve, and how the trial ended."""
+    special: dict[int, tuple[list[float], Ending | None]] = {
+        7: (
+            [curve[0], 2.4, 4.4],
+            Ending(EndingKind.DIVERGED, "eval loss 4.4000 is above 2 times the base model's 1.9000"),
+        ),
+        9: ([], Ending(EndingKind.OUT_OF_MEMORY, "CUDA out of memory: 2.1 GiB")),
+        11: ([], Ending(EndingKind.FAILED, "its process died")),
+        14: (
+            [*curve[:4], *(curve[3] + 0.02 * k for k in range(1, 4))],
+            Ending(EndingKind.EARLY_STOPPED, f"3 evaluations without improving on {curve[3]:.4f}"),
+        ),
+        21: (curve[:4], None),
+    }
+    if suggestion.number in special:
+        return special[suggestion.number]
+    if suggestion.name is None and off > 0.55:
+        rung = 1 if off > 0.9 else 3
+        reason = f"stopped at the rung at {rung * STEP_TOKENS:,} tokens: loss {curve[rung]:.4f}, place 7 of 12"
+        return curve[:rung], Ending(EndingKind.PRUNED, reason)
+    return curve, FINISHED
