@@ -40,6 +40,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from trials.data import load_data
     from trials.model import load_tokenizer
+    from trials.tracking import wandb_run
     from trials.training import Decision, run_trial, use_threads
 
     tokenizer = load_tokenizer(config.model)
@@ -52,7 +53,8 @@ def _train(arguments: argparse.Namespace) -> int:
         print(f"step {point.step}, {point.tokens_seen:,} tokens: eval loss {point.eval_loss:.4f}{speed}", flush=True)
         return Decision.GO_ON
 
-    ending = run_trial(config, data, tokenizer, folder, report)
+    with wandb_run(folder.path, config, group=recipe.name):
+        ending = run_trial(config, data, tokenizer, folder, report)
     if ending is not None:
         print(f"{ending.kind.value}: {ending.reason}")
     print(f"best adapter: {folder.adapter}")

@@ -140,7 +140,7 @@ def _loraplus_optimizer(model: PeftModel, arguments: SFTConfig, config: TrialCon
     if ratio == 1.0:
         return None
     optimizer_class, kwargs = SFTTrainer.get_optimizer_cls_and_kwargs(arguments, model)
-    kwargs["weight_decay"] = arguments.weight_decay
+    kwargs["loraplus_weight_decay"] = arguments.weight_decay
     optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
         model=model, optimizer_cls=optimizer_class, loraplus_lr_ratio=ratio, **kwargs
     )

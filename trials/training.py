@@ -6,10 +6,10 @@ callback answers go on or stop, and whoever says stop records why.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,9 +28,8 @@ from trials.trainer import EvaluationTimes, build_trainer
 from trials.verdicts import divergence, lost_patience
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
 
 
 class Decision(Enum):
@@ -58,7 +57,7 @@ def run_trial(
     is an ending; any other error is recorded as `failed` and raised.
     """
     try:
-        ending = _Run(config, data, folder, on_eval, stop_at).train(tokenizer)
+        ending = _train(_Job(config, data, folder, on_eval, stop_at), tokenizer)
     except Exception as error:
         if not is_out_of_memory(error):
             folder.end(Ending(EndingKind.FAILED, f"{type(error).__name__}: {error}"))
@@ -92,96 +91,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-class _Run:
-    """The state of one trial while it trains."""
-
-    def __init__(
-        self, config: TrialConfig, data: TrialData, folder: TrialFolder, on_eval: OnEval, stop_at: float
-    ) -> None:
-        self._config = config
-        self._data = data
-        self._folder = folder
-        self._on_eval = on_eval
-        self._stop_at = stop_at
-        self._stopwatch = _Stopwatch()
-        self._points: list[EvalPoint] = []
-        self._ending: Ending | None = None
-
-    def train(self, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
-        config = self._config
-        base = load_base(config.model)
-        self._base_loss = config.base_eval_loss
-        if self._base_loss is None:
-            self._base_loss = evaluate_rows(base, self._data.eval.rows, config.evaluation.batch_rows).mean
-        set_seed(config.seed)
-        self._model = attach_adapter(base, config.hyperparameters)
-        length = full_length(config.hyperparameters, self._data.train)
-        self._ending = Ending(EndingKind.FINISHED, f"trained for all its {length.steps} steps")
-        trainer = build_trainer(
-            self._model,
-            tokenizer,
-            self._data.train,
-            config,
-            length,
-            self._evaluate,
-            EvaluationTimes(evaluation_tokens(length.tokens, config.evaluation), self._time_is_over),
-            self._folder.path,
-        )
-        self._stopwatch.start_training()
-        trainer.train()
-        return self._ending
-
-    def _evaluate(self, state: TrainerState) -> tuple[float, bool]:
-        self._stopwatch.stop_training()
-        losses = evaluate_rows(self._model, self._data.eval.rows, self._config.evaluation.batch_rows)
-        is_over = self._judge(losses, state)
-        self._stopwatch.start_training()
-        return losses.mean, is_over
-
-    def _judge(self, losses: RowLosses, state: TrainerState) -> bool:
-        """Records an evaluation and says whether the training ends with it."""
-        diverged = divergence(losses.mean, self._base_loss or math.inf, self._config.evaluation.divergence_factor)
-        if diverged is not None and not math.isfinite(losses.mean):
-            self._ending = diverged
-            return True
-        point = self._point(losses.mean, state)
-        self._points.append(point)
-        self._folder.record(point, losses, self._save_adapter)
-        decision = self._on_eval(point)
-        if decision is Decision.STOP:
-            self._ending = None
-            return True
-        early = diverged or self._ends_early(state)
-        self._ending = early or self._ending
-        return early is not None
-
-    def _ends_early(self, state: TrainerState) -> Ending | None:
-        if state.global_step >= state.max_steps:
-            return None
-        if self._time_is_over():
-            return Ending(EndingKind.PRUNED, "the time for training was over")
-        return lost_patience(self._points, self._config.evaluation)
-
-    def _point(self, eval_loss: float, state: TrainerState) -> EvalPoint:
-        train_losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        training_seconds = self._stopwatch.training_seconds
-        return EvalPoint(
-            step=state.global_step,
-            tokens_seen=int(state.num_input_tokens_seen),
-            eval_loss=eval_loss,
-            best_eval_loss=min([eval_loss, *(point.eval_loss for point in self._points)]),
-            seconds=self._stopwatch.seconds,
-            train_loss=train_losses[-1] if train_losses and math.isfinite(train_losses[-1]) else None,
-            tokens_per_second=state.num_input_tokens_seen / training_seconds if training_seconds else None,
-        )
-
-    def _save_adapter(self, path: Path) -> None:
-        self._model.save_pretrained(str(path), save_embedding_layers=False)
-
-    def _time_is_over(self) -> bool:
-        return time.time() >= self._stop_at
-
-
 class _Stopwatch:
     """Seconds since the trial began, and of these the seconds spent in optimizer steps."""
 
@@ -201,3 +110,95 @@ class _Stopwatch:
         if self._resumed is not None:
             self.training_seconds += time.monotonic() - self._resumed
             self._resumed = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What `run_trial` was given, and the watch that began to run with it."""
+
+    config: TrialConfig
+    data: TrialData
+    folder: TrialFolder
+    on_eval: OnEval
+    stop_at: float
+    stopwatch: _Stopwatch = field(default_factory=_Stopwatch)
+
+    def time_is_over(self) -> bool:
+        return time.time() >= self.stop_at
+
+
+def _train(job: _Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
+    config, data = job.config, job.data
+    base = load_base(config.model)
+    base_loss = config.base_eval_loss
+    if base_loss is None:
+        base_loss = evaluate_rows(base, data.eval.rows, config.evaluation.batch_rows).mean
+    set_seed(config.seed)
+    model = attach_adapter(base, config.hyperparameters)
+    length = full_length(config.hyperparameters, data.train)
+    finished = Ending(EndingKind.FINISHED, f"trained for all its {length.steps} steps")
+    supervisor = _Supervisor(job, model, base_loss, finished)
+    times = EvaluationTimes(evaluation_tokens(length.tokens, config.evaluation), job.time_is_over)
+    trainer = build_trainer(model, tokenizer, data.train, config, length, supervisor.evaluate, times, job.folder.path)
+    job.stopwatch.start_training()
+    trainer.train()
+    return supervisor.ending
+
+
+class _Supervisor:
+    """Evaluates a trial, records it, and decides with the callback whether it goes on."""
+
+    def __init__(self, job: _Job, model: PeftModel, base_loss: float, ending: Ending) -> None:
+        self._job = job
+        self._settings = job.config.evaluation
+        self._model = model
+        self._base_loss = base_loss
+        self._points: list[EvalPoint] = []
+        self.ending: Ending | None = ending
+        """How the trial ends if nothing changes it; None once the callback has said stop."""
+
+    def evaluate(self, state: TrainerState) -> tuple[float, bool]:
+        """Eval loss in nats per token, and whether the training ends with it."""
+        self._job.stopwatch.stop_training()
+        losses = evaluate_rows(self._model, self._job.data.eval.rows, self._settings.batch_rows)
+        is_over = self._judge(losses, state)
+        self._job.stopwatch.start_training()
+        return losses.mean, is_over
+
+    def _judge(self, losses: RowLosses, state: TrainerState) -> bool:
+        diverged = divergence(losses.mean, self._base_loss, self._settings.divergence_factor)
+        if diverged is not None and not math.isfinite(losses.mean):
+            self.ending = diverged
+            return True
+        point = self._point(losses.mean, state)
+        self._points.append(point)
+        self._job.folder.record(point, losses, self._save_adapter)
+        if self._job.on_eval(point) is Decision.STOP:
+            self.ending = None
+            return True
+        early = diverged or self._ends_early(state)
+        self.ending = early or self.ending
+        return early is not None
+
+    def _ends_early(self, state: TrainerState) -> Ending | None:
+        if state.global_step >= state.max_steps:
+            return None
+        if self._job.time_is_over():
+            return Ending(EndingKind.PRUNED, "the time for training was over")
+        return lost_patience(self._points, self._settings)
+
+    def _point(self, eval_loss: float, state: TrainerState) -> EvalPoint:
+        train_losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        training_seconds = self._job.stopwatch.training_seconds
+        return EvalPoint(
+            step=state.global_step,
+            tokens_seen=int(state.num_input_tokens_seen),
+            eval_loss=eval_loss,
+            best_eval_loss=min([eval_loss, *(point.eval_loss for point in self._points)]),
+            seconds=self._job.stopwatch.seconds,
+            train_loss=train_losses[-1] if train_losses and math.isfinite(train_losses[-1]) else None,
+            tokens_per_second=state.num_input_tokens_seen / training_seconds if training_seconds else None,
+        )
+
+    def _save_adapter(self, path: Path) -> None:
+        self._model.save_pretrained(str(path), save_embedding_layers=False)
