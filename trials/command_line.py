@@ -28,9 +28,9 @@ def quiet_libraries() -> None:
     """Our own log lines at INFO, the libraries' only from ERROR on."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for ours in ("trials", "search_spaces", "orchestrator"):
         logging.getLogger(ours).setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning)

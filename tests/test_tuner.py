@@ -1,0 +1,96 @@
+"""The adapters between Ray Tune and the conductor; the whole of it runs in test_search.py."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from orchestrator import tuner
+from orchestrator.conductor import Conductor
+from orchestrator.run_folder import RunFolder, Search
+from search_spaces.schema import Recipe
+from tests.searches import BASE_LOSS, make_conductor, make_run, make_search, point, record, run_base, run_trial
+from trials.config import TrialConfig
+from trials.records import EndingKind, TrialFolder
+
+
+@pytest.fixture
+def search(small_recipe: Recipe) -> Search:
+    return make_search(small_recipe)
+
+
+@pytest.fixture
+def run(tmp_path: Path, search: Search) -> RunFolder:
+    return make_run(tmp_path / "run", search)
+
+
+@pytest.fixture
+def conductor(run: RunFolder, search: Search) -> Conductor:
+    return make_conductor(run, search, slots=2)
+
+
+def test_a_suggestion_is_all_that_a_worker_needs(conductor: Conductor, run: RunFolder, search: Search) -> None:
+    searcher = tuner._Searcher(conductor, run, search)
+    base, start = searcher.suggest("a"), searcher.suggest("b")
+    assert isinstance(base, dict)
+    assert isinstance(start, dict)
+    assert (base["trial_id"], base["origin"]) == ("0000", "base")
+    assert TrialConfig.model_validate_json(start["config"]).hyperparameters.learning_rate == 2e-4
+    assert start["folder"] == str(run.trial("0001"))
+    assert start["stop_at"] == search.deadline.training_ends.timestamp()
+    assert searcher.suggest("c") is None  # both slots are taken
+
+
+def test_the_searcher_is_finished_when_the_conductor_is(conductor: Conductor, run: RunFolder, search: Search) -> None:
+    conductor.interrupt()
+    assert tuner._Searcher(conductor, run, search).suggest("a") == Searcher.FINISHED
+
+
+def test_a_trial_whose_process_died_is_told_so(conductor: Conductor, run: RunFolder, search: Search) -> None:
+    run_base(run, conductor)
+    searcher = tuner._Searcher(conductor, run, search)
+    searcher.suggest("b")
+    searcher.on_trial_complete("b", error=True)
+    ending = run.records()[1].ending
+    assert ending is not None
+    assert ending.kind is EndingKind.FAILED
+
+
+def test_the_scheduler_says_what_the_conductor_says(conductor: Conductor, run: RunFolder, search: Search) -> None:
+    run_base(run, conductor, BASE_LOSS)
+    run_trial(run, conductor, [(100, 1.0), (900, 0.5)])
+    suggestion = tuner._Searcher(conductor, run, search).suggest("c")
+    trial = SimpleNamespace(config=suggestion)
+    scheduler = tuner._Scheduler(conductor)
+    for evaluation, word in ((point(1.5, 50), TrialScheduler.CONTINUE), (point(1.4, 100), TrialScheduler.STOP)):
+        record(TrialFolder(run.trial("0002")), evaluation)
+        assert scheduler.on_trial_result(None, trial, {**asdict(evaluation), "training_iteration": 1}) == word
+
+
+def test_everything_stops_when_the_conductor_says_so(conductor: Conductor) -> None:
+    stopper = tuner._Stopper(conductor)
+    assert not stopper.stop_all()
+    assert not stopper("a", {})
+    conductor.interrupt()
+    assert stopper.stop_all()
+
+
+def test_the_first_interrupt_is_ours_the_second_is_pythons(conductor: Conductor) -> None:
+    with tuner._interrupts(conductor):
+        signal.raise_signal(signal.SIGINT)
+        assert conductor.was_interrupted
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_tune_pickles_leaves_the_conductor_behind(conductor: Conductor, run: RunFolder, search: Search) -> None:
+    for adapter in (tuner._Searcher(conductor, run, search), tuner._Scheduler(conductor), tuner._Stopper(conductor)):
+        assert pickle.loads(pickle.dumps(adapter)).__dict__ == {}

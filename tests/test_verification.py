@@ -1,0 +1,23 @@
+from pathlib import Path
+
+import pytest
+
+from orchestrator.verification import check_loss, prove_export
+from search_spaces.schema import Recipe
+from trials.errors import ExportNotVerified
+
+
+def test_a_loss_within_the_tolerance_passes() -> None:
+    check_loss("the export", 1.0009, 1.0, 1e-3)
+
+
+@pytest.mark.parametrize("loss", [1.0011, 0.9989, float("nan")])
+def test_a_loss_outside_is_an_error_that_names_both(loss: float) -> None:
+    with pytest.raises(ExportNotVerified, match=r"has eval loss .*, but the trial measured 1\.00000"):
+        check_loss("the export", loss, 1.0, 1e-3)
+
+
+def test_an_export_that_cannot_be_loaded_is_not_verified(tmp_path: Path, small_recipe: Recipe) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ExportNotVerified, match=r"could not be loaded again \(exit code \d\)"):
+        prove_export(tmp_path, small_recipe, 1.0, merge=False)
