@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
+import math
 import os
 import sys
 import warnings
@@ -22,6 +24,32 @@ def run(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """For argparse: a whole number that isn't below `least`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed. Give a whole number of at least {least}.")
+        return int(text)
+
+    return parse
+
+
+def number_within(low: float, high: float) -> Callable[[str], float]:
+    """For argparse: a number from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed. Give a number from {low:g} to {high:g}.")
+        return number
+
+    return parse
 
 
 def quiet_libraries() -> None:

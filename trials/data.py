@@ -57,10 +57,10 @@ def load_data(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Tri
         examples = read_examples(Path(settings.test), settings.format, settings.test_rows)
         _refuse_overlap(train, examples, settings.train, settings.test)
         _refuse_overlap(evaluation, examples, settings.eval, settings.test)
-        test = tokenize_split(examples, settings.test, settings, tokenizer)
+        test = _comparable(tokenize_split(examples, settings.test, settings, tokenizer), settings.test)
     return TrialData(
         train=tokenize_split(train, settings.train, settings, tokenizer),
-        eval=tokenize_split(evaluation, settings.eval, settings, tokenizer),
+        eval=_comparable(tokenize_split(evaluation, settings.eval, settings, tokenizer), settings.eval),
         test=test,
     )
 
@@ -81,6 +81,12 @@ def tokenize_split(
             raise DataError(f"{found}. Raise data.max_length_tokens, or set data.too_long to drop.")
         logger.warning("%s; they are dropped, as data.too_long says", found)
     return Split(tuple(e for e, _ in kept), tuple(r for _, r in kept), dropped)
+
+
+def _comparable(split: Split, name: str) -> Split:
+    if len(split.rows) < 2:
+        raise DataError(f"{name}: only one row can be used, and comparing two models needs at least two. Add rows.")
+    return split
 
 
 def _refuse_overlap(seen: list[Example], held_out: list[Example], seen_name: str, held_out_name: str) -> None:

@@ -12,7 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trials.command_line import run
+from trials.command_line import run, whole_number
+from trials.errors import InputError
+from trials.formats import FORMATS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,11 +22,15 @@ def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(prog="python -m trials.evaluate", description="Judge an adapter or a model.")
     arguments.add_argument("model", metavar="ADAPTER_OR_MODEL", help="a folder, or a model's name on the hub")
     arguments.add_argument("--data", type=Path, required=True, help="JSON Lines file")
-    arguments.add_argument("--format", default="nli_cot", help="how rows become prompts (default: nli_cot)")
-    arguments.add_argument("--rows", type=int, help="at most so many rows, from the top")
-    arguments.add_argument("--max-length-tokens", type=int, default=2048, help="longer rows are refused")
+    arguments.add_argument(
+        "--format", choices=sorted(FORMATS), default="nli_cot", help="how rows become prompts (default: nli_cot)"
+    )
+    arguments.add_argument("--rows", type=whole_number(1), help="at most so many rows, from the top")
+    arguments.add_argument("--max-length-tokens", type=whole_number(8), default=2048, help="longer rows are refused")
     arguments.add_argument("--too-long", choices=("fail", "drop"), default="fail", help="what to do with longer rows")
-    arguments.add_argument("--batch-rows", type=int, default=16, help="rows at once; doesn't change the result")
+    arguments.add_argument(
+        "--batch-rows", type=whole_number(1), default=16, help="rows at once; doesn't change the result"
+    )
     arguments.add_argument("--quantization", choices=("nf4", "none"), default="nf4", help="of the base model")
     arguments.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the products")
     arguments.add_argument("--labels", action="store_true", help="also generate, and count right labels")
@@ -43,6 +49,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from trials.rows import read_examples
 
     examples = read_examples(arguments.data, arguments.format, arguments.rows)
+    if arguments.against_base and len(examples) < 2:
+        raise InputError(f"--against-base needs at least two rows, and of {arguments.data} one is used. Give more.")
     found = _judge(arguments, examples)
     print(f"eval loss {found['eval_loss']:.4f} nats per token, {len(found['row_losses']['loss_sums'])} rows")
     if "base" in found:

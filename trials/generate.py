@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from trials.command_line import run
+from trials.command_line import number_within, run, whole_number
 from trials.errors import InputError
 
 
@@ -18,11 +18,11 @@ def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(prog="python -m trials.generate", description="Ask an adapter or a model.")
     arguments.add_argument("model", metavar="ADAPTER_OR_MODEL", help="a folder, or a model's name on the hub")
     arguments.add_argument("--prompt", required=True, help="what the user says; - reads it from standard input")
-    arguments.add_argument("--max-new-tokens", type=int, default=256)
-    arguments.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    arguments.add_argument("--top-k", type=int, default=50)
-    arguments.add_argument("--top-p", type=float, default=0.95)
-    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--max-new-tokens", type=whole_number(1), default=256)
+    arguments.add_argument("--temperature", type=number_within(0.0, 100.0), default=0.0, help="0 is greedy (default)")
+    arguments.add_argument("--top-k", type=whole_number(0), default=50)
+    arguments.add_argument("--top-p", type=number_within(0.01, 1.0), default=0.95)
+    arguments.add_argument("--seed", type=whole_number(0), default=0)
     arguments.add_argument("--quantization", choices=("nf4", "none"), default="nf4", help="of the base model")
     return arguments
 

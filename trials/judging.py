@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from trials.config import ModelSettings
 from trials.data import Split
+from trials.errors import ModelError
 from trials.evaluation import evaluate_rows
 from trials.generation import Sampling, generate, parse_label
 from trials.losses import RowLosses, compare
-from trials.model import compute_dtype, device_map, keep_gradients_on_cpu, load_base, load_tokenizer, nf4_config
+from trials.model import (
+    compute_dtype,
+    device_map,
+    first_line,
+    keep_gradients_on_cpu,
+    load_base,
+    load_tokenizer,
+    nf4_config,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,9 +51,16 @@ def load_judged(path: str, quantization: str = "nf4", dtype: str = "auto") -> Ju
     arguments: dict[str, Any] = {"dtype": number, "device_map": device_map()}
     if quantization == "nf4":
         arguments["quantization_config"] = nf4_config(number)
-    model = AutoPeftModelForCausalLM.from_pretrained(path, **arguments)
+    try:
+        tokenizer_of = _tokenizer_of(path)
+        model = AutoPeftModelForCausalLM.from_pretrained(path, **arguments)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"can't load the adapter {path!r}: {first_line(error)}. "
+            "Its adapter_config.json must name a base model that this machine can reach."
+        ) from error
     keep_gradients_on_cpu(model)
-    return Judged(model, load_tokenizer(_tokenizer_of(path)), is_adapter=True)
+    return Judged(model, load_tokenizer(tokenizer_of), is_adapter=True)
 
 
 def _tokenizer_of(adapter: str) -> ModelSettings:

@@ -25,7 +25,7 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.name, revision=settings.revision)
     except (OSError, ValueError) as error:
-        raise ModelError(f"can't load the tokenizer of {settings.name!r}: {_first_line(error)}. {_REMEDY}.") from error
+        raise ModelError(f"can't load the tokenizer of {settings.name!r}: {first_line(error)}. {_REMEDY}.") from error
     if tokenizer.pad_token is None:
         # Padding is masked by position, so sharing the token with EOS never hides an EOS from the loss.
         tokenizer.pad_token = tokenizer.eos_token
@@ -47,7 +47,7 @@ def load_base(settings: ModelSettings) -> PreTrainedModel:
             arguments["quantization_config"] = nf4_config(dtype)
         model = AutoModelForCausalLM.from_pretrained(settings.name, **arguments)
     except (OSError, ValueError) as error:
-        raise ModelError(f"can't load the base model {settings.name!r}: {_first_line(error)}. {_REMEDY}.") from error
+        raise ModelError(f"can't load the base model {settings.name!r}: {first_line(error)}. {_REMEDY}.") from error
     model.requires_grad_(False)
     keep_gradients_on_cpu(model)
     model.config.use_cache = False
@@ -131,5 +131,6 @@ def _check_folder(name: str, needed: str) -> None:
         raise ModelError(f"no model in {name}: there is no {needed} in it. {_REMEDY}.")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a library's error says, short enough for a sentence of ours."""
     return str(error).strip().split("\n")[0].rstrip(".")

@@ -154,12 +154,17 @@ def read_trial(folder: Path) -> TrialRecord:
     path = folder / "config.json"
     if not path.is_file():
         raise RunFolderError(f"{folder} holds no trial: there is no config.json in it.")
-    content = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+        origin, name = Origin(content["origin"]), content["name"]
+        config = TrialConfig.model_validate_json(json.dumps(content["config"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise RunFolderError(f"{path} can't be read: {error}. Restore it, or remove that trial's folder.") from error
     return TrialRecord(
         id=folder.name,
-        origin=Origin(content["origin"]),
-        name=content["name"],
-        config=TrialConfig.model_validate_json(json.dumps(content["config"])),
+        origin=origin,
+        name=name,
+        config=config,
         points=tuple(_point(line) for line in read_json_lines(folder / "metrics.jsonl")),
         ending=_ending(folder / "ending.json"),
         folder=folder,

@@ -87,9 +87,30 @@ def build_trainer(
         callbacks=[times, TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
         optimizers=(_loraplus_optimizer(model, arguments, config), None),
     )
+    _keep_adapter_in_float32(model)
     trainer.evaluate_trial = evaluate
+    _keep_adapter_in_float32(model)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _keep_adapter_in_float32(model: PeftModel) -> None:
+    # TRL makes the adapter of a quantised model bfloat16, in which small updates round to nothing; and loaded again,
+    # PEFT computes it in float32, which gives another loss than the trial measured.
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def _keep_adapter_in_float32(model: PeftModel) -> None:
+    """Undoes TRL's cast of a quantised model's adapter to bfloat16 (trl 1.16, `SFTTrainer.__init__`).
+
+    In bfloat16 a weight of 0.05 can't move by less than 2e-4, so small learning rates train nothing, and the adapter
+    reloaded in PEFT's float32 isn't the one that was evaluated.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def as_dataset(rows: Sequence[TokenizedRow]) -> Dataset:
