@@ -1,0 +1,94 @@
+"""Shows that there is something to find in the demo: eval loss by learning rate, and labels of base and best.
+
+    python -m scripts.measure_demo_learning [--rates 1e-5 1e-3 1e-2] [--rows 250]
+
+One trial a rate: rank 16 on q, k, v and o, everything else as in the demo recipe, one CPU core, about 35 seconds each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from search_spaces.recipe import load_recipe
+from trials.command_line import quiet_libraries
+from trials.data import load_data, tokenize_split
+from trials.generation import Sampling, generate
+from trials.judging import label_counts, load_judged
+from trials.model import load_tokenizer
+from trials.records import Ending, Origin, TrialFolder, read_trial
+from trials.rows import read_examples
+from trials.training import Decision, run_trial, use_threads
+
+RATES = (1e-5, 2e-4, 1e-3, 3e-3, 1e-2)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One learning rate: its trial's loss in nats per token, how the trial ended, how long it took."""
+
+    rate: float
+    loss: float
+    ending: Ending | None
+    seconds: float
+    adapter: Path
+
+
+def measure(rate: float, folder: Path) -> Measured:
+    """Trains the demo's trial at one learning rate."""
+    recipe = load_recipe("demo", environ={}).recipe
+    config = recipe.trial_config({"learning_rate": rate, "lora_rank": 16})
+    tokenizer = load_tokenizer(config.model)
+    use_threads(config.machine)
+    trial = TrialFolder(folder / f"rate-{rate:g}")
+    trial.begin(config, Origin.SINGLE, f"{rate:g}")
+    started = time.monotonic()
+    run_trial(config, load_data(config.data, tokenizer), tokenizer, trial, lambda _: Decision.GO_ON)
+    record = read_trial(trial.path)
+    loss = record.best_eval_loss
+    assert loss is not None
+    return Measured(rate, loss, record.ending, time.monotonic() - started, trial.adapter)
+
+
+def accuracies(adapter: Path, rows: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Label counts of the base and of the adapter, by greedy generation on so many dev rows."""
+    data = load_recipe("demo", environ={}).recipe.data
+    judged = load_judged(str(adapter))
+    split = tokenize_split(read_examples(Path(data.eval), data.format, rows), data.eval, data, judged.tokenizer)
+    prompts = [example.prompt for example in split.examples]
+    sampling = Sampling(max_new_tokens=2 * max(row.completion_tokens for row in split.rows))
+    ours = label_counts(generate(judged.model, judged.tokenizer, prompts, sampling), split)
+    with judged.model.disable_adapter():
+        base = label_counts(generate(judged.model, judged.tokenizer, prompts, sampling), split)
+    return base, ours
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description="What the demo's learning rate decides.")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--rows", type=int, default=250, help="dev rows that labels are generated for")
+    arguments = parser.parse_args(argv)
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as folder:
+        found = []
+        for rate in arguments.rates:
+            found.append(measure(rate, Path(folder)))
+            last = found[-1]
+            how = last.ending.kind.value if last.ending else "stopped"
+            print(f"learning rate {rate:g}: eval loss {last.loss:.4f}, {how}, {last.seconds:.0f} s", flush=True)
+        best = min(found, key=lambda measured: measured.loss)
+        base, ours = accuracies(best.adapter, arguments.rows)
+        print(
+            f"labels on {arguments.rows} dev rows: base {base['accuracy']:.1%} ({base['unparsed']:.1%} unparsed), ",
+            end="",
+        )
+        print(f"best, {best.rate:g}, {ours['accuracy']:.1%} ({ours['unparsed']:.1%} unparsed)")
+
+
+if __name__ == "__main__":
+    main()

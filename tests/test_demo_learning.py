@@ -1,0 +1,26 @@
+"""The demo has something to find, and what is found answers right: the figures that the demo is made for."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts.measure_demo_learning import Measured, accuracies, measure
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[float, Measured]:
+    folder: Path = tmp_path_factory.mktemp("learning")
+    return {rate: measure(rate, folder) for rate in (1e-5, 3e-3, 1e-2)}
+
+
+def test_the_learning_rate_decides(measured: dict[float, Measured]) -> None:
+    slow, best, fast = (measured[rate].loss for rate in (1e-5, 3e-3, 1e-2))
+    assert best <= slow - 0.2
+    assert best <= fast - 0.2
+
+
+def test_labels_rise_from_chance_to_three_quarters(measured: dict[float, Measured]) -> None:
+    base, ours = accuracies(measured[3e-3].adapter, rows=120)
+    assert base["accuracy"] <= 0.55
+    assert ours["accuracy"] >= 0.75
+    assert ours["unparsed"] <= 0.05
