@@ -58,7 +58,7 @@ def export_best(folder: RunFolder, to: Path | None = None, *, merge: bool = Fals
     manifest["files"] = _hashes(staging)
     write_json(staging / "manifest.json", manifest)
     replace_folder(staging, target)
-    write_json(folder.path / "samples.json", found["samples"])
+    write_json(folder.path / "samples.json", found.get("samples", []))
     return Exported(target, manifest)
 
 

@@ -16,8 +16,8 @@ from trials.proof import ProofJob
 TOLERANCE = 1e-3
 """Nats per token between the trial's eval loss and the reloaded adapter's."""
 
-MERGED_TOLERANCE = 0.1
-"""Nats per token. Wider: the adapter was trained on the 4-bit base, and is merged into the unquantised one."""
+MERGED_TOLERANCE = 0.02
+"""Nats per token. Wider: merging rounds every weight to the compute dtype, bfloat16 on a GPU."""
 
 
 def prove_export(export: Path, recipe: Recipe, trial_loss: float, *, merge: bool) -> dict[str, Any]:

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from trials.data import TrialData
+    from trials.records import TrialRecord
 
 # No test may join a cluster that happens to run on this machine, log to a service, or ask a model hub.
 os.environ["RAY_ADDRESS"] = "local"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
+# As the demo's trials run: sums in the same order, and no fight for cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 for name in [name for name in os.environ if name.startswith("ORCHESTRATOR__")]:
     del os.environ[name]
 
@@ -58,6 +61,24 @@ def small_data(small_recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Tria
     from trials.data import load_data
 
     return load_data(small_recipe.data, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def small_trial(
+    small_config: TrialConfig,
+    small_data: TrialData,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> TrialRecord:
+    """A trial that was really trained: two seconds, once a session. Read it, don't write to its folder."""
+    from trials.records import Origin, TrialFolder, read_trial
+    from trials.training import Decision, run_trial, use_threads
+
+    folder = TrialFolder(tmp_path_factory.mktemp("trained") / "0001")
+    folder.begin(small_config, Origin.SINGLE, "demo")
+    use_threads(small_config.machine)
+    run_trial(small_config, small_data, tokenizer, folder, lambda _: Decision.GO_ON)
+    return read_trial(folder.path)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pydantic import Field
 from trials.command_line import run
 from trials.config import DataSettings, ModelSettings, Settings
 from trials.files import write_json
+from trials.merging import merge
 
 MERGED = "merged"
 
@@ -33,37 +34,33 @@ class ProofJob(Settings):
 
 def prove(job: ProofJob) -> dict[str, Any]:
     """Eval loss of the export; its test loss beside the base's; a few answers; eval loss of the merged weights."""
+    found = _judge(job, job.export, job.model.quantization)
+    if job.merge:
+        target = Path(job.export) / MERGED
+        merge(Path(job.export), job.model, target)
+        merged = job.model_copy(update={"samples": 0, "data": job.data.model_copy(update={"test": None})})
+        found["merged"] = _judge(merged, str(target), "none")["eval_loss"]
+    return found
+
+
+def _judge(job: ProofJob, path: str, quantization: str) -> dict[str, Any]:
     from trials import judging
     from trials.data import load_data
     from trials.generation import Sampling
 
-    judged = judging.load_judged(job.export, job.model.quantization, job.model.compute_dtype)
+    judged = judging.load_judged(path, quantization, job.model.compute_dtype)
     data = load_data(job.data, judged.tokenizer)
     losses = judging.losses(judged, data.eval, job.batch_rows)
     found: dict[str, Any] = {"eval_loss": losses.mean, "row_losses": asdict(losses)}
-    shown = data.test or data.eval
     if data.test is not None:
         test = judging.losses(judged, data.test, job.batch_rows)
         base = judging.losses(judged, data.test, job.batch_rows, base=True)
         found["test"] = {"eval_loss": test.mean, "rows": len(data.test.rows), **judging.against_base(test, base)}
-    longest = max(row.completion_tokens for row in shown.rows)
-    found["samples"] = judging.samples(judged, shown, job.samples, Sampling(max_new_tokens=2 * longest))
-    if job.merge:
-        found["merged"] = _merged_loss(job)
+    if job.samples:
+        shown = data.test or data.eval
+        longest = max(row.completion_tokens for row in shown.rows)
+        found["samples"] = judging.samples(judged, shown, job.samples, Sampling(max_new_tokens=2 * longest))
     return found
-
-
-def _merged_loss(job: ProofJob) -> float:
-    """Merges into the unquantised base, writes the weights, loads them again, and evaluates what was loaded."""
-    from trials import judging
-    from trials.data import load_data
-
-    whole = judging.load_judged(job.export, "none", job.model.compute_dtype)
-    target = Path(job.export) / MERGED
-    whole.model.merge_and_unload().save_pretrained(str(target))
-    whole.tokenizer.save_pretrained(str(target))
-    merged = judging.load_judged(str(target), "none", job.model.compute_dtype)
-    return judging.losses(merged, load_data(job.data, merged.tokenizer).eval, job.batch_rows).mean
 
 
 def main() -> int:

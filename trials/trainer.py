@@ -89,17 +89,8 @@ def build_trainer(
     )
     _keep_adapter_in_float32(model)
     trainer.evaluate_trial = evaluate
-    _keep_adapter_in_float32(model)
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _keep_adapter_in_float32(model: PeftModel) -> None:
-    # TRL makes the adapter of a quantised model bfloat16, in which small updates round to nothing; and loaded again,
-    # PEFT computes it in float32, which gives another loss than the trial measured.
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
 
 
 def _keep_adapter_in_float32(model: PeftModel) -> None:

@@ -1,0 +1,87 @@
+"""An export is proved from its own files: adapter, test rows, answers, merged weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from trials.files import write_json
+from trials.proof import ProofJob, main, prove
+from trials.records import TrialRecord
+
+
+@pytest.fixture(scope="module")
+def job(
+    small_trial: TrialRecord, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory
+) -> ProofJob:
+    """An export as the orchestrator makes it: adapter and tokenizer side by side."""
+    export = tmp_path_factory.mktemp("run") / "export"
+    shutil.copytree(small_trial.folder / "adapter", export)
+    tokenizer.save_pretrained(export)
+    config = small_trial.config
+    return ProofJob(export=str(export), model=config.model, data=config.data, batch_rows=8, samples=1, merge=False)
+
+
+@pytest.fixture(scope="module")
+def found(job: ProofJob) -> dict[str, Any]:
+    return prove(job.model_copy(update={"merge": True}))
+
+
+def test_the_export_has_the_loss_of_its_trial(found: dict[str, Any], small_trial: TrialRecord) -> None:
+    assert found["eval_loss"] == pytest.approx(small_trial.best_eval_loss, abs=5e-5)
+    assert len(found["row_losses"]["loss_sums"]) == 12
+
+
+def test_test_rows_are_judged_beside_the_base(found: dict[str, Any]) -> None:
+    test = found["test"]
+    assert test["rows"] == 8
+    assert test["difference"] == pytest.approx(test["base_eval_loss"] - test["eval_loss"])
+    assert test["difference"] > 2 * test["standard_error"] > 0
+
+
+def test_answers_are_shown(found: dict[str, Any]) -> None:
+    (sample,) = found["samples"]
+    assert set(sample) == {"id", "prompt", "expected", "base", "winner"}
+
+
+def test_merged_weights_stand_alone_and_are_about_as_good(found: dict[str, Any], job: ProofJob) -> None:
+    merged = Path(job.export) / "merged"
+    assert (merged / "model.safetensors").is_file()
+    assert not (merged / "adapter_config.json").exists()
+    # Not the same: the adapter was trained on NF4 weights.
+    assert abs(found["merged"] - found["eval_loss"]) < 0.2 * found["test"]["difference"]
+
+
+def test_without_test_rows_the_samples_are_eval_rows(job: ProofJob) -> None:
+    data = job.data.model_copy(update={"test": None})
+    found = prove(job.model_copy(update={"data": data}))
+    assert "test" not in found
+    assert "merged" not in found
+    assert len(found["samples"]) == 1
+
+
+def test_the_command_writes_what_it_finds(
+    job: ProofJob, found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / "job.json", job.model_dump(mode="json"))
+    monkeypatch.setattr(sys, "argv", ["proof", str(tmp_path / "job.json"), str(tmp_path / "result.json")])
+    assert main() == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["row_losses"] == found["row_losses"]
+
+
+def test_an_export_that_is_not_there_ends_with_2(
+    job: ProofJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = job.model_copy(update={"export": str(tmp_path / "gone")})
+    write_json(tmp_path / "job.json", gone.model_dump(mode="json"))
+    monkeypatch.setattr(sys, "argv", ["proof", str(tmp_path / "job.json"), str(tmp_path / "result.json")])
+    assert main() == 2
+    assert "gone" in capsys.readouterr().err
+    assert not (tmp_path / "result.json").exists()
