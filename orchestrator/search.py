@@ -159,6 +159,7 @@ def _finish(folder: RunFolder, *, interrupted: bool) -> int:
     from orchestrator.report import write_report
 
     code, problem = EXIT_INTERRUPTED if interrupted else EXIT_DONE, None
+    print("exporting the best trial, and loading it again in a fresh process to verify it", flush=True)
     try:
         exported = export_best(folder)
     except TuningError as error:

@@ -201,3 +201,37 @@ def test_without_a_better_adapter_nothing_is_exported(tmp_path: Path) -> None:
     assert "nothing exported: the best trial" in found.stderr
     assert not (out / "export").exists()
     assert (out / "report.html").is_file()
+
+
+def test_a_trial_cut_off_by_the_end_of_its_process_is_not_a_failure(tmp_path: Path) -> None:
+    """Ray ends a worker while its trial's thread still runs, with files closed under it."""
+    script = f"""
+import atexit, threading, time
+from pathlib import Path
+from search_spaces.recipe import load_recipe
+from tests.conftest import SMALL
+from trials.data import load_data
+from trials.model import load_tokenizer
+from trials.records import Origin, TrialFolder
+from trials.training import Decision, run_trial
+
+recipe = load_recipe("demo", [*SMALL, "train_tokens=100000", "evaluations=50"], environ={{}}).recipe
+config, tokenizer = recipe.trial_config({{}}), load_tokenizer(recipe.model)
+folder, evaluated = TrialFolder(Path({str(tmp_path / "trial")!r})), threading.Event()
+folder.begin(config, Origin.SINGLE, "cut off")
+
+def on_eval(point):
+    evaluated.set()
+    if not threading.main_thread().is_alive():
+        raise ValueError("flush of closed file")
+    return Decision.GO_ON
+
+arguments = (config, load_data(recipe.data, tokenizer), tokenizer, folder, on_eval)
+threading.Thread(target=run_trial, args=arguments, daemon=True).start()
+atexit.register(time.sleep, 3)
+evaluated.wait()
+"""
+    found = run_command([sys.executable, "-c", script], timeout=120)
+    assert "flush of closed file" in found.stderr
+    assert (tmp_path / "trial" / "metrics.jsonl").exists()
+    assert not (tmp_path / "trial" / "ending.json").exists()

@@ -7,6 +7,7 @@ callback answers go on or stop, and whoever says stop records why.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -60,7 +61,8 @@ def run_trial(
         ending = _train(_Job(config, data, folder, on_eval, stop_at), tokenizer)
     except Exception as error:
         if not is_out_of_memory(error):
-            folder.end(Ending(EndingKind.FAILED, f"{type(error).__name__}: {error}"))
+            if not _process_is_exiting():
+                folder.end(Ending(EndingKind.FAILED, f"{type(error).__name__}: {error}"))
             raise
         ending = Ending(EndingKind.OUT_OF_MEMORY, str(error).split("\n")[0])
     if ending is not None:
@@ -89,6 +91,14 @@ def use_threads(machine: Machine) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a GPU or on a CPU (there torch raises a plain RuntimeError)."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _process_is_exiting() -> bool:
+    """Whether the interpreter is shutting down under a trial that runs in a thread, as under Ray.
+
+    Files are closed under it then, and what it raises for that is no failure of its own: it was cut off.
+    """
+    return not threading.main_thread().is_alive()
 
 
 class _Stopwatch:

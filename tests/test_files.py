@@ -1,0 +1,97 @@
+"""Writing so that a crash at any moment leaves the old or the new."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from trials.files import append_json_line, read_json_lines, replace_folder, settle_folder, write_json, write_text
+
+
+def _folder(path: Path, content: str) -> Path:
+    path.mkdir()
+    (path / "weights").write_text(content)
+    return path
+
+
+def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"n": 1})
+    write_json(path, {"n": 2, "who": "Zoë"})
+    assert json.loads(path.read_text()) == {"n": 2, "who": "Zoë"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "new \ud800")
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_json_is_never_written(tmp_path: Path, value: float) -> None:
+    append_json_line(tmp_path / "lines", {"loss": 1.0})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "whole", {"loss": value})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        append_json_line(tmp_path / "lines", {"loss": value})
+    assert not (tmp_path / "whole").exists()
+    assert read_json_lines(tmp_path / "lines") == [{"loss": 1.0}]
+
+
+@pytest.mark.parametrize(
+    "cut", ['{"step": 3, "eval_l', "{", '{"who": "Zo\xc3'], ids=["in a key", "at once", "in UTF-8"]
+)
+def test_a_cut_last_line_is_skipped_and_the_next_one_stands_alone(tmp_path: Path, cut: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_json_line(path, {"step": 1})
+    append_json_line(path, {"step": 2})
+    with path.open("ab") as file:
+        file.write(cut.encode("latin-1"))
+    assert read_json_lines(path) == [{"step": 1}, {"step": 2}]
+    append_json_line(path, {"step": 4})
+    assert read_json_lines(path) == [{"step": 1}, {"step": 2}, {"step": 4}]
+
+
+def test_a_line_without_its_newline_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}')
+    append_json_line(path, {"step": 2})
+    assert read_json_lines(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_no_file_has_no_lines_and_what_is_no_object_is_no_line(tmp_path: Path) -> None:
+    assert read_json_lines(tmp_path / "absent") == []
+    (tmp_path / "odd").write_text('[1]\n7\n{"a": 1}\n')
+    assert read_json_lines(tmp_path / "odd") == [{"a": 1}]
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    target = tmp_path / "adapter"
+    for content in ("first", "second", "third"):
+        replace_folder(_folder(tmp_path / "new", content), target)
+        assert (target / "weights").read_text() == content
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_crash_between_the_two_renames_leaves_the_old_folder(tmp_path: Path) -> None:
+    target = _folder(tmp_path / "adapter", "old")
+    with pytest.raises(FileNotFoundError):  # the new folder vanishes: the second rename never happens
+        replace_folder(tmp_path / "new", target)
+    assert not target.exists()
+    settle_folder(target)
+    assert (target / "weights").read_text() == "old"
+
+
+def test_settling_never_touches_a_folder_in_its_place(tmp_path: Path) -> None:
+    target = _folder(tmp_path / "adapter", "new")
+    _folder(tmp_path / "adapter.old", "old")  # a crash after the second rename
+    settle_folder(target)
+    assert (target / "weights").read_text() == "new"
+    replace_folder(_folder(tmp_path / "newer", "newer"), target)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

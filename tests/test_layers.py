@@ -1,0 +1,154 @@
+"""Settings under dotted keys: what a key means, what a value is, and who said it last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from search_spaces.layers import (
+    KNOWN_KEYS,
+    Layers,
+    command_line_settings,
+    environment_settings,
+    flatten,
+    full_key,
+    parse_yaml,
+    resolve_path,
+    unknown_key,
+)
+from trials.config import Hyperparameters
+from trials.errors import RecipeError
+
+
+@pytest.mark.parametrize("text", ["2e-4", "2E-4", "2.0e-4", ".2e-3", "0.0002", "+2e-4"])
+def test_a_number_in_any_spelling_is_a_number(text: str) -> None:
+    assert parse_yaml(text, "here") == pytest.approx(2e-4)
+    assert isinstance(parse_yaml(text, "here"), float)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("8", 8), ("true", True), ("null", None), ("", None), ("9h", "9h"), ("1e", "1e"), ("[a, 1]", ["a", 1])],
+)
+def test_other_values_are_yaml(text: str, value: object) -> None:
+    assert parse_yaml(text, "here") == value
+
+
+def test_broken_yaml_is_named_by_its_source() -> None:
+    with pytest.raises(RecipeError, match=r"night\.yaml is no YAML: .* line 1, column 4.* Mend it\."):
+        parse_yaml("a: [1", "night.yaml")
+
+
+@pytest.mark.parametrize("text", ["!!python/object/apply:os.getcwd []", "!!python/name:os.system"])
+def test_a_recipe_runs_no_code(text: str) -> None:
+    with pytest.raises(RecipeError, match="is no YAML"):
+        parse_yaml(text, "night.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("learning_rate", "hyperparameters.learning_rate"),
+        ("hyperparameters.learning_rate", "hyperparameters.learning_rate"),
+        ("budget", "search.budget"),
+        ("max_length_tokens", "data.max_length_tokens"),
+        ("space.learning_rate", "space.learning_rate"),
+        ("space.learning_rate.low", "space.learning_rate.low"),
+        ("start.mine.lora_rank", "start.mine.lora_rank"),
+        ("description", "description"),
+    ],
+)
+def test_a_key_may_be_short_where_it_is_clear(key: str, meant: str) -> None:
+    assert full_key(key, "--set") == meant
+
+
+@pytest.mark.parametrize("name", Hyperparameters.model_fields)
+def test_every_hyperparameter_can_be_set_by_its_name(name: str) -> None:
+    assert full_key(name, "--set") == f"hyperparameters.{name}"
+
+
+def test_no_short_key_is_ambiguous() -> None:
+    shorts = [key.rpartition(".")[2] for key in KNOWN_KEYS if not key.startswith("space.")]
+    assert len(shorts) == len(set(shorts))
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("learning_rat", "hyperparameters.learning_rate"),
+        ("hyperparameters.lora_rnk", "hyperparameters.lora_rank"),
+        ("search.budgit", "search.budget"),
+        ("budgt", "search.budget"),
+        ("space.lora_alfa", "space.lora_alpha"),
+        ("serach.budget", "search.budget"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(key: str, near: str) -> None:
+    assert unknown_key(key) == f"unknown key {key!r}; the nearest known one is {near!r}."
+
+
+def test_where_nothing_is_near_all_are_named() -> None:
+    assert "known are: " in unknown_key("zzzzzz")
+    assert "learning_rate" in unknown_key("zzzzzz")
+
+
+def test_the_environment_gives_settings_and_their_variable() -> None:
+    environ = {"ORCHESTRATOR__SEARCH__BUDGET": "5m", "ORCHESTRATOR__LEARNING_RATE": "2e-4", "HOME": "/root"}
+    assert environment_settings(environ) == {
+        "search.budget": ("5m", "environment (ORCHESTRATOR__SEARCH__BUDGET)"),
+        "hyperparameters.learning_rate": (2e-4, "environment (ORCHESTRATOR__LEARNING_RATE)"),
+    }
+
+
+def test_an_unknown_variable_is_an_error_that_names_it() -> None:
+    with pytest.raises(RecipeError, match="ORCHESTRATOR__SPEED: unknown key 'speed'"):
+        environment_settings({"ORCHESTRATOR__SPEED": "9"})
+
+
+def test_the_command_line_gives_settings_and_the_last_stands() -> None:
+    found = command_line_settings(["lora_rank=4", "description=a=b", "lora_rank=8"])
+    assert found == {"hyperparameters.lora_rank": (8, "--set"), "description": ("a=b", "--set")}
+
+
+@pytest.mark.parametrize("assignment", ["learning_rate", "=1", ""])
+def test_anything_but_key_and_value_is_refused(assignment: str) -> None:
+    with pytest.raises(RecipeError, match="is not of the form key=value"):
+        command_line_settings([assignment])
+
+
+def test_flat_and_back() -> None:
+    nested = {"search": {"budget": "9h"}, "space": {"lora_rank": {"choices": [4, 8]}}, "start": {}}
+    flat = flatten(nested, "here")
+    assert flat == {"search.budget": "9h", "space.lora_rank.choices": [4, 8], "start": {}}
+    layers = Layers()
+    for key, value in flat.items():
+        layers.put(key, value, "here")
+    assert layers.nested() == nested
+
+
+def test_a_later_layer_replaces_a_key_with_all_that_was_under_it() -> None:
+    layers = Layers()
+    layers.put("space.lora_rank.low", 4, "a")
+    layers.put("space.lora_rank.high", 8, "a")
+    layers.put("space.lora_rank_max", 1, "a")
+    layers.put("space.lora_rank", {"choices": [1]}, "b")
+    assert layers.sources == {"space.lora_rank_max": "a", "space.lora_rank": "b"}
+
+
+def test_null_takes_an_entry_of_space_or_start_away_and_is_a_value_elsewhere() -> None:
+    layers = Layers()
+    layers.put("space.lora_rank.choices", [4], "a")
+    layers.put("space.lora_rank", None, "b")
+    layers.put("data.test", None, "b")
+    assert layers.values == {"data.test": None}
+
+
+def test_paths_are_those_of_who_names_them(tmp_path: Path) -> None:
+    (tmp_path / "here.jsonl").touch()
+    assert resolve_path("here.jsonl", tmp_path, must_be_path=False) == str(tmp_path / "here.jsonl")
+    assert resolve_path("../gone.jsonl", tmp_path / "sub", must_be_path=True) == str(tmp_path / "gone.jsonl")
+    assert resolve_path("./gone", tmp_path, must_be_path=False) == str(tmp_path / "gone")
+    assert resolve_path("/gone", tmp_path, must_be_path=False) == "/gone"
+    assert resolve_path("~/gone", tmp_path, must_be_path=False) == str(Path("~/gone").expanduser())
+    assert resolve_path("mistralai/Mistral-7B-v0.1", tmp_path, must_be_path=False) == "mistralai/Mistral-7B-v0.1"

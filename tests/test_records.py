@@ -1,0 +1,153 @@
+"""What a trial leaves on disk, and what is read back after a crash."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from trials.config import TrialConfig
+from trials.errors import RunFolderError
+from trials.losses import RowLosses
+from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, read_trial
+
+LOSSES = RowLosses([4.0, 6.0], [2, 2])
+
+
+def _point(step: int, loss: float, best: float) -> EvalPoint:
+    return EvalPoint(step, step * 100, loss, best, seconds=float(step), train_loss=loss, tokens_per_second=50.0)
+
+
+def _adapter(content: str) -> object:
+    def save(folder: Path) -> None:
+        (folder / "adapter_config.json").write_text(content)
+
+    return save
+
+
+@pytest.fixture
+def folder(tmp_path: Path, small_config: TrialConfig) -> TrialFolder:
+    folder = TrialFolder(tmp_path / "trials" / "0003")
+    folder.begin(small_config, Origin.PROPOSED, "proposed")
+    return folder
+
+
+def test_what_was_written_is_read(folder: TrialFolder, small_config: TrialConfig) -> None:
+    points = [_point(1, 3.0, 3.0), _point(2, 2.5, 2.5)]
+    for point in points:
+        folder.record(point, LOSSES, _adapter(str(point.step)))
+    folder.end(Ending(EndingKind.FINISHED, "all 2 steps"))
+    record = read_trial(folder.path)
+    assert (record.id, record.origin, record.name, record.config) == ("0003", "proposed", "proposed", small_config)
+    assert list(record.points) == points
+    assert (record.best_eval_loss, record.tokens_seen) == (2.5, 200)
+    assert record.ending == Ending(EndingKind.FINISHED, "all 2 steps")
+    assert record.row_losses() == LOSSES
+    assert record.has_adapter
+
+
+def test_a_trial_that_only_began(folder: TrialFolder) -> None:
+    record = read_trial(folder.path)
+    assert (record.points, record.ending, record.best_eval_loss, record.tokens_seen) == ((), None, None, 0)
+    assert record.row_losses() is None
+    assert not record.has_adapter
+
+
+def test_adapter_and_rows_are_those_of_the_best_evaluation(folder: TrialFolder) -> None:
+    worse = RowLosses([9.0, 9.0], [2, 2])
+    folder.record(_point(1, 2.5, 2.5), LOSSES, _adapter("best"))
+    folder.record(_point(2, 3.0, 2.5), worse, _adapter("worse"))
+    record = read_trial(folder.path)
+    assert (folder.adapter / "adapter_config.json").read_text() == "best"
+    assert record.row_losses() == LOSSES
+    assert record.best_eval_loss == 2.5
+
+
+def test_a_recorded_evaluation_always_has_its_adapter(folder: TrialFolder) -> None:
+    def dies(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    folder.record(_point(1, 2.5, 2.5), LOSSES, _adapter("first"))
+    with pytest.raises(KeyboardInterrupt):
+        folder.record(_point(2, 2.0, 2.0), LOSSES, dies)
+    record = read_trial(folder.path)
+    assert [point.step for point in record.points] == [1]
+    assert (folder.adapter / "adapter_config.json").read_text() == "first"
+
+
+def test_the_base_has_rows_and_no_adapter(folder: TrialFolder) -> None:
+    folder.record(_point(0, 3.0, 3.0), LOSSES, save_adapter=None)
+    assert read_trial(folder.path).row_losses() == LOSSES
+    assert not read_trial(folder.path).has_adapter
+
+
+def test_a_line_cut_by_a_crash_is_not_read_and_the_next_one_is(folder: TrialFolder) -> None:
+    folder.record(_point(1, 3.0, 3.0), LOSSES, None)
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(asdict(_point(2, 2.0, 2.0)))[:40])
+    assert [point.step for point in read_trial(folder.path).points] == [1]
+    folder.record(_point(3, 2.5, 2.5), LOSSES, None)
+    assert [point.step for point in read_trial(folder.path).points] == [1, 3]
+
+
+def test_an_adapter_is_found_after_a_cut_replacement(folder: TrialFolder) -> None:
+    folder.record(_point(1, 3.0, 3.0), LOSSES, _adapter("old"))
+    folder.adapter.rename(folder.path / "adapter.old")  # a crash between the two renames
+    record = read_trial(folder.path)
+    assert record.has_adapter
+    assert (record.adapter / "adapter_config.json").read_text() == "old"
+    folder.record(_point(2, 2.0, 2.0), LOSSES, _adapter("new"))
+    assert (read_trial(folder.path).adapter / "adapter_config.json").read_text() == "new"
+    assert not (folder.path / "adapter.old").exists()
+
+
+def test_reading_changes_nothing(folder: TrialFolder) -> None:
+    folder.record(_point(1, 3.0, 3.0), LOSSES, _adapter("old"))
+    folder.adapter.rename(folder.path / "adapter.old")  # the trial's own process is between its two renames
+    before = sorted(folder.path.rglob("*"))
+    assert read_trial(folder.path).has_adapter
+    assert sorted(folder.path.rglob("*")) == before
+
+
+def test_the_first_ending_stands(folder: TrialFolder) -> None:
+    folder.end(Ending(EndingKind.PRUNED, "fell behind at a rung"))
+    folder.end(Ending(EndingKind.FAILED, "its process died"))
+    assert read_trial(folder.path).ending == Ending(EndingKind.PRUNED, "fell behind at a rung")
+
+
+def test_a_folder_holds_one_trial(folder: TrialFolder, small_config: TrialConfig) -> None:
+    with pytest.raises(RunFolderError, match=r"0003 already holds a trial\. Give another --out"):
+        folder.begin(small_config, Origin.SINGLE, "another")
+
+
+def test_fields_of_a_later_version_are_skipped(folder: TrialFolder) -> None:
+    line = {**asdict(_point(1, 3.0, 3.0)), "gpu_degrees": 61}
+    (folder.path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert read_trial(folder.path).points == (_point(1, 3.0, 3.0),)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", '{"origin": "start"', "[]", '{"origin": "start"}', '{"origin": "moon", "name": "x", "config": {}}'],
+    ids=["empty", "cut", "no object", "keys missing", "unknown origin"],
+)
+def test_a_config_that_is_not_ours_is_an_error_that_names_the_file(folder: TrialFolder, content: str) -> None:
+    (folder.path / "config.json").write_text(content)
+    with pytest.raises(RunFolderError, match=r"0003/config\.json can't be read: .* Restore it"):
+        read_trial(folder.path)
+
+
+def test_an_unknown_setting_is_an_error(folder: TrialFolder) -> None:
+    path = folder.path / "config.json"
+    content = json.loads(path.read_text())
+    content["config"]["hyperparameters"]["lora_depth"] = 3
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunFolderError, match="lora_depth"):
+        read_trial(folder.path)
+
+
+def test_no_trial_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="holds no trial: there is no config"):
+        read_trial(tmp_path)

@@ -1,0 +1,58 @@
+"""Rules that judge a trial from its own history."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from trials.config import EvaluationSettings
+from trials.records import EndingKind, EvalPoint
+from trials.verdicts import divergence, lost_patience
+
+
+def _points(losses: list[float]) -> list[EvalPoint]:
+    return [
+        EvalPoint(step=i, tokens_seen=i, eval_loss=loss, best_eval_loss=min(losses[: i + 1]), seconds=float(i))
+        for i, loss in enumerate(losses)
+    ]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, 4.01])
+def test_no_number_and_far_above_the_base_are_divergence(loss: float) -> None:
+    ending = divergence(loss, base_loss=2.0, factor=2.0)
+    assert ending is not None
+    assert ending.kind is EndingKind.DIVERGED
+
+
+@pytest.mark.parametrize("loss", [0.0, 2.0, 4.0])
+def test_up_to_the_factor_is_none(loss: float) -> None:
+    assert divergence(loss, base_loss=2.0, factor=2.0) is None
+
+
+def test_the_reason_says_the_figures() -> None:
+    ending = divergence(9.0, 2.0, 2.0)
+    assert ending is not None
+    assert ending.reason == "eval loss 9.0000 is above 2 times the base model's 2.0000"
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "least", "ends"),
+    [
+        ([3, 2, 2.1, 2.2], 2, 0.0, True),
+        ([3, 2, 2.1, 2.2], 3, 0.0, False),
+        ([3, 2, 2.1, 1.9], 2, 0.0, False),
+        ([3, 2, 2.0, 2.0], 2, 0.0, True),  # as good as before is no improvement
+        ([3, 2, 1.95, 1.93], 2, 0.1, True),
+        ([3, 2, 1.95, 1.85], 2, 0.1, False),
+        ([3, 4], 2, 0.0, False),  # too short a history
+        ([3, 4, 5], 2, 0.0, True),
+        ([], 1, 0.0, False),
+    ],
+)
+def test_patience_counts_evaluations_without_improvement(
+    losses: list[float], patience: int, least: float, ends: bool
+) -> None:
+    ending = lost_patience(_points(losses), EvaluationSettings(patience=patience, min_improvement=least))
+    assert (ending is not None) == ends
+    assert ending is None or ending.kind is EndingKind.EARLY_STOPPED
