@@ -6,6 +6,7 @@ python -m orchestrator.search [SPACE] [--budget 9h | --until 07:00] [--out DIR] 
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -69,10 +70,10 @@ def _search(arguments: argparse.Namespace, started: datetime) -> int:
 
 def _new(arguments: argparse.Namespace, started: datetime) -> _Job:
     limits = [f"search.trials={arguments.trials}"] if arguments.trials is not None else []
-    budget = [f"search.budget={arguments.budget}"] if arguments.budget else []
+    budget = [f"search.budget={arguments.budget}"] if arguments.budget is not None else []
     resolved = load_recipe(arguments.space or DEFAULT_RECIPE, [*arguments.set, *limits, *budget])
     recipe = resolved.recipe
-    if arguments.until:
+    if arguments.until is not None:
         deadline = from_until(arguments.until, recipe.search.reserve, started)
     else:
         deadline = from_budget(recipe.search.budget, recipe.search.reserve, started)
@@ -98,10 +99,10 @@ def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
         search = replace(search, recipe=search.recipe.model_copy(update={"search": settings}))
     reserve = search.recipe.search.reserve
     # More time moves the end; when the search began stays what it was.
-    if arguments.budget:
+    if arguments.budget is not None:
         ends = from_budget(arguments.budget, reserve, started).ends
         search = replace(search, deadline=replace(search.deadline, ends=ends))
-    elif arguments.until:
+    elif arguments.until is not None:
         ends = from_until(arguments.until, reserve, started).ends
         search = replace(search, deadline=replace(search.deadline, ends=ends))
     elif search.deadline.training_seconds_left(started) <= 0:
@@ -119,15 +120,20 @@ def _gpus_per_trial(asked: int | None) -> int:
         raise InputError(f"--gpus-per-trial {asked} is negative. Give 0 or 1.")
     if asked is not None and asked > 1:
         raise InputError(f"--gpus-per-trial {asked}: a trial runs on one GPU so far. Give 0 or 1.")
-    return int(gpus_here() > 0) if asked is None else asked
+    here = gpus_here()
+    if asked and not here and os.environ.get("RAY_ADDRESS", "local") == "local":
+        raise InputError(f"--gpus-per-trial {asked}: this machine has no NVIDIA GPU. Give 0, or join a Ray cluster.")
+    return int(here > 0) if asked is None else asked
 
 
 def _check_input(recipe: Recipe) -> Sizes:
     """Reads and tokenises all rows: whatever is wrong with them is said before a model loads or Ray starts."""
     from trials.data import load_data
-    from trials.model import load_tokenizer
+    from trials.model import check_targets, load_tokenizer
 
-    data = load_data(recipe.data, load_tokenizer(recipe.model))
+    tokenizer = load_tokenizer(recipe.model)
+    check_targets(recipe.model, recipe.all_targets())
+    data = load_data(recipe.data, tokenizer)
     return Sizes.of(recipe, data)
 
 

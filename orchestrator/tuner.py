@@ -24,6 +24,7 @@ from ray.tune.search import Searcher
 from orchestrator.conductor import Assignment, Conductor
 from orchestrator.run_folder import RunFolder, Search
 from orchestrator.worker import METRIC, run_assignment
+from trials.errors import InputError
 from trials.records import EvalPoint
 
 # A stopped trial's thread may have to finish its W&B run before its process can take the next trial.
@@ -53,7 +54,9 @@ def slots(search: Search) -> int:
     gpus = search.gpus_per_trial
     available = int(resources.get("GPU", 0)) // gpus if gpus else int(resources.get("CPU", 1))
     limit = search.recipe.search.concurrent_trials
-    return max(1, available if limit is None else min(limit, available))
+    if available == 0:
+        raise InputError(f"no node of the Ray cluster has {gpus} free GPU(s). Add one, or give --gpus-per-trial 0.")
+    return available if limit is None else min(limit, available)
 
 
 def run_tune(conductor: Conductor, run: RunFolder, search: Search) -> None:

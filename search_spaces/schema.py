@@ -108,6 +108,14 @@ class Recipe(Settings):
                     raise ValueError(f"start.{name}: {key}={value!r} lies outside space.{key}; widen the space")
         return self
 
+    def all_targets(self) -> set[str]:
+        """Every target module that a trial of this recipe may have."""
+        found = set(self.hyperparameters.target_modules)
+        dimension = self.space.get("target_modules")
+        chosen: list[Any] = list(dimension.choices) if isinstance(dimension, Choices) else []
+        chosen += [values["target_modules"] for values in self.start.values() if "target_modules" in values]
+        return found.union(*chosen)
+
     def start_values(self, name: str) -> dict[str, Any]:
         """All hyperparameters of a starting point that differ from the recipe's or are varied by the search."""
         recipe_values = self.hyperparameters.model_dump()

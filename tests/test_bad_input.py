@@ -141,6 +141,18 @@ CASES = {
     "shorter than its reserve": Case("a budget of 30s is too short: search.reserve keeps", [*RUN, "--budget", "30s"]),
     "no trials": Case("search.trials=0", [*RUN, "--trials", "0"]),
     "negative GPUs": Case("--gpus-per-trial -1 is negative. Give 0 or 1.", [*RUN, "--gpus-per-trial", "-1"]),
+    "a GPU where there is none": Case(
+        "--gpus-per-trial 1: this machine has no NVIDIA GPU. Give 0", [*RUN, "--gpus-per-trial", "1"]
+    ),
+    "empty budget": Case("'None' is no duration", [*RUN, "--budget", ""]),
+    "unknown target module": Case(
+        "target_modules nope not in the base model. Allowed: down_proj, gate_proj, k_proj",
+        _set("target_modules=[q_proj, nope]"),
+    ),
+    "unknown target module in the space": Case(
+        "target_modules nope not in the base model",
+        _set("space.target_modules={choices: [[q_proj, k_proj, v_proj, o_proj], [nope]]}"),
+    ),
     "two GPUs": Case("--gpus-per-trial 2: a trial runs on one GPU so far", [*RUN, "--gpus-per-trial", "2"]),
     "no such model": Case("there is no tokenizer_config.json in it. Give a folder", _set("model.name=./gone")),
     "no such model on the hub": Case("can't load the tokenizer of 'nobody/nothing'", _set("model.name=nobody/nothing")),

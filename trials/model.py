@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,16 +94,30 @@ def attach_adapter(base: PreTrainedModel, hyperparameters: Hyperparameters) -> P
         use_dora=hyperparameters.use_dora,
         bias="none",
     )
-    missing = set(hyperparameters.target_modules) - linear_names(base)
-    if missing:
-        raise ModelError(
-            f"target_modules {', '.join(sorted(missing))} not in the base model. "
-            f"Allowed: {', '.join(sorted(linear_names(base)))}."
-        )
+    _refuse_unknown_targets(hyperparameters.target_modules, linear_names(base))
     model = get_peft_model(base, config)
     keep_gradients_on_cpu(model)
     adapted: PeftModel = model
     return adapted
+
+
+def check_targets(settings: ModelSettings, targets: Collection[str]) -> None:
+    """Raises `ModelError` if one of the target modules isn't in the model; reads its config, loads no weights."""
+    try:
+        config = AutoConfig.from_pretrained(settings.name, revision=settings.revision)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"can't read the config of {settings.name!r}: {first_line(error)}. {_REMEDY}.") from error
+    _refuse_unknown_targets(targets, linear_names(model))
+
+
+def _refuse_unknown_targets(targets: Collection[str], allowed: set[str]) -> None:
+    missing = set(targets) - allowed
+    if missing:
+        raise ModelError(
+            f"target_modules {', '.join(sorted(missing))} not in the base model. Allowed: {', '.join(sorted(allowed))}."
+        )
 
 
 def linear_names(model: torch.nn.Module) -> set[str]:

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from trials.command_line import run
+from trials.errors import EXIT_DONE, EXIT_NOTHING_TO_EXPORT
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,8 +58,11 @@ def _train(arguments: argparse.Namespace) -> int:
         ending = run_trial(config, data, tokenizer, folder, report)
     if ending is not None:
         print(f"{ending.kind.value}: {ending.reason}")
+    if not folder.adapter.is_dir():
+        sys.stderr.write("it left no adapter: it ended before its first evaluation\n")
+        return EXIT_NOTHING_TO_EXPORT
     print(f"best adapter: {folder.adapter}")
-    return 0
+    return EXIT_DONE
 
 
 if __name__ == "__main__":
