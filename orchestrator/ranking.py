@@ -9,6 +9,9 @@ from trials.errors import NothingToExport
 from trials.losses import LossDifference, compare
 from trials.records import Origin, TrialRecord
 
+LEAST_GAIN = 1e-3
+"""Nats per token. An export is verified to within this, so a smaller gain couldn't be shown to be in it."""
+
 
 @dataclass(frozen=True)
 class Best:
@@ -37,7 +40,7 @@ def base_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
 
 
 def pick_best(records: Sequence[TrialRecord]) -> Best:
-    """The best trial whose adapter is on disk. Raises `NothingToExport` if none beats the base model."""
+    """The best trial whose adapter is on disk. Raises `NothingToExport` if none clearly beats the base model."""
     base = base_of(records)
     ranked = [record for record in rank(records) if record.has_adapter]
     base_rows = base.row_losses() if base else None
@@ -49,15 +52,19 @@ def pick_best(records: Sequence[TrialRecord]) -> Best:
         raise NothingToExport("no trial was evaluated, so there is no adapter. Give the search more time.")
     winner = ranked[0]
     rows = winner.row_losses()
-    if rows is None or rows.mean >= base_rows.mean:
-        raise NothingToExport(
-            f"the best trial, {winner.id}, has eval loss {winner.best_eval_loss:.4f}, no better than the base model's "
-            f"{base.best_eval_loss:.4f}. Widen the learning rates, train longer, or check the data."
-        )
+    if rows is None:
+        raise NothingToExport(f"trial {winner.id} has no eval_rows.json, so nothing can be shown of it. Restore it.")
     try:
-        return Best(winner, base, compare(rows, base_rows))
+        best = Best(winner, base, compare(rows, base_rows))
     except ValueError as error:
         raise NothingToExport(f"trial {winner.id} can't be compared with the base model: {error}.") from error
+    if not (best.gain.is_clear and best.gain.difference > LEAST_GAIN):
+        gain = f"{best.gain.difference:.4f} ± {best.gain.standard_error:.4f}"
+        raise NothingToExport(
+            f"the best trial, {winner.id}, has eval loss {best.loss:.4f} and the base model {base_rows.mean:.4f}: "
+            f"better by {gain}, where more than twice that error and more than {LEAST_GAIN:g} are asked for. Widen the learning rates, train longer, or give more eval rows."
+        )
+    return best
 
 
 def expendable_adapters(records: Sequence[TrialRecord], keep: int) -> list[TrialRecord]:

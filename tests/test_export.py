@@ -23,5 +23,5 @@ def test_nothing_to_export_is_exit_code_3(
     run_base(run, conductor, 1.0)
     run_trial(run, conductor, [(900, 1.5)])
     assert main([str(run.path)]) == 3
-    assert "no better than the base model's 1.0000" in capsys.readouterr().err
+    assert "has eval loss 1.5000 and the base model 1.0000: better by -0.5000" in capsys.readouterr().err
     assert not run.export.exists()

@@ -6,7 +6,7 @@ import pytest
 from orchestrator.ranking import base_of, expendable_adapters, pick_best, rank
 from orchestrator.run_folder import RunFolder
 from search_spaces.schema import Recipe
-from tests.searches import make_run, make_search, point, record
+from tests.searches import make_run, make_search, point, record, row_losses, save_adapter
 from trials.errors import NothingToExport
 from trials.records import Ending, EndingKind, Origin, TrialFolder
 
@@ -62,9 +62,21 @@ def test_nothing_is_exported_that_does_not_beat_the_base(run: RunFolder) -> None
     add(run, "0000", [3.0], origin=Origin.BASE)
     with pytest.raises(NothingToExport, match="no trial was evaluated"):
         pick_best(run.records())
-    add(run, "0001", [3.0])
-    with pytest.raises(NothingToExport, match=r"no better than the base model's 3\.0000"):
+    for name, loss in (("0001", 3.0), ("0002", 2.9995)):
+        add(run, name, [loss])
+        with pytest.raises(NothingToExport, match=f"the best trial, {name}, has eval loss {loss:.4f} and the base"):
+            pick_best(run.records())
+
+
+def test_a_gain_within_its_error_is_none(run: RunFolder) -> None:
+    add(run, "0000", [3.0], origin=Origin.BASE)
+    folder = TrialFolder(run.trial("0001"))
+    folder.begin(run.read_search().recipe.trial_config({}), Origin.PROPOSED, "proposed")
+    folder.record(point(2.9, 100), row_losses(2.9, spread=0.5), save_adapter)
+    with pytest.raises(NothingToExport, match=r"better by 0\.1000 ± 0\.\d+, where more than twice that error"):
         pick_best(run.records())
+    folder.record(point(2.8, 200), row_losses(2.8, spread=0.01), save_adapter)
+    assert pick_best(run.records()).gain.is_clear
 
 
 def test_only_ended_trials_lose_their_adapters(run: RunFolder) -> None:
