@@ -62,7 +62,8 @@ def pick_best(records: Sequence[TrialRecord]) -> Best:
         gain = f"{best.gain.difference:.4f} ± {best.gain.standard_error:.4f}"
         raise NothingToExport(
             f"the best trial, {winner.id}, has eval loss {best.loss:.4f} and the base model {base_rows.mean:.4f}: "
-            f"better by {gain}, where more than twice that error and more than {LEAST_GAIN:g} are asked for. Widen the learning rates, train longer, or give more eval rows."
+            f"better by {gain}, where more than twice that error and more than {LEAST_GAIN:g} are asked for. "
+            "Widen the learning rates, train longer, or give more eval rows."
         )
     return best
 
