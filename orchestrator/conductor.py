@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from orchestrator.events import Event, TrialEnded, TrialEvaluated, TrialStarted
+from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialStarted
 from orchestrator.halving import RungVerdict, judge, rungs_from_records
 from orchestrator.ranking import base_of, expendable_adapters
 from orchestrator.run_folder import BASE_TRIAL_ID, RunFolder, Search
 from orchestrator.study import Study
 from trials.config import TrialConfig
 from trials.files import settle_folder
-from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, read_trial
+from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+
+MOST_FAILURES_IN_A_ROW = 5
+"""After so many the cause is not the configurations, and the night would go on failing."""
 
 Wait = Literal["wait"]
 Over = Literal["over"]
@@ -54,6 +57,8 @@ class Conductor:
         self._now = now
         self._running: dict[str, Assignment] = {}
         self._interrupted = threading.Event()
+        self._failures_in_a_row = 0
+        self._gave_up = False
         for folder in (run.path / "trials").iterdir():
             settle_folder(folder / "adapter")
         records = run.records()
@@ -124,8 +129,8 @@ class Conductor:
             TrialFolder(folder).end(Ending(EndingKind.PRUNED, "the time for training was over"))
         record = read_trial(folder)
         if running.origin is not Origin.BASE:
-            kind = record.ending.kind if record.ending else None
-            self._study.tell(study_number(trial_id), kind, record.best_eval_loss)
+            self._tell_study(record)
+        self._count_failures(record)
         self._emit(TrialEnded(trial_id, record.ending, record.best_eval_loss))
         for expendable in expendable_adapters(self._run.records(), self._search.recipe.search.keep_adapters):
             shutil.rmtree(expendable.adapter)
@@ -135,9 +140,24 @@ class Conductor:
         for trial_id in list(self._running):
             self.on_end(trial_id)
 
+    def _tell_study(self, record: TrialRecord) -> None:
+        number = study_number(record.id)
+        for point in record.points:
+            self._study.report(number, point)  # the last one of a trial that diverged was not asked about
+        self._study.tell(number, record.ending.kind if record.ending else None, record.best_eval_loss)
+
+    def _count_failures(self, record: TrialRecord) -> None:
+        failed = record.ending is not None and record.ending.kind is EndingKind.FAILED
+        self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
+        if failed and (record.origin is Origin.BASE or self._failures_in_a_row == MOST_FAILURES_IN_A_ROW):
+            what = "the base model" if record.origin is Origin.BASE else f"{MOST_FAILURES_IN_A_ROW} trials in a row"
+            self._emit(Message(f"{what} failed, so nothing more is started; see {record.folder / 'ending.json'}"))
+            self._gave_up = True
+
     def _begin(self, assignment: Assignment) -> Assignment:
         folder = self._run.trial(assignment.trial_id)
-        # Only the base model can be there already, if its evaluation was cut off.
+        # Only the base model can be there already, if its evaluation was cut off or failed.
+        (folder / "ending.json").unlink(missing_ok=True)
         if not (folder / "config.json").exists():
             TrialFolder(folder).begin(assignment.config, assignment.origin, assignment.name)
         self._running[assignment.trial_id] = assignment
@@ -157,7 +177,7 @@ class Conductor:
         """Also over when a trial that starts now can't be expected to reach its first evaluation."""
         expected = statistics.median(self._first_eval_seconds.values()) if self._first_eval_seconds else 0.0
         left = self._search.deadline.training_seconds_left(self._now())
-        return self._interrupted.is_set() or left <= expected
+        return self._interrupted.is_set() or self._gave_up or left <= expected
 
 
 def trial_id(number: int) -> str:

@@ -9,6 +9,7 @@ failed, cut off                  FAIL; a cut-off configuration is tried again on
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,7 @@ class Study:
             constant_liar=True,
         )
         self._open: dict[int, optuna.Trial] = {}
+        self._reported: defaultdict[int, set[int]] = defaultdict(set)
         if known:
             self._retry_cut_off()
         else:
@@ -74,8 +76,11 @@ class Study:
         return Suggestion(trial.number, values, name)
 
     def report(self, number: int, point: EvalPoint) -> None:
-        """An intermediate value at so many tokens seen."""
-        self._open[number].report(point.best_eval_loss, step=point.tokens_seen)
+        """An intermediate value at so many tokens seen; said twice, it counts once."""
+        trial = self._open[number]
+        if point.tokens_seen not in self._reported[number]:
+            trial.report(point.best_eval_loss, step=point.tokens_seen)
+            self._reported[number].add(point.tokens_seen)
 
     def tell(self, number: int, kind: EndingKind | None, best_eval_loss: float | None) -> None:
         """How a trial ended; `kind` None: it was cut off and has to be tried again."""

@@ -5,7 +5,7 @@ import pytest
 from optuna.trial import TrialState
 
 from orchestrator.conductor import Assignment, Conductor, study_number, trial_id
-from orchestrator.events import Event, TrialEnded, TrialEvaluated, TrialStarted
+from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialStarted
 from orchestrator.run_folder import RunFolder, Search
 from orchestrator.study import STUDY_NAME
 from search_spaces.schema import Recipe
@@ -18,10 +18,12 @@ from tests.searches import (
     make_conductor,
     make_run,
     make_search,
+    point,
+    record,
     run_base,
     run_trial,
 )
-from trials.records import EndingKind, Origin
+from trials.records import Ending, EndingKind, Origin, TrialFolder
 
 FULL = [(100, 2.0), (300, 1.5), (900, 1.0)]
 
@@ -75,11 +77,11 @@ def test_a_trial_behind_at_a_rung_is_stopped_with_the_reason(run: RunFolder, sea
     run_base(run, conductor)
     run_trial(run, conductor, FULL)
     stopped = run_trial(run, conductor, [(50, 9.0), (100, 2.5), (300, 0.1)])
-    record = next(record for record in run.records() if record.id == stopped.trial_id)
-    assert record.ending is not None
-    assert record.ending.kind is EndingKind.PRUNED
-    assert "doesn't pass the rung at 100 tokens with 2.5000, place 2 of 2" in record.ending.reason
-    assert record.tokens_seen == 100
+    stopped_record = next(r for r in run.records() if r.id == stopped.trial_id)
+    assert stopped_record.ending is not None
+    assert stopped_record.ending.kind is EndingKind.PRUNED
+    assert "doesn't pass the rung at 100 tokens with 2.5000, place 2 of 2" in stopped_record.ending.reason
+    assert stopped_record.tokens_seen == 100
     assert states(run) == [TrialState.COMPLETE, TrialState.PRUNED]
 
 
@@ -204,3 +206,35 @@ def test_events_tell_the_whole_story(run: RunFolder, search: Search) -> None:
 def test_trial_ids_and_study_numbers_are_one_apart() -> None:
     assert trial_id(0) == "0001"
     assert study_number(trial_id(41)) == 41
+
+
+def test_when_the_base_fails_the_search_is_over(run: RunFolder, search: Search) -> None:
+    events: list[Event] = []
+    conductor = make_conductor(run, search, events=events)
+    finish(run, conductor, begin(conductor), EndingKind.FAILED)
+    assert conductor.next_trial() == "over"
+    assert any(isinstance(event, Message) and "the base model failed" in event.text for event in events)
+    resumed = make_conductor(run, search)
+    run_base(run, resumed)
+    assert run.records()[0].ending == Ending(EndingKind.FINISHED, "made up: finished")
+
+
+def test_failing_again_and_again_ends_the_search(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search)
+    run_base(run, conductor)
+    for kind in [EndingKind.FAILED] * 4 + [EndingKind.FINISHED] + [EndingKind.FAILED] * 4:
+        finish(run, conductor, begin(conductor), kind)
+    finish(run, conductor, begin(conductor), EndingKind.FAILED)
+    assert conductor.next_trial() == "over"
+
+
+def test_an_evaluation_that_nobody_was_asked_about_reaches_the_study(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search)
+    run_base(run, conductor)
+    assignment = begin(conductor)
+    assert evaluate(run, conductor, assignment, 2.0, 100)
+    record(TrialFolder(run.trial(assignment.trial_id)), point(9.0, 200, best=2.0))
+    finish(run, conductor, assignment, EndingKind.DIVERGED)
+    trial = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials[0]
+    assert trial.intermediate_values == {100: 2.0, 200: 2.0}
+    assert trial.state is TrialState.PRUNED

@@ -210,6 +210,12 @@ def test_a_loss_far_above_the_base_is_divergence(train: Train) -> None:
     assert len(trained.record.points) == 1
 
 
+def test_divergence_is_said_even_where_the_callback_would_have_stopped_the_trial(train: Train) -> None:
+    trained = train(lambda _: Decision.STOP, base_eval_loss=0.1)
+    assert trained.record.ending is not None
+    assert trained.record.ending.kind is EndingKind.DIVERGED
+
+
 def test_the_base_is_evaluated_where_its_loss_is_not_known(train: Train) -> None:
     trained = train(learning_rate=1.0, base_eval_loss=None, train_tokens=800)
     assert trained.record.ending is not None

@@ -183,10 +183,14 @@ class _Supervisor:
         point = self._point(losses.mean, state)
         self._points.append(point)
         self._job.folder.record(point, losses, self._save_adapter)
+        if diverged is not None:
+            # The callback isn't asked: a trial that diverged must not be taken for one that merely fell behind.
+            self.ending = diverged
+            return True
         if self._job.on_eval(point) is Decision.STOP:
             self.ending = None
             return True
-        early = diverged or self._ends_early(state)
+        early = self._ends_early(state)
         self.ending = early or self.ending
         return early is not None
 
