@@ -124,7 +124,7 @@ class Conductor:
         running = self._running.pop(trial_id)
         folder = self._run.trial(trial_id)
         if died:
-            TrialFolder(folder).end(Ending(EndingKind.FAILED, "its process died"))
+            TrialFolder(folder).end(Ending(EndingKind.FAILED, f"its process ended without a word; see ray/{trial_id}"))
         elif self.must_stop and not self.was_interrupted:
             TrialFolder(folder).end(Ending(EndingKind.PRUNED, "the time for training was over"))
         record = read_trial(folder)

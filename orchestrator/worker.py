@@ -6,6 +6,7 @@ Beside `orchestrator.tuner` the only module that imports Ray.
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +37,10 @@ def run_assignment(assignment: dict[str, Any]) -> None:
     use_threads(config.machine)
     tokenizer, data = _load(config.model, config.data)
     report = _Report()
-    with wandb_run(folder.path, config, group=assignment["group"]):
+    with wandb_run(folder.path, config, group=assignment["group"]) as log:
         if assignment["origin"] == Origin.BASE.value:
             evaluate_base(config, data, folder, report)
+            log({"eval/loss": report.last_loss})
         else:
             run_trial(config, data, tokenizer, folder, report, stop_at=assignment["stop_at"])
     if report.stopped is not None:
@@ -51,10 +53,12 @@ class _Report:
 
     def __init__(self) -> None:
         self.stopped: SystemExit | None = None
+        self.last_loss = math.nan
 
     def __call__(self, point: EvalPoint) -> Decision:
         from trials.training import Decision
 
+        self.last_loss = point.eval_loss
         try:
             tune.report(asdict(point))
         except SystemExit as stop:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from search_spaces.schema import Recipe
 from trials.config import Machine, TrialConfig
 from trials.data import Split, TrialData
+from trials.errors import ModelError
 from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
 from trials.training import Decision, evaluate_base, is_out_of_memory, run_trial, use_threads
 
@@ -286,3 +287,17 @@ def test_threads_are_limited_on_a_cpu() -> None:
     use_threads(Machine(cpu_threads=None))
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
+
+
+def test_a_base_that_cannot_be_evaluated_says_why(
+    small_config: TrialConfig, small_data: TrialData, tmp_path: Path
+) -> None:
+    model = small_config.model.model_copy(update={"name": str(tmp_path / "nowhere")})
+    folder = TrialFolder(tmp_path / "0000")
+    folder.begin(small_config, Origin.BASE, "base")
+    with pytest.raises(ModelError, match="no model in"):
+        evaluate_base(small_config.model_copy(update={"model": model}), small_data, folder, lambda _: Decision.GO_ON)
+    ending = read_trial(folder.path).ending
+    assert ending is not None
+    assert ending.kind is EndingKind.FAILED
+    assert "ModelError: no model in" in ending.reason

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from trials.config import TrialConfig
 
 PROJECT = "qlora-search"
+
+Log = Callable[[dict[str, float]], None]
 
 
 def wandb_is_wanted() -> bool:
@@ -19,10 +21,13 @@ def wandb_is_wanted() -> bool:
 
 
 @contextmanager
-def wandb_run(folder: Path, config: TrialConfig, group: str) -> Iterator[None]:
-    """A run named after the trial's folder while inside; transformers' own callback logs into it."""
+def wandb_run(folder: Path, config: TrialConfig, group: str) -> Iterator[Log]:
+    """A run named after the trial's folder while inside; transformers' own callback logs into it.
+
+    Gives a function that logs into it as well; it does nothing where W&B isn't wanted.
+    """
     if not wandb_is_wanted():
-        yield
+        yield lambda _: None
         return
     import wandb
 
@@ -35,6 +40,6 @@ def wandb_run(folder: Path, config: TrialConfig, group: str) -> Iterator[None]:
         reinit="finish_previous",
     )
     try:
-        yield
+        yield run.log
     finally:
         run.finish()

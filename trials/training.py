@@ -61,8 +61,7 @@ def run_trial(
         ending = _train(_Job(config, data, folder, on_eval, stop_at), tokenizer)
     except Exception as error:
         if not is_out_of_memory(error):
-            if not _process_is_exiting():
-                folder.end(Ending(EndingKind.FAILED, f"{type(error).__name__}: {error}"))
+            _record_failure(folder, error)
             raise
         ending = Ending(EndingKind.OUT_OF_MEMORY, str(error).split("\n")[0])
     if ending is not None:
@@ -71,9 +70,13 @@ def run_trial(
 
 
 def evaluate_base(config: TrialConfig, data: TrialData, folder: TrialFolder, on_eval: OnEval) -> Ending:
-    """Evaluates the base model without any adapter: what every trial has to beat."""
+    """Evaluates the base model without any adapter: what every trial has to beat. Errors are recorded and raised."""
     started = time.monotonic()
-    losses = evaluate_rows(load_base(config.model), data.eval.rows, config.evaluation.batch_rows)
+    try:
+        losses = evaluate_rows(load_base(config.model), data.eval.rows, config.evaluation.batch_rows)
+    except Exception as error:
+        _record_failure(folder, error)
+        raise
     point = EvalPoint(0, 0, losses.mean, losses.mean, seconds=time.monotonic() - started)
     folder.record(point, losses, save_adapter=None)
     on_eval(point)
@@ -91,6 +94,11 @@ def use_threads(machine: Machine) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a GPU or on a CPU (there torch raises a plain RuntimeError)."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _record_failure(folder: TrialFolder, error: Exception) -> None:
+    if not _process_is_exiting():
+        folder.end(Ending(EndingKind.FAILED, f"{type(error).__name__}: {error}"))
 
 
 def _process_is_exiting() -> bool:
