@@ -151,3 +151,14 @@ def test_an_unknown_setting_is_an_error(folder: TrialFolder) -> None:
 def test_no_trial_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="holds no trial: there is no config"):
         read_trial(tmp_path)
+
+
+def test_killed_between_adapter_and_metrics_the_loss_on_record_is_the_adapters(folder: TrialFolder) -> None:
+    folder.record(_point(1, 3.0, 3.0), LOSSES, _adapter("first"))
+    folder.record(_point(2, 2.0, 2.0), LOSSES, _adapter("second"))
+    metrics = folder.path / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().splitlines()[0] + "\n")  # the second line never came
+    record = read_trial(folder.path)
+    assert record.best_eval_loss == 2.0
+    assert record.points[-1] == _point(2, 2.0, 2.0)
+    assert (record.adapter / "adapter_config.json").read_text() == "second"

@@ -35,7 +35,7 @@ def test_leader_without_a_base_is_the_lowest_loss(tmp_path: Path) -> None:
 def test_a_half_written_last_line_costs_only_that_evaluation(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     write_trial(run, BASE)
-    folder = write_trial(run, Told("0001", [1.5, 1.4], None))
+    folder = write_trial(run, Told("0001", [1.5, 1.6], None))
     metrics = folder.path / "metrics.jsonl"
     metrics.write_text(metrics.read_text()[:-30])
     (record,) = read_findings(run).trained

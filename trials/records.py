@@ -3,7 +3,7 @@
 trials/<id>/config.json    origin and configuration
 trials/<id>/metrics.jsonl  one `EvalPoint` a line
 trials/<id>/eval_rows.json loss of every eval row at the best evaluation, for paired comparison
-trials/<id>/adapter/       best adapter so far, PEFT format
+trials/<id>/adapter/       best adapter so far, PEFT format, with point.json, the evaluation that it had
 trials/<id>/ending.json    how it ended; absent: it's running or was cut off
 """
 
@@ -20,6 +20,8 @@ from trials.config import TrialConfig
 from trials.errors import RunFolderError
 from trials.files import append_json_line, read_json_lines, replace_folder, write_json
 from trials.losses import RowLosses
+
+POINT_FILE = "point.json"
 
 
 class EndingKind(StrEnum):
@@ -132,7 +134,7 @@ class TrialFolder:
         """
         if point.eval_loss <= point.best_eval_loss:
             if save_adapter is not None:
-                self._replace_adapter(save_adapter)
+                self._replace_adapter(save_adapter, point)
             write_json(self.path / "eval_rows.json", asdict(losses))
         append_json_line(self.path / "metrics.jsonl", asdict(point))
 
@@ -142,10 +144,12 @@ class TrialFolder:
         if not path.exists():
             write_json(path, {"kind": ending.kind.value, "reason": ending.reason})
 
-    def _replace_adapter(self, save_adapter: Callable[[Path], None]) -> None:
+    def _replace_adapter(self, save_adapter: Callable[[Path], None], point: EvalPoint) -> None:
         beside = self.path / "adapter.new"
         beside.mkdir(exist_ok=True)
         save_adapter(beside)
+        # Swapped in together with the adapter: whenever the process dies, its loss on record is its own.
+        write_json(beside / POINT_FILE, asdict(point))
         replace_folder(beside, self.adapter)
 
 
@@ -165,10 +169,21 @@ def read_trial(folder: Path) -> TrialRecord:
         origin=origin,
         name=name,
         config=config,
-        points=tuple(_point(line) for line in read_json_lines(folder / "metrics.jsonl")),
+        points=_points(folder),
         ending=_ending(folder / "ending.json"),
         folder=folder,
     )
+
+
+def _points(folder: Path) -> tuple[EvalPoint, ...]:
+    """The evaluations in metrics.jsonl, and the adapter's own, if the process died before its line was written."""
+    points = [_point(line) for line in read_json_lines(folder / "metrics.jsonl")]
+    adapters = folder / "adapter" / POINT_FILE
+    if adapters.exists():
+        own = _point(json.loads(adapters.read_text()))
+        if not points or own.step > points[-1].step:
+            points.append(own)
+    return tuple(points)
 
 
 def _point(line: dict[str, Any]) -> EvalPoint:
