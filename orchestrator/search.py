@@ -17,6 +17,7 @@ from pathlib import Path
 from orchestrator.deadline import from_budget, from_until
 from orchestrator.plan import Sizes, describe
 from orchestrator.run_folder import RunFolder, Search, create_run_folder, gpus_here, open_run_folder, refuse_taken
+from search_spaces.durations import format_duration
 from search_spaces.recipe import DEFAULT_RECIPE, load_recipe
 from search_spaces.schema import Recipe
 from trials.command_line import run
@@ -156,6 +157,12 @@ def _conduct(folder: RunFolder, search: Search) -> bool:
                 listener(Message(f"Ray dashboard {dashboard}"))
             conductor = Conductor(folder, search, slots(search), listener)
             run_tune(conductor, folder, search)
+    if not folder.records() and not conductor.was_interrupted:
+        raise InputError(
+            f"the budget is too short for one evaluation: when Ray had started, nothing was left of it but "
+            f"{format_duration(search.deadline.reserve_seconds)} for the export. Give a longer --budget with --resume "
+            f"{shlex.quote(str(folder.path))}, or set a smaller search.reserve."
+        )
     return conductor.was_interrupted
 
 

@@ -32,6 +32,7 @@ _ENVIRONMENT = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours, in _interrupts
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a trial's folder has its metrics and TensorBoard events already
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # we resume from the run folder; Tune's own snapshots race with their clean-up
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output keeps quiet when it's told to
 }
 _POINT_FIELDS = tuple(field.name for field in fields(EvalPoint))

@@ -193,6 +193,12 @@ def test_plan_says_what_would_happen_and_runs_nothing(in_tmp_path: Path, capsys:
     assert list(in_tmp_path.iterdir()) == []
 
 
+def test_a_budget_that_leaves_no_time_for_an_evaluation_is_too_short(tmp_path: Path) -> None:
+    found = run_command(small_search("reserve=20s", "--out", str(tmp_path / "run"), "--budget", "22s"))
+    assert found.returncode == 2, found.stdout + found.stderr
+    assert "the budget is too short for one evaluation" in found.stderr
+
+
 def test_without_a_better_adapter_nothing_is_exported(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["learning_rate=1e-12", "space.lora_rank=null", "--out", str(out), "--trials", "1", "--budget", "5m"]
