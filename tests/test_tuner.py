@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import signal
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +35,14 @@ def run(tmp_path: Path, search: Search) -> RunFolder:
 @pytest.fixture
 def conductor(run: RunFolder, search: Search) -> Conductor:
     return make_conductor(run, search, slots=2)
+
+
+@pytest.fixture
+def python_handles_sigint() -> Iterator[None]:
+    """A shell's background jobs, and some CI systems, start Python with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_suggestion_is_all_that_a_worker_needs(conductor: Conductor, run: RunFolder, search: Search) -> None:
@@ -82,7 +91,7 @@ def test_everything_stops_when_the_conductor_says_so(conductor: Conductor) -> No
     assert stopper.stop_all()
 
 
-def test_the_first_interrupt_is_ours_the_second_is_pythons(conductor: Conductor) -> None:
+def test_the_first_interrupt_is_ours_the_second_is_pythons(conductor: Conductor, python_handles_sigint: None) -> None:
     with tuner._interrupts(conductor):
         signal.raise_signal(signal.SIGINT)
         assert conductor.was_interrupted
