@@ -17,8 +17,7 @@ from pathlib import Path
 from search_spaces.recipe import load_recipe
 from trials.command_line import quiet_libraries
 from trials.data import load_data, tokenize_split
-from trials.generation import Sampling, generate
-from trials.judging import label_counts, load_judged
+from trials.judging import answers, label_counts, load_judged
 from trials.model import load_tokenizer
 from trials.records import Ending, Origin, TrialFolder, read_trial
 from trials.rows import read_examples
@@ -59,12 +58,8 @@ def accuracies(adapter: Path, rows: int) -> tuple[dict[str, float], dict[str, fl
     data = load_recipe("demo", environ={}).recipe.data
     judged = load_judged(str(adapter))
     split = tokenize_split(read_examples(Path(data.eval), data.format, rows), data.eval, data, judged.tokenizer)
-    prompts = [example.prompt for example in split.examples]
-    sampling = Sampling(max_new_tokens=2 * max(row.completion_tokens for row in split.rows))
-    ours = label_counts(generate(judged.model, judged.tokenizer, prompts, sampling), split)
-    with judged.model.disable_adapter():
-        base = label_counts(generate(judged.model, judged.tokenizer, prompts, sampling), split)
-    return base, ours
+    base, ours = answers(judged, split, base=True), answers(judged, split)
+    return label_counts(base, split), label_counts(ours, split)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

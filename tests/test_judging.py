@@ -10,7 +10,6 @@ import pytest
 
 from trials.data import TrialData
 from trials.errors import ModelError
-from trials.generation import Sampling
 from trials.judging import Judged, against_base, label_counts, load_judged, losses, samples
 from trials.losses import RowLosses
 from trials.records import TrialRecord
@@ -56,7 +55,7 @@ def test_labels_that_cannot_be_read_count_as_wrong(small_data: TrialData) -> Non
 
 
 def test_samples_show_base_and_adapter_beside_what_was_expected(judged: Judged, small_data: TrialData) -> None:
-    shown = samples(judged, small_data.eval, 2, Sampling(max_new_tokens=20))
+    shown = samples(judged, small_data.eval, 2)
     assert [sample["id"] for sample in shown] == [example.id for example in small_data.eval.examples[:2]]
     assert shown[0]["expected"] == small_data.eval.examples[0].completion
     assert any(sample["base"] != sample["winner"] for sample in shown)

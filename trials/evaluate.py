@@ -69,7 +69,6 @@ def _judge(arguments: argparse.Namespace, examples: list[Any]) -> dict[str, Any]
     from trials import judging
     from trials.config import DataSettings
     from trials.data import tokenize_split
-    from trials.generation import generate
 
     judged = judging.load_judged(arguments.model, arguments.quantization, arguments.dtype)
     name = str(arguments.data)
@@ -88,11 +87,9 @@ def _judge(arguments: argparse.Namespace, examples: list[Any]) -> dict[str, Any]
         base_losses = judging.losses(judged, split, arguments.batch_rows, base=True)
         found["base"] = judging.against_base(losses, base_losses)
     if arguments.labels:
-        prompts = [example.prompt for example in split.examples]
-        found["labels"] = judging.label_counts(generate(judged.model, judged.tokenizer, prompts), split)
+        found["labels"] = judging.label_counts(judging.answers(judged, split), split)
         if with_base:
-            with judged.model.disable_adapter():
-                found["base_labels"] = judging.label_counts(generate(judged.model, judged.tokenizer, prompts), split)
+            found["base_labels"] = judging.label_counts(judging.answers(judged, split, base=True), split)
     return found
 
 

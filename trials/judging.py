@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,10 +74,20 @@ def _tokenizer_of(adapter: str) -> ModelSettings:
 
 def losses(judged: Judged, split: Split, batch_rows: int, *, base: bool = False) -> RowLosses:
     """Loss of every row; `base`: of the base model, with the adapter switched off."""
-    if base and judged.is_adapter:
-        with judged.model.disable_adapter():
-            return evaluate_rows(judged.model, split.rows, batch_rows)
-    return evaluate_rows(judged.model, split.rows, batch_rows)
+    with _as_base(judged, base):
+        return evaluate_rows(judged.model, split.rows, batch_rows)
+
+
+def answers(judged: Judged, split: Split, count: int | None = None, *, base: bool = False) -> list[str]:
+    """Greedy answers to the first `count` rows, of at most twice the longest completion's tokens."""
+    sampling = Sampling(max_new_tokens=2 * max(row.completion_tokens for row in split.rows))
+    with _as_base(judged, base):
+        return generate(judged.model, judged.tokenizer, [e.prompt for e in split.examples[:count]], sampling)
+
+
+def _as_base(judged: Judged, base: bool) -> AbstractContextManager[None]:
+    off: AbstractContextManager[None] = judged.model.disable_adapter() if base and judged.is_adapter else nullcontext()
+    return off
 
 
 def against_base(winner: RowLosses, base: RowLosses) -> dict[str, float]:
@@ -85,22 +96,18 @@ def against_base(winner: RowLosses, base: RowLosses) -> dict[str, float]:
     return {"base_eval_loss": base.mean, "difference": gain.difference, "standard_error": gain.standard_error}
 
 
-def label_counts(answers: Sequence[str], split: Split) -> dict[str, float]:
+def label_counts(given: Sequence[str], split: Split) -> dict[str, float]:
     """Share of right labels and of answers that hold none (those count as wrong)."""
-    labels = [parse_label(answer) for answer in answers]
+    labels = [parse_label(answer) for answer in given]
     right = sum(label == example.label for label, example in zip(labels, split.examples, strict=True))
     unparsed = sum(label is None for label in labels)
     return {"accuracy": right / len(labels), "unparsed": unparsed / len(labels), "rows": len(labels)}
 
 
-def samples(judged: Judged, split: Split, count: int, sampling: Sampling) -> list[dict[str, str]]:
+def samples(judged: Judged, split: Split, count: int) -> list[dict[str, str]]:
     """The first rows answered by the base and by the adapter, beside what was expected."""
-    chosen = split.examples[:count]
-    prompts = [example.prompt for example in chosen]
-    answers = generate(judged.model, judged.tokenizer, prompts, sampling)
-    with judged.model.disable_adapter():
-        base_answers = generate(judged.model, judged.tokenizer, prompts, sampling)
+    ours, bases = answers(judged, split, count), answers(judged, split, count, base=True)
     return [
         {"id": e.id, "prompt": e.prompt, "expected": e.completion, "base": base, "winner": answer}
-        for e, base, answer in zip(chosen, base_answers, answers, strict=True)
+        for e, base, answer in zip(split.examples[:count], bases, ours, strict=True)
     ]

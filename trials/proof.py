@@ -46,7 +46,6 @@ def prove(job: ProofJob) -> dict[str, Any]:
 def _judge(job: ProofJob, path: str, quantization: str) -> dict[str, Any]:
     from trials import judging
     from trials.data import load_data
-    from trials.generation import Sampling
 
     judged = judging.load_judged(path, quantization, job.model.compute_dtype)
     data = load_data(job.data, judged.tokenizer)
@@ -57,9 +56,7 @@ def _judge(job: ProofJob, path: str, quantization: str) -> dict[str, Any]:
         base = judging.losses(judged, data.test, job.batch_rows, base=True)
         found["test"] = {"eval_loss": test.mean, "rows": len(data.test.rows), **judging.against_base(test, base)}
     if job.samples:
-        shown = data.test or data.eval
-        longest = max(row.completion_tokens for row in shown.rows)
-        found["samples"] = judging.samples(judged, shown, job.samples, Sampling(max_new_tokens=2 * longest))
+        found["samples"] = judging.samples(judged, data.test or data.eval, job.samples)
     return found
 
 
