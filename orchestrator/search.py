@@ -21,7 +21,7 @@ from search_spaces.durations import format_duration
 from search_spaces.recipe import DEFAULT_RECIPE, load_recipe
 from search_spaces.schema import Recipe
 from trials.command_line import run
-from trials.errors import EXIT_DONE, EXIT_INTERRUPTED, InputError, TuningError
+from trials.errors import EXIT_DONE, EXIT_INTERRUPTED, InputError, SearchBroken, TuningError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,7 +65,11 @@ def _search(arguments: argparse.Namespace, started: datetime) -> int:
         return EXIT_DONE
     folder = job.folder or create_run_folder(job.out)
     folder.write_search(job.search)
-    interrupted = _conduct(folder, job.search)
+    try:
+        interrupted = _conduct(folder, job.search)
+    except SearchBroken as error:
+        sys.stderr.write(f"error: {error}\n")
+        interrupted = True
     return _finish(folder, interrupted=interrupted)
 
 

@@ -16,15 +16,17 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune import RunConfig, Stopper, TuneConfig
+from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.conductor import Assignment, Conductor
 from orchestrator.run_folder import RunFolder, Search
-from orchestrator.worker import METRIC, run_assignment
-from trials.errors import InputError
+from orchestrator.worker import run_assignment
+from trials.errors import InputError, SearchBroken
 from trials.records import EvalPoint
 
 # A stopped trial's thread may have to finish its W&B run before its process can take the next trial.
@@ -61,7 +63,10 @@ def slots(search: Search) -> int:
 
 
 def run_tune(conductor: Conductor, run: RunFolder, search: Search) -> None:
-    """Runs trials until the conductor has no more, or says that everything must stop."""
+    """Runs trials until the conductor has no more, or says that everything must stop.
+
+    Raises `SearchBroken` if Ray Tune ends with an error of its own.
+    """
     resources = {"cpu": 1, "gpu": search.gpus_per_trial}
     tuner = tune.Tuner(
         tune.with_resources(run_assignment, resources),
@@ -75,8 +80,12 @@ def run_tune(conductor: Conductor, run: RunFolder, search: Search) -> None:
         run_config=RunConfig(name="ray", storage_path=str(run.path), verbose=0, stop=_Stopper(conductor), callbacks=[]),
     )
     with _interrupts(conductor):
-        tuner.fit()
-    conductor.close()
+        try:
+            tuner.fit()
+        except (TuneError, RayError) as error:
+            raise SearchBroken(f"Ray Tune gave up: {str(error).strip().splitlines()[-1]}") from error
+        finally:
+            conductor.close()
 
 
 class _StaysHere:
@@ -90,7 +99,8 @@ class _Searcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ships withou
     """Asks the conductor what to run."""
 
     def __init__(self, conductor: Conductor, run: RunFolder, search: Search) -> None:
-        super().__init__(metric=METRIC, mode="min")
+        # No metric: Tune would end the whole search over a trial that ends before its first report.
+        super().__init__()
         self._conductor = conductor
         self._run = run
         self._search = search

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from trials.training import Decision
 
-METRIC = "best_eval_loss"
-
 
 def run_assignment(assignment: dict[str, Any]) -> None:
     """Runs one trial; `assignment` is what `orchestrator.tuner` made of the conductor's `Assignment`."""

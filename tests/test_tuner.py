@@ -5,21 +5,26 @@ from __future__ import annotations
 import pickle
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import optuna
 import pytest
+from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator import tuner
 from orchestrator.conductor import Conductor
 from orchestrator.run_folder import RunFolder, Search
+from orchestrator.study import STUDY_NAME
 from search_spaces.schema import Recipe
 from tests.searches import BASE_LOSS, make_conductor, make_run, make_search, point, record, run_base, run_trial
 from trials.config import TrialConfig
-from trials.records import EndingKind, TrialFolder
+from trials.errors import SearchBroken
+from trials.records import EndingKind, EvalPoint, TrialFolder
 
 
 @pytest.fixture
@@ -103,3 +108,18 @@ def test_the_first_interrupt_is_ours_the_second_is_pythons(conductor: Conductor,
 def test_what_tune_pickles_leaves_the_conductor_behind(conductor: Conductor, run: RunFolder, search: Search) -> None:
     for adapter in (tuner._Searcher(conductor, run, search), tuner._Scheduler(conductor), tuner._Stopper(conductor)):
         assert pickle.loads(pickle.dumps(adapter)).__dict__ == {}
+
+
+def test_when_tune_gives_up_nothing_stays_running(run: RunFolder, search: Search) -> None:
+    now = datetime.now(UTC)
+    search = replace(search, deadline=replace(search.deadline, started=now, ends=now + timedelta(hours=1)))
+    conductor = make_conductor(run, search, slots=1, clock=lambda: datetime.now(UTC))
+
+    def broken(_trial_id: str, _point: EvalPoint) -> bool:
+        raise OSError("no space left on device")
+
+    conductor.on_eval = broken  # type: ignore[method-assign]
+    with tuner.ray_session(dashboard=False), pytest.raises(SearchBroken, match="no space left on device"):
+        tuner.run_tune(conductor, run, search)
+    states = {t.state for t in optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials}
+    assert TrialState.RUNNING not in states

@@ -6,6 +6,7 @@
     |   +-- DataError         a data file or its rows
     |   +-- ModelError        a base model, tokenizer or adapter folder
     |   +-- RunFolderError    a run folder that can't be used as asked
+    +-- SearchBroken          Ray gave up; what there is is exported, the search can be resumed; exit code 130
     +-- NothingToExport       the search ran, but no adapter is worth exporting; exit code 3
     +-- ExportNotVerified     the export, loaded again, isn't what the trial measured; exit code 3
 
@@ -46,6 +47,12 @@ class ModelError(InputError):
 
 class RunFolderError(InputError):
     """A run folder can't be used as asked."""
+
+
+class SearchBroken(TuningError):
+    """Ray gave up under a search. Its run folder is whole, and can be resumed."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class NothingToExport(TuningError):
