@@ -101,7 +101,7 @@ def pretrain(tokens: Tokens, plan: Pretraining, device: str) -> MistralForCausal
         windows = stream[starts.to(device) + offsets].long()
         with torch.autocast(device, dtype=torch.bfloat16):
             loss = forward(model, windows)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
