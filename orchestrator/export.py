@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.model_card import model_card
-from orchestrator.ranking import Best, pick_best, rank
+from orchestrator.ranking import Best, gain_over, pick_best, rank
 from orchestrator.run_folder import RunFolder, Search, open_run_folder, versions
 from orchestrator.verification import MERGED_TOLERANCE, TOLERANCE, prove_export
 from trials.command_line import run
 from trials.files import replace_folder, write_json, write_text
-from trials.losses import compare
 from trials.records import Origin, TrialRecord
 
 # PEFT's own README and our bookkeeping stay behind; the export gets a card of its own.
@@ -92,9 +91,8 @@ def _manifest(search: Search, records: Sequence[TrialRecord], best: Best, found:
 def _against_start(start: TrialRecord, winner: TrialRecord) -> dict[str, Any]:
     """A starting point's loss, and by how much the winner's is lower, with its paired standard error."""
     described: dict[str, Any] = {"trial": start.id, "name": start.name, "eval_loss": start.best_eval_loss}
-    ours, theirs = winner.row_losses(), start.row_losses()
-    if ours is not None and theirs is not None and start.id != winner.id:
-        gain = compare(ours, theirs)
+    gain = gain_over(start, winner)
+    if gain is not None and start.id != winner.id:
         described |= {"difference": gain.difference, "standard_error": gain.standard_error}
     return described
 

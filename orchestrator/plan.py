@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.run_folder import Search
 from search_spaces.durations import format_duration
+from search_spaces.layers import flatten
 from search_spaces.schema import Choices, Recipe
 from trials.data import TrialData
 from trials.schedule import full_tokens
@@ -51,7 +51,8 @@ def _longest_trial(recipe: Recipe, epoch_tokens: int) -> int:
 
 def describe(search: Search, sizes: Sizes) -> str:
     """The plan as text: time, data, rungs, starting points, space, and where each setting came from."""
-    deadline, settings = search.deadline, search.recipe.search
+    deadline, reduction = search.deadline, search.recipe.search.reduction_factor
+    settings = flatten(search.recipe.model_dump(exclude={"name", "description", "space"}))
     steps = ", ".join(f"{tokens:,}" for tokens in search.rungs)
     total = format_duration((deadline.ends - deadline.started).total_seconds())
     lines = [
@@ -63,14 +64,14 @@ def describe(search: Search, sizes: Sizes) -> str:
         f"{sizes.test_rows:,} test, {sizes.dropped_rows:,} dropped for length",
         f"full trial: {sizes.full_tokens:,} tokens ({sizes.full_tokens / sizes.epoch_tokens:.2f} epochs), "
         f"{search.recipe.evaluation.evaluations} evaluations",
-        f"rungs at {steps or 'none'} tokens; one in {settings.reduction_factor} passes",
+        f"rungs at {steps or 'none'} tokens; one in {reduction} passes",
         f"first the base model, then {len(search.recipe.start)} starting point(s): "
         f"{', '.join(search.recipe.start) or 'none'}; then what Optuna's TPE proposes",
         f"GPUs per trial: {search.gpus_per_trial}",
         "space:",
         *(f"  {name}: {_dimension(dimension)}" for name, dimension in search.recipe.space.items()),
         "settings, and where they came from:",
-        *(f"  {key} = {value!r}  ({search.sources.get(key, 'default')})" for key, value in _settings(search.recipe)),
+        *(f"  {key} = {value!r}  ({search.sources.get(key, 'default')})" for key, value in settings.items()),
     ]
     return "\n".join(lines)
 
@@ -79,16 +80,3 @@ def _dimension(dimension: Any) -> str:
     if isinstance(dimension, Choices):
         return "one of " + ", ".join(map(str, dimension.choices))
     return f"{dimension.low:g} to {dimension.high:g}{', logarithmic' if dimension.log else ''}"
-
-
-def _settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    shown = recipe.model_dump(exclude={"name", "description", "space"})
-    yield from _flat(shown)
-
-
-def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in mapping.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

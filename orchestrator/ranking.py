@@ -68,6 +68,17 @@ def pick_best(records: Sequence[TrialRecord]) -> Best:
     return best
 
 
+def gain_over(other: TrialRecord, trial: TrialRecord) -> LossDifference | None:
+    """Loss of `other` minus loss of `trial` on the same rows; None where they have no such rows."""
+    rows, other_rows = trial.row_losses(), other.row_losses()
+    if rows is None or other_rows is None:
+        return None
+    try:
+        return compare(rows, other_rows)
+    except ValueError:
+        return None
+
+
 def expendable_adapters(records: Sequence[TrialRecord], keep: int) -> list[TrialRecord]:
     """Ended trials whose adapter may be deleted: all but the best `keep` of those that ended."""
     ended = [record for record in rank(records) if record.ending is not None and record.has_adapter]

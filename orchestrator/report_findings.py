@@ -11,7 +11,6 @@ from typing import Any
 from orchestrator.ranking import Best, base_of, pick_best, rank
 from orchestrator.run_folder import RunFolder, Search
 from trials.errors import NothingToExport
-from trials.losses import LossDifference, compare
 from trials.records import Origin, TrialRecord
 
 UNENDED = "running or cut off"
@@ -82,17 +81,6 @@ def read_findings(run: RunFolder) -> Findings:
         manifest=manifest if isinstance(manifest, dict) else None,
         samples=tuple(s for s in samples if isinstance(s, dict)) if isinstance(samples, list) else (),
     )
-
-
-def gain_over(other: TrialRecord, trial: TrialRecord) -> LossDifference | None:
-    """Loss of `other` minus loss of `trial` on the same rows; None where they have no such rows."""
-    rows, other_rows = trial.row_losses(), other.row_losses()
-    if rows is None or other_rows is None:
-        return None
-    try:
-        return compare(rows, other_rows)
-    except ValueError:
-        return None
 
 
 def ending_label(record: TrialRecord) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.ranking import rank
-from orchestrator.report_findings import Findings, gain_over, trial_label
+from orchestrator.ranking import gain_over, rank
+from orchestrator.report_findings import Findings, trial_label
 from search_spaces.durations import format_duration
 from trials.losses import LossDifference
 from trials.records import Origin, TrialRecord

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.report_findings import Findings, ending_label, gain_over, hyperparameter, trial_label
+from orchestrator.ranking import gain_over
+from orchestrator.report_findings import Findings, ending_label, hyperparameter, trial_label
 from search_spaces.durations import format_duration
+from search_spaces.layers import flatten
 from trials.config import Hyperparameters
 from trials.records import EndingKind, Origin, TrialRecord
 
@@ -186,12 +188,8 @@ def _by_loss(record: TrialRecord) -> tuple[bool, float, str]:
     return loss is None, 0.0 if loss is None else loss, record.id
 
 
-def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _leaves(mapping: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(key, value) for key, value in flatten(mapping).items() if value != {}]
 
 
 def _show_setting(value: Any) -> str:

@@ -8,7 +8,6 @@ failed, cut off                  FAIL; a cut-off configuration is tried again on
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from optuna.trial import TrialState
 
 from search_spaces.schema import Choices, Dimension, Recipe, is_integer
 from trials.records import EndingKind, EvalPoint
-
-logger = logging.getLogger(__name__)
 
 STUDY_NAME = "search"
 CONSTRAINT = "can_be_trained"

@@ -68,13 +68,13 @@ def parse_yaml(text: str, source: str) -> Any:
         raise RecipeError(f"{source} is no YAML: {' '.join(str(error).split())}. Mend it.") from error
 
 
-def flatten(mapping: Mapping[str, Any], source: str, prefix: str = "") -> dict[str, Any]:
-    """A recipe file's mappings as dotted keys. A dimension of the space is taken apart, so that parts can be set."""
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys. A dimension of the space is taken apart, so that parts can be set."""
     flat: dict[str, Any] = {}
     for key, value in mapping.items():
         dotted = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, source, dotted + "."))
+            flat.update(flatten(value, dotted + "."))
         else:
             flat[dotted] = value
     return flat

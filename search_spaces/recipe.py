@@ -99,7 +99,7 @@ def _add_file(layers: Layers, file: Path, seen: tuple[Path, ...]) -> None:
         named = content.get(section)
         for name in named if isinstance(named, Mapping) else ():
             layers.drop(f"{section}.{name}")
-    for key, value in flatten(content, str(file)).items():
+    for key, value in flatten(content).items():
         layers.put(key, _absolute(key, value, file.parent), file.name)
 
 
@@ -113,7 +113,7 @@ def _override(layers: Layers, key: str, value: Any, source: str) -> None:
                 layers.drop(known)
     if isinstance(value, Mapping):
         layers.drop(key)
-        for inner, inner_value in flatten(value, source, key + ".").items():
+        for inner, inner_value in flatten(value, key + ".").items():
             layers.put(inner, inner_value, source)
     else:
         layers.put(key, value, source)

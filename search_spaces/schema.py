@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from search_spaces.durations import parse_duration
 from trials.config import (
@@ -153,12 +153,7 @@ class Recipe(Settings):
 
 def is_integer(name: str) -> bool:
     """Whether a hyperparameter takes whole numbers only."""
-    annotation: Any = Hyperparameters.model_fields[name].annotation
-    try:
-        TypeAdapter(annotation).validate_python(1.5, strict=True)
-    except ValidationError:
-        return annotation in (int, int | None)
-    return False
+    return Hyperparameters.model_fields[name].annotation in (int, int | None)
 
 
 def _holds(dimension: Dimension, value: Any) -> bool:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from orchestrator.run_folder import RunFolder, Search
 from search_spaces.recipe import load_recipe
 from search_spaces.schema import Recipe
+from tests.searches import make_run, make_search
 from trials.config import TrialConfig
 
 if TYPE_CHECKING:
@@ -79,6 +81,18 @@ def small_trial(
     use_threads(small_config.machine)
     run_trial(small_config, small_data, tokenizer, folder, lambda _: Decision.GO_ON)
     return read_trial(folder.path)
+
+
+@pytest.fixture
+def search(small_recipe: Recipe) -> Search:
+    """A made-up search of an hour, ten minutes of which are kept for the export."""
+    return make_search(small_recipe)
+
+
+@pytest.fixture
+def run(tmp_path: Path, search: Search) -> RunFolder:
+    """A run folder that holds only its search."""
+    return make_run(tmp_path / "run", search)
 
 
 @pytest.fixture

@@ -1,7 +1,4 @@
-from pathlib import Path
-
 import optuna
-import pytest
 from optuna.trial import TrialState
 
 from orchestrator.conductor import Assignment, Conductor, study_number, trial_id
@@ -16,7 +13,6 @@ from tests.searches import (
     evaluate,
     finish,
     make_conductor,
-    make_run,
     make_search,
     point,
     record,
@@ -26,16 +22,6 @@ from tests.searches import (
 from trials.records import Ending, EndingKind, Origin, TrialFolder
 
 FULL = [(100, 2.0), (300, 1.5), (900, 1.0)]
-
-
-@pytest.fixture
-def search(small_recipe: Recipe) -> Search:
-    return make_search(small_recipe)
-
-
-@pytest.fixture
-def run(tmp_path: Path, search: Search) -> RunFolder:
-    return make_run(tmp_path / "run", search)
 
 
 def states(run: RunFolder) -> list[TrialState]:

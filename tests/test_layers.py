@@ -119,7 +119,7 @@ def test_anything_but_key_and_value_is_refused(assignment: str) -> None:
 
 def test_flat_and_back() -> None:
     nested = {"search": {"budget": "9h"}, "space": {"lora_rank": {"choices": [4, 8]}}, "start": {}}
-    flat = flatten(nested, "here")
+    flat = flatten(nested)
     assert flat == {"search.budget": "9h", "space.lora_rank.choices": [4, 8], "start": {}}
     layers = Layers()
     for key, value in flat.items():

@@ -1,19 +1,12 @@
 import threading
-from pathlib import Path
 
 import pytest
 
 from orchestrator.ranking import base_of, expendable_adapters, pick_best, rank
 from orchestrator.run_folder import RunFolder
-from search_spaces.schema import Recipe
-from tests.searches import make_run, make_search, point, record, row_losses, save_adapter
+from tests.searches import point, record, row_losses, save_adapter
 from trials.errors import NothingToExport
 from trials.records import Ending, EndingKind, Origin, TrialFolder
-
-
-@pytest.fixture
-def run(tmp_path: Path, small_recipe: Recipe) -> RunFolder:
-    return make_run(tmp_path / "run", make_search(small_recipe))
 
 
 def add(

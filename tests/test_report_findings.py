@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from report_case import BASE, Told, new_run, write_trial
 
-from orchestrator.report_findings import gain_over, read_findings
+from orchestrator.ranking import gain_over
+from orchestrator.report_findings import read_findings
 from orchestrator.run_folder import RunFolder
 from trials.errors import RunFolderError
 from trials.records import Origin

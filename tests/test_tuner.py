@@ -7,7 +7,6 @@ import signal
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
@@ -20,21 +19,10 @@ from orchestrator import tuner
 from orchestrator.conductor import Conductor
 from orchestrator.run_folder import RunFolder, Search
 from orchestrator.study import STUDY_NAME
-from search_spaces.schema import Recipe
-from tests.searches import BASE_LOSS, make_conductor, make_run, make_search, point, record, run_base, run_trial
+from tests.searches import BASE_LOSS, make_conductor, point, record, run_base, run_trial
 from trials.config import TrialConfig
 from trials.errors import SearchBroken
 from trials.records import EndingKind, EvalPoint, TrialFolder
-
-
-@pytest.fixture
-def search(small_recipe: Recipe) -> Search:
-    return make_search(small_recipe)
-
-
-@pytest.fixture
-def run(tmp_path: Path, search: Search) -> RunFolder:
-    return make_run(tmp_path / "run", search)
 
 
 @pytest.fixture

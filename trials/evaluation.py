@@ -24,11 +24,9 @@ def evaluate_rows(model: Any, rows: Sequence[TokenizedRow], batch_rows: int) -> 
     Rows of like length are batched together, right-padded. Non-finite losses are kept: they are the caller's to judge.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
     sums = [math.nan] * len(rows)
-    with _inference(model):
-        for start in range(0, len(order), batch_rows):
-            indices = order[start : start + batch_rows]
+    with inference(model):
+        for indices in batches_by_length([len(row.input_ids) for row in rows], batch_rows):
             for index, loss in zip(indices, _batch_losses(causal_lm, [rows[i] for i in indices]), strict=True):
                 sums[index] = loss
     return RowLosses(sums, [row.completion_tokens for row in rows])
@@ -51,8 +49,15 @@ def _batch_losses(causal_lm: PreTrainedModel, rows: Sequence[TokenizedRow]) -> l
     return [float(loss) for loss in torch.stack(losses).double()]
 
 
+def batches_by_length(lengths: Sequence[int], batch_rows: int) -> Iterator[list[int]]:
+    """Indices of rows, those of like length together, so that little is padded; the shortest first."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for start in range(0, len(order), batch_rows):
+        yield order[start : start + batch_rows]
+
+
 @contextmanager
-def _inference(model: torch.nn.Module) -> Iterator[None]:
+def inference(model: torch.nn.Module) -> Iterator[None]:
     """No dropout and no gradients inside; the model's mode is as before afterwards."""
     was_training = model.training
     model.eval()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trials.evaluation import batches_by_length, inference
 from trials.formats import NLI_LABELS
 from trials.tokenization import prompt_ids
 
@@ -42,16 +43,13 @@ def generate(
 ) -> list[str]:
     """The model's answers to chat prompts, in order, without special tokens."""
     sampling = sampling or Sampling()
-    was_training = model.training
-    model.eval()
     ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers = [""] * len(ids)
-    for start in range(0, len(order), batch_rows):
-        indices = order[start : start + batch_rows]
-        for index, answer in zip(indices, _batch(model, tokenizer, [ids[i] for i in indices], sampling), strict=True):
-            answers[index] = answer
-    model.train(was_training)
+    with inference(model):
+        for indices in batches_by_length([len(row) for row in ids], batch_rows):
+            batch = _batch(model, tokenizer, [ids[i] for i in indices], sampling)
+            for index, answer in zip(indices, batch, strict=True):
+                answers[index] = answer
     return answers
 
 
@@ -61,16 +59,15 @@ def _batch(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[i
     # Padding stands on the left: a model goes on from the last position.
     input_ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    with torch.no_grad():
-        output = model.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
-            max_new_tokens=sampling.max_new_tokens,
-            pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id,
-            use_cache=True,
-            **sampling.arguments(),
-        )
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=mask,
+        max_new_tokens=sampling.max_new_tokens,
+        pad_token_id=pad,
+        eos_token_id=tokenizer.eos_token_id,
+        use_cache=True,
+        **sampling.arguments(),
+    )
     texts: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
     return [text.strip() for text in texts]
 

@@ -5,7 +5,6 @@ The process that trained must not be the one that proves: here everything is loa
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -66,7 +65,7 @@ def main() -> int:
     job = ProofJob.model_validate_json(job_file.read_text())
 
     def command() -> int:
-        write_json(result_file, json.loads(json.dumps(prove(job))))
+        write_json(result_file, prove(job))
         return 0
 
     return run(command)
