@@ -178,11 +178,12 @@ def read_trial(folder: Path) -> TrialRecord:
 def _points(folder: Path) -> tuple[EvalPoint, ...]:
     """The evaluations in metrics.jsonl, and the adapter's own, if the process died before its line was written."""
     points = [_point(line) for line in read_json_lines(folder / "metrics.jsonl")]
-    adapters = folder / "adapter" / POINT_FILE
-    if adapters.exists():
-        own = _point(json.loads(adapters.read_text()))
-        if not points or own.step > points[-1].step:
-            points.append(own)
+    try:
+        own = _point(json.loads((folder / "adapter" / POINT_FILE).read_text()))
+    except FileNotFoundError:  # no adapter, or it's being replaced at this moment
+        return tuple(points)
+    if not points or own.step > points[-1].step:
+        points.append(own)
     return tuple(points)
 
 
