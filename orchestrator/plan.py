@@ -10,7 +10,7 @@ from search_spaces.durations import format_duration
 from search_spaces.layers import flatten
 from search_spaces.schema import Choices, Recipe
 from trials.data import TrialData
-from trials.schedule import full_tokens
+from trials.schedule import Epoch, full_tokens
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,23 @@ class Sizes:
         """Counted on tokenised rows."""
         splits = [data.train, data.eval, *([data.test] if data.test else [])]
         return Sizes(
-            train_rows=len(data.train.rows),
-            eval_rows=len(data.eval.rows),
-            test_rows=len(data.test.rows) if data.test else 0,
+            train_rows=len(data.train),
+            eval_rows=len(data.eval),
+            test_rows=len(data.test) if data.test else 0,
             dropped_rows=sum(split.dropped for split in splits),
             epoch_tokens=data.train.tokens,
-            full_tokens=_longest_trial(recipe, data.train.tokens),
+            full_tokens=_longest_trial(recipe, Epoch(len(data.train), data.train.tokens)),
         )
 
 
-def _longest_trial(recipe: Recipe, epoch_tokens: int) -> int:
+def _longest_trial(recipe: Recipe, epoch: Epoch) -> int:
     """Tokens of the longest full trial in the space: where the search varies epochs, not all are equally long."""
-    longest = full_tokens(recipe.hyperparameters, epoch_tokens)
-    for name in ("epochs", "train_tokens"):
+    longest = full_tokens(recipe.hyperparameters, epoch)
+    for name in ("epochs", "train_tokens", "train_rows"):
         dimension = recipe.space.get(name)
         if dimension is not None:
             most: Any = max(dimension.choices) if isinstance(dimension, Choices) else dimension.high  # type: ignore[type-var]
-            longest = max(longest, full_tokens(recipe.hyperparameters_with({name: most}), epoch_tokens))
+            longest = max(longest, full_tokens(recipe.hyperparameters_with({name: most}), epoch))
     return longest
 
 

@@ -16,11 +16,10 @@ from pathlib import Path
 
 from search_spaces.recipe import load_recipe
 from trials.command_line import quiet_libraries
-from trials.data import load_data, tokenize_split
+from trials.data import load_data, load_split
 from trials.judging import answers, label_counts, load_judged
 from trials.model import load_tokenizer
 from trials.records import Ending, Origin, TrialFolder, read_trial
-from trials.rows import read_examples
 from trials.training import Decision, run_trial, use_threads
 
 RATES = (1e-5, 2e-4, 1e-3, 3e-3, 1e-2)
@@ -57,7 +56,7 @@ def accuracies(adapter: Path, rows: int) -> tuple[dict[str, float], dict[str, fl
     """Label counts of the base and of the adapter, by greedy generation on so many dev rows."""
     data = load_recipe("demo", environ={}).recipe.data
     judged = load_judged(str(adapter))
-    split = tokenize_split(read_examples(Path(data.eval), data.format, rows), data.eval, data, judged.tokenizer)
+    split = load_split(data.model_copy(update={"eval_rows": rows}), judged.tokenizer)
     base, ours = answers(judged, split, base=True), answers(judged, split)
     return label_counts(base, split), label_counts(ours, split)
 

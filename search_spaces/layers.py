@@ -15,7 +15,9 @@ import yaml
 from search_spaces.schema import Recipe
 from trials.config import Hyperparameters, Settings
 from trials.errors import RecipeError
+from trials.source import bare_name, is_path, with_path
 
+RECIPE_FOLDER = Path(__file__).parent
 ENVIRONMENT_PREFIX = "ORCHESTRATOR__"
 
 
@@ -141,9 +143,17 @@ KNOWN_KEYS: tuple[str, ...] = (
 )
 
 
-def resolve_path(value: str, folder: Path, *, must_be_path: bool) -> str:
-    """A path made absolute from the folder of whoever named it. Names on a hub stay as they are."""
-    path = (folder / Path(value).expanduser()).absolute()
-    if must_be_path or path.exists() or value.startswith((".", "/", "~")):
-        return os.path.normpath(path)
-    return value
+def resolve_path(value: str, folder: Path) -> str:
+    """A path made absolute from the folder of whoever named it; where nothing is there, from the current folder.
+
+    Names on a hub stay as they are. A slice of rows after the name is kept.
+    """
+    name = bare_name(value)
+    paths = [(base / Path(name).expanduser()).absolute() for base in (folder, Path.cwd())]
+    found = next((path for path in paths if path.exists()), None)
+    if found is None:
+        if not is_path(name):
+            return value
+        # The data of a recipe that ships with the project is the user's, and lies where they are.
+        found = paths[1] if folder.is_relative_to(RECIPE_FOLDER) else paths[0]
+    return with_path(value, Path(os.path.normpath(found)))

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from search_spaces.layers import (
     KNOWN_KEYS,
+    RECIPE_FOLDER,
     Layers,
     command_line_settings,
     environment_settings,
@@ -23,10 +24,10 @@ from search_spaces.layers import (
 )
 from search_spaces.schema import Recipe
 from trials.errors import RecipeError
+from trials.templates import TEMPLATES
 
-RECIPE_FOLDER = Path(__file__).parent
 DEFAULT_RECIPE = "demo"
-_PATH_KEYS = {"data.train": True, "data.eval": True, "data.test": True, "model.name": False}
+_PATH_KEYS = {"data.train", "data.eval", "data.test", "model.name", "model.chat_template"}
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ def _override(layers: Layers, key: str, value: Any, source: str) -> None:
 
 
 def _absolute(key: str, value: Any, folder: Path) -> Any:
-    if key in _PATH_KEYS and isinstance(value, str):
-        return resolve_path(value, folder, must_be_path=_PATH_KEYS[key])
+    if key in _PATH_KEYS and isinstance(value, str) and value not in TEMPLATES:
+        return resolve_path(value, folder)
     return value
 
 

@@ -15,6 +15,7 @@ from trials.config import (
     Machine,
     ModelSettings,
     Settings,
+    TrackingSettings,
     TrialConfig,
 )
 from trials.errors import RecipeError
@@ -91,6 +92,7 @@ class Recipe(Settings):
     hyperparameters: Hyperparameters
     evaluation: EvaluationSettings = EvaluationSettings()
     machine: Machine = Machine()
+    tracking: TrackingSettings = TrackingSettings()
     search: SearchSettings = SearchSettings()
     start: Mapping[str, Mapping[str, Any]] = Field(default={}, description="named starting points, tried first")
     space: Mapping[str, Dimension] = Field(default={}, description="what the search varies")
@@ -147,6 +149,7 @@ class Recipe(Settings):
             hyperparameters=self.hyperparameters_with(values),
             evaluation=self.evaluation,
             machine=self.machine,
+            tracking=self.tracking,
             seed=self.search.seed,
         )
 

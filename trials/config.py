@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Scheduler = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
-DataFormat = Literal["nli_cot"]
+DataFormat = Literal["nli_cot", "nli", "messages", "instruction", "prompt_completion", "title_body", "text"]
+TooLong = Literal["fail", "drop", "shorten"]
+Share = Annotated[int | float, Field(gt=0)]
+"""A whole number of rows, or (below 1) a fraction of them."""
 
 
 class Settings(BaseModel):
@@ -23,7 +26,7 @@ class Settings(BaseModel):
 
 
 class Hyperparameters(Settings):
-    """What a search may vary. Exactly one of `epochs` and `train_tokens` gives the length of a full trial."""
+    """What a search may vary. Exactly one of `epochs`, `train_tokens` and `train_rows` is the length of a full trial."""
 
     learning_rate: float = Field(default=2e-4, gt=0, le=1, description="peak learning rate of the adapter's A matrices")
     lora_rank: int = Field(default=16, ge=1, le=1024, description="inner dimension of the adapter")
@@ -37,18 +40,21 @@ class Hyperparameters(Settings):
     scheduler: Scheduler = Field(default="cosine", description="shape of the learning rate after warm-up")
     weight_decay: float = Field(default=0.01, ge=0, le=1, description="decoupled, per unit of learning rate")
     optimizer: Optimizer = Field(default="adamw_torch", description="its name in transformers")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="L2 norm over all adapter gradients")
+    max_grad_norm: float | None = Field(
+        default=1.0, gt=0, description="L2 norm over all adapter gradients; None: gradients are not clipped"
+    )
     neftune_noise_alpha: float = Field(default=0.0, ge=0, description="NEFTune noise (arXiv 2310.05914); 0 is off")
     use_rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank) (arXiv 2312.03732)")
     use_dora: bool = Field(default=False, description="weight-decomposed adapter (arXiv 2402.09353)")
     loraplus_ratio: float = Field(default=1.0, ge=1, le=1000, description="LoRA+: rate of B over rate of A; 1 is off")
     epochs: float | None = Field(default=None, gt=0, description="passes over the training rows")
     train_tokens: int | None = Field(default=None, ge=1, description="unpadded tokens of a full trial")
+    train_rows: int | None = Field(default=None, ge=1, description="rows of a full trial, repeated ones counted again")
 
     @model_validator(mode="after")
     def _one_length(self) -> Hyperparameters:
-        if (self.epochs is None) == (self.train_tokens is None):
-            raise ValueError("give exactly one of epochs and train_tokens, and set the other to null")
+        if sum(length is not None for length in (self.epochs, self.train_tokens, self.train_rows)) != 1:
+            raise ValueError("give exactly one of epochs, train_tokens and train_rows, and set the others to null")
         return self
 
 
@@ -57,6 +63,9 @@ class ModelSettings(Settings):
 
     name: str = Field(description="folder, or name on the model hub")
     revision: str | None = Field(default=None, description="commit or tag on the hub; None for the newest")
+    chat_template: str | None = Field(
+        default=None, description="mistral, zephyr, or a Jinja file; None: the tokenizer's own"
+    )
     quantization: Literal["nf4", "none"] = Field(default="nf4", description="nf4: 4-bit with double quantisation")
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 on a GPU, float32 on a CPU"
@@ -64,22 +73,45 @@ class ModelSettings(Settings):
 
 
 class DataSettings(Settings):
-    """The rows that all trials train on and are judged by."""
+    """The rows that all trials train on and are judged by.
 
-    format: DataFormat = Field(default="nli_cot", description="how a row becomes a prompt and a completion")
-    train: str = Field(description="JSON Lines file")
-    eval: str = Field(description="JSON Lines file; the search is judged on it")
-    test: str | None = Field(default=None, description="JSON Lines file that only the finished search looks at")
-    eval_rows: int | None = Field(default=None, ge=2, description="at most so many rows of eval, from its top")
-    test_rows: int | None = Field(default=None, ge=2, description="at most so many rows of test, from its top")
+    A source is a local file (.jsonl, .json, .csv, .parquet) or a data set on the hub, as
+    `owner/name[@revision][#config][:split or file]`; either may end in a slice of rows such as `[:800]`.
+    """
+
+    format: DataFormat = Field(default="nli_cot", description="how a row becomes a conversation")
+    train: str = Field(description="source of the rows that are trained on")
+    eval: str = Field(description="source of the rows that the search is judged on")
+    test: str | None = Field(default=None, description="source of rows that only the finished search looks at")
+    train_rows: Share | None = Field(default=None, description="at most so many rows, or this fraction; None: all")
+    eval_rows: Share | None = Field(default=None, description="the same for eval")
+    test_rows: Share | None = Field(default=None, description="the same for test")
+    subset_seed: int | None = Field(default=None, ge=0, description="of a random subset; None: rows from the top")
+    select: Literal["all", "correct", "reflected"] = Field(
+        default="all", description="of rows with thoughts and reflections: right at once, mended by reflection, or both"
+    )
     max_length_tokens: int = Field(default=2048, ge=8, description="of a whole row: prompt, completion, BOS and EOS")
-    too_long: Literal["fail", "drop"] = Field(default="fail", description="what to do with longer rows; never cut")
+    too_long: TooLong = Field(
+        default="fail", description="longer rows; shorten: later turns go, then the prompt's end, never an answer"
+    )
+    bad_rows: Literal["fail", "drop"] = Field(default="fail", description="rows that don't fit the format")
+    overlap: Literal["fail", "drop"] = Field(default="fail", description="eval and test rows that are trained on")
+
+    @field_validator("train_rows", "eval_rows", "test_rows")
+    @classmethod
+    def _whole_or_fraction(cls, value: int | float | None) -> int | float | None:
+        if isinstance(value, float) and value >= 1:
+            raise ValueError("give a whole number of rows, or a fraction below 1")
+        return value
 
 
 class EvaluationSettings(Settings):
     """When a trial is evaluated, and when that ends it."""
 
     evaluations: int = Field(default=9, ge=1, description="of a full trial, equally spaced in tokens")
+    every_rows: int | None = Field(
+        default=None, ge=1, description="training rows from one evaluation to the next, in place of `evaluations`"
+    )
     patience: int = Field(default=3, ge=1, description="evaluations in a row without improvement that end a trial")
     min_improvement: float = Field(default=0.0, ge=0, description="nats per token that count as improvement")
     divergence_factor: float = Field(default=2.0, gt=1, description="ends a trial above so many times the base's loss")
@@ -90,8 +122,18 @@ class Machine(Settings):
     """How this machine runs a trial. Never searched, never compared."""
 
     micro_batch_tokens: int = Field(default=4096, ge=1, description="padded tokens of one forward pass, about")
+    micro_batch_rows: int | None = Field(default=None, ge=1, description="at most so many rows of one forward pass")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
     cpu_threads: int | None = Field(default=None, ge=1, description="torch threads of one trial on a CPU")
+
+
+class TrackingSettings(Settings):
+    """How trials appear in Weights & Biases, which needs WANDB_API_KEY or WANDB_MODE=offline."""
+
+    wandb: bool = Field(default=True, description="log there, if the environment has what it needs")
+    project: str = Field(default="qlora-search", description="a WANDB_PROJECT in the environment goes before it")
+    run_name: str | None = Field(default=None, description="None: search and trial")
+    run_id: str | None = Field(default=None, description="of a run to go on with")
 
 
 class TrialConfig(Settings):
@@ -102,5 +144,6 @@ class TrialConfig(Settings):
     hyperparameters: Hyperparameters
     evaluation: EvaluationSettings = EvaluationSettings()
     machine: Machine = Machine()
+    tracking: TrackingSettings = TrackingSettings()
     seed: int = Field(default=0, ge=0, description="of adapter initialisation, data order and dropout")
     base_eval_loss: float | None = Field(default=None, description="of the untrained base, where it's known already")

@@ -1,41 +1,33 @@
-"""The frozen rows of a search: read, checked, tokenised; the same for every trial."""
+"""The frozen rows of a search: read, checked, tokenised once; the same for every trial."""
 
 from __future__ import annotations
 
 import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trials.cache import fingerprint, kept
 from trials.config import DataSettings
 from trials.errors import DataError
+from trials.examples import Checked, Reading, check
 from trials.formats import Example
-from trials.rows import read_examples
-from trials.tokenization import TokenizedRow, tokenize
+from trials.nli import reader
+from trials.shortening import shorten
+from trials.source import Source, parse_source
+from trials.split import Counts, Split, open_split, write_counts, write_split
+from trials.tokenization import TokenizedRow, eos_id, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TRAIN, EVAL, TEST = "train", "eval", "test"
+_BATCH_ROWS = 1000
+
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows of one file: as text and as tokens (same order, same length), and how many were too long."""
-
-    examples: tuple[Example, ...]
-    rows: tuple[TokenizedRow, ...]
-    dropped: int
-
-    @property
-    def tokens(self) -> int:
-        """Unpadded tokens of all rows."""
-        return sum(len(row.input_ids) for row in self.rows)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row."""
-        return max(len(row.input_ids) for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -45,55 +37,165 @@ class TrialData:
     train: Split
     eval: Split
     test: Split | None
+    fingerprint: str
+    """Of the content of all rows and of how they were tokenised."""
 
 
 def load_data(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> TrialData:
-    """Reads, checks and tokenises all files. Raises `DataError` for anything that can't be used."""
-    train = read_examples(Path(settings.train), settings.format)
-    evaluation = read_examples(Path(settings.eval), settings.format, settings.eval_rows)
-    _refuse_overlap(train, evaluation, settings.train, settings.eval)
-    test = None
-    if settings.test is not None:
-        examples = read_examples(Path(settings.test), settings.format, settings.test_rows)
-        _refuse_overlap(train, examples, settings.train, settings.test)
-        _refuse_overlap(evaluation, examples, settings.eval, settings.test)
-        test = _comparable(tokenize_split(examples, settings.test, settings, tokenizer), settings.test)
-    return TrialData(
-        train=tokenize_split(train, settings.train, settings, tokenizer),
-        eval=_comparable(tokenize_split(evaluation, settings.eval, settings, tokenizer), settings.eval),
-        test=test,
-    )
+    """Reads, checks and tokenises all rows, or opens what an earlier call left in the cache.
+
+    Raises `DataError` for anything that can't be used.
+    """
+    names = {TRAIN: settings.train, EVAL: settings.eval, TEST: settings.test}
+    sources = {name: parse_source(text) for name, text in names.items() if text is not None}
+    folder = _tokenised(sources, settings, tokenizer)
+    splits = {name: _comparable(name, open_split(folder, name), sources[name]) for name in sources}
+    return TrialData(splits[TRAIN], splits[EVAL], splits.get(TEST), fingerprint=folder.name)
 
 
-def tokenize_split(
-    examples: list[Example], name: str, settings: DataSettings, tokenizer: PreTrainedTokenizerBase
-) -> Split:
-    """Tokenised rows of one file. Rows over the maximum length are dropped or refused, never cut."""
-    limit = settings.max_length_tokens
-    pairs = [(example, tokenize(example, tokenizer)) for example in examples]
-    kept = [(example, row) for example, row in pairs if len(row.input_ids) <= limit]
-    dropped = len(pairs) - len(kept)
-    if dropped:
-        longest = max(len(row.input_ids) for _, row in pairs)
-        found = f"{name}: {dropped} of {len(pairs)} rows are longer than data.max_length_tokens={limit} "
-        found += f"(the longest has {longest})"
-        if settings.too_long == "fail" or not kept:
-            raise DataError(f"{found}. Raise data.max_length_tokens, or set data.too_long to drop.")
-        logger.warning("%s; they are dropped, as data.too_long says", found)
-    return Split(tuple(e for e, _ in kept), tuple(r for _, r in kept), dropped)
+def load_split(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Split:
+    """The rows of `settings.eval` alone, `eval_rows` of them. Raises `DataError` as `load_data` does."""
+    folder = _tokenised({EVAL: parse_source(settings.eval)}, settings, tokenizer)
+    return open_split(folder, EVAL)
 
 
-def _comparable(split: Split, name: str) -> Split:
-    if len(split.rows) < 2:
-        raise DataError(f"{name}: only one row can be used, and comparing two models needs at least two. Add rows.")
-    return split
-
-
-def _refuse_overlap(seen: list[Example], held_out: list[Example], seen_name: str, held_out_name: str) -> None:
-    prompts = {example.prompt for example in seen}
-    shared = [example.id for example in held_out if example.prompt in prompts]
-    if shared:
+def _tokenised(sources: Mapping[str, Source], settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Path:
+    if settings.format == "messages" and tokenizer.chat_template is None:
         raise DataError(
-            f"{len(shared)} of {len(held_out)} rows of {held_out_name} are also rows of {seen_name} "
-            f"(first: {', '.join(shared[:5])}). A loss on rows that were trained on proves nothing: remove them."
+            "the base model has no chat template, and conversations need one. Set model.chat_template to zephyr, to "
+            "mistral or to a Jinja file."
         )
+    key = fingerprint(settings, dict(sources), tokenizer)
+    return kept(key, lambda folder: _Building(sources, settings, tokenizer).write(folder))
+
+
+class _Building:
+    """One way from sources to tokenised rows on disk: check all, choose, refuse overlap, tokenise."""
+
+    def __init__(
+        self, sources: Mapping[str, Source], settings: DataSettings, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self._sources = sources
+        self._settings = settings
+        self._tokenizer = tokenizer
+        eos_id(tokenizer)
+        forbidden = (tokenizer.bos_token, tokenizer.eos_token)
+        self._reading = Reading(
+            to_example=reader(settings.format, settings.select),
+            forbidden=tuple(str(text) for text in forbidden if text),
+            drop_bad=settings.bad_rows == "drop",
+            format=settings.format,
+        )
+
+    def write(self, folder: Path) -> None:
+        """Writes all splits. Nothing is tokenised before all rows of all sources have been checked."""
+        checked = {name: check(source, self._reading) for name, source in self._sources.items()}
+        sampled = {name: self._sample(name, len(found.ids)) for name, found in checked.items()}
+        used = {name: indices - self._overlapping(name, checked, sampled) for name, indices in sampled.items()}
+        for name, source in self._sources.items():
+            self._write_split(folder, name, source, checked[name], sampled[name], used[name])
+
+    def _sample(self, name: str, available: int) -> frozenset[int]:
+        wanted = getattr(self._settings, f"{name}_rows")
+        if isinstance(wanted, float):
+            wanted = max(1, int(wanted * available))
+        if wanted is None or wanted >= available:
+            return frozenset(range(available))
+        if self._settings.subset_seed is None:
+            return frozenset(range(wanted))
+        return frozenset(random.Random(self._settings.subset_seed).sample(range(available), wanted))
+
+    def _overlapping(
+        self, name: str, checked: Mapping[str, Checked], sampled: Mapping[str, frozenset[int]]
+    ) -> frozenset[int]:
+        """Rows of a held-out split that stand in one before it: eval after train, test after both."""
+        found: set[int] = set()
+        keys = checked[name].keys
+        for before in list(self._sources)[: list(self._sources).index(name)]:
+            seen = {checked[before].keys[i] for i in sampled[before]}
+            shared = [i for i in sorted(sampled[name]) if keys[i] in seen]
+            if shared:
+                self._refuse_overlap(name, before, [checked[name].ids[i] for i in shared], len(sampled[name]))
+            found.update(shared)
+        return frozenset(found)
+
+    def _refuse_overlap(self, name: str, before: str, shared: Sequence[str], of: int) -> None:
+        said = (
+            f"{len(shared)} of {of} rows of {self._sources[name].text} are also rows of {self._sources[before].text} "
+            f"(first: {', '.join(shared[:5])})"
+        )
+        if self._settings.overlap == "fail":
+            raise DataError(
+                f"{said}. A loss on rows that were trained on proves nothing: remove them, or set data.overlap to drop."
+            )
+        logger.warning("%s; they are left out there, as data.overlap says", said)
+
+    def _write_split(
+        self, folder: Path, name: str, source: Source, checked: Checked, sampled: frozenset[int], used: frozenset[int]
+    ) -> None:
+        fitting = _Fitting(self._settings, self._tokenizer)
+        good = (example for i, example in enumerate(self._reading.good(source)) if i in used)
+        written = write_split(folder, name, fitting.fit(good))
+        fitting.report(source, kept=written["rows"], used=len(used))
+        counts = Counts(
+            read=len(checked.ids) + checked.bad + checked.left_out,
+            bad=checked.bad,
+            left_out=checked.left_out,
+            not_sampled=len(checked.ids) - len(sampled),
+            overlapping=len(sampled) - len(used),
+            too_long=fitting.too_long,
+            shortened=fitting.shortened,
+            **written,
+        )
+        write_counts(folder, name, counts)
+
+
+class _Fitting:
+    """Tokenises examples, and sees to it that every row is within the maximum length."""
+
+    def __init__(self, settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._settings = settings
+        self._tokenizer = tokenizer
+        self.too_long = 0
+        self.shortened = 0
+        self._longest = 0
+
+    def fit(self, examples: Iterator[Example]) -> Iterator[tuple[Example, TokenizedRow]]:
+        """The rows that fit, or were made to."""
+        while batch := list(islice(examples, _BATCH_ROWS)):
+            for example, row in zip(batch, tokenize(batch, self._tokenizer), strict=True):
+                self._longest = max(self._longest, len(row.input_ids))
+                if len(row.input_ids) <= self._settings.max_length_tokens:
+                    yield example, row
+                    continue
+                shorter = self._shorter(example)
+                if shorter is not None:
+                    yield shorter
+
+    def _shorter(self, example: Example) -> tuple[Example, TokenizedRow] | None:
+        if self._settings.too_long == "shorten":
+            found = shorten(example, self._settings.max_length_tokens, self._tokenizer)
+            if found is not None:
+                self.shortened += 1
+                return found
+        self.too_long += 1
+        return None
+
+    def report(self, source: Source, *, kept: int, used: int) -> None:
+        """Raises `DataError` if rows that are too long were not to be dropped, or nothing is left."""
+        if not self.too_long:
+            return
+        limit = self._settings.max_length_tokens
+        said = f"{source.text}: {self.too_long} of {used} rows are longer than data.max_length_tokens={limit} "
+        said += f"(the longest has {self._longest})"
+        if self._settings.too_long == "fail" or not kept:
+            raise DataError(f"{said}. Raise data.max_length_tokens, or set data.too_long to drop or shorten.")
+        logger.warning("%s; they are dropped, as data.too_long says", said)
+
+
+def _comparable(name: str, split: Split, source: Source) -> Split:
+    if name != TRAIN and len(split) < 2:
+        raise DataError(
+            f"{source.text}: only one row can be used, and comparing two models needs at least two. Add rows."
+        )
+    return split

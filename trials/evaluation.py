@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from trials.losses import RowLosses
-from trials.tokenization import TokenizedRow
+from trials.tokenization import IGNORED, TokenizedRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,10 +42,10 @@ def _batch_losses(causal_lm: PreTrainedModel, rows: Sequence[TokenizedRow]) -> l
     losses = []
     for i, row in enumerate(rows):
         # The hidden state at position t predicts the token at t + 1.
-        predicting = hidden[i, row.prompt_length - 1 : len(row.input_ids) - 1]
-        logits = causal_lm.get_output_embeddings()(predicting).float()
-        targets = input_ids[i, row.prompt_length : len(row.input_ids)]
-        losses.append(cross_entropy(logits, targets, reduction="sum"))
+        targets = torch.tensor(row.labels[1:], device=device)
+        learned = (targets != IGNORED).nonzero().squeeze(1)
+        logits = causal_lm.get_output_embeddings()(hidden[i, learned]).float()
+        losses.append(cross_entropy(logits, targets[learned], reduction="sum"))
     return [float(loss) for loss in torch.stack(losses).double()]
 
 

@@ -1,22 +1,23 @@
-"""How the rows of each data format become one prompt and one completion.
+"""How the rows of each data format become one conversation that ends with the answer to learn.
 
-A format maps a row (the object of one JSON line) to an `Example`. The chat template, BOS and EOS belong to the
-tokenizer and are added in `trials.tokenization`; nothing here knows about tokens.
+A format maps a row (the object of one JSON line, one line of a table) to an `Example`. Chat template, BOS and EOS
+belong to the tokenizer and are added in `trials.tokenization`; nothing here knows about tokens.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 NLI_LABELS = (0, 1)
+LABELLED = ("nli_cot", "nli")
+"""Formats whose answers hold a label."""
 
-NLI_INSTRUCTION = (
-    "Does the premise entail the hypothesis? Reason in steps, then answer in JSON: "
-    '{"thought_process": "...", "predicted_label": 0 or 1}'
-)
+Row = Mapping[str, Any]
 
 
 class BadRow(ValueError):
@@ -24,51 +25,178 @@ class BadRow(ValueError):
 
 
 @dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; its role is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
 class Example:
-    """One row as text: what the user says, what the model should answer, and the label where the task has one."""
+    """One row as a conversation. The last message is the assistant's: the answer to learn.
+
+    A plain text is one message of the assistant alone: all of it is learned. `label` where the task has one.
+    """
 
     id: str
-    prompt: str
-    completion: str
+    messages: tuple[Message, ...]
     label: int | None = None
 
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """Everything before the answer; nothing for a plain text."""
+        return self.messages[:-1]
 
-def nli_prompt(premise: str, hypothesis: str) -> str:
-    """The user's turn of a chain-of-thought NLI row."""
-    return f"Premise: {premise}\nHypothesis: {hypothesis}\n\n{NLI_INSTRUCTION}"
+    @property
+    def prompt_text(self) -> str:
+        """What the user said last; empty for a plain text."""
+        return next((message.content for message in reversed(self.prompt) if message.role == USER), "")
 
-
-def nli_completion(thought_process: str, label: int) -> str:
-    """The assistant's turn of a chain-of-thought NLI row: one JSON object, thought first, label last."""
-    return json.dumps({"thought_process": thought_process, "predicted_label": label}, ensure_ascii=False)
-
-
-def nli_example(row: Mapping[str, Any]) -> Example:
-    """An NLI row `{id, premise, hypothesis, thought_process, label}` as an example. Raises `BadRow`."""
-    label = _field(row, "label")
-    if type(label) is not int or label not in NLI_LABELS:  # True == 1, but is no label
-        raise BadRow(f"field 'label' is {label!r}, not one of {', '.join(map(str, NLI_LABELS))}")
-    return Example(
-        id=str(row.get("id", "")),
-        prompt=nli_prompt(_text(row, "premise"), _text(row, "hypothesis")),
-        completion=nli_completion(_text(row, "thought_process"), label),
-        label=label,
-    )
+    @property
+    def completion(self) -> str:
+        """The answer."""
+        return self.messages[-1].content
 
 
-FORMATS: Mapping[str, Callable[[Mapping[str, Any]], Example]] = {"nli_cot": nli_example}
+def example(identity: str, prompt: str, completion: str, label: int | None = None) -> Example:
+    """A conversation of one question and its answer."""
+    return Example(identity, (Message(USER, prompt), Message(ASSISTANT, completion)), label)
 
 
-def _field(row: Mapping[str, Any], name: str) -> Any:
-    if name not in row:
-        raise BadRow(f"field '{name}' is missing (the row has: {', '.join(row) or 'no fields'})")
+def messages_example(row: Row) -> Example:
+    """A chat row `{messages: [{role, content}, ...]}` that ends with the assistant. Raises `BadRow`."""
+    turns = field_of(row, "messages")
+    if not isinstance(turns, list) or not turns:
+        raise BadRow(f"field 'messages' is {_kind(turns)}, not a list of messages")
+    messages = tuple(_message(turn, number) for number, turn in enumerate(turns, start=1))
+    for number, (before, after) in enumerate(zip((None, *messages), messages, strict=False), start=1):
+        if before is None and after.role == ASSISTANT:
+            raise BadRow("message 1 is the assistant's, but a conversation begins with the user")
+        if before is not None and (after.role == SYSTEM or after.role == before.role):
+            raise BadRow(
+                f"message {number} is of role {after.role!r} after {before.role!r}; user and assistant alternate"
+            )
+    if messages[-1].role != ASSISTANT:
+        raise BadRow(f"the last message is of role {messages[-1].role!r}, so there's no answer to learn")
+    return Example(identity_of(row), messages)
+
+
+def instruction_example(row: Row) -> Example:
+    """An instruction row `{instruction, context, response}`; without a context the prompt has none. Raises `BadRow`.
+
+    Alpaca's names `input` and `output` are understood too.
+    """
+    context = _optional_text(row, "context" if "context" in row else "input")
+    prompt = text_of(row, "instruction")
+    if context:
+        prompt += f"\n\nContext:\n{context}"
+    return example(identity_of(row), prompt, text_of(row, "output" if "response" not in row else "response"))
+
+
+def prompt_completion_example(row: Row) -> Example:
+    """A row `{prompt, completion}`. Raises `BadRow`."""
+    return example(identity_of(row), text_of(row, "prompt"), text_of(row, "completion"))
+
+
+def title_body_example(row: Row) -> Example:
+    """A question `{title, body}`: the title is learned from the body. Raises `BadRow`."""
+    # What is asked for stands first: a body that is too long loses its end.
+    prompt = f"Write a title for this question.\n\n{text_of(row, 'body')}"
+    return example(identity_of(row), prompt, text_of(row, "title"))
+
+
+def text_example(row: Row) -> Example:
+    """A row `{text}`: plain text, all of it learned; or a finished `[INST] ... [/INST] ...` row. Raises `BadRow`."""
+    text = without_specials(text_of(row, "text"))
+    if text.startswith("[INST]"):
+        return finished_example(row)
+    return Example(identity_of(row), (Message(ASSISTANT, text),))
+
+
+def finished_example(row: Row) -> Example:
+    """A row whose `text` is finished, `<s>[INST] ... [/INST] ... </s>`, taken apart again. Raises `BadRow`.
+
+    Its BOS and EOS are left out: the tokenizer adds its own, and rows of the guides had two.
+    """
+    prompt, found, completion = without_specials(text_of(row, "text")).partition("[/INST]")
+    if not found or not prompt.startswith("[INST]"):
+        raise BadRow("field 'text' is no finished row: it isn't of the form [INST] prompt [/INST] answer")
+    if "[INST]" in completion:
+        raise BadRow("field 'text' has more than one [INST]; give conversations in format 'messages'")
+    prompt, completion = prompt.removeprefix("[INST]").strip(), completion.strip()
+    if not prompt or not completion:
+        raise BadRow(f"field 'text' has no {'answer after [/INST]' if prompt else 'prompt after [INST]'}")
+    return example(identity_of(row), prompt, completion)
+
+
+def without_specials(text: str) -> str:
+    """The text without what some templates write as text: `<s>` before it, `</s>` after it."""
+    text = text.strip()
+    while text.startswith("<s>"):
+        text = text.removeprefix("<s>").lstrip()
+    while text.endswith("</s>"):
+        text = text.removesuffix("</s>").rstrip()
+    return text
+
+
+def identity_of(row: Row) -> str:
+    """The row's own id, in words that a message can use."""
+    return str(row.get("id", ""))
+
+
+def field_of(row: Row, name: str) -> Any:
+    """A field's value. Raises `BadRow` if the row hasn't got it."""
+    if row.get(name) is None:
+        fields = ", ".join(key for key, value in row.items() if value is not None)
+        raise BadRow(f"field '{name}' is missing (the row has: {fields or 'no fields'})")
     return row[name]
 
 
-def _text(row: Mapping[str, Any], name: str) -> str:
-    value = _field(row, name)
+def text_of(row: Row, name: str) -> str:
+    """A field's text, without white space around it. Raises `BadRow` if it's missing, empty or no text."""
+    return _checked_text(field_of(row, name), f"field '{name}'")
+
+
+def json_answer(thought_process: str | None, label: int) -> str:
+    """One JSON object, thought first, label last."""
+    thought = {} if thought_process is None else {"thought_process": thought_process}
+    return json.dumps({**thought, "predicted_label": label}, ensure_ascii=False)
+
+
+def _optional_text(row: Row, name: str) -> str:
+    value = row.get(name)
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # an empty cell of a table
+        return ""
     if not isinstance(value, str):
-        raise BadRow(f"field '{name}' is {type(value).__name__}, not text")
-    if not value.strip():
-        raise BadRow(f"field '{name}' is empty")
+        raise BadRow(f"field '{name}' is {_kind(value)}, not text")
     return value.strip()
+
+
+def _message(turn: Any, number: int) -> Message:
+    if not isinstance(turn, Mapping) or "role" not in turn or "content" not in turn:
+        raise BadRow(f"message {number} is {_kind(turn)} without role and content")
+    if turn["role"] not in {USER, ASSISTANT, SYSTEM}:
+        raise BadRow(f"message {number} is of role {turn['role']!r}, not one of system, user, assistant")
+    return Message(turn["role"], _checked_text(turn["content"], f"the content of message {number}"))
+
+
+def _checked_text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise BadRow(f"{what} is {_kind(value)}, not text")
+    if not value.strip():
+        raise BadRow(f"{what} is empty")
+    return value.strip()
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+TEXT_FORMATS: Mapping[str, Callable[[Row], Example]] = {
+    "messages": messages_example,
+    "instruction": instruction_example,
+    "prompt_completion": prompt_completion_example,
+    "title_body": title_body_example,
+    "text": text_example,
+}

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from trials.config import Hyperparameters, ModelSettings
 from trials.errors import ModelError
+from trials.templates import chat_template
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -27,6 +28,8 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         # Padding is masked by position, so sharing the token with EOS never hides an EOS from the loss.
         tokenizer.pad_token = tokenizer.eos_token
+    if settings.chat_template is not None:
+        tokenizer.chat_template = chat_template(settings.chat_template)
     loaded: PreTrainedTokenizerBase = tokenizer
     return loaded
 

@@ -1,70 +1,120 @@
-"""Reads data files: every row is checked, and all that is wrong is said at once, with file and line."""
+"""Reads rows from local files and from the hub, one at a time, each with its place for messages.
+
+JSON is read by the standard library line by line, because a file in which one field changes its type, or one line is
+broken, must be reported by line and not refused as a whole (as Arrow does). Tables and the hub go through `datasets`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trials.errors import DataError
-from trials.formats import FORMATS, BadRow, Example
+from trials.formats import BadRow, Row
+from trials.source import FORMS, SUFFIXES, Source
 
-MAX_ROWS_NAMED = 20
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
-def read_examples(path: Path, data_format: str, limit: int | None = None) -> list[Example]:
-    """The rows of a JSON Lines file, in file order, at most `limit` of them.
+def rows_of(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
+    """Every row of a source, in order, as its place (such as "line 3") and what stands there.
 
-    Raises `DataError` if the file is missing, unreadable or empty, or if any row is no JSON object or doesn't fit
-    the format; the message names up to 20 such rows by line and counts the rest.
+    What is no row is given as a `BadRow`, so that all of them can be named at once. Raises `DataError` if the source
+    can't be read at all.
     """
-    to_example = FORMATS[data_format]
-    examples: list[Example] = []
-    problems: list[str] = []
-    for number, line in _lines(path):
-        if limit is not None and len(examples) + len(problems) >= limit:
-            break
-        try:
-            examples.append(_example(line, number, to_example))
-        except BadRow as problem:
-            problems.append(f"line {number}: {problem}")
-    if problems:
-        raise DataError(_describe(path, data_format, problems))
-    if not examples:
-        raise DataError(f"{path} has no rows. Give a JSON Lines file with one object a line.")
-    return examples
+    numbered = _numbered(source)
+    return ((place, _with_id(place, row)) for place, row in islice(numbered, source.start, source.stop))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _with_id(place: str, row: Row | BadRow) -> Row | BadRow:
+    return row if isinstance(row, BadRow) else {"id": place.replace(" ", "-"), **row}
+
+
+def _numbered(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
+    if source.path is None:
+        return _table(_from_hub(source))
+    path = source.path
     if not path.is_file():
-        raise DataError(f"no data file {path}. Give the path of a JSON Lines file that exists.")
+        raise DataError(f"no data file {path}. Give {FORMS}.")
+    if path.suffix in {".jsonl", ".json"}:
+        return _json_rows(path)
+    if path.suffix in {".csv", ".parquet"}:
+        return _table(_from_table(path))
+    raise DataError(f"can't tell the kind of {path} from its name. Allowed are: {', '.join(SUFFIXES)}.")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
     try:
         with path.open(encoding="utf-8") as file:
+            beginning = file.read(1000).lstrip()
+            file.seek(0)
+            if beginning.startswith("["):
+                yield from ((f"row {n}", _object(value)) for n, value in enumerate(_whole(path), start=1))
+                return
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield number, line.rstrip("\r\n")
+                    yield f"line {number}", _json_line(line.rstrip("\r\n"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason}). Save it as JSON Lines in UTF-8.") from error
+        raise DataError(f"{path} is not UTF-8 text ({error.reason}). Save it in UTF-8.") from error
     except OSError as error:
         raise DataError(f"can't read {path}: {error.strerror}. Check its permissions.") from error
 
 
-def _example(line: str, number: int, to_example: Callable[[Mapping[str, Any]], Example]) -> Example:
+def _whole(path: Path) -> list[Any]:
     try:
-        row = json.loads(line)
+        values: list[Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise BadRow(f"no JSON ({error.msg} at column {error.colno})") from error
-    if not isinstance(row, dict):
-        raise BadRow(f"a JSON {type(row).__name__}, not an object")
-    return to_example({"id": f"line-{number}", **row})
+        raise DataError(f"{path} begins as a JSON list, but line {error.lineno} is no JSON ({error.msg}).") from error
+    return values
 
 
-def _describe(path: Path, data_format: str, problems: list[str]) -> str:
-    shown = problems[:MAX_ROWS_NAMED]
-    more = len(problems) - len(shown)
-    lines = [f"{path}: {len(problems)} row(s) can't be used as format '{data_format}':", *(f"  {p}" for p in shown)]
-    if more:
-        lines.append(f"  ... and {more} more")
-    lines.append("Mend or remove these rows.")
-    return "\n".join(lines)
+def _json_line(line: str) -> Row | BadRow:
+    try:
+        return _object(json.loads(line))
+    except json.JSONDecodeError as error:
+        return BadRow(f"no JSON ({error.msg} at column {error.colno})")
+
+
+def _object(value: Any) -> Row | BadRow:
+    return value if isinstance(value, Mapping) else BadRow(f"a JSON {type(value).__name__}, not an object")
+
+
+def _table(dataset: Dataset) -> Iterator[tuple[str, Row | BadRow]]:
+    return ((f"row {number}", row) for number, row in enumerate(dataset, start=1))
+
+
+def _from_table(path: Path) -> Dataset:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    # Pandas reads a cell that says None or NA as missing; here it's what somebody wrote.
+    options = {"keep_default_na": False} if path.suffix == ".csv" else {}
+    try:
+        return load_dataset(path.suffix.removeprefix("."), data_files=str(path), split="train", **options)
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        raise DataError(f"can't read {path}: {_cause(error)}. Mend the file.") from error
+
+
+def _from_hub(source: Source) -> Dataset:
+    from datasets import load_dataset
+
+    is_file = "." in source.split
+    options: dict[str, Any] = {"data_files": source.split} if is_file else {"name": source.config}
+    split = "train" if is_file else source.split
+    try:
+        return load_dataset(source.hub_name, split=split, revision=source.revision, **options)
+    except Exception as error:  # the hub's client raises whatever its HTTP library does
+        raise DataError(
+            f"can't load {source.text!r} from the hub: {_cause(error)}. "
+            f"Give {FORMS}. For a gated data set, accept its terms on the hub and set HF_TOKEN."
+        ) from error
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:300].rstrip(".")

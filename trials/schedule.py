@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trials.config import EvaluationSettings, Hyperparameters, Machine
-from trials.data import Split
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training rows: how many there are, and their unpadded tokens."""
+
+    rows: int
+    tokens: int
+
+    @property
+    def row_tokens(self) -> float:
+        """Tokens of a mean row."""
+        return self.tokens / self.rows
 
 
 @dataclass(frozen=True)
@@ -16,28 +28,34 @@ class Length:
     tokens: int
 
 
-def full_length(hyperparameters: Hyperparameters, train: Split) -> Length:
-    """From epochs or tokens to optimizer steps, by the mean length of a row; at least one step."""
-    mean_row_tokens = train.tokens / len(train.rows)
-    tokens = full_tokens(hyperparameters, train.tokens)
-    steps = max(1, round(tokens / mean_row_tokens / hyperparameters.effective_batch))
+def full_length(hyperparameters: Hyperparameters, epoch: Epoch) -> Length:
+    """From epochs, tokens or rows to optimizer steps, by the mean length of a row; at least one step."""
+    tokens = full_tokens(hyperparameters, epoch)
+    steps = max(1, round(tokens / epoch.row_tokens / hyperparameters.effective_batch))
     return Length(steps, tokens)
 
 
-def full_tokens(hyperparameters: Hyperparameters, epoch_tokens: int) -> int:
-    """Tokens of a full trial, where one pass over the training rows has `epoch_tokens`."""
+def full_tokens(hyperparameters: Hyperparameters, epoch: Epoch) -> int:
+    """Tokens of a full trial."""
     if hyperparameters.train_tokens is not None:
         return hyperparameters.train_tokens
-    assert hyperparameters.epochs is not None  # Hyperparameters holds exactly one of the two
-    return round(hyperparameters.epochs * epoch_tokens)
+    if hyperparameters.train_rows is not None:
+        return max(1, round(hyperparameters.train_rows * epoch.row_tokens))
+    assert hyperparameters.epochs is not None  # Hyperparameters holds exactly one of the three
+    return max(1, round(hyperparameters.epochs * epoch.tokens))
 
 
-def evaluation_tokens(tokens: int, settings: EvaluationSettings) -> list[int]:
+def evaluation_tokens(tokens: int, settings: EvaluationSettings, epoch: Epoch) -> list[int]:
     """Tokens seen at which a trial of `tokens` is evaluated, in order; the last is `tokens` itself."""
-    return [max(1, round(tokens * k / settings.evaluations)) for k in range(1, settings.evaluations + 1)]
+    if settings.every_rows is None:
+        return [max(1, round(tokens * k / settings.evaluations)) for k in range(1, settings.evaluations + 1)]
+    every = max(1, round(settings.every_rows * epoch.row_tokens))
+    return [*range(every, tokens, every), tokens]
 
 
 def micro_batch_rows(effective_batch: int, longest_row: int, machine: Machine) -> int:
-    """Rows of one forward pass: the largest divisor of the effective batch within the machine's token limit."""
+    """Rows of one forward pass: the largest divisor of the effective batch within the machine's limits."""
     allowed = max(1, machine.micro_batch_tokens // longest_row)
+    if machine.micro_batch_rows is not None:
+        allowed = min(allowed, machine.micro_batch_rows)
     return max(rows for rows in range(1, effective_batch + 1) if effective_batch % rows == 0 and rows <= allowed)

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trials.config import TrialConfig
-
-PROJECT = "qlora-search"
+from trials.config import TrackingSettings, TrialConfig
 
 Log = Callable[[dict[str, float]], None]
 
 
-def wandb_is_wanted() -> bool:
-    """Whether there's a key to log with, or the wish to log offline."""
+def wandb_is_wanted(settings: TrackingSettings) -> bool:
+    """Whether the recipe allows it, and there's a key to log with or the wish to log offline."""
+    if not settings.wandb:
+        return False
     mode = os.environ.get("WANDB_MODE", "")
     return mode == "offline" or (bool(os.environ.get("WANDB_API_KEY")) and mode != "disabled")
 
@@ -26,15 +26,18 @@ def wandb_run(folder: Path, config: TrialConfig, group: str) -> Iterator[Log]:
 
     Gives a function that logs into it as well; it does nothing where W&B isn't wanted.
     """
-    if not wandb_is_wanted():
+    settings = config.tracking
+    if not wandb_is_wanted(settings):
         yield lambda _: None
         return
     import wandb
 
     run = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        project=os.environ.get("WANDB_PROJECT", settings.project),
         group=group,
-        name=f"{group}/{folder.name}",
+        name=settings.run_name or f"{group}/{folder.name}",
+        id=settings.run_id,
+        resume="allow" if settings.run_id else None,
         dir=str(folder),
         config=config.model_dump(mode="json"),
         reinit="finish_previous",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from tensorboardX import SummaryWriter
@@ -17,9 +16,8 @@ from transformers.integrations import TensorBoardCallback
 from trl import SFTConfig, SFTTrainer
 
 from trials.config import TrialConfig
-from trials.data import Split
 from trials.schedule import Length, micro_batch_rows
-from trials.tokenization import TokenizedRow
+from trials.split import Split
 from trials.tracking import wandb_is_wanted
 
 if TYPE_CHECKING:
@@ -82,7 +80,7 @@ def build_trainer(
     trainer = TrialTrainer(
         model=model,
         args=arguments,
-        train_dataset=as_dataset(train.rows),
+        train_dataset=train.for_training,
         processing_class=tokenizer,
         callbacks=[times, TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
         optimizers=(_loraplus_optimizer(model, arguments, config), None),
@@ -104,13 +102,6 @@ def _keep_adapter_in_float32(model: PeftModel) -> None:
             parameter.data = parameter.data.float()
 
 
-def as_dataset(rows: Sequence[TokenizedRow]) -> Dataset:
-    """Rows as columns `input_ids` and `labels`; TRL takes such rows as they are and pads labels by position."""
-    return Dataset.from_dict(
-        {"input_ids": [list(row.input_ids) for row in rows], "labels": [row.labels for row in rows]}
-    )
-
-
 def sft_config(config: TrialConfig, train: Split, length: Length, folder: Path) -> SFTConfig:
     """TRL's settings of one trial. Every default that would change the loss is named here."""
     hp = config.hyperparameters
@@ -126,7 +117,7 @@ def sft_config(config: TrialConfig, train: Split, length: Length, folder: Path) 
         warmup_steps=hp.warmup_fraction,
         weight_decay=hp.weight_decay,
         optim=hp.optimizer,
-        max_grad_norm=hp.max_grad_norm,
+        max_grad_norm=hp.max_grad_norm or 0.0,  # transformers takes 0 for "not clipped"
         neftune_noise_alpha=hp.neftune_noise_alpha or None,
         max_length=None,  # rows over the limit were refused or dropped before; nothing is cut here
         packing=False,
@@ -139,7 +130,7 @@ def sft_config(config: TrialConfig, train: Split, length: Length, folder: Path) 
         save_strategy="no",  # TrialFolder keeps the best adapter
         logging_steps=max(1, length.steps // LOGGED_STEPS),
         logging_nan_inf_filter=False,
-        report_to=["wandb"] if wandb_is_wanted() else "none",
+        report_to=["wandb"] if wandb_is_wanted(config.tracking) else "none",
         disable_tqdm=True,
         seed=config.seed,
         data_seed=config.seed,

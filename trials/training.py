@@ -24,7 +24,7 @@ from trials.evaluation import evaluate_rows
 from trials.losses import RowLosses
 from trials.model import attach_adapter, load_base
 from trials.records import Ending, EndingKind, EvalPoint, TrialFolder
-from trials.schedule import evaluation_tokens, full_length
+from trials.schedule import Epoch, evaluation_tokens, full_length
 from trials.trainer import EvaluationTimes, build_trainer
 from trials.verdicts import divergence, lost_patience
 
@@ -153,10 +153,11 @@ def _train(job: _Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
         base_loss = evaluate_rows(base, data.eval.rows, config.evaluation.batch_rows).mean
     set_seed(config.seed)
     model = attach_adapter(base, config.hyperparameters)
-    length = full_length(config.hyperparameters, data.train)
+    epoch = Epoch(len(data.train), data.train.tokens)
+    length = full_length(config.hyperparameters, epoch)
     finished = Ending(EndingKind.FINISHED, f"trained for all its {length.steps} steps")
     supervisor = _Supervisor(job, model, base_loss, finished)
-    times = EvaluationTimes(evaluation_tokens(length.tokens, config.evaluation), job.time_is_over)
+    times = EvaluationTimes(evaluation_tokens(length.tokens, config.evaluation, epoch), job.time_is_over)
     trainer = build_trainer(model, tokenizer, data.train, config, length, supervisor.evaluate, times, job.folder.path)
     job.stopwatch.start_training()
     trainer.train()
