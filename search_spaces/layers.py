@@ -19,6 +19,8 @@ from trials.source import bare_name, is_path, with_path
 
 RECIPE_FOLDER = Path(__file__).parent
 ENVIRONMENT_PREFIX = "ORCHESTRATOR__"
+SET = "--set"
+"""The source of what the command line says."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -94,13 +96,16 @@ def environment_settings(environ: Mapping[str, str] = os.environ) -> dict[str, t
 
 def command_line_settings(assignments: Iterable[str]) -> dict[str, tuple[Any, str]]:
     """Settings from --set key=value: full key to value and source."""
-    found = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key:
-            raise RecipeError(f"--set {assignment!r} is not of the form key=value, such as learning_rate=1e-4.")
-        found[full_key(key.strip(), "--set")] = (parse_yaml(text, f"--set {key}"), "--set")
-    return found
+    settings = map(parse_assignment, assignments)
+    return {full_key(key, SET): (value, SET) for key, value in settings}
+
+
+def parse_assignment(assignment: str) -> tuple[str, Any]:
+    """Key and value of one key=value. Raises `RecipeError` if it's something else."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {assignment!r} is not of the form key=value, such as learning_rate=1e-4.")
+    return key.strip(), parse_yaml(text, f"--set {key}")
 
 
 def full_key(key: str, source: str) -> str:

@@ -1,4 +1,4 @@
-"""Reads recipes. Precedence: built-in default < recipe and what it extends < environment < --set."""
+"""Reads recipes. Precedence: built-in default < recipe and what it extends < config file < environment < --set."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from search_spaces.guide_config import GuideConfig
 from search_spaces.layers import (
     KNOWN_KEYS,
     RECIPE_FOLDER,
@@ -27,6 +28,8 @@ from trials.errors import RecipeError
 from trials.templates import TEMPLATES
 
 DEFAULT_RECIPE = "demo"
+GUIDE_RECIPE = "nli_cot"
+"""What the guide's config files are about."""
 _PATH_KEYS = {"data.train", "data.eval", "data.test", "model.name", "model.chat_template"}
 
 
@@ -36,6 +39,7 @@ class ResolvedRecipe:
 
     recipe: Recipe
     sources: Mapping[str, str]
+    guide: GuideConfig | None = None
 
 
 def recipe_names() -> list[str]:
@@ -45,17 +49,30 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(
-    name_or_path: str, assignments: Sequence[str] = (), environ: Mapping[str, str] = os.environ
+    name_or_path: str,
+    assignments: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+    guide_config: GuideConfig | None = None,
 ) -> ResolvedRecipe:
-    """The recipe with environment and --set applied. Raises `RecipeError` with all that is wrong in one message."""
+    """The recipe with a guide's config file, environment and --set applied.
+
+    With a config file, the assignments may use the guide's names too; where both kinds of name set the same key, ours
+    stands. Raises `RecipeError` with all that is wrong in one message.
+    """
     file = recipe_file(name_or_path)
     layers = Layers()
     _add_file(layers, file, seen=())
-    for settings in (environment_settings(environ), command_line_settings(assignments)):
+    guide, ours = guide_config.overridden(assignments) if guide_config else (None, assignments)
+    for settings in (
+        guide.settings(of_command_line=False) if guide else {},
+        environment_settings(environ),
+        guide.settings(of_command_line=True) if guide else {},
+        command_line_settings(ours),
+    ):
         for key, (value, source) in settings.items():
             _override(layers, key, _absolute(key, value, Path.cwd()), source)
     layers.put("name", _recipe_name(file), "recipe's file name")
-    return ResolvedRecipe(_validated(layers, file), dict(layers.sources))
+    return ResolvedRecipe(_validated(layers, file), dict(layers.sources), guide)
 
 
 def recipe_file(name_or_path: str) -> Path:

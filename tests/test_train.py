@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from search_spaces.recipe import RECIPE_FOLDER
 from tests.conftest import SMALL
+from tests.guide_files import BY_PATH, write
 from trials.records import EndingKind, Origin, read_trial
 from trials.train import main
 
+DEMO = RECIPE_FOLDER / "demo"
 TINY = [*SMALL, "train_tokens=800", "evaluations=1", "learning_rate=1e-3"]
 
 
@@ -40,6 +44,9 @@ def test_the_default_folder_is_under_runs(in_tmp_path: Path) -> None:
         (["--set", "learning_rat=1e-4"], "the nearest known one is 'hyperparameters.learning_rate'"),
         (["--set", "model.name=./gone"], "no model in"),
         (["--set", "data.train=gone.jsonl"], "no data file"),
+        (["--config", "gone.py"], "can't load the config file gone.py: FileNotFoundError"),
+        (["demo", "--config", "default", "--set", "bach_size=1"], "the nearest known one is 'batch_size'"),
+        (["--fallback-to-default"], "--fallback-to-default is for a config file that fails to load"),
     ],
 )
 def test_bad_input_ends_with_2_and_leaves_nothing(
@@ -55,3 +62,60 @@ def test_a_folder_that_holds_a_trial_is_left_alone(in_tmp_path: Path, capsys: py
     assert main(["--out", "."]) == 2
     assert "already holds a trial" in capsys.readouterr().err
     assert (in_tmp_path / "config.json").read_text() == "{}"
+
+
+CONFIG = """
+output_dir = "models/mine"
+batch_size = 2
+grad_accumulation_steps = 2
+learning_rate = 1e-3
+gradient_checkpointing = False
+use_wandb = False
+gpu_id = 1
+"""
+
+
+@pytest.fixture
+def any_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU chosen by the environment, and none left chosen after the test."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+
+
+def test_a_guides_config_file_is_a_trial(any_gpu: None, in_tmp_path: Path) -> None:
+    file = write(in_tmp_path / "configs" / "mine.py", CONFIG)
+    only_ours = [setting for setting in TINY if not setting.startswith(("learning_rate", "effective_batch"))]
+    assert main(["demo", "--config", str(file), "--set", *only_ours]) == 0
+    record = read_trial(in_tmp_path / "models" / "mine")
+    assert record.has_adapter
+    values = record.config.hyperparameters
+    assert (values.learning_rate, values.effective_batch) == (1e-3, 4)
+    assert record.config.machine.micro_batch_rows == 2
+    assert (record.config.machine.gradient_checkpointing, record.config.tracking.wandb) == (False, False)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_the_command_line_goes_before_the_config_file(
+    any_gpu: None, in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    file = write(in_tmp_path / "mine.py", BY_PATH + CONFIG + f"model_id = {str(DEMO / 'base')!r}\nnum_epochs = 1\n")
+    data = [f"train_data={DEMO / 'train.jsonl'}", f"eval_data={DEMO / 'dev.jsonl'}", "max_seq_length=256"]
+    sizes = ["epochs=null", "train_tokens=800", "every_rows=null", "evaluations=1", "eval_rows=12", "test_rows=8"]
+    arguments = ["demo", "--config", str(file), "--set", *data, *sizes, "--set", "batch_size=1", "lora_r=2"]
+    assert main([*arguments, "--out", "out"]) == 0
+    config = read_trial(in_tmp_path / "out").config
+    assert (config.hyperparameters.effective_batch, config.hyperparameters.lora_rank) == (2, 2)
+    assert (config.seed, config.hyperparameters.learning_rate) == (42, 1e-3)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_a_broken_config_file_with_the_fallback_is_the_guides_default(
+    any_gpu: None, in_tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(in_tmp_path / "mine.py", "batch_size = \n")
+    assert main(["demo", "--config", str(file), "--out", "out"]) == 2
+    assert "mine.py: line 1: SyntaxError" in capsys.readouterr().err
+    arguments = ["demo", "--config", str(file), "--fallback-to-default", "--out", "out"]
+    assert main([*arguments, "--set", f"model_id={DEMO / 'base'}", "train_data=gone.jsonl"]) == 2
+    assert "gone.jsonl" in capsys.readouterr().err
