@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 os.environ["RAY_ADDRESS"] = "local"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
+# Tokenised rows of a session are its own: no test finds what an earlier version of the code left behind.
+_CACHE = tempfile.TemporaryDirectory(prefix="rows-")
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 # As the demo's trials run: sums in the same order, and no fight for cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 for name in [name for name in os.environ if name.startswith("ORCHESTRATOR__")]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.schema import Recipe
+from trials import cache
 from trials.config import DataSettings
-from trials.data import TrialData, load_data
+from trials.data import TrialData, load_data, load_split
 from trials.errors import DataError
 
 
@@ -52,6 +54,8 @@ def test_text_and_tokens_stay_side_by_side(small_data: TrialData) -> None:
         assert [example.id for example in split.examples] == [row.id for row in split.rows]
         assert split.tokens == sum(len(row.input_ids) for row in split.rows)
         assert split.longest == max(len(row.input_ids) for row in split.rows)
+        assert split.counts.completion_tokens == sum(row.completion_tokens for row in split.rows)
+        assert len(split) == len(split.rows) == len(split.examples) == split.counts.rows
 
 
 def test_rows_that_are_too_long_are_counted_and_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -97,3 +101,99 @@ def test_a_row_in_two_splits_and_a_single_row_are_refused(
 
 def test_no_test_file_is_no_test_split(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     assert load_data(_settings(tmp_path, train=range(1, 4), held_out=range(4, 7)), tokenizer).test is None
+
+
+def test_overlapping_rows_can_be_left_out_of_what_is_held_out(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = _settings(tmp_path, train=range(1, 10), held_out=range(7, 13), test=range(9, 20), overlap="drop")
+    with caplog.at_level(logging.WARNING, logger="trials.data"):
+        data = load_data(settings, tokenizer)
+    assert data.test is not None
+    assert len(data.train) == 9
+    assert [row.id for row in data.eval.rows] == ["r10", "r11", "r12"]
+    assert [row.id for row in data.test.rows] == [f"r{n}" for n in range(13, 20)]
+    assert (data.eval.counts.overlapping, data.test.counts.overlapping) == (3, 4)
+    assert "3 of 6 rows of" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "seed", "expected"),
+    [
+        (None, None, range(20)),
+        (5, None, range(5)),
+        (0.25, None, range(5)),
+        (0.001, None, range(1)),
+        (50, 3, range(20)),
+    ],
+)
+def test_a_subset_by_count_or_fraction_from_the_top(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, rows: float | None, seed: int | None, expected: range
+) -> None:
+    settings = _settings(tmp_path, train=range(20), held_out=range(20, 23), train_rows=rows, subset_seed=seed)
+    train = load_data(settings, tokenizer).train
+    assert [row.id for row in train.rows] == [f"r{n}" for n in expected]
+    assert train.counts.not_sampled == 20 - len(expected)
+
+
+def test_a_seeded_subset_is_random_and_the_same_every_time(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    def ids(seed: int) -> list[str]:
+        settings = _settings(tmp_path, train=range(40), held_out=range(40, 43), train_rows=0.5, subset_seed=seed)
+        return [row.id for row in load_data(settings, tokenizer).train.rows]
+
+    assert ids(1) == ids(1)
+    assert ids(1) != ids(2)
+    assert len(set(ids(1))) == 20
+    assert ids(1) != [f"r{n}" for n in range(20)]
+
+
+def test_rows_are_tokenised_once_and_again_when_anything_changed(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    settings = _settings(tmp_path, train=range(1, 6), held_out=range(6, 9))
+    first = load_data(settings, tokenizer)
+    folder = cache.cache_folder() / first.fingerprint
+    written = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert load_data(settings, tokenizer).fingerprint == first.fingerprint
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == written
+
+    moved = tmp_path / "elsewhere.jsonl"
+    Path(settings.train).rename(moved)
+    assert load_data(settings.model_copy(update={"train": str(moved)}), tokenizer).fingerprint == first.fingerprint
+    changed = settings.model_copy(update={"train": str(moved), "max_length_tokens": 500})
+    assert load_data(changed, tokenizer).fingerprint != first.fingerprint
+    with moved.open("a") as file:
+        file.write(json.dumps(_row(5)) + "\n")
+    again = load_data(settings.model_copy(update={"train": str(moved)}), tokenizer)
+    assert again.fingerprint != first.fingerprint
+    assert len(again.train) == 6
+
+
+def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    settings = _settings(tmp_path, train=range(31, 36), held_out=range(36, 39), max_length_tokens=50)
+    before = set(cache.cache_folder().iterdir()) if cache.cache_folder().is_dir() else set()
+    with pytest.raises(DataError, match="are longer than"):
+        load_data(settings, tokenizer)
+    assert set(cache.cache_folder().iterdir()) == before
+
+
+def test_one_file_alone(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    settings = _settings(tmp_path, train=range(1, 6), held_out=range(6, 16), eval_rows=4)
+    assert [row.id for row in load_split(settings, tokenizer).rows] == ["r6", "r7", "r8", "r9"]
+
+
+def test_conversations_need_a_chat_template(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    file = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    file.write_text(json.dumps({"messages": turns}) + "\n")
+    settings = DataSettings(format="messages", train=str(file), eval=str(file))
+    with pytest.raises(DataError, match=r"no chat template, and conversations need one\. Set model\.chat_template to"):
+        load_split(settings, bare)
+
+
+def test_rows_are_mapped_from_disk_not_held(small_data: TrialData) -> None:
+    dataset = small_data.train.dataset
+    assert dataset.cache_files
+    assert Path(dataset.cache_files[0]["filename"]).stat().st_size > 4 * small_data.train.tokens

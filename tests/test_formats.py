@@ -1,65 +1,103 @@
-"""Rows of the chain-of-thought NLI format as prompt and completion."""
+"""Rows of every format as conversations."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from trials.formats import FORMATS, BadRow, nli_example
+from trials.config import DataFormat
+from trials.formats import TEXT_FORMATS, BadRow, Example, Message, example
+from trials.nli import reader
 
-ROW = {"id": "r1", "premise": " Ann is tall. ", "hypothesis": "Ann is.", "thought_process": "step 1: yes.", "label": 1}
-
-
-def test_the_prompt_holds_the_question_and_the_completion_is_json() -> None:
-    example = nli_example(ROW)
-    assert example.prompt.startswith("Premise: Ann is tall.\nHypothesis: Ann is.\n\n")
-    assert json.loads(example.completion) == {"thought_process": "step 1: yes.", "predicted_label": 1}
-    assert (example.id, example.label) == ("r1", 1)
+USER_TURN, ANSWER = {"role": "user", "content": " Hi. "}, {"role": "assistant", "content": "Hello."}
 
 
-def test_the_answer_is_not_in_the_prompt() -> None:
-    prompts = {nli_example({**ROW, "label": label, "thought_process": f"step {label}"}).prompt for label in (0, 1)}
-    assert len(prompts) == 1
+def _read(data_format: str, row: dict[str, Any]) -> Example:
+    found = reader(data_format)(row)
+    assert found is not None
+    return found
 
 
-def test_the_thought_comes_before_the_label() -> None:
-    assert list(json.loads(nli_example(ROW).completion)) == ["thought_process", "predicted_label"]
-
-
-def test_text_stays_readable() -> None:
-    assert "Zoë" in nli_example({**ROW, "thought_process": "Zoë"}).completion
+def test_every_format_of_the_settings_can_be_read() -> None:
+    assert {*TEXT_FORMATS, "nli_cot", "nli"} == set(get_args(DataFormat))
+    assert all(callable(reader(data_format)) for data_format in get_args(DataFormat))
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("data_format", "row", "prompt", "completion"),
     [
-        ({"label": 2}, r"field 'label' is 2, not one of 0, 1"),
-        ({"label": True}, r"field 'label' is True, not one of 0, 1"),
-        ({"label": "1"}, r"field 'label' is '1', not one of 0, 1"),
-        ({"label": 1.0}, r"field 'label' is 1\.0, not one of 0, 1"),
-        ({"label": None}, r"field 'label' is None"),
-        ({"premise": "  "}, r"field 'premise' is empty"),
-        ({"thought_process": ""}, r"field 'thought_process' is empty"),
-        ({"hypothesis": 5}, r"field 'hypothesis' is int, not text"),
+        ("prompt_completion", {"prompt": " Why? ", "completion": " So. "}, "Why?", "So."),
+        ("title_body", {"title": "T", "body": "B\n\nC"}, "Write a title for this question.\n\nB\n\nC", "T"),
+        ("instruction", {"instruction": "Do.", "context": "", "response": "Done."}, "Do.", "Done."),
+        ("instruction", {"instruction": "Do.", "context": None, "response": "Done."}, "Do.", "Done."),
+        ("instruction", {"instruction": "Do.", "context": float("nan"), "response": "Done."}, "Do.", "Done."),
+        ("instruction", {"instruction": "Do.", "response": "Done."}, "Do.", "Done."),
+        ("instruction", {"instruction": "Do.", "context": "It.", "response": "Done."}, "Do.\n\nContext:\nIt.", "Done."),
+        ("instruction", {"instruction": "Do.", "input": "It.", "output": "Done."}, "Do.\n\nContext:\nIt.", "Done."),
+        ("text", {"text": "<s>[INST] Why? [/INST] So. </s>"}, "Why?", "So."),
+        ("text", {"text": "<s> <s>[INST]Why?[/INST]So.</s></s>"}, "Why?", "So."),
+        ("messages", {"messages": [USER_TURN, ANSWER]}, "Hi.", "Hello."),
     ],
 )
-def test_a_bad_field_is_named(change: dict[str, Any], message: str) -> None:
+def test_a_question_and_its_answer(data_format: str, row: dict[str, Any], prompt: str, completion: str) -> None:
+    assert _read(data_format, {"id": "r1", **row}) == example("r1", prompt, completion)
+
+
+def test_no_context_never_reads_as_the_word_none() -> None:
+    for missing in ({}, {"context": None}, {"context": ""}, {"context": float("nan")}):
+        prompt = _read("instruction", {"instruction": "Do.", "response": "Done.", **missing}).prompt_text
+        assert "None" not in prompt
+        assert "nan" not in prompt
+        assert "Context" not in prompt
+
+
+def test_a_conversation_keeps_all_its_turns() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    found = _read("messages", {"id": "r1", "messages": [system, USER_TURN, ANSWER, USER_TURN, ANSWER]})
+    assert [message.role for message in found.messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert found.prompt == found.messages[:-1]
+    assert (found.prompt_text, found.completion) == ("Hi.", "Hello.")
+
+
+def test_a_plain_text_has_no_prompt() -> None:
+    found = _read("text", {"id": "r1", "text": "<s> All of it.</s>"})
+    assert found == Example("r1", (Message("assistant", "All of it."),))
+    assert (found.prompt, found.prompt_text) == ((), "")
+
+
+@pytest.mark.parametrize(
+    ("data_format", "row", "message"),
+    [
+        ("messages", {}, r"field 'messages' is missing \(the row has: id\)"),
+        ("messages", {"messages": "Hi."}, r"field 'messages' is str, not a list of messages"),
+        ("messages", {"messages": []}, r"field 'messages' is list, not a list of messages"),
+        ("messages", {"messages": ["Hi."]}, r"message 1 is str without role and content"),
+        ("messages", {"messages": [{"role": "user"}]}, r"message 1 is dict without role and content"),
+        ("messages", {"messages": [{"role": "bot", "content": "Hi."}]}, r"message 1 is of role 'bot', not one of"),
+        ("messages", {"messages": [{"role": "user", "content": " "}, ANSWER]}, r"content of message 1 is empty"),
+        ("messages", {"messages": [{"role": "user", "content": None}, ANSWER]}, r"of message 1 is null, not text"),
+        ("messages", {"messages": [ANSWER]}, r"message 1 is the assistant's, but a conversation begins with the user"),
+        ("messages", {"messages": [USER_TURN, USER_TURN]}, r"message 2 is of role 'user' after 'user'"),
+        (
+            "messages",
+            {"messages": [USER_TURN, ANSWER, {"role": "system", "content": "x"}]},
+            r"message 3 is of role 'sy",
+        ),
+        ("messages", {"messages": [USER_TURN]}, r"the last message is of role 'user', so there's no answer to learn"),
+        ("instruction", {"response": "x"}, r"field 'instruction' is missing \(the row has: id, response\)"),
+        ("instruction", {"instruction": "x", "context": 5, "response": "x"}, r"field 'context' is int, not text"),
+        ("instruction", {"instruction": "x", "response": ""}, r"field 'response' is empty"),
+        ("prompt_completion", {"prompt": "x"}, r"field 'completion' is missing"),
+        ("prompt_completion", {"prompt": ["x"], "completion": "x"}, r"field 'prompt' is list, not text"),
+        ("title_body", {"title": "x", "body": None}, r"field 'body' is missing \(the row has: id, title\)"),
+        ("text", {"text": " "}, r"field 'text' is empty"),
+        ("text", {"text": "[INST] Why?"}, r"field 'text' is no finished row: it isn't of the form \[INST\] prompt"),
+        ("text", {"text": "[INST] Why? [/INST] </s>"}, r"field 'text' has no answer after \[/INST\]"),
+        ("text", {"text": "[INST] [/INST] So."}, r"field 'text' has no prompt after \[INST\]"),
+        ("text", {"text": "[INST] a [/INST] b [INST] c [/INST] d"}, r"more than one \[INST\]; give conversations in"),
+    ],
+)
+def test_what_is_wrong_with_a_row_is_said(data_format: str, row: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRow, match=message):
-        nli_example({**ROW, **change})
-
-
-@pytest.mark.parametrize("field", ["premise", "hypothesis", "thought_process", "label"])
-def test_a_missing_field_is_named_beside_those_that_are_there(field: str) -> None:
-    row = {key: value for key, value in ROW.items() if key != field}
-    with pytest.raises(BadRow, match=f"field '{field}' is missing \\(the row has: id, "):
-        nli_example(row)
-
-
-def test_every_format_has_an_entry_in_the_settings() -> None:
-    from typing import get_args
-
-    from trials.config import DataFormat
-
-    assert set(get_args(DataFormat)) == set(FORMATS)
+        reader(data_format)({"id": "r1", **row})

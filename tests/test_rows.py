@@ -1,75 +1,101 @@
-"""Data files: every row checked, and all that is wrong said at once."""
+"""Data files as rows: every kind, each row with its place, and what is no row said as such."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from trials.errors import DataError
-from trials.rows import MAX_ROWS_NAMED, read_examples
+from trials.formats import BadRow
+from trials.rows import rows_of
+from trials.source import parse_source
 
-ROW = {"premise": "Ann is tall.", "hypothesis": "Ann is.", "thought_process": "step 1: yes.", "label": 1}
-
-
-def _file(path: Path, *lines: Any) -> Path:
-    file = path / "rows.jsonl"
-    file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return file
-
-
-def test_rows_come_in_file_order_and_empty_lines_are_nothing(tmp_path: Path) -> None:
-    file = _file(tmp_path, {"id": "b", **ROW}, "", "   ", {"id": "a", **ROW}, ROW)
-    assert [example.id for example in read_examples(file, "nli_cot")] == ["b", "a", "line-5"]
+ROWS = [
+    {"id": "a", "prompt": "None", "n": 1},
+    {"id": "b", "prompt": 'x, "y"\nz', "n": 2},
+    {"id": "c", "prompt": "", "n": 3},
+]
 
 
-def test_a_limit_takes_rows_from_the_top_and_reads_no_further(tmp_path: Path) -> None:
-    file = _file(tmp_path, {"id": "a", **ROW}, {"id": "b", **ROW}, "rubbish")
-    assert [example.id for example in read_examples(file, "nli_cot", limit=2)] == ["a", "b"]
+def _jsonl(file: Path) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+
+
+def _table(file: Path) -> None:
+    dataset = Dataset.from_list(ROWS)
+    dataset.to_csv(file, index=False) if file.suffix == ".csv" else dataset.to_parquet(file)
+
+
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "rows.jsonl": _jsonl,
+    "lines.json": _jsonl,
+    "list.json": lambda file: file.write_text(json.dumps(ROWS, indent=2)),
+    "rows.csv": _table,
+    "rows.parquet": _table,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    found = list(rows_of(parse_source(str(tmp_path / name))))
+    assert [row for _, row in found] == ROWS
+    assert [place.split()[1] for place, _ in found] == ["1", "2", "3"]
+    sliced = rows_of(parse_source(f"{tmp_path / name}[1:2]"))
+    assert [row["id"] for _, row in sliced if not isinstance(row, BadRow)] == ["b"]
+
+
+def test_a_row_without_an_id_gets_its_place_and_empty_lines_are_nothing(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n\n   \n{"a": 2}\n')
+    assert [
+        (p, r["id"]) for p, r in rows_of(parse_source(str(tmp_path / "rows.jsonl"))) if not isinstance(r, BadRow)
+    ] == [
+        ("line 1", "line-1"),
+        ("line 4", "line-4"),
+    ]
+
+
+def test_a_field_that_changes_its_type_matters_only_to_who_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"a": "x"}\n{"a": [1, {"b": null}]}\n')
+    assert (
+        len([row for _, row in rows_of(parse_source(str(tmp_path / "rows.jsonl"))) if not isinstance(row, BadRow)]) == 3
+    )
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("rubbish", r"line 2: no JSON \(Expecting value at column 1\)"),
-        ('{"premise": "cut', r"line 2: no JSON \(Unterminated string"),
-        ([1, 2], r"line 2: a JSON list, not an object"),
-        ("null", r"line 2: a JSON NoneType, not an object"),
-        ({"premise": "x"}, r"line 2: field 'label' is missing"),
-        ({**ROW, "label": "1"}, r"line 2: field 'label' is '1', not one of 0, 1"),
-        ({**ROW, "thought_process": " "}, r"line 2: field 'thought_process' is empty"),
+        ("rubbish", "no JSON (Expecting value at column 1)"),
+        ('{"premise": "cut', "no JSON (Unterminated string starting at at column 13)"),
+        ("[1, 2]", "a JSON list, not an object"),
+        ("null", "a JSON NoneType, not an object"),
     ],
 )
-def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: Any, message: str) -> None:
-    file = _file(tmp_path, ROW, line, ROW)
-    with pytest.raises(DataError, match=rf"rows\.jsonl: 1 row\(s\) can't be used as format 'nli_cot':\n  {message}"):
-        read_examples(file, "nli_cot")
+def test_what_is_no_row_is_given_as_such_and_the_next_one_is_read(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(f'{{"a": 1}}\n{line}\n{{"a": 2}}\n')
+    found = list(rows_of(parse_source(str(tmp_path / "rows.jsonl"))))
+    assert [isinstance(row, BadRow) for _, row in found] == [False, True, False]
+    assert (found[1][0], str(found[1][1])) == ("line 2", message)
 
 
-def test_all_bad_rows_are_counted_and_the_first_are_named(tmp_path: Path) -> None:
-    file = _file(tmp_path, *["rubbish"] * (MAX_ROWS_NAMED + 5), ROW)
-    with pytest.raises(DataError) as caught:
-        read_examples(file, "nli_cot")
-    message = str(caught.value)
-    assert f"{MAX_ROWS_NAMED + 5} row(s) can't be used" in message
-    assert message.count("no JSON") == MAX_ROWS_NAMED
-    assert "... and 5 more" in message
-
-
-@pytest.mark.parametrize("content", ["", "\n \n"])
-def test_a_file_without_rows(tmp_path: Path, content: str) -> None:
-    (tmp_path / "rows.jsonl").write_text(content)
-    with pytest.raises(DataError, match=r"rows\.jsonl has no rows\. Give a JSON Lines file"):
-        read_examples(tmp_path / "rows.jsonl", "nli_cot")
-
-
-def test_no_file_a_folder_and_another_encoding(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no data file .*absent\.jsonl\. Give the path"):
-        read_examples(tmp_path / "absent.jsonl", "nli_cot")
-    with pytest.raises(DataError, match="no data file"):
-        read_examples(tmp_path, "nli_cot")
-    (tmp_path / "latin.jsonl").write_bytes(json.dumps({**ROW, "premise": "Zoë"}, ensure_ascii=False).encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin\.jsonl is not UTF-8 text .* Save it as JSON Lines in UTF-8"):
-        read_examples(tmp_path / "latin.jsonl", "nli_cot")
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.jsonl", None, r"no data file .*absent\.jsonl\. Give a file that ends in"),
+        ("rows.txt", b"x", r"can't tell the kind of .*rows\.txt from its name\. Allowed are: \.jsonl, \.json, \.csv"),
+        ("latin.jsonl", '{"a": "Zoë"}'.encode("latin-1"), r"latin\.jsonl is not UTF-8 text .* Save it in UTF-8"),
+        ("list.json", b'[{"a": 1},\n rubbish]', r"list\.json begins as a JSON list, but line 2 is no JSON \(Expecting"),
+        ("rows.csv", b"a,b\n1,2\n1,2,3\n", r"can't read .*rows\.csv: .*Expected 2 fields in line 3, saw 3"),
+        ("rows.parquet", b"rubbish", r"can't read .*rows\.parquet: .*Mend the file"),
+    ],
+)
+def test_a_file_that_can_t_be_read_is_refused(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(rows_of(parse_source(str(tmp_path / name))))

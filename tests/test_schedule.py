@@ -7,9 +7,9 @@ import random
 import pytest
 
 from trials.config import EvaluationSettings, Hyperparameters, Machine
-from trials.data import Split, TrialData
-from trials.schedule import evaluation_tokens, full_length, micro_batch_rows
+from trials.schedule import Epoch, evaluation_tokens, full_length, micro_batch_rows
 
+EPOCH = Epoch(rows=4500, tokens=450_000)
 _DRAW = random.Random(5)
 BATCHES = [(_DRAW.randint(1, 96), _DRAW.randint(1, 3000), _DRAW.choice([1, 300, 4096, 50_000])) for _ in range(60)]
 
@@ -26,7 +26,7 @@ def test_a_micro_batch_divides_the_batch_and_fits(effective: int, longest: int, 
 @pytest.mark.parametrize("tokens", [1, 7, 1000, 99_999])
 @pytest.mark.parametrize("evaluations", [1, 3, 9, 40])
 def test_evaluations_are_spread_evenly_and_end_at_full_length(tokens: int, evaluations: int) -> None:
-    times = evaluation_tokens(tokens, EvaluationSettings(evaluations=evaluations))
+    times = evaluation_tokens(tokens, EvaluationSettings(evaluations=evaluations), EPOCH)
     assert len(times) == evaluations
     assert times[-1] == tokens
     assert times == sorted(times)
@@ -34,21 +34,36 @@ def test_evaluations_are_spread_evenly_and_end_at_full_length(tokens: int, evalu
     assert max(b - a for a, b in zip([0, *times], times, strict=False)) <= tokens / evaluations + 1
 
 
-def test_epochs_are_passes_over_the_rows(small_data: TrialData) -> None:
-    train = Split(small_data.train.examples[:40], small_data.train.rows[:40], 0)
-    length = full_length(Hyperparameters(epochs=2.5, effective_batch=10), train)
-    assert length.steps == 10
-    assert length.tokens == round(2.5 * train.tokens)
+def test_evaluations_by_rows_stand_at_the_same_tokens_whatever_the_batch() -> None:
+    # The guide evaluates every 250 steps of 16 rows.
+    times = evaluation_tokens(1_000_000, EvaluationSettings(every_rows=4000), EPOCH)
+    assert times == [400_000, 800_000, 1_000_000]
+    assert evaluation_tokens(300_000, EvaluationSettings(every_rows=4000), EPOCH) == [300_000]
 
 
-def test_tokens_are_tokens_whatever_the_batch(small_data: TrialData) -> None:
-    train = small_data.train
-    small = full_length(Hyperparameters(train_tokens=50_000, effective_batch=4), train)
-    large = full_length(Hyperparameters(train_tokens=50_000, effective_batch=16), train)
+def test_rows_of_a_micro_batch_can_be_limited() -> None:
+    machine = Machine(micro_batch_tokens=100_000, micro_batch_rows=2)
+    assert [micro_batch_rows(batch, 10, machine) for batch in (16, 15, 1)] == [2, 1, 1]
+
+
+def test_epochs_are_passes_over_the_rows() -> None:
+    length = full_length(Hyperparameters(epochs=2.5, effective_batch=10), Epoch(rows=40, tokens=4000))
+    assert (length.steps, length.tokens) == (10, 10_000)
+
+
+def test_rows_are_steps_times_batch() -> None:
+    # The Dolly notebook: 50 steps of 4 rows; the law guide: 70,000 steps of 8.
+    assert full_length(Hyperparameters(train_rows=200, effective_batch=4), EPOCH).steps == 50
+    assert full_length(Hyperparameters(train_rows=560_000, effective_batch=8), EPOCH).steps == 70_000
+
+
+def test_tokens_are_tokens_whatever_the_batch() -> None:
+    small = full_length(Hyperparameters(train_tokens=50_000, effective_batch=4), EPOCH)
+    large = full_length(Hyperparameters(train_tokens=50_000, effective_batch=16), EPOCH)
     assert small.tokens == large.tokens == 50_000
     assert small.steps == pytest.approx(4 * large.steps, abs=2)
-    assert small.steps * 4 * train.tokens / len(train.rows) == pytest.approx(50_000, rel=0.02)
+    assert small.steps * 4 * EPOCH.row_tokens == pytest.approx(50_000, rel=0.02)
 
 
-def test_the_shortest_trial_has_one_step(small_data: TrialData) -> None:
-    assert full_length(Hyperparameters(train_tokens=1, effective_batch=64), small_data.train).steps == 1
+def test_the_shortest_trial_has_one_step() -> None:
+    assert full_length(Hyperparameters(train_tokens=1, effective_batch=64), EPOCH).steps == 1

@@ -1,4 +1,4 @@
-"""Rows as tokens: one BOS, one EOS, and loss on the completion only, whatever the tokenizer and its template do."""
+"""Rows as tokens: one BOS, an EOS after the answer, and loss on answers only, whatever the template does."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from trials.data import TrialData
 from trials.errors import DataError
-from trials.formats import Example
+from trials.formats import Example, Message, example
+from trials.templates import chat_template
 from trials.tokenization import TokenizedRow, prompt_ids, tokenize
 
 MISTRAL = Path("/work/shared/data/mistral_tokenizer")
-EXAMPLE = Example("r1", "Premise: Ann is tall.", '{"thought_process": "step 1", "predicted_label": 1}', 1)
+EXAMPLE = example("r1", "Premise: Ann is tall.", '{"thought_process": "step 1", "predicted_label": 1}', 1)
 MARKED = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -45,25 +46,28 @@ def _adding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return adding
 
 
-def check_row(row: TokenizedRow, example: Example, tokenizer: PreTrainedTokenizerBase) -> None:
-    assert row.input_ids.count(tokenizer.bos_token_id) == 1
-    assert row.input_ids.count(tokenizer.eos_token_id) == 1
-    assert row.input_ids[0] == tokenizer.bos_token_id
-    assert row.input_ids[-1] == tokenizer.eos_token_id
-    assert list(row.input_ids[: row.prompt_length]) == prompt_ids(example.prompt, tokenizer)
-    prompt = tokenizer.decode(row.input_ids[: row.prompt_length])
-    answer = tokenizer.decode(row.input_ids[row.prompt_length : -1], skip_special_tokens=False)
-    assert example.prompt in prompt
-    assert answer.strip() == example.completion
-    assert row.labels == [-100] * row.prompt_length + list(row.input_ids[row.prompt_length :])
-    assert row.completion_tokens == len(row.labels) - row.labels.count(-100)
+def tokenized(row: Example, tokenizer: PreTrainedTokenizerBase) -> TokenizedRow:
+    return tokenize([row], tokenizer)[0]
+
+
+def check_row(row: TokenizedRow, of: Example, tokenizer: PreTrainedTokenizerBase) -> None:
+    ids, labels = list(row.input_ids), list(row.labels)
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids.count(tokenizer.eos_token_id) == 1
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids[-1] == tokenizer.eos_token_id
+    start = len(labels) - row.completion_tokens
+    assert labels == [-100] * start + ids[start:]
+    assert ids[:start] == prompt_ids(of.prompt, tokenizer)
+    assert of.prompt_text in tokenizer.decode(ids[:start])
+    assert tokenizer.decode(ids[start:-1], skip_special_tokens=False).strip() == of.completion
 
 
 @pytest.mark.parametrize("adds_specials", [False, True], ids=["plain", "adds BOS and EOS itself"])
 def test_every_demo_row(small_data: TrialData, tokenizer: PreTrainedTokenizerBase, adds_specials: bool) -> None:
     used = _adding(tokenizer) if adds_specials else tokenizer
-    for example in (*small_data.train.examples[:200], *small_data.eval.examples):
-        check_row(tokenize(example, used), example, used)
+    for row in (*small_data.train.examples[:200], *small_data.eval.examples):
+        check_row(tokenized(row, used), row, used)
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
@@ -71,7 +75,7 @@ def test_every_demo_row(small_data: TrialData, tokenizer: PreTrainedTokenizerBas
 def test_every_template(tokenizer: PreTrainedTokenizerBase, template: str | None, adds_specials: bool) -> None:
     used = _adding(tokenizer) if adds_specials else copy.deepcopy(tokenizer)
     used.chat_template = template
-    check_row(tokenize(EXAMPLE, used), EXAMPLE, used)
+    check_row(tokenized(EXAMPLE, used), EXAMPLE, used)
 
 
 @pytest.mark.skipif(not MISTRAL.is_dir(), reason="Mistral's tokenizer isn't on this machine")
@@ -80,12 +84,12 @@ def test_every_template(tokenizer: PreTrainedTokenizerBase, template: str | None
 def test_mistral(small_data: TrialData, template: str | None, add_eos: bool) -> None:
     mistral = AutoTokenizer.from_pretrained(MISTRAL, add_bos_token=True, add_eos_token=add_eos)
     mistral.chat_template = template
-    for example in (EXAMPLE, *small_data.eval.examples):
-        check_row(tokenize(example, mistral), example, mistral)
+    for row in (EXAMPLE, *small_data.eval.examples):
+        check_row(tokenized(row, mistral), row, mistral)
 
 
 def test_a_prompt_alone_has_no_eos(tokenizer: PreTrainedTokenizerBase) -> None:
-    ids = prompt_ids("Is it so?", _adding(tokenizer))
+    ids = prompt_ids((Message("user", "Is it so?"),), _adding(tokenizer))
     assert ids.count(tokenizer.bos_token_id) == 1
     assert tokenizer.eos_token_id not in ids
 
@@ -93,7 +97,7 @@ def test_a_prompt_alone_has_no_eos(tokenizer: PreTrainedTokenizerBase) -> None:
 def test_a_tokenizer_without_bos_gets_none(tokenizer: PreTrainedTokenizerBase) -> None:
     used = copy.deepcopy(tokenizer)
     used.bos_token = None
-    row = tokenize(EXAMPLE, used)
+    row = tokenized(EXAMPLE, used)
     assert tokenizer.bos_token_id not in row.input_ids
     assert row.input_ids.count(tokenizer.eos_token_id) == 1
 
@@ -102,7 +106,7 @@ def test_a_tokenizer_without_eos_is_refused(tokenizer: PreTrainedTokenizerBase) 
     used = copy.deepcopy(tokenizer)
     used.eos_token = None
     with pytest.raises(DataError, match="no end-of-sequence token"):
-        tokenize(EXAMPLE, used)
+        tokenized(EXAMPLE, used)
 
 
 def test_a_template_that_ends_the_answer_early_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -110,17 +114,86 @@ def test_a_template_that_ends_the_answer_early_is_refused(tokenizer: PreTrainedT
     used.chat_template = MARKED.replace(
         "{{ m['content'] }}", "{{ m['content'] + eos_token + m['content'] + eos_token }}"
     )
-    with pytest.raises(DataError, match=r"row r1: the chat template puts '</s>' inside the answer"):
-        tokenize(EXAMPLE, used)
+    with pytest.raises(DataError, match=r"row r1: the chat template puts the end-of-sequence token inside the answer"):
+        tokenized(EXAMPLE, used)
 
 
-@pytest.mark.parametrize("field", ["prompt", "completion"])
-@pytest.mark.parametrize("special", ["<s>", "</s>"])
-def test_text_that_holds_bos_or_eos_is_refused(tokenizer: PreTrainedTokenizerBase, field: str, special: str) -> None:
-    texts = {"prompt": "Is it so?", "completion": "It is."}
-    texts[field] = f"It {special} is."
-    with pytest.raises(DataError, match=f"row r7: its {field} contains '{special}'"):
-        tokenize(Example("r7", **texts), tokenizer)
+CHAT = Example(
+    "r2",
+    (
+        Message("user", "Who is tall?"),
+        Message("assistant", "Ann is."),
+        Message("user", "And who is small?"),
+        Message("assistant", "Bob is small."),
+    ),
+)
+WITH_EOS = MARKED.replace("{{ m['content'] }}", "{{ m['content'] }}{% if m['role'] == 'assistant' %}</s>{% endif %}")
+
+
+def _learned(row: TokenizedRow, tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.decode([token for token in row.labels if token != -100]))
+
+
+@pytest.mark.parametrize("template", [chat_template("zephyr"), chat_template("mistral"), None, WITH_EOS])
+def test_every_answer_of_a_conversation_is_learned_with_its_end(
+    tokenizer: PreTrainedTokenizerBase, template: str | None
+) -> None:
+    used = copy.deepcopy(tokenizer)
+    used.chat_template = template
+    row = tokenized(CHAT, used)
+    assert list(row.input_ids).count(used.bos_token_id) == 1
+    assert "".join(_learned(row, used).split()) == "Annis.</s>Bobissmall.</s>"
+    first = prompt_ids(CHAT.messages[:1], used)
+    assert list(row.input_ids[: len(first)]) == first
+    # What is learned of the second answer stands behind exactly the prompt that the model will be asked with.
+    second = prompt_ids(CHAT.prompt, used)
+    assert list(row.input_ids[: len(second)]) == second
+    assert row.labels[len(second) - 1] == -100
+    assert row.labels[len(second)] == row.input_ids[len(second)]
+
+
+def test_only_the_last_answer_is_learned_where_earlier_ones_are_rendered_differently(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    used = copy.deepcopy(tokenizer)
+    used.chat_template = TEMPLATES["another prompt once answered"]
+    assert _learned(tokenized(CHAT, used), used).strip() == "Bob is small.</s>"
+
+
+def test_a_template_without_ends_between_answers_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    used = copy.deepcopy(tokenizer)
+    used.chat_template = MARKED
+    with pytest.raises(DataError, match="row r2: the chat template puts no end-of-sequence token after an answer"):
+        tokenized(CHAT, used)
+
+
+def test_a_template_that_can_t_render_a_row_is_named(tokenizer: PreTrainedTokenizerBase) -> None:
+    used = copy.deepcopy(tokenizer)
+    used.chat_template = "{{ raise_exception('no system, please') }}"
+    with pytest.raises(DataError, match=r"row r2: the tokenizer's chat template can't render it \(no system, please\)"):
+        tokenized(CHAT, used)
+
+
+def test_a_system_message_goes_into_mistral_s_first_question(tokenizer: PreTrainedTokenizerBase) -> None:
+    used = copy.deepcopy(tokenizer)
+    used.chat_template = chat_template("mistral")
+    ids = prompt_ids((Message("system", "Be brief."), Message("user", "Who?")), used)
+    assert used.decode(ids[1:]).strip() == "[INST] Be brief.\n\nWho? [/INST]"
+
+
+def test_a_plain_text_is_learned_whole(tokenizer: PreTrainedTokenizerBase) -> None:
+    row = tokenized(Example("r3", (Message("assistant", "Ann is tall."),)), tokenizer)
+    assert (row.input_ids[0], row.labels[0]) == (tokenizer.bos_token_id, -100)
+    assert row.input_ids[1:] == row.labels[1:]
+    assert tokenizer.decode(row.labels[1:]) == "Ann is tall.</s>"
+
+
+def test_rows_of_a_batch_don_t_depend_on_each_other(tokenizer: PreTrainedTokenizerBase) -> None:
+    used = copy.deepcopy(tokenizer)
+    used.chat_template = chat_template("zephyr")
+    plain = Example("r3", (Message("assistant", "Ann is tall."),))
+    rows = [EXAMPLE, CHAT, plain, EXAMPLE]
+    assert tokenize(rows, used) == [tokenized(row, used) for row in rows]
 
 
 @pytest.mark.parametrize("pad_is_eos", [False, True])
@@ -130,7 +203,7 @@ def test_padding_hides_no_token_of_a_completion(
     pad = tokenizer.eos_token_id if pad_is_eos else tokenizer.pad_token_id
     rows = sorted(small_data.eval.rows, key=lambda row: len(row.input_ids))
     batch = DataCollatorForLanguageModeling(pad_token_id=pad)(
-        [{"input_ids": list(row.input_ids), "labels": row.labels} for row in rows]
+        [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
     )
     assert len(rows[0].input_ids) < len(rows[-1].input_ids)
     for row, ids, labels, mask in zip(

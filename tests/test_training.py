@@ -16,11 +16,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.schema import Recipe
+from tests.splits import first_rows
 from trials.config import Machine, TrialConfig
-from trials.data import Split, TrialData
+from trials.data import TrialData
 from trials.errors import ModelError
+from trials.memory import is_out_of_memory
 from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
-from trials.training import Decision, evaluate_base, is_out_of_memory, run_trial, use_threads
+from trials.training import Decision, evaluate_base, run_trial, use_threads
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def train(
 
 
 def _few(data: TrialData, rows: int) -> TrialData:
-    return replace(data, train=Split(data.train.examples[:rows], data.train.rows[:rows], 0))
+    return replace(data, train=first_rows(data.train, rows))
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +111,19 @@ def test_it_is_evaluated_as_often_as_asked_and_at_its_end(small_trial: TrialReco
         assert (before.step, before.tokens_seen, before.seconds) < (after.step, after.tokens_seen, after.seconds)
 
 
-def test_it_learns(small_trial: TrialRecord, small_data: TrialData, small_config: TrialConfig, tmp_path: Path) -> None:
+def test_it_learns(
+    small_trial: TrialRecord,
+    small_data: TrialData,
+    small_config: TrialConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+) -> None:
     folder = TrialFolder(tmp_path / "0000")
     folder.begin(small_config, Origin.BASE, "base")
     heard: list[EvalPoint] = []
-    ending = evaluate_base(small_config, small_data, folder, lambda point: heard.append(point) or Decision.GO_ON)
+    ending = evaluate_base(
+        small_config, small_data, tokenizer, folder, lambda point: heard.append(point) or Decision.GO_ON
+    )
     base = read_trial(folder.path)
     assert ending.kind is EndingKind.FINISHED
     assert base.ending == ending
@@ -290,13 +300,14 @@ def test_threads_are_limited_on_a_cpu() -> None:
 
 
 def test_a_base_that_cannot_be_evaluated_says_why(
-    small_config: TrialConfig, small_data: TrialData, tmp_path: Path
+    small_config: TrialConfig, small_data: TrialData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     model = small_config.model.model_copy(update={"name": str(tmp_path / "nowhere")})
     folder = TrialFolder(tmp_path / "0000")
     folder.begin(small_config, Origin.BASE, "base")
+    config = small_config.model_copy(update={"model": model})
     with pytest.raises(ModelError, match="no model in"):
-        evaluate_base(small_config.model_copy(update={"model": model}), small_data, folder, lambda _: Decision.GO_ON)
+        evaluate_base(config, small_data, tokenizer, folder, lambda _: Decision.GO_ON)
     ending = read_trial(folder.path).ending
     assert ending is not None
     assert ending.kind is EndingKind.FAILED

@@ -1,4 +1,4 @@
-"""The examples of a source: every row is checked before anything else happens, and all that is wrong is said at once."""
+"""The examples of a source: every row is checked first, and all that is wrong is said at once."""
 
 from __future__ import annotations
 

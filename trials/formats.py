@@ -73,7 +73,7 @@ def messages_example(row: Row) -> Example:
     for number, (before, after) in enumerate(zip((None, *messages), messages, strict=False), start=1):
         if before is None and after.role == ASSISTANT:
             raise BadRow("message 1 is the assistant's, but a conversation begins with the user")
-        if before is not None and (after.role == SYSTEM or after.role == before.role):
+        if before is not None and after.role in {SYSTEM, before.role}:
             raise BadRow(
                 f"message {number} is of role {after.role!r} after {before.role!r}; user and assistant alternate"
             )

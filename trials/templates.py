@@ -8,7 +8,7 @@ from trials.errors import ModelError
 
 _FOLDER = Path(__file__).parent / "chat_templates"
 TEMPLATES = tuple(sorted(file.stem for file in _FOLDER.glob("*.jinja")))
-"""mistral: `[INST] question [/INST] answer`; zephyr: `<|user|>`, `<|assistant|>` and line breaks, EOS after each turn."""
+"""mistral: `[INST] question [/INST] answer`; zephyr: `<|user|>` and `<|assistant|>` on lines, EOS after each turn."""
 
 
 def chat_template(name: str) -> str:

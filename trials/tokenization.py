@@ -43,10 +43,11 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) ->
     plain text is learned whole, BOS excepted. Raises `DataError` if the template can't render a row, or ends an answer
     too early.
     """
+    eos = eos_id(tokenizer)
     texts = [list(_texts(example, tokenizer)) for example in examples]
     encoded = iter(_encode([text for row in texts for text in row], tokenizer))
     return [
-        _tokenized(example, [_with_one_bos(next(encoded), tokenizer) for _ in row], tokenizer)
+        _tokenized(example, [_with_one_bos(next(encoded), tokenizer) for _ in row], eos, tokenizer)
         for example, row in zip(examples, texts, strict=True)
     ]
 
@@ -76,8 +77,7 @@ def _texts(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[str
         ) from error
 
 
-def _tokenized(example: Example, ids: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> TokenizedRow:
-    eos = eos_id(tokenizer)
+def _tokenized(example: Example, ids: list[list[int]], eos: int, tokenizer: PreTrainedTokenizerBase) -> TokenizedRow:
     whole, *starts = ids
     if not example.prompt:
         whole = _with_one_eos(whole, eos)

@@ -1,0 +1,25 @@
+"""Splits of a few rows, really written and really memory-mapped."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from trials.formats import Example
+from trials.split import Counts, Split, open_split, write_counts, write_split
+from trials.tokenization import TokenizedRow
+
+
+def make_split(pairs: Iterable[tuple[Example, TokenizedRow]]) -> Split:
+    """A split of these rows; its file is gone when nobody has it open any more."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = write_split(Path(folder), "rows", pairs)
+        others = dict.fromkeys(("bad", "left_out", "not_sampled", "overlapping", "too_long", "shortened"), 0)
+        write_counts(Path(folder), "rows", Counts(read=written["rows"], **written, **others))
+        return open_split(Path(folder), "rows")
+
+
+def first_rows(split: Split, rows: int) -> Split:
+    """The top of a split."""
+    return make_split(zip(split.examples[:rows], split.rows[:rows], strict=True))

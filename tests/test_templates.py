@@ -1,0 +1,51 @@
+"""Chat templates for base models that have none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from search_spaces.schema import Recipe
+from trials.errors import ModelError
+from trials.formats import Message
+from trials.model import load_tokenizer
+from trials.templates import TEMPLATES, chat_template
+from trials.tokenization import prompt_ids
+
+TURNS = (Message("user", "Who?"), Message("assistant", "Ann."), Message("user", "Why?"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("mistral", "<s>[INST] Who? [/INST] Ann.</s>[INST] Why? [/INST]"),
+        ("zephyr", "<s><|user|>\nWho?</s>\n<|assistant|>\nAnn.</s>\n<|user|>\nWhy?</s>\n<|assistant|>\n"),
+    ],
+)
+def test_what_a_template_writes(small_recipe: Recipe, name: str, text: str) -> None:
+    tokenizer = load_tokenizer(small_recipe.model.model_copy(update={"chat_template": name}))
+    turns = [{"role": turn.role, "content": turn.content} for turn in TURNS]
+    assert tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == text
+    assert prompt_ids(TURNS, tokenizer) == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_one_s_own_template(tmp_path: Path, small_recipe: Recipe) -> None:
+    (tmp_path / "own.jinja").write_text("{{ messages[0]['content'] }}")
+    model = small_recipe.model.model_copy(update={"chat_template": str(tmp_path / "own.jinja")})
+    assert load_tokenizer(model).chat_template == "{{ messages[0]['content'] }}"
+
+
+def test_an_unknown_template_is_refused_with_those_that_are_known() -> None:
+    assert {"mistral", "zephyr"} <= set(TEMPLATES)
+    with pytest.raises(
+        ModelError, match=r"no chat template 'zefyr'\. Allowed for model\.chat_template: mistral, zephyr,"
+    ):
+        chat_template("zefyr")
+
+
+def test_the_template_is_saved_with_the_tokenizer(tmp_path: Path, small_recipe: Recipe) -> None:
+    tokenizer = load_tokenizer(small_recipe.model.model_copy(update={"chat_template": "zephyr"}))
+    tokenizer.save_pretrained(str(tmp_path))
+    again = load_tokenizer(small_recipe.model.model_copy(update={"name": str(tmp_path)}))
+    assert again.chat_template == chat_template("zephyr")
