@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.run_folder import Search
@@ -18,21 +19,19 @@ class Sizes:
     """Rows and tokens of a search's data, and how far a full trial goes."""
 
     train_rows: int
-    eval_rows: int
-    test_rows: int
-    dropped_rows: int
     epoch_tokens: int
     full_tokens: int
+    data: Mapping[str, Any]
+    """Fingerprint of the tokenised rows, and what became of every split's rows."""
 
     @staticmethod
     def of(recipe: Recipe, data: TrialData) -> Sizes:
         """Counted on tokenised rows."""
-        splits = [data.train, data.eval, *([data.test] if data.test else [])]
+        splits = {"train": data.train, "eval": data.eval, "test": data.test}
+        counts = {name: asdict(split.counts) for name, split in splits.items() if split is not None}
         return Sizes(
             train_rows=len(data.train),
-            eval_rows=len(data.eval),
-            test_rows=len(data.test) if data.test else 0,
-            dropped_rows=sum(split.dropped for split in splits),
+            data={"fingerprint": data.fingerprint, **counts},
             epoch_tokens=data.train.tokens,
             full_tokens=_longest_trial(recipe, Epoch(len(data.train), data.train.tokens)),
         )
@@ -41,7 +40,7 @@ class Sizes:
 def _longest_trial(recipe: Recipe, epoch: Epoch) -> int:
     """Tokens of the longest full trial in the space: where the search varies epochs, not all are equally long."""
     longest = full_tokens(recipe.hyperparameters, epoch)
-    for name in ("epochs", "train_tokens", "train_rows"):
+    for name in ("epochs", "train_tokens", "rows_seen"):
         dimension = recipe.space.get(name)
         if dimension is not None:
             most: Any = max(dimension.choices) if isinstance(dimension, Choices) else dimension.high  # type: ignore[type-var]
@@ -60,8 +59,7 @@ def describe(search: Search, sizes: Sizes) -> str:
         f"time: {total}, until {deadline.ends:%Y-%m-%d %H:%M:%S} UTC; the last "
         f"{format_duration(deadline.reserve_seconds)} are kept for verification, export and report",
         f"base model: {search.recipe.model.name} ({search.recipe.model.quantization})",
-        f"data: {sizes.train_rows:,} train rows ({sizes.epoch_tokens:,} tokens), {sizes.eval_rows:,} eval, "
-        f"{sizes.test_rows:,} test, {sizes.dropped_rows:,} dropped for length",
+        *(f"{name} rows: {_rows(sizes.data[name])}" for name in ("train", "eval", "test") if name in sizes.data),
         f"full trial: {sizes.full_tokens:,} tokens ({sizes.full_tokens / sizes.epoch_tokens:.2f} epochs), "
         f"{search.recipe.evaluation.evaluations} evaluations",
         f"rungs at {steps or 'none'} tokens; one in {reduction} passes",
@@ -74,6 +72,26 @@ def describe(search: Search, sizes: Sizes) -> str:
         *(f"  {key} = {value!r}  ({search.sources.get(key, 'default')})" for key, value in settings.items()),
     ]
     return "\n".join(lines)
+
+
+_ASIDE = {
+    "bad": "that don't fit the format",
+    "left_out": "not selected",
+    "not_sampled": "not sampled",
+    "overlapping": "that stand in another split",
+    "too_long": "too long",
+}
+
+
+def _rows(counts: Mapping[str, int]) -> str:
+    """What became of a split's rows, in words."""
+    aside = [f"{counts[key]:,} {words}" for key, words in _ASIDE.items() if counts[key]]
+    without = f"; {counts['read']:,} read, without {', '.join(aside)}" if aside else ""
+    shortened = f"; {counts['shortened']:,} of them shortened" if counts["shortened"] else ""
+    return (
+        f"{counts['rows']:,} of {counts['tokens']:,} tokens, {counts['completion_tokens']:,} of them learned, the "
+        f"longest row has {counts['longest']:,}{shortened}{without}"
+    )
 
 
 def _dimension(dimension: Any) -> str:

@@ -14,7 +14,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class Search:
     gpus_per_trial: int
     full_tokens: int
     """Unpadded tokens of the longest full trial in the space."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Fingerprint of the tokenised rows, and what became of every split's rows."""
 
     @property
     def rungs(self) -> list[int]:
@@ -80,6 +82,7 @@ class RunFolder:
             "gpus_per_trial": search.gpus_per_trial,
             "full_tokens": search.full_tokens,
             "rungs": search.rungs,
+            "data": dict(search.data),
             "seed": search.recipe.search.seed,
             "versions": versions(),
             "hardware": hardware(),
@@ -99,7 +102,7 @@ class RunFolder:
             )
             recipe = Recipe.model_validate_json(json.dumps(content["recipe"]))
             sizes = content["gpus_per_trial"], content["full_tokens"]
-            return Search(recipe, content["sources"], deadline, *sizes)
+            return Search(recipe, content["sources"], deadline, *sizes, data=content.get("data", {}))
         except (KeyError, ValueError, TypeError) as error:
             raise RunFolderError(f"{self.path / 'search.json'} can't be read: {error}. Restore it.") from error
 

@@ -9,7 +9,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,8 @@ from orchestrator.deadline import from_budget, from_until
 from orchestrator.plan import Sizes, describe
 from orchestrator.run_folder import RunFolder, Search, create_run_folder, gpus_here, open_run_folder, refuse_taken
 from search_spaces.durations import format_duration
-from search_spaces.recipe import DEFAULT_RECIPE, load_recipe
+from search_spaces.layers import flatten
+from search_spaces.recipe import DEFAULT_RECIPE, ResolvedRecipe, load_recipe
 from search_spaces.schema import Recipe
 from trials.command_line import run
 from trials.errors import EXIT_DONE, EXIT_INTERRUPTED, InputError, SearchBroken, TuningError
@@ -77,7 +78,7 @@ def _new(arguments: argparse.Namespace, started: datetime) -> _Job:
     limits = [f"search.trials={arguments.trials}"] if arguments.trials is not None else []
     budget = [f"search.budget={arguments.budget}"] if arguments.budget is not None else []
     resolved = load_recipe(arguments.space or DEFAULT_RECIPE, [*arguments.set, *limits, *budget])
-    recipe = resolved.recipe
+    recipe, sources = _pinned(resolved)
     if arguments.until is not None:
         deadline = from_until(arguments.until, recipe.search.reserve, started)
     else:
@@ -87,7 +88,7 @@ def _new(arguments: argparse.Namespace, started: datetime) -> _Job:
     out = arguments.out or Path("runs") / f"{recipe.name.replace('/', '-')}-{stamp}"
     refuse_taken(out)
     sizes = _check_input(recipe)
-    search = Search(recipe, resolved.sources, deadline, gpus, sizes.full_tokens)
+    search = Search(recipe, sources, deadline, gpus, sizes.full_tokens, sizes.data)
     return _Job(search, sizes, None, out)
 
 
@@ -116,7 +117,30 @@ def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
             "Give it more time by --budget or --until, or export what there is: "
             f"python -m orchestrator.export {shlex.quote(str(folder.path))}"
         )
-    return _Job(search, _check_input(search.recipe), folder, folder.path)
+    sizes = _check_input(search.recipe)
+    _refuse_other_data(search, sizes)
+    return _Job(search, sizes, folder, folder.path)
+
+
+def _pinned(resolved: ResolvedRecipe) -> tuple[Recipe, Mapping[str, str]]:
+    """The recipe with the commits that its names on the hub mean now, and where they came from."""
+    from trials.pinning import pinned_data, pinned_model
+
+    recipe = resolved.recipe
+    pinned = recipe.model_copy(update={"data": pinned_data(recipe.data), "model": pinned_model(recipe.model)})
+    before, after = flatten(recipe.model_dump()), flatten(pinned.model_dump())
+    found = {key: "the hub, when the search began" for key, value in after.items() if before[key] != value}
+    return pinned, {**resolved.sources, **found}
+
+
+def _refuse_other_data(search: Search, sizes: Sizes) -> None:
+    """Losses on other rows, or on rows tokenised otherwise, can't be compared with those on record."""
+    before = search.data.get("fingerprint")
+    if before is not None and before != sizes.data["fingerprint"]:
+        raise InputError(
+            "the data or the tokenizer has changed since this search began, so new losses couldn't be compared with "
+            "those on record. Restore the files that search.json names, or begin a new search."
+        )
 
 
 def _gpus_per_trial(asked: int | None) -> int:

@@ -118,6 +118,7 @@ class _Searcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ships withou
             "config": answer.config.model_dump_json(),
             "folder": str(self._run.trial(answer.trial_id)),
             "group": self._run.path.name,
+            "fingerprint": self._search.data.get("fingerprint"),
             "stop_at": self._search.deadline.training_ends.timestamp(),
         }
 

@@ -37,7 +37,7 @@ def test_a_value_out_of_bounds_or_of_another_type_is_refused(values: dict[str, A
 
 @pytest.mark.parametrize("length", [{}, {"epochs": 1.0, "train_tokens": 1000}])
 def test_exactly_one_length(length: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="give exactly one of epochs and train_tokens"):
+    with pytest.raises(ValidationError, match="give exactly one of epochs, train_tokens and rows_seen"):
         Hyperparameters(**length)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from search_spaces.layers import (
     KNOWN_KEYS,
+    RECIPE_FOLDER,
     Layers,
     command_line_settings,
     environment_settings,
@@ -144,11 +145,26 @@ def test_null_takes_an_entry_of_space_or_start_away_and_is_a_value_elsewhere() -
     assert layers.values == {"data.test": None}
 
 
-def test_paths_are_those_of_who_names_them(tmp_path: Path) -> None:
-    (tmp_path / "here.jsonl").touch()
-    assert resolve_path("here.jsonl", tmp_path, must_be_path=False) == str(tmp_path / "here.jsonl")
-    assert resolve_path("../gone.jsonl", tmp_path / "sub", must_be_path=True) == str(tmp_path / "gone.jsonl")
-    assert resolve_path("./gone", tmp_path, must_be_path=False) == str(tmp_path / "gone")
-    assert resolve_path("/gone", tmp_path, must_be_path=False) == "/gone"
-    assert resolve_path("~/gone", tmp_path, must_be_path=False) == str(Path("~/gone").expanduser())
-    assert resolve_path("mistralai/Mistral-7B-v0.1", tmp_path, must_be_path=False) == "mistralai/Mistral-7B-v0.1"
+def test_paths_are_those_of_who_names_them(in_tmp_path: Path) -> None:
+    mine, recipes = in_tmp_path / "mine", in_tmp_path / "recipes"
+    for folder in (mine, recipes):
+        folder.mkdir()
+        (folder / "both.jsonl").touch()
+    (in_tmp_path / "here.jsonl").touch()
+    assert resolve_path("both.jsonl", recipes) == str(recipes / "both.jsonl")
+    assert resolve_path("both.jsonl[:5]", recipes) == f"{recipes / 'both.jsonl'}[:5]"
+    assert resolve_path("here.jsonl", recipes) == str(in_tmp_path / "here.jsonl")  # from the current folder
+    assert resolve_path("../gone.jsonl", mine / "sub") == str(mine / "gone.jsonl")
+    assert resolve_path("./gone", mine) == str(mine / "gone")
+    assert resolve_path("/gone", mine) == "/gone"
+    assert resolve_path("~/gone", mine) == str(Path("~/gone").expanduser())
+
+
+@pytest.mark.parametrize("name", ["mistralai/Mistral-7B-v0.1", "owner/name:test[:800]"])
+def test_names_on_the_hub_stay_as_they_are(tmp_path: Path, name: str) -> None:
+    assert resolve_path(name, tmp_path) == name
+
+
+def test_the_data_of_a_recipe_that_ships_with_the_project_is_the_user_s(in_tmp_path: Path) -> None:
+    found = resolve_path("data/train.jsonl", RECIPE_FOLDER)
+    assert found == str(in_tmp_path / "data/train.jsonl")

@@ -8,7 +8,8 @@ from trials.data import TrialData
 def test_sizes_are_counted_on_tokens(small_recipe: Recipe, small_data: TrialData) -> None:
     sizes = Sizes.of(small_recipe, small_data)
     assert sizes.epoch_tokens == sum(len(row.input_ids) for row in small_data.train.rows)
-    assert (sizes.eval_rows, sizes.test_rows, sizes.dropped_rows) == (12, 8, 0)
+    assert [sizes.data[name]["rows"] for name in ("train", "eval", "test")] == [4500, 12, 8]
+    assert sizes.data["fingerprint"] == small_data.fingerprint
     assert sizes.full_tokens == 3000
 
 

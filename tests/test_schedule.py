@@ -53,8 +53,8 @@ def test_epochs_are_passes_over_the_rows() -> None:
 
 def test_rows_are_steps_times_batch() -> None:
     # The Dolly notebook: 50 steps of 4 rows; the law guide: 70,000 steps of 8.
-    assert full_length(Hyperparameters(train_rows=200, effective_batch=4), EPOCH).steps == 50
-    assert full_length(Hyperparameters(train_rows=560_000, effective_batch=8), EPOCH).steps == 70_000
+    assert full_length(Hyperparameters(rows_seen=200, effective_batch=4), EPOCH).steps == 50
+    assert full_length(Hyperparameters(rows_seen=560_000, effective_batch=8), EPOCH).steps == 70_000
 
 
 def test_tokens_are_tokens_whatever_the_batch() -> None:

@@ -45,7 +45,7 @@ def test_a_dimension_that_fits(small_recipe: Recipe, dimension: dict[str, Any]) 
         ({"use_dora": {"low": 0, "high": 1}}, "use_dora=0.0 is not allowed"),
         ({"learning_rate": {"low": 0.1}}, "Field required"),
         ({"learning_rate": {"low": 0.1, "high": 0.2, "step": 1}}, "Extra inputs"),
-        ({"epochs": {"low": 1, "high": 2}}, "space.epochs: give exactly one of epochs and train_tokens"),
+        ({"epochs": {"low": 1, "high": 2}}, "space.epochs: give exactly one of epochs, train_tokens and rows_seen"),
     ],
 )
 def test_a_dimension_that_does_not(small_recipe: Recipe, dimension: dict[str, Any], message: str) -> None:

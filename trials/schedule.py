@@ -39,8 +39,8 @@ def full_tokens(hyperparameters: Hyperparameters, epoch: Epoch) -> int:
     """Tokens of a full trial."""
     if hyperparameters.train_tokens is not None:
         return hyperparameters.train_tokens
-    if hyperparameters.train_rows is not None:
-        return max(1, round(hyperparameters.train_rows * epoch.row_tokens))
+    if hyperparameters.rows_seen is not None:
+        return max(1, round(hyperparameters.rows_seen * epoch.row_tokens))
     assert hyperparameters.epochs is not None  # Hyperparameters holds exactly one of the three
     return max(1, round(hyperparameters.epochs * epoch.tokens))
 
