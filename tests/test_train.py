@@ -117,5 +117,11 @@ def test_a_broken_config_file_with_the_fallback_is_the_guides_default(
     assert main(["demo", "--config", str(file), "--out", "out"]) == 2
     assert "mine.py: line 1: SyntaxError" in capsys.readouterr().err
     arguments = ["demo", "--config", str(file), "--fallback-to-default", "--out", "out"]
-    assert main([*arguments, "--set", f"model_id={DEMO / 'base'}", "train_data=gone.jsonl"]) == 2
-    assert "gone.jsonl" in capsys.readouterr().err
+    assert main([*arguments, "--set", f"model_id={DEMO / 'base'}"]) == 2
+    assert str(in_tmp_path / "data" / "finetune" / "train_ft.jsonl") in capsys.readouterr().err
+
+
+def test_a_config_file_goes_with_the_guides_recipe(in_tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(in_tmp_path / "mine.py", "learning_rate = 5.0\n")
+    assert main(["--config", str(file)]) == 2
+    assert "recipe 'nli_cot':" in capsys.readouterr().err

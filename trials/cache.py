@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trials.config import DataSettings
 from trials.errors import DataError
+from trials.rows import refuse_absent
 from trials.source import Source
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def fingerprint(settings: DataSettings, sources: dict[str, Source], tokenizer: P
 def _content(source: Source) -> list[Any]:
     if source.path is None:
         return [source.text]
+    refuse_absent(source.path)
     try:
         with source.path.open("rb") as file:
             digest = hashlib.file_digest(file, "blake2b").hexdigest()

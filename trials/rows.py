@@ -30,6 +30,12 @@ def rows_of(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
     return ((place, _with_id(place, row)) for place, row in islice(numbered, source.start, source.stop))
 
 
+def refuse_absent(path: Path) -> None:
+    """Raises `DataError` if there's no such file."""
+    if not path.is_file():
+        raise DataError(f"no data file {path}. Give {FORMS}.")
+
+
 def _with_id(place: str, row: Row | BadRow) -> Row | BadRow:
     return row if isinstance(row, BadRow) else {"id": place.replace(" ", "-"), **row}
 
@@ -38,8 +44,7 @@ def _numbered(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
     if source.path is None:
         return _table(_from_hub(source))
     path = source.path
-    if not path.is_file():
-        raise DataError(f"no data file {path}. Give {FORMS}.")
+    refuse_absent(path)
     if path.suffix in {".jsonl", ".json"}:
         return _json_rows(path)
     if path.suffix in {".csv", ".parquet"}:
