@@ -170,7 +170,7 @@ def translate(given: Mapping[str, Any]) -> dict[str, tuple[Any, tuple[str, ...]]
         key: (given[name], (name,)) for name, (_, key) in _SAME.items() if name in given
     }
     if "num_epochs" in given:  # a trial has one length
-        found["hyperparameters.train_tokens"] = found["hyperparameters.train_rows"] = (None, ("num_epochs",))
+        found["hyperparameters.train_tokens"] = found["hyperparameters.rows_seen"] = (None, ("num_epochs",))
     if given.get("wandb_project") is not None:
         found["tracking.project"] = (given["wandb_project"], ("wandb_project",))
     run_names = [name for name in ("wandb_name", "wandb_run_name") if name in given]

@@ -144,9 +144,21 @@ def _absolute(key: str, value: Any, folder: Path) -> Any:
 
 
 def _refuse_unknown_sections(content: Mapping[str, Any], file: Path) -> None:
-    for key in content:
-        if key == "name" or key not in Recipe.model_fields:
-            raise RecipeError(f"{file}: {unknown_key(str(key))}")
+    sections = [name for name in Recipe.model_fields if name != "name"]
+    for key in map(str, content):
+        if key in sections:
+            continue
+        homes = [known for known in KNOWN_KEYS if known.endswith("." + key) and not known.startswith("space.")]
+        near = difflib.get_close_matches(key, sections, n=1)
+        if key == "name":
+            hint = "a recipe is named by its file"
+        elif homes:
+            hint = f"{key!r} belongs into the section {homes[0].rpartition('.')[0]!r}"
+        elif near:
+            hint = f"did you mean {near[0]!r}?"
+        else:
+            hint = f"allowed are {', '.join([*sections, 'extends'])}"
+        raise RecipeError(f"{file}: unknown section {key!r}; {hint}")
 
 
 def _validated(layers: Layers, file: Path) -> Recipe:
@@ -171,7 +183,8 @@ def _describe(detail: Any, sources: Mapping[str, str]) -> str:
     if detail["type"] == "extra_forbidden":
         return unknown_key(key) + where
     if detail["type"] == "missing":
-        return f"{key} is missing. Give it in the recipe or by --set {key}=..."
+        where = "in the recipe" if "." not in key else f"in the recipe or by --set {key}=..."
+        return f"{key} is missing. Give it {where}"
     message: str = detail["msg"].removeprefix("Value error, ")
     if not key:
         return message

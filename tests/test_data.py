@@ -197,3 +197,20 @@ def test_rows_are_mapped_from_disk_not_held(small_data: TrialData) -> None:
     dataset = small_data.train.dataset
     assert dataset.cache_files
     assert Path(dataset.cache_files[0]["filename"]).stat().st_size > 4 * small_data.train.tokens
+
+
+def test_a_selection_is_of_what_is_learned_not_of_what_judges(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    def thought(number: int) -> dict[str, Any]:
+        mended = {"improved_thought_process": "step 1: after all."} if number % 3 == 0 else {}
+        return {**_row(number), "predicted_label": 1, "true_label": 1, **mended}
+
+    for name, numbers in (("train", range(9)), ("eval", range(10, 16))):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(thought(n)) + "\n" for n in numbers))
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "eval")}
+    data = {select: load_data(DataSettings(**files, select=select), tokenizer) for select in ("correct", "reflected")}
+    assert [row.id for row in data["reflected"].train.rows] == ["r0", "r3", "r6"]
+    assert len(data["correct"].train) == 6
+    assert data["correct"].eval.dataset["input_ids"][:] == data["reflected"].eval.dataset["input_ids"][:]
+    assert data["correct"].train.counts.left_out == 3

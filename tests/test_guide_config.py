@@ -43,7 +43,7 @@ def test_a_file_extends_the_default_beside_it(configs: Path, head: str) -> None:
     values = recipe.hyperparameters
     assert (values.learning_rate, values.lora_rank, values.lora_alpha, values.max_grad_norm) == (3e-4, 32, 64, 1.0)
     assert (values.effective_batch, recipe.machine.micro_batch_rows) == (32, 8)
-    assert (values.epochs, values.train_tokens, values.train_rows) == (3, None, None)
+    assert (values.epochs, values.train_tokens, values.rows_seen) == (3, None, None)
     assert recipe.evaluation.every_rows == 10 * 32
     assert (recipe.tracking.wandb, recipe.tracking.project, recipe.tracking.run_name) == (True, "mine", "ablation")
     assert recipe.search.seed == 7

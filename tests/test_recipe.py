@@ -125,7 +125,7 @@ def test_names_and_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("extends: demo\nname: mine\n", "unknown key 'name'"),
+        ("extends: demo\nname: mine\n", "unknown section 'name'; a recipe is named by its file"),
         ("extends: demo\nhyperparameters: {learning_rate: fast}\n", r"'fast' \(from mine\.yaml\) is not allowed"),
         ("extends: demo\nsearch: {seed: -1}\n", r"search\.seed=-1 \(from mine\.yaml\) is not allowed"),
         ("extends: demo\ndata: 5\n", r"data=5 \(from mine\.yaml\) is not allowed"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -66,7 +68,21 @@ def _tokenised(sources: Mapping[str, Source], settings: DataSettings, tokenizer:
             "mistral or to a Jinja file."
         )
     key = fingerprint(settings, dict(sources), tokenizer)
-    return kept(key, lambda folder: _Building(sources, settings, tokenizer).write(folder))
+    with _all_cores():
+        return kept(key, lambda folder: _Building(sources, settings, tokenizer).write(folder))
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """Lets the tokenizer use them; the command lines switch that off, as it warns when a process forks later."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try:
+        yield
+    finally:
+        os.environ.pop("TOKENIZERS_PARALLELISM")
+        if before is not None:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 class _Building:
@@ -80,20 +96,25 @@ class _Building:
         self._tokenizer = tokenizer
         eos_id(tokenizer)
         forbidden = (tokenizer.bos_token, tokenizer.eos_token)
-        self._reading = Reading(
-            to_example=reader(settings.format, settings.select),
-            forbidden=tuple(str(text) for text in forbidden if text),
-            drop_bad=settings.bad_rows == "drop",
-            format=settings.format,
-        )
+        self._forbidden = tuple(str(text) for text in forbidden if text)
 
     def write(self, folder: Path) -> None:
         """Writes all splits. Nothing is tokenised before all rows of all sources have been checked."""
-        checked = {name: check(source, self._reading) for name, source in self._sources.items()}
+        checked = {name: check(source, self._reading(name)) for name, source in self._sources.items()}
         sampled = {name: self._sample(name, len(found.ids)) for name, found in checked.items()}
         used = {name: indices - self._overlapping(name, checked, sampled) for name, indices in sampled.items()}
         for name, source in self._sources.items():
             self._write_split(folder, name, source, checked[name], sampled[name], used[name])
+
+    def _reading(self, name: str) -> Reading:
+        # What is selected is what's learned from; what all are judged by stays the same.
+        select = self._settings.select if name == TRAIN else "all"
+        return Reading(
+            to_example=reader(self._settings.format, select),
+            forbidden=self._forbidden,
+            drop_bad=self._settings.bad_rows == "drop",
+            format=self._settings.format,
+        )
 
     def _sample(self, name: str, available: int) -> frozenset[int]:
         wanted = getattr(self._settings, f"{name}_rows")
@@ -134,7 +155,7 @@ class _Building:
         self, folder: Path, name: str, source: Source, checked: Checked, sampled: frozenset[int], used: frozenset[int]
     ) -> None:
         fitting = _Fitting(self._settings, self._tokenizer)
-        good = (example for i, example in enumerate(self._reading.good(source)) if i in used)
+        good = (example for i, example in enumerate(self._reading(name).good(source)) if i in used)
         written = write_split(folder, name, fitting.fit(good))
         fitting.report(source, kept=written["rows"], used=len(used))
         counts = Counts(
