@@ -37,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/<space>-<date>-<time>)")
     arguments.add_argument("--gpus-per-trial", type=int, metavar="N", help="default: 1, or 0 where there is no GPU")
     arguments.add_argument("--trials", type=int, metavar="N", help="at most so many trained configurations")
-    arguments.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value", help="override anything")
+    arguments.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="key=value", help="override anything in the recipe"
+    )
     arguments.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run folder")
     arguments.add_argument("--plan", action="store_true", help="say what would happen, run nothing")
     return arguments
