@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,9 @@ def test_a_tokenizer_without_padding_pads_with_eos(small_config: TrialConfig, tm
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(ModelSettings(name=str(tmp_path))).pad_token == tokenizer.eos_token
+
+
+def test_the_adapter_remembers_the_revision_of_its_base(small_config: TrialConfig, tmp_path: Path) -> None:
+    model = attach_adapter(load_base(small_config.model), small_config.hyperparameters, revision="1f2e")
+    model.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["revision"] == "1f2e"

@@ -10,19 +10,22 @@ from typing import Any
 import pytest
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from search_spaces.schema import Recipe
-from trials.data import Split, TrialData
+from tests.splits import first_rows
+from trials.data import TrialData
 from trials.model import attach_adapter, load_base
 from trials.schedule import Length
-from trials.trainer import EvaluationTimes, TrialTrainer, build_trainer, sft_config
+from trials.split import Split
+from trials.trainer import EvaluationTimes, HeadTrainer, TrialTrainer, build_trainer, sft_config
 
 Build = Callable[..., TrialTrainer]
 
 
 @pytest.fixture
 def few_rows(small_data: TrialData) -> Split:
-    return Split(small_data.train.examples[:16], small_data.train.rows[:16], 0)
+    return first_rows(small_data.train, 16)
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def build(small_recipe: Recipe, few_rows: Split, tokenizer: PreTrainedTokenizerB
             few_rows,
             config,
             Length(steps=20, tokens=3000),
-            lambda _: (0.0, False),
+            lambda _: ({}, False),
             EvaluationTimes([3000], lambda: False),
             tmp_path,
         )
@@ -158,7 +161,7 @@ def test_rows_reach_the_model_as_we_tokenised_them(build: Build, few_rows: Split
             batch["input_ids"].tolist(), batch["labels"].tolist(), batch["attention_mask"].sum(1).tolist(), strict=True
         )
     }
-    assert rows == {(row.input_ids, tuple(row.labels)) for row in few_rows.rows}
+    assert rows == {(tuple(row.input_ids), tuple(row.labels)) for row in few_rows.rows}
 
 
 @pytest.mark.parametrize("alpha", [0.0, 20.0])
@@ -167,13 +170,13 @@ def test_neftune_disturbs_training_and_never_an_evaluation(
 ) -> None:
     seen: list[tuple[bool, bool]] = []
 
-    def evaluate(_: TrainerState) -> tuple[float, bool]:
+    def evaluate(_: TrainerState) -> tuple[dict[str, float], bool]:
         ids = torch.tensor([few_rows.rows[0].input_ids])
         with torch.no_grad():
             noisy, calm = ([model.train(mode)(input_ids=ids).logits for _ in range(2)] for mode in (True, False))
         model.train()
         seen.append((torch.equal(*noisy), torch.equal(*calm)))
-        return 0.0, True
+        return {}, True
 
     config = small_recipe.trial_config({"neftune_noise_alpha": alpha, "lora_dropout": 0.0})
     model = attach_adapter(load_base(config.model), config.hyperparameters)
@@ -202,3 +205,44 @@ def test_evaluations_come_at_tokens_at_the_last_step_and_when_time_is_over(
         state.num_input_tokens_seen, state.global_step, state.max_steps = tokens, step, 10
         asked.append(times.on_step_end(None, state, control).should_evaluate)
     assert asked == asks
+
+
+def _step_losses(kind: type, small_recipe: Recipe, rows: Split, folder: Path, **more: Any) -> list[float]:
+    """Train losses of four steps of an adapter without dropout, by one kind of trainer."""
+    values = {"lora_dropout": 0.0, "effective_batch": 4, "learning_rate": 5e-3, **more}
+    config = small_recipe.trial_config(values)
+    torch.manual_seed(0)
+    model = attach_adapter(load_base(config.model), config.hyperparameters)
+    trainer = kind(
+        model=model,
+        args=sft_config(config, rows, Length(4, 1000), folder),
+        train_dataset=rows.for_training,
+        data_collator=DataCollatorForLanguageModeling(pad_token_id=0),
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # TRL rounds the adapter that it's given
+            parameter.data = parameter.data.bfloat16().float()
+    trainer.evaluate_trial = lambda _: ({}, False)
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_the_trainer_of_a_head_has_trl_s_loss(small_recipe: Recipe, few_rows: Split, tmp_path: Path) -> None:
+    ours = _step_losses(HeadTrainer, small_recipe, few_rows, tmp_path / "ours")
+    theirs = _step_losses(TrialTrainer, small_recipe, few_rows, tmp_path / "theirs")
+    assert len(ours) == 4
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_an_adapter_on_the_head_is_trained(
+    small_recipe: Recipe, few_rows: Split, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    config = small_recipe.trial_config({"target_modules": ["q_proj", "lm_head"], "learning_rate": 5e-3})
+    model = attach_adapter(load_base(config.model), config.hyperparameters)
+    times = EvaluationTimes([1], lambda: False)
+    trainer = build_trainer(model, tokenizer, few_rows, config, Length(2, 100), lambda _: ({}, False), times, tmp_path)
+    assert isinstance(trainer, HeadTrainer)
+    trainer.train()
+    moved = {name for name, value in model.named_parameters() if "lora_B" in name and value.abs().sum() > 0}
+    assert any("lm_head" in name for name in moved)
+    assert any("q_proj" in name for name in moved)
