@@ -17,7 +17,9 @@ from pathlib import Path
 from search_spaces.recipe import load_recipe
 from trials.command_line import quiet_libraries
 from trials.data import load_data, load_split
-from trials.judging import answers, label_counts, load_judged
+from trials.judgement import Task, labels_of
+from trials.judging import judge, load_judged
+from trials.labels import LabelReport
 from trials.model import load_tokenizer
 from trials.records import Ending, Origin, TrialFolder, read_trial
 from trials.training import Decision, run_trial, use_threads
@@ -52,13 +54,17 @@ def measure(rate: float, folder: Path) -> Measured:
     return Measured(rate, loss, record.ending, time.monotonic() - started, trial.adapter)
 
 
-def accuracies(adapter: Path, rows: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Label counts of the base and of the adapter, by greedy generation on so many dev rows."""
+def accuracies(adapter: Path, rows: int) -> tuple[LabelReport, LabelReport]:
+    """How good the labels of the base and of the adapter are, by greedy generation on so many dev rows."""
     data = load_recipe("demo", environ={}).recipe.data
     judged = load_judged(str(adapter))
     split = load_split(data.model_copy(update={"eval_rows": rows}), judged.tokenizer)
-    base, ours = answers(judged, split, base=True), answers(judged, split)
-    return label_counts(base, split), label_counts(ours, split)
+    task = Task(data.eval, data.format, batch_rows=32, answers=True)
+    found = [judge(judged, who, split, task, base=who == "base").answers for who in ("base", "adapter")]
+    base, ours = [labels_of(answers) for answers in found if answers is not None]
+    assert base is not None
+    assert ours is not None
+    return base, ours
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,11 +83,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"learning rate {rate:g}: eval loss {last.loss:.4f}, {how}, {last.seconds:.0f} s", flush=True)
         best = min(found, key=lambda measured: measured.loss)
         base, ours = accuracies(best.adapter, arguments.rows)
-        print(
-            f"labels on {arguments.rows} dev rows: base {base['accuracy']:.1%} ({base['unparsed']:.1%} unparsed), ",
-            end="",
-        )
-        print(f"best, {best.rate:g}, {ours['accuracy']:.1%} ({ours['unparsed']:.1%} unparsed)")
+        shares = (f"{100 * e.value:.1f} %" for e in (base.accuracy, base.unparsed, ours.accuracy, ours.unparsed))
+        said = "labels on {} dev rows: base {} right, {} not parsed; best, {:g}, {} right, {} not parsed"
+        base_right, base_unparsed, right, unparsed = shares
+        print(said.format(arguments.rows, base_right, base_unparsed, best.rate, right, unparsed))
 
 
 if __name__ == "__main__":

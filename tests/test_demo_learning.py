@@ -21,6 +21,6 @@ def test_the_learning_rate_decides(measured: dict[float, Measured]) -> None:
 
 def test_labels_rise_from_chance_to_three_quarters(measured: dict[float, Measured]) -> None:
     base, ours = accuracies(measured[3e-3].adapter, rows=120)
-    assert base["accuracy"] <= 0.55
-    assert ours["accuracy"] >= 0.75
-    assert ours["unparsed"] <= 0.05
+    assert base.accuracy.value <= 0.55
+    assert ours.accuracy.value >= 0.75
+    assert ours.unparsed.value <= 0.05

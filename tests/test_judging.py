@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from trials.adapter_folder import trial_config
 from trials.data import TrialData
-from trials.errors import ModelError
-from trials.judging import Judged, against_base, label_counts, load_judged, losses, samples
+from trials.errors import ModelError, RunFolderError
+from trials.judgement import Judgement, Task, labels_of
+from trials.judging import Choices, Judged, against_base, answers, judge, load_judged, losses, samples
 from trials.losses import RowLosses
+from trials.model import load_base
 from trials.records import TrialRecord
+
+TASK = Task("dev.jsonl", "nli_cot", batch_rows=5, answers=True)
 
 
 @pytest.fixture(scope="module")
 def judged(small_trial: TrialRecord) -> Judged:
     return load_judged(str(small_trial.folder / "adapter"))
+
+
+@pytest.fixture
+def copied(small_trial: TrialRecord, tmp_path: Path) -> Path:
+    """A trial of one's own, to be changed: its `adapter/`."""
+    shutil.copytree(small_trial.folder, tmp_path / "0001")
+    return tmp_path / "0001" / "adapter"
+
+
+def _change_config(adapter: Path, **settings: str) -> None:
+    path = adapter.parent / "config.json"
+    content = json.loads(path.read_text())
+    content["config"]["model"].update(settings)
+    path.write_text(json.dumps(content))
 
 
 def test_a_saved_adapter_gives_the_losses_it_had_in_training(
@@ -37,9 +57,43 @@ def test_the_base_of_an_adapter_is_the_base(judged: Judged, small_trial: TrialRe
     assert losses(judged, small_data.eval, 5).mean < base.mean  # the adapter is switched on again
 
 
-def test_an_adapter_without_a_tokenizer_uses_its_base_models(judged: Judged, small_trial: TrialRecord) -> None:
-    assert not (small_trial.folder / "adapter" / "tokenizer_config.json").exists()
-    assert judged.tokenizer.name_or_path == small_trial.config.model.name
+def test_a_trials_adapter_has_its_trials_tokenizer_template_and_precision(copied: Path) -> None:
+    assert not (copied / "tokenizer_config.json").exists()
+    config = trial_config(str(copied))
+    assert config is not None
+    own = load_judged(str(copied))
+    assert own.tokenizer.name_or_path == config.model.name
+    assert own.model.base_model.model.is_quantized
+    _change_config(copied, chat_template="zephyr", quantization="none")
+    changed = load_judged(str(copied))
+    assert changed.tokenizer.chat_template != own.tokenizer.chat_template
+    assert "<|assistant|>" in changed.tokenizer.chat_template
+    assert not getattr(changed.model.base_model.model, "is_quantized", False)
+    asked_for = load_judged(str(copied), Choices(quantization="nf4", chat_template="mistral"))
+    assert asked_for.model.base_model.model.is_quantized
+    assert "[INST]" in asked_for.tokenizer.chat_template
+
+
+def test_another_config_beside_an_adapter_is_no_trials(copied: Path) -> None:
+    (copied.parent / "config.json").write_text('{"model_type": "mistral"}')
+    assert trial_config(str(copied)) is None
+    assert load_judged(str(copied)).is_adapter
+    (copied.parent / "config.json").write_text('{"origin": "single"}')
+    with pytest.raises(RunFolderError, match="can't be read"):
+        trial_config(str(copied))
+
+
+def test_a_base_that_was_saved_in_4_bits_is_loaded_as_it_is(
+    copied: Path, small_trial: TrialRecord, small_data: TrialData, judged: Judged, tmp_path: Path
+) -> None:
+    saved = tmp_path / "base4"
+    load_base(small_trial.config.model).save_pretrained(saved)
+    judged.tokenizer.save_pretrained(saved)
+    adapter = json.loads((copied / "adapter_config.json").read_text())
+    (copied / "adapter_config.json").write_text(json.dumps({**adapter, "base_model_name_or_path": str(saved)}))
+    on_saved = losses(load_judged(str(copied)), small_data.eval, 5)
+    assert on_saved.mean == pytest.approx(losses(judged, small_data.eval, 5).mean, abs=2e-3)
+    assert load_judged(str(saved)).model.is_quantized
 
 
 def test_better_than_the_base_is_a_positive_difference() -> None:
@@ -47,28 +101,63 @@ def test_better_than_the_base_is_a_positive_difference() -> None:
     assert found == {"base_eval_loss": 1.75, "difference": 1.0, "standard_error": 0.0}
 
 
-def test_labels_that_cannot_be_read_count_as_wrong(small_data: TrialData) -> None:
-    answers = [example.completion for example in small_data.eval.examples]
-    assert label_counts(answers, small_data.eval) == {"accuracy": 1.0, "unparsed": 0.0, "rows": 12}
-    found = label_counts([*answers[:9], "?", "", "{}"], small_data.eval)
-    assert found == {"accuracy": 0.75, "unparsed": 0.25, "rows": 12}
+def test_a_judgement_has_losses_answers_and_what_they_are_worth(
+    judged: Judged, small_trial: TrialRecord, small_data: TrialData
+) -> None:
+    ours = judge(judged, "ours", small_data.eval, TASK)
+    assert ours.losses == losses(judged, small_data.eval, 5)
+    assert ours.answers is not None
+    assert ours.answers.texts == tuple(answers(judged, list(small_data.eval.examples), until_object=True))
+    report = labels_of(ours.answers)
+    assert report is not None
+    assert report.rows == len(small_data.eval)
+    assert report.accuracy.value == ours.answers.scores.mean
+    base = judge(judged, "base", small_data.eval, replace(TASK, answers=False), base=True)
+    assert base.answers is None
+    assert base.rows_hash == ours.rows_hash
+    assert base.losses.mean > ours.losses.mean
+
+
+def test_a_text_task_is_scored_by_rouge(judged: Judged, small_data: TrialData) -> None:
+    task = replace(TASK, format="prompt_completion", max_new_tokens=8)
+    found: Judgement = judge(judged, "ours", small_data.eval, task)
+    assert found.answers is not None
+    assert found.answers.labels is None
+    assert labels_of(found.answers) is None
+    assert max(found.answers.tokens) <= 8 < min(found.answers.reference_tokens)
+    assert 0 < found.answers.scores.mean < 1
+
+
+def test_broken_weights_are_no_judgement(small_trial: TrialRecord, small_data: TrialData) -> None:
+    broken = load_judged(str(small_trial.folder / "adapter"))
+    for name, parameter in broken.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(float("nan"))
+    with pytest.raises(ModelError, match="ours has no finite loss on 12 of 12 rows"):
+        judge(broken, "ours", small_data.eval, TASK)
 
 
 def test_samples_show_base_and_adapter_beside_what_was_expected(judged: Judged, small_data: TrialData) -> None:
     shown = samples(judged, small_data.eval, 2)
     assert [sample["id"] for sample in shown] == [example.id for example in small_data.eval.examples[:2]]
+    assert shown[0]["prompt"] == small_data.eval.examples[0].prompt_text
     assert shown[0]["expected"] == small_data.eval.examples[0].completion
     assert any(sample["base"] != sample["winner"] for sample in shown)
 
 
-def test_an_adapter_that_cannot_be_loaded(small_trial: TrialRecord, tmp_path: Path) -> None:
-    adapter = tmp_path / "adapter"
-    shutil.copytree(small_trial.folder / "adapter", adapter)
+def test_an_adapter_that_cannot_be_loaded(copied: Path, tmp_path: Path) -> None:
+    adapter = copied.rename(tmp_path / "adapter")
     config = json.loads((adapter / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = str(tmp_path / "gone")
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="gone"):
-        load_judged(str(adapter))
-    (adapter / "adapter_config.json").write_text("rubbish")
-    with pytest.raises(ModelError, match="can't load the adapter"):
-        load_judged(str(adapter))
+    for rubbish, said in (
+        (json.dumps({**config, "base_model_name_or_path": str(tmp_path / "gone")}), "gone"),
+        ("rubbish", "can't load the adapter"),
+        ('{"r": 8}', "can't load the adapter"),
+    ):
+        (adapter / "adapter_config.json").write_text(rubbish)
+        with pytest.raises(ModelError, match=said):
+            load_judged(str(adapter))
+
+
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub() -> None:
+    with pytest.raises(ModelError, match=r"no model in runs/x/adapter: there is no tokenizer_config\.json in it"):
+        load_judged("runs/x/adapter")

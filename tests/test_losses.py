@@ -43,6 +43,18 @@ def test_the_standard_error_is_that_of_a_bootstrap_over_rows() -> None:
     assert compare(a, b).standard_error == pytest.approx(statistics.stdev(resampled), rel=0.1)
 
 
+def test_one_models_error_is_that_of_a_bootstrap_too() -> None:
+    a, _ = _pair()
+    draw = random.Random(12)
+    resampled = []
+    for _ in range(2000):
+        rows = draw.choices(range(len(a.token_counts)), k=len(a.token_counts))
+        resampled.append(RowLosses([a.loss_sums[i] for i in rows], [a.token_counts[i] for i in rows]).mean)
+    assert a.standard_error == pytest.approx(statistics.stdev(resampled), rel=0.1)
+    with pytest.raises(ValueError, match="at least two rows"):
+        _ = RowLosses([1.0], [3]).standard_error
+
+
 def test_pairing_sees_what_two_separate_errors_would_hide() -> None:
     a, b = _pair()
     alone = statistics.stdev([s / n for s, n in zip(a.loss_sums, a.token_counts, strict=True)]) / 200**0.5

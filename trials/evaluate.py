@@ -1,41 +1,51 @@
-"""Command line: how good an adapter or a model is on the rows of a file.
+"""Command line: how good an adapter or a model is on rows, or which of two is better.
 
-python -m trials.evaluate ADAPTER_OR_MODEL --data FILE [--labels] [--against-base] [--json OUT]
+python -m trials.evaluate ADAPTER_OR_MODEL --data SOURCE [--labels | --rouge] [--against-base] [--json OUT]
+python -m trials.evaluate --compare A B [--data SOURCE]
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from trials.command_line import run, whole_number
-from trials.errors import InputError
-from trials.formats import FORMATS
+from trials.config import DataFormat, TooLong
+from trials.errors import DataError, InputError, ModelError
+from trials.formats import LABELLED
+
+if TYPE_CHECKING:
+    from trials.judgement import Judgement, Task
+
+FORMAT: DataFormat = "nli_cot"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     arguments = argparse.ArgumentParser(prog="python -m trials.evaluate", description="Judge an adapter or a model.")
-    arguments.add_argument("model", metavar="ADAPTER_OR_MODEL", help="a folder, or a model's name on the hub")
-    arguments.add_argument("--data", type=Path, required=True, help="JSON Lines file")
-    arguments.add_argument(
-        "--format", choices=sorted(FORMATS), default="nli_cot", help="how rows become prompts (default: nli_cot)"
+    add = arguments.add_argument
+    add("model", metavar="ADAPTER_OR_MODEL", nargs="?", help="a folder, or a model's name on the hub")
+    add("--data", help="a .jsonl, .json, .csv or .parquet file, or a data set on the hub; [:800] after it is a slice")
+    add("--format", choices=get_args(DataFormat), help="how rows become prompts (default: as in the trial, or nli_cot)")
+    add("--rows", type=whole_number(2), help="at most so many rows, from the top")
+    add("--max-length-tokens", type=whole_number(8), default=2048, help="longer rows are refused")
+    add("--too-long", choices=get_args(TooLong), default="fail", help="what to do with longer rows")
+    add("--batch-rows", type=whole_number(1), default=16, help="rows at once (default: 16)")
+    add("--quantization", choices=("nf4", "none"), help="of the base model (default: as in the trial, or nf4)")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), help="of the products (default: as in the trial, or auto)")
+    add("--chat-template", help="mistral, zephyr or a Jinja file (default: as in the trial, or the tokenizer's own)")
+    scores = arguments.add_mutually_exclusive_group()
+    scores.add_argument("--labels", action="store_true", help="generate answers, and judge their labels")
+    scores.add_argument("--rouge", action="store_true", help="generate answers, and score them by ROUGE-L")
+    add("--max-new-tokens", type=whole_number(1), help="of an answer (default: twice the longest reference)")
+    add("--against-base", action="store_true", help="also judge the base, the adapter switched off, and compare")
+    add(
+        "--compare", nargs=2, metavar=("A", "B"), help="adapters, models, or files that --json wrote; includes --labels"
     )
-    arguments.add_argument("--rows", type=whole_number(1), help="at most so many rows, from the top")
-    arguments.add_argument("--max-length-tokens", type=whole_number(8), default=2048, help="longer rows are refused")
-    arguments.add_argument("--too-long", choices=("fail", "drop"), default="fail", help="what to do with longer rows")
-    arguments.add_argument(
-        "--batch-rows", type=whole_number(1), default=16, help="rows at once; doesn't change the result"
-    )
-    arguments.add_argument("--quantization", choices=("nf4", "none"), default="nf4", help="of the base model")
-    arguments.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the products")
-    arguments.add_argument("--labels", action="store_true", help="also generate, and count right labels")
-    arguments.add_argument("--against-base", action="store_true", help="also judge the base, the adapter switched off")
-    arguments.add_argument("--json", type=Path, help="write everything, row losses included, to this file")
+    add("--json", type=Path, help="write everything, row by row, to this file")
     return arguments
 
 
@@ -45,52 +55,139 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from trials.files import write_json
-    from trials.rows import read_examples
-
-    examples = read_examples(arguments.data, arguments.format, arguments.rows)
-    if arguments.against_base and len(examples) < 2:
-        raise InputError(f"--against-base needs at least two rows, and of {arguments.data} one is used. Give more.")
-    found = _judge(arguments, examples)
-    print(f"eval loss {found['eval_loss']:.4f} nats per token, {len(found['row_losses']['loss_sums'])} rows")
-    if "base" in found:
-        base = found["base"]
-        print(f"base {base['base_eval_loss']:.4f}, better by {base['difference']:.4f} ± {base['standard_error']:.4f}")
-    for who in ("labels", "base_labels"):
-        if who in found:
-            counts = found[who]
-            print(f"{who.replace('_', ' ')}: {counts['accuracy']:.1%} right, {counts['unparsed']:.1%} not parsed")
+    _refuse_contradictions(arguments)
+    found = _compare(arguments) if arguments.compare else _judge_one(arguments)
     if arguments.json:
+        from trials.files import write_json
+
         write_json(arguments.json, found)
     return 0
 
 
-def _judge(arguments: argparse.Namespace, examples: list[Any]) -> dict[str, Any]:
+def _judge_one(arguments: argparse.Namespace) -> dict[str, Any]:
+    from trials.comparison import compare_judgements
+    from trials.findings import of_comparison, of_judgement
+    from trials.judgement import as_json
+
+    ours, base = _judge(arguments, arguments.model)
+    _print(of_judgement(ours))
+    if base is None:
+        return as_json(ours)
+    _print(["", "base model", *of_judgement(base), ""])
+    comparison = compare_judgements(base, ours)
+    _print(of_comparison(comparison, "base", "adapter"))
+    return {**as_json(ours), "base": as_json(base), "against_base": comparison.as_json()}
+
+
+def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    from trials.comparison import compare_judgements
+    from trials.findings import of_comparison, of_judgement
+    from trials.judgement import as_json
+
+    a, b = [_read(arguments, path) or _judge(arguments, path)[0] for path in arguments.compare]
+    comparison = compare_judgements(a, b)
+    for name, judgement in (("A", a), ("B", b)):
+        _print([f"{name}: {judgement.model}", *of_judgement(judgement), ""])
+    _print(of_comparison(comparison, "A", "B"))
+    return {"a": as_json(a), "b": as_json(b), "comparison": comparison.as_json()}
+
+
+def _read(arguments: argparse.Namespace, path: str) -> Judgement | None:
+    from trials.judgement import read_judgement
+
+    if not Path(path).is_file():
+        return None
+    judgement = read_judgement(Path(path))
+    if (arguments.labels or arguments.rouge) and judgement.answers is None:
+        asked = "--labels" if arguments.labels else "--rouge"
+        raise InputError(f"{asked} compares answers, and {path} has none. Judge {judgement.model} again with {asked}.")
+    return judgement
+
+
+def _judge(arguments: argparse.Namespace, path: str) -> tuple[Judgement, Judgement | None]:
+    """The model's judgement, and its base's where that was asked for. Rows are checked before weights are loaded."""
+    task = _task(arguments, path)
+
     from trials import judging
     from trials.config import DataSettings
-    from trials.data import tokenize_split
+    from trials.data import load_split
 
-    judged = judging.load_judged(arguments.model, arguments.quantization, arguments.dtype)
-    name = str(arguments.data)
+    choices = judging.Choices(arguments.quantization, arguments.dtype, arguments.chat_template)
     settings = DataSettings(
-        format=arguments.format,
-        train=name,
-        eval=name,
+        format=task.format,
+        train=task.data,
+        eval=task.data,
+        eval_rows=arguments.rows,
         max_length_tokens=arguments.max_length_tokens,
         too_long=arguments.too_long,
     )
-    split = tokenize_split(examples, name, settings, judged.tokenizer)
-    losses = judging.losses(judged, split, arguments.batch_rows)
-    found: dict[str, Any] = {"eval_loss": losses.mean, "row_losses": asdict(losses)}
-    with_base = arguments.against_base and judged.is_adapter
-    if with_base:
-        base_losses = judging.losses(judged, split, arguments.batch_rows, base=True)
-        found["base"] = judging.against_base(losses, base_losses)
-    if arguments.labels:
-        found["labels"] = judging.label_counts(judging.answers(judged, split), split)
-        if with_base:
-            found["base_labels"] = judging.label_counts(judging.answers(judged, split, base=True), split)
-    return found
+    split = load_split(settings, judging.load_tokenizer_of(path, choices))
+    if len(split) < 2:
+        raise DataError(f"{task.data}: only one row can be used, and an interval needs at least two. Give more.")
+    judged = judging.load_judged(path, choices)
+    base = judging.judge(judged, "base", split, task, base=True) if arguments.against_base else None
+    return judging.judge(judged, path, split, task), base
+
+
+def _task(arguments: argparse.Namespace, path: str) -> Task:
+    from trials.adapter_folder import trial_config
+    from trials.judgement import Task
+    from trials.scores import refuse_plain_text
+
+    trial = trial_config(path)
+    data_format: DataFormat = arguments.format or (trial.data.format if trial else FORMAT)
+    has_labels = data_format in LABELLED
+    if arguments.labels and not has_labels:
+        raise InputError(
+            f"--labels needs rows with labels, and format {data_format!r} has none. Allowed with --labels: "
+            f"{', '.join(LABELLED)}. Text is scored by --rouge."
+        )
+    if arguments.rouge and has_labels:
+        raise InputError(f"--rouge is for text, and format {data_format!r} is judged by its labels. Use --labels.")
+    if arguments.rouge:
+        refuse_plain_text(data_format)
+    asked = arguments.labels or arguments.rouge or (arguments.compare is not None and has_labels)
+    return Task(arguments.data, data_format, arguments.batch_rows, asked, arguments.max_new_tokens)
+
+
+def _refuse_contradictions(arguments: argparse.Namespace) -> None:
+    from trials.adapter_folder import is_adapter
+
+    if (arguments.model is None) == (arguments.compare is None):
+        raise InputError("give either ADAPTER_OR_MODEL, which is judged, or --compare A B.")
+    if arguments.against_base and arguments.compare:
+        raise InputError("--against-base belongs to one adapter. With --compare, give the base as A or B.")
+    if arguments.against_base and not is_adapter(arguments.model):
+        raise ModelError(
+            f"--against-base needs an adapter, and {arguments.model} is none: it has no adapter_config.json."
+        )
+    models = [path for path in arguments.compare or [arguments.model] if not Path(path).is_file()]
+    _refuse_data(arguments, models)
+    if arguments.json and not arguments.json.parent.is_dir():
+        raise InputError(f"can't write {arguments.json}: there's no folder {arguments.json.parent}. Make it first.")
+
+
+def _refuse_data(arguments: argparse.Namespace, models: Sequence[str]) -> None:
+    """All models need rows; files that --json wrote don't."""
+    if arguments.model is not None and Path(arguments.model).is_file():
+        raise InputError(f"{arguments.model} is a file. Give an adapter's or a model's folder, or --compare A B.")
+    missing = next((path for path in models if path.endswith(".json")), None)
+    if missing is not None:
+        raise DataError(f"no file {missing}. Give one that --json wrote, an adapter or a model.")
+    if models and arguments.data is None:
+        raise InputError(f"{models[0]} can't be judged without rows. Give --data SOURCE.")
+    if not models and arguments.data is not None:
+        raise InputError(
+            f"--data {arguments.data} isn't used: {' and '.join(arguments.compare)} were judged before. Leave it out."
+        )
+
+
+def _print(renderables: Iterable[Any]) -> None:
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    for renderable in renderables:
+        console.print(renderable)
 
 
 if __name__ == "__main__":

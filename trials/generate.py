@@ -1,6 +1,7 @@
-"""Command line: what an adapter or a model answers.
+"""Command line: what an adapter or a model answers, to one prompt or in a conversation.
 
-python -m trials.generate ADAPTER_OR_MODEL --prompt TEXT [--temperature 0.7]
+python -m trials.generate ADAPTER_OR_MODEL --prompt TEXT [--sample]
+python -m trials.generate ADAPTER_OR_MODEL --chat [--system TEXT]
 """
 
 from __future__ import annotations
@@ -8,23 +9,42 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from trials.command_line import number_within, run, whole_number
 from trials.errors import InputError
+
+if TYPE_CHECKING:
+    from trials.chat import Chat
+    from trials.generation import Sampling
+
+TEMPERATURE, TOP_K, TOP_P = 0.7, 50, 0.95
+"""Of sampling where nothing else is said, as in the guides."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     arguments = argparse.ArgumentParser(prog="python -m trials.generate", description="Ask an adapter or a model.")
-    arguments.add_argument("model", metavar="ADAPTER_OR_MODEL", help="a folder, or a model's name on the hub")
-    arguments.add_argument("--prompt", required=True, help="what the user says; - reads it from standard input")
-    arguments.add_argument("--max-new-tokens", type=whole_number(1), default=256)
-    arguments.add_argument("--temperature", type=number_within(0.0, 100.0), default=0.0, help="0 is greedy (default)")
-    arguments.add_argument("--top-k", type=whole_number(0), default=50)
-    arguments.add_argument("--top-p", type=number_within(0.01, 1.0), default=0.95)
-    arguments.add_argument("--seed", type=whole_number(0), default=0)
-    arguments.add_argument("--quantization", choices=("nf4", "none"), default="nf4", help="of the base model")
+    add = arguments.add_argument
+    add("model", metavar="ADAPTER_OR_MODEL", help="a folder, or a model's name on the hub")
+    what = arguments.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", help="what the user says; - reads it from standard input")
+    what.add_argument("--chat", action="store_true", help="a conversation; a line of standard input is a turn")
+    add("--system", help="what the model is told before the user says anything")
+    add("--max-new-tokens", type=whole_number(1), default=256, help="of one answer (default: 256)")
+    add("--sample", action="store_true", help=f"draw from the likely tokens; any of these three does too: {_DEFAULTS}")
+    add("--temperature", type=number_within(0.0, 100.0), help="0 is greedy: always the likeliest (default)")
+    add("--top-k", type=whole_number(0), help="only so many of the likeliest tokens; 0 is all")
+    add("--top-p", type=number_within(0.01, 1.0), help="only the likeliest tokens, up to this probability together")
+    add("--seed", type=whole_number(0), default=0)
+    size = arguments.add_mutually_exclusive_group()
+    size.add_argument("--quantization", choices=("nf4", "none"), help="nf4: 4-bit (default: as in the trial, or nf4)")
+    size.add_argument("--full", action="store_const", const="none", dest="quantization", help="the same as none")
+    add("--chat-template", help="mistral, zephyr or a Jinja file (default: as in the trial, or the tokenizer's own)")
     return arguments
+
+
+_DEFAULTS = f"--temperature {TEMPERATURE} --top-k {TOP_K} --top-p {TOP_P}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,20 +53,63 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    if not prompt.strip():
-        raise InputError("the prompt is empty. Give --prompt some text.")
+    if arguments.sample and arguments.temperature == 0.0:
+        raise InputError("--sample draws tokens, and --temperature 0 never does. Give one of them.")
+    prompt = None
+    if not arguments.chat:
+        prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+        if not prompt.strip():
+            raise InputError("the prompt is empty. Give --prompt some text.")
+    chat = _load(arguments)
+    if prompt is not None:
+        print(chat.ask(prompt))
+    else:
+        _converse(chat)
+    return 0
 
+
+def _load(arguments: argparse.Namespace) -> Chat:
     from transformers import set_seed
 
-    from trials.generation import Sampling, generate
-    from trials.judging import load_judged
+    from trials.chat import Chat
+    from trials.judging import Choices, load_judged
 
-    judged = load_judged(arguments.model, arguments.quantization)
+    choices = Choices(quantization=arguments.quantization, chat_template=arguments.chat_template)
+    judged = load_judged(arguments.model, choices)
     set_seed(arguments.seed)
-    sampling = Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.top_p)
-    print(generate(judged.model, judged.tokenizer, [prompt], sampling)[0])
-    return 0
+    return Chat(judged.model, judged.tokenizer, _sampling(arguments), arguments.system)
+
+
+def _sampling(arguments: argparse.Namespace) -> Sampling:
+    from trials.generation import Sampling
+
+    temperature, top_k, top_p = arguments.temperature, arguments.top_k, arguments.top_p
+    if not arguments.sample and temperature is top_k is top_p is None:
+        return Sampling(arguments.max_new_tokens)
+    return Sampling(
+        arguments.max_new_tokens,
+        temperature=TEMPERATURE if temperature is None else temperature,
+        top_k=TOP_K if top_k is None else top_k,
+        top_p=TOP_P if top_p is None else top_p,
+    )
+
+
+def _converse(chat: Chat) -> None:
+    """Answers line by line until the end of input or /exit."""
+    on_terminal = sys.stdin.isatty()
+    if on_terminal:
+        import readline  # noqa: F401  # lets `input` edit lines and remember them
+
+        print("Ctrl-D or /exit ends the conversation.")
+    while True:
+        try:
+            line = input("> " if on_terminal else "")
+        except EOFError:
+            break
+        if line.strip() == "/exit":
+            break
+        if line.strip():
+            chat.ask(line, printed=True)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,23 @@
-"""Answers of a model: greedy or sampled, batched, left-padded; and the label that an NLI answer holds."""
+"""Answers of a model: greedy or sampled, batched, left-padded, ended where nothing more is read."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
+from trials.answers import first_object
 from trials.evaluation import batches_by_length, inference
-from trials.formats import NLI_LABELS
+from trials.formats import Message
 from trials.tokenization import prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Conversation = Sequence[Message]
 
 
 @dataclass(frozen=True)
@@ -34,28 +37,75 @@ class Sampling:
         return {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
 
+class ObjectIsWhole(StoppingCriteria):  # type: ignore[misc]  # transformers has no types here
+    """Ends a row as soon as its answer holds a whole JSON object: what comes after it isn't read.
+
+    An answer is decoded only when its newest token has a closing brace in it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
+        closing = [index for token, index in tokenizer.get_vocab().items() if "}" in token]
+        self._closing = torch.tensor(closing, device=device)
+        self._tokenizer = tokenizer
+        self.prompt_length = 0
+        """Tokens before the answer, padding included; the same for all rows of a batch."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Which rows are done, as transformers asks after every token."""
+        done = torch.isin(input_ids[:, -1], self._closing)
+        for row in done.nonzero().flatten().tolist():
+            answer = self._tokenizer.decode(input_ids[row, self.prompt_length :], skip_special_tokens=True)
+            done[row] = first_object(str(answer)) is not None
+        return done
+
+
 def generate(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    conversations: Sequence[Conversation],
     sampling: Sampling | None = None,
     batch_rows: int = 32,
+    *,
+    until_object: bool = False,
 ) -> list[str]:
-    """The model's answers to chat prompts, in order, without special tokens."""
+    """The model's next turns in conversations, in their order, without special tokens.
+
+    Conversations of like length are answered together; the longest first, so that memory which doesn't suffice shows
+    at once. `until_object` ends every answer at its first whole JSON object.
+    """
     sampling = sampling or Sampling()
-    ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
+    ids = [prompt_ids(conversation, tokenizer) for conversation in conversations]
+    stop = ObjectIsWhole(tokenizer, model.device) if until_object else None
     answers = [""] * len(ids)
     with inference(model):
-        for indices in batches_by_length([len(row) for row in ids], batch_rows):
-            batch = _batch(model, tokenizer, [ids[i] for i in indices], sampling)
+        for indices in reversed(list(batches_by_length([len(row) for row in ids], batch_rows))):
+            batch = _batch(model, tokenizer, [ids[i] for i in indices], sampling, stop)
             for index, answer in zip(indices, batch, strict=True):
                 answers[index] = answer
     return answers
 
 
-def _batch(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]], sampling: Sampling) -> list[str]:
+def answer(
+    model: Any, tokenizer: PreTrainedTokenizerBase, ids: list[int], sampling: Sampling, *, printed: bool = False
+) -> str:
+    """The answer to one prompt; `printed`: also to stdout, word by word while it's made, with a line break after it."""
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if printed else None
+    with inference(model):
+        return _batch(model, tokenizer, [ids], sampling, streamer=streamer)[0]
+
+
+def _batch(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    sampling: Sampling,
+    stop: ObjectIsWhole | None = None,
+    streamer: TextStreamer | None = None,
+) -> list[str]:
     longest = max(map(len, rows))
     pad = tokenizer.pad_token_id
+    if stop is not None:
+        stop.prompt_length = longest
     # Padding stands on the left: a model goes on from the last position.
     input_ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
@@ -64,21 +114,17 @@ def _batch(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[i
         attention_mask=mask,
         max_new_tokens=sampling.max_new_tokens,
         pad_token_id=pad,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=_ends(model, tokenizer),
         use_cache=True,
+        stopping_criteria=StoppingCriteriaList([stop] if stop is not None else []),
+        streamer=streamer,
         **sampling.arguments(),
     )
     texts: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
     return [text.strip() for text in texts]
 
 
-def parse_label(answer: str) -> int | None:
-    """The predicted label of an NLI answer; None if it's no JSON object with an allowed label."""
-    start, end = answer.find("{"), answer.rfind("}")
-    if start < 0 or end < start:
-        return None
-    try:
-        label = json.loads(answer[start : end + 1]).get("predicted_label")
-    except json.JSONDecodeError:
-        return None
-    return label if type(label) is int and label in NLI_LABELS else None
+def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokenizer's EOS, and what else ends a turn by the model's own config (Llama 3 and Gemma have two)."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})

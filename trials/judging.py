@@ -1,29 +1,24 @@
-"""How good a model is on the rows of a file: loss, labels, and the comparison with its base on the same rows."""
+"""Loads what is to be judged, and finds out how good it is on rows: losses, answers, the same of its base."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trials.adapter_folder import base_settings, cannot_load, is_adapter, tokenizer_settings
 from trials.config import ModelSettings
-from trials.data import Split
 from trials.errors import ModelError
 from trials.evaluation import evaluate_rows
-from trials.generation import Sampling, generate, parse_label
+from trials.formats import LABELLED, Example
+from trials.generation import Sampling, generate
+from trials.judgement import Answers, Judgement, Task, rows_hash
 from trials.losses import RowLosses, compare
-from trials.model import (
-    compute_dtype,
-    device_map,
-    first_line,
-    keep_gradients_on_cpu,
-    load_base,
-    load_tokenizer,
-    nf4_config,
-)
+from trials.model import keep_gradients_on_cpu, load_base, load_tokenizer, weight_arguments
+from trials.scores import has_words, task_score
+from trials.split import Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,38 +33,55 @@ class Judged:
     is_adapter: bool
 
 
-def load_judged(path: str, quantization: str = "nf4", dtype: str = "auto") -> Judged:
+@dataclass(frozen=True)
+class Choices:
+    """What a command may set beside a trial's own settings, or the defaults for other models; None leaves them."""
+
+    quantization: str | None = None
+    compute_dtype: str | None = None
+    chat_template: str | None = None
+
+    def over(self, settings: ModelSettings) -> ModelSettings:
+        """The settings with what is set here."""
+        return settings.model_copy(update={key: value for key, value in vars(self).items() if value is not None})
+
+
+def load_judged(path: str, choices: Choices | None = None) -> Judged:
     """Loads an adapter folder by `AutoPeftModelForCausalLM`, as its users do, or a model folder or hub name.
 
-    Raises `ModelError` if it can't be loaded.
+    A trial's own `adapter/` is loaded on its base as the trial loaded that. Raises `ModelError` if it can't be loaded.
     """
-    settings = ModelSettings(name=path, quantization=quantization, compute_dtype=dtype)  # type: ignore[arg-type]
-    if not (Path(path) / "adapter_config.json").is_file():
-        return Judged(load_base(settings), load_tokenizer(settings), is_adapter=False)
+    choices = choices or Choices()
+    tokenizer = load_tokenizer_of(path, choices)
+    if not is_adapter(path):
+        return Judged(load_base(choices.over(ModelSettings(name=path))), tokenizer, is_adapter=False)
     from peft import AutoPeftModelForCausalLM
 
-    number = compute_dtype(settings)
-    arguments: dict[str, Any] = {"dtype": number, "device_map": device_map()}
-    if quantization == "nf4":
-        arguments["quantization_config"] = nf4_config(number)
     try:
-        tokenizer_of = _tokenizer_of(path)
+        arguments = weight_arguments(choices.over(base_settings(path)))
         model = AutoPeftModelForCausalLM.from_pretrained(path, **arguments)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"can't load the adapter {path!r}: {first_line(error)}. "
-            "Its adapter_config.json must name a base model that this machine can reach."
-        ) from error
+        raise cannot_load(path, error) from error
     keep_gradients_on_cpu(model)
-    return Judged(model, load_tokenizer(tokenizer_of), is_adapter=True)
+    return Judged(model, tokenizer, is_adapter=True)
 
 
-def _tokenizer_of(adapter: str) -> ModelSettings:
-    """An adapter folder that wasn't exported has no tokenizer: its base model's is meant."""
-    if (Path(adapter) / "tokenizer_config.json").is_file():
-        return ModelSettings(name=adapter)
-    config = json.loads((Path(adapter) / "adapter_config.json").read_text())
-    return ModelSettings(name=config["base_model_name_or_path"], revision=config.get("revision"))
+def load_tokenizer_of(path: str, choices: Choices | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that `load_judged` gives, without the weights. Raises `ModelError` if it can't be loaded."""
+    return load_tokenizer((choices or Choices()).over(tokenizer_settings(path)))
+
+
+def judge(judged: Judged, name: str, split: Split, task: Task, *, base: bool = False) -> Judgement:
+    """Losses of all rows, and answers where asked; `base`: of the base model, with the adapter switched off.
+
+    Raises `ModelError` if a loss isn't finite: then nothing that follows from it would be true.
+    """
+    found = losses(judged, split, task.batch_rows, base=base)
+    broken = sum(not math.isfinite(loss) for loss in found.loss_sums)
+    if broken:
+        raise ModelError(f"{name} has no finite loss on {broken} of {len(split)} rows: its weights are broken.")
+    given = _answer_all(judged, split, task, base=base) if task.answers else None
+    return Judgement(name, task.data, task.format, rows_hash(split.examples), found, given)
 
 
 def losses(judged: Judged, split: Split, batch_rows: int, *, base: bool = False) -> RowLosses:
@@ -78,11 +90,38 @@ def losses(judged: Judged, split: Split, batch_rows: int, *, base: bool = False)
         return evaluate_rows(judged.model, split.rows, batch_rows)
 
 
-def answers(judged: Judged, split: Split, count: int | None = None, *, base: bool = False) -> list[str]:
-    """Greedy answers to the first `count` rows, of at most twice the longest completion's tokens."""
-    sampling = Sampling(max_new_tokens=2 * max(row.completion_tokens for row in split.rows))
+def _answer_all(judged: Judged, split: Split, task: Task, *, base: bool) -> Answers:
+    examples, labelled = list(split.examples), task.format in LABELLED
+    texts = answers(judged, examples, task.max_new_tokens, base=base, until_object=labelled, batch_rows=task.batch_rows)
+    return Answers(
+        texts=tuple(texts),
+        tokens=_lengths(judged.tokenizer, texts),
+        reference_tokens=_lengths(judged.tokenizer, (e.completion for e in examples)),
+        labels=tuple(e.label for e in examples if e.label is not None) if labelled else None,
+        scores=task_score(task.format, texts, examples),
+        wordless_references=sum(not has_words(e.completion) for e in examples),
+    )
+
+
+def answers(
+    judged: Judged,
+    examples: Sequence[Example],
+    max_new_tokens: int | None = None,
+    *,
+    base: bool = False,
+    until_object: bool = False,
+    batch_rows: int = 32,
+) -> list[str]:
+    """Greedy answers to the examples' questions, of at most twice the longest reference's tokens if not said."""
+    limit = max_new_tokens or 2 * (max(_lengths(judged.tokenizer, (e.completion for e in examples))) + 1)
+    asked = [example.prompt for example in examples]
     with _as_base(judged, base):
-        return generate(judged.model, judged.tokenizer, [e.prompt for e in split.examples[:count]], sampling)
+        return generate(judged.model, judged.tokenizer, asked, Sampling(limit), batch_rows, until_object=until_object)
+
+
+def _lengths(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> tuple[int, ...]:
+    """Tokens of each text, without BOS and EOS."""
+    return tuple(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
 
 
 def _as_base(judged: Judged, base: bool) -> AbstractContextManager[None]:
@@ -96,18 +135,11 @@ def against_base(winner: RowLosses, base: RowLosses) -> dict[str, float]:
     return {"base_eval_loss": base.mean, "difference": gain.difference, "standard_error": gain.standard_error}
 
 
-def label_counts(given: Sequence[str], split: Split) -> dict[str, float]:
-    """Share of right labels and of answers that hold none (those count as wrong)."""
-    labels = [parse_label(answer) for answer in given]
-    right = sum(label == example.label for label, example in zip(labels, split.examples, strict=True))
-    unparsed = sum(label is None for label in labels)
-    return {"accuracy": right / len(labels), "unparsed": unparsed / len(labels), "rows": len(labels)}
-
-
 def samples(judged: Judged, split: Split, count: int) -> list[dict[str, str]]:
     """The first rows answered by the base and by the adapter, beside what was expected."""
-    ours, bases = answers(judged, split, count), answers(judged, split, count, base=True)
+    shown = split.examples[:count]
+    ours, bases = answers(judged, shown), answers(judged, shown, base=True)
     return [
-        {"id": e.id, "prompt": e.prompt, "expected": e.completion, "base": base, "winner": answer}
-        for e, base, answer in zip(split.examples[:count], bases, ours, strict=True)
+        {"id": e.id, "prompt": e.prompt_text, "expected": e.completion, "base": base, "winner": answer}
+        for e, base, answer in zip(shown, bases, ours, strict=True)
     ]

@@ -19,6 +19,11 @@ class RowLosses:
         """Token-weighted mean in nats per token: every token counts the same, however rows were batched."""
         return math.fsum(self.loss_sums) / sum(self.token_counts)
 
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, in nats per token, over rows as in `compare`. Raises ValueError for fewer than two rows."""
+        return _standard_error(self.loss_sums, self.token_counts)
+
 
 @dataclass(frozen=True)
 class LossDifference:
@@ -41,11 +46,15 @@ def compare(a: RowLosses, b: RowLosses) -> LossDifference:
     """
     if list(a.token_counts) != list(b.token_counts):
         raise ValueError("the two were not evaluated on the same rows with the same tokenizer")
-    counts = a.token_counts
+    differences = [y - x for x, y in zip(a.loss_sums, b.loss_sums, strict=True)]
+    mean = math.fsum(differences) / sum(a.token_counts)
+    return LossDifference(mean, _standard_error(differences, a.token_counts))
+
+
+def _standard_error(sums: Sequence[float], counts: Sequence[int]) -> float:
     rows, tokens = len(counts), sum(counts)
     if rows < 2:
         raise ValueError("a standard error needs at least two rows")
-    differences = [y - x for x, y in zip(a.loss_sums, b.loss_sums, strict=True)]
-    mean = math.fsum(differences) / tokens
-    squares = math.fsum((d - mean * n) ** 2 for d, n in zip(differences, counts, strict=True))
-    return LossDifference(mean, math.sqrt(rows / (rows - 1) * squares) / tokens)
+    mean = math.fsum(sums) / tokens
+    squares = math.fsum((total - mean * n) ** 2 for total, n in zip(sums, counts, strict=True))
+    return math.sqrt(rows / (rows - 1) * squares) / tokens

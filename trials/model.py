@@ -40,13 +40,9 @@ def load_base(settings: ModelSettings) -> PreTrainedModel:
     NF4 with double quantisation as in QLoRA (arXiv 2305.14314). A checkpoint that is saved quantised keeps its own.
     """
     _check_folder(settings.name, "config.json")
-    dtype = compute_dtype(settings)
-    arguments: dict[str, Any] = {"revision": settings.revision, "dtype": dtype, "device_map": device_map()}
     try:
-        config = AutoConfig.from_pretrained(settings.name, revision=settings.revision)
-        if settings.quantization == "nf4" and getattr(config, "quantization_config", None) is None:
-            arguments["quantization_config"] = nf4_config(dtype)
-        model = AutoModelForCausalLM.from_pretrained(settings.name, **arguments)
+        arguments = weight_arguments(settings)
+        model = AutoModelForCausalLM.from_pretrained(settings.name, revision=settings.revision, **arguments)
     except (OSError, ValueError) as error:
         raise ModelError(f"can't load the base model {settings.name!r}: {first_line(error)}. {_REMEDY}.") from error
     model.requires_grad_(False)
@@ -54,6 +50,19 @@ def load_base(settings: ModelSettings) -> PreTrainedModel:
     model.config.use_cache = False
     loaded: PreTrainedModel = model
     return loaded
+
+
+def weight_arguments(settings: ModelSettings) -> dict[str, Any]:
+    """How `from_pretrained` is to load the base's weights. Raises OSError or ValueError if its config can't be read.
+
+    A checkpoint that is saved in 4 bits must be given no quantisation at all, not even None.
+    """
+    dtype = compute_dtype(settings)
+    arguments: dict[str, Any] = {"dtype": dtype, "device_map": device_map()}
+    config = AutoConfig.from_pretrained(settings.name, revision=settings.revision)
+    if settings.quantization == "nf4" and getattr(config, "quantization_config", None) is None:
+        arguments["quantization_config"] = nf4_config(dtype)
+    return arguments
 
 
 def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -141,7 +150,8 @@ _REMEDY = "Give a folder with config.json, tokenizer and weights, or a name on t
 
 
 def _check_folder(name: str, needed: str) -> None:
-    looks_like_path = name.startswith(("/", "./", "../", "~")) or Path(name).is_dir()
+    # A name on the hub has one slash at most.
+    looks_like_path = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or Path(name).is_dir()
     if looks_like_path and not (Path(name) / needed).is_file():
         raise ModelError(f"no model in {name}: there is no {needed} in it. {_REMEDY}.")
 

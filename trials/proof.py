@@ -46,7 +46,7 @@ def _judge(job: ProofJob, path: str, quantization: str) -> dict[str, Any]:
     from trials import judging
     from trials.data import load_data
 
-    judged = judging.load_judged(path, quantization, job.model.compute_dtype)
+    judged = judging.load_judged(path, judging.Choices(quantization, job.model.compute_dtype))
     data = load_data(job.data, judged.tokenizer)
     losses = judging.losses(judged, data.eval, job.batch_rows)
     found: dict[str, Any] = {"eval_loss": losses.mean, "row_losses": asdict(losses)}

@@ -1,0 +1,63 @@
+"""A conversation with a model: what was said so far goes before every new question."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from trials.errors import InputError
+from trials.formats import ASSISTANT, SYSTEM, USER, Message
+from trials.generation import Sampling, answer
+from trials.tokenization import prompt_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+class Chat:
+    """One conversation, with what the model is told before it, if anything."""
+
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, system: str | None = None
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._sampling = sampling
+        self._told = (Message(SYSTEM, system),) if system else ()
+        self._said: tuple[Message, ...] = ()
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """All that the model goes by at its next answer."""
+        return (*self._told, *self._said)
+
+    def ask(self, question: str, *, printed: bool = False) -> str:
+        """The answer; `printed`: also to stdout while it's made. Question and answer are remembered.
+
+        Raises `InputError` if the chat template can't render the conversation.
+        """
+        self._said = (*self._said, Message(USER, question.strip()))
+        found = answer(self._model, self._tokenizer, self._fitting_ids(), self._sampling, printed=printed)
+        self._said = (*self._said, Message(ASSISTANT, found))
+        return found
+
+    def _fitting_ids(self) -> list[int]:
+        """The prompt; of a conversation longer than the model can see, the oldest turns are forgotten."""
+        room = getattr(self._model.config, "max_position_embeddings", None)
+        ids = self._ids()
+        while room is not None and len(ids) + self._sampling.max_new_tokens > room and len(self._said) > 2:
+            self._said = self._said[2:]
+            ids = self._ids()
+            logger.warning("the conversation is longer than the model can see; its oldest question is forgotten")
+        return ids
+
+    def _ids(self) -> list[int]:
+        from jinja2 import TemplateError
+
+        try:
+            return prompt_ids(self.messages, self._tokenizer)
+        except TemplateError as error:
+            remedy = "Leave --system out, or give another --chat-template." if self._told else "Mend the template."
+            raise InputError(f"the model's chat template can't render the conversation ({error}). {remedy}") from error
