@@ -18,6 +18,8 @@ class Row:
     state: str = "running"
     rungs: int = 0
     point: EvalPoint | None = None
+    score: float | None = None
+    """At the latest evaluation that was scored."""
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Board:
         elif isinstance(event, TrialEvaluated):
             row = self.rows[event.trial_id]
             row.point = event.point
+            row.score = row.score if event.point.score is None else event.point.score
             row.rungs += sum(verdict.passes for verdict in event.rungs)
             if row.name == Origin.BASE.value:
                 self.base_eval_loss = event.point.eval_loss

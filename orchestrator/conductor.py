@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialStarted
 from orchestrator.halving import RungVerdict, judge, rungs_from_records
@@ -96,7 +96,10 @@ class Conductor:
             return "over"
         suggestion = self._study.ask()
         config = self._search.recipe.trial_config(suggestion.values)
-        config = config.model_copy(update={"base_eval_loss": self._base_eval_loss})
+        update: dict[str, Any] = {"base_eval_loss": self._base_eval_loss}
+        if config.evaluation.score_rows is not None:
+            update["score_at_tokens"] = tuple(self._search.rungs)
+        config = config.model_copy(update=update)
         origin = Origin.PROPOSED if suggestion.name is None else Origin.START
         return self._begin(Assignment(trial_id(suggestion.number), origin, suggestion.name or "proposed", config))
 
@@ -105,7 +108,7 @@ class Conductor:
         running = self._running[trial_id]
         if running.origin is Origin.BASE:
             self._base_eval_loss = point.eval_loss
-            self._study.record_base(point.eval_loss)
+            self._study.record_base(point.eval_loss, point.score)
             self._emit(TrialEvaluated(trial_id, point, ()))
             return True
         self._first_eval_seconds.setdefault(trial_id, point.seconds)

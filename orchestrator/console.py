@@ -58,8 +58,9 @@ def _sentence(event: Event, board: Board) -> str:
     if isinstance(event, TrialEvaluated):
         point = event.point
         speed = f", {point.tokens_per_second:,.0f} tokens/s" if point.tokens_per_second else ""
+        score = "" if point.score is None else f", score {point.score:.4f}"
         rungs = "".join(f"; {verdict}" for verdict in event.rungs)
-        return f"{trial} at {point.tokens_seen:,} tokens: eval loss {point.eval_loss:.4f}{speed}{rungs}"
+        return f"{trial} at {point.tokens_seen:,} tokens: eval loss {point.eval_loss:.4f}{score}{speed}{rungs}"
     return f"{trial} {_end(event)}"
 
 
@@ -75,11 +76,12 @@ def table(board: Board, deadline: Deadline, rungs: int, messages: list[str]) -> 
     grid = Table(expand=True, header_style="dim", box=None)
     for name, justify in (("trial", "left"), ("state", "left"), ("rung", "right"), ("tokens", "right")):
         grid.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for name in ("loss", "best", "tokens/s"):
+    has_scores = any(row.score is not None for row in board.rows.values())
+    for name in ("loss", "best", *(["score"] if has_scores else []), "tokens/s"):
         grid.add_column(name, justify="right")
     grid.add_column("configuration", overflow="ellipsis", no_wrap=True, ratio=1)
     for row in shown_rows(board):
-        grid.add_row(*_cells(row, rungs), style=_STYLES.get(row.state, "dim"))
+        grid.add_row(*_cells(row, rungs, has_scores=has_scores), style=_STYLES.get(row.state, "dim"))
     return Group(headline(board, deadline), grid, *(Text(text, style="dim") for text in messages[-3:]))
 
 
@@ -109,11 +111,12 @@ def _by_loss(row: Row) -> tuple[float, str]:
     return (row.point.best_eval_loss if row.point else float("inf"), row.trial_id)
 
 
-def _cells(row: Row, rungs: int) -> list[str]:
+def _cells(row: Row, rungs: int, *, has_scores: bool) -> list[str]:
     name = row.trial_id if row.name == "proposed" else f"{row.trial_id} {row.name}"
+    score = ["" if row.score is None else f"{row.score:.4f}"] if has_scores else []
     point = row.point
     if point is None:
-        return [name, row.state, f"0/{rungs}", "0", "", "", "", row.settings]
+        return [name, row.state, f"0/{rungs}", "0", "", "", *score, "", row.settings]
     speed = f"{point.tokens_per_second:,.0f}" if point.tokens_per_second else ""
     losses = [f"{point.eval_loss:.4f}", f"{point.best_eval_loss:.4f}"]
-    return [name, row.state, f"{row.rungs}/{rungs}", f"{point.tokens_seen:,}", *losses, speed, row.settings]
+    return [name, row.state, f"{row.rungs}/{rungs}", f"{point.tokens_seen:,}", *losses, *score, speed, row.settings]

@@ -22,7 +22,7 @@ from trials.records import EndingKind, EvalPoint
 
 STUDY_NAME = "search"
 CONSTRAINT = "can_be_trained"
-_NAME, _RETRY, _CUT_OFF = "name", "retry_of", "cut_off"
+_NAME, _RETRY, _CUT_OFF, _SCORE = "name", "retry_of", "cut_off", "score"
 _INFEASIBLE = {EndingKind.DIVERGED, EndingKind.OUT_OF_MEMORY}
 _SEPARATOR = "+"
 
@@ -73,10 +73,12 @@ class Study:
         return Suggestion(trial.number, values, name)
 
     def report(self, number: int, point: EvalPoint) -> None:
-        """An intermediate value at so many tokens seen; said twice, it counts once."""
+        """An intermediate value at so many tokens seen; said twice, it counts once. A score is only noted."""
         trial = self._open[number]
         if point.tokens_seen not in self._reported[number]:
             trial.report(point.best_eval_loss, step=point.tokens_seen)
+            if point.score is not None:
+                trial.set_user_attr(_SCORE, point.score)
             self._reported[number].add(point.tokens_seen)
 
     def tell(self, number: int, kind: EndingKind | None, best_eval_loss: float | None) -> None:
@@ -91,9 +93,11 @@ class Study:
         state = _state(kind, best_eval_loss)
         self._study.tell(trial, best_eval_loss if state is TrialState.COMPLETE else None, state=state)
 
-    def record_base(self, base_eval_loss: float) -> None:
-        """Notes the base model's loss beside the trials: it has no hyperparameters, so it's no trial of the study."""
+    def record_base(self, base_eval_loss: float, base_score: float | None = None) -> None:
+        """Notes the base model's figures beside the trials: without hyperparameters it's no trial of the study."""
         self._study.set_user_attr("base_eval_loss", base_eval_loss)
+        if base_score is not None:
+            self._study.set_user_attr("base_score", base_score)
 
     def has_more(self, limit: int | None) -> bool:
         """Whether another configuration may be asked for: at most `limit` in all sessions of this search.

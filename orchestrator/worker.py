@@ -6,7 +6,6 @@ Beside `orchestrator.tuner` the only module that imports Ray.
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from ray import tune
 from trials.command_line import quiet_libraries
 from trials.config import DataSettings, ModelSettings, TrialConfig
 from trials.data import TrialData, load_data
+from trials.errors import DataError
 from trials.records import EvalPoint, Origin, TrialFolder
 from trials.tracking import wandb_run
 
@@ -33,12 +33,12 @@ def run_assignment(assignment: dict[str, Any]) -> None:
     folder = TrialFolder(Path(assignment["folder"]))
     quiet_libraries()
     use_threads(config.machine)
-    tokenizer, data = _load(config.model, config.data)
+    tokenizer, data = _load(config.model, config.data, assignment["fingerprint"])
     report = _Report()
     with wandb_run(folder.path, config, group=assignment["group"]) as log:
         if assignment["origin"] == Origin.BASE.value:
-            evaluate_base(config, data, folder, report)
-            log({"eval/loss": report.last_loss})
+            evaluate_base(config, data, tokenizer, folder, report)
+            log(report.last)
         else:
             run_trial(config, data, tokenizer, folder, report, stop_at=assignment["stop_at"])
     if report.stopped is not None:
@@ -51,12 +51,13 @@ class _Report:
 
     def __init__(self) -> None:
         self.stopped: SystemExit | None = None
-        self.last_loss = math.nan
+        self.last: dict[str, float] = {}
+        """As transformers names it where it logs a trial's evaluations."""
 
     def __call__(self, point: EvalPoint) -> Decision:
         from trials.training import Decision
 
-        self.last_loss = point.eval_loss
+        self.last = {"eval/loss": point.eval_loss, **({} if point.score is None else {"eval/score": point.score})}
         try:
             tune.report(asdict(point))
         except SystemExit as stop:
@@ -66,9 +67,17 @@ class _Report:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(model: ModelSettings, data: DataSettings) -> tuple[PreTrainedTokenizerBase, TrialData]:
-    """Tokenizer and rows: read once per process, the same for all trials of a search."""
+def _load(
+    model: ModelSettings, data: DataSettings, fingerprint: str | None
+) -> tuple[PreTrainedTokenizerBase, TrialData]:
+    """Tokenizer and rows: opened once per process, the same for all trials of a search.
+
+    Raises `DataError` if the rows aren't those that the search began with.
+    """
     from trials.model import load_tokenizer
 
     tokenizer = load_tokenizer(model)
-    return tokenizer, load_data(data, tokenizer)
+    loaded = load_data(data, tokenizer)
+    if fingerprint is not None and loaded.fingerprint != fingerprint:
+        raise DataError("the data or the tokenizer has changed since the search began. Restore it, and resume.")
+    return tokenizer, loaded

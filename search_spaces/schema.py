@@ -110,6 +110,15 @@ class Recipe(Settings):
                     raise ValueError(f"start.{name}: {key}={value!r} lies outside space.{key}; widen the space")
         return self
 
+    @model_validator(mode="after")
+    def _answers_can_be_scored(self) -> Recipe:
+        if self.evaluation.score_rows is not None and self.data.format == "text":
+            raise ValueError(
+                f"evaluation.score_rows={self.evaluation.score_rows} is not allowed for data.format 'text': nothing is "
+                "asked there that could be answered; set it to null"
+            )
+        return self
+
     def all_targets(self) -> set[str]:
         """Every target module that a trial of this recipe may have."""
         found = set(self.hyperparameters.target_modules)

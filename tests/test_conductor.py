@@ -224,3 +224,16 @@ def test_an_evaluation_that_nobody_was_asked_about_reaches_the_study(run: RunFol
     trial = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials[0]
     assert trial.intermediate_values == {100: 2.0, 200: 2.0}
     assert trial.state is TrialState.PRUNED
+
+
+def test_trials_are_told_where_they_are_scored_if_that_is_asked_for(run: RunFolder, small_recipe: Recipe) -> None:
+    settings = small_recipe.evaluation.model_copy(update={"score_rows": 8})
+    search = make_search(small_recipe.model_copy(update={"evaluation": settings}))
+    conductor = make_conductor(run, search)
+    assert begin(conductor).config.score_at_tokens == ()  # the base is scored in any case
+    assert begin(conductor).config.score_at_tokens == (100, 300)
+
+
+def test_trials_are_told_nothing_of_scores_if_none_are_asked_for(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search)
+    assert [begin(conductor).config.score_at_tokens for _ in range(2)] == [(), ()]

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -74,3 +75,18 @@ def test_running_trials_are_always_shown(small_recipe: Recipe) -> None:
     assert len(shown) == 24
     assert "best 1.0000 (trial 0000)" in headline(board, make_search(small_recipe).deadline).plain
     assert table(board, make_search(small_recipe).deadline, 2, ["hello"]).renderables
+
+
+def test_scores_are_shown_where_there_are_any(events: list[Event], small_recipe: Recipe) -> None:
+    assert "score" not in show(events, small_recipe, terminal=True)
+    scored = [
+        replace(event, point=replace(event.point, score=0.625)) if isinstance(event, TrialEvaluated) else event
+        for event in events
+    ]
+    lines = show(scored, small_recipe, terminal=False).splitlines()
+    assert "at 100 tokens: eval loss 2.5000, score 0.6250; doesn't pass" in lines[5]
+    # A later evaluation without a score leaves the last one there.
+    scored.append(TrialEvaluated("0001", point(2.4, 200), ()))
+    shown = show(scored, small_recipe, terminal=True)
+    assert "score" in shown
+    assert "0.6250" in shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -162,3 +162,13 @@ def test_killed_between_adapter_and_metrics_the_loss_on_record_is_the_adapters(f
     assert record.best_eval_loss == 2.0
     assert record.points[-1] == _point(2, 2.0, 2.0)
     assert (record.adapter / "adapter_config.json").read_text() == "second"
+
+
+def test_the_adapter_is_on_disk_before_the_evaluations_line(folder: TrialFolder) -> None:
+    folder.keep_if_best(_point(1, 3.0, 3.0), LOSSES, _adapter("first"))
+    # Answers are made and scored here, for minutes perhaps; whoever reads now finds the evaluation all the same.
+    assert read_trial(folder.path).points == (_point(1, 3.0, 3.0),)
+    scored = replace(_point(1, 3.0, 3.0), score=0.5, score_seconds=60.0)
+    folder.log(scored)
+    assert read_trial(folder.path).points == (scored,)
+    assert read_trial(folder.path).score == 0.5

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -151,3 +152,17 @@ def test_a_region_that_diverges_is_left_alone(url: str) -> None:
         study.tell(suggestion.number, EndingKind.DIVERGED if diverges else EndingKind.FINISHED, loss)
     assert sum(fails[:8]) >= 2
     assert sum(fails[-30:]) < 0.15 * 30
+
+
+def test_scores_are_noted_and_decide_nothing(url: str, small_recipe: Recipe) -> None:
+    study = Study(url, small_recipe)
+    study.record_base(3.0, 0.25)
+    number = study.ask().number
+    for tokens, score in ((100, 0.5), (200, None), (300, 0.75), (400, None)):
+        study.report(number, replace(point(2.0, tokens), score=score))
+    study.tell(number, EndingKind.FINISHED, 2.0)
+    trial = trials(url)[0]
+    assert trial.user_attrs["score"] == 0.75
+    assert (trial.value, set(trial.intermediate_values.values())) == (2.0, {2.0})
+    opened = optuna.load_study(study_name=STUDY_NAME, storage=url)
+    assert opened.user_attrs == {"base_eval_loss": 3.0, "base_score": 0.25}

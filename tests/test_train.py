@@ -19,7 +19,7 @@ TINY = [*SMALL, "train_tokens=800", "evaluations=1", "learning_rate=1e-3"]
 
 def test_a_trial_is_trained_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "trial"
-    assert main(["demo", "--set", *TINY, "--out", str(out)]) == 0
+    assert main(["demo", "--set", *TINY, "score_rows=2", "--out", str(out)]) == 0
     record = read_trial(out)
     assert (record.origin, record.name) == (Origin.SINGLE, "demo")
     assert record.ending is not None
@@ -27,7 +27,7 @@ def test_a_trial_is_trained_and_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert record.config.hyperparameters.learning_rate == 1e-3
     assert record.has_adapter
     said = capsys.readouterr().out
-    assert f"eval loss {record.best_eval_loss:.4f}" in said
+    assert f"eval loss {record.best_eval_loss:.4f}, score {record.score:.4f}, " in said
     assert said.endswith(f"best adapter: {out / 'adapter'}\n")
 
 

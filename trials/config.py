@@ -26,7 +26,7 @@ class Settings(BaseModel):
 
 
 class Hyperparameters(Settings):
-    """What a search may vary. Exactly one of `epochs`, `train_tokens` and `train_rows` is the length of a full trial."""
+    """What a search may vary. Exactly one of `epochs`, `train_tokens` and `rows_seen` is a full trial's length."""
 
     learning_rate: float = Field(default=2e-4, gt=0, le=1, description="peak learning rate of the adapter's A matrices")
     lora_rank: int = Field(default=16, ge=1, le=1024, description="inner dimension of the adapter")
@@ -49,12 +49,12 @@ class Hyperparameters(Settings):
     loraplus_ratio: float = Field(default=1.0, ge=1, le=1000, description="LoRA+: rate of B over rate of A; 1 is off")
     epochs: float | None = Field(default=None, gt=0, description="passes over the training rows")
     train_tokens: int | None = Field(default=None, ge=1, description="unpadded tokens of a full trial")
-    train_rows: int | None = Field(default=None, ge=1, description="rows of a full trial, repeated ones counted again")
+    rows_seen: int | None = Field(default=None, ge=1, description="rows of a full trial, repeated ones counted again")
 
     @model_validator(mode="after")
     def _one_length(self) -> Hyperparameters:
-        if sum(length is not None for length in (self.epochs, self.train_tokens, self.train_rows)) != 1:
-            raise ValueError("give exactly one of epochs, train_tokens and train_rows, and set the others to null")
+        if sum(length is not None for length in (self.epochs, self.train_tokens, self.rows_seen)) != 1:
+            raise ValueError("give exactly one of epochs, train_tokens and rows_seen, and set the others to null")
         return self
 
 
@@ -88,7 +88,7 @@ class DataSettings(Settings):
     test_rows: Share | None = Field(default=None, description="the same for test")
     subset_seed: int | None = Field(default=None, ge=0, description="of a random subset; None: rows from the top")
     select: Literal["all", "correct", "reflected"] = Field(
-        default="all", description="of rows with thoughts and reflections: right at once, mended by reflection, or both"
+        default="all", description="thoughts to train on: right at once, mended by reflection, or both"
     )
     max_length_tokens: int = Field(default=2048, ge=8, description="of a whole row: prompt, completion, BOS and EOS")
     too_long: TooLong = Field(
@@ -116,6 +116,9 @@ class EvaluationSettings(Settings):
     min_improvement: float = Field(default=0.0, ge=0, description="nats per token that count as improvement")
     divergence_factor: float = Field(default=2.0, gt=1, description="ends a trial above so many times the base's loss")
     batch_rows: int = Field(default=16, ge=1, description="rows evaluated at once; doesn't change the loss")
+    score_rows: int | None = Field(
+        default=None, ge=2, description="first eval rows, answered and scored at rungs and at the end; None: none"
+    )
 
 
 class Machine(Settings):
@@ -147,3 +150,6 @@ class TrialConfig(Settings):
     tracking: TrackingSettings = TrackingSettings()
     seed: int = Field(default=0, ge=0, description="of adapter initialisation, data order and dropout")
     base_eval_loss: float | None = Field(default=None, description="of the untrained base, where it's known already")
+    score_at_tokens: Annotated[tuple[int, ...], Field(strict=False)] = Field(
+        default=(), description="tokens seen at which answers are scored, beside the last evaluation"
+    )

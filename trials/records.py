@@ -3,6 +3,7 @@
 trials/<id>/config.json    origin and configuration
 trials/<id>/metrics.jsonl  one `EvalPoint` a line
 trials/<id>/eval_rows.json loss of every eval row at the best evaluation, for paired comparison
+trials/<id>/score_rows.jsonl  scores of answers, row by row, where they are asked for (trials.scorings)
 trials/<id>/adapter/       best adapter so far, PEFT format, with point.json, the evaluation that it had
 trials/<id>/ending.json    how it ended; absent: it's running or was cut off
 """
@@ -20,6 +21,7 @@ from trials.config import TrialConfig
 from trials.errors import RunFolderError
 from trials.files import append_json_line, read_json_lines, replace_folder, write_json
 from trials.losses import RowLosses
+from trials.scorings import Scoring, read_scorings
 
 POINT_FILE = "point.json"
 
@@ -54,7 +56,10 @@ class Ending:
 
 @dataclass(frozen=True)
 class EvalPoint:
-    """One evaluation. Losses in nats per completion token; `seconds` since the trial began, evaluations included."""
+    """One evaluation. Losses in nats per completion token; `seconds` since the trial began, evaluations included.
+
+    `score` is the mean of the task's own measure over some eval rows, where it was asked for; it decides nothing.
+    """
 
     step: int
     tokens_seen: int
@@ -63,6 +68,8 @@ class EvalPoint:
     seconds: float
     train_loss: float | None = None
     tokens_per_second: float | None = None
+    score: float | None = None
+    score_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,11 @@ class TrialRecord:
     def best_eval_loss(self) -> float | None:
         """The lowest eval loss so far, in nats per completion token; None before the first evaluation."""
         return min((point.eval_loss for point in self.points), default=None)
+
+    @property
+    def score(self) -> float | None:
+        """The mean score at the latest evaluation that was scored; None where none was."""
+        return next((point.score for point in reversed(self.points) if point.score is not None), None)
 
     @property
     def tokens_seen(self) -> int:
@@ -102,6 +114,10 @@ class TrialRecord:
         """Loss of every eval row at the best evaluation; None if it was never evaluated."""
         path = self.folder / "eval_rows.json"
         return RowLosses(**json.loads(path.read_text())) if path.exists() else None
+
+    def scorings(self) -> tuple[Scoring, ...]:
+        """Scores and losses of rows at every evaluation that was scored, in order."""
+        return read_scorings(self.folder)
 
 
 class TrialFolder:
@@ -128,7 +144,12 @@ class TrialFolder:
         write_json(self.path / "config.json", content)
 
     def record(self, point: EvalPoint, losses: RowLosses, save_adapter: Callable[[Path], None] | None) -> None:
-        """Puts one evaluation on disk; the adapter first, so that a recorded best always has its adapter.
+        """Puts one evaluation on disk; the adapter first, so that a recorded best always has its adapter."""
+        self.keep_if_best(point, losses, save_adapter)
+        self.log(point)
+
+    def keep_if_best(self, point: EvalPoint, losses: RowLosses, save_adapter: Callable[[Path], None] | None) -> None:
+        """The first half of `record`: adapter and row losses of an evaluation that is the best so far.
 
         `save_adapter` writes the adapter into the folder that it's given; None for the base model.
         """
@@ -136,6 +157,9 @@ class TrialFolder:
             if save_adapter is not None:
                 self._replace_adapter(save_adapter, point)
             write_json(self.path / "eval_rows.json", asdict(losses))
+
+    def log(self, point: EvalPoint) -> None:
+        """The second half of `record`: the evaluation's line in metrics.jsonl."""
         append_json_line(self.path / "metrics.jsonl", asdict(point))
 
     def end(self, ending: Ending) -> None:

@@ -99,7 +99,9 @@ def _run(config: TrialConfig, name: str, folder: TrialFolder) -> int:
 
     def report(point: EvalPoint) -> Decision:
         speed = f", {point.tokens_per_second:,.0f} tokens/s" if point.tokens_per_second else ""
-        print(f"step {point.step}, {point.tokens_seen:,} tokens: eval loss {point.eval_loss:.4f}{speed}", flush=True)
+        score = "" if point.score is None else f", score {point.score:.4f}"
+        found = f"eval loss {point.eval_loss:.4f}{score}{speed}"
+        print(f"step {point.step}, {point.tokens_seen:,} tokens: {found}", flush=True)
         return Decision.GO_ON
 
     with wandb_run(folder.path, config, group=name):

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 LOGGED_STEPS = 200
 
 
-Evaluate = Callable[[TrainerState], tuple[float, bool]]
-"""Evaluates the model as it is; gives the eval loss in nats per token, and whether the training ends with it."""
+Evaluate = Callable[[TrainerState], tuple[dict[str, float], bool]]
+"""Evaluates the model as it is; gives what is to be logged by name, and whether the training ends with it."""
 
 
 class TrialTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships without types
@@ -36,14 +36,15 @@ class TrialTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships without types
     evaluate_trial: Evaluate
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluates the frozen rows and logs the loss; the trainer calls it when `EvaluationTimes` asks."""
+        """Evaluates the frozen rows and logs what was found; the trainer calls it when `EvaluationTimes` asks."""
         self.control.should_evaluate = False  # the trainer asks again after its last step
-        loss, is_over = self.evaluate_trial(self.state)
-        if math.isfinite(loss):
-            self.log({"eval_loss": loss})
+        found, is_over = self.evaluate_trial(self.state)
+        finite = {name: value for name, value in found.items() if math.isfinite(value)}
+        if finite:
+            self.log(finite)
         if is_over:
             self.control.should_training_stop = True
-        return {"eval_loss": loss}
+        return found
 
 
 class EvaluationTimes(TrainerCallback):  # type: ignore[misc]

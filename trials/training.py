@@ -22,9 +22,12 @@ from trials.config import Machine, TrialConfig
 from trials.data import TrialData
 from trials.evaluation import evaluate_rows
 from trials.losses import RowLosses
+from trials.memory import is_out_of_memory
 from trials.model import attach_adapter, load_base
 from trials.records import Ending, EndingKind, EvalPoint, TrialFolder
 from trials.schedule import Epoch, evaluation_tokens, full_length
+from trials.scoring import Scorer
+from trials.stopwatch import Stopwatch
 from trials.trainer import EvaluationTimes, build_trainer
 from trials.verdicts import divergence, lost_patience
 
@@ -69,16 +72,23 @@ def run_trial(
     return ending
 
 
-def evaluate_base(config: TrialConfig, data: TrialData, folder: TrialFolder, on_eval: OnEval) -> Ending:
+def evaluate_base(
+    config: TrialConfig, data: TrialData, tokenizer: PreTrainedTokenizerBase, folder: TrialFolder, on_eval: OnEval
+) -> Ending:
     """Evaluates the base model without any adapter: what every trial has to beat. Errors are recorded and raised."""
-    started = time.monotonic()
+    stopwatch = Stopwatch()
     try:
-        losses = evaluate_rows(load_base(config.model), data.eval.rows, config.evaluation.batch_rows)
+        base = load_base(config.model)
+        losses = evaluate_rows(base, data.eval.rows, config.evaluation.batch_rows)
+        point = EvalPoint(0, 0, losses.mean, losses.mean, stopwatch.seconds)
+        folder.keep_if_best(point, losses, save_adapter=None)
+        scorer = Scorer(config, data.eval, tokenizer, folder, stopwatch)
+        if scorer.is_due(0, is_last=True):
+            point = scorer.scored(point, losses, base)
+        folder.log(point)
     except Exception as error:
         _record_failure(folder, error)
         raise
-    point = EvalPoint(0, 0, losses.mean, losses.mean, seconds=time.monotonic() - started)
-    folder.record(point, losses, save_adapter=None)
     on_eval(point)
     ending = Ending(EndingKind.FINISHED, "the base model is evaluated, not trained")
     folder.end(ending)
@@ -89,11 +99,6 @@ def use_threads(machine: Machine) -> None:
     """Limits torch's threads on a machine without a GPU, so that trials side by side don't fight for cores."""
     if machine.cpu_threads is not None and not torch.cuda.is_available():
         torch.set_num_threads(machine.cpu_threads)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a GPU or on a CPU (there torch raises a plain RuntimeError)."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _record_failure(folder: TrialFolder, error: Exception) -> None:
@@ -109,27 +114,6 @@ def _process_is_exiting() -> bool:
     return not threading.main_thread().is_alive()
 
 
-class _Stopwatch:
-    """Seconds since the trial began, and of these the seconds spent in optimizer steps."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._resumed: float | None = None
-        self.training_seconds = 0.0
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    def start_training(self) -> None:
-        self._resumed = time.monotonic()
-
-    def stop_training(self) -> None:
-        if self._resumed is not None:
-            self.training_seconds += time.monotonic() - self._resumed
-            self._resumed = None
-
-
 @dataclass(frozen=True)
 class _Job:
     """What `run_trial` was given, and the watch that began to run with it."""
@@ -139,7 +123,7 @@ class _Job:
     folder: TrialFolder
     on_eval: OnEval
     stop_at: float
-    stopwatch: _Stopwatch = field(default_factory=_Stopwatch)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def time_is_over(self) -> bool:
         return time.time() >= self.stop_at
@@ -152,11 +136,12 @@ def _train(job: _Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
     if base_loss is None:
         base_loss = evaluate_rows(base, data.eval.rows, config.evaluation.batch_rows).mean
     set_seed(config.seed)
-    model = attach_adapter(base, config.hyperparameters)
+    model = attach_adapter(base, config.hyperparameters, config.model.revision)
     epoch = Epoch(len(data.train), data.train.tokens)
     length = full_length(config.hyperparameters, epoch)
     finished = Ending(EndingKind.FINISHED, f"trained for all its {length.steps} steps")
-    supervisor = _Supervisor(job, model, base_loss, finished)
+    scorer = Scorer(config, data.eval, tokenizer, job.folder, job.stopwatch)
+    supervisor = _Supervisor(job, model, scorer, base_loss, finished)
     times = EvaluationTimes(evaluation_tokens(length.tokens, config.evaluation, epoch), job.time_is_over)
     trainer = build_trainer(model, tokenizer, data.train, config, length, supervisor.evaluate, times, job.folder.path)
     job.stopwatch.start_training()
@@ -167,31 +152,46 @@ def _train(job: _Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
 class _Supervisor:
     """Evaluates a trial, records it, and decides with the callback whether it goes on."""
 
-    def __init__(self, job: _Job, model: PeftModel, base_loss: float, ending: Ending) -> None:
+    def __init__(self, job: _Job, model: PeftModel, scorer: Scorer, base_loss: float, ending: Ending) -> None:
         self._job = job
         self._settings = job.config.evaluation
         self._model = model
+        self._scorer = scorer
         self._base_loss = base_loss
         self._points: list[EvalPoint] = []
         self.ending: Ending | None = ending
         """How the trial ends if nothing changes it; None once the callback has said stop."""
 
-    def evaluate(self, state: TrainerState) -> tuple[float, bool]:
-        """Eval loss in nats per token, and whether the training ends with it."""
+    def evaluate(self, state: TrainerState) -> tuple[dict[str, float], bool]:
+        """What the trainer is to log: losses in nats per token; and whether the training ends with it."""
         self._job.stopwatch.stop_training()
         losses = evaluate_rows(self._model, self._job.data.eval.rows, self._settings.batch_rows)
-        is_over = self._judge(losses, state)
-        self._job.stopwatch.start_training()
-        return losses.mean, is_over
-
-    def _judge(self, losses: RowLosses, state: TrainerState) -> bool:
         diverged = divergence(losses.mean, self._base_loss, self._settings.divergence_factor)
         if diverged is not None and not math.isfinite(losses.mean):
             self.ending = diverged
-            return True
+            return {"eval_loss": losses.mean}, True
+        point = self._record(losses, state, is_scored=diverged is None)
+        is_over = self._judge(point, state, diverged)
+        self._job.stopwatch.start_training()
+        score = {} if point.score is None else {"eval_score": point.score}
+        return {"eval_loss": point.eval_loss, **score}, is_over
+
+    def _record(self, losses: RowLosses, state: TrainerState, *, is_scored: bool) -> EvalPoint:
+        """Puts the evaluation on disk, the adapter before its score: time may be over while answers are made."""
         point = self._point(losses.mean, state)
         self._points.append(point)
-        self._job.folder.record(point, losses, self._save_adapter)
+        self._job.folder.keep_if_best(point, losses, self._save_adapter)
+        if is_scored and self._score_is_due(point, state):
+            point = self._scorer.scored(point, losses, self._model)
+        self._job.folder.log(point)
+        return point
+
+    def _score_is_due(self, point: EvalPoint, state: TrainerState) -> bool:
+        is_last = state.global_step >= state.max_steps or lost_patience(self._points, self._settings) is not None
+        # What time is left then is kept for the export.
+        return self._scorer.is_due(point.tokens_seen, is_last=is_last) and not self._job.time_is_over()
+
+    def _judge(self, point: EvalPoint, state: TrainerState, diverged: Ending | None) -> bool:
         if diverged is not None:
             # The callback isn't asked: a trial that diverged must not be taken for one that merely fell behind.
             self.ending = diverged

@@ -1,0 +1,88 @@
+"""When a trial's model answers the first eval rows, and what the answers are worth. It decides nothing."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trials.config import TrialConfig
+from trials.formats import LABELLED
+from trials.judging import Judged, answers
+from trials.losses import RowLosses
+from trials.memory import is_out_of_memory
+from trials.records import EvalPoint, TrialFolder
+from trials.scores import RowScores, task_score
+from trials.scorings import Scoring, keep_scoring
+from trials.split import Split
+from trials.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+class Scorer:
+    """Scores one trial's model and writes that to its folder; does nothing where the recipe asks for no score."""
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        split: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: TrialFolder,
+        stopwatch: Stopwatch,
+    ) -> None:
+        self._config = config
+        self._split = split
+        self._tokenizer = tokenizer
+        self._folder = folder
+        self._stopwatch = stopwatch
+        self._ahead = sorted(config.score_at_tokens)
+
+    def is_due(self, tokens_seen: int, *, is_last: bool) -> bool:
+        """Whether an evaluation is to be scored: the last one, and the first that has seen enough tokens.
+
+        Asked once an evaluation: what is due now isn't due at the next one.
+        """
+        reached = sum(tokens <= tokens_seen for tokens in self._ahead)
+        self._ahead = self._ahead[reached:]
+        return self._config.evaluation.score_rows is not None and (is_last or reached > 0)
+
+    def scored(self, point: EvalPoint, losses: RowLosses, model: Any) -> EvalPoint:
+        """The evaluation with its score, which is put on disk row by row.
+
+        As it was if memory ran out: a score mustn't end a trial.
+        """
+        began = self._stopwatch.seconds
+        scores = self._score(model)
+        if scores is None:
+            return point
+        keep_scoring(self._folder.path, Scoring(point.step, point.tokens_seen, losses, scores))
+        seconds = self._stopwatch.seconds
+        return replace(point, score=scores.mean, score_seconds=seconds - began, seconds=seconds)
+
+    def _score(self, model: Any) -> RowScores | None:
+        try:
+            return self._score_answers(model)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("no score: memory ran out while answering; set a smaller evaluation.batch_rows")
+        # Only here, where the error and the tensors in its frames are gone.
+        torch.cuda.empty_cache()
+        return None
+
+    def _score_answers(self, model: Any) -> RowScores:
+        data_format = self._config.data.format
+        examples = self._split.examples[: self._config.evaluation.score_rows]
+        given = answers(
+            Judged(model, self._tokenizer, is_adapter=hasattr(model, "peft_config")),
+            examples,
+            until_object=data_format in LABELLED,
+            batch_rows=self._config.evaluation.batch_rows,
+        )
+        return task_score(data_format, given, examples)
