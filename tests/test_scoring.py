@@ -238,7 +238,8 @@ def test_what_is_due(text_config: TrialConfig, rows: int | None, tokens: tuple[i
     settings = text_config.evaluation.model_copy(update={"score_rows": rows})
     config = text_config.model_copy(update={"evaluation": settings, "score_at_tokens": tokens})
     scorer = Scorer(config, None, None, None, None)  # type: ignore[arg-type]
-    assert [scorer.is_due(seen, is_last=seen == 900) for seen in (90, 150, 400, 900)] == expected
+    seen = [(0, 90), (90, 150), (150, 400), (400, 900)]
+    assert [scorer.is_due(tokens, before, is_last=tokens == 900) for before, tokens in seen] == expected
 
 
 def test_plain_text_can_not_be_scored() -> None:

@@ -41,16 +41,14 @@ class Scorer:
         self._tokenizer = tokenizer
         self._folder = folder
         self._stopwatch = stopwatch
-        self._ahead = sorted(config.score_at_tokens)
 
-    def is_due(self, tokens_seen: int, *, is_last: bool) -> bool:
+    def is_due(self, tokens_seen: int, tokens_before: int, *, is_last: bool) -> bool:
         """Whether an evaluation is to be scored: the last one, and the first that has seen enough tokens.
 
-        Asked once an evaluation: what is due now isn't due at the next one.
+        `tokens_before` were seen at the evaluation before it.
         """
-        reached = sum(tokens <= tokens_seen for tokens in self._ahead)
-        self._ahead = self._ahead[reached:]
-        return self._config.evaluation.score_rows is not None and (is_last or reached > 0)
+        is_first = any(tokens_before < tokens <= tokens_seen for tokens in self._config.score_at_tokens)
+        return self._config.evaluation.score_rows is not None and (is_last or is_first)
 
     def scored(self, point: EvalPoint, losses: RowLosses, model: Any) -> EvalPoint:
         """The evaluation with its score, which is put on disk row by row.

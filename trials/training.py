@@ -83,7 +83,7 @@ def evaluate_base(
         point = EvalPoint(0, 0, losses.mean, losses.mean, stopwatch.seconds)
         folder.keep_if_best(point, losses, save_adapter=None)
         scorer = Scorer(config, data.eval, tokenizer, folder, stopwatch)
-        if scorer.is_due(0, is_last=True):
+        if scorer.is_due(0, 0, is_last=True):
             point = scorer.scored(point, losses, base)
         folder.log(point)
     except Exception as error:
@@ -188,8 +188,9 @@ class _Supervisor:
 
     def _score_is_due(self, point: EvalPoint, state: TrainerState) -> bool:
         is_last = state.global_step >= state.max_steps or lost_patience(self._points, self._settings) is not None
-        # What time is left then is kept for the export.
-        return self._scorer.is_due(point.tokens_seen, is_last=is_last) and not self._job.time_is_over()
+        before = self._points[-2].tokens_seen if len(self._points) > 1 else 0
+        # When time is over, what's left of it is kept for the export.
+        return self._scorer.is_due(point.tokens_seen, before, is_last=is_last) and not self._job.time_is_over()
 
     def _judge(self, point: EvalPoint, state: TrainerState, diverged: Ending | None) -> bool:
         if diverged is not None:
