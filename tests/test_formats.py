@@ -92,6 +92,8 @@ def test_a_plain_text_has_no_prompt() -> None:
         ("prompt_completion", {"prompt": ["x"], "completion": "x"}, r"field 'prompt' is list, not text"),
         ("title_body", {"title": "x", "body": None}, r"field 'body' is missing \(the row has: id, title\)"),
         ("text", {"text": " "}, r"field 'text' is empty"),
+        ("text", {"text": "<s> </s>"}, r"field 'text' is empty"),
+        ("instruction", {"instruction": "x"}, r"field 'response' is missing"),
         ("text", {"text": "[INST] Why?"}, r"field 'text' is no finished row: it isn't of the form \[INST\] prompt"),
         ("text", {"text": "[INST] Why? [/INST] </s>"}, r"field 'text' has no answer after \[/INST\]"),
         ("text", {"text": "[INST] [/INST] So."}, r"field 'text' has no prompt after \[INST\]"),

@@ -73,7 +73,7 @@ def test_a_field_that_changes_its_type_matters_only_to_who_reads_it(tmp_path: Pa
         ("rubbish", "no JSON (Expecting value at column 1)"),
         ('{"premise": "cut', "no JSON (Unterminated string starting at at column 13)"),
         ("[1, 2]", "a JSON list, not an object"),
-        ("null", "a JSON NoneType, not an object"),
+        ("null", "a JSON null, not an object"),
     ],
 )
 def test_what_is_no_row_is_given_as_such_and_the_next_one_is_read(tmp_path: Path, line: str, message: str) -> None:

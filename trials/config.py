@@ -7,7 +7,7 @@ it changes neither the gradient nor the comparison, so it's neither searched nor
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -15,7 +15,7 @@ Scheduler = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
 DataFormat = Literal["nli_cot", "nli", "messages", "instruction", "prompt_completion", "title_body", "text"]
 TooLong = Literal["fail", "drop", "shorten"]
-Share = Annotated[int | float, Field(gt=0)]
+Share = int | float
 """A whole number of rows, or (below 1) a fraction of them."""
 
 
@@ -97,12 +97,14 @@ class DataSettings(Settings):
     bad_rows: Literal["fail", "drop"] = Field(default="fail", description="rows that don't fit the format")
     overlap: Literal["fail", "drop"] = Field(default="fail", description="eval and test rows that are trained on")
 
-    @field_validator("train_rows", "eval_rows", "test_rows")
+    @field_validator("train_rows", "eval_rows", "test_rows", mode="before")
     @classmethod
-    def _whole_or_fraction(cls, value: int | float | None) -> int | float | None:
-        if isinstance(value, float) and value >= 1:
-            raise ValueError("give a whole number of rows, or a fraction below 1")
-        return value
+    def _whole_or_fraction(cls, value: Any) -> Any:
+        is_count = type(value) is int and value >= 1
+        is_fraction = type(value) is float and 0 < value < 1
+        if value is None or is_count or is_fraction:
+            return value
+        raise ValueError("give a whole number of rows, or a fraction between 0 and 1")
 
 
 class EvaluationSettings(Settings):
@@ -128,6 +130,10 @@ class Machine(Settings):
     micro_batch_rows: int | None = Field(default=None, ge=1, description="at most so many rows of one forward pass")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
     cpu_threads: int | None = Field(default=None, ge=1, description="torch threads of one trial on a CPU")
+    checkpoint_every_rows: int | None = Field(
+        default=None, ge=1, description="training rows from one checkpoint to the next; None: none are written"
+    )
+    keep_checkpoints: int | None = Field(default=None, ge=1, description="the newest so many; None: all")
 
 
 class TrackingSettings(Settings):

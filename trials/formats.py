@@ -68,7 +68,7 @@ def messages_example(row: Row) -> Example:
     """A chat row `{messages: [{role, content}, ...]}` that ends with the assistant. Raises `BadRow`."""
     turns = field_of(row, "messages")
     if not isinstance(turns, list) or not turns:
-        raise BadRow(f"field 'messages' is {_kind(turns)}, not a list of messages")
+        raise BadRow(f"field 'messages' is {kind_of(turns)}, not a list of messages")
     messages = tuple(_message(turn, number) for number, turn in enumerate(turns, start=1))
     for number, (before, after) in enumerate(zip((None, *messages), messages, strict=False), start=1):
         if before is None and after.role == ASSISTANT:
@@ -91,7 +91,8 @@ def instruction_example(row: Row) -> Example:
     prompt = text_of(row, "instruction")
     if context:
         prompt += f"\n\nContext:\n{context}"
-    return example(identity_of(row), prompt, text_of(row, "output" if "response" not in row else "response"))
+    answer = "output" if "output" in row and "response" not in row else "response"
+    return example(identity_of(row), prompt, text_of(row, answer))
 
 
 def prompt_completion_example(row: Row) -> Example:
@@ -109,6 +110,8 @@ def title_body_example(row: Row) -> Example:
 def text_example(row: Row) -> Example:
     """A row `{text}`: plain text, all of it learned; or a finished `[INST] ... [/INST] ...` row. Raises `BadRow`."""
     text = without_specials(text_of(row, "text"))
+    if not text:
+        raise BadRow("field 'text' is empty")
     if text.startswith("[INST]"):
         return finished_example(row)
     return Example(identity_of(row), (Message(ASSISTANT, text),))
@@ -169,13 +172,13 @@ def _optional_text(row: Row, name: str) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):  # an empty cell of a table
         return ""
     if not isinstance(value, str):
-        raise BadRow(f"field '{name}' is {_kind(value)}, not text")
+        raise BadRow(f"field '{name}' is {kind_of(value)}, not text")
     return value.strip()
 
 
 def _message(turn: Any, number: int) -> Message:
     if not isinstance(turn, Mapping) or "role" not in turn or "content" not in turn:
-        raise BadRow(f"message {number} is {_kind(turn)} without role and content")
+        raise BadRow(f"message {number} is {kind_of(turn)} without role and content")
     if turn["role"] not in {USER, ASSISTANT, SYSTEM}:
         raise BadRow(f"message {number} is of role {turn['role']!r}, not one of system, user, assistant")
     return Message(turn["role"], _checked_text(turn["content"], f"the content of message {number}"))
@@ -183,13 +186,14 @@ def _message(turn: Any, number: int) -> Message:
 
 def _checked_text(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise BadRow(f"{what} is {_kind(value)}, not text")
+        raise BadRow(f"{what} is {kind_of(value)}, not text")
     if not value.strip():
         raise BadRow(f"{what} is empty")
     return value.strip()
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value is, for messages."""
     return "null" if value is None else type(value).__name__
 
 

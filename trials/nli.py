@@ -17,6 +17,7 @@ from trials.formats import (
     finished_example,
     identity_of,
     json_answer,
+    kind_of,
     text_of,
 )
 
@@ -84,7 +85,7 @@ def _finished(row: Row) -> Example:
     except json.JSONDecodeError as error:
         raise BadRow(f"the answer in field 'text' is no JSON ({error.msg} at column {error.colno} of it)") from error
     if not isinstance(answer, Mapping):
-        raise BadRow(f"the answer in field 'text' is a JSON {type(answer).__name__}, not an object")
+        raise BadRow(f"the answer in field 'text' is a JSON {kind_of(answer)}, not an object")
     return example(found.id, found.prompt_text, found.completion, _label(answer, "predicted_label"))
 
 

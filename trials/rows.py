@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trials.errors import DataError
-from trials.formats import BadRow, Row
+from trials.formats import BadRow, Row, kind_of
+from trials.hub import refuse_other_commit
 from trials.source import FORMS, SUFFIXES, Source
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _json_line(line: str) -> Row | BadRow:
 
 
 def _object(value: Any) -> Row | BadRow:
-    return value if isinstance(value, Mapping) else BadRow(f"a JSON {type(value).__name__}, not an object")
+    return value if isinstance(value, Mapping) else BadRow(f"a JSON {kind_of(value)}, not an object")
 
 
 def _table(dataset: Dataset) -> Iterator[tuple[str, Row | BadRow]]:
@@ -111,12 +112,14 @@ def _from_hub(source: Source) -> Dataset:
     options: dict[str, Any] = {"data_files": source.split} if is_file else {"name": source.config}
     split = "train" if is_file else source.split
     try:
-        return load_dataset(source.hub_name, split=split, revision=source.revision, **options)
+        loaded = load_dataset(source.hub_name, split=split, revision=source.revision, **options)
     except Exception as error:  # the hub's client raises whatever its HTTP library does
         raise DataError(
             f"can't load {source.text!r} from the hub: {_cause(error)}. "
             f"Give {FORMS}. For a gated data set, accept its terms on the hub and set HF_TOKEN."
         ) from error
+    refuse_other_commit(loaded, str(source.hub_name), source.revision)
+    return loaded
 
 
 def _cause(error: BaseException) -> str:
