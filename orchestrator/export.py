@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.manifest_scores import manifest_scores
 from orchestrator.model_card import model_card
 from orchestrator.ranking import Best, gain_over, pick_best, rank
 from orchestrator.run_folder import RunFolder, Search, open_run_folder, versions
@@ -79,6 +80,7 @@ def _manifest(search: Search, records: Sequence[TrialRecord], best: Best, found:
         "verified": {"eval_loss": loss, "difference": abs(loss - best.loss), "tolerance": TOLERANCE},
         "merged": {"eval_loss": found["merged"], "tolerance": MERGED_TOLERANCE} if "merged" in found else None,
         "test": found.get("test"),
+        "scores": manifest_scores(records, best),
         "config": trial.config.model_dump(mode="json"),
         "points": [{"tokens_seen": point.tokens_seen, "eval_loss": point.eval_loss} for point in trial.points],
         "trials": len(rank(records)),

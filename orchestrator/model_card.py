@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from search_spaces.schema import Recipe
+from trials.comparison import CANNOT_TELL
+from trials.records import Origin
+from trials.scores import Measure
 
 
 def model_card(manifest: dict[str, Any], recipe: Recipe) -> str:
@@ -17,6 +20,7 @@ def model_card(manifest: dict[str, Any], recipe: Recipe) -> str:
         f"Base model: `{manifest['base_model']['name']}`, revision {manifest['base_model']['revision'] or 'newest'}, "
         f"quantisation {recipe.model.quantization}.",
         "## Losses\n\nNats per completion token, token-weighted, on the same rows.\n\n" + _losses(manifest),
+        *_scores(manifest.get("scores")),
         _verified(manifest["verified"]),
         "## Configuration\n\n" + _table(("hyperparameter", "value"), [(k, v) for k, v in settings.items()]),
         "## Loading it\n\n" + _loading(recipe),
@@ -44,6 +48,32 @@ def _losses(manifest: dict[str, Any]) -> str:
         f"{text}\n\nOn {test['rows']} test rows that the search never looked at: winner {test['eval_loss']:.4f}, "
         f"base {test['base_eval_loss']:.4f}, better by {_gain(test)}."
     )
+
+
+def _scores(scores: dict[str, Any] | None) -> list[str]:
+    """The section on task scores; none where there are no scores."""
+    if scores is None:
+        return []
+    is_share = scores["measure"] == Measure.LABEL
+    name, scale, unit, digits = ("accuracy", 100, " %", 1) if is_share else ("ROUGE-L", 1, "", 4)
+
+    def interval(found: dict[str, Any], unit: str) -> str:
+        value, low, high = (f"{scale * found[key]:.{digits}f}" for key in ("value", "low", "high"))
+        return f"{value}{unit} ({low} to {high})"
+
+    rows = [("winner", interval(scores["winner"], unit), f"{scores['winner']['tokens_seen']:,}", "")]
+    for other in scores["others"]:
+        who = "base" if other["origin"] == Origin.BASE else f"starting point `{other['name']}` (trial {other['trial']})"
+        better = ""
+        if "winner_is_better_by" in other:
+            margin = interval(other["winner_is_better_by"], " points" if is_share else "")
+            better = f"{margin}, {'clear' if other['is_clear'] else CANNOT_TELL}"
+        rows.append((who, interval(other, unit), f"{other['tokens_seen']:,}", better))
+    note = f"Greedy answers to the first {scores['rows']} eval rows, with 95 % intervals; it decided nothing."
+    if not scores["winner"]["of_exported_weights"]:
+        note += " The winner's score is of its weights after so many tokens; the exported ones have a lower loss."
+    header = ("what", name, "training tokens", "the winner is better by")
+    return [f"## Scores\n\n{note}\n\n{_table(header, rows)}"]
 
 
 def _gain(found: dict[str, Any]) -> str:

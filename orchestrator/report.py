@@ -17,10 +17,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from orchestrator.report_figures import COLOURS, fragment, importance_bars, learning_curves, loss_against
+from orchestrator.report_drawing import COLOURS, fragment
+from orchestrator.report_figures import importance_bars, learning_curves, loss_against, score_against_loss
 from orchestrator.report_findings import Findings, read_findings
 from orchestrator.report_headline import export_lines, headline, time_line
 from orchestrator.report_importance import Importance, importance
+from orchestrator.report_scores import score_section
 from orchestrator.report_tables import counts_line, csv_text, ranking_rows, settings, stopped_rows, surroundings
 from orchestrator.run_folder import RunFolder, open_run_folder
 from search_spaces.schema import Range
@@ -38,6 +40,7 @@ class _Figures:
     curves: Markup
     importance: Markup | None
     loss_against: Markup | None
+    scores: Markup | None
 
 
 def write_report(run: RunFolder) -> Path:
@@ -84,6 +87,7 @@ def render(findings: Findings) -> str:
         settings=chosen,
         defaults=defaults,
         surroundings=surroundings(findings),
+        scores=score_section(findings),
     )
 
 
@@ -91,10 +95,12 @@ def _figures(findings: Findings, weighed: Importance | str) -> _Figures:
     bars = importance_bars(weighed.shares) if isinstance(weighed, Importance) else None
     name = _plotted_hyperparameter(findings)
     against = loss_against(findings, name) if name else None
+    scores = score_against_loss(findings)
     return _Figures(
         curves=Markup(fragment(learning_curves(findings), "curves", with_library=True)),
         importance=Markup(fragment(bars, "importance", with_library=False)) if bars else None,
         loss_against=Markup(fragment(against, "loss-against", with_library=False)) if against else None,
+        scores=Markup(fragment(scores, "scores", with_library=False)) if scores else None,
     )
 
 

@@ -17,7 +17,7 @@ from trials.config import Hyperparameters
 from trials.records import EndingKind, Origin, TrialRecord
 
 NOTHING = "\u2013"
-_CSV_HEAD = ("id", "origin", "name", "ending", "reason", "best_eval_loss", "tokens_seen", "seconds", "steps")
+_CSV_HEAD = ("id", "origin", "name", "ending", "reason", "best_eval_loss", "tokens_seen", "seconds", "steps", "score")
 # What a person has to look into comes first; being pruned is the normal course of a search.
 _STOPPED_ORDER = (
     EndingKind.FAILED,
@@ -151,6 +151,7 @@ def csv_text(records: Sequence[TrialRecord]) -> str:
                 record.tokens_seen,
                 last.seconds if last else None,
                 last.step if last else None,
+                record.score,
                 *(_csv_value(hyperparameter(record, name)) for name in names),
             ]
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from search_spaces.recipe import load_recipe
 from trials.config import TrialConfig
 from trials.losses import RowLosses
 from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder
+from trials.scores import Measure, RowScores
+from trials.scorings import Scoring, keep_scoring
 
 ROWS = 60
 BASE_LOSS = 1.90
@@ -40,6 +42,9 @@ class Told:
     name: str = "proposed"
     values: dict[str, Any] | None = None
     adapter: bool = True
+    scores: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    """Scores of rows by the number of the evaluation, from 1."""
+    measure: Measure = Measure.LABEL
 
 
 BASE = Told(BASE_TRIAL_ID, [BASE_LOSS], origin=Origin.BASE, name="base", adapter=False)
@@ -52,6 +57,11 @@ def row_losses(mean: float, seed: int = 0, noise: float = 0.05) -> RowLosses:
     sums = [n * (mean + shared.gauss(0, 0.4) + own.gauss(0, noise)) for n in counts]
     excess = math.fsum(sums) / sum(counts) - mean
     return RowLosses([s - n * excess for s, n in zip(sums, counts, strict=True)], counts)
+
+
+def right(rows: int, of: int = 40) -> tuple[float, ...]:
+    """So many rows with the right label, the first ones; the others wrong."""
+    return (1.0,) * rows + (0.0,) * (of - rows)
 
 
 def new_run(path: Path, assignments: Sequence[str] = ()) -> RunFolder:
@@ -82,7 +92,12 @@ def write_trial(run: RunFolder, told: Told, config: TrialConfig | None = None) -
             seconds=max(step, 0.2) * 21.5,
             tokens_per_second=None if step == 0 else 612.0,
         )
-        folder.record(point, row_losses(loss, seed=int(told.id)), _save_adapter if told.adapter else None)
+        losses = row_losses(loss, seed=int(told.id))
+        if number in told.scores:
+            scoring = Scoring(point.step, point.tokens_seen, losses, RowScores(told.measure, (*told.scores[number],)))
+            keep_scoring(folder.path, scoring)
+            point = replace(point, score=scoring.scores.mean, score_seconds=3.0)
+        folder.record(point, losses, _save_adapter if told.adapter else None)
     if told.ending is not None:
         folder.end(told.ending)
     return folder

@@ -50,3 +50,28 @@ def test_it_says_how_to_load_it(manifest: dict[str, Any], small_recipe: Recipe) 
     code = model_card({**manifest, "test": None}, plain).split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
     assert "BitsAndBytesConfig" not in code
+
+
+def test_scores_are_in_the_card_where_there_are_any(manifest: dict[str, Any], small_recipe: Recipe) -> None:
+    assert "## Scores" not in model_card({**manifest, "scores": None}, small_recipe)
+    interval = {"value": 0.9, "low": 0.769, "high": 0.9604}
+    margin = {"value": 0.8, "low": 0.6, "high": 0.9}
+    base = {"trial": "0000", "origin": "base", "name": "base", **interval, "tokens_seen": 0, "is_clear": True}
+    start = {**base, "trial": "0001", "origin": "start", "name": "usual", "tokens_seen": 5000, "is_clear": False}
+    others = [{**base, "winner_is_better_by": margin}, {**start, "winner_is_better_by": margin}]
+    winner = {**interval, "tokens_seen": 3000, "of_exported_weights": False}
+    scores = {"measure": "accuracy", "rows": 40, "winner": winner, "others": others}
+    card = model_card({**manifest, "scores": scores}, small_recipe)
+    assert "Greedy answers to the first 40 eval rows, with 95 % intervals; it decided nothing." in card
+    assert "The winner's score is of its weights after so many tokens; the exported ones have a lower loss." in card
+    assert "| what | accuracy | training tokens | the winner is better by |" in card
+    assert "| winner | 90.0 % (76.9 to 96.0) | 3,000 |  |" in card
+    assert "| base | 90.0 % (76.9 to 96.0) | 0 | 80.0 points (60.0 to 90.0), clear |" in card
+    assert (
+        "| starting point `usual` (trial 0001) | 90.0 % (76.9 to 96.0) | 5,000 | 80.0 points (60.0 to 90.0), " in card
+    )
+    assert "cannot be told apart |" in card
+    text = {**scores, "measure": "rouge_l", "winner": {**winner, "of_exported_weights": True}, "others": []}
+    card = model_card({**manifest, "scores": text}, small_recipe)
+    assert "| winner | 0.9000 (0.7690 to 0.9604) | 3,000 |  |" in card
+    assert "so many tokens" not in card

@@ -2,11 +2,12 @@ import csv
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_case import BASE, Told, new_run, night, write_samples, write_trial
+from report_case import BASE, Told, new_run, night, right, write_samples, write_trial
 
 from orchestrator.report import main, write_report
 from orchestrator.run_folder import RunFolder
@@ -207,3 +208,23 @@ def test_a_folder_that_can_not_be_written_to_is_bad_input(tmp_path: Path) -> Non
     (run.path / "report.html").mkdir()
     with pytest.raises(RunFolderError, match="can't write to"):
         write_report(run)
+
+
+def test_loss_and_score_have_a_section_where_scores_were_asked_for(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", ["evaluation.score_rows=40"])
+    base = replace(BASE, scores={1: right(4)})
+    write_trial(run, base)
+    write_trial(run, Told("0001", [1.5, 1.2], scores={1: right(10), 2: right(20)}))
+    write_trial(run, Told("0002", [1.6, 1.4], scores={1: right(9), 2: right(38)}))
+    page = Page(write_report(run))
+    assert page.headings.index("Loss and score") == page.headings.index("What mattered") + 1
+    assert "scores" in {attributes.get("id") for tag, attributes in page.tags if tag == "div"}
+    assert "Trial 0002 has the best accuracy, 95.0 % (83.5 to 98.6)" in page.text
+    assert "At the rung of 11,111 tokens" in page.text
+    assert "0002 the better score, by 45.0" in page.text
+    assert "The base model's accuracy is 10.0" in page.text
+
+
+def test_a_search_that_asks_for_scores_and_has_none_yet(tmp_path: Path) -> None:
+    page = Page(write_report(new_run(tmp_path / "run", ["evaluation.score_rows=40"])))
+    assert "Nothing was scored so far." in page.text

@@ -3,11 +3,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_case import BASE, BASE_LOSS, STEP_TOKENS, Told, new_run, write_trial
+from report_case import BASE, BASE_LOSS, STEP_TOKENS, Told, new_run, right, write_trial
 
-from orchestrator.report_figures import COLOURS, fragment, importance_bars, learning_curves, loss_against
+from orchestrator.report_drawing import COLOURS, fragment
+from orchestrator.report_figures import importance_bars, learning_curves, loss_against, score_against_loss
 from orchestrator.report_findings import UNENDED, read_findings
 from orchestrator.run_folder import RunFolder
+from trials.intervals import wilson
 from trials.records import Ending, EndingKind, Origin
 
 DIVERGED = Ending(EndingKind.DIVERGED, "above twice")
@@ -136,3 +138,26 @@ def test_fragment_brings_the_library_only_when_asked(run: RunFolder) -> None:
     assert len(alone) < 100_000
     assert len(whole) > 1_000_000
     assert "<script src" not in whole
+
+
+def test_score_against_the_loss_of_the_same_evaluation(run: RunFolder) -> None:
+    write_trial(run, Told("0001", [1.5, 1.3, 1.4], scores={1: right(10), 3: right(30)}))
+    write_trial(run, Told("0002", [1.6], scores={1: right(20)}))
+    write_trial(run, Told("0003", [1.7]))
+    figure = score_against_loss(read_findings(run))
+    other, winner = figure.data
+    assert (winner.x[0], winner.y[0]) == (pytest.approx(1.4), 0.75)
+    assert (other.x[0], other.y[0]) == (pytest.approx(1.6), 0.5)
+    assert "33,336 tokens" in winner.meta
+    interval = wilson(30, 40)
+    assert winner.error_y.array[0] == pytest.approx(interval.high - 0.75)
+    assert winner.error_y.arrayminus[0] == pytest.approx(0.75 - interval.low)
+    assert figure.layout.yaxis.tickformat == ".0%"
+    assert figure.layout.xaxis.type != "log"
+    write_trial(run, Told("0004", [0.2], scores={1: right(35)}))
+    assert score_against_loss(read_findings(run)).layout.xaxis.type == "log"
+
+
+def test_there_is_no_figure_of_scores_without_scores(run: RunFolder) -> None:
+    write_trial(run, Told("0001", [1.5]))
+    assert score_against_loss(read_findings(run)) is None

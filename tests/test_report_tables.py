@@ -3,7 +3,7 @@ import io
 from pathlib import Path
 
 import pytest
-from report_case import BASE, BASE_LOSS, Told, new_run, row_losses, write_trial
+from report_case import BASE, BASE_LOSS, Told, new_run, right, row_losses, write_trial
 
 from orchestrator.report_findings import read_findings
 from orchestrator.report_tables import (
@@ -137,7 +137,9 @@ def test_surroundings_name_versions_and_hardware(run: RunFolder) -> None:
 def test_csv_has_a_row_a_trial_with_numbers_in_full(run: RunFolder) -> None:
     write_trial(run, BASE)
     values = {"learning_rate": 0.00012345678, "target_modules": ["q_proj", "v_proj"]}
-    write_trial(run, Told("0001", [1.5, 1.23456789, 1.3], origin=Origin.START, name="usual", values=values))
+    scores = {1: right(10), 2: right(37)}
+    told = Told("0001", [1.5, 1.23456789, 1.3], origin=Origin.START, name="usual", values=values, scores=scores)
+    write_trial(run, told)
     reason = 'no "luck", in\ntwo lines'
     write_trial(run, Told("0002", [], Ending(EndingKind.FAILED, reason)))
     write_trial(run, Told("0003", [1.5], None))
@@ -149,6 +151,7 @@ def test_csv_has_a_row_a_trial_with_numbers_in_full(run: RunFolder) -> None:
     assert (start["best_eval_loss"], start["tokens_seen"], start["steps"]) == ("1.23456789", "33336", "42")
     assert float(start["seconds"]) == pytest.approx(64.5)
     assert (start["learning_rate"], start["target_modules"]) == ("0.00012345678", "q_proj+v_proj")
+    assert (start["score"], base["score"]) == ("0.925", "")
     assert (failed["reason"], failed["best_eval_loss"], failed["seconds"]) == (reason, "", "")
     assert (running["ending"], running["reason"]) == ("", "")
 

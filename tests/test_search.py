@@ -40,11 +40,11 @@ class Done:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """One search of five configurations, one of which can only diverge."""
+    """One search of five configurations, one of which can only diverge; the first eval rows are answered and scored."""
     out = tmp_path_factory.mktemp("search") / "run"
     options = ["--out", str(out), "--trials", "5", "--budget", "5m"]
     diverging = ["start.too_fast={learning_rate: 1.0, scheduler: constant}", "space.learning_rate.high=1.0"]
-    found = run_command([*small_search(), *diverging, "keep_adapters=2", *options])
+    found = run_command([*small_search(), *diverging, "keep_adapters=2", "score_rows=2", *options])
     return Done(RunFolder(out), found.stdout + found.stderr, found.returncode)
 
 
@@ -94,6 +94,22 @@ def test_every_outcome_reaches_the_study_as_what_it_is(done: Done) -> None:
     assert records[1].ending is not None
     assert records[1].ending.kind is EndingKind.DIVERGED
     assert done.study().user_attrs["base_eval_loss"] == done.records()[0].best_eval_loss
+
+
+def test_scores_are_taken_at_rungs_and_at_the_end_and_reach_everywhere(done: Done) -> None:
+    rungs = done.run.read_search().rungs
+    for record in done.records():
+        reached = {next((p.step for p in record.points if p.tokens_seen >= tokens), None) for tokens in rungs}
+        if record.ending and record.ending.kind in {EndingKind.FINISHED, EndingKind.EARLY_STOPPED}:
+            reached.add(record.points[-1].step)
+        if record.ending and record.ending.kind is not EndingKind.DIVERGED:
+            assert {point.step for point in record.points if point.score is not None} == reached - {None}
+            assert {scoring.step for scoring in record.scorings()} == reached - {None}
+    assert done.study().user_attrs["base_score"] == done.records()[0].score
+    assert ", score 0." in done.output or ", score 1." in done.output
+    assert json.loads((done.run.export / "manifest.json").read_text())["scores"]["rows"] == 2
+    assert "## Scores" in (done.run.export / "README.md").read_text()
+    assert "Loss and score" in (done.run.path / "report.html").read_text()
 
 
 def test_disk_holds_only_the_best_adapters(done: Done) -> None:
