@@ -86,8 +86,10 @@ def keep_gradients_on_cpu(model: torch.nn.Module) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  # no types in bitsandbytes
 
 
-def attach_adapter(base: PreTrainedModel, hyperparameters: Hyperparameters) -> PeftModel:
+def attach_adapter(base: PreTrainedModel, hyperparameters: Hyperparameters, revision: str | None = None) -> PeftModel:
     """A fresh LoRA adapter on the base; at this point it changes nothing (B is zero).
+
+    `revision` is the base's, which the saved adapter will ask for when it's loaded.
 
     Raises `ModelError` if a target module isn't in the model.
     """
@@ -104,7 +106,7 @@ def attach_adapter(base: PreTrainedModel, hyperparameters: Hyperparameters) -> P
         bias="none",
     )
     _refuse_unknown_targets(hyperparameters.target_modules, linear_names(base))
-    model = get_peft_model(base, config)
+    model = get_peft_model(base, config, revision=revision)
     keep_gradients_on_cpu(model)
     adapted: PeftModel = model
     return adapted
