@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tensorboardX import SummaryWriter
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from trials.config import TrialConfig
 from trials.schedule import Length, micro_batch_rows
@@ -30,8 +32,8 @@ Evaluate = Callable[[TrainerState], tuple[dict[str, float], bool]]
 """Evaluates the model as it is; gives what is to be logged by name, and whether the training ends with it."""
 
 
-class TrialTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships without types
-    """`SFTTrainer` with our evaluation in place of the mean of batch means."""
+class _OwnEvaluation(Trainer):  # type: ignore[misc]  # transformers and TRL ship without types
+    """Our evaluation in place of the mean of batch means."""
 
     evaluate_trial: Evaluate
 
@@ -45,6 +47,17 @@ class TrialTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships without types
         if is_over:
             self.control.should_training_stop = True
         return found
+
+
+class TrialTrainer(_OwnEvaluation, SFTTrainer):  # type: ignore[misc]
+    """`SFTTrainer` with our evaluation."""
+
+
+class HeadTrainer(_OwnEvaluation):
+    """For an adapter on the vocabulary projection, which TRL refuses: its fused loss would go past the adapter.
+
+    The loss is transformers' own, which holds all logits at once.
+    """
 
 
 class EvaluationTimes(TrainerCallback):  # type: ignore[misc]
@@ -75,14 +88,16 @@ def build_trainer(
     evaluate: Evaluate,
     times: EvaluationTimes,
     folder: Path,
-) -> TrialTrainer:
+) -> _OwnEvaluation:
     """A trainer that is ready for `train()`."""
     arguments = sft_config(config, train, length, folder)
-    trainer = TrialTrainer(
+    kind = HeadTrainer if _adapts_head(model) else TrialTrainer
+    trainer: _OwnEvaluation = kind(
         model=model,
         args=arguments,
         train_dataset=train.for_training,
         processing_class=tokenizer,
+        data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
         callbacks=[times, TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
         optimizers=(_loraplus_optimizer(model, arguments, config), None),
     )
@@ -90,6 +105,10 @@ def build_trainer(
     trainer.evaluate_trial = evaluate
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _adapts_head(model: PeftModel) -> bool:
+    return isinstance(model.get_output_embeddings(), BaseTunerLayer)
 
 
 def _keep_adapter_in_float32(model: PeftModel) -> None:
