@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from scripts.make_smollm2 import main
+from search_spaces.recipe import load_recipe
 from tests.commands import run_command
 from trials.config import Hyperparameters, ModelSettings
 from trials.formats import Example, Message
