@@ -20,7 +20,7 @@ from trials.comparison import (
     mcnemar,
 )
 from trials.errors import DataError
-from trials.judgement import Answers, Judgement
+from trials.judgement import Answers, Judgement, Rows
 from trials.losses import RowLosses
 from trials.scores import Measure, RowScores
 
@@ -115,15 +115,11 @@ def test_scores_are_paired() -> None:
         compare_scores(a, RowScores(Measure.LABEL, tuple(hard)))
 
 
-def _judgement(name: str, **changes: object) -> Judgement:
-    values = {
-        "model": name,
-        "data": "dev.jsonl",
-        "format": "nli",
-        "rows_hash": "x",
-        "losses": RowLosses([1, 2], [3, 4]),
-    }
-    return Judgement(**{**values, **changes})  # type: ignore[arg-type]
+LOSSES = RowLosses([1, 2], [3, 4])
+
+
+def _judgement(name: str, *, rows: str = "x", losses: RowLosses = LOSSES, answers: Answers | None = None) -> Judgement:
+    return Judgement(Rows(name, "dev.jsonl", 2, rows), "nli", losses, answers)
 
 
 def test_a_model_cannot_be_told_from_itself_by_anything() -> None:
@@ -136,8 +132,8 @@ def test_a_model_cannot_be_told_from_itself_by_anything() -> None:
 
 
 def test_other_rows_are_refused_and_other_tokens_say_nothing_about_the_loss() -> None:
-    with pytest.raises(DataError, match=r"a and b were not judged on the same rows: 2 rows of dev.jsonl, 2 of"):
-        compare_judgements(_judgement("a"), _judgement("b", rows_hash="y"))
+    with pytest.raises(DataError, match=r"a and b are not judged on the same rows: 2 rows of dev\.jsonl, 2 of"):
+        compare_judgements(_judgement("a"), _judgement("b", rows="y"))
     other = _judgement("b", losses=RowLosses([1, 2], [4, 3]))
     assert compare_judgements(_judgement("a"), other).loss is None
     assert compare_judgements(_judgement("a"), other).score is None

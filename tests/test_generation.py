@@ -90,8 +90,8 @@ def test_a_printed_answer_is_the_answer(
     ids = prompt_ids(asked[1], tokenizer)
     said = answer(base, tokenizer, ids, SHORT, printed=True)
     printed = capsys.readouterr().out
-    assert printed.strip() == said == answer(base, tokenizer, ids, SHORT)
-    assert printed.endswith("\n")
+    assert printed == f"{said}\n"
+    assert said == answer(base, tokenizer, ids, SHORT)
     assert capsys.readouterr().out == ""
 
 

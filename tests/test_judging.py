@@ -11,7 +11,7 @@ import pytest
 
 from trials.adapter_folder import trial_config
 from trials.data import TrialData
-from trials.errors import ModelError, RunFolderError
+from trials.errors import ModelError
 from trials.judgement import Judgement, Task, labels_of
 from trials.judging import Choices, Judged, against_base, answers, judge, load_judged, losses, samples
 from trials.losses import RowLosses
@@ -74,15 +74,6 @@ def test_a_trials_adapter_has_its_trials_tokenizer_template_and_precision(copied
     assert "[INST]" in asked_for.tokenizer.chat_template
 
 
-def test_another_config_beside_an_adapter_is_no_trials(copied: Path) -> None:
-    (copied.parent / "config.json").write_text('{"model_type": "mistral"}')
-    assert trial_config(str(copied)) is None
-    assert load_judged(str(copied)).is_adapter
-    (copied.parent / "config.json").write_text('{"origin": "single"}')
-    with pytest.raises(RunFolderError, match="can't be read"):
-        trial_config(str(copied))
-
-
 def test_a_base_that_was_saved_in_4_bits_is_loaded_as_it_is(
     copied: Path, small_trial: TrialRecord, small_data: TrialData, judged: Judged, tmp_path: Path
 ) -> None:
@@ -114,7 +105,7 @@ def test_a_judgement_has_losses_answers_and_what_they_are_worth(
     assert report.accuracy.value == ours.answers.scores.mean
     base = judge(judged, "base", small_data.eval, replace(TASK, answers=False), base=True)
     assert base.answers is None
-    assert base.rows_hash == ours.rows_hash
+    assert base.rows.hash == ours.rows.hash
     assert base.losses.mean > ours.losses.mean
 
 

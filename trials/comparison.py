@@ -15,7 +15,7 @@ from scipy import stats
 
 from trials.errors import DataError
 from trials.intervals import CONFIDENCE, Estimate, around, bootstrap_mean
-from trials.judgement import Judgement
+from trials.judgement import Judgement, Rows
 from trials.losses import RowLosses, compare
 from trials.scores import Measure, RowScores
 
@@ -85,20 +85,25 @@ def verdict(better: Better) -> str:
 
 
 def compare_judgements(a: Judgement, b: Judgement) -> Comparison:
-    """Raises `DataError` if the two were judged on different rows, or on fewer than two."""
-    if a.rows_hash != b.rows_hash:
-        raise DataError(
-            f"{a.model} and {b.model} were not judged on the same rows: {len(a.losses.loss_sums)} rows of {a.data}, "
-            f"{len(b.losses.loss_sums)} of {b.data}, which differ in number, order or text. "
-            "Judge both with the same --data, --format, --rows and --max-length-tokens."
-        )
+    """Raises `DataError` if the two were judged on different rows."""
+    refuse_other_rows(a.rows, b.rows)
     # Another tokenizer cuts the same answer into other tokens, and then a loss per token is another measure.
     same_tokens = list(a.losses.token_counts) == list(b.losses.token_counts)
     return Comparison(
-        rows=len(a.losses.loss_sums),
+        rows=a.rows.count,
         loss=compare_losses(a.losses, b.losses) if same_tokens else None,
         score=compare_scores(a.answers.scores, b.answers.scores) if a.answers and b.answers else None,
     )
+
+
+def refuse_other_rows(a: Rows, b: Rows) -> None:
+    """Raises `DataError` if two models are not, or would not be, judged on the same rows."""
+    if a.hash != b.hash:
+        raise DataError(
+            f"{a.model} and {b.model} are not judged on the same rows: {a.count} rows of {a.data}, {b.count} of "
+            f"{b.data}, which differ in number, order or text. "
+            "Judge both with the same --data, --format, --rows and --max-length-tokens."
+        )
 
 
 def compare_losses(a: RowLosses, b: RowLosses) -> LossComparison:

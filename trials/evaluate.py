@@ -19,6 +19,7 @@ from trials.formats import LABELLED
 
 if TYPE_CHECKING:
     from trials.judgement import Judgement, Task
+    from trials.judging import Prepared
 
 FORMAT: DataFormat = "nli_cot"
 
@@ -69,25 +70,30 @@ def _judge_one(arguments: argparse.Namespace) -> dict[str, Any]:
     from trials.findings import of_comparison, of_judgement
     from trials.judgement import as_json
 
-    ours, base = _judge(arguments, arguments.model)
-    _print(of_judgement(ours))
-    if base is None:
+    prepared = _prepare(arguments, arguments.model)
+    if not arguments.against_base:
+        ours = prepared.judge()
+        _print(of_judgement(ours))
         return as_json(ours)
-    _print(["", "base model", *of_judgement(base), ""])
+    ours, base = prepared.judge_with_base()
     comparison = compare_judgements(base, ours)
+    _print([*of_judgement(ours), "", "base model", *of_judgement(base), ""])
     _print(of_comparison(comparison, "base", "adapter"))
     return {**as_json(ours), "base": as_json(base), "against_base": comparison.as_json()}
 
 
 def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    from trials.comparison import compare_judgements
+    from trials.comparison import compare_judgements, refuse_other_rows
     from trials.findings import of_comparison, of_judgement
-    from trials.judgement import as_json
+    from trials.judgement import Judgement, as_json
 
-    a, b = [_read(arguments, path) or _judge(arguments, path)[0] for path in arguments.compare]
+    # Both are looked at before either is judged, which can take hours.
+    found = [_read(arguments, path) or _prepare(arguments, path) for path in arguments.compare]
+    refuse_other_rows(found[0].rows, found[1].rows)
+    a, b = [part if isinstance(part, Judgement) else part.judge() for part in found]
     comparison = compare_judgements(a, b)
     for name, judgement in (("A", a), ("B", b)):
-        _print([f"{name}: {judgement.model}", *of_judgement(judgement), ""])
+        _print([f"{name}: {judgement.rows.model}", *of_judgement(judgement), ""])
     _print(of_comparison(comparison, "A", "B"))
     return {"a": as_json(a), "b": as_json(b), "comparison": comparison.as_json()}
 
@@ -100,19 +106,18 @@ def _read(arguments: argparse.Namespace, path: str) -> Judgement | None:
     judgement = read_judgement(Path(path))
     if (arguments.labels or arguments.rouge) and judgement.answers is None:
         asked = "--labels" if arguments.labels else "--rouge"
-        raise InputError(f"{asked} compares answers, and {path} has none. Judge {judgement.model} again with {asked}.")
+        raise InputError(
+            f"{asked} compares answers, and {path} has none. Judge {judgement.rows.model} again with {asked}."
+        )
     return judgement
 
 
-def _judge(arguments: argparse.Namespace, path: str) -> tuple[Judgement, Judgement | None]:
-    """The model's judgement, and its base's where that was asked for. Rows are checked before weights are loaded."""
+def _prepare(arguments: argparse.Namespace, path: str) -> Prepared:
     task = _task(arguments, path)
 
-    from trials import judging
     from trials.config import DataSettings
-    from trials.data import load_split
+    from trials.judging import Choices, prepare
 
-    choices = judging.Choices(arguments.quantization, arguments.dtype, arguments.chat_template)
     settings = DataSettings(
         format=task.format,
         train=task.data,
@@ -121,12 +126,8 @@ def _judge(arguments: argparse.Namespace, path: str) -> tuple[Judgement, Judgeme
         max_length_tokens=arguments.max_length_tokens,
         too_long=arguments.too_long,
     )
-    split = load_split(settings, judging.load_tokenizer_of(path, choices))
-    if len(split) < 2:
-        raise DataError(f"{task.data}: only one row can be used, and an interval needs at least two. Give more.")
-    judged = judging.load_judged(path, choices)
-    base = judging.judge(judged, "base", split, task, base=True) if arguments.against_base else None
-    return judging.judge(judged, path, split, task), base
+    choices = Choices(arguments.quantization, arguments.dtype, arguments.chat_template)
+    return prepare(path, choices, task, settings)
 
 
 def _task(arguments: argparse.Namespace, path: str) -> Task:

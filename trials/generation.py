@@ -59,6 +59,18 @@ class ObjectIsWhole(StoppingCriteria):  # type: ignore[misc]  # transformers has
         return done
 
 
+class _Printed(TextStreamer):  # type: ignore[misc]  # transformers has no types here
+    """Prints one answer without the space that many tokenizers begin it with."""
+
+    _has_begun = False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Called by transformers for every word."""
+        text = text if self._has_begun else text.lstrip()
+        self._has_begun = self._has_begun or bool(text)
+        super().on_finalized_text(text, stream_end)
+
+
 def generate(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -89,7 +101,7 @@ def answer(
     model: Any, tokenizer: PreTrainedTokenizerBase, ids: list[int], sampling: Sampling, *, printed: bool = False
 ) -> str:
     """The answer to one prompt; `printed`: also to stdout, word by word while it's made, with a line break after it."""
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if printed else None
+    streamer = _Printed(tokenizer, skip_prompt=True, skip_special_tokens=True) if printed else None
     with inference(model):
         return _batch(model, tokenizer, [ids], sampling, streamer=streamer)[0]
 

@@ -52,13 +52,21 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """One model on one set of rows; `rows_hash` is the same for the same conversations in the same order."""
+class Rows:
+    """Who is judged on which rows; `hash` is the same for the same conversations and labels in the same order."""
 
     model: str
     data: str
+    count: int
+    hash: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One model on one set of rows."""
+
+    rows: Rows
     format: str
-    rows_hash: str
     losses: RowLosses
     answers: Answers | None = None
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trials.adapter_folder import base_settings, cannot_load, is_adapter, tokenizer_settings
-from trials.config import ModelSettings
-from trials.errors import ModelError
+from trials.config import DataSettings, ModelSettings
+from trials.data import load_split
+from trials.errors import DataError, ModelError
 from trials.evaluation import evaluate_rows
 from trials.formats import LABELLED, Example
 from trials.generation import Sampling, generate
-from trials.judgement import Answers, Judgement, Task, rows_hash
+from trials.judgement import Answers, Judgement, Rows, Task, rows_hash
 from trials.losses import RowLosses, compare
 from trials.model import keep_gradients_on_cpu, load_base, load_tokenizer, weight_arguments
 from trials.scores import has_words, task_score
@@ -71,6 +72,38 @@ def load_tokenizer_of(path: str, choices: Choices | None = None) -> PreTrainedTo
     return load_tokenizer((choices or Choices()).over(tokenizer_settings(path)))
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is about to be judged: its rows are checked and tokenised, its weights are not loaded yet."""
+
+    path: str
+    choices: Choices
+    task: Task
+    split: Split
+    rows: Rows
+
+    def judge(self) -> Judgement:
+        """Loads the model and judges it."""
+        return judge(load_judged(self.path, self.choices), self.path, self.split, self.task)
+
+    def judge_with_base(self) -> tuple[Judgement, Judgement]:
+        """Loads the adapter and judges it, then its base."""
+        judged = load_judged(self.path, self.choices)
+        ours = judge(judged, self.path, self.split, self.task)
+        return ours, judge(judged, "base", self.split, self.task, base=True)
+
+
+def prepare(path: str, choices: Choices, task: Task, settings: DataSettings) -> Prepared:
+    """Checks all that can be checked without weights. Raises `ModelError` or `DataError`.
+
+    An interval needs two rows: fewer are refused.
+    """
+    split = load_split(settings, load_tokenizer_of(path, choices))
+    if len(split) < 2:
+        raise DataError(f"{task.data}: only one row can be used, and an interval needs at least two. Give more.")
+    return Prepared(path, choices, task, split, _rows(path, task, split))
+
+
 def judge(judged: Judged, name: str, split: Split, task: Task, *, base: bool = False) -> Judgement:
     """Losses of all rows, and answers where asked; `base`: of the base model, with the adapter switched off.
 
@@ -81,7 +114,11 @@ def judge(judged: Judged, name: str, split: Split, task: Task, *, base: bool = F
     if broken:
         raise ModelError(f"{name} has no finite loss on {broken} of {len(split)} rows: its weights are broken.")
     given = _answer_all(judged, split, task, base=base) if task.answers else None
-    return Judgement(name, task.data, task.format, rows_hash(split.examples), found, given)
+    return Judgement(_rows(name, task, split), task.format, found, given)
+
+
+def _rows(name: str, task: Task, split: Split) -> Rows:
+    return Rows(name, task.data, len(split), rows_hash(split.examples))
 
 
 def losses(judged: Judged, split: Split, batch_rows: int, *, base: bool = False) -> RowLosses:
