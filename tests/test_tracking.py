@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trials.config import TrialConfig
+from trials.config import TrackingSettings, TrialConfig
 from trials.tracking import wandb_is_wanted, wandb_run
 
 
@@ -29,7 +29,8 @@ def test_a_key_or_offline_mode_asks_for_it(
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
-    assert wandb_is_wanted() == wanted
+    assert wandb_is_wanted(TrackingSettings()) == wanted
+    assert not wandb_is_wanted(TrackingSettings(wandb=False))
 
 
 def test_nothing_is_written_unasked(tmp_path: Path, small_config: TrialConfig) -> None:
