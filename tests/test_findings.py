@@ -47,7 +47,8 @@ def test_labels_with_their_intervals_and_a_table_of_counts() -> None:
     assert said[2].split() == ["accuracy", "50.0", "21.5", "to", "78.5"]
     assert [line.split()[:3] for line in said[4:6]] == [["precision", "of", "1"], ["recall", "of", "1"]]
     assert said[10].split()[:3] == ["not", "parsed", "25.0"]
-    assert [line.split() for line in said[-2:]] == [["0", "0", "2", "2"], ["1", "0", "4", "0"]]
+    assert [line.split() for line in said[-3:-1]] == [["0", "0", "2", "2"], ["1", "0", "4", "0"]]
+    assert said[-1] == "answering 0 always would be right in 50.0 %"
 
 
 def test_text_with_a_table_by_length() -> None:

@@ -88,3 +88,8 @@ def test_more_rows_give_narrower_intervals() -> None:
     few, many = (label_report([0, 1] * n, [0, 1, 1, 1] * (n // 2)) for n in (20, 320))
     for a, b in zip(_estimates(few), _estimates(many), strict=True):
         assert b.high - b.low < a.high - a.low
+
+
+def test_who_has_learned_nothing_says_the_commonest_label() -> None:
+    report = label_report([0, 0, 0, 1, 1], [1, 1, 1, 1, None])
+    assert (report.commonest.label, report.commonest.rows) == (0, 3)

@@ -38,6 +38,8 @@ def _of_labels(report: LabelReport) -> Iterator[RenderableType]:
         ["true label", *(f"answered {label}" for label in NLI_LABELS), "not parsed"],
         [(str(label), *map(str, counts)) for label, counts in zip(NLI_LABELS, report.confusion, strict=True)],
     )
+    commonest = report.commonest
+    yield f"answering {commonest.label} always would be right in {100 * commonest.rows / report.rows:.1f} %"
 
 
 def _of_text(judgement: Judgement, answers: Answers) -> Iterator[RenderableType]:

@@ -52,6 +52,11 @@ class LabelReport:
         """The class whose precision and recall are meant where none is named: 1, entailment."""
         return next(found for found in self.classes if found.label == 1)
 
+    @property
+    def commonest(self) -> ClassReport:
+        """The class that is true most often: who always says it is right in so many rows, and has learned nothing."""
+        return max(self.classes, key=lambda found: found.rows)
+
 
 def label_report(true: Sequence[int], predicted: Sequence[int | None]) -> LabelReport:
     """Judges one prediction a row; None for an answer that couldn't be parsed."""
