@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +24,8 @@ from trials.split import Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,10 @@ def judge(judged: Judged, name: str, split: Split, task: Task, *, base: bool = F
     broken = sum(not math.isfinite(loss) for loss in found.loss_sums)
     if broken:
         raise ModelError(f"{name} has no finite loss on {broken} of {len(split)} rows: its weights are broken.")
-    given = _answer_all(judged, split, task, base=base) if task.answers else None
+    given = None
+    if task.answers:
+        logger.info("%s: eval loss %.4f; now it answers %d rows, which takes longer", name, found.mean, len(split))
+        given = _answer_all(judged, split, task, base=base)
     return Judgement(_rows(name, task, split), task.format, found, given)
 
 
