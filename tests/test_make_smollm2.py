@@ -227,6 +227,16 @@ def test_a_folder_that_is_there_is_left_alone(gguf: Path, tmp_path: Path, capsys
     assert "exists already. Delete it to make it again, or give another --out." in capsys.readouterr().err
 
 
+def test_the_recipe_takes_the_folder_in_place_of_the_hub(folder: Path) -> None:
+    assert load_recipe("smollm2", environ={}).recipe.model.name == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    recipe = load_recipe("smollm2", [f"model.name={folder}"], {}).recipe
+    assert recipe.model.name == str(folder)
+    guide = recipe.trial_config(recipe.start_values("guide")).hyperparameters
+    assert (guide.learning_rate, guide.lora_rank, guide.lora_alpha) == (2e-4, 16, 32)
+    # Two trials at once would share the cores that one can use.
+    assert (recipe.search.budget, recipe.search.concurrent_trials) == ("30m", 1)
+
+
 @pytest.mark.skipif(
     not REAL.is_dir(), reason="no models/smollm2-135m-instruct; python -m scripts.make_smollm2 makes it"
 )
