@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -61,3 +62,17 @@ def test_an_adapter_without_a_base(adapter: Path, rubbish: str) -> None:
     (adapter / "adapter_config.json").write_text(rubbish)
     with pytest.raises(ModelError, match=r"can't load the adapter .* must name a base model"):
         base_settings(str(adapter))
+
+
+def test_an_export_knows_its_trial_by_its_manifest(adapter: Path, small_trial: TrialRecord, tmp_path: Path) -> None:
+    export = adapter.rename(tmp_path / "export")
+    manifest = {"trial": "0001", "config": small_trial.config.model_dump(mode="json")}
+    (export / "manifest.json").write_text(json.dumps(manifest))
+    assert trial_config(str(export)) == small_trial.config
+
+
+@pytest.mark.parametrize("other", ["{}", "rubbish", '{"config": {"of": "another version"}}'])
+def test_another_manifest_is_no_hindrance(adapter: Path, tmp_path: Path, other: str) -> None:
+    export = adapter.rename(tmp_path / "export")
+    (export / "manifest.json").write_text(other)
+    assert trial_config(str(export)) is None

@@ -1,7 +1,7 @@
 """What an adapter's folder says about the base that it belongs to. Needs no torch.
 
-An exported adapter has its tokenizer with it. A trial's own `adapter/` hasn't, but the trial is beside it: how that
-loaded its base, with which chat template, and what its rows were.
+An exported adapter has its tokenizer with it, and its trial's configuration in manifest.json. A trial's own `adapter/`
+has no tokenizer, but the trial is beside it: how that loaded its base, with which chat template, what its rows were.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ def is_adapter(path: str) -> bool:
 
 
 def trial_config(path: str) -> TrialConfig | None:
-    """The trial that a folder is the `adapter/` of; None if it isn't one. Raises `RunFolderError` as `read_trial`."""
+    """What was trained: of a trial's `adapter/`, or of an export; None if it's neither.
+
+    Raises `RunFolderError` as `read_trial` does.
+    """
+    exported = _exported_config(Path(path) / "manifest.json")
+    if exported is not None:
+        return exported
     config = Path(path).resolve().parent / "config.json"
     if not is_adapter(path) or not config.is_file():
         return None
@@ -29,6 +35,14 @@ def trial_config(path: str) -> TrialConfig | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return read_trial(config.parent).config if is_ours else None
+
+
+def _exported_config(manifest: Path) -> TrialConfig | None:
+    """None also for what another version exported: the adapter can be used without it."""
+    try:
+        return TrialConfig.model_validate_json(json.dumps(json.loads(manifest.read_text())["config"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def base_settings(path: str) -> ModelSettings:
