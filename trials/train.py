@@ -87,12 +87,15 @@ def _use_gpu(number: str | None) -> None:
 
 def _run(config: TrialConfig, name: str, folder: TrialFolder) -> int:
     from trials.data import load_data
-    from trials.model import load_tokenizer
+    from trials.model import check_targets, load_tokenizer
+    from trials.pinning import pinned_data, pinned_model
     from trials.records import EvalPoint, Origin
     from trials.tracking import wandb_run
     from trials.training import Decision, run_trial, use_threads
 
+    config = config.model_copy(update={"data": pinned_data(config.data), "model": pinned_model(config.model)})
     tokenizer = load_tokenizer(config.model)
+    check_targets(config.model, config.hyperparameters.target_modules)
     data = load_data(config.data, tokenizer)
     folder.begin(config, Origin.SINGLE, name)
     use_threads(config.machine)
