@@ -12,6 +12,7 @@ from search_spaces.layers import flatten
 from search_spaces.schema import Choices, Recipe
 from trials.data import TrialData
 from trials.schedule import Epoch, full_tokens
+from trials.split import Counts
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def describe(search: Search, sizes: Sizes) -> str:
         f"time: {total}, until {deadline.ends:%Y-%m-%d %H:%M:%S} UTC; the last "
         f"{format_duration(deadline.reserve_seconds)} are kept for verification, export and report",
         f"base model: {search.recipe.model.name} ({search.recipe.model.quantization})",
-        *(f"{name} rows: {_rows(sizes.data[name])}" for name in ("train", "eval", "test") if name in sizes.data),
+        *data_lines(sizes.data),
         f"full trial: {sizes.full_tokens:,} tokens ({sizes.full_tokens / sizes.epoch_tokens:.2f} epochs), "
         f"{search.recipe.evaluation.evaluations} evaluations",
         f"rungs at {steps or 'none'} tokens; one in {reduction} passes",
@@ -74,24 +75,9 @@ def describe(search: Search, sizes: Sizes) -> str:
     return "\n".join(lines)
 
 
-_ASIDE = {
-    "bad": "that don't fit the format",
-    "left_out": "not selected",
-    "not_sampled": "not sampled",
-    "overlapping": "that stand in another split",
-    "too_long": "too long",
-}
-
-
-def _rows(counts: Mapping[str, int]) -> str:
-    """What became of a split's rows, in words."""
-    aside = [f"{counts[key]:,} {words}" for key, words in _ASIDE.items() if counts[key]]
-    without = f"; {counts['read']:,} read, without {', '.join(aside)}" if aside else ""
-    shortened = f"; {counts['shortened']:,} of them shortened" if counts["shortened"] else ""
-    return (
-        f"{counts['rows']:,} of {counts['tokens']:,} tokens, {counts['completion_tokens']:,} of them learned, the "
-        f"longest row has {counts['longest']:,}{shortened}{without}"
-    )
+def data_lines(data: Mapping[str, Any]) -> list[str]:
+    """What became of the rows of every split, a line each; `data` as in search.json."""
+    return [f"{name} rows: {Counts(**data[name]).in_words()}" for name in ("train", "eval", "test") if name in data]
 
 
 def _dimension(dimension: Any) -> str:

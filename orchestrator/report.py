@@ -17,6 +17,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from orchestrator.plan import data_lines
 from orchestrator.report_drawing import COLOURS, fragment
 from orchestrator.report_figures import importance_bars, learning_curves, loss_against, score_against_loss
 from orchestrator.report_findings import Findings, read_findings
@@ -87,6 +88,7 @@ def render(findings: Findings) -> str:
         settings=chosen,
         defaults=defaults,
         surroundings=surroundings(findings),
+        data_lines=data_lines(findings.search_json.get("data") or {}),
         scores=score_section(findings),
     )
 

@@ -1,4 +1,4 @@
-from orchestrator.plan import Sizes, describe
+from orchestrator.plan import Sizes, data_lines, describe
 from search_spaces.recipe import load_recipe
 from search_spaces.schema import Recipe
 from tests.searches import make_search
@@ -28,3 +28,13 @@ def test_the_plan_says_where_each_setting_came_from(small_recipe: Recipe, small_
     assert "hyperparameters.weight_decay = 0.01  (default)" in plan
     assert "rungs at 100, 300 tokens; one in 3 passes" in plan
     assert "the last 10m00s are kept for verification" in plan
+
+
+def test_what_became_of_the_rows_is_said_in_words() -> None:
+    none = dict.fromkeys(("bad", "left_out", "not_sampled", "overlapping", "too_long", "shortened"), 0)
+    kept = {"rows": 90, "tokens": 9000, "completion_tokens": 1234, "longest": 512}
+    said = "90 of 9,000 tokens, 1,234 of them learned, the longest row has 512"
+    assert data_lines({"fingerprint": "1f", "eval": {"read": 90, **none, **kept}}) == [f"eval rows: {said}"]
+    found = data_lines({"train": {"read": 100, **none, **kept, "bad": 4, "too_long": 6, "shortened": 3}})
+    aside = "3 of them shortened; 100 read, without 4 that don't fit the format, 6 too long"
+    assert found == [f"train rows: {said}; {aside}"]

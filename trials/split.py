@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _WRITE_ROWS = 1000
+_ASIDE = {
+    "bad": "that don't fit the format",
+    "left_out": "not selected",
+    "not_sampled": "not sampled",
+    "overlapping": "that stand in another split",
+    "too_long": "too long",
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,16 @@ class Counts:
     tokens: int
     completion_tokens: int
     longest: int
+
+    def in_words(self) -> str:
+        """For people: how many rows of how many tokens, and why not more."""
+        aside = [f"{getattr(self, key):,} {words}" for key, words in _ASIDE.items() if getattr(self, key)]
+        without = f"; {self.read:,} read, without {', '.join(aside)}" if aside else ""
+        shortened = f"; {self.shortened:,} of them shortened" if self.shortened else ""
+        return (
+            f"{self.rows:,} of {self.tokens:,} tokens, {self.completion_tokens:,} of them learned, the longest row has "
+            f"{self.longest:,}{shortened}{without}"
+        )
 
 
 class _Lazy(Sequence[T], Generic[T]):
