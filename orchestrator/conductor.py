@@ -18,6 +18,7 @@ from orchestrator.halving import RungVerdict, judge, rungs_from_records
 from orchestrator.ranking import base_of, expendable_adapters
 from orchestrator.run_folder import BASE_TRIAL_ID, RunFolder, Search
 from orchestrator.study import Study
+from trials.checkpoints import remove_checkpoints
 from trials.config import TrialConfig
 from trials.files import settle_folder
 from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
@@ -96,7 +97,9 @@ class Conductor:
             return "over"
         suggestion = self._study.ask()
         config = self._search.recipe.trial_config(suggestion.values)
-        update: dict[str, Any] = {"base_eval_loss": self._base_eval_loss}
+        # Nobody goes back to an earlier checkpoint in a search: each trial keeps its newest, unless more are asked for.
+        machine = config.machine.model_copy(update={"keep_checkpoints": config.machine.keep_checkpoints or 1})
+        update: dict[str, Any] = {"base_eval_loss": self._base_eval_loss, "machine": machine}
         if config.evaluation.score_rows is not None:
             update["score_at_tokens"] = tuple(self._search.rungs)
         config = config.model_copy(update=update)
@@ -131,6 +134,9 @@ class Conductor:
         elif self.must_stop and not self.was_interrupted:
             TrialFolder(folder).end(Ending(EndingKind.PRUNED, "the time for training was over"))
         record = read_trial(folder)
+        if record.ending is not None:
+            # They would take half a gigabyte and more of every trial (trials.checkpoints); what counts is its adapter.
+            remove_checkpoints(folder)
         if running.origin is not Origin.BASE:
             self._tell_study(record)
         self._count_failures(record)
@@ -162,7 +168,8 @@ class Conductor:
         # Only the base model can be there already, if its evaluation was cut off or failed.
         (folder / "ending.json").unlink(missing_ok=True)
         if not (folder / "config.json").exists():
-            TrialFolder(folder).begin(assignment.config, assignment.origin, assignment.name)
+            rows = self._search.data.get("fingerprint")
+            TrialFolder(folder).begin(assignment.config, assignment.origin, assignment.name, rows)
         self._running[assignment.trial_id] = assignment
         self._emit(TrialStarted(assignment.trial_id, assignment.origin, assignment.name, assignment.config))
         return assignment

@@ -22,7 +22,7 @@ from trials.tracking import wandb_run
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from trials.training import Decision
+    from trials.supervisor import Decision
 
 
 def run_assignment(assignment: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ class _Report:
         """As transformers names it where it logs a trial's evaluations."""
 
     def __call__(self, point: EvalPoint) -> Decision:
-        from trials.training import Decision
+        from trials.supervisor import Decision
 
         self.last = {"eval/loss": point.eval_loss, **({} if point.score is None else {"eval/score": point.score})}
         try:

@@ -22,7 +22,8 @@ from trials.judging import judge, load_judged
 from trials.labels import LabelReport
 from trials.model import load_tokenizer
 from trials.records import Ending, Origin, TrialFolder, read_trial
-from trials.training import Decision, run_trial, use_threads
+from trials.supervisor import Decision
+from trials.training import run_trial, use_threads
 
 RATES = (1e-5, 2e-4, 1e-3, 3e-3, 1e-2)
 

@@ -71,12 +71,11 @@ _SAME: Mapping[str, tuple[Kind, str]] = {
     "gradient_checkpointing": (FLAG, "machine.gradient_checkpointing"),
     "use_wandb": (FLAG, "tracking.wandb"),
     "wandb_run_id": (TEXT.or_none(), "tracking.run_id"),
+    "save_total_limit": (COUNT.or_none(), "machine.keep_checkpoints"),
 }
-# What has no counterpart here: the loss is logged all the time, the best adapter is kept and nothing else.
+# What has no counterpart here: the loss is logged all the time, and rows are never packed.
 _IDLE: Mapping[str, Kind] = {
     "logging_steps": ANYTHING,
-    "save_steps": ANYTHING,
-    "save_total_limit": ANYTHING,
     "use_packing": FLAG,
     "resume_from_checkpoint": TEXT.or_none(),
 }
@@ -86,6 +85,7 @@ NAMES: Mapping[str, Kind] = {
     "batch_size": COUNT,
     "grad_accumulation_steps": COUNT,
     "eval_steps": COUNT,
+    "save_steps": COUNT,
     "distributed_training": FLAG,
     "wandb_project": TEXT.or_none(),
     "wandb_name": TEXT.or_none(),
@@ -154,8 +154,8 @@ def problem_with(name: str, value: Any) -> str | None:
         return "use_packing = True is not allowed: rows are never packed here, so that none sees another. Set it False."
     if name == "resume_from_checkpoint" and value is not None:
         return (
-            f"{name} = {value!r} is not allowed: a single trial starts from the base model. Set it to None; "
-            "a search goes on with python -m orchestrator.search --resume RUN."
+            f"{name} = {value!r} is not allowed: a trial goes on in its own folder, with its own settings. Set it to "
+            "None, and give that folder: python -m trials.train --resume DIR [--checkpoint STEP]."
         )
     return None
 
@@ -190,6 +190,7 @@ def _of_batch(given: Mapping[str, Any]) -> dict[str, tuple[Any, tuple[str, ...]]
     found: dict[str, tuple[Any, tuple[str, ...]]] = {}
     if any(name in given for name in factors):
         found["hyperparameters.effective_batch"] = (batch, factors)
-    if "eval_steps" in given:
-        found["evaluation.every_rows"] = (given["eval_steps"] * batch, ("eval_steps", *factors))
+    for name, key in (("eval_steps", "evaluation.every_rows"), ("save_steps", "machine.checkpoint_every_rows")):
+        if name in given:
+            found[key] = (given[name] * batch, (name, *factors))
     return found

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import optuna
 from optuna.trial import TrialState
 
@@ -6,6 +8,7 @@ from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, Tria
 from orchestrator.run_folder import RunFolder, Search
 from orchestrator.study import STUDY_NAME
 from search_spaces.schema import Recipe
+from tests.checkpoint_case import write_checkpoint
 from tests.searches import (
     BASE_LOSS,
     Clock,
@@ -19,6 +22,7 @@ from tests.searches import (
     run_base,
     run_trial,
 )
+from trials.checkpoints import whole_checkpoints
 from trials.records import Ending, EndingKind, Origin, TrialFolder
 
 FULL = [(100, 2.0), (300, 1.5), (900, 1.0)]
@@ -237,3 +241,24 @@ def test_trials_are_told_where_they_are_scored_if_that_is_asked_for(run: RunFold
 def test_trials_are_told_nothing_of_scores_if_none_are_asked_for(run: RunFolder, search: Search) -> None:
     conductor = make_conductor(run, search)
     assert [begin(conductor).config.score_at_tokens for _ in range(2)] == [(), ()]
+
+
+def test_a_trial_keeps_its_newest_checkpoint_while_it_runs_and_none_when_it_has_ended(
+    run: RunFolder, search: Search
+) -> None:
+    conductor = make_conductor(run, search, slots=3)
+    run_base(run, conductor)
+    pruned, cut_off = begin(conductor), begin(conductor)
+    assert pruned.config.machine.keep_checkpoints == 1
+    for assignment in (pruned, cut_off):
+        write_checkpoint(run.trial(assignment.trial_id), 1)
+    finish(run, conductor, pruned, EndingKind.PRUNED)
+    conductor.close()
+    assert not (run.trial(pruned.trial_id) / "checkpoints").exists()
+    assert [checkpoint.step for checkpoint in whole_checkpoints(run.trial(cut_off.trial_id))] == [1]
+
+
+def test_trials_remember_the_rows_of_the_search(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, replace(search, data={"fingerprint": "abc"}))
+    begin(conductor)
+    assert [record.fingerprint for record in run.records()] == ["abc"]

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 
-from trials.files import append_json_line, read_json_lines, replace_folder, settle_folder, write_json, write_text
+from trials.files import (
+    append_json_line,
+    link_file,
+    link_folder,
+    read_json_lines,
+    replace_folder,
+    settle_folder,
+    write_json,
+    write_text,
+)
 
 
 def _folder(path: Path, content: str) -> Path:
@@ -95,3 +105,24 @@ def test_settling_never_touches_a_folder_in_its_place(tmp_path: Path) -> None:
     assert (target / "weights").read_text() == "new"
     replace_folder(_folder(tmp_path / "newer", "newer"), target)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_linked_folder_takes_no_room_of_its_own_and_outlives_the_first(tmp_path: Path) -> None:
+    first = _folder(tmp_path / "first", "content")
+    link_folder(first, tmp_path / "second")
+    weights = tmp_path / "second" / "weights"
+    assert weights.stat().st_ino == (first / "weights").stat().st_ino
+    replace_folder(_folder(tmp_path / "new", "other"), first)
+    assert weights.read_text() == "content"
+
+
+def test_where_the_disk_has_no_links_a_copy_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    first = _folder(tmp_path / "first", "content")
+    link_folder(first, tmp_path / "second")
+    link_file(first / "weights", tmp_path / "second" / "weights")  # in the place of the one that's there
+    assert (tmp_path / "second" / "weights").read_text() == "content"
+    assert (tmp_path / "second" / "weights").stat().st_ino != (first / "weights").stat().st_ino

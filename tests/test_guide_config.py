@@ -45,11 +45,12 @@ def test_a_file_extends_the_default_beside_it(configs: Path, head: str) -> None:
     assert (values.effective_batch, recipe.machine.micro_batch_rows) == (32, 8)
     assert (values.epochs, values.train_tokens, values.rows_seen) == (3, None, None)
     assert recipe.evaluation.every_rows == 10 * 32
+    assert (recipe.machine.checkpoint_every_rows, recipe.machine.keep_checkpoints) == (500 * 32, None)
     assert (recipe.tracking.wandb, recipe.tracking.project, recipe.tracking.run_name) == (True, "mine", "ablation")
     assert recipe.search.seed == 7
     assert sources["hyperparameters.effective_batch"] == "mine.py"
     assert sources["hyperparameters.epochs"] == "default.py"
-    assert sources["evaluation.every_rows"] == "default.py, mine.py"
+    assert sources["evaluation.every_rows"] == sources["machine.checkpoint_every_rows"] == "default.py, mine.py"
     assert sources["search.budget"] == "demo.yaml"
 
 
@@ -60,6 +61,7 @@ def test_without_a_default_beside_it_the_guides_is_taken(tmp_path: Path, head: s
     assert (values.epochs, values.warmup_fraction, values.effective_batch) == (2, 0.03, 32)
     assert resolved.recipe.model.name == "mistralai/Mistral-7B-v0.3"
     assert resolved.recipe.data.max_length_tokens == 512
+    assert (resolved.recipe.machine.checkpoint_every_rows, resolved.recipe.machine.keep_checkpoints) == (250 * 32, 2)
     assert sources["hyperparameters.epochs"] == BUILT_IN
     assert sources["hyperparameters.learning_rate"] == "mine.py"
 
@@ -236,7 +238,9 @@ def test_a_helper_of_the_default_is_one_of_the_file_too(configs: Path) -> None:
         ("target_modules = 'q_proj'", "target_modules = 'q_proj' is not allowed: give a list of names"),
         ("gpu_id = -1", "gpu_id = -1 is not allowed: give a whole number of at least 0"),
         ("use_packing = True", "use_packing = True is not allowed: rows are never packed here"),
-        ("resume_from_checkpoint = 'models/x'", "resume_from_checkpoint = 'models/x' is not allowed: a single trial"),
+        ("resume_from_checkpoint = 'models/x'", "resume_from_checkpoint = 'models/x' is not allowed: .* --resume DIR"),
+        ("save_steps = 0.1", r"mine\.py: save_steps = 0\.1 is not allowed: give a whole number of at least 1\."),
+        ("save_total_limit = 0", "save_total_limit = 0 is not allowed: give a whole number of at least 1, or None"),
         ("learning_rate = 5.0", r"hyperparameters\.learning_rate=5\.0 \(from mine\.py\) is not allowed"),
         ("lr_scheduler = 'polynomial'", r"hyperparameters\.scheduler='polynomial' \(from mine\.py\) is not allowed"),
     ],
@@ -349,6 +353,6 @@ def test_names_without_effect_are_told_in_one_line(configs: Path, caplog: pytest
         _read(configs, "lora_r = 4\n").log_unused()
         _read(configs, "rank = 4\nlora_r = rank\n").log_unused()
     assert caplog.messages == [
-        "config file: without effect here: logging_steps, save_steps, use_packing, resume_from_checkpoint",
+        "config file: without effect here: logging_steps, use_packing, resume_from_checkpoint",
         "config file: read again in it, so not taken for settings: rank",
     ]

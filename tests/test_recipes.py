@@ -79,6 +79,9 @@ def test_what_else_the_guides_say() -> None:
     assert len({_recipe(f"nli_cot/ablation{n}").data.train for n in (1, 2, 3)}) == 1
     assert _recipe("nli_cot").evaluation.patience == 3
     assert _recipe("nli_cot").search.budget == "9h"
+    # A checkpoint every 1,000 steps, all of them resumable.
+    law = _recipe("law").machine
+    assert (law.checkpoint_every_rows, law.keep_checkpoints) == (1000 * 8, None)
     assert not _recipe("nli_cot/minimal_test").tracking.wandb
     assert _recipe("nli_cot").tracking.wandb
     chat = _recipe("ultrachat").data

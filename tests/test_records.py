@@ -172,3 +172,9 @@ def test_the_adapter_is_on_disk_before_the_evaluations_line(folder: TrialFolder)
     folder.log(scored)
     assert read_trial(folder.path).points == (scored,)
     assert read_trial(folder.path).score == 0.5
+
+
+def test_the_rows_are_remembered_where_somebody_said_which(tmp_path: Path, small_config: TrialConfig) -> None:
+    for name, said in (("a", "abc"), ("b", None)):
+        TrialFolder(tmp_path / name).begin(small_config, Origin.SINGLE, "demo", said)
+        assert read_trial(tmp_path / name).fingerprint == said

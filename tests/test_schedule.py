@@ -7,7 +7,7 @@ import random
 import pytest
 
 from trials.config import EvaluationSettings, Hyperparameters, Machine
-from trials.schedule import Epoch, evaluation_tokens, full_length, micro_batch_rows
+from trials.schedule import Epoch, checkpoint_steps, evaluation_tokens, full_length, micro_batch_rows
 
 EPOCH = Epoch(rows=4500, tokens=450_000)
 _DRAW = random.Random(5)
@@ -67,3 +67,12 @@ def test_tokens_are_tokens_whatever_the_batch() -> None:
 
 def test_the_shortest_trial_has_one_step() -> None:
     assert full_length(Hyperparameters(train_tokens=1, effective_batch=64), EPOCH).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("every_rows", "batch", "steps"), [(8000, 8, 1000), (8000, 32, 250), (5, 8, 1), (None, 8, None)]
+)
+def test_checkpoints_are_apart_by_rows_whatever_the_batch(
+    every_rows: int | None, batch: int, steps: int | None
+) -> None:
+    assert checkpoint_steps(batch, Machine(checkpoint_every_rows=every_rows)) == steps

@@ -28,7 +28,8 @@ from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, T
 from trials.scores import Measure, task_score
 from trials.scoring import Scorer
 from trials.stopwatch import Stopwatch
-from trials.training import Decision, evaluate_base, run_trial, use_threads
+from trials.supervisor import Decision
+from trials.training import evaluate_base, run_trial, use_threads
 
 ROWS = 3
 DROPOUT = 0.3

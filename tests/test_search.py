@@ -44,7 +44,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     out = tmp_path_factory.mktemp("search") / "run"
     options = ["--out", str(out), "--trials", "5", "--budget", "5m"]
     diverging = ["start.too_fast={learning_rate: 1.0, scheduler: constant}", "space.learning_rate.high=1.0"]
-    found = run_command([*small_search(), *diverging, "keep_adapters=2", "score_rows=2", *options])
+    settings = ["keep_adapters=2", "score_rows=2", "checkpoint_every_rows=4"]
+    found = run_command([*small_search(), *diverging, *settings, *options])
     return Done(RunFolder(out), found.stdout + found.stderr, found.returncode)
 
 
@@ -112,8 +113,10 @@ def test_scores_are_taken_at_rungs_and_at_the_end_and_reach_everywhere(done: Don
     assert "Loss and score" in (done.run.path / "report.html").read_text()
 
 
-def test_disk_holds_only_the_best_adapters(done: Done) -> None:
+def test_disk_holds_only_the_best_adapters_and_no_checkpoints(done: Done) -> None:
     assert sum(record.has_adapter for record in done.records()) == 2
+    assert {record.config.machine.checkpoint_every_rows for record in done.records()} == {4}
+    assert not list(done.run.path.glob("trials/*/checkpoints"))
 
 
 def test_the_export_is_what_the_manifest_says(done: Done) -> None:
@@ -235,7 +238,8 @@ from tests.conftest import SMALL
 from trials.data import load_data
 from trials.model import load_tokenizer
 from trials.records import Origin, TrialFolder
-from trials.training import Decision, run_trial
+from trials.supervisor import Decision
+from trials.training import run_trial
 
 recipe = load_recipe("demo", [*SMALL, "train_tokens=100000", "evaluations=50"], environ={{}}).recipe
 config, tokenizer = recipe.trial_config({{}}), load_tokenizer(recipe.model)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from search_spaces.recipe import RECIPE_FOLDER
+from tests.commands import ROOT, environment
 from tests.conftest import SMALL
 from tests.guide_files import BY_PATH, write
-from trials.records import EndingKind, Origin, read_trial
+from trials.checkpoints import whole_checkpoints
+from trials.records import EndingKind, Origin, TrialFolder, read_trial
 from trials.train import main
 
 DEMO = RECIPE_FOLDER / "demo"
@@ -125,3 +132,118 @@ def test_a_config_file_goes_with_the_guides_recipe(in_tmp_path: Path, capsys: py
     file = write(in_tmp_path / "mine.py", "learning_rate = 5.0\n")
     assert main(["--config", str(file)]) == 2
     assert "recipe 'nli_cot':" in capsys.readouterr().err
+
+
+LONG = [*SMALL, "train_tokens=null", "rows_seen=96", "evaluations=8", "learning_rate=1e-3", "lora_dropout=0.1"]
+LONG += ["checkpoint_every_rows=24"]  # 24 steps, an evaluation every 3 and a checkpoint every 6 of them
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trial that ran through. Copy it, don't write to it."""
+    out = tmp_path_factory.mktemp("straight") / "trial"
+    assert main(["demo", "--set", *LONG, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def finished(straight: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(straight, tmp_path / "finished"))
+
+
+def _killed_after_its_second_checkpoint(out: Path, number: signal.Signals) -> str:
+    """What a real process said that was ended by a signal while it trained on."""
+    command = [sys.executable, "-m", "trials.train", "demo", "--set", *LONG, "--out", str(out)]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and len(whole_checkpoints(out)) < 2:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    return said
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_process_that_was_killed_goes_on_as_if_nothing_had_happened(
+    straight: Path, tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "killed"
+    said = _killed_after_its_second_checkpoint(out, number)
+    left = read_trial(out)
+    assert (left.ending, [checkpoint.step for checkpoint in whole_checkpoints(out)]) == (None, [6, 12])
+    if number == signal.SIGINT:
+        assert f"go on with it: python -m trials.train --resume {out}" in said
+    assert main(["--resume", str(out)]) == 0
+    assert "going on from the checkpoint of step 12" in capsys.readouterr().out
+    resumed, expected = read_trial(out), read_trial(straight)
+    assert resumed.ending == expected.ending
+    assert [point.step for point in resumed.points] == [point.step for point in expected.points]
+    for name in ("eval_loss", "train_loss"):
+        losses = ([getattr(point, name) for point in record.points] for record in (resumed, expected))
+        assert next(losses) == pytest.approx(next(losses), abs=1e-6, rel=0)
+
+
+def test_a_half_written_checkpoint_is_not_used(
+    finished: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (finished / "ending.json").unlink()
+    for step in (18, 24):
+        optimizer = finished / "checkpoints" / f"checkpoint-{step}" / "optimizer.pt"
+        optimizer.write_bytes(optimizer.read_bytes()[:-1000])
+    assert main(["--resume", str(finished)]) == 0
+    said = capsys.readouterr().out
+    assert f"going on from the checkpoint of step 12; what came after it is in {finished / 'before-12'}" in said
+    assert "checkpoint 24 is not whole, and not used" in caplog.text
+    assert [checkpoint.step for checkpoint in whole_checkpoints(finished)] == [6, 12, 18, 24]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--resume", "finished"],
+            "finished has ended already (finished: trained for all its 24 steps). Go back to an",
+        ),
+        (["--resume", "finished", "--checkpoint", "24"], "earlier step by --checkpoint, one of: 6, 12, 18."),
+        (
+            ["--resume", "finished", "--checkpoint", "7"],
+            "holds no whole checkpoint of step 7. Give --checkpoint one of",
+        ),
+        (["--resume", "gone"], "gone holds no trial: there is no config.json in it"),
+        (["--resume", "finished", "demo", "--set", "a=1"], "Leave out SPACE, --set, or start a new trial"),
+        (["--resume", "finished", "--config", "c.py", "--out", "x"], "Leave out --out, --config, or start a new trial"),
+        (["--checkpoint", "6"], "--checkpoint 6 of which trial? Give its folder with --resume."),
+    ],
+)
+def test_what_can_not_be_resumed(
+    finished: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(finished.parent)
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_checkpoint_of_other_rows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "train.jsonl"
+    lines = (DEMO / "train.jsonl").read_text().splitlines(keepends=True)
+    data.write_text("".join(lines[:200]))
+    out = tmp_path / "trial"
+    assert main(["demo", "--set", *TINY, "checkpoint_every_rows=4", f"data.train={data}", "--out", str(out)]) == 0
+    (out / "ending.json").unlink()
+    data.write_text("".join(lines[1:201]))
+    assert main(["--resume", str(out), "--checkpoint", "1"]) == 2
+    assert "the data or the tokenizer has changed since the trial in" in capsys.readouterr().err
+    assert not list(out.glob("before*"))
+
+
+def test_a_trial_of_a_search_is_not_resumed_alone(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = read_trial(finished).config
+    (finished / "config.json").unlink()
+    TrialFolder(finished).begin(config, Origin.PROPOSED, "proposed")
+    assert main(["--resume", str(finished), "--checkpoint", "6"]) == 2
+    assert "is a trial of a search. Go on with that" in capsys.readouterr().err

@@ -22,7 +22,8 @@ from trials.data import TrialData
 from trials.errors import ModelError
 from trials.memory import is_out_of_memory
 from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
-from trials.training import Decision, evaluate_base, run_trial, use_threads
+from trials.supervisor import Decision
+from trials.training import evaluate_base, run_trial, use_threads
 
 
 @dataclass(frozen=True)

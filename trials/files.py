@@ -69,6 +69,33 @@ def settle_folder(target: Path) -> None:
         old.rename(target)
 
 
+def link_folder(source: Path, target: Path) -> None:
+    """A second name for every file of a folder, or a copy where the disk has no hard links.
+
+    For files that are replaced and never written to: a change would show under both names.
+    """
+    shutil.copytree(source, target, copy_function=link_file)
+
+
+def link_file(source: str | Path, target: str | Path) -> None:
+    """The same for one file; one that is there already under the second name is replaced."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes sure that all files of a folder are on disk, before its name says that they are."""
+    for path in (folder, *folder.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)

@@ -1,6 +1,6 @@
 """What a trial leaves on disk, and reading it back. Needs neither torch nor Ray.
 
-trials/<id>/config.json    origin and configuration
+trials/<id>/config.json    origin, configuration, and the fingerprint of its rows
 trials/<id>/metrics.jsonl  one `EvalPoint` a line
 trials/<id>/eval_rows.json loss of every eval row at the best evaluation, for paired comparison
 trials/<id>/score_rows.jsonl  scores of answers, row by row, where they are asked for (trials.scorings)
@@ -83,6 +83,8 @@ class TrialRecord:
     points: tuple[EvalPoint, ...]
     ending: Ending | None
     folder: Path
+    fingerprint: str | None = None
+    """Of the rows that it began with; None where nobody said."""
 
     @property
     def best_eval_loss(self) -> float | None:
@@ -136,11 +138,16 @@ class TrialFolder:
         if (self.path / "config.json").exists():
             raise RunFolderError(f"{self.path} already holds a trial. Give another --out, or remove that folder.")
 
-    def begin(self, config: TrialConfig, origin: Origin, name: str) -> None:
-        """Makes the folder and writes what the trial is. Raises `RunFolderError` if a trial is there already."""
+    def begin(self, config: TrialConfig, origin: Origin, name: str, fingerprint: str | None = None) -> None:
+        """Makes the folder and writes what the trial is; `fingerprint` is `TrialData.fingerprint`.
+
+        Raises `RunFolderError` if a trial is there already.
+        """
         self.refuse_taken()
         self.path.mkdir(parents=True, exist_ok=True)
-        content = {"origin": origin.value, "name": name, "config": config.model_dump(mode="json")}
+        content: dict[str, Any] = {"origin": origin.value, "name": name, "config": config.model_dump(mode="json")}
+        if fingerprint is not None:
+            content["data_fingerprint"] = fingerprint
         write_json(self.path / "config.json", content)
 
     def record(self, point: EvalPoint, losses: RowLosses, save_adapter: Callable[[Path], None] | None) -> None:
@@ -196,6 +203,7 @@ def read_trial(folder: Path) -> TrialRecord:
         points=_points(folder),
         ending=_ending(folder / "ending.json"),
         folder=folder,
+        fingerprint=content.get("data_fingerprint"),
     )
 
 

@@ -53,6 +53,13 @@ def evaluation_tokens(tokens: int, settings: EvaluationSettings, epoch: Epoch) -
     return [*range(every, tokens, every), tokens]
 
 
+def checkpoint_steps(effective_batch: int, machine: Machine) -> int | None:
+    """Optimizer steps from one checkpoint to the next; None: there are none."""
+    if machine.checkpoint_every_rows is None:
+        return None
+    return max(1, round(machine.checkpoint_every_rows / effective_batch))
+
+
 def micro_batch_rows(effective_batch: int, longest_row: int, machine: Machine) -> int:
     """Rows of one forward pass: the largest divisor of the effective batch within the machine's limits."""
     allowed = max(1, machine.micro_batch_tokens // longest_row)

@@ -6,12 +6,15 @@ import time
 
 
 class Stopwatch:
-    """Seconds since the trial began, and of these the seconds spent in optimizer steps."""
+    """Seconds since the trial began, and of these the seconds spent in optimizer steps.
 
-    def __init__(self) -> None:
-        self._began = time.monotonic()
+    A trial that is resumed goes on from the seconds it had; the time in which nobody ran it isn't counted.
+    """
+
+    def __init__(self, seconds: float = 0.0, training_seconds: float = 0.0) -> None:
+        self._began = time.monotonic() - seconds
         self._resumed: float | None = None
-        self.training_seconds = 0.0
+        self.training_seconds = training_seconds
 
     @property
     def seconds(self) -> float:

@@ -1,6 +1,7 @@
 """Command line: one trial, without Ray.
 
 python -m trials.train [SPACE] [--config FILE] [--set key=value ...] [--out DIR]
+python -m trials.train --resume DIR [--checkpoint STEP]
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trials.command_line import run
-from trials.errors import EXIT_DONE, EXIT_NOTHING_TO_EXPORT, RecipeError
+from trials.command_line import run, whole_number
+from trials.errors import EXIT_DONE, EXIT_NOTHING_TO_EXPORT, RecipeError, RunFolderError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from trials.checkpoints import Checkpoint
     from trials.config import TrialConfig
+    from trials.data import TrialData
     from trials.records import TrialFolder
 
 
@@ -42,12 +47,22 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--out", type=Path, help="trial folder (default: the config file's output_dir, or runs/trial-<space>-<time>)"
     )
+    arguments.add_argument(
+        "--resume", type=Path, metavar="DIR", help="go on with the trial in this folder, from its newest checkpoint"
+    )
+    arguments.add_argument(
+        "--checkpoint",
+        type=whole_number(1),
+        metavar="STEP",
+        help="with --resume: from the checkpoint of this step; what came later is moved aside",
+    )
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    return run(lambda: _train(parser().parse_args(argv)))
+    arguments = parser().parse_args(argv)
+    return run(lambda: _train(arguments) if arguments.resume is None else _resume(arguments))
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -55,6 +70,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from search_spaces.recipe import DEFAULT_RECIPE, GUIDE_RECIPE, load_recipe
     from trials.records import TrialFolder
 
+    if arguments.checkpoint is not None:
+        raise RunFolderError(f"--checkpoint {arguments.checkpoint} of which trial? Give its folder with --resume.")
     if arguments.fallback_to_default and not arguments.config:
         raise RecipeError("--fallback-to-default is for a config file that fails to load. Give one with --config.")
     config_file = None
@@ -70,7 +87,7 @@ def _train(arguments: argparse.Namespace) -> int:
     folder = TrialFolder(out or default)
     folder.refuse_taken()
     _use_gpu(gpu)
-    return _run(resolved.recipe.trial_config({}), name, folder)
+    return _start(resolved.recipe.trial_config({}), name, folder)
 
 
 def _use_gpu(number: str | None) -> None:
@@ -85,19 +102,70 @@ def _use_gpu(number: str | None) -> None:
         raise RecipeError(f"gpu_id = {number}: this machine has no such GPU. Give one that nvidia-smi lists.")
 
 
-def _run(config: TrialConfig, name: str, folder: TrialFolder) -> int:
-    from trials.data import load_data
-    from trials.model import check_targets, load_tokenizer
+def _start(config: TrialConfig, name: str, folder: TrialFolder) -> int:
     from trials.pinning import pinned_data, pinned_model
-    from trials.records import EvalPoint, Origin
-    from trials.tracking import wandb_run
-    from trials.training import Decision, run_trial, use_threads
+    from trials.records import Origin
 
     config = config.model_copy(update={"data": pinned_data(config.data), "model": pinned_model(config.model)})
+    tokenizer, data = _load(config)
+    folder.begin(config, Origin.SINGLE, name, data.fingerprint)
+    return _run(config, data, tokenizer, name, folder)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    from trials.checkpoints import choose_checkpoint, set_broken_aside
+    from trials.records import TrialFolder, read_trial
+    from trials.rewinding import refuse_other_rows, refuse_to_resume, rewind
+
+    _refuse_other_settings(arguments)
+    record = read_trial(arguments.resume)
+    refuse_to_resume(record, arguments.checkpoint)
+    checkpoint = choose_checkpoint(record.folder, arguments.checkpoint)
+    tokenizer, data = _load(record.config)
+    refuse_other_rows(record, data.fingerprint)
+    set_broken_aside(record.folder)
+    kept = rewind(record, checkpoint)
+    said = f"; what came after it is in {kept}" if kept else ""
+    print(f"going on from the checkpoint of step {checkpoint.step}{said}", flush=True)
+    return _run(record.config, data, tokenizer, record.name, TrialFolder(record.folder), checkpoint)
+
+
+def _refuse_other_settings(arguments: argparse.Namespace) -> None:
+    """Raises `RunFolderError` for what a trial that is resumed brings along itself."""
+    values = vars(arguments)
+    flags = {"space": "SPACE", "set": "--set", "out": "--out", "config": "--config"}
+    flags["fallback_to_default"] = "--fallback-to-default"
+    given = [flag for name, flag in flags.items() if values[name]]
+    if given:
+        raise RunFolderError(
+            f"--resume {arguments.resume} goes on with the settings and in the folder of that trial. "
+            f"Leave out {', '.join(given)}, or start a new trial without --resume."
+        )
+
+
+def _load(config: TrialConfig) -> tuple[PreTrainedTokenizerBase, TrialData]:
+    from trials.data import load_data
+    from trials.model import check_targets, load_tokenizer
+
     tokenizer = load_tokenizer(config.model)
     check_targets(config.model, config.hyperparameters.target_modules)
-    data = load_data(config.data, tokenizer)
-    folder.begin(config, Origin.SINGLE, name)
+    return tokenizer, load_data(config.data, tokenizer)
+
+
+def _run(
+    config: TrialConfig,
+    data: TrialData,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    folder: TrialFolder,
+    checkpoint: Checkpoint | None = None,
+) -> int:
+    from trials.checkpoints import whole_checkpoints
+    from trials.records import EvalPoint
+    from trials.supervisor import Decision
+    from trials.tracking import wandb_run
+    from trials.training import run_trial, use_threads
+
     use_threads(config.machine)
 
     def report(point: EvalPoint) -> Decision:
@@ -107,8 +175,13 @@ def _run(config: TrialConfig, name: str, folder: TrialFolder) -> int:
         print(f"step {point.step}, {point.tokens_seen:,} tokens: {found}", flush=True)
         return Decision.GO_ON
 
-    with wandb_run(folder.path, config, group=name):
-        ending = run_trial(config, data, tokenizer, folder, report)
+    try:
+        with wandb_run(folder.path, config, group=name):
+            ending = run_trial(config, data, tokenizer, folder, report, checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        if whole_checkpoints(folder.path):
+            sys.stderr.write(f"go on with it: python -m trials.train --resume {folder.path}\n")
+        raise
     if ending is not None:
         print(f"{ending.kind.value}: {ending.reason}")
     if not folder.adapter.is_dir():

@@ -12,13 +12,15 @@ from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tensorboardX import SummaryWriter
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from trials.checkpointing import CheckpointedTrainer, CheckpointTimes
+from trials.checkpoints import CheckpointWriter
 from trials.config import TrialConfig
-from trials.schedule import Length, micro_batch_rows
+from trials.schedule import Length, checkpoint_steps, micro_batch_rows
 from trials.split import Split
 from trials.tracking import wandb_is_wanted
 
@@ -32,7 +34,7 @@ Evaluate = Callable[[TrainerState], tuple[dict[str, float], bool]]
 """Evaluates the model as it is; gives what is to be logged by name, and whether the training ends with it."""
 
 
-class _OwnEvaluation(Trainer):  # type: ignore[misc]  # transformers and TRL ship without types
+class _OwnEvaluation(CheckpointedTrainer):
     """Our evaluation in place of the mean of batch means."""
 
     evaluate_trial: Evaluate
@@ -46,6 +48,7 @@ class _OwnEvaluation(Trainer):  # type: ignore[misc]  # transformers and TRL shi
             self.log(finite)
         if is_over:
             self.control.should_training_stop = True
+            self.control.should_save = False  # who ended it may be clearing up after it already
         return found
 
 
@@ -67,16 +70,25 @@ class EvaluationTimes(TrainerCallback):  # type: ignore[misc]
         self._ahead = sorted(tokens)
         self._time_is_over = time_is_over
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the trainer, which has seen tokens already where it goes on from a checkpoint."""
+        self._is_due(state)
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Called by the trainer after every optimizer step."""
-        due = bool(self._ahead) and state.num_input_tokens_seen >= self._ahead[0]
-        while self._ahead and state.num_input_tokens_seen >= self._ahead[0]:
-            self._ahead.pop(0)
-        if due or state.global_step >= state.max_steps or self._time_is_over():
+        if self._is_due(state) or state.global_step >= state.max_steps or self._time_is_over():
             control.should_evaluate = True
         return control
+
+    def _is_due(self, state: TrainerState) -> bool:
+        """Asked once a step: what is due now isn't due at the next one."""
+        reached = len([tokens for tokens in self._ahead if tokens <= state.num_input_tokens_seen])
+        self._ahead = self._ahead[reached:]
+        return reached > 0
 
 
 def build_trainer(
@@ -88,8 +100,10 @@ def build_trainer(
     evaluate: Evaluate,
     times: EvaluationTimes,
     folder: Path,
+    checkpoints: CheckpointWriter | None = None,
+    steps_done: int = 0,
 ) -> _OwnEvaluation:
-    """A trainer that is ready for `train()`."""
+    """A trainer that is ready for `train()`, or for `go_on_from()` a checkpoint that has `steps_done`."""
     arguments = sft_config(config, train, length, folder)
     kind = HeadTrainer if _adapts_head(model) else TrialTrainer
     trainer: _OwnEvaluation = kind(
@@ -98,13 +112,22 @@ def build_trainer(
         train_dataset=train.for_training,
         processing_class=tokenizer,
         data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
-        callbacks=[times, TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
+        callbacks=[times, TensorBoardCallback(_event_writer(folder, steps_done))],
         optimizers=(_loraplus_optimizer(model, arguments, config), None),
     )
     _keep_adapter_in_float32(model)
     trainer.evaluate_trial = evaluate
     trainer.remove_callback(PrinterCallback)
+    every_steps = checkpoint_steps(config.hyperparameters.effective_batch, config.machine)
+    if checkpoints is not None and every_steps is not None:
+        trainer.checkpoints = checkpoints
+        trainer.add_callback(CheckpointTimes(every_steps))
     return trainer
+
+
+def _event_writer(folder: Path, steps_done: int) -> SummaryWriter:
+    """TensorBoard hides what an earlier process logged of steps that are trained again."""
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1 if steps_done else None)
 
 
 def _adapts_head(model: PeftModel) -> bool:
@@ -147,7 +170,7 @@ def sft_config(config: TrialConfig, train: Split, length: Length, folder: Path) 
         dataloader_pin_memory=on_gpu,
         include_num_input_tokens_seen="non_padding",
         eval_strategy="no",  # EvaluationTimes asks for evaluations
-        save_strategy="no",  # TrialFolder keeps the best adapter
+        save_strategy="no",  # TrialFolder keeps the best adapter, and CheckpointTimes asks for checkpoints
         logging_steps=max(1, length.steps // LOGGED_STEPS),
         logging_nan_inf_filter=False,
         report_to=["wandb"] if wandb_is_wanted(config.tracking) else "none",

@@ -1,0 +1,247 @@
+"""A trial that was cut off and goes on from a checkpoint, against the same trial that ran through."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from transformers import PreTrainedTokenizerBase
+
+from search_spaces.schema import Recipe
+from tests.splits import first_rows
+from trials import trainer
+from trials.checkpoints import choose_checkpoint, whole_checkpoints
+from trials.config import TrialConfig
+from trials.data import TrialData
+from trials.records import EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.rewinding import rewind
+from trials.supervisor import Decision
+from trials.training import run_trial, use_threads
+
+STEPS, CHECKPOINT = 12, 6
+TOLERANCE = 1e-6
+
+
+class Workshop:
+    """Runs trials of 12 steps of 4 rows, evaluated every other step, with a checkpoint after 6 and 12."""
+
+    def __init__(self, recipe: Recipe, data: TrialData, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+        use_threads(recipe.machine)
+        self._recipe = recipe
+        self._data = data
+        self._tokenizer = tokenizer
+        self._path = path
+
+    def config(self, machine: dict[str, Any] | None = None, **hyperparameters: Any) -> TrialConfig:
+        usually = {"learning_rate": 1e-3, "lora_dropout": 0.1, "effective_batch": 4}
+        length = {"epochs": None, "train_tokens": None, "rows_seen": 4 * STEPS}
+        config = self._recipe.trial_config({**usually, **length, **hyperparameters})
+        update = {
+            "machine": config.machine.model_copy(update={"checkpoint_every_rows": 4 * CHECKPOINT, **(machine or {})}),
+            "evaluation": config.evaluation.model_copy(update={"evaluations": STEPS // 2, "patience": 9}),
+            "model": config.model.model_copy(update={"compute_dtype": "float32"}),
+        }
+        return config.model_copy(update=update)
+
+    def run(
+        self, name: str, config: TrialConfig, rows: int, on_eval: Callable[[EvalPoint], Decision] | None = None
+    ) -> TrialRecord:
+        folder = TrialFolder(self._path / name)
+        folder.begin(config, Origin.SINGLE, name, self._data.fingerprint)
+        data = replace(self._data, train=first_rows(self._data.train, rows))
+        run_trial(config, data, self._tokenizer, folder, on_eval or (lambda _: Decision.GO_ON))
+        return read_trial(folder.path)
+
+    def resume(self, record: TrialRecord, rows: int, step: int | None = None) -> TrialRecord:
+        checkpoint = choose_checkpoint(record.folder, step)
+        rewind(record, checkpoint)
+        data = replace(self._data, train=first_rows(self._data.train, rows))
+        run = TrialFolder(record.folder)
+        run_trial(record.config, data, self._tokenizer, run, lambda _: Decision.GO_ON, checkpoint=checkpoint)
+        return read_trial(record.folder)
+
+    def cut_off(self, config: TrialConfig, rows: int, after: int = CHECKPOINT) -> TrialRecord:
+        """A trial whose user pressed Ctrl-C at its first evaluation after a step."""
+
+        def interrupt(point: EvalPoint) -> Decision:
+            if point.step > after:
+                raise KeyboardInterrupt
+            return Decision.GO_ON
+
+        with pytest.raises(KeyboardInterrupt):
+            self.run("cut-off", config, rows, interrupt)
+        record = read_trial(self._path / "cut-off")
+        assert record.ending is None
+        assert record.points[-1].step > after
+        return record
+
+
+@pytest.fixture
+def workshop(
+    small_recipe: Recipe, small_data: TrialData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> Workshop:
+    return Workshop(small_recipe, small_data, tokenizer, tmp_path)
+
+
+def _step_losses(record: TrialRecord) -> list[float]:
+    """The training loss of every step, as the last checkpoint has it."""
+    state = json.loads((record.folder / "checkpoints" / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def _assert_equal(resumed: TrialRecord, straight: TrialRecord) -> None:
+    assert [(point.step, point.tokens_seen) for point in resumed.points] == [
+        (point.step, point.tokens_seen) for point in straight.points
+    ]
+    for name in ("eval_loss", "best_eval_loss", "train_loss"):
+        found, expected = ([getattr(point, name) or 0.0 for point in record.points] for record in (resumed, straight))
+        assert found == pytest.approx(expected, abs=TOLERANCE, rel=0), name
+    assert _step_losses(resumed) == pytest.approx(_step_losses(straight), abs=TOLERANCE, rel=0)
+    assert resumed.ending == straight.ending
+
+
+@pytest.mark.parametrize(
+    ("rows", "change"),
+    [
+        (64, {}),
+        (24, {}),  # the checkpoint is at the end of the first epoch
+        (20, {}),  # and here in the second, which ends with a batch of one step
+        (18, {"machine": {"micro_batch_rows": 1}}),
+        (64, {"optimizer": "paged_adamw_8bit", "lora_rank": 64}),
+        (64, {"loraplus_ratio": 4.0, "weight_decay": 0.1}),
+        (64, {"target_modules": ["q_proj", "lm_head"], "optimizer": "paged_adamw_32bit"}),
+        (64, {"use_dora": True, "neftune_noise_alpha": 5.0}),
+    ],
+    ids=str,
+)
+def test_a_resumed_trial_gives_the_losses_of_one_that_ran_through(
+    workshop: Workshop, rows: int, change: dict[str, Any]
+) -> None:
+    config = workshop.config(**change)
+    straight = workshop.run("straight", config, rows)
+    assert straight.ending is not None
+    assert straight.ending.kind is EndingKind.FINISHED
+    assert len(_step_losses(straight)) == STEPS
+    resumed = workshop.resume(workshop.cut_off(config, rows), rows)
+    _assert_equal(resumed, straight)
+
+
+def test_train_losses_between_two_log_lines_are_not_lost(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "LOGGED_STEPS", 3)  # every fourth step: the checkpoint is between two
+    config = workshop.config()
+    straight = workshop.run("straight", config, 64)
+    assert len(_step_losses(straight)) == 3
+    _assert_equal(workshop.resume(workshop.cut_off(config, 64), 64), straight)
+
+
+def test_patience_and_the_best_so_far_go_on_from_what_they_were(workshop: Workshop) -> None:
+    # A rate at which the first evaluation stays the best.
+    config = workshop.config(learning_rate=0.01, scheduler="constant")
+    judged = config.evaluation.model_copy(update={"patience": 4, "divergence_factor": 99.0})
+    config = config.model_copy(update={"evaluation": judged})
+    straight = workshop.run("straight", config, 64)
+    resumed = workshop.resume(workshop.cut_off(config, 64), 64)
+    assert straight.ending is not None
+    assert straight.ending.kind is EndingKind.EARLY_STOPPED
+    assert resumed.ending == straight.ending
+    first = straight.points[0]
+    assert [point.best_eval_loss for point in resumed.points] == [first.eval_loss] * len(straight.points)
+    assert json.loads((resumed.adapter / "point.json").read_text())["step"] == first.step
+
+
+def test_a_finished_trial_goes_back_and_does_the_same_again(workshop: Workshop) -> None:
+    config = workshop.config(machine={"checkpoint_every_rows": 4 * 3})
+    straight = workshop.run("straight", config, 64)
+    resumed = workshop.resume(straight, 64, step=3)
+    _assert_equal(resumed, straight)
+    aside = read_trial(straight.folder / "before-3")
+    assert (aside.points, aside.ending) == (straight.points, straight.ending)
+    assert _step_losses(aside) == _step_losses(straight)
+    assert resumed.points[:1] == straight.points[:1]
+    assert resumed.has_adapter
+
+
+def test_time_goes_on_from_what_it_was(workshop: Workshop) -> None:
+    cut_off = workshop.cut_off(workshop.config(), 64)
+    before = [point for point in cut_off.points if point.step <= CHECKPOINT]
+    resumed = workshop.resume(cut_off, 64)
+    assert list(resumed.points[: len(before)]) == before
+    seconds = [point.seconds for point in resumed.points]
+    assert seconds == sorted(seconds)
+    trained = [point.tokens_seen / (point.tokens_per_second or 0.0) for point in resumed.points]
+    assert trained == sorted(trained)
+
+
+def test_a_trial_that_died_before_its_last_word_says_it(workshop: Workshop) -> None:
+    straight = workshop.run("straight", workshop.config(), 64)
+    (straight.folder / "ending.json").unlink()
+    assert workshop.resume(read_trial(straight.folder), 64) == straight
+
+
+def test_a_trial_that_is_stopped_leaves_no_checkpoint_behind(workshop: Workshop) -> None:
+    # Who stops a trial clears up after it, and may have done so before it hears of it.
+    def stop(point: EvalPoint) -> Decision:
+        return Decision.STOP if point.step == CHECKPOINT else Decision.GO_ON
+
+    stopped = workshop.run("stopped", workshop.config(), 64, stop)
+    assert stopped.points[-1].step == CHECKPOINT
+    assert not (stopped.folder / "checkpoints").exists()
+
+
+def test_only_the_newest_are_kept(workshop: Workshop) -> None:
+    config = workshop.config(machine={"checkpoint_every_rows": 4 * 2, "keep_checkpoints": 2})
+    record = workshop.run("trial", config, 64)
+    assert [checkpoint.step for checkpoint in whole_checkpoints(record.folder)] == [10, 12]
+
+
+def test_without_the_wish_there_are_none(small_trial: TrialRecord) -> None:
+    assert not (small_trial.folder / "checkpoints").exists()
+
+
+def test_a_checkpoint_holds_the_adapter_in_float32_and_nothing_of_the_base(workshop: Workshop) -> None:
+    # At rank 64 every matrix has 4,096 values and more: smaller ones an 8-bit optimizer keeps in 32 bits.
+    values = {"target_modules": ["q_proj", "lm_head"], "optimizer": "paged_adamw_8bit", "lora_rank": 64}
+    record = workshop.run("trial", workshop.config(**values), 64, _stop_after(CHECKPOINT))
+    (checkpoint,) = whole_checkpoints(record.folder)
+    weights = load_file(checkpoint.path / "adapter_model.safetensors")
+    assert {name.split(".")[-2] for name in weights} == {"lora_A", "lora_B"}
+    assert any("lm_head" in name for name in weights)
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    state = torch.load(checkpoint.path / "optimizer.pt", weights_only=True)["state"]
+    kinds = {
+        tensor["state1"].dtype for entry in state.values() for tensor in entry.values() if isinstance(tensor, dict)
+    }
+    assert kinds == {torch.uint8}
+    assert not (record.folder / "README.md").exists()
+
+
+def _stop_after(step: int) -> Callable[[EvalPoint], Decision]:
+    return lambda point: Decision.STOP if point.step > step else Decision.GO_ON
+
+
+def test_tensorboard_hides_what_is_trained_again(workshop: Workshop) -> None:
+    resumed = workshop.resume(workshop.cut_off(workshop.config(), 64), 64)
+    restarts = [
+        event.step
+        for file in resumed.folder.glob("tensorboard/events*")
+        for event in _events(file)
+        if event.session_log.status == SessionLog.START
+    ]
+    assert restarts == [CHECKPOINT + 1]
+
+
+def _events(file: Path) -> Iterator[Event]:
+    """Each is framed by its length, eight bytes, and checksums of four."""
+    content = file.read_bytes()
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        yield Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]

@@ -1,0 +1,112 @@
+"""Puts a trial's folder back to what it was at a checkpoint, and keeps what came later. Needs no torch.
+
+trials/<id>/before-<step>/  the trial as it was before it went back to <step>: a trial folder itself, with its config,
+                            evaluations, best adapter, ending, and the checkpoints after that step
+
+The process may die in between: everything that is replaced has its copy in `before-<step>` first, and the same command
+(or, once no later checkpoint is left, a plain --resume) does the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from trials.checkpoints import BEST_ADAPTER, EVAL_ROWS, Checkpoint, move_newer_checkpoints, whole_checkpoints
+from trials.errors import DataError, RunFolderError
+from trials.files import link_file, link_folder, read_json_lines, replace_folder, settle_folder, write_text
+from trials.records import POINT_FILE, Ending, EndingKind, Origin, TrialRecord
+
+_LINES = ("metrics.jsonl", "score_rows.jsonl")
+_FILES = ("config.json", *_LINES, EVAL_ROWS, "ending.json")
+
+
+def refuse_to_resume(record: TrialRecord, step: int | None) -> None:
+    """Raises `RunFolderError` for a trial that is over, unless an earlier step is named, and for one of a search."""
+    folder, ending = record.folder, record.ending
+    if record.origin is not Origin.SINGLE:
+        raise RunFolderError(
+            f"{folder} is a trial of a search. Go on with that: python -m orchestrator.search --resume RUN."
+        )
+    if ending is None or (step is not None and not _is_its_end(record, ending, step)):
+        return
+    said = f"{folder} has ended already ({ending.kind.value}: {ending.reason})"
+    earlier = [str(found.step) for found in whole_checkpoints(folder) if not _is_its_end(record, ending, found.step)]
+    if not earlier:
+        raise RunFolderError(f"{said}, and holds no earlier checkpoint. Start a new trial, in another folder.")
+    raise RunFolderError(f"{said}. Go back to an earlier step by --checkpoint, one of: {', '.join(earlier)}.")
+
+
+def _is_its_end(record: TrialRecord, ending: Ending, step: int) -> bool:
+    """Whether nothing is left to train after a step."""
+    return ending.kind is EndingKind.FINISHED and step >= max((point.step for point in record.points), default=0)
+
+
+def refuse_other_rows(record: TrialRecord, fingerprint: str) -> None:
+    """Raises `DataError` if these aren't the rows that the trial began with."""
+    if record.fingerprint not in (None, fingerprint):
+        raise DataError(
+            f"the data or the tokenizer has changed since the trial in {record.folder} began. Restore it and resume, "
+            "or start a new trial, in another folder."
+        )
+
+
+def rewind(record: TrialRecord, checkpoint: Checkpoint) -> Path | None:
+    """Makes the checkpoint the last thing that a trial did. Returns where the trial as it was is kept.
+
+    None if nothing had come after the checkpoint.
+    """
+    folder, step = record.folder, checkpoint.step
+    settle_folder(folder / "adapter")
+    shutil.rmtree(folder / "adapter.new", ignore_errors=True)
+    newer = [found for found in whole_checkpoints(folder) if found.step > step]
+    steps = [*(point.step for point in record.points), *(scoring.step for scoring in record.scorings())]
+    if not (newer or record.ending or max(steps, default=0) > step):
+        return None
+    before = _keep(folder, step)
+    # In this order: a later checkpoint must not find its evaluations cut, nor an ending that they are missing.
+    move_newer_checkpoints(folder, step, before)
+    (folder / "ending.json").unlink(missing_ok=True)
+    _restore_best(folder, checkpoint)
+    for name in _LINES:
+        _cut(folder / name, step)
+    return before
+
+
+def _keep(folder: Path, step: int) -> Path:
+    """A copy of the trial as it is, without its checkpoints; the adapter's files get a second name only."""
+    beside = folder / "before.new"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    for name in _FILES:
+        if (folder / name).exists():
+            shutil.copy2(folder / name, beside / name)
+    if (folder / "adapter").exists():
+        link_folder(folder / "adapter", beside / "adapter")
+    names = (f"before-{step}", *(f"before-{step}-{again}" for again in range(2, 1000)))
+    return beside.rename(next(folder / name for name in names if not (folder / name).exists()))
+
+
+def _restore_best(folder: Path, checkpoint: Checkpoint) -> None:
+    adapter, best = folder / "adapter", checkpoint.path / BEST_ADAPTER
+    if not best.exists():  # no evaluation before the checkpoint
+        shutil.rmtree(adapter, ignore_errors=True)
+        (folder / EVAL_ROWS).unlink(missing_ok=True)
+        return
+    if not adapter.exists() or _step(adapter) != _step(best):
+        beside = folder / "adapter.new"
+        link_folder(best, beside)
+        replace_folder(beside, adapter)
+    link_file(checkpoint.path / EVAL_ROWS, folder / EVAL_ROWS)
+
+
+def _step(adapter: Path) -> int:
+    return int(json.loads((adapter / POINT_FILE).read_text())["step"])
+
+
+def _cut(path: Path, step: int) -> None:
+    """Leaves the lines up to a step."""
+    if path.exists():
+        kept = [line for line in read_json_lines(path) if line["step"] <= step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
