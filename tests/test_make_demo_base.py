@@ -24,7 +24,8 @@ from scripts.demo_pretraining import (
 from scripts.demo_text import documents
 from scripts.make_demo_base import excluded_premises, held_out_tokens, main
 from scripts.make_demo_data import DEMO_FOLDER
-from trials.formats import NLI_INSTRUCTION, nli_completion, nli_prompt
+from trials.formats import json_answer
+from trials.nli import NLI_INSTRUCTION, nli_prompt
 
 BASE = DEMO_FOLDER / "base"
 
@@ -95,7 +96,7 @@ def test_prompt_and_completion_tokenized_apart_are_the_chat(
 ) -> None:
     for row in rows[:100]:
         user = {"role": "user", "content": nli_prompt(row["premise"], row["hypothesis"])}
-        answer = {"role": "assistant", "content": nli_completion(row["thought_process"], int(row["label"]))}
+        answer = {"role": "assistant", "content": json_answer(row["thought_process"], int(row["label"]))}
         prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
         assert prompt == f"<s>[INST] {user['content']} [/INST]"
         apart = [
