@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.score_words import NAMES, shown
 from search_spaces.schema import Recipe
 from trials.comparison import CANNOT_TELL
+from trials.intervals import Estimate
 from trials.records import Origin
 from trials.scores import Measure
 
@@ -54,25 +56,23 @@ def _scores(scores: dict[str, Any] | None) -> list[str]:
     """The section on task scores; none where there are no scores."""
     if scores is None:
         return []
-    is_share = scores["measure"] == Measure.LABEL
-    name, scale, unit, digits = ("accuracy", 100, " %", 1) if is_share else ("ROUGE-L", 1, "", 4)
+    measure = Measure(scores["measure"])
 
-    def interval(found: dict[str, Any], unit: str) -> str:
-        value, low, high = (f"{scale * found[key]:.{digits}f}" for key in ("value", "low", "high"))
-        return f"{value}{unit} ({low} to {high})"
+    def interval(found: dict[str, Any], unit: str = " %") -> str:
+        return shown(Estimate(found["value"], found["low"], found["high"]), measure, unit)
 
-    rows = [("winner", interval(scores["winner"], unit), f"{scores['winner']['tokens_seen']:,}", "")]
+    rows = [("winner", interval(scores["winner"]), f"{scores['winner']['tokens_seen']:,}", "")]
     for other in scores["others"]:
         who = "base" if other["origin"] == Origin.BASE else f"starting point `{other['name']}` (trial {other['trial']})"
         better = ""
         if "winner_is_better_by" in other:
-            margin = interval(other["winner_is_better_by"], " points" if is_share else "")
+            margin = interval(other["winner_is_better_by"], " points")
             better = f"{margin}, {'clear' if other['is_clear'] else CANNOT_TELL}"
-        rows.append((who, interval(other, unit), f"{other['tokens_seen']:,}", better))
+        rows.append((who, interval(other), f"{other['tokens_seen']:,}", better))
     note = f"Greedy answers to the first {scores['rows']} eval rows, with 95 % intervals; it decided nothing."
     if not scores["winner"]["of_exported_weights"]:
         note += " The winner's score is of its weights after so many tokens; the exported ones have a lower loss."
-    header = ("what", name, "training tokens", "the winner is better by")
+    header = ("what", NAMES[measure], "training tokens", "the winner is better by")
     return [f"## Scores\n\n{note}\n\n{_table(header, rows)}"]
 
 

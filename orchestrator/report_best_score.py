@@ -6,12 +6,9 @@ from collections.abc import Sequence
 
 from orchestrator.disagreement import ScoredTrial
 from orchestrator.report_findings import Findings
+from orchestrator.score_words import NAMES, shown
 from trials.comparison import CANNOT_TELL, compare_scores
-from trials.intervals import Estimate
-from trials.scores import Measure
 from trials.scorings import estimate
-
-NAMES = {Measure.LABEL: "accuracy", Measure.ROUGE_L: "ROUGE-L"}
 
 
 def of_best(findings: Findings, trials: Sequence[ScoredTrial]) -> str:
@@ -53,8 +50,8 @@ def _chosen(findings: Findings) -> tuple[str, str | None]:
 
 def _of_its_weights(chosen: ScoredTrial) -> str:
     """The adapter that's exported is a trial's best by loss, and that may be from before its last score."""
-    best = min(chosen.record.points, key=lambda point: point.eval_loss)
-    if best.step == chosen.scoring.step:
+    best = chosen.record.best_point
+    if best is None or best.step == chosen.scoring.step:
         return ""
     return (
         f" It was scored at {chosen.scoring.tokens_seen:,} tokens, and its adapter with the lowest loss is of "
@@ -65,10 +62,3 @@ def _of_its_weights(chosen: ScoredTrial) -> str:
 def show_score(trial: ScoredTrial) -> str:
     """A score with its 95 % interval."""
     return shown(estimate(trial.scoring.scores), trial.scoring.scores.measure)
-
-
-def shown(value: Estimate, measure: Measure, unit: str = " %") -> str:
-    """A score with its interval: shares in per cent, differences of shares in points, ROUGE-L from 0 to 1."""
-    if measure is Measure.LABEL:
-        return f"{100 * value.value:.1f}{unit} ({100 * value.low:.1f} to {100 * value.high:.1f})"
-    return f"{value.value:.4f} ({value.low:.4f} to {value.high:.4f})"

@@ -23,6 +23,7 @@ from orchestrator.report_drawing import (
 )
 from orchestrator.report_findings import Findings, hyperparameter
 from orchestrator.report_tables import show
+from orchestrator.score_words import NAMES
 from search_spaces.schema import Range
 from trials.scores import Measure
 from trials.scorings import estimate
@@ -112,8 +113,8 @@ def score_against_loss(findings: Findings) -> go.Figure | None:
     scored = {trial.record.id: trial for trial in latest(findings.trained)}
     if not scored:
         return None
-    is_share = next(iter(scored.values())).scoring.scores.measure is Measure.LABEL
-    figure = new_figure("eval loss where it was scored", "accuracy" if is_share else "ROUGE-L", height=380)
+    measure = next(iter(scored.values())).scoring.scores.measure
+    figure = new_figure("eval loss where it was scored", NAMES[measure], height=380)
     for record in winner_last(findings):
         if record.id not in scored:
             continue
@@ -140,6 +141,6 @@ def score_against_loss(findings: Findings) -> go.Figure | None:
     losses = [trial.loss for trial in scored.values()]
     if max(losses) > LOG_FROM_RATIO * min(losses) > 0:
         figure.update_xaxes(type="log", dtick="D2")
-    if is_share:
+    if measure is Measure.LABEL:
         figure.update_yaxes(tickformat=".0%")
     return figure

@@ -18,8 +18,9 @@ from orchestrator.disagreement import (
     contradictions,
     latest,
 )
-from orchestrator.report_best_score import NAMES, of_best, show_score, shown
+from orchestrator.report_best_score import of_best, show_score
 from orchestrator.report_findings import Findings, trial_label
+from orchestrator.score_words import NAMES, shown
 from trials.comparison import ALPHA
 from trials.scores import Measure
 
