@@ -77,7 +77,7 @@ def at_rung(records: Sequence[TrialRecord], tokens: int) -> list[ScoredTrial]:
     found = []
     for record in records:
         reached = next((point.step for point in record.points if point.tokens_seen >= tokens), None)
-        found += [ScoredTrial(record, scoring) for scoring in record.scorings() if scoring.step == reached]
+        found += [ScoredTrial(record, scoring) for scoring in record.scorings if scoring.step == reached]
     return found
 
 
@@ -89,7 +89,7 @@ def at_end(records: Sequence[TrialRecord]) -> list[ScoredTrial]:
 
 def latest(records: Sequence[TrialRecord]) -> list[ScoredTrial]:
     """Every trial that was scored, where it was scored last."""
-    scorings = [(record, record.scorings()) for record in records]
+    scorings = [(record, record.scorings) for record in records]
     return [ScoredTrial(record, found[-1]) for record, found in scorings if found]
 
 

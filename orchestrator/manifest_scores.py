@@ -18,17 +18,18 @@ def manifest_scores(records: Sequence[TrialRecord], best: Best) -> dict[str, Any
     The winner's is of the weights that are exported where those were scored, else of its last that were:
     `of_exported_weights` tells which.
     """
-    scorings = best.trial.scorings()
+    scorings = best.trial.scorings
     if not scorings:
         return None
-    exported = min(best.trial.points, key=lambda point: point.eval_loss)
+    exported = best.trial.best_point
+    assert exported is not None  # a trial without evaluations is no best one
     own = next((scoring for scoring in scorings if scoring.step == exported.step), scorings[-1])
     others = [record for record in (best.base, *_starts(records)) if record.id != best.trial.id]
     return {
         "measure": own.scores.measure.value,
         "rows": len(own.scores.values),
         "winner": {**_described(own), "of_exported_weights": own.step == exported.step},
-        "others": [_against(record, own) for record in others if record.scorings()],
+        "others": [_against(record, own) for record in others if record.scorings],
     }
 
 
@@ -42,7 +43,7 @@ def _described(scoring: Scoring) -> dict[str, Any]:
 
 def _against(record: TrialRecord, winner: Scoring) -> dict[str, Any]:
     """Another's last score, and how much better the winner's is on the same rows."""
-    scoring = record.scorings()[-1]
+    scoring = record.scorings[-1]
     described = {"trial": record.id, "origin": record.origin.value, "name": record.name, **_described(scoring)}
     try:
         found = compare_scores(scoring.scores, winner.scores)

@@ -19,7 +19,6 @@ from trials.split import Counts
 class Sizes:
     """Rows and tokens of a search's data, and how far a full trial goes."""
 
-    train_rows: int
     epoch_tokens: int
     full_tokens: int
     data: Mapping[str, Any]
@@ -31,10 +30,9 @@ class Sizes:
         splits = {"train": data.train, "eval": data.eval, "test": data.test}
         counts = {name: asdict(split.counts) for name, split in splits.items() if split is not None}
         return Sizes(
-            train_rows=len(data.train),
             data={"fingerprint": data.fingerprint, **counts},
             epoch_tokens=data.train.tokens,
-            full_tokens=_longest_trial(recipe, Epoch(len(data.train), data.train.tokens)),
+            full_tokens=_longest_trial(recipe, data.train.epoch),
         )
 
 

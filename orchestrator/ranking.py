@@ -25,7 +25,9 @@ class Best:
     @property
     def loss(self) -> float:
         """The winner's best eval loss, nats per token."""
-        return min(point.eval_loss for point in self.trial.points)
+        loss = self.trial.best_eval_loss
+        assert loss is not None  # a trial without evaluations is no best one
+        return loss
 
 
 def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:

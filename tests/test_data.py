@@ -45,7 +45,7 @@ def test_the_demo_splits_share_no_prompt_and_keep_all_rows(small_data: TrialData
     assert not prompts[0] & prompts[1]
     assert not prompts[0] & prompts[2]
     assert not prompts[1] & prompts[2]
-    assert [split.dropped for split in splits if split] == [0, 0, 0]
+    assert [split.counts.too_long for split in splits if split] == [0, 0, 0]
     assert (len(prompts[1]), len(prompts[2])) == (small_recipe.data.eval_rows, small_recipe.data.test_rows)
 
 
@@ -70,7 +70,7 @@ def test_rows_that_are_too_long_can_be_dropped_but_never_cut(
     settings = _settings(tmp_path, train=range(1, 11), held_out=range(11, 14), max_length_tokens=110, too_long="drop")
     with caplog.at_level(logging.WARNING, logger="trials.data"):
         data = load_data(settings, tokenizer)
-    assert data.train.dropped == 2
+    assert data.train.counts.too_long == 2
     assert [row.id for row in data.train.rows] == [f"r{n}" for n in range(1, 11) if n % 5]
     assert all(row.input_ids[-1] == tokenizer.eos_token_id for row in data.train.rows)
     assert "2 of 10 rows are longer" in caplog.text

@@ -40,7 +40,7 @@ def _weights(record: TrialRecord) -> str:
 def _steps(record: TrialRecord) -> tuple[list[int], list[int], list[int]]:
     """Of evaluations, scorings and checkpoints."""
     checkpoints = [checkpoint.step for checkpoint in whole_checkpoints(record.folder)]
-    return [point.step for point in record.points], [found.step for found in record.scorings()], checkpoints
+    return [point.step for point in record.points], [found.step for found in record.scorings], checkpoints
 
 
 def test_everything_after_the_checkpoint_is_moved_aside(make: Make) -> None:

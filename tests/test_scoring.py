@@ -117,7 +117,7 @@ def test_it_is_scored_where_it_reaches_the_tokens_and_at_its_end(scored: Trained
 
 def test_scores_are_on_disk_row_by_row_beside_the_losses_of_the_same_weights(scored: Trained) -> None:
     points = [point for point in scored.record.points if point.score is not None]
-    scorings = scored.record.scorings()
+    scorings = scored.record.scorings
     assert [(s.step, s.tokens_seen, s.scores.mean, s.losses.mean) for s in scorings] == [
         (point.step, point.tokens_seen, point.score, point.eval_loss) for point in points
     ]
@@ -192,7 +192,7 @@ def test_the_base_is_scored_once(
     folder = TrialFolder(tmp_path / "0000")
     folder.begin(config, Origin.BASE, "base")
     evaluate_base(config, small_data, tokenizer, folder, lambda _: Decision.GO_ON)
-    (point,), (scoring,) = read_trial(folder.path).points, read_trial(folder.path).scorings()
+    (point,), (scoring,) = read_trial(folder.path).points, read_trial(folder.path).scorings
     assert (scoring.scores.measure, len(scoring.scores.values)) == (Measure.LABEL, 2)
     assert (scoring.step, scoring.scores.mean, scoring.losses.mean) == (0, point.score, point.eval_loss)
 

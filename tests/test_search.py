@@ -105,7 +105,7 @@ def test_scores_are_taken_at_rungs_and_at_the_end_and_reach_everywhere(done: Don
             reached.add(record.points[-1].step)
         if record.ending and record.ending.kind is not EndingKind.DIVERGED:
             assert {point.step for point in record.points if point.score is not None} == reached - {None}
-            assert {scoring.step for scoring in record.scorings()} == reached - {None}
+            assert {scoring.step for scoring in record.scorings} == reached - {None}
     assert done.study().user_attrs["base_score"] == done.records()[0].score
     assert ", score 0." in done.output or ", score 1." in done.output
     assert json.loads((done.run.export / "manifest.json").read_text())["scores"]["rows"] == 2

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from trials.config import ModelSettings, TrialConfig
-from trials.errors import ModelError
+from trials.errors import ModelError, first_line
 from trials.records import Origin, read_trial
 
 
@@ -65,8 +65,7 @@ def tokenizer_settings(path: str) -> ModelSettings:
 
 def cannot_load(path: str, error: Exception) -> ModelError:
     """The one error for an adapter that can't be used, whatever a library said about it."""
-    said = str(error).strip().split("\n")[0].rstrip(".")
     return ModelError(
-        f"can't load the adapter {path!r}: {said}. "
+        f"can't load the adapter {path!r}: {first_line(error)}. "
         "Its adapter_config.json must name a base model that this machine can reach."
     )

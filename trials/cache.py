@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def cache_folder() -> Path:
     return Path(config.HF_DATASETS_CACHE) / "qlora-orchestrator"
 
 
-def fingerprint(settings: DataSettings, sources: dict[str, Source], tokenizer: PreTrainedTokenizerBase) -> str:
+def fingerprint(settings: DataSettings, sources: Mapping[str, Source], tokenizer: PreTrainedTokenizerBase) -> str:
     """Equal if, and only if, the same content is tokenised in the same way."""
     choices = settings.model_dump(mode="json", exclude={"train", "eval", "test"})
     content = {name: _content(source) for name, source in sources.items()}

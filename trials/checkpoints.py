@@ -25,11 +25,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from trials.errors import RunFolderError
 from trials.files import link_file, link_folder, replace_folder, sync_folder, write_json
-from trials.records import POINT_FILE
+from trials.records import EVAL_ROWS_FILE, POINT_FILE
 from trials.stopwatch import Stopwatch
 
 BEST_ADAPTER = "best_adapter"
-EVAL_ROWS = "eval_rows.json"
 _FOLDER = "checkpoints"
 _MARKER = "checkpoint.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -116,7 +115,7 @@ class CheckpointWriter:
         if not best.is_dir():
             return
         link_folder(best, made / BEST_ADAPTER)
-        link_file(self._folder / EVAL_ROWS, made / EVAL_ROWS)
+        link_file(self._folder / EVAL_ROWS_FILE, made / EVAL_ROWS_FILE)
         if json.loads((best / POINT_FILE).read_text())["step"] == step:
             link_file(best / _WEIGHTS, made / _WEIGHTS)  # the same weights: evaluations come before checkpoints
 

@@ -67,7 +67,7 @@ def _tokenised(sources: Mapping[str, Source], settings: DataSettings, tokenizer:
             "the base model has no chat template, and conversations need one. Set model.chat_template to zephyr, to "
             "mistral or to a Jinja file."
         )
-    key = fingerprint(settings, dict(sources), tokenizer)
+    key = fingerprint(settings, sources, tokenizer)
     with _all_cores():
         return kept(key, lambda folder: _Building(sources, settings, tokenizer).write(folder))
 

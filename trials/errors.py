@@ -21,6 +21,11 @@ EXIT_NOTHING_TO_EXPORT = 3
 EXIT_INTERRUPTED = 130
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says, short enough for a sentence of ours."""
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
 class TuningError(Exception):
     """Base of all errors that this project raises on purpose."""
 

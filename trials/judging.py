@@ -21,6 +21,7 @@ from trials.losses import RowLosses, compare
 from trials.model import keep_gradients_on_cpu, load_base, load_tokenizer, weight_arguments
 from trials.scores import has_words, task_score
 from trials.split import Split
+from trials.tokenization import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -164,7 +165,7 @@ def answers(
 
 def _lengths(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> tuple[int, ...]:
     """Tokens of each text, without BOS and EOS."""
-    return tuple(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    return tuple(map(len, encode(list(texts), tokenizer)))
 
 
 def _as_base(judged: Judged, base: bool) -> AbstractContextManager[None]:

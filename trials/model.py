@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trials.config import Hyperparameters, ModelSettings
-from trials.errors import ModelError
+from trials.errors import ModelError, first_line
 from trials.templates import chat_template
 
 if TYPE_CHECKING:
@@ -156,8 +156,3 @@ def _check_folder(name: str, needed: str) -> None:
     looks_like_path = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or Path(name).is_dir()
     if looks_like_path and not (Path(name) / needed).is_file():
         raise ModelError(f"no model in {name}: there is no {needed} in it. {_REMEDY}.")
-
-
-def first_line(error: Exception) -> str:
-    """What a library's error says, short enough for a sentence of ours."""
-    return str(error).strip().split("\n")[0].rstrip(".")

@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from trials.losses import RowLosses
 from trials.scorings import Scoring, read_scorings
 
 POINT_FILE = "point.json"
+EVAL_ROWS_FILE = "eval_rows.json"
 
 
 class EndingKind(StrEnum):
@@ -89,7 +91,12 @@ class TrialRecord:
     @property
     def best_eval_loss(self) -> float | None:
         """The lowest eval loss so far, in nats per completion token; None before the first evaluation."""
-        return min((point.eval_loss for point in self.points), default=None)
+        return None if self.best_point is None else self.best_point.eval_loss
+
+    @property
+    def best_point(self) -> EvalPoint | None:
+        """The evaluation of the best adapter: the first with the lowest loss."""
+        return min(self.points, key=lambda point: point.eval_loss, default=None)
 
     @property
     def score(self) -> float | None:
@@ -114,11 +121,12 @@ class TrialRecord:
 
     def row_losses(self) -> RowLosses | None:
         """Loss of every eval row at the best evaluation; None if it was never evaluated."""
-        path = self.folder / "eval_rows.json"
+        path = self.folder / EVAL_ROWS_FILE
         return RowLosses(**json.loads(path.read_text())) if path.exists() else None
 
+    @cached_property
     def scorings(self) -> tuple[Scoring, ...]:
-        """Scores and losses of rows at every evaluation that was scored, in order."""
+        """Scores and losses of rows at every evaluation that was scored, in order; read when first asked for."""
         return read_scorings(self.folder)
 
 
@@ -163,7 +171,7 @@ class TrialFolder:
         if point.eval_loss <= point.best_eval_loss:
             if save_adapter is not None:
                 self._replace_adapter(save_adapter, point)
-            write_json(self.path / "eval_rows.json", asdict(losses))
+            write_json(self.path / EVAL_ROWS_FILE, asdict(losses))
 
     def log(self, point: EvalPoint) -> None:
         """The second half of `record`: the evaluation's line in metrics.jsonl."""

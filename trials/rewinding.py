@@ -13,13 +13,13 @@ import json
 import shutil
 from pathlib import Path
 
-from trials.checkpoints import BEST_ADAPTER, EVAL_ROWS, Checkpoint, move_newer_checkpoints, whole_checkpoints
+from trials.checkpoints import BEST_ADAPTER, Checkpoint, move_newer_checkpoints, whole_checkpoints
 from trials.errors import DataError, RunFolderError
 from trials.files import link_file, link_folder, read_json_lines, replace_folder, settle_folder, write_text
-from trials.records import POINT_FILE, Ending, EndingKind, Origin, TrialRecord
+from trials.records import EVAL_ROWS_FILE, POINT_FILE, Ending, EndingKind, Origin, TrialRecord
 
 _LINES = ("metrics.jsonl", "score_rows.jsonl")
-_FILES = ("config.json", *_LINES, EVAL_ROWS, "ending.json")
+_FILES = ("config.json", *_LINES, EVAL_ROWS_FILE, "ending.json")
 
 
 def refuse_to_resume(record: TrialRecord, step: int | None) -> None:
@@ -61,7 +61,7 @@ def rewind(record: TrialRecord, checkpoint: Checkpoint) -> Path | None:
     settle_folder(folder / "adapter")
     shutil.rmtree(folder / "adapter.new", ignore_errors=True)
     newer = [found for found in whole_checkpoints(folder) if found.step > step]
-    steps = [*(point.step for point in record.points), *(scoring.step for scoring in record.scorings())]
+    steps = [*(point.step for point in record.points), *(scoring.step for scoring in record.scorings)]
     if not (newer or record.ending or max(steps, default=0) > step):
         return None
     before = _keep(folder, step)
@@ -92,13 +92,13 @@ def _restore_best(folder: Path, checkpoint: Checkpoint) -> None:
     adapter, best = folder / "adapter", checkpoint.path / BEST_ADAPTER
     if not best.exists():  # no evaluation before the checkpoint
         shutil.rmtree(adapter, ignore_errors=True)
-        (folder / EVAL_ROWS).unlink(missing_ok=True)
+        (folder / EVAL_ROWS_FILE).unlink(missing_ok=True)
         return
     if not adapter.exists() or _step(adapter) != _step(best):
         beside = folder / "adapter.new"
         link_folder(best, beside)
         replace_folder(beside, adapter)
-    link_file(checkpoint.path / EVAL_ROWS, folder / EVAL_ROWS)
+    link_file(checkpoint.path / EVAL_ROWS_FILE, folder / EVAL_ROWS_FILE)
 
 
 def _step(adapter: Path) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from trials.files import write_json
 from trials.formats import Example, Message
+from trials.schedule import Epoch
 from trials.tokenization import TokenizedRow
 
 if TYPE_CHECKING:
@@ -120,9 +121,9 @@ class Split:
         return self.counts.longest
 
     @property
-    def dropped(self) -> int:
-        """Rows that were too long."""
-        return self.counts.too_long
+    def epoch(self) -> Epoch:
+        """One pass over all rows."""
+        return Epoch(len(self), self.tokens)
 
     @property
     def for_training(self) -> Dataset:

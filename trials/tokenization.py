@@ -33,7 +33,7 @@ class TokenizedRow:
 def prompt_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of a conversation so far, ready for the model to answer: one BOS where the tokenizer has one, no EOS."""
     text = _render(messages, tokenizer, is_open=True)
-    return _with_one_bos(_encode([text], tokenizer)[0], tokenizer)
+    return _with_one_bos(encode([text], tokenizer)[0], tokenizer)
 
 
 def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedRow]:
@@ -45,7 +45,7 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) ->
     """
     eos = eos_id(tokenizer)
     texts = [list(_texts(example, tokenizer)) for example in examples]
-    encoded = iter(_encode([text for row in texts for text in row], tokenizer))
+    encoded = iter(encode([text for row in texts for text in row], tokenizer))
     return [
         _tokenized(example, [_with_one_bos(next(encoded), tokenizer) for _ in row], eos, tokenizer)
         for example, row in zip(examples, texts, strict=True)
@@ -86,7 +86,7 @@ def _tokenized(example: Example, ids: list[list[int]], eos: int, tokenizer: PreT
     if any(whole[: len(start)] != start for start in starts):
         # The prompt must be what it is when the model is asked, so the last answer is put behind it by itself.
         starts = starts[-1:]
-        whole = [*starts[0], *_encode([example.completion], tokenizer)[0]]
+        whole = [*starts[0], *encode([example.completion], tokenizer)[0]]
     first = len(starts[-1])
     whole = [*whole[:first], *_with_one_eos(whole[first:], eos)]
     labels = _labels(example, whole, [len(start) for start in starts], eos)
@@ -120,7 +120,8 @@ def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, 
     return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_open))
 
 
-def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Ids of texts as they are: neither template nor BOS nor EOS is added."""
     return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
 

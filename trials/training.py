@@ -20,7 +20,7 @@ from trials.evaluation import evaluate_rows
 from trials.memory import is_out_of_memory
 from trials.model import attach_adapter, load_base
 from trials.records import Ending, EndingKind, EvalPoint, TrialFolder
-from trials.schedule import Epoch, evaluation_tokens, full_length
+from trials.schedule import evaluation_tokens, full_length
 from trials.scoring import Scorer
 from trials.stopwatch import Stopwatch
 from trials.supervisor import Job, OnEval, Supervisor
@@ -109,7 +109,7 @@ def _train(job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
     base_loss = _base_eval_loss(job, base)
     set_seed(config.seed)
     model = attach_adapter(base, config.hyperparameters, config.model.revision)
-    epoch = Epoch(len(data.train), data.train.tokens)
+    epoch = data.train.epoch
     length = full_length(config.hyperparameters, epoch)
     finished = Ending(EndingKind.FINISHED, f"trained for all its {length.steps} steps")
     scorer = Scorer(config, data.eval, tokenizer, job.folder, job.stopwatch)
