@@ -1,0 +1,1 @@
+"""The shared-base engine: many trials train at once on one resident base model."""
