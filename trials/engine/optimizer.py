@@ -1,0 +1,82 @@
+"""A trial's optimizer and schedule, as transformers' `Trainer` (5.23) and PEFT's LoRA+ (0.21) make them.
+
+Same classes, settings, groups and order, so that the state of either goes into the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from trials.config import Hyperparameters, TrialConfig
+from trials.schedule import Length
+
+NamedParameters = Sequence[tuple[str, nn.Parameter]]
+
+
+def build_optimizer(
+    named_parameters: NamedParameters, config: TrialConfig, length: Length
+) -> tuple[torch.optim.Optimizer, LRScheduler]:
+    """For LoRA's A and B, named and ordered as PEFT does. The gradient is clipped by whoever takes the step."""
+    hp = config.hyperparameters
+    groups = _plain_groups(named_parameters, hp) if hp.loraplus_ratio == 1.0 else _loraplus_groups(named_parameters, hp)
+    settings: dict[str, Any] = {"lr": hp.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8}
+    if hp.optimizer.startswith("adamw_torch"):
+        optimizer = _torch_adamw(groups, settings, hp)
+    else:
+        optimizer = _bitsandbytes_adamw(groups, settings, hp)
+    scheduler: LRScheduler = get_scheduler(
+        hp.scheduler,
+        optimizer=optimizer,
+        num_warmup_steps=math.ceil(length.steps * hp.warmup_fraction),
+        num_training_steps=length.steps,
+    )
+    return optimizer, scheduler
+
+
+def _plain_groups(named_parameters: NamedParameters, hp: Hyperparameters) -> list[dict[str, Any]]:
+    """`Trainer` spares biases and norms the decay; an adapter has none, and the group for them stays empty."""
+    return [
+        {"params": [parameter for _, parameter in named_parameters], "weight_decay": hp.weight_decay},
+        {"params": [], "weight_decay": 0.0},
+    ]
+
+
+def _loraplus_groups(named_parameters: NamedParameters, hp: Hyperparameters) -> list[dict[str, Any]]:
+    """A, embeddings, B, and what of B isn't decayed, of which an adapter of linear layers has the first and third."""
+    a = [parameter for name, parameter in named_parameters if "lora_B" not in name]
+    b = [parameter for name, parameter in named_parameters if "lora_B" in name]
+    rate_of_b = hp.learning_rate * hp.loraplus_ratio
+    return [
+        {"params": a, "weight_decay": hp.weight_decay, "lr": hp.learning_rate},
+        {"params": [], "weight_decay": hp.weight_decay, "lr": 1e-6},
+        {"params": b, "weight_decay": hp.weight_decay, "lr": rate_of_b},
+        {"params": [], "weight_decay": 0.0, "lr": rate_of_b},
+    ]
+
+
+def _torch_adamw(groups: list[dict[str, Any]], settings: dict[str, Any], hp: Hyperparameters) -> torch.optim.Optimizer:
+    """On a GPU one kernel for all parameters, whatever the name says: the same arithmetic in fewer launches."""
+    on_gpu = any(parameter.is_cuda for group in groups for parameter in group["params"])
+    fused = True if on_gpu or hp.optimizer == "adamw_torch_fused" else None
+    return torch.optim.AdamW(groups, fused=fused, **settings)
+
+
+def _bitsandbytes_adamw(
+    groups: list[dict[str, Any]], settings: dict[str, Any], hp: Hyperparameters
+) -> torch.optim.Optimizer:
+    from bitsandbytes.optim import AdamW
+
+    optimizer: torch.optim.Optimizer = AdamW(
+        groups,
+        optim_bits=8 if "8bit" in hp.optimizer else 32,
+        is_paged=hp.optimizer.startswith("paged"),
+        **settings,
+    )
+    return optimizer
