@@ -14,7 +14,7 @@ from trials.errors import ModelError, first_line
 from trials.templates import chat_template
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -93,9 +93,20 @@ def attach_adapter(base: PreTrainedModel, hyperparameters: Hyperparameters, revi
 
     Raises `ModelError` if a target module isn't in the model.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    config = LoraConfig(
+    _refuse_unknown_targets(hyperparameters.target_modules, linear_names(base))
+    model = get_peft_model(base, lora_config(hyperparameters), revision=revision)
+    keep_gradients_on_cpu(model)
+    adapted: PeftModel = model
+    return adapted
+
+
+def lora_config(hyperparameters: Hyperparameters) -> LoraConfig:
+    """PEFT's settings of a trial's adapter."""
+    from peft import LoraConfig
+
+    return LoraConfig(
         task_type="CAUSAL_LM",
         r=hyperparameters.lora_rank,
         lora_alpha=hyperparameters.lora_alpha,
@@ -105,11 +116,6 @@ def attach_adapter(base: PreTrainedModel, hyperparameters: Hyperparameters, revi
         use_dora=hyperparameters.use_dora,
         bias="none",
     )
-    _refuse_unknown_targets(hyperparameters.target_modules, linear_names(base))
-    model = get_peft_model(base, config, revision=revision)
-    keep_gradients_on_cpu(model)
-    adapted: PeftModel = model
-    return adapted
 
 
 def check_targets(settings: ModelSettings, targets: Collection[str]) -> None:
