@@ -15,6 +15,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from search_spaces.schema import Recipe
 from tests.splits import first_rows
 from trials.data import TrialData
+from trials.dropout import count_dropout
 from trials.model import attach_adapter, load_base
 from trials.schedule import Length
 from trials.split import Split
@@ -223,6 +224,7 @@ def _step_losses(kind: type, small_recipe: Recipe, rows: Split, folder: Path, **
         if parameter.requires_grad:  # TRL rounds the adapter that it's given
             parameter.data = parameter.data.bfloat16().float()
     trainer.evaluate_trial = lambda _: ({}, False)
+    trainer.tokens_in_step = count_dropout(model, 0)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

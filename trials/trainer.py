@@ -12,6 +12,7 @@ from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tensorboardX import SummaryWriter
+from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from trl import SFTConfig, SFTTrainer
@@ -20,6 +21,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trials.checkpointing import CheckpointedTrainer, CheckpointTimes
 from trials.checkpoints import CheckpointWriter
 from trials.config import TrialConfig
+from trials.dropout import TokensInStep, count_dropout
 from trials.schedule import Length, checkpoint_steps, micro_batch_rows
 from trials.split import Split
 from trials.tracking import wandb_is_wanted
@@ -34,10 +36,25 @@ Evaluate = Callable[[TrainerState], tuple[dict[str, float], bool]]
 """Evaluates the model as it is; gives what is to be logged by name, and whether the training ends with it."""
 
 
-class _OwnEvaluation(CheckpointedTrainer):
-    """Our evaluation in place of the mean of batch means."""
+class _OurTrainer(CheckpointedTrainer):
+    """Our evaluation in place of the mean of batch means, and dropout that knows each row's place in its step."""
 
     evaluate_trial: Evaluate
+    tokens_in_step: TokensInStep
+    _rows_done = 0
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of one optimizer step; called by the trainer as a step begins (transformers 5.23)."""
+        self._rows_done = 0
+        batches: tuple[list[Any], Any] = super().get_batch_samples(*args, **kwargs)
+        return batches
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Forward and backward pass of one micro-batch."""
+        self.tokens_in_step.stand(self.state.global_step, self._rows_done, inputs["input_ids"])
+        self._rows_done += len(inputs["input_ids"])
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates the frozen rows and logs what was found; the trainer calls it when `EvaluationTimes` asks."""
@@ -52,11 +69,11 @@ class _OwnEvaluation(CheckpointedTrainer):
         return found
 
 
-class TrialTrainer(_OwnEvaluation, SFTTrainer):  # type: ignore[misc]
+class TrialTrainer(_OurTrainer, SFTTrainer):  # type: ignore[misc]
     """`SFTTrainer` with our evaluation."""
 
 
-class HeadTrainer(_OwnEvaluation):
+class HeadTrainer(_OurTrainer):
     """For an adapter on the vocabulary projection, which TRL refuses: its fused loss would go past the adapter.
 
     The loss is transformers' own, which holds all logits at once.
@@ -102,11 +119,11 @@ def build_trainer(
     folder: Path,
     checkpoints: CheckpointWriter | None = None,
     steps_done: int = 0,
-) -> _OwnEvaluation:
+) -> _OurTrainer:
     """A trainer that is ready for `train()`, or for `go_on_from()` a checkpoint that has `steps_done`."""
     arguments = sft_config(config, train, length, folder)
     kind = HeadTrainer if _adapts_head(model) else TrialTrainer
-    trainer: _OwnEvaluation = kind(
+    trainer: _OurTrainer = kind(
         model=model,
         args=arguments,
         train_dataset=train.for_training,
@@ -117,6 +134,7 @@ def build_trainer(
     )
     _keep_adapter_in_float32(model)
     trainer.evaluate_trial = evaluate
+    trainer.tokens_in_step = count_dropout(model, config.seed)
     trainer.remove_callback(PrinterCallback)
     every_steps = checkpoint_steps(config.hyperparameters.effective_batch, config.machine)
     if checkpoints is not None and every_steps is not None:
