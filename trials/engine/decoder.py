@@ -1,0 +1,217 @@
+"""Forward and backward pass of a frozen Llama or Mistral decoder with the low-rank parts of several adapters.
+
+Written out by hand, because the weights are frozen: what the gradient needs of a layer is small and known, goes to
+memory that is set aside once, and gradients take its place there. A layer is kept whole, or without what its MLP holds,
+or only by its input (`Keep`), and what isn't kept is computed again (arXiv 1604.06174).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from trials.engine import torch_ops
+from trials.engine.attention import attend, attend_backward
+from trials.engine.batch import Batch
+from trials.engine.frozen import FrozenDecoder, FrozenLayer, gpu_kernels
+from trials.engine.losses import token_losses, token_losses_and_gradient
+from trials.engine.lowrank import LowRank
+from trials.engine.workspace import Keep, LayerMemory, Workspace
+
+
+QKV = ("q_proj", "k_proj", "v_proj")
+OUT = ("o_proj",)
+GATE_UP = ("gate_proj", "up_proj")
+DOWN = ("down_proj",)
+
+
+@dataclass
+class _Pass:
+    """What all layers share in one micro-step."""
+
+    batch: Batch
+    cos: Tensor
+    sin: Tensor
+    low_rank: LowRank
+
+
+@dataclass
+class _Held:
+    """Of one layer, from its forward pass to its backward pass. Tensors are views of the workspace."""
+
+    memory: LayerMemory
+    attention_rstd: Tensor | None = None
+    mlp_rstd: Tensor | None = None
+    lse: Tensor | None = None
+    inner: dict[tuple[str, ...], Tensor | None] = field(default_factory=dict)
+    """Inner products of the low-rank parts, by group of modules; so small that they are kept in any case."""
+
+
+class Decoder:
+    """A frozen base model and the memory to run it in."""
+
+    def __init__(self, frozen: FrozenDecoder, workspace: Workspace) -> None:
+        self.frozen = frozen
+        self.workspace = workspace
+        self._ops: ModuleType = gpu_kernels(frozen.device) or torch_ops
+        self._counts = [frozen.heads, frozen.key_heads, frozen.key_heads]
+
+    @torch.no_grad()
+    def losses(self, batch: Batch) -> Tensor:
+        """Summed loss in nats of every row's learned tokens [rows], in float32 or wider. Nothing is kept."""
+        x = self._embed(batch)
+        shared = self._shared(batch)
+        for layer in self.frozen.layers:
+            held = _Held(self.workspace.scratch(len(x)))
+            x = self._layer_forward(layer, x, held, shared)
+        hidden = self._final_norm(x[batch.learned])[0]
+        return _row_sums(token_losses(hidden, self.frozen.head, batch.targets), batch)
+
+    @torch.no_grad()
+    def train(self, batch: Batch) -> Tensor:
+        """As `losses`; adds the gradients of the weighted losses to those of the batch's adapters."""
+        shared = self._shared(batch)
+        x = self._embed(batch)
+        held: list[_Held] = []
+        for index, layer in enumerate(self.frozen.layers):
+            memory = self.workspace.layer(index, len(x))
+            memory.x.copy_(x)
+            held.append(_Held(memory))
+            x = self._layer_forward(layer, memory.x, held[-1], shared)
+        losses, dx = self._head(x, batch)
+        del x
+        for layer, kept in zip(reversed(self.frozen.layers), reversed(held), strict=True):
+            self._restore(layer, kept, shared)
+            self._mlp_backward(layer, dx, kept, shared)
+            self._attention_backward(layer, dx, kept, shared)
+        return _row_sums(losses, batch)
+
+    def _shared(self, batch: Batch) -> _Pass:
+        cos, sin = self.frozen.rotary(batch.positions)
+        groups, tokens = (QKV, OUT, GATE_UP, DOWN), len(batch.input_ids)
+        low_rank = LowRank(batch.segments, batch.dropout, groups, tokens, self.frozen.dtype, self._ops)
+        return _Pass(batch, cos, sin, low_rank)
+
+    def _embed(self, batch: Batch) -> Tensor:
+        return self.frozen.embed(batch.input_ids)
+
+    def _final_norm(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        normed: tuple[Tensor, Tensor] = self._ops.rms_norm(x, self.frozen.final_norm, self.frozen.eps)
+        return normed
+
+    def _head(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses of learned tokens, and the gradient of the last layer's output."""
+        states = x[batch.learned]
+        hidden, rstd = self._final_norm(states)
+        losses, dhidden = token_losses_and_gradient(hidden, self.frozen.head, batch.targets, batch.weights)
+        dstates = torch.zeros_like(states)
+        self._ops.rms_norm_backward(dhidden, states, self.frozen.final_norm, rstd, dstates)
+        return losses, torch.zeros_like(x).index_copy_(0, batch.learned, dstates)
+
+    def _layer_forward(self, layer: FrozenLayer, x: Tensor, held: _Held, shared: _Pass) -> Tensor:
+        self._attention_forward(layer, x, held, shared)
+        h = self._mlp_inside(layer, held, shared)
+        y = torch.addmm(held.memory.middle, h, self._dense(layer, DOWN).T)
+        held.inner[DOWN] = shared.low_rank.add(DOWN, layer.index, h, (y,))
+        return y
+
+    def _attention_forward(self, layer: FrozenLayer, x: Tensor, held: _Held, shared: _Pass) -> None:
+        """Up to the residual stream in the layer's middle, `memory.middle`."""
+        memory, low_rank = held.memory, shared.low_rank
+        y, held.attention_rstd = self._ops.rms_norm(x, layer.attention_norm, self.frozen.eps)
+        torch.mm(y, self._dense(layer, QKV).T, out=memory.qkv)
+        held.inner[QKV] = low_rank.add(QKV, layer.index, y, self._split(memory.qkv))
+        self._ops.rotate(self._rotated(memory.qkv), shared.cos, shared.sin)
+        out, held.lse = attend(*self._heads(memory.qkv), shared.batch.rows)
+        memory.attended.copy_(out.flatten(1))
+        torch.addmm(x, memory.attended, self._dense(layer, OUT).T, out=memory.middle)
+        held.inner[OUT] = low_rank.add(OUT, layer.index, memory.attended, (memory.middle,))
+
+    def _mlp_inside(self, layer: FrozenLayer, held: _Held, shared: _Pass) -> Tensor:
+        memory = held.memory
+        y, held.mlp_rstd = self._ops.rms_norm(memory.middle, layer.mlp_norm, self.frozen.eps)
+        for name, out in zip(GATE_UP, (memory.gate, memory.up), strict=True):
+            torch.mm(y, self._dense(layer, (name,)).T, out=out)
+        held.inner[GATE_UP] = shared.low_rank.add(GATE_UP, layer.index, y, (memory.gate, memory.up))
+        h: Tensor = self._ops.swiglu(memory.gate, memory.up)
+        return h
+
+    def _restore(self, layer: FrozenLayer, held: _Held, shared: _Pass) -> None:
+        """Computes again what wasn't kept."""
+        if held.memory.keep is Keep.INPUT:
+            self._attention_forward(layer, held.memory.x, held, shared)
+        if held.memory.keep is not Keep.ALL:
+            self._mlp_inside(layer, held, shared)
+
+    def _mlp_backward(self, layer: FrozenLayer, dx: Tensor, held: _Held, shared: _Pass) -> None:
+        """Turns `dx`, the gradient of the layer's output, into that of the residual stream in its middle."""
+        memory, low_rank = held.memory, shared.low_rank
+        assert held.mlp_rstd is not None
+        dh = dx @ self._dense(layer, DOWN)
+        if (inner := held.inner[DOWN]) is not None:
+            low_rank.backward(DOWN, layer.index, self._ops.swiglu(memory.gate, memory.up), inner, (dx,), dh)
+        self._ops.swiglu_backward(dh, memory.gate, memory.up)
+        del dh
+        dy = memory.gate @ self._dense(layer, ("gate_proj",))
+        dy.addmm_(memory.up, self._dense(layer, ("up_proj",)))
+        if (inner := held.inner[GATE_UP]) is not None:
+            y = self._ops.normed(memory.middle, layer.mlp_norm, held.mlp_rstd)
+            low_rank.backward(GATE_UP, layer.index, y, inner, (memory.gate, memory.up), dy)
+        self._ops.rms_norm_backward(dy, memory.middle, layer.mlp_norm, held.mlp_rstd, dx)
+
+    def _attention_backward(self, layer: FrozenLayer, dx: Tensor, held: _Held, shared: _Pass) -> None:
+        """Turns `dx`, the gradient of the residual stream in the layer's middle, into that of its input."""
+        memory, low_rank = held.memory, shared.low_rank
+        assert held.attention_rstd is not None
+        dout = dx @ self._dense(layer, OUT)
+        if (inner := held.inner[OUT]) is not None:
+            low_rank.backward(OUT, layer.index, memory.attended, inner, (dx,), dout)
+        self._attend_backward(dout, held, shared)
+        dy = memory.qkv @ self._dense(layer, QKV)
+        if (inner := held.inner[QKV]) is not None:
+            y = self._ops.normed(memory.x, layer.attention_norm, held.attention_rstd)
+            low_rank.backward(QKV, layer.index, y, inner, self._split(memory.qkv), dy)
+        self._ops.rms_norm_backward(dy, memory.x, layer.attention_norm, held.attention_rstd, dx)
+
+    def _attend_backward(self, dout: Tensor, held: _Held, shared: _Pass) -> None:
+        """Puts the gradients of queries, keys and values in their place."""
+        memory, heads = held.memory, (-1, self.frozen.heads, self.frozen.head_size)
+        q, k, v = self._heads(memory.qkv)
+        gradients = attend_backward(dout.view(heads), q, k, v, memory.attended.view(heads), held.lse, shared.batch.rows)
+        for place, gradient in zip((q, k, v), gradients, strict=True):
+            place.copy_(gradient)
+        self._ops.rotate(self._rotated(memory.qkv), shared.cos, shared.sin, inverse=True)
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views [tokens, features] of queries, keys and values."""
+        q, k, v = qkv.split([count * self.frozen.head_size for count in self._counts], 1)
+        return q, k, v
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views [tokens, heads, size] of queries, keys and values."""
+        q, k, v = qkv.unflatten(1, (-1, self.frozen.head_size)).split(self._counts, 1)
+        return q, k, v
+
+    def _rotated(self, qkv: Tensor) -> Tensor:
+        """A view [tokens, heads, size] of queries and keys together."""
+        return qkv.unflatten(1, (-1, self.frozen.head_size))[:, : self.frozen.heads + self.frozen.key_heads]
+
+    def _dense(self, layer: FrozenLayer, names: Sequence[str]) -> Tensor:
+        """The modules' weights [all their outputs, in], valid until the next call."""
+        linears = [layer.linears[name] for name in names]
+        if len(linears) == 1:
+            return linears[0].dense(self.workspace.weight(*linears[0].shape))
+        whole = self.workspace.weight(sum(linear.shape[0] for linear in linears), linears[0].shape[1])
+        for linear, part in zip(linears, whole.split([linear.shape[0] for linear in linears]), strict=True):
+            dense = linear.dense(part)
+            if dense is not part:
+                part.copy_(dense)
+        return whole
+
+
+def _row_sums(losses: Tensor, batch: Batch) -> Tensor:
+    return torch.zeros(batch.row_count, dtype=losses.dtype, device=losses.device).index_add_(0, batch.row_of, losses)

@@ -1,0 +1,211 @@
+"""The low-rank parts of several adapters at once.
+
+The tokens of a micro-step lie in one segment per adapter. Their low-rank products are one matrix product over the
+adapters' matrices side by side; a mask [tokens, ranks] then leaves each token the columns of its own adapter, scaled by
+alpha / rank, and zero elsewhere. That is exact for any mixture of ranks, alphas and target modules. Modules that read
+the same input (queries, keys and values) share that product. Gradients of weights are taken segment by segment, so
+that what isn't finite in one adapter's tokens never reaches another's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from trials.dropout import feature_keys
+from trials.engine.adapter import Adapter, Stack
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The tokens of one adapter in a micro-step."""
+
+    adapter: Adapter
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """What decides which inputs of the adapters are dropped, token by token; see `trials.dropout`."""
+
+    token_keys: Tensor
+    thresholds: Tensor
+    scales: Tensor
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One module of a group."""
+
+    name: str
+    """Of the module, with {} for the layer's number."""
+    segments: Sequence[Segment]
+    """Those whose adapters have it among their targets."""
+    columns: slice
+    """Its ranks among the group's."""
+    b: Tensor | None
+    """[layers, out, ranks]; None where no adapter has it."""
+
+    def columns_of_segments(self) -> Iterator[tuple[Segment, slice]]:
+        """Each segment with its ranks among the group's."""
+        column = self.columns.start
+        for segment in self.segments:
+            yield segment, slice(column, column + segment.adapter.rank)
+            column += segment.adapter.rank
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Modules that read the same input."""
+
+    parts: Sequence[_Part]
+    a: Tensor
+    """[layers, ranks of all parts, in]"""
+    mask: Tensor | None
+    """[tokens, ranks of all parts]; None where one adapter has all tokens: then its scale does."""
+    scale: float
+
+
+class LowRank:
+    """The adapters of one micro-step, applied module by module."""
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        dropout: Dropout | None,
+        groups: Sequence[Sequence[str]],
+        tokens: int,
+        dtype: torch.dtype,
+        ops: ModuleType,
+    ) -> None:
+        """`groups` are the modules of a layer, such as q_proj, that read the same input; `dtype` is that of products."""
+        self._dropout = dropout
+        self._ops = ops
+        self._feature_keys: dict[tuple[str, int], Tensor] = {}
+        stacks = [segment.adapter.stacked(dtype) for segment in segments]
+        self._groups: dict[tuple[str, ...], _Group] = {}
+        for names in groups:
+            group = _group(names, list(zip(segments, stacks, strict=True)), tokens, dtype)
+            if group is not None:
+                self._groups[tuple(names)] = group
+
+    def has(self, names: Sequence[str]) -> bool:
+        """Whether an adapter is on any of these modules, which are one group."""
+        return tuple(names) in self._groups
+
+    def add(self, names: Sequence[str], layer: int, x: Tensor, outputs: Sequence[Tensor]) -> Tensor | None:
+        """Adds the low-rank parts of `x` [tokens, in] to each module's output [tokens, out] in place.
+
+        Gives the inner products [tokens, ranks] that `backward` needs; None where no adapter has these modules.
+        """
+        group = self._groups.get(tuple(names))
+        if group is None:
+            return None
+        inner = self._inner(group, layer, x)
+        if group.mask is not None:
+            inner *= group.mask
+        for part, y in zip(group.parts, outputs, strict=True):
+            if part.b is not None:
+                y.addmm_(inner[:, part.columns], part.b[layer].T, alpha=group.scale)
+        return inner
+
+    def backward(
+        self, names: Sequence[str], layer: int, x: Tensor, inner: Tensor, gradients: Sequence[Tensor], dx: Tensor
+    ) -> None:
+        """Adds the low-rank parts' gradient to `dx` [tokens, in] in place, and that of the weights to the adapters'.
+
+        `gradients` are those of each module's output.
+        """
+        group = self._groups[tuple(names)]
+        pairs = zip(group.parts, gradients, strict=True)
+        dinner = _cat([dy @ part.b[layer] for part, dy in pairs if part.b is not None])
+        if group.mask is not None:
+            dinner *= group.mask
+        self._add_input_gradient(group, layer, dinner, dx)
+        for part, dy in zip(group.parts, gradients, strict=True):
+            if not part.segments:
+                continue
+            read = self._dropped(part.name, layer, x)
+            for segment, columns in part.columns_of_segments():
+                tokens = slice(segment.start, segment.end)
+                gradient = segment.adapter.gradients[part.name.format(layer)]
+                _accumulate(gradient.a, dinner[tokens, columns].T, read[tokens], group.scale)
+                _accumulate(gradient.b, dy[tokens].T, inner[tokens, columns], group.scale)
+
+    def _inner(self, group: _Group, layer: int, x: Tensor) -> Tensor:
+        if self._dropout is None:
+            return x @ group.a[layer].T
+        products = [
+            self._dropped(part.name, layer, x) @ group.a[layer, part.columns].T for part in group.parts if part.segments
+        ]
+        return _cat(products)
+
+    def _add_input_gradient(self, group: _Group, layer: int, dinner: Tensor, dx: Tensor) -> None:
+        if self._dropout is None:
+            dx.addmm_(dinner, group.a[layer], alpha=group.scale)
+            return
+        for part in group.parts:
+            if part.segments:
+                gradient = dinner[:, part.columns] @ group.a[layer, part.columns]
+                dx.add_(self._dropped(part.name, layer, gradient), alpha=group.scale)
+
+    def _dropped(self, name: str, layer: int, x: Tensor) -> Tensor:
+        if self._dropout is None:
+            return x
+        keys = self._feature_keys.get((name, layer))
+        if keys is None:
+            keys = feature_keys(name.format(layer), x.shape[1], x.device)
+            self._feature_keys[name, layer] = keys
+        return self._ops.drop(x, self._dropout.token_keys, keys, self._dropout.thresholds, self._dropout.scales)
+
+
+def _group(
+    names: Sequence[str], stacks: Sequence[tuple[Segment, Mapping[str, Stack]]], tokens: int, dtype: torch.dtype
+) -> _Group | None:
+    parts, a, column = [], [], 0
+    for name in names:
+        present = [(segment, stack[name]) for segment, stack in stacks if name in stack]
+        if not present:
+            parts.append(_Part(name, (), slice(column, column), None))
+            continue
+        ranks = sum(segment.adapter.rank for segment, _ in present)
+        a += [stack.a for _, stack in present]
+        b = _beside([stack.b for _, stack in present], 2)
+        columns = slice(column, column + ranks)
+        parts.append(_Part(present[0][1].name, [segment for segment, _ in present], columns, b))
+        column += ranks
+    if not a:
+        return None
+    if len(stacks) == 1 and stacks[0][0].end - stacks[0][0].start == tokens:
+        return _Group(parts, _beside(a, 1), None, stacks[0][0].adapter.scale)
+    return _Group(parts, _beside(a, 1), _mask(parts, tokens, column, dtype, a[0].device), 1.0)
+
+
+def _cat(tensors: Sequence[Tensor]) -> Tensor:
+    return _beside(tensors, 1)
+
+
+def _beside(tensors: Sequence[Tensor], dimension: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dimension)
+
+
+def _mask(parts: Sequence[_Part], tokens: int, ranks: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Each token's scale at its own adapter's columns, and 0 elsewhere."""
+    mask = torch.zeros(tokens, ranks, dtype=dtype, device=device)
+    for part in parts:
+        for segment, columns in part.columns_of_segments():
+            mask[segment.start : segment.end, columns] = segment.adapter.scale
+    return mask
+
+
+def _accumulate(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """total += scale * left @ right, in the type of `total`."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right, alpha=scale)
+    else:
+        torch.addmm(total, left, right, out_dtype=total.dtype, alpha=scale, out=total)

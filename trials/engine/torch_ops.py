@@ -1,0 +1,74 @@
+"""The engine's element-wise operations in plain torch: what the GPU kernels of `triton_ops` must equal.
+
+Tokens lie end to end: every tensor is [tokens, features]. The formulas and their rounding are those of Llama and
+Mistral in transformers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from trials.dropout import fmix32
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """RMSNorm of every token, and the reciprocal of its root mean square [tokens], in float32 or wider."""
+    wide = x.to(_wide(x))
+    rstd = torch.rsqrt(wide.pow(2).mean(-1) + eps)
+    return normed(x, weight, rstd, out), rstd
+
+
+def normed(x: Tensor, weight: Tensor, rstd: Tensor, out: Tensor | None = None) -> Tensor:
+    """RMSNorm again, where the reciprocal root mean square is known."""
+    return torch.mul((x.to(rstd.dtype) * rstd[:, None]).to(x.dtype), weight, out=out)
+
+
+def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, dx: Tensor) -> None:
+    """Adds the gradient through the norm to `dx`, the gradient of `x` by other ways."""
+    scaled = dy.to(rstd.dtype) * weight.to(rstd.dtype)
+    hat = x.to(rstd.dtype) * rstd[:, None]
+    mean = (scaled * hat).mean(-1, keepdim=True)
+    dx.add_(((scaled - hat * mean) * rstd[:, None]).to(dx.dtype))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> None:
+    """Rotary position embedding in place; `inverse` is its gradient. `x` [tokens, heads, size], `cos` [tokens, size]."""
+    half = x.shape[-1] // 2
+    first, second = x[..., :half].clone(), x[..., half:].clone()
+    cos_first, cos_second = cos[:, None, :half], cos[:, None, half:]
+    sin_first, sin_second = sin[:, None, :half], sin[:, None, half:]
+    if inverse:
+        x[..., :half] = first * cos_first + second * sin_second
+        x[..., half:] = second * cos_second - first * sin_first
+    else:
+        x[..., :half] = first * cos_first - second * sin_first
+        x[..., half:] = second * cos_second + first * sin_second
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    return silu(gate) * up
+
+
+def swiglu_backward(dh: Tensor, gate: Tensor, up: Tensor) -> None:
+    """Puts the gradients of gate and up in their place."""
+    wide_gate, wide_up, wide_dh = (tensor.to(_wide(gate)) for tensor in (gate, up, dh))
+    sigmoid = torch.sigmoid(wide_gate)
+    active = wide_gate * sigmoid
+    gate.copy_(wide_dh * wide_up * (active * (1 - sigmoid) + sigmoid))
+    up.copy_(wide_dh * active)
+
+
+def drop(x: Tensor, token_keys: Tensor, feature_keys: Tensor, thresholds: Tensor, scales: Tensor) -> Tensor:
+    """Dropout as in `trials.dropout`, at each token's own rate: hashes below its threshold are dropped, others scaled.
+
+    All but `feature_keys` [features] and `x` are [tokens]; `scales` has the type of `x`.
+    """
+    kept = fmix32(token_keys[:, None] ^ feature_keys) >= thresholds[:, None]
+    return torch.where(kept, x * scales[:, None], 0)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
