@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,72 +15,12 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.schema import Recipe
-from tests.splits import first_rows
-from trials import trainer
-from trials.checkpoints import choose_checkpoint, whole_checkpoints
-from trials.config import TrialConfig
+from tests.workshop import CHECKPOINT, STEPS, TOLERANCE, Workshop, step_losses
+from trials import schedule
+from trials.checkpoints import whole_checkpoints
 from trials.data import TrialData
-from trials.records import EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
-from trials.rewinding import rewind
+from trials.records import EndingKind, EvalPoint, TrialRecord, read_trial
 from trials.supervisor import Decision
-from trials.training import run_trial, use_threads
-
-STEPS, CHECKPOINT = 12, 6
-TOLERANCE = 1e-6
-
-
-class Workshop:
-    """Runs trials of 12 steps of 4 rows, evaluated every other step, with a checkpoint after 6 and 12."""
-
-    def __init__(self, recipe: Recipe, data: TrialData, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-        use_threads(recipe.machine)
-        self._recipe = recipe
-        self._data = data
-        self._tokenizer = tokenizer
-        self._path = path
-
-    def config(self, machine: dict[str, Any] | None = None, **hyperparameters: Any) -> TrialConfig:
-        usually = {"learning_rate": 1e-3, "lora_dropout": 0.1, "effective_batch": 4}
-        length = {"epochs": None, "train_tokens": None, "rows_seen": 4 * STEPS}
-        config = self._recipe.trial_config({**usually, **length, **hyperparameters})
-        update = {
-            "machine": config.machine.model_copy(update={"checkpoint_every_rows": 4 * CHECKPOINT, **(machine or {})}),
-            "evaluation": config.evaluation.model_copy(update={"evaluations": STEPS // 2, "patience": 9}),
-            "model": config.model.model_copy(update={"compute_dtype": "float32"}),
-        }
-        return config.model_copy(update=update)
-
-    def run(
-        self, name: str, config: TrialConfig, rows: int, on_eval: Callable[[EvalPoint], Decision] | None = None
-    ) -> TrialRecord:
-        folder = TrialFolder(self._path / name)
-        folder.begin(config, Origin.SINGLE, name, self._data.fingerprint)
-        data = replace(self._data, train=first_rows(self._data.train, rows))
-        run_trial(config, data, self._tokenizer, folder, on_eval or (lambda _: Decision.GO_ON))
-        return read_trial(folder.path)
-
-    def resume(self, record: TrialRecord, rows: int, step: int | None = None) -> TrialRecord:
-        checkpoint = choose_checkpoint(record.folder, step)
-        rewind(record, checkpoint)
-        data = replace(self._data, train=first_rows(self._data.train, rows))
-        run = TrialFolder(record.folder)
-        run_trial(record.config, data, self._tokenizer, run, lambda _: Decision.GO_ON, checkpoint=checkpoint)
-        return read_trial(record.folder)
-
-    def cut_off(self, config: TrialConfig, rows: int, after: int = CHECKPOINT) -> TrialRecord:
-        """A trial whose user pressed Ctrl-C at its first evaluation after a step."""
-
-        def interrupt(point: EvalPoint) -> Decision:
-            if point.step > after:
-                raise KeyboardInterrupt
-            return Decision.GO_ON
-
-        with pytest.raises(KeyboardInterrupt):
-            self.run("cut-off", config, rows, interrupt)
-        record = read_trial(self._path / "cut-off")
-        assert record.ending is None
-        assert record.points[-1].step > after
-        return record
 
 
 @pytest.fixture
@@ -91,12 +30,6 @@ def workshop(
     return Workshop(small_recipe, small_data, tokenizer, tmp_path)
 
 
-def _step_losses(record: TrialRecord) -> list[float]:
-    """The training loss of every step, as the last checkpoint has it."""
-    state = json.loads((record.folder / "checkpoints" / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
-    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
-
-
 def _assert_equal(resumed: TrialRecord, straight: TrialRecord) -> None:
     assert [(point.step, point.tokens_seen) for point in resumed.points] == [
         (point.step, point.tokens_seen) for point in straight.points
@@ -104,7 +37,7 @@ def _assert_equal(resumed: TrialRecord, straight: TrialRecord) -> None:
     for name in ("eval_loss", "best_eval_loss", "train_loss"):
         found, expected = ([getattr(point, name) or 0.0 for point in record.points] for record in (resumed, straight))
         assert found == pytest.approx(expected, abs=TOLERANCE, rel=0), name
-    assert _step_losses(resumed) == pytest.approx(_step_losses(straight), abs=TOLERANCE, rel=0)
+    assert step_losses(resumed) == pytest.approx(step_losses(straight), abs=TOLERANCE, rel=0)
     assert resumed.ending == straight.ending
 
 
@@ -129,16 +62,16 @@ def test_a_resumed_trial_gives_the_losses_of_one_that_ran_through(
     straight = workshop.run("straight", config, rows)
     assert straight.ending is not None
     assert straight.ending.kind is EndingKind.FINISHED
-    assert len(_step_losses(straight)) == STEPS
+    assert len(step_losses(straight)) == STEPS
     resumed = workshop.resume(workshop.cut_off(config, rows), rows)
     _assert_equal(resumed, straight)
 
 
 def test_train_losses_between_two_log_lines_are_not_lost(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "LOGGED_STEPS", 3)  # every fourth step: the checkpoint is between two
+    monkeypatch.setattr(schedule, "LOGGED_STEPS", 3)  # every fourth step: the checkpoint is between two
     config = workshop.config()
     straight = workshop.run("straight", config, 64)
-    assert len(_step_losses(straight)) == 3
+    assert len(step_losses(straight)) == 3
     _assert_equal(workshop.resume(workshop.cut_off(config, 64), 64), straight)
 
 
@@ -164,7 +97,7 @@ def test_a_finished_trial_goes_back_and_does_the_same_again(workshop: Workshop) 
     _assert_equal(resumed, straight)
     aside = read_trial(straight.folder / "before-3")
     assert (aside.points, aside.ending) == (straight.points, straight.ending)
-    assert _step_losses(aside) == _step_losses(straight)
+    assert step_losses(aside) == step_losses(straight)
     assert resumed.points[:1] == straight.points[:1]
     assert resumed.has_adapter
 

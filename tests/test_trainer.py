@@ -131,10 +131,16 @@ def test_without_lora_plus_all_learn_alike(build: Build) -> None:
 
 
 @pytest.mark.parametrize("used", [True, False])
-def test_the_adapter_learns_in_float32(build: Build, used: bool) -> None:
+def test_the_adapter_begins_and_learns_in_float32(build: Build, small_recipe: Recipe, used: bool) -> None:
     # TRL would make it bfloat16, in which small updates are lost.
+    torch.manual_seed(0)
+    config = small_recipe.trial_config({"use_dora": used})
+    untouched = attach_adapter(load_base(config.model), config.hyperparameters)
+    torch.manual_seed(0)
     model = build(use_dora=used).model
-    assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
+    pairs = list(zip(model.parameters(), untouched.parameters(), strict=True))
+    assert {ours.dtype for ours, _ in pairs if ours.requires_grad} == {torch.float32}
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs if ours.requires_grad)
 
 
 def test_max_grad_norm_and_neftune(build: Build) -> None:

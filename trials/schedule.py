@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from trials.config import EvaluationSettings, Hyperparameters, Machine
 
+LOGGED_STEPS = 200
+"""About so many training losses are logged in a full trial."""
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -58,6 +61,11 @@ def checkpoint_steps(effective_batch: int, machine: Machine) -> int | None:
     if machine.checkpoint_every_rows is None:
         return None
     return max(1, round(machine.checkpoint_every_rows / effective_batch))
+
+
+def logging_steps(length: Length) -> int:
+    """Optimizer steps from one logged training loss to the next."""
+    return max(1, length.steps // LOGGED_STEPS)
 
 
 def micro_batch_rows(effective_batch: int, longest_row: int, machine: Machine) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,12 @@ from trials.checkpointing import CheckpointedTrainer, CheckpointTimes
 from trials.checkpoints import CheckpointWriter
 from trials.config import TrialConfig
 from trials.dropout import TokensInStep, count_dropout
-from trials.schedule import Length, checkpoint_steps, micro_batch_rows
+from trials.schedule import Length, checkpoint_steps, logging_steps, micro_batch_rows
 from trials.split import Split
 from trials.tracking import wandb_is_wanted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-LOGGED_STEPS = 200
 
 
 Evaluate = Callable[[TrainerState], tuple[dict[str, float], bool]]
@@ -123,16 +122,16 @@ def build_trainer(
     """A trainer that is ready for `train()`, or for `go_on_from()` a checkpoint that has `steps_done`."""
     arguments = sft_config(config, train, length, folder)
     kind = HeadTrainer if _adapts_head(model) else TrialTrainer
-    trainer: _OurTrainer = kind(
-        model=model,
-        args=arguments,
-        train_dataset=train.for_training,
-        processing_class=tokenizer,
-        data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
-        callbacks=[times, TensorBoardCallback(_event_writer(folder, steps_done))],
-        optimizers=(_loraplus_optimizer(model, arguments, config), None),
-    )
-    _keep_adapter_in_float32(model)
+    with _adapter_as_it_is(model):
+        trainer: _OurTrainer = kind(
+            model=model,
+            args=arguments,
+            train_dataset=train.for_training,
+            processing_class=tokenizer,
+            data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
+            callbacks=[times, TensorBoardCallback(_event_writer(folder, steps_done))],
+            optimizers=(_loraplus_optimizer(model, arguments, config), None),
+        )
     trainer.evaluate_trial = evaluate
     trainer.tokens_in_step = count_dropout(model, config.seed)
     trainer.remove_callback(PrinterCallback)
@@ -152,15 +151,17 @@ def _adapts_head(model: PeftModel) -> bool:
     return isinstance(model.get_output_embeddings(), BaseTunerLayer)
 
 
-def _keep_adapter_in_float32(model: PeftModel) -> None:
+@contextmanager
+def _adapter_as_it_is(model: PeftModel) -> Iterator[None]:
     """Undoes TRL's cast of a quantised model's adapter to bfloat16 (trl 1.16, `SFTTrainer.__init__`).
 
     In bfloat16 a weight of 0.05 can't move by less than 2e-4, so small learning rates train nothing, and the adapter
-    reloaded in PEFT's float32 isn't the one that was evaluated.
+    reloaded in PEFT's float32 isn't the one that was evaluated. Nor is it to begin with weights that were rounded.
     """
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    weights = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
+    yield
+    for parameter, weight in weights.items():
+        parameter.data = weight
 
 
 def sft_config(config: TrialConfig, train: Split, length: Length, folder: Path) -> SFTConfig:
@@ -189,7 +190,7 @@ def sft_config(config: TrialConfig, train: Split, length: Length, folder: Path) 
         include_num_input_tokens_seen="non_padding",
         eval_strategy="no",  # EvaluationTimes asks for evaluations
         save_strategy="no",  # TrialFolder keeps the best adapter, and CheckpointTimes asks for checkpoints
-        logging_steps=max(1, length.steps // LOGGED_STEPS),
+        logging_steps=logging_steps(length),
         logging_nan_inf_filter=False,
         report_to=["wandb"] if wandb_is_wanted(config.tracking) else "none",
         disable_tqdm=True,
