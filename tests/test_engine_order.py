@@ -82,4 +82,5 @@ def test_any_step_can_be_asked_for() -> None:
     assert [again.step(n) for n in reversed(range(9))] == forth[::-1]
     assert sorted(row for step in forth[3:6] for row in step) == list(range(10))
     assert forth[:3] != forth[3:6]
+    assert [order.passes(steps) for steps in (0, 1, 2, 3, 4)] == [0, 0.4, 0.8, 1, 1.4]
     assert (order.steps_per_epoch, [len(step) for step in forth[:3]]) == (3, [4, 4, 2])

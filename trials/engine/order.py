@@ -24,6 +24,11 @@ class RowOrder:
         start = step * self._effective_batch
         return self._epoch(epoch)[start : start + self._effective_batch]
 
+    def passes(self, steps: int) -> float:
+        """Passes over the rows after so many steps; as `Trainer` counts them, up to the rounding of micro-batches."""
+        epochs, step = divmod(steps, self.steps_per_epoch)
+        return epochs + step * self._effective_batch / len(self._sampler)
+
     def _epoch(self, epoch: int) -> list[int]:
         """Row indices of an epoch; the latest is kept, as steps come in order."""
         if self._shuffled[0] != epoch:

@@ -1,0 +1,85 @@
+"""Trials with checkpoints that are really trained, cut off and resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from search_spaces.schema import Recipe
+from tests.splits import first_rows
+from trials.checkpoints import choose_checkpoint
+from trials.config import TrialConfig
+from trials.data import TrialData
+from trials.records import EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.rewinding import rewind
+from trials.supervisor import Decision
+from trials.training import run_trial, use_threads
+
+STEPS, CHECKPOINT = 12, 6
+TOLERANCE = 1e-6
+
+
+class Workshop:
+    """Runs trials of 12 steps of 4 rows, evaluated every other step, with a checkpoint after 6 and 12."""
+
+    def __init__(self, recipe: Recipe, data: TrialData, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+        use_threads(recipe.machine)
+        self._recipe = recipe
+        self._data = data
+        self._tokenizer = tokenizer
+        self._path = path
+
+    def config(self, machine: dict[str, Any] | None = None, **hyperparameters: Any) -> TrialConfig:
+        usually = {"learning_rate": 1e-3, "lora_dropout": 0.1, "effective_batch": 4}
+        length = {"epochs": None, "train_tokens": None, "rows_seen": 4 * STEPS}
+        config = self._recipe.trial_config({**usually, **length, **hyperparameters})
+        update = {
+            "machine": config.machine.model_copy(update={"checkpoint_every_rows": 4 * CHECKPOINT, **(machine or {})}),
+            "evaluation": config.evaluation.model_copy(update={"evaluations": STEPS // 2, "patience": 9}),
+            "model": config.model.model_copy(update={"compute_dtype": "float32"}),
+        }
+        return config.model_copy(update=update)
+
+    def run(
+        self, name: str, config: TrialConfig, rows: int, on_eval: Callable[[EvalPoint], Decision] | None = None
+    ) -> TrialRecord:
+        folder = TrialFolder(self._path / name)
+        folder.begin(config, Origin.SINGLE, name, self._data.fingerprint)
+        data = replace(self._data, train=first_rows(self._data.train, rows))
+        run_trial(config, data, self._tokenizer, folder, on_eval or (lambda _: Decision.GO_ON))
+        return read_trial(folder.path)
+
+    def resume(self, record: TrialRecord, rows: int, step: int | None = None) -> TrialRecord:
+        checkpoint = choose_checkpoint(record.folder, step)
+        rewind(record, checkpoint)
+        data = replace(self._data, train=first_rows(self._data.train, rows))
+        run = TrialFolder(record.folder)
+        run_trial(record.config, data, self._tokenizer, run, lambda _: Decision.GO_ON, checkpoint=checkpoint)
+        return read_trial(record.folder)
+
+    def cut_off(self, config: TrialConfig, rows: int, after: int = CHECKPOINT) -> TrialRecord:
+        """A trial whose user pressed Ctrl-C at its first evaluation after a step."""
+
+        def interrupt(point: EvalPoint) -> Decision:
+            if point.step > after:
+                raise KeyboardInterrupt
+            return Decision.GO_ON
+
+        with pytest.raises(KeyboardInterrupt):
+            self.run("cut-off", config, rows, interrupt)
+        record = read_trial(self._path / "cut-off")
+        assert record.ending is None
+        assert record.points[-1].step > after
+        return record
+
+
+def step_losses(record: TrialRecord) -> list[float]:
+    """The training loss of every step, as the last checkpoint has it."""
+    state = json.loads((record.folder / "checkpoints" / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
