@@ -126,9 +126,16 @@ class EvaluationSettings(Settings):
 class Machine(Settings):
     """How this machine runs a trial. Never searched, never compared."""
 
-    micro_batch_tokens: int = Field(default=4096, ge=1, description="padded tokens of one forward pass, about")
+    engine: Literal["shared", "trl"] = Field(
+        default="trl",
+        description="shared: our engine, many trials on one base model; trl: TRL's trainer, the reference",
+    )
+    micro_batch_tokens: int = Field(default=4096, ge=1, description="tokens of one forward pass, about; the engine plans it by itself on a GPU")
     micro_batch_rows: int | None = Field(default=None, ge=1, description="at most so many rows of one forward pass")
-    gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
+    gpu_memory_gib: float | None = Field(
+        default=None, gt=0, description="GPU memory that the engine may reserve; None: 94 % of the GPU's"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory; the engine plans it")
     cpu_threads: int | None = Field(default=None, ge=1, description="torch threads of one trial on a CPU")
     checkpoint_every_rows: int | None = Field(
         default=None, ge=1, description="training rows from one checkpoint to the next; None: none are written"

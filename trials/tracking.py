@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trials.config import TrackingSettings, TrialConfig
+from trials.records import EvalPoint
 
 Log = Callable[[dict[str, float]], None]
 
@@ -46,3 +47,15 @@ def wandb_run(folder: Path, config: TrialConfig, group: str) -> Iterator[Log]:
         yield run.log
     finally:
         run.finish()
+
+
+def figures(point: EvalPoint) -> dict[str, float]:
+    """An evaluation under the names that transformers logs a trial's figures by, where it does the logging."""
+    found = {
+        "train/global_step": point.step,
+        "eval/loss": point.eval_loss,
+        "eval/score": point.score,
+        "train/loss": point.train_loss,
+        "train/num_input_tokens_seen": point.tokens_seen,
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -162,11 +162,8 @@ def _run(
 ) -> int:
     from trials.checkpoints import whole_checkpoints
     from trials.records import EvalPoint
+    from trials.running import run_alone
     from trials.supervisor import Decision
-    from trials.tracking import wandb_run
-    from trials.training import run_trial, use_threads
-
-    use_threads(config.machine)
 
     def report(point: EvalPoint) -> Decision:
         speed = f", {point.tokens_per_second:,.0f} tokens/s" if point.tokens_per_second else ""
@@ -176,8 +173,7 @@ def _run(
         return Decision.GO_ON
 
     try:
-        with wandb_run(folder.path, config, group=name):
-            ending = run_trial(config, data, tokenizer, folder, report, checkpoint=checkpoint)
+        ending = run_alone(config, data, tokenizer, folder, report, group=name, checkpoint=checkpoint)
     except KeyboardInterrupt:
         if whole_checkpoints(folder.path):
             sys.stderr.write(f"go on with it: python -m trials.train --resume {folder.path}\n")

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trials.config import TrialConfig
+from trials.engine.support import why_not
+from trials.errors import ModelError
+
+
+def changed(config: TrialConfig, **values: Any) -> TrialConfig:
+    return config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update=values)})
+
+
+def on_model(config: TrialConfig, name: Path) -> TrialConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"name": str(name)})})
+
+
+def test_the_usual_configuration_is_for_the_engine(small_config: TrialConfig) -> None:
+    usual = changed(small_config, use_rslora=True, loraplus_ratio=4.0, target_modules=("q_proj", "down_proj"))
+    assert why_not(usual) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"use_dora": True}, "no DoRA"),
+        ({"neftune_noise_alpha": 5.0}, "no NEFTune"),
+        ({"target_modules": ("q_proj", "lm_head")}, "no adapter on lm_head"),
+    ],
+)
+def test_what_it_cannot_do_is_said(small_config: TrialConfig, values: dict[str, Any], reason: str) -> None:
+    assert reason in str(why_not(changed(small_config, **values)))
+
+
+@pytest.mark.parametrize(("kind", "allowed"), [("llama", True), ("gpt_neox", False)])
+def test_the_base_model_decides_as_well(tmp_path: Path, small_config: TrialConfig, kind: str, allowed: bool) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    reason = why_not(on_model(small_config, tmp_path))
+    assert (reason is None) is allowed
+    assert allowed or str(reason).endswith("this one is gpt_neox")
+
+
+def test_a_model_that_is_not_there_is_an_error_of_ours(tmp_path: Path, small_config: TrialConfig) -> None:
+    with pytest.raises(ModelError, match="can't read the config of"):
+        why_not(on_model(small_config, tmp_path / "nothing"))

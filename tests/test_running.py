@@ -1,0 +1,55 @@
+"""Which way a trial takes that nobody searches with."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from search_spaces.schema import Recipe
+from trials.data import TrialData
+from trials.engine.engine import Engine
+from trials.records import EndingKind, EvalPoint, Origin, TrialFolder, read_trial
+from trials.running import run_alone
+from trials.supervisor import Decision
+
+
+def engines_seen(
+    recipe: Recipe, data: TrialData, tokenizer: PreTrainedTokenizerBase, path: Path, engine: str, **values: Any
+) -> bool:
+    """Runs a trial; whether its base model was held by an engine at its first evaluation."""
+    config = recipe.trial_config({"learning_rate": 3e-3, "train_tokens": 1000, **values})
+    machine = config.machine.model_copy(update={"engine": engine})
+    config = config.model_copy(update={"machine": machine, "base_eval_loss": 9.0})
+    folder, seen = TrialFolder(path), []
+
+    def on_eval(point: EvalPoint) -> Decision:
+        seen.append(any(isinstance(thing, Engine) for thing in gc.get_objects()))
+        return Decision.GO_ON
+
+    folder.begin(config, Origin.SINGLE, "demo")
+    ending = run_alone(config, data, tokenizer, folder, on_eval, group="demo")
+    assert ending is not None
+    assert ending.kind is EndingKind.FINISHED
+    assert len(read_trial(path).points) == len(seen)
+    return seen[0]
+
+
+def test_the_engine_runs_what_it_can_if_it_is_wanted(
+    tmp_path: Path,
+    small_recipe: Recipe,
+    small_data: TrialData,
+    tokenizer: PreTrainedTokenizerBase,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    case = (small_recipe, small_data, tokenizer)
+    with caplog.at_level(logging.INFO, logger="trials.running"):
+        assert not engines_seen(*case, tmp_path / "trl", "trl")
+        assert caplog.messages == []
+        assert not engines_seen(*case, tmp_path / "dora", "shared", use_dora=True)
+        assert caplog.messages == ["TRL's trainer runs this trial: the engine has no DoRA"]
+        assert engines_seen(*case, tmp_path / "engine", "shared")

@@ -1,0 +1,59 @@
+"""Runs one trial in this process, in the engine if it can: the way of a trial that nobody searches with."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from trials.checkpoints import Checkpoint
+from trials.config import TrialConfig
+from trials.data import TrialData
+from trials.engine.support import why_not
+from trials.records import Ending, EvalPoint, TrialFolder
+from trials.supervisor import Decision, OnEval
+from trials.tracking import figures, wandb_run
+from trials.training import run_trial, use_threads
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
+
+
+def run_alone(
+    config: TrialConfig,
+    data: TrialData,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: TrialFolder,
+    on_eval: OnEval,
+    *,
+    group: str,
+    checkpoint: Checkpoint | None = None,
+) -> Ending | None:
+    """As `trials.training.run_trial`, with a W&B run in `group` around it where W&B is wanted."""
+    use_threads(config.machine)
+    with wandb_run(folder.path, config, group=group) as log:
+        if not _engine_runs(config):
+            return run_trial(config, data, tokenizer, folder, on_eval, checkpoint=checkpoint)
+
+        def log_and_ask(point: EvalPoint) -> Decision:
+            log(figures(point))
+            return on_eval(point)
+
+        from trials.engine.engine import Engine
+
+        engine = Engine(config.model, config.machine)
+        try:
+            return engine.run_trial(config, data, tokenizer, folder, log_and_ask, checkpoint=checkpoint)
+        finally:
+            engine.close()
+
+
+def _engine_runs(config: TrialConfig) -> bool:
+    """Whether the engine trains this trial; says so where it was asked for and can't."""
+    if config.machine.engine == "trl":
+        return False
+    reason = why_not(config)
+    if reason is not None:
+        _log.info("TRL's trainer runs this trial: %s", reason)
+    return reason is None
