@@ -59,6 +59,7 @@ class Conductor:
         self._running: dict[str, Assignment] = {}
         self._interrupted = threading.Event()
         self._failures_in_a_row = 0
+        self._beside_the_last_death: set[str] = set()
         self._gave_up = False
         for folder in (run.path / "trials").iterdir():
             settle_folder(folder / "adapter")
@@ -129,6 +130,7 @@ class Conductor:
         """Takes in that a trial is over, however it ended; `died`: its process is gone without a word."""
         running = self._running.pop(trial_id)
         folder = self._run.trial(trial_id)
+        without_a_word = died and read_trial(folder).ending is None
         if died:
             TrialFolder(folder).end(Ending(EndingKind.FAILED, f"its process ended without a word; see ray/{trial_id}"))
         elif self.must_stop and not self.was_interrupted:
@@ -139,7 +141,8 @@ class Conductor:
             remove_checkpoints(folder)
         if running.origin is not Origin.BASE:
             self._tell_study(record)
-        self._count_failures(record)
+        if not (without_a_word and self._is_same_accident(trial_id)):
+            self._count_failures(record)
         self._emit(TrialEnded(trial_id, record.ending, record.best_eval_loss))
         for expendable in expendable_adapters(self._run.records(), self._search.recipe.search.keep_adapters):
             shutil.rmtree(expendable.adapter)
@@ -154,6 +157,13 @@ class Conductor:
         for point in record.points:
             self._study.report(number, point)  # the last one of a trial that diverged was not asked about
         self._study.tell(number, record.ending.kind if record.ending else None, record.best_eval_loss)
+
+    def _is_same_accident(self, trial_id: str) -> bool:
+        """Whether a death was counted already: the trials of an engine whose process ends all die with it."""
+        if trial_id in self._beside_the_last_death:
+            return True
+        self._beside_the_last_death = set(self._running)
+        return False
 
     def _count_failures(self, record: TrialRecord) -> None:
         failed = record.ending is not None and record.ending.kind is EndingKind.FAILED

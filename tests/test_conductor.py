@@ -3,7 +3,7 @@ from dataclasses import replace
 import optuna
 from optuna.trial import TrialState
 
-from orchestrator.conductor import Assignment, Conductor, study_number, trial_id
+from orchestrator.conductor import MOST_FAILURES_IN_A_ROW, Assignment, Conductor, study_number, trial_id
 from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialStarted
 from orchestrator.run_folder import RunFolder, Search
 from orchestrator.study import STUDY_NAME
@@ -169,6 +169,25 @@ def test_a_process_that_died_is_a_failure(run: RunFolder, search: Search) -> Non
     assert ending is not None
     assert ending.kind is EndingKind.FAILED
     assert states(run) == [TrialState.FAIL]
+
+
+def test_trials_that_die_together_are_one_failure(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search, slots=3)
+    run_base(run, conductor)
+    for _ in range(MOST_FAILURES_IN_A_ROW):
+        for assignment in [begin(conductor) for _ in range(3)]:
+            conductor.on_end(assignment.trial_id, died=True)
+    assert conductor.next_trial() == "over"
+    assert len(run.records()) == 1 + 3 * MOST_FAILURES_IN_A_ROW
+
+
+def test_trials_that_say_why_they_failed_are_counted_each(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search, slots=MOST_FAILURES_IN_A_ROW)
+    run_base(run, conductor)
+    for assignment in [begin(conductor) for _ in range(MOST_FAILURES_IN_A_ROW)]:
+        TrialFolder(run.trial(assignment.trial_id)).end(Ending(EndingKind.FAILED, "ValueError: of its own"))
+        conductor.on_end(assignment.trial_id, died=True)
+    assert conductor.next_trial() == "over"
 
 
 def test_disk_is_bounded_by_the_best_adapters(run: RunFolder, small_recipe: Recipe) -> None:
