@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from orchestrator.run_folder import Search
+from orchestrator.placement import place, why_no_engine
+from orchestrator.run_folder import Search, gpus_here
 from search_spaces.durations import format_duration
 from search_spaces.layers import flatten
 from search_spaces.schema import Choices, Recipe
@@ -65,6 +67,7 @@ def describe(search: Search, sizes: Sizes) -> str:
         f"first the base model, then {len(search.recipe.start)} starting point(s): "
         f"{', '.join(search.recipe.start) or 'none'}; then what Optuna's TPE proposes",
         f"GPUs per trial: {search.gpus_per_trial}",
+        placement_line(search),
         "space:",
         *(f"  {name}: {_dimension(dimension)}" for name, dimension in search.recipe.space.items()),
         "settings, and where they came from:",
@@ -76,6 +79,17 @@ def describe(search: Search, sizes: Sizes) -> str:
 def data_lines(data: Mapping[str, Any]) -> list[str]:
     """What became of the rows of every split, a line each; `data` as in search.json."""
     return [f"{name} rows: {Counts(**data[name]).in_words()}" for name in ("train", "eval", "test") if name in data]
+
+
+def placement_line(search: Search) -> str:
+    """How many engines and slots this machine gives the search; a Ray cluster may have more."""
+    placement = place(search, gpus=gpus_here(), cores=os.cpu_count() or 1)
+    if not placement.slots:
+        return "trials at once: as many as the Ray cluster has GPUs for; this machine has none"
+    reason = why_no_engine(search)
+    if reason is None:
+        return f"engines: {placement.engines}, one base model in each; trials at once: {placement.slots}"
+    return f"engines: none ({reason}); trials at once: {placement.slots}, each in a process of its own"
 
 
 def _dimension(dimension: Any) -> str:

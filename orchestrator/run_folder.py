@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,19 @@ class Search:
         return rung_tokens(self.full_tokens, settings.reduction_factor, settings.rungs)
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Engines, and trials at once in all of them together. No engines: every trial has a process of its own."""
+
+    engines: int
+    slots: int
+
+    @property
+    def slots_per_engine(self) -> int:
+        """Of the fullest engine; there must be one."""
+        return math.ceil(self.slots / self.engines)
+
+
 class RunFolder:
     """Paths and contents of one run folder."""
 
@@ -70,8 +84,8 @@ class RunFolder:
         """The folder of one trial."""
         return self.path / "trials" / trial_id
 
-    def write_search(self, search: Search) -> None:
-        """Writes search.json."""
+    def write_search(self, search: Search, placement: Placement | None = None) -> None:
+        """Writes search.json; once more when Ray has said where the trials will run."""
         deadline = search.deadline
         content = {
             "recipe": search.recipe.model_dump(mode="json"),
@@ -87,6 +101,8 @@ class RunFolder:
             "versions": versions(),
             "hardware": hardware(),
         }
+        if placement is not None:
+            content.update(asdict(placement))
         write_json(self.path / "search.json", content)
 
     def read_search(self) -> Search:

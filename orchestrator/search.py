@@ -176,7 +176,7 @@ def _conduct(folder: RunFolder, search: Search) -> bool:
     from orchestrator.conductor import Conductor
     from orchestrator.console import watch
     from orchestrator.events import Message
-    from orchestrator.tuner import ray_session, run_tune, slots
+    from orchestrator.tuner import placement, ray_session, run_tune
 
     settings = search.recipe.search
     board = Board(tuple(search.recipe.space))
@@ -185,8 +185,10 @@ def _conduct(folder: RunFolder, search: Search) -> bool:
         with ray_session(dashboard=settings.dashboard) as dashboard:
             if dashboard:
                 listener(Message(f"Ray dashboard {dashboard}"))
-            conductor = Conductor(folder, search, slots(search), listener)
-            run_tune(conductor, folder, search)
+            placed = placement(search)
+            folder.write_search(search, placed)
+            conductor = Conductor(folder, search, placed.slots, listener)
+            run_tune(conductor, folder, search, placed)
     if not folder.records() and not conductor.was_interrupted:
         raise InputError(
             f"the budget is too short for one evaluation: when Ray had started, nothing was left of it but "

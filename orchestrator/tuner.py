@@ -1,7 +1,4 @@
-"""Ray Tune, which asks nobody but the conductor: searcher, scheduler and stopper hand its questions on.
-
-Beside `orchestrator.worker` the only module that imports Ray.
-"""
+"""Ray Tune, which asks nobody but the conductor: searcher, scheduler and stopper hand its questions on."""
 
 from __future__ import annotations
 
@@ -24,7 +21,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.conductor import Assignment, Conductor
-from orchestrator.run_folder import RunFolder, Search
+from orchestrator.engines import Engines
+from orchestrator.holder import hold_assignment
+from orchestrator.placement import place
+from orchestrator.run_folder import Placement, RunFolder, Search
 from orchestrator.worker import run_assignment
 from trials.errors import InputError, SearchBroken
 from trials.records import EvalPoint
@@ -37,6 +37,7 @@ _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # we resume from the run folder; Tune's own snapshots race with their clean-up
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output keeps quiet when it's told to
 }
+_HOLDER_CPUS = 0.01
 _POINT_FIELDS = tuple(field.name for field in fields(EvalPoint))
 
 
@@ -51,33 +52,36 @@ def ray_session(*, dashboard: bool) -> Iterator[str | None]:
         ray.shutdown()
 
 
-def slots(search: Search) -> int:
-    """Trials that run at once: one per group of GPUs, or per core where there are none."""
+def placement(search: Search) -> Placement:
+    """Engines and slots on the machines that Ray has. Raises `InputError` if not one trial can run there."""
     resources = ray.cluster_resources()
-    gpus = search.gpus_per_trial
-    available = int(resources.get("GPU", 0)) // gpus if gpus else int(resources.get("CPU", 1))
-    limit = search.recipe.search.concurrent_trials
-    if available == 0:
-        raise InputError(f"no node of the Ray cluster has {gpus} free GPU(s). Add one, or give --gpus-per-trial 0.")
-    return available if limit is None else min(limit, available)
+    machines = sum(node["Alive"] for node in ray.nodes())
+    gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    found = place(search, gpus=gpus, cores=cores, machines=machines)
+    if found.slots == 0:
+        wanted = search.gpus_per_trial
+        raise InputError(f"no node of the Ray cluster has {wanted} free GPU(s). Add one, or give --gpus-per-trial 0.")
+    return found
 
 
-def run_tune(conductor: Conductor, run: RunFolder, search: Search) -> None:
+def run_tune(conductor: Conductor, run: RunFolder, search: Search, placed: Placement) -> None:
     """Runs trials until the conductor has no more, or says that everything must stop.
 
     Raises `SearchBroken` if Ray Tune ends with an error of its own.
     """
-    resources = {"cpu": 1, "gpu": search.gpus_per_trial}
+    engines = Engines(search, placed)
     tuner = tune.Tuner(
-        tune.with_resources(run_assignment, resources),
+        _trainable(search, placed),
         tune_config=TuneConfig(
             num_samples=-1,
-            search_alg=_Searcher(conductor, run, search),
+            search_alg=_Searcher(conductor, run, search, engines),
             scheduler=_Scheduler(conductor),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
         ),
-        run_config=RunConfig(name="ray", storage_path=str(run.path), verbose=0, stop=_Stopper(conductor), callbacks=[]),
+        run_config=RunConfig(
+            name="ray", storage_path=str(run.path), verbose=0, stop=_Stopper(conductor, engines), callbacks=[]
+        ),
     )
     with _interrupts(conductor):
         try:
@@ -85,7 +89,15 @@ def run_tune(conductor: Conductor, run: RunFolder, search: Search) -> None:
         except (TuneError, RayError) as error:
             raise SearchBroken(f"Ray Tune gave up: {str(error).strip().splitlines()[-1]}") from error
         finally:
+            engines.close()
             conductor.close()
+
+
+def _trainable(search: Search, placed: Placement) -> Any:
+    """What Tune runs: holders of trials in engines, which have the GPUs, or trials in processes of their own."""
+    if placed.engines:
+        return tune.with_resources(hold_assignment, {"cpu": _HOLDER_CPUS})
+    return tune.with_resources(run_assignment, {"cpu": 1, "gpu": search.gpus_per_trial})
 
 
 class _StaysHere:
@@ -98,12 +110,13 @@ class _StaysHere:
 class _Searcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ships without complete types
     """Asks the conductor what to run."""
 
-    def __init__(self, conductor: Conductor, run: RunFolder, search: Search) -> None:
+    def __init__(self, conductor: Conductor, run: RunFolder, search: Search, engines: Engines) -> None:
         # No metric: Tune would end the whole search over a trial that ends before its first report.
         super().__init__()
         self._conductor = conductor
         self._run = run
         self._search = search
+        self._engines = engines
         self._our_ids: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -120,10 +133,13 @@ class _Searcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ships withou
             "group": self._run.path.name,
             "fingerprint": self._search.data.get("fingerprint"),
             "stop_at": self._search.deadline.training_ends.timestamp(),
+            "engine": self._engines.take_slot(answer.trial_id),
         }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune calls this for every trial that ended, however it did."""
+        # First the slot: the conductor tidies up the trial's folder.
+        self._engines.free_slot(self._our_ids[trial_id])
         self._conductor.on_end(self._our_ids[trial_id], died=error)
 
     def save(self, checkpoint_path: str) -> None:
@@ -150,8 +166,9 @@ class _Scheduler(_StaysHere, FIFOScheduler):  # type: ignore[misc]
 class _Stopper(_StaysHere, Stopper):  # type: ignore[misc]
     """Ends everything at once when the conductor says so."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Conductor, engines: Engines) -> None:
         self._conductor = conductor
+        self._engines = engines
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Single trials are the scheduler's affair."""
@@ -159,7 +176,11 @@ class _Stopper(_StaysHere, Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Tune asks several times a second."""
-        return self._conductor.must_stop
+        if self._conductor.must_stop:
+            # Tune waits for holders to end, and they wait for their trials.
+            self._engines.free_all_slots()
+            return True
+        return False
 
 
 @contextmanager

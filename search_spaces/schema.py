@@ -66,7 +66,9 @@ class SearchSettings(Settings):
     startup_trials: int = Field(default=10, ge=1, description="configurations before TPE learns from results")
     reduction_factor: int = Field(default=3, ge=2, description="one in so many trials passes a rung")
     rungs: int = Field(default=2, ge=0, description="below full length, each a reduction_factor apart in tokens")
-    concurrent_trials: int | None = Field(default=None, ge=1, description="None: as many as there are GPUs, or cores")
+    concurrent_trials: int | None = Field(
+        default=None, ge=1, description="on all machines together; None: enough to fill the engines"
+    )
     keep_adapters: int = Field(default=3, ge=1, description="of ended trials, the best; disk is bounded by it")
     samples: int = Field(default=3, ge=0, description="generations of base and winner in the report")
     dashboard: bool = Field(default=True, description="start Ray's dashboard")

@@ -38,3 +38,12 @@ def test_what_became_of_the_rows_is_said_in_words() -> None:
     found = data_lines({"train": {"read": 100, **none, **kept, "bad": 4, "too_long": 6, "shortened": 3}})
     aside = "3 of them shortened; 100 read, without 4 that don't fit the format, 6 too long"
     assert found == [f"train rows: {said}; {aside}"]
+
+
+def test_the_plan_says_where_trials_run(small_recipe: Recipe, small_data: TrialData) -> None:
+    recipe = load_recipe("demo", ["engine=shared", "concurrent_trials=3"], environ={}).recipe
+    sizes = Sizes.of(small_recipe, small_data)
+    assert "engines: 1, one base model in each; trials at once: 3" in describe(make_search(recipe), sizes)
+    apart = load_recipe("demo", ["engine=trl", "concurrent_trials=1"], environ={}).recipe
+    said = describe(make_search(apart), sizes)
+    assert "engines: none (the recipe asks for TRL); trials at once: 1, each in a process of its own" in said

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.run_folder import create_run_folder, hardware, open_run_folder, versions
+from orchestrator.run_folder import Placement, RunFolder, Search, create_run_folder, hardware, open_run_folder, versions
 from search_spaces.recipe import load_recipe
 from search_spaces.schema import Recipe
 from tests.searches import make_run, make_search
@@ -20,6 +20,13 @@ def test_a_search_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert content["deadline"].endswith("+00:00")
     assert content["versions"]["optuna"]
     assert content["sources"] == {"search.seed": "--set"}
+
+
+def test_where_the_trials_run_is_on_record(run: RunFolder, search: Search) -> None:
+    run.write_search(search, Placement(engines=2, slots=6))
+    content = json.loads((run.path / "search.json").read_text())
+    assert (content["engines"], content["slots"]) == (2, 6)
+    assert run.read_search() == search
 
 
 def test_a_folder_that_holds_a_search_is_not_taken_again(tmp_path: Path, small_recipe: Recipe) -> None:

@@ -17,12 +17,16 @@ from ray.tune.search import Searcher
 
 from orchestrator import tuner
 from orchestrator.conductor import Conductor
-from orchestrator.run_folder import RunFolder, Search
+from orchestrator.engines import Engines
+from orchestrator.run_folder import Placement, RunFolder, Search
 from orchestrator.study import STUDY_NAME
 from tests.searches import BASE_LOSS, make_conductor, point, record, run_base, run_trial
 from trials.config import TrialConfig
 from trials.errors import SearchBroken
 from trials.records import EndingKind, EvalPoint, TrialFolder
+
+APART = Placement(engines=0, slots=1)
+"""Every trial in a process of its own."""
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def python_handles_sigint() -> Iterator[None]:
 
 
 def test_a_suggestion_is_all_that_a_worker_needs(conductor: Conductor, run: RunFolder, search: Search) -> None:
-    searcher = tuner._Searcher(conductor, run, search)
+    searcher = tuner._Searcher(conductor, run, search, Engines(search, APART))
     base, start = searcher.suggest("a"), searcher.suggest("b")
     assert isinstance(base, dict)
     assert isinstance(start, dict)
@@ -52,12 +56,12 @@ def test_a_suggestion_is_all_that_a_worker_needs(conductor: Conductor, run: RunF
 
 def test_the_searcher_is_finished_when_the_conductor_is(conductor: Conductor, run: RunFolder, search: Search) -> None:
     conductor.interrupt()
-    assert tuner._Searcher(conductor, run, search).suggest("a") == Searcher.FINISHED
+    assert tuner._Searcher(conductor, run, search, Engines(search, APART)).suggest("a") == Searcher.FINISHED
 
 
 def test_a_trial_whose_process_died_is_told_so(conductor: Conductor, run: RunFolder, search: Search) -> None:
     run_base(run, conductor)
-    searcher = tuner._Searcher(conductor, run, search)
+    searcher = tuner._Searcher(conductor, run, search, Engines(search, APART))
     searcher.suggest("b")
     searcher.on_trial_complete("b", error=True)
     ending = run.records()[1].ending
@@ -68,7 +72,7 @@ def test_a_trial_whose_process_died_is_told_so(conductor: Conductor, run: RunFol
 def test_the_scheduler_says_what_the_conductor_says(conductor: Conductor, run: RunFolder, search: Search) -> None:
     run_base(run, conductor, BASE_LOSS)
     run_trial(run, conductor, [(100, 1.0), (900, 0.5)])
-    suggestion = tuner._Searcher(conductor, run, search).suggest("c")
+    suggestion = tuner._Searcher(conductor, run, search, Engines(search, APART)).suggest("c")
     trial = SimpleNamespace(config=suggestion)
     scheduler = tuner._Scheduler(conductor)
     for evaluation, word in ((point(1.5, 50), TrialScheduler.CONTINUE), (point(1.4, 100), TrialScheduler.STOP)):
@@ -76,8 +80,8 @@ def test_the_scheduler_says_what_the_conductor_says(conductor: Conductor, run: R
         assert scheduler.on_trial_result(None, trial, {**asdict(evaluation), "training_iteration": 1}) == word
 
 
-def test_everything_stops_when_the_conductor_says_so(conductor: Conductor) -> None:
-    stopper = tuner._Stopper(conductor)
+def test_everything_stops_when_the_conductor_says_so(conductor: Conductor, search: Search) -> None:
+    stopper = tuner._Stopper(conductor, Engines(search, APART))
     assert not stopper.stop_all()
     assert not stopper("a", {})
     conductor.interrupt()
@@ -94,7 +98,9 @@ def test_the_first_interrupt_is_ours_the_second_is_pythons(conductor: Conductor,
 
 
 def test_what_tune_pickles_leaves_the_conductor_behind(conductor: Conductor, run: RunFolder, search: Search) -> None:
-    for adapter in (tuner._Searcher(conductor, run, search), tuner._Scheduler(conductor), tuner._Stopper(conductor)):
+    engines = Engines(search, APART)
+    searcher = tuner._Searcher(conductor, run, search, engines)
+    for adapter in (searcher, tuner._Scheduler(conductor), tuner._Stopper(conductor, engines)):
         assert pickle.loads(pickle.dumps(adapter)).__dict__ == {}
 
 
@@ -108,6 +114,6 @@ def test_when_tune_gives_up_nothing_stays_running(run: RunFolder, search: Search
 
     conductor.on_eval = broken  # type: ignore[method-assign]
     with tuner.ray_session(dashboard=False), pytest.raises(SearchBroken, match="no space left on device"):
-        tuner.run_tune(conductor, run, search)
+        tuner.run_tune(conductor, run, search, APART)
     states = {t.state for t in optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials}
     assert TrialState.RUNNING not in states

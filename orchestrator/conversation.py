@@ -1,0 +1,53 @@
+"""What a trial inside an engine and its holder in Ray Tune say to each other. Knows neither Ray nor torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from trials.records import EvalPoint
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The trial's last word; with a traceback if an error ended it."""
+
+    error: str | None = None
+
+
+Word = EvalPoint | Ended
+
+
+class Conversation:
+    """Of one trial. Each side may be in a thread of its own, and whoever supervises them in a third."""
+
+    def __init__(self) -> None:
+        self._words: SimpleQueue[Word] = SimpleQueue()
+        self._answers: SimpleQueue[bool] = SimpleQueue()
+        self.is_broken_off = False
+        """Whether nobody answers any more."""
+
+    def ask(self, point: EvalPoint) -> bool:
+        """The trial's side: says what was evaluated, and waits for the answer; True: it goes on."""
+        if self.is_broken_off:
+            return False
+        self._words.put(point)
+        return self._answers.get()
+
+    def end(self, error: str | None = None) -> None:
+        """The trial's side: there will be nothing more."""
+        self._words.put(Ended(error))
+
+    def next_word(self) -> Word:
+        """The holder's side: waits for the next evaluation, or for the end."""
+        return self._words.get()
+
+    def answer(self, *, goes_on: bool) -> None:
+        """The holder's side: whether the trial goes on after the evaluation that was heard last."""
+        self._answers.put(goes_on)
+
+    def break_off(self) -> None:
+        """Neither side waits for the other again: the trial is told to stop when it asks, the holder that it ended."""
+        self.is_broken_off = True
+        self._answers.put(False)
+        self._words.put(Ended())

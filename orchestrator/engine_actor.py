@@ -1,0 +1,130 @@
+"""The process of one engine: it holds the base model, and every trial in it has a thread.
+
+`orchestrator.engines` makes Ray actors of this class; the class itself knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.conversation import Conversation, Ended, Word
+from orchestrator.loading import load_rows
+from trials.command_line import quiet_libraries
+from trials.config import TrialConfig
+from trials.engine.support import why_not
+from trials.records import EvalPoint, Origin, TrialFolder
+
+if TYPE_CHECKING:
+    from trials.engine.engine import Engine
+    from trials.supervisor import Decision
+
+
+class EngineActor:
+    """Runs the trials that it's given, so many at once as it has slots; its methods may be called from any thread.
+
+    `cpu_threads` are torch's where there is no GPU; None leaves them as they are.
+    """
+
+    def __init__(self, slots: int, cpu_threads: int | None) -> None:
+        quiet_libraries()
+        self._slots = threading.Semaphore(slots)
+        self._cpu_threads = cpu_threads
+        self._conversations: dict[str, Conversation] = {}
+        self._engine: Engine | None = None
+        self._opening = threading.Lock()
+        self._one_trainer = threading.Lock()
+
+    def ready(self) -> int:
+        """Its process id, as soon as the process is there."""
+        return os.getpid()
+
+    def begin(self, assignment: Mapping[str, Any]) -> None:
+        """Starts one trial in a thread; `assignment` is what `orchestrator.tuner` made of the conductor's."""
+        conversation = Conversation()
+        self._conversations[assignment["trial_id"]] = conversation
+        # A daemon: what it writes is whole at any moment, and nobody waits for it when the search ends.
+        threading.Thread(target=self._run, args=(assignment, conversation), daemon=True).start()
+
+    def next_word(self, trial_id: str) -> Word:
+        """Waits for the trial's next evaluation, or for its end; a trial that isn't here has ended."""
+        conversation = self._conversations.get(trial_id)
+        return Ended() if conversation is None else conversation.next_word()
+
+    def go_on(self, trial_id: str) -> None:
+        """Lets a trial go on after an evaluation."""
+        conversation = self._conversations.get(trial_id)
+        if conversation is not None:
+            conversation.answer(goes_on=True)
+
+    def release(self, trial_id: str) -> None:
+        """Stops a trial, if it's still here: at once if it waits for its word, else at its next evaluation."""
+        conversation = self._conversations.pop(trial_id, None)
+        if conversation is not None:
+            conversation.break_off()
+
+    def _run(self, assignment: Mapping[str, Any], conversation: Conversation) -> None:
+        error = None
+        try:
+            with self._slots:
+                if not conversation.is_broken_off:
+                    self._run_trial(assignment, conversation)
+        except Exception:
+            error = traceback.format_exc()
+        conversation.end(error)
+        if error is not None and _gpu_is_lost():
+            # Every later trial in this process would fail as well. Ray starts a new one.
+            os._exit(1)
+
+    def _run_trial(self, assignment: Mapping[str, Any], conversation: Conversation) -> None:
+        from trials.supervisor import Decision
+        from trials.training import run_trial, use_threads
+
+        config = self._adapted(TrialConfig.model_validate_json(assignment["config"]))
+        use_threads(config.machine)
+        with self._opening:
+            tokenizer, data = load_rows(config.model, config.data, assignment["fingerprint"])
+            engine = self._opened(config)
+
+        def on_eval(point: EvalPoint) -> Decision:
+            return Decision.GO_ON if conversation.ask(point) else Decision.STOP
+
+        folder, stop_at = TrialFolder(Path(assignment["folder"])), assignment["stop_at"]
+        if assignment["origin"] == Origin.BASE.value:
+            engine.evaluate_base(config, data, tokenizer, folder, on_eval)
+        elif why_not(config) is None:
+            engine.run_trial(config, data, tokenizer, folder, on_eval, stop_at)
+        else:
+            with self._one_trainer:  # it seeds the random state of the whole process
+                run_trial(config, data, tokenizer, folder, on_eval, stop_at)
+
+    def _opened(self, config: TrialConfig) -> Engine:
+        """The engine, which all trials of a search share: they have one base model and one machine."""
+        if self._engine is None:
+            from trials.engine.engine import Engine
+
+            self._engine = Engine(config.model, config.machine)
+        return self._engine
+
+    def _adapted(self, config: TrialConfig) -> TrialConfig:
+        """The configuration in this process: threads are the engine's, and the trial's W&B run is its holder's."""
+        machine = config.machine.model_copy(update={"cpu_threads": self._cpu_threads})
+        tracking = config.tracking.model_copy(update={"wandb": False})
+        return config.model_copy(update={"machine": machine, "tracking": tracking})
+
+
+def _gpu_is_lost() -> bool:
+    """Whether an error has left CUDA unusable for the rest of this process, as an illegal memory access does."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False

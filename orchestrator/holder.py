@@ -1,0 +1,39 @@
+"""What Ray Tune knows of a trial in an engine: a light process that passes its evaluations on, and Tune's word back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from orchestrator.conversation import Ended
+from trials.config import TrialConfig
+from trials.tracking import figures, wandb_run
+
+
+class FailedInEngine(Exception):
+    """An error ended the trial in its engine; the message is the traceback from there."""
+
+
+def hold_assignment(assignment: dict[str, Any]) -> None:
+    """Runs one trial in the engine that `assignment` names; `orchestrator.tuner` made it.
+
+    Where Tune stops the trial it raises SystemExit in `tune.report`, which has to reach Tune for this process to be
+    used again. The engine is told by `orchestrator.engines`.
+    Raises `FailedInEngine` if the trial failed, and Ray's own error if the engine's process ended under it.
+    """
+    engine, trial_id = ray.get_actor(assignment["engine"]), assignment["trial_id"]
+    # An engine whose process ended is started again. Asking whether it's there may be repeated, starting a trial not.
+    ray.get(engine.ready.options(max_task_retries=-1).remote())
+    config = TrialConfig.model_validate_json(assignment["config"])
+    with wandb_run(Path(assignment["folder"]), config, group=assignment["group"]) as log:
+        ray.get(engine.begin.remote(assignment))
+        while not isinstance(word := ray.get(engine.next_word.remote(trial_id)), Ended):
+            log(figures(word))
+            tune.report(asdict(word))
+            engine.go_on.remote(trial_id)
+    if word.error is not None:
+        raise FailedInEngine(word.error)

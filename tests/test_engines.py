@@ -1,0 +1,98 @@
+"""Engines under Ray: a real search whose holder and whose engine are killed under it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+import psutil
+import pytest
+import ray
+
+from orchestrator import tuner
+from orchestrator.conductor import Conductor
+from orchestrator.events import Event, TrialEvaluated
+from orchestrator.run_folder import Placement, RunFolder, Search
+from search_spaces.recipe import load_recipe
+from tests.conftest import SMALL
+from tests.searches import make_run, make_search
+from trials.records import EndingKind, TrialRecord
+
+SETTINGS = ("engine=shared", "train_tokens=1500", "trials=5", "concurrent_trials=2", "reduction_factor=2", "rungs=0")
+
+
+@dataclass
+class Accidents:
+    """Listens to a search: notes the engine's process at every evaluation, and kills what it's told to."""
+
+    at: dict[str, Callable[[], int]]
+    """Trial at whose first evaluation something is killed, and what gives its process id."""
+    engines: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, TrialEvaluated):
+            self.engines.setdefault(event.trial_id, engine_process())
+            victim = self.at.pop(event.trial_id, None)
+            if victim is not None:
+                os.kill(victim(), signal.SIGKILL)
+
+
+def engine_process() -> int:
+    actor = ray.get_actor("engine-0")
+    return int(ray.get(actor.ready.options(max_task_retries=-1).remote()))
+
+
+def first_holder_process() -> int:
+    """The oldest holder's: that of the first trial, which took it over from the base model."""
+    processes = psutil.Process().children(recursive=True)
+    holders = [process for process in processes if "ImplicitFunc" in " ".join(process.cmdline())]
+    return min(holders, key=psutil.Process.create_time).pid
+
+
+def make_engine_search(*settings: str) -> Search:
+    now = datetime.now(UTC)
+    search = make_search(load_recipe("demo", [*SMALL, *SETTINGS, *settings], environ={}).recipe)
+    return replace(search, deadline=replace(search.deadline, started=now, ends=now + timedelta(hours=1)))
+
+
+def without_a_word(record: TrialRecord) -> bool:
+    ending = record.ending
+    return ending is not None and ending.kind is EndingKind.FAILED and "its process ended without" in ending.reason
+
+
+@pytest.fixture(scope="module")
+def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Accidents]:
+    """A search of five trials in one engine; the second's holder is killed, then the engine under the third."""
+    search = make_engine_search()
+    run = make_run(tmp_path_factory.mktemp("search") / "run", search)
+    accidents = Accidents({"0002": first_holder_process, "0003": engine_process})
+    with tuner.ray_session(dashboard=False):
+        placed = tuner.placement(search)
+        assert placed == Placement(engines=1, slots=2)
+        tuner.run_tune(Conductor(run, search, placed.slots, accidents), run, search, placed)
+    return run, accidents
+
+
+def test_trials_share_one_process_until_it_is_killed(survived: tuple[RunFolder, Accidents]) -> None:
+    _, accidents = survived
+    assert accidents.at == {}
+    first, *_, last = sorted(set(accidents.engines.values()), key=list(accidents.engines.values()).index)
+    assert first != last
+    assert len(set(accidents.engines.values())) == 2
+    assert sum(process == first for process in accidents.engines.values()) >= 3
+
+
+def test_the_search_outlives_its_holders_and_its_engine(survived: tuple[RunFolder, Accidents]) -> None:
+    run, _ = survived
+    records = run.records()
+    assert [record.id for record in records] == [f"{number:04d}" for number in range(6)]
+    dead = [record.id for record in records if without_a_word(record)]
+    assert "0003" in dead
+    assert 2 <= len(dead) <= 3
+    assert {record.id for record in records if record.ending is None or record.ending.kind is EndingKind.FAILED} == {
+        *dead
+    }
+    assert records[-1].points

@@ -1,0 +1,92 @@
+"""How many engines and slots a search gets from a recipe and machines that are not here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.placement import micro_step_tokens, place, slots_per_engine, why_no_engine
+from orchestrator.run_folder import Placement, Search
+from search_spaces.recipe import load_recipe
+from tests.conftest import SMALL
+from tests.searches import make_search
+from trials.config import Machine
+
+COUNTS = {"train": {"rows": 100, "tokens": 25_600}}
+
+
+def search_for(*settings: str, gpus_per_trial: int = 1) -> Search:
+    recipe = load_recipe("demo", [*SMALL, "engine=shared", "concurrent_trials=null", *settings], environ={}).recipe
+    return replace(make_search(recipe), gpus_per_trial=gpus_per_trial, data=COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("step_tokens", "slots"), [(100, 8), (600, 8), (1024, 5), (1365.4, 4), (4096, 2), (4097, 2), (100_000, 2)]
+)
+def test_slots_fill_a_micro_step_and_one_more(step_tokens: float, slots: int) -> None:
+    assert slots_per_engine(step_tokens, 4096) == slots
+
+
+def test_a_core_is_busy_with_fewer_tokens() -> None:
+    assert micro_step_tokens(Machine(), on_gpu=True) == 4096
+    assert micro_step_tokens(Machine(), on_gpu=False) == 2048
+    assert micro_step_tokens(Machine(micro_batch_tokens=1000), on_gpu=False) == 1000
+
+
+def test_an_engine_per_gpu_with_slots_for_the_smallest_batch() -> None:
+    search = search_for("effective_batch=16", "space.effective_batch={choices: [16, 8, 32]}")  # rows of 256 tokens
+    assert place(search, gpus=2, cores=32) == Placement(engines=2, slots=6)
+    started = search_for("space.effective_batch=null", "start.small={effective_batch: 2}")
+    assert place(started, gpus=1, cores=32) == Placement(engines=1, slots=8)
+
+
+def test_without_gpus_an_engine_per_machine() -> None:
+    search = search_for("space.effective_batch={choices: [8]}", "start.usual=null", gpus_per_trial=0)
+    assert place(search, gpus=2, cores=8, machines=3) == Placement(engines=3, slots=6)
+
+
+def test_the_recipe_may_say_how_many_trials_run_at_once() -> None:
+    search = search_for("concurrent_trials=3")
+    assert place(search, gpus=2, cores=32) == Placement(engines=2, slots=3)
+    assert place(search, gpus=2, cores=32).slots_per_engine == 2
+    assert place(search, gpus=8, cores=32) == Placement(engines=3, slots=3)
+
+
+def test_with_trl_a_trial_per_gpu_or_core() -> None:
+    assert place(search_for("engine=trl"), gpus=2, cores=32) == Placement(engines=0, slots=2)
+    assert place(search_for("engine=trl", gpus_per_trial=0), gpus=2, cores=32) == Placement(0, 32)
+    assert place(search_for("engine=trl", "concurrent_trials=4", gpus_per_trial=0), gpus=0, cores=2) == Placement(0, 2)
+
+
+def test_a_trial_over_several_gpus_has_them_alone() -> None:
+    assert place(search_for(gpus_per_trial=2), gpus=5, cores=32) == Placement(engines=0, slots=2)
+
+
+@pytest.mark.parametrize("settings", [(), ("engine=trl",)])
+def test_without_the_gpus_that_it_asks_for_there_is_no_slot(settings: tuple[str, ...]) -> None:
+    assert place(search_for("concurrent_trials=3", *settings), gpus=0, cores=32).slots == 0
+
+
+def test_a_run_folder_that_counted_no_rows_gets_few_slots() -> None:
+    assert place(replace(search_for(), data={}), gpus=1, cores=32) == Placement(engines=1, slots=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (("engine=trl",), "the recipe asks for TRL"),
+        (("use_dora=true",), "the engine has no DoRA"),
+        (("space.neftune_noise_alpha={low: 1.0, high: 5.0}",), "the engine has no NEFTune noise"),
+        (("space.target_modules={choices: [[lm_head], [q_proj, lm_head]]}", "start.usual=null"), "the engine has no "),
+    ],
+)
+def test_engines_are_for_recipes_that_they_can_do(settings: tuple[str, ...], reason: str) -> None:
+    if "neftune" in settings[0]:
+        settings = (*settings, "start.usual.neftune_noise_alpha=2.0")
+    assert str(why_no_engine(search_for(*settings))).startswith(reason)
+
+
+def test_one_configuration_that_an_engine_can_do_is_enough() -> None:
+    assert why_no_engine(search_for("space.use_dora={choices: [true, false]}")) is None
+    assert why_no_engine(search_for("use_dora=true", "start.usual.use_dora=false")) is None
