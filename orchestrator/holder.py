@@ -28,9 +28,10 @@ def hold_assignment(assignment: dict[str, Any]) -> None:
     engine, trial_id = ray.get_actor(assignment["engine"]), assignment["trial_id"]
     # An engine whose process ended is started again. Asking whether it's there may be repeated, starting a trial not.
     ray.get(engine.ready.options(max_task_retries=-1).remote())
+    ray.get(engine.begin.remote(assignment))
     config = TrialConfig.model_validate_json(assignment["config"])
+    # While it trains already: W&B may take seconds.
     with wandb_run(Path(assignment["folder"]), config, group=assignment["group"]) as log:
-        ray.get(engine.begin.remote(assignment))
         while not isinstance(word := ray.get(engine.next_word.remote(trial_id)), Ended):
             log(figures(word))
             tune.report(asdict(word))

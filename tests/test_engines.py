@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -14,6 +16,7 @@ import ray
 
 from orchestrator import tuner
 from orchestrator.conductor import Conductor
+from orchestrator.engines import Engines
 from orchestrator.events import Event, TrialEvaluated
 from orchestrator.run_folder import Placement, RunFolder, Search
 from search_spaces.recipe import load_recipe
@@ -96,3 +99,41 @@ def test_the_search_outlives_its_holders_and_its_engine(survived: tuple[RunFolde
         *dead
     }
     assert records[-1].points
+
+
+@pytest.fixture
+def two_gpus() -> Iterator[None]:
+    """Ray with two GPUs that only it believes in."""
+    ray.init(num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+def test_engines_have_a_gpu_each_and_trials_go_where_most_slots_are_free(two_gpus: None) -> None:
+    search = replace(make_engine_search(), gpus_per_trial=1)
+    engines = Engines(search, tuner.placement(search))
+    processes = {name: ray.get(ray.get_actor(name).ready.remote()) for name in ("engine-0", "engine-1")}
+    assert len(set(processes.values())) == 2
+    assert ray.available_resources().get("GPU", 0) == 0
+    taken = [engines.take_slot(trial_id) for trial_id in ("0000", "0001", "0002", "0003")]
+    assert taken == ["engine-0", "engine-1", "engine-0", "engine-1"]
+    engines.free_slot("0001")
+    engines.free_slot("0001")
+    assert engines.take_slot("0004") == "engine-1"
+    engines.close()
+    assert wait_until(lambda: not any(psutil.pid_exists(process) for process in processes.values()))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    ends = time.monotonic() + seconds
+    while not condition() and time.monotonic() < ends:
+        time.sleep(0.1)
+    return condition()
+
+
+def test_where_trials_have_processes_of_their_own_there_is_no_engine(search: Search) -> None:
+    engines = Engines(search, Placement(engines=0, slots=2))
+    assert engines.take_slot("0000") is None
+    engines.free_slot("0000")
+    engines.free_all_slots()
+    engines.close()
