@@ -2,9 +2,86 @@
 
 from __future__ import annotations
 
-from scripts.benchmark_jobs import Job, Measured
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from scripts.benchmark_jobs import Job, Measured, Window
+from scripts.benchmark_work import read_rows
 
 
 def engine_entry(job: Job) -> Measured:
-    """Our engine with `job.engine.trials` trials on rows of `job.rows`."""
-    raise NotImplementedError("the engine has no entry here yet")
+    """Our engine with `job.engine.trials` trials on rows of `job.rows`, each taking its optimizer steps for ever."""
+    from trials.config import Machine, ModelSettings
+    from trials.engine.frozen import freeze
+    from trials.engine.loop import Loop
+    from trials.model import compute_dtype, load_base
+
+    assert job.engine is not None
+    settings = ModelSettings(name=str(job.folder / "nf4"))
+    machine = Machine(gpu_memory_gib=min(22.5, job.memory_gib), engine="shared")
+    loop = Loop(freeze(load_base(settings), compute_dtype(settings)), machine)
+    window = Window(job, warm_up_steps=3 * job.engine.trials)
+    rows = _tokenized(job)
+    seen = [0]
+    futures = [
+        loop.train(_trainee(job, loop, number, rows), _until(window, seen)) for number in range(job.engine.trials)
+    ]
+    for future in futures:
+        future.result()
+    loop.close()
+    return window.result()
+
+
+def _until(window: Window, seen: list[int]) -> Callable[[int, int], bool]:
+    """Counts the tokens of all trials; the loop asks after every optimizer step, with the trial's own tokens so far."""
+    before = [0]
+
+    def is_over(_step: int, tokens: int) -> bool:
+        seen[0] += tokens - before[0]
+        before[0] = tokens
+        return window.step_ended(seen[0])
+
+    return is_over
+
+
+def _trainee(job: Job, loop: Any, number: int, rows: Sequence[Any]) -> Any:
+    from trials.config import DataSettings, Hyperparameters, ModelSettings, TrialConfig
+    from trials.engine.adapter import Adapter, parameter_count
+    from trials.engine.order import RowOrder
+    from trials.engine.room import adapter_bytes
+    from trials.engine.stepping import Stepper
+    from trials.engine.trainee import Trainee
+    from trials.schedule import Length
+
+    assert job.engine is not None
+    work = job.engine
+    hp = Hyperparameters(
+        lora_rank=work.ranks[number % len(work.ranks)],
+        target_modules=work.targets[number % len(work.targets)],
+        lora_dropout=job.dropout,
+        effective_batch=work.effective_batch,
+        optimizer="paged_adamw_8bit",
+        learning_rate=2e-4,
+        epochs=1.0,
+    )
+    config = TrialConfig(
+        model=ModelSettings(name=str(job.folder)), data=DataSettings(train="", eval=""), hyperparameters=hp, seed=number
+    )
+    frozen = loop.frozen
+    parameters = parameter_count(frozen.targets, hp)
+    loop.enter(number, adapter_bytes(parameters, hp, frozen.dtype.itemsize), max(len(row.input_ids) for row in rows))
+    adapter = Adapter(frozen.targets, hp, number, frozen.final_norm)
+    stepper = Stepper(adapter, config, Length(10**6, 10**9))
+    order = RowOrder(len(rows), work.effective_batch, number)
+    return Trainee(adapter, stepper, hp.max_grad_norm, lambda step: [rows[index] for index in order.step(step)], 0)
+
+
+def _tokenized(job: Job) -> list[Any]:
+    """The second half of each row is learned."""
+    from trials.tokenization import IGNORED, TokenizedRow
+
+    rows = []
+    for number, ids in enumerate(read_rows(job.folder / f"{job.rows}.jsonl")):
+        prompt = len(ids) // 2
+        rows.append(TokenizedRow(str(number), ids, [IGNORED] * prompt + ids[prompt:]))
+    return rows

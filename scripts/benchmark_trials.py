@@ -33,7 +33,17 @@ ENTRY_SECONDS = 150
 SHORTEST_SECONDS = 30
 """An entry isn't begun with less time left."""
 ORDER = (
-    *("guide", "trl-tuned", "unsloth", "ours-1", "ours-8", "ours-1-small", "ours-8-small", "ours-8-mixed"),
+    *(
+        "guide",
+        "trl-tuned",
+        "unsloth",
+        "ours-1",
+        "ours-8",
+        "ours-1-small",
+        "ours-8-small",
+        "ours-8-mixed",
+        "ours-1-dropout",
+    ),
     *("trl-tuned-all", "ours-1-all", "ours-8-all", "trl-tuned-2048", "unsloth-2048", "ours-1-2048", "ours-8-2048"),
     *("ours-2", "ours-4", "four-processes", "trl-tuned-64"),
 )
@@ -58,7 +68,7 @@ class Entry:
 def all_entries(work: Path, seconds: float, allowed_gib: float, *, tiny: bool) -> dict[str, Entry]:
     """Every entry by name, in `ORDER`."""
     base = Job("trl", "", str(work), seconds, tiny, allowed_gib)
-    tuned = replace(base, liger=True)
+    tuned = replace(base, liger=True, dropout=0.0)
     free = replace(base, kind="unsloth", dropout=0.0)
     sixteen, long = ((16, 1), (8, 2)), ((8, 2), (4, 4), (2, 8))
     peers = {
@@ -71,7 +81,7 @@ def all_entries(work: Path, seconds: float, allowed_gib: float, *, tiny: bool) -
         "trl-tuned-64": Entry(tuned, ((64, 1), (32, 2))),
         "four-processes": Entry(replace(base, members=4, memory_gib=allowed_gib / 4), ((2, 8),)),
     }
-    found = peers | _engine_entries(replace(base, kind="engine"))
+    found = peers | _engine_entries(replace(base, kind="engine", dropout=0.0))
     return {name: replace(found[name], job=replace(found[name].job, name=name)) for name in ORDER}
 
 
@@ -83,7 +93,8 @@ def _engine_entries(base: Job) -> dict[str, Entry]:
     return {
         **{f"ours-{trials}": entry(trials) for trials in (1, 2, 4, 8)},
         **{f"ours-{trials}-small": entry(trials, batch=4) for trials in (1, 8)},
-        "ours-8-mixed": Entry(replace(base, engine=_MIXED), ((16, 1),)),
+        "ours-8-mixed": Entry(replace(base, engine=_MIXED, dropout=0.05), ((16, 1),)),
+        "ours-1-dropout": entry(1, dropout=0.05),
         **{f"ours-{trials}-all": entry(trials, targets=ALL_LINEAR) for trials in (1, 8)},
         **{f"ours-{trials}-2048": entry(trials, rows="long") for trials in (1, 8)},
     }

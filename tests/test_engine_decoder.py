@@ -16,7 +16,8 @@ from trials.engine.adapter import Adapter
 from trials.engine.batch import Share, make_batch
 from trials.engine.decoder import Decoder
 from trials.engine.frozen import freeze
-from trials.engine.workspace import Keep, Workspace
+from trials.engine.keep import Keep
+from trials.engine.workspace import Workspace
 from trials.errors import ModelError
 from trials.tokenization import IGNORED, TokenizedRow
 

@@ -130,12 +130,16 @@ class Machine(Settings):
         default="trl",
         description="shared: our engine, many trials on one base model; trl: TRL's trainer, the reference",
     )
-    micro_batch_tokens: int = Field(default=4096, ge=1, description="tokens of one forward pass, about; the engine plans it by itself on a GPU")
+    micro_batch_tokens: int = Field(
+        default=4096, ge=1, description="tokens of one forward pass, about; the engine plans it by itself on a GPU"
+    )
     micro_batch_rows: int | None = Field(default=None, ge=1, description="at most so many rows of one forward pass")
     gpu_memory_gib: float | None = Field(
         default=None, gt=0, description="GPU memory that the engine may reserve; None: 94 % of the GPU's"
     )
-    gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory; the engine plans it")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations to save memory; the engine plans it"
+    )
     cpu_threads: int | None = Field(default=None, ge=1, description="torch threads of one trial on a CPU")
     checkpoint_every_rows: int | None = Field(
         default=None, ge=1, description="training rows from one checkpoint to the next; None: none are written"

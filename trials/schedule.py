@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trials.config import EvaluationSettings, Hyperparameters, Machine
@@ -54,6 +55,24 @@ def evaluation_tokens(tokens: int, settings: EvaluationSettings, epoch: Epoch) -
         return [max(1, round(tokens * k / settings.evaluations)) for k in range(1, settings.evaluations + 1)]
     every = max(1, round(settings.every_rows * epoch.row_tokens))
     return [*range(every, tokens, every), tokens]
+
+
+class Milestones:
+    """Numbers of tokens that a trial passes one after the other, each noticed once."""
+
+    def __init__(self, tokens: Sequence[int], tokens_seen: int = 0) -> None:
+        """Those up to `tokens_seen` are passed already."""
+        self._ahead = sorted(milestone for milestone in tokens if milestone > tokens_seen)
+
+    def lie_within(self, tokens_seen: int) -> bool:
+        """Whether one would be passed with so many tokens seen."""
+        return bool(self._ahead) and self._ahead[0] <= tokens_seen
+
+    def pass_by(self, tokens_seen: int) -> bool:
+        """Whether at least one is passed with so many tokens seen; it won't be again."""
+        are_passed = self.lie_within(tokens_seen)
+        self._ahead = [milestone for milestone in self._ahead if milestone > tokens_seen]
+        return are_passed
 
 
 def checkpoint_steps(effective_batch: int, machine: Machine) -> int | None:

@@ -8,21 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from trials.checkpoints import Checkpoint
 from trials.config import TrialConfig
 from trials.data import TrialData
-from trials.evaluation import evaluate_rows
 from trials.losses import RowLosses
 from trials.records import Ending, EndingKind, EvalPoint, TrialFolder, read_trial
 from trials.scoring import Scorer
 from trials.stopwatch import Stopwatch
 from trials.verdicts import divergence, lost_patience
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import TrainerState
 
 
 class Decision(Enum):
@@ -56,50 +51,75 @@ class Job:
         return () if self.checkpoint is None else read_trial(self.folder.path).points
 
 
+@dataclass(frozen=True)
+class Moment:
+    """Where a trial stands after an optimizer step."""
+
+    step: int
+    last_step: int
+    """Of a full trial."""
+    tokens_seen: int
+    train_loss: float | None
+    """As logged last, in nats per token; None: not logged yet, or not finite."""
+
+
+class Subject(Protocol):
+    """The adapter that a trial trains, whoever trains it."""
+
+    def losses(self) -> RowLosses:
+        """Of the eval rows, as it is now."""
+
+    def save(self, path: Path) -> None:
+        """Writes it into a folder in PEFT's format."""
+
+    def scored(self, scorer: Scorer, point: EvalPoint, losses: RowLosses) -> EvalPoint:
+        """What `Scorer.scored` makes of the adapter as it is now."""
+
+
 class Supervisor:
     """Evaluates a trial, records it, and decides with the callback whether it goes on."""
 
-    def __init__(self, job: Job, model: PeftModel, scorer: Scorer, base_loss: float, ending: Ending) -> None:
+    def __init__(self, job: Job, subject: Subject, scorer: Scorer, base_loss: float, ending: Ending) -> None:
         self._job = job
         self._settings = job.config.evaluation
-        self._model = model
+        self._subject = subject
         self._scorer = scorer
         self._base_loss = base_loss
         self._points = list(job.points_so_far())
         self.ending: Ending | None = ending
         """How the trial ends if nothing changes it; None once the callback has said stop."""
 
-    def evaluate(self, state: TrainerState) -> tuple[dict[str, float], bool]:
+    def evaluate(self, moment: Moment) -> tuple[dict[str, float], bool]:
         """What the trainer is to log: losses in nats per token; and whether the training ends with it."""
         self._job.stopwatch.stop_training()
-        losses = evaluate_rows(self._model, self._job.data.eval.rows, self._settings.batch_rows)
+        losses = self._subject.losses()
         diverged = divergence(losses.mean, self._base_loss, self._settings.divergence_factor)
         if diverged is not None and not math.isfinite(losses.mean):
             self.ending = diverged
             return {"eval_loss": losses.mean}, True
-        point = self._record(losses, state, is_scored=diverged is None)
-        is_over = self._judge(point, state, diverged)
+        point = self._record(losses, moment, is_scored=diverged is None)
+        is_over = self._judge(point, moment, diverged)
         self._job.stopwatch.start_training()
         score = {} if point.score is None else {"eval_score": point.score}
         return {"eval_loss": point.eval_loss, **score}, is_over
 
-    def _record(self, losses: RowLosses, state: TrainerState, *, is_scored: bool) -> EvalPoint:
+    def _record(self, losses: RowLosses, moment: Moment, *, is_scored: bool) -> EvalPoint:
         """Puts the evaluation on disk, the adapter before its score: time may be over while answers are made."""
-        point = self._point(losses.mean, state)
+        point = self._point(losses.mean, moment)
         self._points.append(point)
-        self._job.folder.keep_if_best(point, losses, self._save_adapter)
-        if is_scored and self._score_is_due(point, state):
-            point = self._scorer.scored(point, losses, self._model)
+        self._job.folder.keep_if_best(point, losses, self._subject.save)
+        if is_scored and self._score_is_due(point, moment):
+            point = self._subject.scored(self._scorer, point, losses)
         self._job.folder.log(point)
         return point
 
-    def _score_is_due(self, point: EvalPoint, state: TrainerState) -> bool:
-        is_last = state.global_step >= state.max_steps or lost_patience(self._points, self._settings) is not None
+    def _score_is_due(self, point: EvalPoint, moment: Moment) -> bool:
+        is_last = moment.step >= moment.last_step or lost_patience(self._points, self._settings) is not None
         before = self._points[-2].tokens_seen if len(self._points) > 1 else 0
         # When time is over, what's left of it is kept for the export.
         return self._scorer.is_due(point.tokens_seen, before, is_last=is_last) and not self._job.time_is_over()
 
-    def _judge(self, point: EvalPoint, state: TrainerState, diverged: Ending | None) -> bool:
+    def _judge(self, point: EvalPoint, moment: Moment, diverged: Ending | None) -> bool:
         if diverged is not None:
             # The callback isn't asked: a trial that diverged must not be taken for one that merely fell behind.
             self.ending = diverged
@@ -107,29 +127,25 @@ class Supervisor:
         if self._job.on_eval(point) is Decision.STOP:
             self.ending = None
             return True
-        early = self._ends_early(state)
+        early = self._ends_early(moment)
         self.ending = early or self.ending
         return early is not None
 
-    def _ends_early(self, state: TrainerState) -> Ending | None:
-        if state.global_step >= state.max_steps:
+    def _ends_early(self, moment: Moment) -> Ending | None:
+        if moment.step >= moment.last_step:
             return None
         if self._job.time_is_over():
             return Ending(EndingKind.PRUNED, "the time for training was over")
         return lost_patience(self._points, self._settings)
 
-    def _point(self, eval_loss: float, state: TrainerState) -> EvalPoint:
-        train_losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    def _point(self, eval_loss: float, moment: Moment) -> EvalPoint:
         training_seconds = self._job.stopwatch.training_seconds
         return EvalPoint(
-            step=state.global_step,
-            tokens_seen=int(state.num_input_tokens_seen),
+            step=moment.step,
+            tokens_seen=moment.tokens_seen,
             eval_loss=eval_loss,
             best_eval_loss=min([eval_loss, *(point.eval_loss for point in self._points)]),
             seconds=self._job.stopwatch.seconds,
-            train_loss=train_losses[-1] if train_losses and math.isfinite(train_losses[-1]) else None,
-            tokens_per_second=state.num_input_tokens_seen / training_seconds if training_seconds else None,
+            train_loss=moment.train_loss,
+            tokens_per_second=moment.tokens_seen / training_seconds if training_seconds else None,
         )
-
-    def _save_adapter(self, path: Path) -> None:
-        self._model.save_pretrained(str(path), save_embedding_layers=False)

@@ -7,8 +7,10 @@ callback answers go on or stop, and whoever says stop records why.
 from __future__ import annotations
 
 import math
-import threading
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import set_seed
@@ -17,17 +19,19 @@ from trials.checkpoints import Checkpoint, CheckpointWriter
 from trials.config import Machine, TrialConfig
 from trials.data import TrialData
 from trials.evaluation import evaluate_rows
-from trials.memory import is_out_of_memory
+from trials.losses import RowLosses
 from trials.model import attach_adapter, load_base
+from trials.outcomes import evaluate_untrained, recorded
 from trials.records import Ending, EndingKind, EvalPoint, TrialFolder
 from trials.schedule import evaluation_tokens, full_length
 from trials.scoring import Scorer
 from trials.stopwatch import Stopwatch
-from trials.supervisor import Job, OnEval, Supervisor
+from trials.supervisor import Job, Moment, OnEval, Supervisor
+from trials.tokenization import TokenizedRow
 from trials.trainer import EvaluationTimes, build_trainer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
 
 def run_trial(
@@ -49,58 +53,29 @@ def run_trial(
     stopwatch = Stopwatch()
     if checkpoint is not None:
         stopwatch = Stopwatch(checkpoint.progress.seconds, checkpoint.progress.training_seconds)
-    try:
-        ending = _train(Job(config, data, folder, on_eval, stop_at, checkpoint, stopwatch), tokenizer)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            _record_failure(folder, error)
-            raise
-        ending = Ending(EndingKind.OUT_OF_MEMORY, str(error).split("\n")[0])
-    if ending is not None:
-        folder.end(ending)
-    return ending
+    job = Job(config, data, folder, on_eval, stop_at, checkpoint, stopwatch)
+    return recorded(folder, lambda: _train(job, tokenizer))
 
 
 def evaluate_base(
     config: TrialConfig, data: TrialData, tokenizer: PreTrainedTokenizerBase, folder: TrialFolder, on_eval: OnEval
 ) -> Ending:
     """Evaluates the base model without any adapter: what every trial has to beat. Errors are recorded and raised."""
-    stopwatch = Stopwatch()
-    try:
-        base = load_base(config.model)
-        losses = evaluate_rows(base, data.eval.rows, config.evaluation.batch_rows)
-        point = EvalPoint(0, 0, losses.mean, losses.mean, stopwatch.seconds)
-        folder.keep_if_best(point, losses, save_adapter=None)
-        scorer = Scorer(config, data.eval, tokenizer, folder, stopwatch)
-        if scorer.is_due(0, 0, is_last=True):
-            point = scorer.scored(point, losses, base)
-        folder.log(point)
-    except Exception as error:
-        _record_failure(folder, error)
-        raise
-    on_eval(point)
-    ending = Ending(EndingKind.FINISHED, "the base model is evaluated, not trained")
-    folder.end(ending)
-    return ending
+    settings = config.evaluation
+    return evaluate_untrained(
+        lambda: _HfSubject(load_base(config.model), data.eval.rows, settings.batch_rows),
+        config,
+        data,
+        tokenizer,
+        folder,
+        on_eval,
+    )
 
 
 def use_threads(machine: Machine) -> None:
     """Limits torch's threads on a machine without a GPU, so that trials side by side don't fight for cores."""
     if machine.cpu_threads is not None and not torch.cuda.is_available():
         torch.set_num_threads(machine.cpu_threads)
-
-
-def _record_failure(folder: TrialFolder, error: Exception) -> None:
-    if not _process_is_exiting():
-        folder.end(Ending(EndingKind.FAILED, f"{type(error).__name__}: {error}"))
-
-
-def _process_is_exiting() -> bool:
-    """Whether the interpreter is shutting down under a trial that runs in a thread, as under Ray.
-
-    Files are closed under it then, and what it raises for that is no failure of its own: it was cut off.
-    """
-    return not threading.main_thread().is_alive()
 
 
 def _train(job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
@@ -113,12 +88,22 @@ def _train(job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
     length = full_length(config.hyperparameters, epoch)
     finished = Ending(EndingKind.FINISHED, f"trained for all its {length.steps} steps")
     scorer = Scorer(config, data.eval, tokenizer, job.folder, job.stopwatch)
-    supervisor = Supervisor(job, model, scorer, base_loss, finished)
+    subject = _HfSubject(model, data.eval.rows, config.evaluation.batch_rows)
+    supervisor = Supervisor(job, subject, scorer, base_loss, finished)
     times = EvaluationTimes(evaluation_tokens(length.tokens, config.evaluation, epoch), job.time_is_over)
     checkpoints = CheckpointWriter(folder, job.stopwatch, base_loss, config.machine.keep_checkpoints)
     steps_done = job.checkpoint.step if job.checkpoint else 0
     trainer = build_trainer(
-        model, tokenizer, data.train, config, length, supervisor.evaluate, times, folder, checkpoints, steps_done
+        model,
+        tokenizer,
+        data.train,
+        config,
+        length,
+        lambda state: supervisor.evaluate(_moment(state)),
+        times,
+        folder,
+        checkpoints,
+        steps_done,
     )
     job.stopwatch.start_training()
     if job.checkpoint is None:
@@ -126,6 +111,30 @@ def _train(job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
     elif steps_done < length.steps:  # it may have died between its last checkpoint and its ending
         trainer.go_on_from(job.checkpoint)
     return supervisor.ending
+
+
+@dataclass(frozen=True)
+class _HfSubject:
+    """A model of transformers, or of PEFT on top of one."""
+
+    model: Any
+    rows: Sequence[TokenizedRow]
+    batch_rows: int
+
+    def losses(self) -> RowLosses:
+        return evaluate_rows(self.model, self.rows, self.batch_rows)
+
+    def save(self, path: Path) -> None:
+        self.model.save_pretrained(str(path), save_embedding_layers=False)
+
+    def scored(self, scorer: Scorer, point: EvalPoint, losses: RowLosses) -> EvalPoint:
+        return scorer.scored(point, losses, self.model)
+
+
+def _moment(state: TrainerState) -> Moment:
+    train_losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    latest = train_losses[-1] if train_losses and math.isfinite(train_losses[-1]) else None
+    return Moment(state.global_step, state.max_steps, int(state.num_input_tokens_seen), latest)
 
 
 def _base_eval_loss(job: Job, base: PreTrainedModel) -> float:

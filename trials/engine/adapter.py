@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from trials.config import Hyperparameters
 from trials.engine.initial import initial_weights
 
+Target = tuple[str, int, int]
+"""A linear layer of the base model: its name, inputs and outputs."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -37,12 +40,10 @@ class Stack:
 class Adapter:
     """Weights of one trial, in float32 or wider, in PEFT's order and with its names."""
 
-    def __init__(
-        self, targets: Sequence[tuple[str, int, int]], hyperparameters: Hyperparameters, seed: int, like: Tensor
-    ) -> None:
+    def __init__(self, targets: Sequence[Target], hyperparameters: Hyperparameters, seed: int, like: Tensor) -> None:
         """`targets`: name, in and out of every linear layer of the base; `like`: on their device, in their type."""
         hp = hyperparameters
-        chosen = [target for target in targets if target[0].rpartition(".")[2] in hp.target_modules]
+        chosen = _chosen(targets, hp)
         self._targets = chosen
         self._layers = len(chosen) // len({name.rpartition(".")[2] for name, _, _ in chosen})
         self.rank = hp.lora_rank
@@ -50,7 +51,7 @@ class Adapter:
         self.dropout = hp.lora_dropout
         self.seed = seed
         dtype = torch.promote_types(like.dtype, torch.float32)
-        size = sum(self.rank * (wide + tall) for _, wide, tall in chosen)
+        size = parameter_count(targets, hp)
         self.flat = torch.empty(size, dtype=dtype, device=like.device)
         self.gradient = torch.zeros(size, dtype=dtype, device=like.device)
         self.weights = _pairs(self.flat, chosen, self.rank)
@@ -68,12 +69,14 @@ class Adapter:
         """A copy of the weights by the last part of the modules' names, such as q_proj."""
         modules = self._targets[: len(self._targets) // self._layers]
         copy = self.flat.to(dtype).view(self._layers, -1)
-        parts = iter(copy.split([size for target in modules for size in _sizes(target, self.rank)], 1))
+        sizes = [size for target in modules for size in _sizes(target, self.rank)]
+        parts = iter(torch.split(copy, sizes, 1))
+        # Views with the layers' stride: no weight is copied a second time.
         return {
             name.rpartition(".")[2]: Stack(
                 name.replace(".0.", ".{}.", 1),
-                next(parts).unflatten(1, (self.rank, wide)),
-                next(parts).unflatten(1, (tall, self.rank)),
+                torch.unflatten(next(parts), 1, (self.rank, wide)),
+                torch.unflatten(next(parts), 1, (tall, self.rank)),
             )
             for name, wide, tall in modules
         }
@@ -91,12 +94,22 @@ class Adapter:
         return named
 
 
-def _pairs(flat: Tensor, targets: Sequence[tuple[str, int, int]], rank: int) -> Mapping[str, Pair]:
+def parameter_count(targets: Sequence[Target], hyperparameters: Hyperparameters) -> int:
+    """Of an adapter on the base model's linear layers, before it exists."""
+    chosen = _chosen(targets, hyperparameters)
+    return sum(size for target in chosen for size in _sizes(target, hyperparameters.lora_rank))
+
+
+def _chosen(targets: Sequence[Target], hyperparameters: Hyperparameters) -> list[Target]:
+    return [target for target in targets if target[0].rpartition(".")[2] in hyperparameters.target_modules]
+
+
+def _pairs(flat: Tensor, targets: Sequence[Target], rank: int) -> Mapping[str, Pair]:
     sizes = [size for target in targets for size in _sizes(target, rank)]
-    parts = iter(flat.split(sizes))
+    parts = iter(torch.split(flat, sizes))
     return {name: Pair(next(parts).view(rank, wide), next(parts).view(tall, rank)) for name, wide, tall in targets}
 
 
-def _sizes(target: tuple[str, int, int], rank: int) -> tuple[int, int]:
+def _sizes(target: Target, rank: int) -> tuple[int, int]:
     _, wide, tall = target
     return rank * wide, tall * rank

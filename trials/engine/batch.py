@@ -70,10 +70,11 @@ def make_batch(shares: Sequence[Share], dtype: torch.dtype, device: torch.device
     row_weights = torch.tensor(
         [share.weight for share in shares for _ in share.rows], dtype=torch.promote_types(dtype, torch.float32)
     )
-    dropout = _dropout(shares, positions, row_of, dtype, device) if training else None
+    dropout = _dropout(shares, positions, row_of, dtype) if training else None
 
     def there(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
+        # From pinned memory nothing waits for what the GPU has still to do.
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
     return Batch(
         input_ids=there(ids),
@@ -85,7 +86,7 @@ def make_batch(shares: Sequence[Share], dtype: torch.dtype, device: torch.device
         row_of=there(row_of[learned]),
         row_count=len(rows),
         segments=_segments(shares),
-        dropout=dropout,
+        dropout=dropout and Dropout(there(dropout.token_keys), there(dropout.thresholds), there(dropout.scales)),
     )
 
 
@@ -99,9 +100,8 @@ def _segments(shares: Sequence[Share]) -> list[Segment]:
     return segments
 
 
-def _dropout(
-    shares: Sequence[Share], positions: Tensor, row_of: Tensor, dtype: torch.dtype, device: torch.device
-) -> Dropout | None:
+def _dropout(shares: Sequence[Share], positions: Tensor, row_of: Tensor, dtype: torch.dtype) -> Dropout | None:
+    """On the CPU."""
     rates = [0.0 if share.adapter is None else share.adapter.dropout for share in shares]
     if not any(rates):
         return None
@@ -115,5 +115,6 @@ def _dropout(
         start = end
     tokens = torch.tensor([share.tokens for share in shares])
     thresholds = torch.tensor([int(rate * 2**32) for rate in rates]).repeat_interleave(tokens)
-    scales = torch.tensor([1 / (1 - rate) for rate in rates], dtype=dtype).repeat_interleave(tokens)
-    return Dropout(torch.cat(keys).to(device), thresholds.to(device), scales.to(device))
+    wide = torch.promote_types(dtype, torch.float32)
+    scales = torch.tensor([1 / (1 - rate) for rate in rates], dtype=wide).repeat_interleave(tokens)
+    return Dropout(torch.cat(keys), thresholds, scales)

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerControl, TrainerState
 
 from trials.checkpoints import Checkpoint, CheckpointWriter, LogState
 from trials.config import TrialConfig
 from trials.engine.adapter_files import read_adapter, save_adapter
 from trials.engine.optimizer import NamedParameters
+from trials.engine.stepping import Stepper
 from trials.errors import RunFolderError
 from trials.schedule import Length, logging_steps, micro_batch_rows
 from trials.split import Split
@@ -47,8 +47,7 @@ def write_checkpoint(
     writer: CheckpointWriter,
     config: TrialConfig,
     named_parameters: NamedParameters,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler,
+    stepper: Stepper,
     state: TrainerState,
     log: LogState,
 ) -> None:
@@ -57,8 +56,8 @@ def write_checkpoint(
     def save() -> None:
         path = writer.unfinished / f"checkpoint-{state.global_step}"
         save_adapter(named_parameters, config, path)
-        torch.save(_as_under_trl(optimizer.state_dict(), config), path / _OPTIMIZER)
-        torch.save(scheduler.state_dict(), path / _SCHEDULER)
+        torch.save(_as_under_trl(stepper.state_dict(), config), path / _OPTIMIZER)
+        torch.save(stepper.scheduler.state_dict(), path / _SCHEDULER)
         torch.save(_random_state(config.seed), path / _RANDOM)
         state.save_to_json(str(path / _STATE))
 
@@ -68,8 +67,7 @@ def write_checkpoint(
 def read_checkpoint(
     checkpoint: Checkpoint,
     named_parameters: NamedParameters,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler,
+    stepper: Stepper,
 ) -> TrainerState:
     """Puts parameters, optimizer and schedule where they were, whoever wrote the checkpoint; gives the state.
 
@@ -79,9 +77,9 @@ def read_checkpoint(
     path = checkpoint.path
     _load_weights(path, named_parameters)
     saved = torch.load(path / _OPTIMIZER, map_location="cpu", weights_only=True)
-    _keep_kernels(saved["param_groups"], optimizer.param_groups)
-    optimizer.load_state_dict(saved)
-    scheduler.load_state_dict(torch.load(path / _SCHEDULER, weights_only=True))
+    _keep_kernels(saved["param_groups"], stepper.param_groups)
+    stepper.load_state_dict(saved)
+    stepper.scheduler.load_state_dict(torch.load(path / _SCHEDULER, weights_only=True))
     return TrainerState.load_from_json(str(path / _STATE))
 
 

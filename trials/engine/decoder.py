@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from trials.engine import torch_ops
-from trials.engine.attention import attend, attend_backward
+from trials.engine.attention import Graph, attend, attend_backward
 from trials.engine.batch import Batch
 from trials.engine.frozen import FrozenDecoder, FrozenLayer, gpu_kernels
+from trials.engine.keep import Keep
 from trials.engine.losses import token_losses, token_losses_and_gradient
 from trials.engine.lowrank import LowRank
-from trials.engine.workspace import Keep, LayerMemory, Workspace
-
+from trials.engine.workspace import LayerMemory, Workspace
 
 QKV = ("q_proj", "k_proj", "v_proj")
 OUT = ("o_proj",)
@@ -37,6 +37,7 @@ class _Pass:
     cos: Tensor
     sin: Tensor
     low_rank: LowRank
+    training: bool
 
 
 @dataclass
@@ -46,7 +47,8 @@ class _Held:
     memory: LayerMemory
     attention_rstd: Tensor | None = None
     mlp_rstd: Tensor | None = None
-    lse: Tensor | None = None
+    attention: Tensor | Graph | None = None
+    """What the gradient of attention needs beside the workspace."""
     inner: dict[tuple[str, ...], Tensor | None] = field(default_factory=dict)
     """Inner products of the low-rank parts, by group of modules; so small that they are kept in any case."""
 
@@ -57,6 +59,7 @@ class Decoder:
     def __init__(self, frozen: FrozenDecoder, workspace: Workspace) -> None:
         self.frozen = frozen
         self.workspace = workspace
+        """Replaced between micro-steps, where memory is cut anew."""
         self._ops: ModuleType = gpu_kernels(frozen.device) or torch_ops
         self._counts = [frozen.heads, frozen.key_heads, frozen.key_heads]
 
@@ -64,37 +67,38 @@ class Decoder:
     def losses(self, batch: Batch) -> Tensor:
         """Summed loss in nats of every row's learned tokens [rows], in float32 or wider. Nothing is kept."""
         x = self._embed(batch)
-        shared = self._shared(batch)
+        shared = self._shared(batch, training=False)
         for layer in self.frozen.layers:
             held = _Held(self.workspace.scratch(len(x)))
-            x = self._layer_forward(layer, x, held, shared)
+            self._layer_forward(layer, x, held, shared, out=x)
         hidden = self._final_norm(x[batch.learned])[0]
         return _row_sums(token_losses(hidden, self.frozen.head, batch.targets), batch)
 
     @torch.no_grad()
     def train(self, batch: Batch) -> Tensor:
         """As `losses`; adds the gradients of the weighted losses to those of the batch's adapters."""
-        shared = self._shared(batch)
-        x = self._embed(batch)
-        held: list[_Held] = []
-        for index, layer in enumerate(self.frozen.layers):
-            memory = self.workspace.layer(index, len(x))
-            memory.x.copy_(x)
-            held.append(_Held(memory))
-            x = self._layer_forward(layer, memory.x, held[-1], shared)
-        losses, dx = self._head(x, batch)
-        del x
+        shared = self._shared(batch, training=True)
+        memories = [self.workspace.layer(index, len(batch.input_ids)) for index in range(len(self.frozen.layers))]
+        last = torch.empty_like(memories[0].x)
+        memories[0].x.copy_(self._embed(batch))
+        held = [_Held(memory) for memory in memories]
+        for layer, memory, kept, after in zip(
+            self.frozen.layers, memories, held, [*(memory.x for memory in memories[1:]), last], strict=True
+        ):
+            self._layer_forward(layer, memory.x, kept, shared, out=after)
+        losses, dx = self._head(last, batch)
+        del last, after
         for layer, kept in zip(reversed(self.frozen.layers), reversed(held), strict=True):
             self._restore(layer, kept, shared)
             self._mlp_backward(layer, dx, kept, shared)
             self._attention_backward(layer, dx, kept, shared)
         return _row_sums(losses, batch)
 
-    def _shared(self, batch: Batch) -> _Pass:
+    def _shared(self, batch: Batch, *, training: bool) -> _Pass:
         cos, sin = self.frozen.rotary(batch.positions)
         groups, tokens = (QKV, OUT, GATE_UP, DOWN), len(batch.input_ids)
         low_rank = LowRank(batch.segments, batch.dropout, groups, tokens, self.frozen.dtype, self._ops)
-        return _Pass(batch, cos, sin, low_rank)
+        return _Pass(batch, cos, sin, low_rank, training)
 
     def _embed(self, batch: Batch) -> Tensor:
         return self.frozen.embed(batch.input_ids)
@@ -112,12 +116,12 @@ class Decoder:
         self._ops.rms_norm_backward(dhidden, states, self.frozen.final_norm, rstd, dstates)
         return losses, torch.zeros_like(x).index_copy_(0, batch.learned, dstates)
 
-    def _layer_forward(self, layer: FrozenLayer, x: Tensor, held: _Held, shared: _Pass) -> Tensor:
+    def _layer_forward(self, layer: FrozenLayer, x: Tensor, held: _Held, shared: _Pass, out: Tensor) -> None:
+        """From `x` to `out`, which may be the same."""
         self._attention_forward(layer, x, held, shared)
         h = self._mlp_inside(layer, held, shared)
-        y = torch.addmm(held.memory.middle, h, self._dense(layer, DOWN).T)
-        held.inner[DOWN] = shared.low_rank.add(DOWN, layer.index, h, (y,))
-        return y
+        torch.addmm(held.memory.middle, h, self._dense(layer, DOWN).T, out=out)
+        held.inner[DOWN] = shared.low_rank.add(DOWN, layer.index, h, (out,))
 
     def _attention_forward(self, layer: FrozenLayer, x: Tensor, held: _Held, shared: _Pass) -> None:
         """Up to the residual stream in the layer's middle, `memory.middle`."""
@@ -125,8 +129,9 @@ class Decoder:
         y, held.attention_rstd = self._ops.rms_norm(x, layer.attention_norm, self.frozen.eps)
         torch.mm(y, self._dense(layer, QKV).T, out=memory.qkv)
         held.inner[QKV] = low_rank.add(QKV, layer.index, y, self._split(memory.qkv))
-        self._ops.rotate(self._rotated(memory.qkv), shared.cos, shared.sin)
-        out, held.lse = attend(*self._heads(memory.qkv), shared.batch.rows)
+        rotated = self._rotated(memory.qkv)
+        self._ops.rotate(rotated, shared.cos, shared.sin, rotated)
+        out, held.attention = attend(*self._heads(memory.qkv), shared.batch.rows, training=shared.training)
         memory.attended.copy_(out.flatten(1))
         torch.addmm(x, memory.attended, self._dense(layer, OUT).T, out=memory.middle)
         held.inner[OUT] = low_rank.add(OUT, layer.index, memory.attended, (memory.middle,))
@@ -181,24 +186,25 @@ class Decoder:
         """Puts the gradients of queries, keys and values in their place."""
         memory, heads = held.memory, (-1, self.frozen.heads, self.frozen.head_size)
         q, k, v = self._heads(memory.qkv)
-        gradients = attend_backward(dout.view(heads), q, k, v, memory.attended.view(heads), held.lse, shared.batch.rows)
-        for place, gradient in zip((q, k, v), gradients, strict=True):
-            place.copy_(gradient)
-        self._ops.rotate(self._rotated(memory.qkv), shared.cos, shared.sin, inverse=True)
+        out = memory.attended.view(heads)
+        dq, dk, dv = attend_backward(dout.view(heads), q, k, v, out, held.attention, shared.batch.rows)
+        self._ops.rotate(dq, shared.cos, shared.sin, q, inverse=True)
+        self._ops.rotate(dk, shared.cos, shared.sin, k, inverse=True)
+        v.copy_(dv)
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views [tokens, features] of queries, keys and values."""
-        q, k, v = qkv.split([count * self.frozen.head_size for count in self._counts], 1)
+        q, k, v = torch.split(qkv, [count * self.frozen.head_size for count in self._counts], 1)
         return q, k, v
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views [tokens, heads, size] of queries, keys and values."""
-        q, k, v = qkv.unflatten(1, (-1, self.frozen.head_size)).split(self._counts, 1)
+        q, k, v = torch.split(qkv.view(len(qkv), -1, self.frozen.head_size), self._counts, 1)
         return q, k, v
 
     def _rotated(self, qkv: Tensor) -> Tensor:
         """A view [tokens, heads, size] of queries and keys together."""
-        return qkv.unflatten(1, (-1, self.frozen.head_size))[:, : self.frozen.heads + self.frozen.key_heads]
+        return qkv.view(len(qkv), -1, self.frozen.head_size)[:, : self.frozen.heads + self.frozen.key_heads]
 
     def _dense(self, layer: FrozenLayer, names: Sequence[str]) -> Tensor:
         """The modules' weights [all their outputs, in], valid until the next call."""
@@ -206,7 +212,7 @@ class Decoder:
         if len(linears) == 1:
             return linears[0].dense(self.workspace.weight(*linears[0].shape))
         whole = self.workspace.weight(sum(linear.shape[0] for linear in linears), linears[0].shape[1])
-        for linear, part in zip(linears, whole.split([linear.shape[0] for linear in linears]), strict=True):
+        for linear, part in zip(linears, torch.split(whole, [linear.shape[0] for linear in linears]), strict=True):
             dense = linear.dense(part)
             if dense is not part:
                 part.copy_(dense)

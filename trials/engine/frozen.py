@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trials.engine.planning import Sizes
+from trials.engine.support import ARCHITECTURES
 from trials.errors import ModelError
-
-ARCHITECTURES = ("llama", "mistral")
-"""`model_type` of the models whose layers `decoder` knows: RMSNorm, rotary grouped-query attention, SwiGLU, no bias."""
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -31,13 +30,17 @@ class FrozenLinear:
         self._scales = getattr(linear.weight, "quant_state", None)
         self._dense: Tensor | None = self._weight.to(dtype) if self._scales is None else None
         self._kernels = gpu_kernels(self._weight.device)
-        if self._scales is not None:
-            self._codes = self._scales.code.float()
+        self._pairs = _pair_table(self._scales, self._kernels)
 
     @property
     def numel(self) -> int:
         """Its weights."""
         return self.shape[0] * self.shape[1]
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its weights are computed anew for each use."""
+        return self._dense is None
 
     def keep_dense(self) -> None:
         """Keeps the weights in the type of matrix products from now on."""
@@ -47,12 +50,20 @@ class FrozenLinear:
         """The weights in the type of matrix products; in `buffer` [out, in] unless they are kept so anyway."""
         if self._dense is not None:
             return self._dense
-        if self._kernels is not None and self._scales.nested and self._scales.quant_type == "nf4":
-            self._kernels.dequantize(self._weight, self._codes, self._scales, buffer)
+        if self._kernels is not None and self._pairs is not None:
+            self._kernels.dequantize(self._weight, self._pairs, self._scales, buffer)
             return buffer
         from bitsandbytes.functional import dequantize_4bit
 
         return buffer.copy_(dequantize_4bit(self._weight, self._scales).reshape(self.shape))
+
+
+def _pair_table(scales: Any, kernels: ModuleType | None) -> Tensor | None:
+    """Where our kernel can be used: for NF4 with double quantisation on a GPU."""
+    if kernels is None or scales is None or not scales.nested or scales.quant_type != "nf4":
+        return None
+    table: Tensor = kernels.pair_table(scales.code.float())
+    return table
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,19 @@ class FrozenDecoder:
     def targets(self) -> list[tuple[str, int, int]]:
         """Every linear layer that can carry an adapter, in PEFT's order: name, in, out."""
         return [(m.name, m.shape[1], m.shape[0]) for layer in self.layers for m in layer.linears.values()]
+
+    @property
+    def sizes(self) -> Sizes:
+        """What planning has to know of it."""
+        return Sizes(
+            layers=len(self.layers),
+            hidden=self.hidden,
+            intermediate=self.intermediate,
+            queries=self.heads * self.head_size,
+            keys=self.key_heads * self.head_size,
+            itemsize=self.dtype.itemsize,
+            is_quantized=self.layers[0].linears["q_proj"].is_quantized,
+        )
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """[tokens] to [tokens, hidden]."""

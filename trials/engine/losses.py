@@ -10,7 +10,7 @@ _LOGITS = 2**25
 
 
 def token_losses(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """Loss in nats of every token [tokens], in float32 or wider; `hidden` [tokens, hidden], `head` [vocabulary, hidden]."""
+    """Loss in nats of every token, in float32 or wider; `hidden` [tokens, features], `head` [ids, features]."""
     losses = [_slice(part, head, ids)[0] for part, ids in _slices(hidden, targets, len(head))]
     return torch.cat(losses)
 
@@ -18,7 +18,7 @@ def token_losses(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 def token_losses_and_gradient(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """As `token_losses`, with the gradient of their weighted sum with respect to `hidden`; `weights` [tokens]."""
     losses, gradients = [], []
-    rates = weights.split(_rows(len(head)))
+    rates = torch.split(weights, _rows(len(head)))
     for (part, ids), rate in zip(_slices(hidden, targets, len(head)), rates, strict=True):
         loss, log_probabilities = _slice(part, head, ids)
         dlogits = log_probabilities.exp_()
@@ -37,7 +37,7 @@ def _slice(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tenso
 
 def _slices(hidden: Tensor, targets: Tensor, vocabulary: int) -> zip[tuple[Tensor, Tensor]]:
     rows = _rows(vocabulary)
-    return zip(hidden.split(rows), targets.split(rows), strict=True)
+    return zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
 
 
 def _rows(vocabulary: int) -> int:

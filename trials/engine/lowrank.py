@@ -9,9 +9,11 @@ that what isn't finite in one adapter's tokens never reaches another's.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,10 +85,10 @@ class LowRank:
         dtype: torch.dtype,
         ops: ModuleType,
     ) -> None:
-        """`groups` are the modules of a layer, such as q_proj, that read the same input; `dtype` is that of products."""
+        """`groups`: modules of a layer, such as q_proj, that read the same input; `dtype` is that of products."""
         self._dropout = dropout
         self._ops = ops
-        self._feature_keys: dict[tuple[str, int], Tensor] = {}
+        self._noise: dict[tuple[str, int], Any] = {}
         stacks = [segment.adapter.stacked(dtype) for segment in segments]
         self._groups: dict[tuple[str, ...], _Group] = {}
         for names in groups:
@@ -157,11 +159,19 @@ class LowRank:
     def _dropped(self, name: str, layer: int, x: Tensor) -> Tensor:
         if self._dropout is None:
             return x
-        keys = self._feature_keys.get((name, layer))
-        if keys is None:
-            keys = feature_keys(name.format(layer), x.shape[1], x.device)
-            self._feature_keys[name, layer] = keys
-        return self._ops.drop(x, self._dropout.token_keys, keys, self._dropout.thresholds, self._dropout.scales)
+        noise = self._noise.get((name, layer))
+        if noise is None:
+            drop, keys = self._dropout, _feature_keys(name.format(layer), x.shape[1], x.device)
+            noise = self._ops.noise(drop.token_keys, keys, drop.thresholds, drop.scales)
+            self._noise[name, layer] = noise
+        dropped: Tensor = self._ops.drop(x, noise)
+        return dropped
+
+
+@functools.cache
+def _feature_keys(module: str, features: int, device: torch.device) -> Tensor:
+    """The same in every micro-step."""
+    return feature_keys(module, features, device)
 
 
 def _group(
@@ -204,7 +214,7 @@ def _mask(parts: Sequence[_Part], tokens: int, ranks: int, dtype: torch.dtype, d
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
-    """total += scale * left @ right, in the type of `total`."""
+    """Total += scale * left @ right, in the type of `total`."""
     if total.dtype == left.dtype:
         total.addmm_(left, right, alpha=scale)
     else:

@@ -33,18 +33,18 @@ def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, dx: T
     dx.add_(((scaled - hat * mean) * rstd[:, None]).to(dx.dtype))
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> None:
-    """Rotary position embedding in place; `inverse` is its gradient. `x` [tokens, heads, size], `cos` [tokens, size]."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, inverse: bool = False) -> None:
+    """Rotary embedding of `x` [tokens, heads, size], or (`inverse`) its gradient, to `out`; `cos` is [tokens, size]."""
     half = x.shape[-1] // 2
     first, second = x[..., :half].clone(), x[..., half:].clone()
     cos_first, cos_second = cos[:, None, :half], cos[:, None, half:]
     sin_first, sin_second = sin[:, None, :half], sin[:, None, half:]
     if inverse:
-        x[..., :half] = first * cos_first + second * sin_second
-        x[..., half:] = second * cos_second - first * sin_first
+        out[..., :half] = first * cos_first + second * sin_second
+        out[..., half:] = second * cos_second - first * sin_first
     else:
-        x[..., :half] = first * cos_first - second * sin_first
-        x[..., half:] = second * cos_second + first * sin_second
+        out[..., :half] = first * cos_first - second * sin_first
+        out[..., half:] = second * cos_second + first * sin_second
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -61,13 +61,19 @@ def swiglu_backward(dh: Tensor, gate: Tensor, up: Tensor) -> None:
     up.copy_(wide_dh * active)
 
 
-def drop(x: Tensor, token_keys: Tensor, feature_keys: Tensor, thresholds: Tensor, scales: Tensor) -> Tensor:
-    """Dropout as in `trials.dropout`, at each token's own rate: hashes below its threshold are dropped, others scaled.
+def noise(token_keys: Tensor, feature_keys: Tensor, thresholds: Tensor, scales: Tensor) -> Tensor:
+    """Dropout's factors [tokens, features] as in `trials.dropout`, at each token's own rate.
 
-    All but `feature_keys` [features] and `x` are [tokens]; `scales` has the type of `x`.
+    Hashes below a token's threshold are dropped. All but `feature_keys` [features] are [tokens]; `scales` is in float32
+    or wider.
     """
     kept = fmix32(token_keys[:, None] ^ feature_keys) >= thresholds[:, None]
-    return torch.where(kept, x * scales[:, None], 0)
+    return torch.where(kept, scales[:, None], 0)
+
+
+def drop(x: Tensor, factors: Tensor) -> Tensor:
+    """Dropout of `x` by its `noise`."""
+    return (x * factors).to(x.dtype)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -5,6 +5,7 @@ Imported on a GPU only: Triton comes with torch's CUDA builds.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 _TILE = 1024
+_BLOCKS = 64
+_DEQUANTIZE_WARPS = 4
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -40,11 +43,11 @@ def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, dx: T
     _rms_norm_backward[(len(x),)](dy, x, weight, rstd, dx, width, block, num_warps=8)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> None:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, inverse: bool = False) -> None:
     """As `torch_ops.rotate`."""
     tokens, heads, size = x.shape
     block = triton.next_power_of_2(heads)
-    _rotate[(tokens,)](x, cos, sin, x.stride(0), heads, size // 2, block, inverse, num_warps=4)
+    _rotate[(tokens,)](x, cos, sin, out, x.stride(0), out.stride(0), heads, size // 2, block, inverse, num_warps=4)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -59,30 +62,53 @@ def swiglu_backward(dh: Tensor, gate: Tensor, up: Tensor) -> None:
     _swiglu_backward[(triton.cdiv(gate.numel(), _TILE),)](dh, gate, up, gate.numel(), _TILE, num_warps=4)
 
 
-def drop(x: Tensor, token_keys: Tensor, feature_keys: Tensor, thresholds: Tensor, scales: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Noise:
+    """What `drop` hashes, each time anew: reading factors from memory would take longer."""
+
+    token_keys: Tensor
+    feature_keys: Tensor
+    thresholds: Tensor
+    scales: Tensor
+
+
+noise = Noise
+"""As `torch_ops.noise`, but nothing is computed yet."""
+
+
+def drop(x: Tensor, factors: Noise) -> Tensor:
     """As `torch_ops.drop`."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     tokens, width = x.shape
     grid = (tokens, triton.cdiv(width, _TILE))
-    _drop[grid](x, token_keys, feature_keys, thresholds, scales, y, x.stride(0), width, _TILE, num_warps=4)
+    keys = (factors.token_keys, factors.feature_keys, factors.thresholds, factors.scales)
+    _drop[grid](x, *keys, y, x.stride(0), width, _TILE, num_warps=4)
     return y
 
 
-def dequantize(packed: Tensor, codes: Tensor, scales: Any, out: Tensor) -> None:
-    """NF4 with double quantisation to `out`, as `bitsandbytes.functional.dequantize_4bit` does in two kernels and an add.
+def pair_table(codes: Tensor) -> Tensor:
+    """For each byte of packed weights [256] the two values that it stands for, as the halves of one int64.
 
-    `codes` are the 16 values of NF4; `scales` is bitsandbytes' quantisation state.
+    `codes` are NF4's 16 values, float32; the first of a pair is in a byte's upper half.
     """
-    state = scales.state2
-    tile = 4096
-    _dequantize[(triton.cdiv(out.numel(), tile),)](
-        packed, codes, scales.absmax, state.code, state.absmax, scales.offset, out, out.numel(),
-        scales.blocksize, state.blocksize, tile, num_warps=8,
+    high, low = codes.repeat_interleave(16), codes.repeat(16)
+    return torch.stack([high, low], 1).contiguous().view(torch.int64).squeeze(1)
+
+
+def dequantize(packed: Tensor, pairs: Tensor, scales: Any, out: Tensor) -> None:
+    """NF4 with double quantisation to `out`, bit for bit as `bitsandbytes.functional.dequantize_4bit`, in one kernel.
+
+    `pairs` is `pair_table`; `scales` is bitsandbytes' quantisation state.
+    """
+    state, blocks = scales.state2, _BLOCKS
+    _dequantize[(triton.cdiv(out.numel(), blocks * scales.blocksize),)](
+        packed, pairs, scales.absmax, state.code, state.absmax, scales.offset, out, out.numel() // scales.blocksize,
+        scales.blocksize // 2, state.blocksize, blocks, num_warps=_DEQUANTIZE_WARPS,
     )  # fmt: skip
 
 
 @triton.jit
-def _rms_norm(x, weight, y, rstd, stride, width, eps, measure: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _rms_norm(x, weight, y, rstd, stride, width, eps, measure: tl.constexpr, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, block)
     inside = columns < width
@@ -98,7 +124,7 @@ def _rms_norm(x, weight, y, rstd, stride, width, eps, measure: tl.constexpr, blo
 
 
 @triton.jit
-def _rms_norm_backward(dy, x, weight, rstd, dx, width, block: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _rms_norm_backward(dy, x, weight, rstd, dx, width, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, block)
     inside = columns < width
@@ -113,12 +139,15 @@ def _rms_norm_backward(dy, x, weight, rstd, dx, width, block: tl.constexpr):  # 
 
 
 @triton.jit
-def _rotate(x, cos, sin, stride, heads, half: tl.constexpr, block: tl.constexpr, inverse: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _rotate(
+    x, cos, sin, out, stride, out_stride, heads, half: tl.constexpr, block: tl.constexpr, inverse: tl.constexpr
+):
     token = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, half)
     head = tl.arange(0, block)[:, None]
     inside = head < heads
     first_at = x + token * stride + head * (2 * half) + lanes[None, :]
+    out_at = out + token * out_stride + head * (2 * half) + lanes[None, :]
     first = tl.load(first_at, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(first_at + half, mask=inside, other=0.0).to(tl.float32)
     c1 = tl.load(cos + token * 2 * half + lanes)[None, :].to(tl.float32)
@@ -126,15 +155,15 @@ def _rotate(x, cos, sin, stride, heads, half: tl.constexpr, block: tl.constexpr,
     s1 = tl.load(sin + token * 2 * half + lanes)[None, :].to(tl.float32)
     s2 = tl.load(sin + token * 2 * half + half + lanes)[None, :].to(tl.float32)
     if inverse:
-        tl.store(first_at, first * c1 + second * s2, mask=inside)
-        tl.store(first_at + half, second * c2 - first * s1, mask=inside)
+        tl.store(out_at, first * c1 + second * s2, mask=inside)
+        tl.store(out_at + half, second * c2 - first * s1, mask=inside)
     else:
-        tl.store(first_at, first * c1 - second * s1, mask=inside)
-        tl.store(first_at + half, second * c2 + first * s2, mask=inside)
+        tl.store(out_at, first * c1 - second * s1, mask=inside)
+        tl.store(out_at + half, second * c2 + first * s2, mask=inside)
 
 
 @triton.jit
-def _swiglu(gate, up, h, count, tile: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _swiglu(gate, up, h, count, tile: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * tile + tl.arange(0, tile)
     inside = at < count
     g = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
@@ -143,7 +172,7 @@ def _swiglu(gate, up, h, count, tile: tl.constexpr):  # type: ignore[no-untyped-
 
 
 @triton.jit
-def _swiglu_backward(dh, gate, up, count, tile: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _swiglu_backward(dh, gate, up, count, tile: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * tile + tl.arange(0, tile)
     inside = at < count
     g = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
@@ -156,7 +185,7 @@ def _swiglu_backward(dh, gate, up, count, tile: tl.constexpr):  # type: ignore[n
 
 
 @triton.jit
-def _drop(x, token_keys, feature_keys, thresholds, scales, y, stride, width, tile: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _drop(x, token_keys, feature_keys, thresholds, scales, y, stride, width, tile: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * tile + tl.arange(0, tile)
     inside = columns < width
@@ -173,20 +202,19 @@ def _drop(x, token_keys, feature_keys, thresholds, scales, y, stride, width, til
 
 
 @triton.jit
-def _dequantize(  # type: ignore[no-untyped-def]  # noqa: ANN202
-    packed, codes, absmax, absmax_code, absmax_scale, offset, out, count,  # noqa: ANN001
-    blocksize: tl.constexpr, outer: tl.constexpr, tile: tl.constexpr,  # noqa: ANN001
+def _dequantize(
+    packed, pairs, absmax, absmax_code, absmax_scale, offset, out, count,
+    half: tl.constexpr, outer: tl.constexpr, blocks: tl.constexpr,
 ):  # fmt: skip
-    pairs: tl.constexpr = tile // 2
-    at = tl.program_id(0).to(tl.int64) * pairs + tl.arange(0, pairs)
-    inside = at * 2 < count
-    both = tl.load(packed + at, mask=inside, other=0).to(tl.int32)
-    block = at * 2 // blocksize
+    block = tl.program_id(0).to(tl.int64) * blocks + tl.arange(0, blocks)
+    inside = block < count
     code = tl.load(absmax + block, mask=inside, other=0).to(tl.int32)
     scale = tl.load(absmax_code + code) * tl.load(absmax_scale + block // outer, mask=inside, other=0.0)
-    scale += tl.load(offset)
-    high = tl.load(codes + (both >> 4)) * scale
-    low = tl.load(codes + (both & 15)) * scale
+    scale = (scale + tl.load(offset))[:, None]
+    at = block[:, None] * half + tl.arange(0, half)[None, :]
+    both = tl.load(pairs + tl.load(packed + at, mask=inside[:, None], other=0).to(tl.int32))
+    high = (both & 0xFFFFFFFF).to(tl.int32).to(tl.float32, bitcast=True) * scale
+    low = (both >> 32).to(tl.int32).to(tl.float32, bitcast=True) * scale
     values = tl.interleave(high, low).to(out.dtype.element_ty)
-    where = tl.program_id(0).to(tl.int64) * tile + tl.arange(0, tile)
-    tl.store(out + where, values, mask=where < count)
+    where = block[:, None] * (2 * half) + tl.arange(0, 2 * half)[None, :]
+    tl.store(out + where, values, mask=inside[:, None])

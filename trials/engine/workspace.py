@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from torch import Tensor
 
 from trials.engine.frozen import FrozenDecoder
-
-
-class Keep(Enum):
-    """How much of a layer is kept for its gradient."""
-
-    ALL = "all"
-    NO_MLP = "all but what is inside the MLP"
-    INPUT = "only its input"
+from trials.engine.keep import Keep
+from trials.engine.planning import Plan
 
 
 @dataclass(frozen=True)
@@ -50,6 +43,7 @@ class Workspace:
     def __init__(self, frozen: FrozenDecoder, tokens: int, keep: Sequence[Keep]) -> None:
         """`keep` has one entry a layer."""
         self.tokens = tokens
+        self.keep = tuple(keep)
         self._frozen = frozen
         largest = max(
             sum(layer.linears[name].numel for name in ("q_proj", "k_proj", "v_proj")) for layer in frozen.layers
@@ -58,6 +52,11 @@ class Workspace:
         self._weight = torch.empty(largest, dtype=frozen.dtype, device=frozen.device)
         self._scratch = self._new(tokens, Keep.INPUT, None)
         self._layers = [self._new(tokens, each, self._scratch) for each in keep]
+
+    def replaced(self, plan: Plan) -> Workspace:
+        """In its place, one for another plan; this one's memory is given back first, and it's of no use any more."""
+        self._layers, self._scratch = [], self._new(0, Keep.INPUT, None)
+        return Workspace(self._frozen, plan.tokens, plan.keep)
 
     def layer(self, index: int, tokens: int) -> LayerMemory:
         """What layer `index` keeps of a micro-step of `tokens`."""

@@ -1,0 +1,96 @@
+"""The GPU kernels against the same operations in plain torch. Skipped where there is no GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from trials.dropout import feature_keys, token_keys
+from trials.engine import torch_ops
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+
+from trials.engine import triton_ops
+
+TOKENS, HIDDEN, INNER = 333, 4096, 14336
+ONE_ROUNDING = {torch.bfloat16: 2**-7, torch.float32: 1e-5}
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float32])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(*shape, device="cuda", dtype=dtype)
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    tolerance = ONE_ROUNDING[expected.dtype]
+    return bool(torch.all((found - expected).abs() <= tolerance * expected.abs().clamp(min=1)))
+
+
+def test_rms_norm_and_its_gradient(dtype: torch.dtype) -> None:
+    x, weight, dy = (
+        random(TOKENS, HIDDEN, dtype=dtype),
+        random(HIDDEN, dtype=dtype),
+        random(TOKENS, HIDDEN, dtype=dtype),
+    )
+    y, rstd = triton_ops.rms_norm(x, weight, 1e-5)
+    expected, expected_rstd = torch_ops.rms_norm(x, weight, 1e-5)
+    assert close(y, expected)
+    torch.testing.assert_close(rstd, expected_rstd)
+    assert torch.equal(triton_ops.normed(x, weight, rstd), y)
+    dx = random(TOKENS, HIDDEN, dtype=dtype)
+    expected_dx = dx.clone()
+    triton_ops.rms_norm_backward(dy, x, weight, rstd, dx)
+    torch_ops.rms_norm_backward(dy, x, weight, rstd, expected_dx)
+    assert close(dx, expected_dx)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_rotation_in_place_and_elsewhere(dtype: torch.dtype, inverse: bool) -> None:
+    qkv = random(TOKENS, 48, 128, dtype=dtype)
+    angles = torch.rand(TOKENS, 128, device="cuda") * 7
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    expected = qkv.clone()
+    torch_ops.rotate(expected[:, :40], cos, sin, expected[:, :40], inverse=inverse)
+    out = torch.empty_like(qkv)
+    triton_ops.rotate(qkv[:, :40].contiguous(), cos, sin, out[:, :40], inverse=inverse)
+    triton_ops.rotate(qkv[:, :40], cos, sin, qkv[:, :40], inverse=inverse)
+    assert torch.equal(out[:, :40], qkv[:, :40])
+    assert float((qkv - expected).abs().max()) <= 8 * ONE_ROUNDING[dtype]
+    assert torch.equal(qkv[:, 40:], expected[:, 40:])
+
+
+def test_swiglu_and_its_gradient(dtype: torch.dtype) -> None:
+    gate, up, dh = (random(TOKENS, INNER, dtype=dtype) for _ in range(3))
+    assert close(triton_ops.swiglu(gate, up), torch_ops.swiglu(gate, up))
+    expected_gate, expected_up = gate.clone(), up.clone()
+    torch_ops.swiglu_backward(dh, expected_gate, expected_up)
+    triton_ops.swiglu_backward(dh, gate, up)
+    assert close(gate, expected_gate)
+    assert close(up, expected_up)
+
+
+def test_dropout_drops_the_same(dtype: torch.dtype) -> None:
+    slots, positions = torch.arange(TOKENS) // 50, torch.arange(TOKENS) % 50
+    keys = token_keys(3, 7, slots, positions).cuda()
+    features = feature_keys("model.layers.0.self_attn.q_proj", HIDDEN, "cuda")
+    rates = torch.where(torch.arange(TOKENS) < 100, 0.0, 0.3)
+    arguments = (keys, features, (rates.double() * 2**32).long().cuda(), (1 / (1 - rates)).cuda())
+    x = random(TOKENS, HIDDEN, dtype=dtype)
+    assert torch.equal(triton_ops.drop(x, triton_ops.noise(*arguments)), torch_ops.drop(x, torch_ops.noise(*arguments)))
+
+
+@pytest.mark.parametrize("shape", [(1024, 4096), (96, 64), (33, 64)])
+def test_dequantised_weights_are_those_of_bitsandbytes_bit_for_bit(shape: tuple[int, int]) -> None:
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    packed, scales = quantize_4bit(random(*shape), quant_type="nf4", compress_statistics=True, blocksize=64)
+    assert scales.nested
+    out = torch.full(shape, torch.nan, dtype=torch.bfloat16, device="cuda")
+    triton_ops.dequantize(packed, triton_ops.pair_table(scales.code.float()), scales, out)
+    assert torch.equal(out, dequantize_4bit(packed, scales))

@@ -1,0 +1,94 @@
+"""The engine: one resident base model on which trials come and go, side by side."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from trials.checkpoints import Checkpoint
+from trials.config import Machine, ModelSettings, TrialConfig
+from trials.data import TrialData
+from trials.engine.adapter import parameter_count
+from trials.engine.frozen import freeze
+from trials.engine.loop import Loop
+from trials.engine.program import Program
+from trials.engine.room import adapter_bytes
+from trials.engine.subject import EngineSubject
+from trials.model import compute_dtype, load_base
+from trials.outcomes import evaluate_untrained, recorded
+from trials.records import Ending, TrialFolder
+from trials.stopwatch import Stopwatch
+from trials.supervisor import Job, OnEval
+from trials.tokenization import TokenizedRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Engine:
+    """Trains many trials of one base model in this process; its methods may be called from many threads at once."""
+
+    def __init__(self, settings: ModelSettings, machine: Machine) -> None:
+        """Loads the base model. Raises `ModelError` if that can't be done, or its layers are unknown."""
+        self._loop = Loop(freeze(load_base(settings), compute_dtype(settings)), machine)
+        self._rows_lock = threading.Lock()
+        self._rows: Sequence[TokenizedRow] = ()
+        self._fingerprint: str | None = None
+
+    def run_trial(
+        self,
+        config: TrialConfig,
+        data: TrialData,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: TrialFolder,
+        on_eval: OnEval,
+        stop_at: float = math.inf,
+        checkpoint: Checkpoint | None = None,
+    ) -> Ending | None:
+        """As `trials.training.run_trial`, and in the same files."""
+        stopwatch = Stopwatch()
+        if checkpoint is not None:
+            stopwatch = Stopwatch(checkpoint.progress.seconds, checkpoint.progress.training_seconds)
+        job = Job(config, data, folder, on_eval, stop_at, checkpoint, stopwatch)
+        return recorded(folder, lambda: self._in_its_room(job, tokenizer))
+
+    def evaluate_base(
+        self,
+        config: TrialConfig,
+        data: TrialData,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: TrialFolder,
+        on_eval: OnEval,
+    ) -> Ending:
+        """As `trials.training.evaluate_base`."""
+        return evaluate_untrained(
+            lambda: EngineSubject(self._loop, config, self._eval_rows(data), None),
+            config,
+            data,
+            tokenizer,
+            folder,
+            on_eval,
+        )
+
+    def close(self) -> None:
+        """Ends the engine; trials that still train are cut off."""
+        self._loop.close()
+
+    def _in_its_room(self, job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
+        hp, frozen, data = job.config.hyperparameters, self._loop.frozen, job.data
+        parameters = parameter_count(frozen.targets, hp)
+        longest = max(data.train.longest, data.eval.longest)
+        self._loop.enter(id(job), adapter_bytes(parameters, hp, frozen.dtype.itemsize), longest)
+        try:
+            return Program(job, tokenizer, self._loop, self._eval_rows(data)).run()
+        finally:
+            self._loop.leave(id(job))
+
+    def _eval_rows(self, data: TrialData) -> Sequence[TokenizedRow]:
+        """Read once for all trials."""
+        with self._rows_lock:
+            if data.fingerprint != self._fingerprint:
+                self._rows, self._fingerprint = list(data.eval.rows), data.fingerprint
+            return self._rows

@@ -1,0 +1,13 @@
+"""How much of a layer is kept for its gradient. Needs no torch."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Keep(Enum):
+    """What isn't kept is computed again (arXiv 1604.06174)."""
+
+    ALL = "all"
+    NO_MLP = "all but what is inside the MLP"
+    INPUT = "only its input"

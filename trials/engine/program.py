@@ -1,0 +1,156 @@
+"""One trial in the engine, from its first row to its ending, as it would run alone; the loop computes for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from tensorboardX import SummaryWriter
+from transformers import TrainerState
+from transformers.integrations import rewrite_logs
+
+from trials.checkpoints import CheckpointWriter
+from trials.engine.adapter import Adapter
+from trials.engine.checkpointing import first_state, read_checkpoint, write_checkpoint
+from trials.engine.loop import DivergedError, Loop
+from trials.engine.order import RowOrder
+from trials.engine.stepping import Stepper
+from trials.engine.subject import EngineSubject
+from trials.engine.trainee import Trainee
+from trials.engine.training_log import TrainingLog
+from trials.records import Ending, EndingKind
+from trials.schedule import Milestones, checkpoint_steps, evaluation_tokens, full_length
+from trials.scoring import Scorer
+from trials.supervisor import Job, Moment, Supervisor
+from trials.tokenization import TokenizedRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Program:
+    """A trial's own state, and the order in which things happen to it."""
+
+    def __init__(
+        self, job: Job, tokenizer: PreTrainedTokenizerBase, loop: Loop, eval_rows: Sequence[TokenizedRow]
+    ) -> None:
+        config, data, hp = job.config, job.data, job.config.hyperparameters
+        self._job, self._config, self._loop = job, config, loop
+        self._length = full_length(hp, data.train.epoch)
+        base_loss = self._base_eval_loss(eval_rows)
+        frozen = loop.frozen
+        self._adapter = Adapter(frozen.targets, hp, config.seed, frozen.final_norm)
+        self._stepper = Stepper(self._adapter, config, self._length)
+        self._state = self._first_state()
+        log = (job.checkpoint.progress.log,) if job.checkpoint else ()
+        self._log = TrainingLog(self._state, *log)
+        self._trainee = Trainee(
+            self._adapter, self._stepper, hp.max_grad_norm, self._rows_of_step(), self._state.global_step
+        )
+        tokens = evaluation_tokens(self._length.tokens, config.evaluation, data.train.epoch)
+        self._evaluations = Milestones(tokens, self._tokens_seen)
+        self._checkpoint_steps = checkpoint_steps(hp.effective_batch, config.machine)
+        self._checkpoints = CheckpointWriter(job.folder.path, job.stopwatch, base_loss, config.machine.keep_checkpoints)
+        self._finished = Ending(EndingKind.FINISHED, f"trained for all its {self._length.steps} steps")
+        scorer = Scorer(config, data.eval, tokenizer, job.folder, job.stopwatch)
+        subject = EngineSubject(loop, config, eval_rows, self._adapter)
+        self._supervisor = Supervisor(job, subject, scorer, base_loss, self._finished)
+
+    def run(self) -> Ending | None:
+        """Trains to the end; None: the callback said stop."""
+        with SummaryWriter(str(self._job.folder.path / "tensorboard"), purge_step=self._purge_step()) as events:
+            while self._state.global_step < self._length.steps:
+                self._job.stopwatch.start_training()
+                try:
+                    self._loop.train(self._trainee, self._is_there).result()
+                except DivergedError:
+                    self._note_steps(events)
+                    return self._diverged()
+                if not self._note_steps(events):
+                    return self._diverged()
+                if self._evaluation_is_due() and self._evaluate(events):
+                    break
+                if self._checkpoint_is_due(self._state.global_step):
+                    self._write_checkpoint()
+        return self._supervisor.ending
+
+    @property
+    def _tokens_seen(self) -> int:
+        return int(self._state.num_input_tokens_seen)
+
+    def _is_there(self, step: int, tokens: int) -> bool:
+        return (
+            step >= self._length.steps
+            or self._evaluations.lie_within(self._tokens_seen + tokens)
+            or self._checkpoint_is_due(step)
+            or self._job.time_is_over()
+        )
+
+    def _checkpoint_is_due(self, step: int) -> bool:
+        return self._checkpoint_steps is not None and step % self._checkpoint_steps == 0
+
+    def _evaluation_is_due(self) -> bool:
+        is_reached = self._evaluations.pass_by(self._tokens_seen)
+        return is_reached or self._state.global_step >= self._length.steps or self._job.time_is_over()
+
+    def _note_steps(self, events: SummaryWriter) -> bool:
+        """Logs the steps that were taken; False if a loss or gradient wasn't finite."""
+        done, self._trainee.done = self._trainee.done, []
+        for step in done:
+            self._state.global_step += 1
+            self._state.num_input_tokens_seen += step.tokens
+            self._state.epoch = self._epoch()
+            entry = self._log.step_done(step.loss, step.grad_norm, step.learning_rate)
+            if entry is not None:
+                self._write(events, entry)
+        return all(math.isfinite(float(figure)) for step in done for figure in (step.loss, step.grad_norm))
+
+    def _evaluate(self, events: SummaryWriter) -> bool:
+        found, is_over = self._supervisor.evaluate(self._moment())
+        finite = {name: value for name, value in found.items() if math.isfinite(value)}
+        if finite:
+            self._write(events, self._log.add(finite))
+        return is_over
+
+    def _moment(self) -> Moment:
+        losses = [entry["loss"] for entry in self._state.log_history if "loss" in entry]
+        latest = losses[-1] if losses and math.isfinite(losses[-1]) else None
+        return Moment(self._state.global_step, self._length.steps, self._tokens_seen, latest)
+
+    def _diverged(self) -> Ending:
+        return Ending(EndingKind.DIVERGED, f"its loss or gradient is not finite after {self._state.global_step} steps")
+
+    def _write(self, events: SummaryWriter, entry: dict[str, float]) -> None:
+        for name, value in rewrite_logs(entry).items():
+            events.add_scalar(name, value, self._state.global_step)
+
+    def _write_checkpoint(self) -> None:
+        parameters = self._adapter.named_parameters()
+        write_checkpoint(self._checkpoints, self._config, parameters, self._stepper, self._state, self._log.pending)
+
+    def _first_state(self) -> TrainerState:
+        if self._job.checkpoint is None:
+            return first_state(self._config, self._job.data.train, self._length)
+        return read_checkpoint(self._job.checkpoint, self._adapter.named_parameters(), self._stepper)
+
+    def _purge_step(self) -> int | None:
+        """TensorBoard hides what an earlier process logged of steps that are trained again."""
+        return self._state.global_step + 1 if self._state.global_step else None
+
+    def _rows_of_step(self) -> Callable[[int], list[TokenizedRow]]:
+        train = self._job.data.train
+        order = RowOrder(len(train), self._config.hyperparameters.effective_batch, self._config.seed)
+        self._order = order
+        return lambda step: [train.rows[index] for index in order.step(step)]
+
+    def _epoch(self) -> float:
+        return self._order.passes(self._state.global_step)
+
+    def _base_eval_loss(self, eval_rows: Sequence[TokenizedRow]) -> float:
+        """Of the untrained base, evaluated only if neither the config nor the checkpoint knows it."""
+        if self._job.checkpoint is not None:
+            return self._job.checkpoint.progress.base_eval_loss
+        if self._config.base_eval_loss is not None:
+            return self._config.base_eval_loss
+        return self._loop.evaluate(None, eval_rows).result().mean

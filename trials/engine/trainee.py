@@ -1,0 +1,109 @@
+"""A trial as the engine's loop sees it: an adapter that wants the rows of its optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trials.engine.adapter import Adapter
+from trials.engine.batch import Share
+from trials.engine.stepping import Stepper
+from trials.tokenization import TokenizedRow
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """An optimizer step that was taken. Tensors are read later, so that nobody waits for a GPU."""
+
+    loss: Tensor
+    """Mean over the step's learned tokens, in nats."""
+    grad_norm: Tensor
+    """L2, before clipping."""
+    learning_rate: float
+    tokens: int
+
+
+class Trainee:
+    """Takes its optimizer steps as soon as their rows have passed. Belongs to the loop's thread while it trains."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        stepper: Stepper,
+        max_grad_norm: float | None,
+        rows_of_step: Callable[[int], Sequence[TokenizedRow]],
+        steps_done: int,
+    ) -> None:
+        """`rows_of_step` gives the rows of an optimizer step, counted from 0; it's asked in order."""
+        self.adapter = adapter
+        self.steps_done = steps_done
+        self.served = 0
+        """Tokens that the engine has passed for it, by which trials take turns."""
+        self.done: list[StepDone] = []
+        """Steps since the trial last looked."""
+        self._stepper = stepper
+        self._max_grad_norm = max_grad_norm
+        self._rows_of_step = rows_of_step
+        self._rows: Sequence[TokenizedRow] = ()
+        self._passed = 0
+        self._weight = 0.0
+        self._loss: Tensor | None = None
+
+    def begin_step(self) -> None:
+        """Takes up the rows of the next optimizer step, from the first on; also after a step that was broken off."""
+        self._rows = self._rows_of_step(self.steps_done)
+        self._weight = 1 / sum(row.completion_tokens for row in self._rows)
+        self._passed = 0
+        self._loss = None
+        self.adapter.gradient.zero_()
+
+    def take(self, room: int) -> Share | None:
+        """The next rows that fit into so many tokens; None if not even one does."""
+        end = self._passed
+        while end < len(self._rows) and len(self._rows[end].input_ids) <= room:
+            room -= len(self._rows[end].input_ids)
+            end += 1
+        if end == self._passed:
+            return None
+        share = Share(self.adapter, self._rows[self._passed : end], self._weight, self.steps_done, self._passed)
+        self._passed = end
+        self.served += share.tokens
+        return share
+
+    @property
+    def next_row_tokens(self) -> int:
+        """Of the row that is next."""
+        return len(self._rows[self._passed].input_ids)
+
+    @property
+    def step_is_complete(self) -> bool:
+        """Whether all rows of the optimizer step have been taken."""
+        return self._passed == len(self._rows)
+
+    def add_losses(self, losses: Tensor) -> None:
+        """Summed losses of rows that it had taken."""
+        loss = losses.sum() * self._weight
+        self._loss = loss if self._loss is None else self._loss + loss
+
+    @torch.no_grad()
+    def take_step(self) -> Tensor:
+        """The optimizer step; gives the gradient's norm.
+
+        Where that isn't finite the gradient counts as zero: the weights must stay finite, because a zero times
+        infinity in a product over all adapters would reach the others. The trial ends by it in any case.
+        """
+        assert self._loss is not None
+        gradient = self.adapter.gradient
+        norm: Tensor = torch.linalg.vector_norm(gradient)
+        if self._max_grad_norm is not None:
+            gradient *= torch.clamp(self._max_grad_norm / (norm + 1e-6), max=1.0)
+        gradient.masked_fill_(~torch.isfinite(norm), 0.0)
+        rate = self._stepper.learning_rate
+        self._stepper.step()
+        self.steps_done += 1
+        tokens = sum(len(row.input_ids) for row in self._rows)
+        self.done.append(StepDone(self._loss, norm, rate, tokens))
+        return norm

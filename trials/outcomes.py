@@ -1,0 +1,80 @@
+"""What a trial's end comes to, whoever runs it: errors become endings on disk, and the base model its evaluation."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from trials.config import TrialConfig
+from trials.data import TrialData
+from trials.memory import is_out_of_memory
+from trials.records import Ending, EndingKind, EvalPoint, TrialFolder
+from trials.scoring import Scorer
+from trials.stopwatch import Stopwatch
+from trials.supervisor import OnEval, Subject
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class CutOffError(Exception):
+    """A trial was cut off through no fault of its own: it has no ending, and can be resumed."""
+
+
+def recorded(folder: TrialFolder, train: Callable[[], Ending | None]) -> Ending | None:
+    """Trains, and records how that ended; None: the callback stopped the trial, and writes the ending.
+
+    Running out of memory is an ending; any other error but `CutOffError` is recorded as `failed`. Errors are raised.
+    """
+    try:
+        ending = train()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            _record_failure(folder, error)
+            raise
+        ending = Ending(EndingKind.OUT_OF_MEMORY, str(error).split("\n")[0])
+    if ending is not None:
+        folder.end(ending)
+    return ending
+
+
+def evaluate_untrained(
+    make_subject: Callable[[], Subject],
+    config: TrialConfig,
+    data: TrialData,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: TrialFolder,
+    on_eval: OnEval,
+) -> Ending:
+    """Evaluates the base model without any adapter: what every trial has to beat. Errors are recorded and raised."""
+    stopwatch = Stopwatch()
+    try:
+        subject = make_subject()
+        losses = subject.losses()
+        point = EvalPoint(0, 0, losses.mean, losses.mean, stopwatch.seconds)
+        folder.keep_if_best(point, losses, save_adapter=None)
+        scorer = Scorer(config, data.eval, tokenizer, folder, stopwatch)
+        if scorer.is_due(0, 0, is_last=True):
+            point = subject.scored(scorer, point, losses)
+        folder.log(point)
+    except Exception as error:
+        _record_failure(folder, error)
+        raise
+    on_eval(point)
+    ending = Ending(EndingKind.FINISHED, "the base model is evaluated, not trained")
+    folder.end(ending)
+    return ending
+
+
+def _record_failure(folder: TrialFolder, error: Exception) -> None:
+    if not isinstance(error, CutOffError) and not _process_is_exiting():
+        folder.end(Ending(EndingKind.FAILED, f"{type(error).__name__}: {error}"))
+
+
+def _process_is_exiting() -> bool:
+    """Whether the interpreter is shutting down under a trial that runs in a thread, as under Ray.
+
+    Files are closed under it then, and what it raises for that is no failure of its own: it was cut off.
+    """
+    return not threading.main_thread().is_alive()
