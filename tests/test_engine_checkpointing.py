@@ -1,7 +1,7 @@
 """A trial without a trainer whose checkpoints TRL goes on from, and the other way round.
 
-The trial is as plain as can be: the model of transformers and PEFT, and what the engine has of row order, dropout,
-optimizer, log and checkpoints around it. That its losses are TRL's proves these, too.
+The trial is as plain as can be: the model of transformers and PEFT, and what the engine has of adapter, row order,
+dropout, optimizer, log and checkpoints around it. That its losses are TRL's proves these, too.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ from trials.checkpoints import Checkpoint, CheckpointWriter, choose_checkpoint
 from trials.config import TrialConfig
 from trials.data import TrialData
 from trials.dropout import count_dropout
+from trials.engine.adapter import Adapter
 from trials.engine.checkpointing import first_state, read_checkpoint, write_checkpoint
-from trials.engine.optimizer import build_optimizer
+from trials.engine.frozen import freeze
+from trials.engine.optimizer import NamedParameters
 from trials.engine.order import RowOrder
+from trials.engine.stepping import Stepper
 from trials.engine.training_log import TrainingLog
 from trials.errors import RunFolderError
 from trials.model import attach_adapter, load_base
@@ -51,18 +54,20 @@ class PlainTrial:
 
     def __init__(self, config: TrialConfig, train: Split, checkpoint: Checkpoint | None = None) -> None:
         base = load_base(config.model)
-        set_seed(config.seed)
+        frozen = freeze(base, torch.float32)
         self.config, self.train = config, train
+        self.adapter = Adapter(frozen.targets, config.hyperparameters, config.seed, frozen.final_norm)
+        self.named = self.adapter.named_parameters()
         self.model = attach_adapter(base, config.hyperparameters).train()
+        _share(dict(self.model.named_parameters()), self.named)
         self.tokens = count_dropout(self.model, config.seed)
-        self.named = [(name, value) for name, value in self.model.named_parameters() if value.requires_grad]
         length = full_length(config.hyperparameters, train.epoch)
-        self.optimizer, self.scheduler = build_optimizer(self.named, config, length)
+        self.stepper = Stepper(self.adapter, config, length)
         self.order = RowOrder(len(train), config.hyperparameters.effective_batch, config.seed)
         self.state = first_state(config, train, length)
         self.log = TrainingLog(self.state)
         if checkpoint is not None:
-            self.state = read_checkpoint(checkpoint, self.named, self.optimizer, self.scheduler)
+            self.state = read_checkpoint(checkpoint, self.named, self.stepper)
             self.log = TrainingLog(self.state, checkpoint.progress.log)
 
     def train_to(self, step: int) -> PlainTrial:
@@ -83,10 +88,9 @@ class PlainTrial:
         loss.backward()
         limit = self.config.hyperparameters.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_([value for _, value in self.named], limit or float("inf"))
-        rate = self.scheduler.get_last_lr()[0]
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad()
+        rate = self.stepper.learning_rate
+        self.stepper.step()
+        self.adapter.gradient.zero_()
         self.state.global_step += 1
         self.state.num_input_tokens_seen += int(lengths.sum())
         self.state.epoch = self.order.passes(self.state.global_step)
@@ -95,8 +99,14 @@ class PlainTrial:
     def save(self, folder: Path) -> Checkpoint:
         writer = CheckpointWriter(folder, Stopwatch(), BASE_LOSS, keep=None)
         state, pending = self.state, self.log.pending
-        write_checkpoint(writer, self.config, self.named, self.optimizer, self.scheduler, state, pending)
+        write_checkpoint(writer, self.config, self.named, self.stepper, state, pending)
         return choose_checkpoint(folder, self.state.global_step)
+
+
+def _share(model: dict[str, Any], named: NamedParameters) -> None:
+    """Lets PEFT's modules compute with the adapter's own memory, gradients too."""
+    for name, parameter in named:
+        model[name].data, model[name].grad = parameter.data, parameter.grad
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ matrix is made of whole blocks. State goes to disk and comes back parameter by p
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,7 +97,8 @@ def _split(whole: State, shapes: Sequence[torch.Size]) -> list[State]:
         elif key in _BLOCKWISE:
             parts = _parts(value, [shape.numel() // _BLOCK for shape in shapes])
         else:
-            parts = [value] * len(shapes)
+            # Each its own: torch counts a parameter's steps in place.
+            parts = [copy.deepcopy(value) for _ in shapes]
         for state, part in zip(states, parts, strict=True):
             state[key] = part
     return states
