@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.engine_actor import EngineActor
+from orchestrator.placement import engines_on_cpu
 from orchestrator.run_folder import Placement, Search
 
 
@@ -69,12 +71,17 @@ def _homes(search: Search, placement: Placement) -> list[_Home]:
         return [_Home({"num_gpus": 1})] * placement.engines
     if not placement.engines:
         return []
-    nodes = [node for node in ray.nodes() if node["Alive"]][: placement.engines]
-    limit = search.recipe.machine.cpu_threads
+    machine = search.recipe.machine
     homes = []
-    for node in nodes:
-        cores = max(1, int(node["Resources"].get("CPU", 1)))
-        threads = cores if limit is None else min(cores, limit * placement.slots_per_engine)
-        affinity = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
-        homes.append(_Home({"scheduling_strategy": affinity}, threads))
-    return homes
+    for node, cores in cores_of_nodes().items():
+        affinity = NodeAffinitySchedulingStrategy(node, soft=True)
+        home = _Home({"scheduling_strategy": affinity}, min(cores, machine.cpu_threads or cores))
+        homes.append([home] * engines_on_cpu(machine, cores))
+    # In turn: where there are fewer engines than there could be, they're spread over the machines.
+    in_turn = chain.from_iterable(zip_longest(*homes))
+    return [home for home in in_turn if home is not None][: placement.engines]
+
+
+def cores_of_nodes() -> dict[str, int]:
+    """Cores of every machine that Ray has, by its node's id."""
+    return {node["NodeID"]: max(1, int(node["Resources"].get("CPU", 1))) for node in ray.nodes() if node["Alive"]}

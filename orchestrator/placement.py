@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.run_folder import Placement, Search
 from search_spaces.schema import Choices, Recipe
 from trials.config import Machine
+from trials.engine.planning import MOST_TOKENS
 from trials.engine.support import why_not
 
 FEWEST_SLOTS, MOST_SLOTS = 2, 8
-MICRO_STEP_TOKENS_ON_CPU = 2048
 _DECISIVE = ("use_dora", "neftune_noise_alpha", "target_modules")
 """The hyperparameters that `why_not` looks at."""
 
 
-def place(search: Search, *, gpus: int, cores: int, machines: int = 1) -> Placement:
-    """One engine per GPU, or per machine where trials use none; without engines a trial per GPU or per core.
+def place(search: Search, *, gpus: int, cores: Sequence[int]) -> Placement:
+    """One engine per GPU, or where trials use none per `cpu_threads` cores; without engines a trial per GPU or core.
 
-    `gpus` and `cores` are those of all machines together. No slots: there aren't enough GPUs for one trial.
+    `gpus` are those of all machines together, `cores` those of each. No slots: there aren't enough GPUs for one trial.
     """
     limit = search.recipe.search.concurrent_trials
     if why_no_engine(search) is not None:
-        slots = gpus // search.gpus_per_trial if search.gpus_per_trial else cores
+        slots = gpus // search.gpus_per_trial if search.gpus_per_trial else sum(cores)
         return Placement(0, slots if limit is None else min(limit, slots))
-    engines = gpus if search.gpus_per_trial else machines
+    engines = gpus if search.gpus_per_trial else sum(engines_on_cpu(search.recipe.machine, each) for each in cores)
     if not engines:
         return Placement(0, 0)
     slots = engines * _slots_of_one_engine(search) if limit is None else limit
     return Placement(min(engines, slots), slots)
+
+
+def engines_on_cpu(machine: Machine, cores: int) -> int:
+    """How many engines share the cores of a machine.
+
+    A small model's products gain nothing from a second thread and lose a lot to one that has to wait for its core, so
+    trials side by side have a process each. Without `cpu_threads` all cores are one engine's.
+    """
+    return 1 if machine.cpu_threads is None else max(1, cores // machine.cpu_threads)
 
 
 def why_no_engine(search: Search) -> str | None:
@@ -51,17 +61,13 @@ def slots_per_engine(step_tokens: float, micro_step_tokens: int) -> int:
     return min(max(math.ceil(micro_step_tokens / step_tokens) + 1, FEWEST_SLOTS), MOST_SLOTS)
 
 
-def micro_step_tokens(machine: Machine, *, on_gpu: bool) -> int:
-    """Tokens that the engine takes through the base at once, about: a core is busy with fewer than a GPU."""
-    return machine.micro_batch_tokens if on_gpu else min(machine.micro_batch_tokens, MICRO_STEP_TOKENS_ON_CPU)
-
-
 def _slots_of_one_engine(search: Search) -> int:
+    if not search.gpus_per_trial:
+        return 1
     train = search.data.get("train")
     if train is None:  # a run folder from before rows were counted
         return FEWEST_SLOTS
-    step_tokens = _smallest_batch(search.recipe) * train["tokens"] / train["rows"]
-    return slots_per_engine(step_tokens, micro_step_tokens(search.recipe.machine, on_gpu=search.gpus_per_trial > 0))
+    return slots_per_engine(_smallest_batch(search.recipe) * train["tokens"] / train["rows"], MOST_TOKENS)
 
 
 def _smallest_batch(recipe: Recipe) -> int:

@@ -83,7 +83,7 @@ def data_lines(data: Mapping[str, Any]) -> list[str]:
 
 def placement_line(search: Search) -> str:
     """How many engines and slots this machine gives the search; a Ray cluster may have more."""
-    placement = place(search, gpus=gpus_here(), cores=os.cpu_count() or 1)
+    placement = place(search, gpus=gpus_here(), cores=[os.cpu_count() or 1])
     if not placement.slots:
         return "trials at once: as many as the Ray cluster has GPUs for; this machine has none"
     reason = why_no_engine(search)

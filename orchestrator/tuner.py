@@ -21,7 +21,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.conductor import Assignment, Conductor
-from orchestrator.engines import Engines
+from orchestrator.engines import Engines, cores_of_nodes
 from orchestrator.holder import hold_assignment
 from orchestrator.placement import place
 from orchestrator.run_folder import Placement, RunFolder, Search
@@ -54,10 +54,8 @@ def ray_session(*, dashboard: bool) -> Iterator[str | None]:
 
 def placement(search: Search) -> Placement:
     """Engines and slots on the machines that Ray has. Raises `InputError` if not one trial can run there."""
-    resources = ray.cluster_resources()
-    machines = sum(node["Alive"] for node in ray.nodes())
-    gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    found = place(search, gpus=gpus, cores=cores, machines=machines)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    found = place(search, gpus=gpus, cores=list(cores_of_nodes().values()))
     if found.slots == 0:
         wanted = search.gpus_per_trial
         raise InputError(f"no node of the Ray cluster has {wanted} free GPU(s). Add one, or give --gpus-per-trial 0.")

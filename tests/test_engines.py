@@ -73,8 +73,9 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Accid
     run = make_run(tmp_path_factory.mktemp("search") / "run", search)
     accidents = Accidents({"0002": first_holder_process, "0003": engine_process})
     with tuner.ray_session(dashboard=False):
-        placed = tuner.placement(search)
-        assert placed == Placement(engines=1, slots=2)
+        engines = min(2, os.cpu_count() or 1)
+        assert tuner.placement(search) == Placement(engines, slots=2)
+        placed = Placement(engines=1, slots=2)
         tuner.run_tune(Conductor(run, search, placed.slots, accidents), run, search, placed)
     return run, accidents
 

@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.placement import micro_step_tokens, place, slots_per_engine, why_no_engine
+from orchestrator.placement import place, slots_per_engine, why_no_engine
 from orchestrator.run_folder import Placement, Search
 from search_spaces.recipe import load_recipe
 from tests.conftest import SMALL
 from tests.searches import make_search
-from trials.config import Machine
 
 COUNTS = {"train": {"rows": 100, "tokens": 25_600}}
 
@@ -28,48 +27,50 @@ def test_slots_fill_a_micro_step_and_one_more(step_tokens: float, slots: int) ->
     assert slots_per_engine(step_tokens, 4096) == slots
 
 
-def test_a_core_is_busy_with_fewer_tokens() -> None:
-    assert micro_step_tokens(Machine(), on_gpu=True) == 4096
-    assert micro_step_tokens(Machine(), on_gpu=False) == 2048
-    assert micro_step_tokens(Machine(micro_batch_tokens=1000), on_gpu=False) == 1000
-
-
 def test_an_engine_per_gpu_with_slots_for_the_smallest_batch() -> None:
     search = search_for("effective_batch=16", "space.effective_batch={choices: [16, 8, 32]}")  # rows of 256 tokens
-    assert place(search, gpus=2, cores=32) == Placement(engines=2, slots=6)
+    assert place(search, gpus=2, cores=[32]) == Placement(engines=2, slots=8)
     started = search_for("space.effective_batch=null", "start.small={effective_batch: 2}")
-    assert place(started, gpus=1, cores=32) == Placement(engines=1, slots=8)
+    assert place(started, gpus=1, cores=[32]) == Placement(engines=1, slots=8)
 
 
-def test_without_gpus_an_engine_per_machine() -> None:
-    search = search_for("space.effective_batch={choices: [8]}", "start.usual=null", gpus_per_trial=0)
-    assert place(search, gpus=2, cores=8, machines=3) == Placement(engines=3, slots=6)
+def test_without_gpus_an_engine_per_so_many_cores_as_it_has_threads() -> None:
+    alone = search_for("cpu_threads=1", gpus_per_trial=0)
+    assert place(alone, gpus=2, cores=[8, 2]) == Placement(engines=10, slots=10)
+    three = search_for("cpu_threads=3", gpus_per_trial=0)
+    assert place(three, gpus=0, cores=[8, 2]) == Placement(engines=3, slots=3)
+    assert place(search_for("cpu_threads=null", gpus_per_trial=0), gpus=0, cores=[8, 2]) == Placement(2, 2)
+    fewer, more = (search_for("cpu_threads=1", f"concurrent_trials={n}", gpus_per_trial=0) for n in (3, 16))
+    assert place(fewer, gpus=0, cores=[8, 2]) == Placement(engines=3, slots=3)
+    assert place(more, gpus=0, cores=[8, 2]) == Placement(engines=10, slots=16)
 
 
 def test_the_recipe_may_say_how_many_trials_run_at_once() -> None:
     search = search_for("concurrent_trials=3")
-    assert place(search, gpus=2, cores=32) == Placement(engines=2, slots=3)
-    assert place(search, gpus=2, cores=32).slots_per_engine == 2
-    assert place(search, gpus=8, cores=32) == Placement(engines=3, slots=3)
+    assert place(search, gpus=2, cores=[32]) == Placement(engines=2, slots=3)
+    assert place(search, gpus=2, cores=[32]).slots_per_engine == 2
+    assert place(search, gpus=8, cores=[32]) == Placement(engines=3, slots=3)
 
 
 def test_with_trl_a_trial_per_gpu_or_core() -> None:
-    assert place(search_for("engine=trl"), gpus=2, cores=32) == Placement(engines=0, slots=2)
-    assert place(search_for("engine=trl", gpus_per_trial=0), gpus=2, cores=32) == Placement(0, 32)
-    assert place(search_for("engine=trl", "concurrent_trials=4", gpus_per_trial=0), gpus=0, cores=2) == Placement(0, 2)
+    assert place(search_for("engine=trl"), gpus=2, cores=[32]) == Placement(engines=0, slots=2)
+    assert place(search_for("engine=trl", gpus_per_trial=0), gpus=2, cores=[32]) == Placement(0, 32)
+    assert place(search_for("engine=trl", "concurrent_trials=4", gpus_per_trial=0), gpus=0, cores=[2]) == Placement(
+        0, 2
+    )
 
 
 def test_a_trial_over_several_gpus_has_them_alone() -> None:
-    assert place(search_for(gpus_per_trial=2), gpus=5, cores=32) == Placement(engines=0, slots=2)
+    assert place(search_for(gpus_per_trial=2), gpus=5, cores=[32]) == Placement(engines=0, slots=2)
 
 
 @pytest.mark.parametrize("settings", [(), ("engine=trl",)])
 def test_without_the_gpus_that_it_asks_for_there_is_no_slot(settings: tuple[str, ...]) -> None:
-    assert place(search_for("concurrent_trials=3", *settings), gpus=0, cores=32).slots == 0
+    assert place(search_for("concurrent_trials=3", *settings), gpus=0, cores=[32]).slots == 0
 
 
 def test_a_run_folder_that_counted_no_rows_gets_few_slots() -> None:
-    assert place(replace(search_for(), data={}), gpus=1, cores=32) == Placement(engines=1, slots=2)
+    assert place(replace(search_for(), data={}), gpus=1, cores=[32]) == Placement(engines=1, slots=2)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_what_became_of_the_rows_is_said_in_words() -> None:
 
 
 def test_the_plan_says_where_trials_run(small_recipe: Recipe, small_data: TrialData) -> None:
-    recipe = load_recipe("demo", ["engine=shared", "concurrent_trials=3"], environ={}).recipe
+    recipe = load_recipe("demo", ["engine=shared", "cpu_threads=null", "concurrent_trials=3"], environ={}).recipe
     sizes = Sizes.of(small_recipe, small_data)
     assert "engines: 1, one base model in each; trials at once: 3" in describe(make_search(recipe), sizes)
     apart = load_recipe("demo", ["engine=trl", "concurrent_trials=1"], environ={}).recipe
