@@ -16,13 +16,14 @@ from tests.splits import first_rows
 from trials.checkpoints import choose_checkpoint
 from trials.config import TrialConfig
 from trials.data import TrialData
-from trials.records import EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.records import Ending, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
 from trials.rewinding import rewind
 from trials.supervisor import Decision
 from trials.training import run_trial, use_threads
 
 STEPS, CHECKPOINT = 12, 6
 TOLERANCE = 1e-6
+RunTrial = Callable[..., Ending | None]
 
 
 class Workshop:
@@ -47,23 +48,36 @@ class Workshop:
         return config.model_copy(update=update)
 
     def run(
-        self, name: str, config: TrialConfig, rows: int, on_eval: Callable[[EvalPoint], Decision] | None = None
+        self,
+        name: str,
+        config: TrialConfig,
+        rows: int,
+        on_eval: Callable[[EvalPoint], Decision] | None = None,
+        by: RunTrial = run_trial,
     ) -> TrialRecord:
+        """`by`: TRL or an engine, here and in the other methods."""
         folder = TrialFolder(self._path / name)
         folder.begin(config, Origin.SINGLE, name, self._data.fingerprint)
         data = replace(self._data, train=first_rows(self._data.train, rows))
-        run_trial(config, data, self._tokenizer, folder, on_eval or (lambda _: Decision.GO_ON))
+        by(config, data, self._tokenizer, folder, on_eval or (lambda _: Decision.GO_ON))
         return read_trial(folder.path)
 
-    def resume(self, record: TrialRecord, rows: int, step: int | None = None) -> TrialRecord:
+    def resume(self, record: TrialRecord, rows: int, step: int | None = None, by: RunTrial = run_trial) -> TrialRecord:
         checkpoint = choose_checkpoint(record.folder, step)
         rewind(record, checkpoint)
         data = replace(self._data, train=first_rows(self._data.train, rows))
         run = TrialFolder(record.folder)
-        run_trial(record.config, data, self._tokenizer, run, lambda _: Decision.GO_ON, checkpoint=checkpoint)
+        by(record.config, data, self._tokenizer, run, lambda _: Decision.GO_ON, checkpoint=checkpoint)
         return read_trial(record.folder)
 
-    def cut_off(self, config: TrialConfig, rows: int, after: int = CHECKPOINT) -> TrialRecord:
+    def cut_off(
+        self,
+        config: TrialConfig,
+        rows: int,
+        after: int = CHECKPOINT,
+        by: RunTrial = run_trial,
+        name: str = "cut-off",
+    ) -> TrialRecord:
         """A trial whose user pressed Ctrl-C at its first evaluation after a step."""
 
         def interrupt(point: EvalPoint) -> Decision:
@@ -72,8 +86,8 @@ class Workshop:
             return Decision.GO_ON
 
         with pytest.raises(KeyboardInterrupt):
-            self.run("cut-off", config, rows, interrupt)
-        record = read_trial(self._path / "cut-off")
+            self.run(name, config, rows, interrupt, by)
+        record = read_trial(self._path / name)
         assert record.ending is None
         assert record.points[-1].step > after
         return record

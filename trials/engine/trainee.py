@@ -97,7 +97,9 @@ class Trainee:
         """
         assert self._loss is not None
         gradient = self.adapter.gradient
-        norm: Tensor = torch.linalg.vector_norm(gradient)
+        # A CPU sums one number after the other: in float32 a few parts in a million are lost.
+        wide = torch.float64 if gradient.device.type == "cpu" else None
+        norm: Tensor = torch.linalg.vector_norm(gradient, dtype=wide).to(gradient.dtype)
         if self._max_grad_norm is not None:
             gradient *= torch.clamp(self._max_grad_norm / (norm + 1e-6), max=1.0)
         gradient.masked_fill_(~torch.isfinite(norm), 0.0)
