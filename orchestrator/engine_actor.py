@@ -16,7 +16,6 @@ from orchestrator.conversation import Conversation, Ended, Word
 from orchestrator.loading import load_rows
 from trials.command_line import quiet_libraries
 from trials.config import TrialConfig
-from trials.engine.support import why_not
 from trials.records import EvalPoint, Origin, TrialFolder
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ class EngineActor:
         self._conversations: dict[str, Conversation] = {}
         self._engine: Engine | None = None
         self._opening = threading.Lock()
-        self._one_trainer = threading.Lock()
 
     def ready(self) -> int:
         """Its process id, as soon as the process is there."""
@@ -82,7 +80,7 @@ class EngineActor:
 
     def _run_trial(self, assignment: Mapping[str, Any], conversation: Conversation) -> None:
         from trials.supervisor import Decision
-        from trials.training import run_trial, use_threads
+        from trials.training import use_threads
 
         config = self._adapted(TrialConfig.model_validate_json(assignment["config"]))
         use_threads(config.machine)
@@ -96,11 +94,8 @@ class EngineActor:
         folder, stop_at = TrialFolder(Path(assignment["folder"])), assignment["stop_at"]
         if assignment["origin"] == Origin.BASE.value:
             engine.evaluate_base(config, data, tokenizer, folder, on_eval)
-        elif why_not(config) is None:
-            engine.run_trial(config, data, tokenizer, folder, on_eval, stop_at)
         else:
-            with self._one_trainer:  # it seeds the random state of the whole process
-                run_trial(config, data, tokenizer, folder, on_eval, stop_at)
+            engine.run_trial(config, data, tokenizer, folder, on_eval, stop_at)
 
     def _opened(self, config: TrialConfig) -> Engine:
         """The engine, which all trials of a search share: they have one base model and one machine."""

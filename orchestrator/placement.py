@@ -49,7 +49,7 @@ def why_no_engine(search: Search) -> str | None:
         return "the recipe asks for TRL"
     if search.gpus_per_trial > 1:
         return "an engine has one GPU"
-    return _why_no_configuration(search.recipe)
+    return _why_not_all_configurations(search.recipe)
 
 
 def slots_per_engine(step_tokens: float, micro_step_tokens: int) -> int:
@@ -76,13 +76,18 @@ def _smallest_batch(recipe: Recipe) -> int:
     return int(min([*_values(recipe, "effective_batch"), *starts]))
 
 
-def _why_no_configuration(recipe: Recipe) -> str | None:
-    """A reason why the engine can run none of a recipe's configurations; None if it can run one of them."""
+def _why_not_all_configurations(recipe: Recipe) -> str | None:
+    """A reason why the engine can't run one of a recipe's configurations; None if it can run them all.
+
+    Then TRL runs all of them: a process with an engine has no place for TRL's base model and random state, nor has the
+    engine's GPU for another process.
+    """
     proposed = itertools.product(*(_values(recipe, name) for name in _DECISIVE))
     suggestions = [dict(zip(_DECISIVE, values, strict=True)) for values in proposed]
     suggestions += [recipe.start_values(name) for name in recipe.start]
     reasons = [why_not(recipe.trial_config(values)) for values in suggestions]
-    return None if None in reasons else reasons[0]
+    found = next((reason for reason in reasons if reason is not None), None)
+    return f"some configurations are not for it: {found}" if found and None in reasons else found
 
 
 def _values(recipe: Recipe, name: str) -> list[Any]:

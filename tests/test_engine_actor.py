@@ -104,15 +104,6 @@ def test_a_trial_that_fails_leaves_alone(tmp_path: Path, assign: Assign) -> None
     assert ended == Ended()
 
 
-def test_what_the_engine_cannot_do_runs_under_trl_beside_it(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineActor(slots=1, cpu_threads=1)
-    actor.begin(assign("0001", use_dora=True))
-    points, ended = hold(actor, "0001")
-    assert ended == Ended()
-    assert points
-    assert '"use_dora": true' in (tmp_path / "0001" / "adapter" / "adapter_config.json").read_text()
-
-
 def test_other_rows_than_the_search_began_with_are_refused(assign: Assign) -> None:
     actor = EngineActor(slots=1, cpu_threads=1)
     actor.begin(assign("0001", fingerprint="other"))

@@ -78,16 +78,19 @@ def test_a_run_folder_that_counted_no_rows_gets_few_slots() -> None:
     [
         (("engine=trl",), "the recipe asks for TRL"),
         (("use_dora=true",), "the engine has no DoRA"),
-        (("space.neftune_noise_alpha={low: 1.0, high: 5.0}",), "the engine has no NEFTune noise"),
+        (("space.use_dora={choices: [true, false]}",), "some configurations are not for it: the engine has no DoRA"),
+        (("use_dora=true", "start.usual.use_dora=false"), "some configurations are not for it: the engine has no DoRA"),
+        (("start.usual.neftune_noise_alpha=2.0",), "some configurations are not for it: the engine has no NEFTune"),
+        (("space.neftune_noise_alpha={low: 0.0, high: 5.0}",), "some configurations are not for it: the engine has no"),
         (("space.target_modules={choices: [[lm_head], [q_proj, lm_head]]}", "start.usual=null"), "the engine has no "),
     ],
 )
-def test_engines_are_for_recipes_that_they_can_do(settings: tuple[str, ...], reason: str) -> None:
-    if "neftune" in settings[0]:
-        settings = (*settings, "start.usual.neftune_noise_alpha=2.0")
-    assert str(why_no_engine(search_for(*settings))).startswith(reason)
+def test_engines_are_for_recipes_whose_every_configuration_they_can_do(settings: tuple[str, ...], reason: str) -> None:
+    search = search_for(*settings)
+    assert str(why_no_engine(search)).startswith(reason)
+    assert place(search, gpus=2, cores=[32]) == Placement(engines=0, slots=2)
 
 
-def test_one_configuration_that_an_engine_can_do_is_enough() -> None:
-    assert why_no_engine(search_for("space.use_dora={choices: [true, false]}")) is None
-    assert why_no_engine(search_for("use_dora=true", "start.usual.use_dora=false")) is None
+def test_what_decides_nothing_may_vary() -> None:
+    targets = "space.target_modules={choices: [[q_proj], [q_proj, up_proj]]}"
+    assert why_no_engine(search_for(targets, "start.usual.target_modules=[q_proj]")) is None
