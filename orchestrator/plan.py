@@ -82,14 +82,15 @@ def data_lines(data: Mapping[str, Any]) -> list[str]:
 
 
 def placement_line(search: Search) -> str:
-    """How many engines and slots this machine gives the search; a Ray cluster may have more."""
+    """Which engine runs the trials and why, and how many at once on this machine; a Ray cluster may have more."""
     placement = place(search, gpus=gpus_here(), cores=[os.cpu_count() or 1])
-    if not placement.slots:
-        return "trials at once: as many as the Ray cluster has GPUs for; this machine has none"
     reason = why_no_engine(search)
+    engine = "shared (it can run every configuration of this search)" if reason is None else f"TRL ({reason})"
+    if not placement.slots:
+        return f"engine: {engine}; trials at once: as many as the Ray cluster has GPUs for; this machine has none"
     if reason is None:
-        return f"engines: {placement.engines}, one base model in each; trials at once: {placement.slots}"
-    return f"engines: none ({reason}); trials at once: {placement.slots}, each in a process of its own"
+        return f"engine: {engine}; trials at once: {placement.slots}, on {placement.engines} base model(s)"
+    return f"engine: {engine}; trials at once: {placement.slots}, each in a process of its own"
 
 
 def _dimension(dimension: Any) -> str:

@@ -1,4 +1,7 @@
-from orchestrator.plan import Sizes, data_lines, describe
+from dataclasses import replace
+
+from orchestrator.plan import Sizes, data_lines, describe, placement_line
+from orchestrator.run_folder import Search
 from search_spaces.recipe import load_recipe
 from search_spaces.schema import Recipe
 from tests.searches import make_search
@@ -41,9 +44,16 @@ def test_what_became_of_the_rows_is_said_in_words() -> None:
 
 
 def test_the_plan_says_where_trials_run(small_recipe: Recipe, small_data: TrialData) -> None:
-    recipe = load_recipe("demo", ["engine=shared", "cpu_threads=null", "concurrent_trials=3"], environ={}).recipe
+    recipe = load_recipe("demo", ["cpu_threads=null", "concurrent_trials=3"], environ={}).recipe
     sizes = Sizes.of(small_recipe, small_data)
-    assert "engines: 1, one base model in each; trials at once: 3" in describe(make_search(recipe), sizes)
+    said = describe(make_search(recipe), sizes)
+    shared = "engine: shared (it can run every configuration of this search); trials at once: 3, on 1 base model(s)\n"
+    assert shared in said
     apart = load_recipe("demo", ["engine=trl", "concurrent_trials=1"], environ={}).recipe
     said = describe(make_search(apart), sizes)
-    assert "engines: none (the recipe asks for TRL); trials at once: 1, each in a process of its own" in said
+    assert "engine: TRL (the recipe asks for TRL); trials at once: 1, each in a process of its own\n" in said
+
+
+def test_without_the_gpus_that_it_needs_the_plan_still_says_which_engine(search: Search) -> None:
+    said = placement_line(replace(search, gpus_per_trial=100_000))
+    assert said.startswith("engine: TRL (an engine has one GPU); trials at once: as many as the Ray cluster")

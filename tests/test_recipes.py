@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.plan import placement_line
 from search_spaces.recipe import load_recipe, recipe_names
 from search_spaces.schema import Recipe
+from tests.searches import make_search
 from trials.records import EndingKind, read_trial
 from trials.train import main
 
@@ -93,6 +95,14 @@ def test_what_else_the_guides_say() -> None:
 def test_every_space_varies_the_learning_rate_and_the_rank() -> None:
     for name in GUIDES:
         assert {"learning_rate", "lora_rank"} <= set(_recipe(name).space)
+
+
+@pytest.mark.parametrize("name", sorted({*GUIDES, "demo", "smollm2"}))
+def test_the_plan_says_which_engine_runs_it_and_why(name: str, small_recipe: Recipe) -> None:
+    search = make_search(_recipe(name, f"model.name={small_recipe.model.name}"))
+    reason = "the engine has no adapter on lm_head" if name == "dolly" else None
+    ours = "shared (it can run every configuration of this search)"
+    assert placement_line(search).startswith(f"engine: {f'TRL ({reason})' if reason else ours}; trials at once: ")
 
 
 def _pair(number: int) -> dict[str, Any]:

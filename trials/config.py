@@ -127,8 +127,8 @@ class Machine(Settings):
     """How this machine runs a trial. Never searched, never compared."""
 
     engine: Literal["shared", "trl"] = Field(
-        default="trl",
-        description="shared: our engine, many trials on one base model; trl: TRL's trainer, the reference",
+        default="shared",
+        description="shared: our engine, many trials on one base; trl: TRL's trainer, the reference",
     )
     micro_batch_tokens: int = Field(
         default=4096, ge=1, description="tokens of one forward pass, about; the engine plans it by itself on a GPU"
