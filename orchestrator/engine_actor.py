@@ -60,7 +60,7 @@ class EngineActor:
             conversation.answer(goes_on=True)
 
     def release(self, trial_id: str) -> None:
-        """Stops a trial, if it's still here: at once if it waits for its word, else at its next evaluation."""
+        """Stops a trial, if it's still here: at once if it waits for its word, else after the step in work."""
         conversation = self._conversations.pop(trial_id, None)
         if conversation is not None:
             conversation.break_off()
@@ -95,7 +95,9 @@ class EngineActor:
         if assignment["origin"] == Origin.BASE.value:
             engine.evaluate_base(config, data, tokenizer, folder, on_eval)
         else:
-            engine.run_trial(config, data, tokenizer, folder, on_eval, stop_at)
+            engine.run_trial(
+                config, data, tokenizer, folder, on_eval, stop_at, is_called_off=lambda: conversation.is_broken_off
+            )
 
     def _opened(self, config: TrialConfig) -> Engine:
         """The engine, which all trials of a search share: they have one base model and one machine."""

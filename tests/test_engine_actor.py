@@ -89,6 +89,20 @@ def test_a_stopped_trial_gives_its_slot_away_at_once(tmp_path: Path, assign: Ass
     assert (len(stopped.points), stopped.ending) == (1, None)  # whoever stopped it says why
 
 
+def test_a_trial_that_nobody_waits_for_leaves_in_the_middle_of_its_training(tmp_path: Path, assign: Assign) -> None:
+    actor = EngineActor(slots=1, cpu_threads=1)
+    actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1))  # minutes
+    while not list((tmp_path / "0001").glob("tensorboard/events.*")):
+        time.sleep(0.05)
+    actor.release("0001")
+    began = time.monotonic()
+    actor.begin(assign("0002"))
+    assert hold(actor, "0002")[0]
+    assert time.monotonic() - began < 30
+    left: TrialRecord = read_trial(tmp_path / "0001")
+    assert (left.points, left.ending) == ((), None)
+
+
 def test_a_trial_that_fails_leaves_alone(tmp_path: Path, assign: Assign) -> None:
     actor = EngineActor(slots=2, cpu_threads=1)
     assignment = assign("0001")

@@ -30,6 +30,11 @@ class Decision(Enum):
 OnEval = Callable[[EvalPoint], Decision]
 
 
+def never() -> bool:
+    """Asked whether a trial is to stop: it isn't, unless an evaluation's answer says so."""
+    return False
+
+
 @dataclass(frozen=True)
 class Job:
     """What `run_trial` was given, and the watch that began to run with it."""
@@ -41,6 +46,8 @@ class Job:
     stop_at: float
     checkpoint: Checkpoint | None
     stopwatch: Stopwatch
+    is_called_off: Callable[[], bool] = never
+    """Whether nobody waits for the trial any more; the engine asks after every optimizer step, from its own thread."""
 
     def time_is_over(self) -> bool:
         """Whether training has to end."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from trials.checkpoints import Checkpoint
@@ -20,7 +20,7 @@ from trials.model import compute_dtype, load_base
 from trials.outcomes import evaluate_untrained, recorded
 from trials.records import Ending, TrialFolder
 from trials.stopwatch import Stopwatch
-from trials.supervisor import Job, OnEval
+from trials.supervisor import Job, OnEval, never
 from trials.tokenization import TokenizedRow
 
 if TYPE_CHECKING:
@@ -46,12 +46,16 @@ class Engine:
         on_eval: OnEval,
         stop_at: float = math.inf,
         checkpoint: Checkpoint | None = None,
+        is_called_off: Callable[[], bool] = never,
     ) -> Ending | None:
-        """As `trials.training.run_trial`, and in the same files."""
+        """As `trials.training.run_trial`, and in the same files.
+
+        A trial that `is_called_off` leaves after the optimizer step in work, as one that the callback stopped.
+        """
         stopwatch = Stopwatch()
         if checkpoint is not None:
             stopwatch = Stopwatch(checkpoint.progress.seconds, checkpoint.progress.training_seconds)
-        job = Job(config, data, folder, on_eval, stop_at, checkpoint, stopwatch)
+        job = Job(config, data, folder, on_eval, stop_at, checkpoint, stopwatch, is_called_off)
         return recorded(folder, lambda: self._in_its_room(job, tokenizer))
 
     def evaluate_base(

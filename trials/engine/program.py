@@ -58,7 +58,7 @@ class Program:
         self._supervisor = Supervisor(job, subject, scorer, base_loss, self._finished)
 
     def run(self) -> Ending | None:
-        """Trains to the end; None: the callback said stop."""
+        """Trains to the end; None: the callback said stop, or the trial is called off."""
         with SummaryWriter(str(self._job.folder.path / "tensorboard"), purge_step=self._purge_step()) as events:
             while self._state.global_step < self._length.steps:
                 self._job.stopwatch.start_training()
@@ -69,6 +69,8 @@ class Program:
                     return self._diverged()
                 if not self._note_steps(events):
                     return self._diverged()
+                if self._job.is_called_off():
+                    return None
                 if self._evaluation_is_due() and self._evaluate(events):
                     break
                 if self._checkpoint_is_due(self._state.global_step):
@@ -85,6 +87,7 @@ class Program:
             or self._evaluations.lie_within(self._tokens_seen + tokens)
             or self._checkpoint_is_due(step)
             or self._job.time_is_over()
+            or self._job.is_called_off()
         )
 
     def _checkpoint_is_due(self, step: int) -> bool:
