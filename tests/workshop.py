@@ -34,7 +34,7 @@ class Workshop:
         self._recipe = recipe
         self._data = data
         self._tokenizer = tokenizer
-        self._path = path
+        self.path = path
 
     def config(self, machine: dict[str, Any] | None = None, **hyperparameters: Any) -> TrialConfig:
         usually = {"learning_rate": 1e-3, "lora_dropout": 0.1, "effective_batch": 4}
@@ -56,7 +56,7 @@ class Workshop:
         by: RunTrial = run_trial,
     ) -> TrialRecord:
         """`by`: TRL or an engine, here and in the other methods."""
-        folder = TrialFolder(self._path / name)
+        folder = TrialFolder(self.path / name)
         folder.begin(config, Origin.SINGLE, name, self._data.fingerprint)
         data = replace(self._data, train=first_rows(self._data.train, rows))
         by(config, data, self._tokenizer, folder, on_eval or (lambda _: Decision.GO_ON))
@@ -87,7 +87,7 @@ class Workshop:
 
         with pytest.raises(KeyboardInterrupt):
             self.run(name, config, rows, interrupt, by)
-        record = read_trial(self._path / name)
+        record = read_trial(self.path / name)
         assert record.ending is None
         assert record.points[-1].step > after
         return record
