@@ -120,6 +120,21 @@ class Loop:
             raise EngineClosedError("the engine has ended")
 
     def _run(self) -> None:
+        said = "the engine has ended"
+        try:
+            self._work()
+        except Exception as error:
+            # No trial's own, such as a GPU that is gone: whoever waits must hear of it.
+            logger.exception("the engine has broken down")
+            said = f"the engine has broken down: {type(error).__name__}: {error}"
+        with self._changed:
+            self._is_closed = True
+        waiting = [training.future for training in (*self._training, *self._joining)]
+        for future in (*waiting, *(future for _, future in self._calls)):
+            if not future.done():
+                future.set_exception(EngineClosedError(said))
+
+    def _work(self) -> None:
         while self._wait_for_work():
             while self._calls:
                 _answer(*self._calls.popleft())
@@ -128,10 +143,6 @@ class Loop:
                 self._micro_step()
             if not self._training:
                 self._look_at_norms()
-        for training in (*self._training, *self._joining):
-            training.future.set_exception(EngineClosedError("the engine has ended"))
-        for _, future in self._calls:
-            future.set_exception(EngineClosedError("the engine has ended"))
 
     def _use(self, room: Room) -> None:
         """What the room holds may have been cut anew."""
@@ -200,12 +211,13 @@ class Loop:
     def _finish_step(self, training: _Training) -> None:
         try:
             norm = training.trainee.take_step()
+            training.tokens += training.trainee.done[-1].tokens
+            is_there = training.is_there(training.trainee.steps_done, training.tokens)
         except Exception as error:
             self._leave(training, error)
             return
         self._norms.append((training, Later(norm)))
-        training.tokens += training.trainee.done[-1].tokens
-        if training.is_there(training.trainee.steps_done, training.tokens):
+        if is_there:
             self._leave(training, None)
         else:
             self._begin_step(training)
