@@ -45,6 +45,11 @@ def load_base(settings: ModelSettings) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(settings.name, revision=settings.revision, **arguments)
     except (OSError, ValueError) as error:
         raise ModelError(f"can't load the base model {settings.name!r}: {first_line(error)}. {_REMEDY}.") from error
+    return as_base(model)
+
+
+def as_base(model: Any) -> PreTrainedModel:
+    """A loaded model made ready for adapters: frozen."""
     model.requires_grad_(False)
     keep_gradients_on_cpu(model)
     model.config.use_cache = False

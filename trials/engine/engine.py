@@ -16,9 +16,10 @@ from trials.engine.loop import Loop
 from trials.engine.program import Program
 from trials.engine.room import adapter_bytes
 from trials.engine.subject import EngineSubject
-from trials.model import compute_dtype, load_base
+from trials.model import compute_dtype
 from trials.outcomes import evaluate_untrained, recorded
 from trials.records import Ending, TrialFolder
+from trials.saved_base import load_resident_base
 from trials.stopwatch import Stopwatch
 from trials.supervisor import Job, OnEval, never
 from trials.tokenization import TokenizedRow
@@ -32,7 +33,7 @@ class Engine:
 
     def __init__(self, settings: ModelSettings, machine: Machine) -> None:
         """Loads the base model. Raises `ModelError` if that can't be done, or its layers are unknown."""
-        self._loop = Loop(freeze(load_base(settings), compute_dtype(settings)), machine)
+        self._loop = Loop(freeze(load_resident_base(settings), compute_dtype(settings)), machine)
         self._rows_lock = threading.Lock()
         self._rows: Sequence[TokenizedRow] = ()
         self._fingerprint: str | None = None
