@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from scripts.benchmark_jobs import Job, Measured, Window
@@ -22,33 +22,24 @@ def engine_entry(job: Job) -> Measured:
     loop = Loop(freeze(load_base(settings), compute_dtype(settings)), machine)
     window = Window(job, warm_up_steps=3 * job.engine.trials)
     rows = _tokenized(job)
-    seen = [0]
-    futures = [
-        loop.train(_trainee(job, loop, number, rows), _until(window, seen)) for number in range(job.engine.trials)
-    ]
+    trainees = [_trainee(job, loop, number, rows) for number in range(job.engine.trials)]
+
+    def is_over(_step: int, _tokens: int) -> bool:
+        """Asked after every optimizer step of any trial; tokens of steps in work count as well."""
+        return window.step_ended(sum(trainee.served for trainee in trainees))
+
+    futures = [loop.train(trainee, is_over) for trainee in trainees]
     for future in futures:
         future.result()
     loop.close()
     return window.result()
 
 
-def _until(window: Window, seen: list[int]) -> Callable[[int, int], bool]:
-    """Counts the tokens of all trials; the loop asks after every optimizer step, with the trial's own tokens so far."""
-    before = [0]
-
-    def is_over(_step: int, tokens: int) -> bool:
-        seen[0] += tokens - before[0]
-        before[0] = tokens
-        return window.step_ended(seen[0])
-
-    return is_over
-
-
 def _trainee(job: Job, loop: Any, number: int, rows: Sequence[Any]) -> Any:
     from trials.config import DataSettings, Hyperparameters, ModelSettings, TrialConfig
     from trials.engine.adapter import Adapter, parameter_count
     from trials.engine.order import RowOrder
-    from trials.engine.room import adapter_bytes
+    from trials.engine.room import Guest, adapter_bytes
     from trials.engine.stepping import Stepper
     from trials.engine.trainee import Trainee
     from trials.schedule import Length
@@ -69,7 +60,9 @@ def _trainee(job: Job, loop: Any, number: int, rows: Sequence[Any]) -> Any:
     )
     frozen = loop.frozen
     parameters = parameter_count(frozen.targets, hp)
-    loop.enter(number, adapter_bytes(parameters, hp, frozen.dtype.itemsize), max(len(row.input_ids) for row in rows))
+    lengths = [len(row.input_ids) for row in rows]
+    step_tokens = work.effective_batch * sum(lengths) / len(lengths)
+    loop.enter(number, Guest(adapter_bytes(parameters, hp, frozen.dtype.itemsize), max(lengths), step_tokens))
     adapter = Adapter(frozen.targets, hp, number, frozen.final_norm)
     stepper = Stepper(adapter, config, Length(10**6, 10**9))
     order = RowOrder(len(rows), work.effective_batch, number)

@@ -17,13 +17,12 @@ from torch import Tensor
 from trials.engine import torch_ops
 from trials.engine.attention import Graph, attend, attend_backward
 from trials.engine.batch import Batch
-from trials.engine.frozen import FrozenDecoder, FrozenLayer, gpu_kernels
+from trials.engine.frozen import QKV, FrozenDecoder, FrozenLayer, gpu_kernels
 from trials.engine.keep import Keep
 from trials.engine.losses import token_losses, token_losses_and_gradient
 from trials.engine.lowrank import LowRank
 from trials.engine.workspace import LayerMemory, Workspace
 
-QKV = ("q_proj", "k_proj", "v_proj")
 OUT = ("o_proj",)
 GATE_UP = ("gate_proj", "up_proj")
 DOWN = ("down_proj",)
@@ -68,10 +67,12 @@ class Decoder:
         """Summed loss in nats of every row's learned tokens [rows], in float32 or wider. Nothing is kept."""
         x = self._embed(batch)
         shared = self._shared(batch, training=False)
+        held = _Held(self.workspace.scratch(len(x)))
+        residual = None
         for layer in self.frozen.layers:
-            held = _Held(self.workspace.scratch(len(x)))
-            self._layer_forward(layer, x, held, shared, out=x)
-        hidden = self._final_norm(x[batch.learned])[0]
+            self._layer_forward(layer, x, residual, held, shared, out=x)
+            residual = held.memory.middle
+        hidden = self._final_norm(self._learned(x, residual, batch))[0]
         return _row_sums(token_losses(hidden, self.frozen.head, batch.targets), batch)
 
     @torch.no_grad()
@@ -82,12 +83,13 @@ class Decoder:
         last = torch.empty_like(memories[0].x)
         memories[0].x.copy_(self._embed(batch))
         held = [_Held(memory) for memory in memories]
-        for layer, memory, kept, after in zip(
-            self.frozen.layers, memories, held, [*(memory.x for memory in memories[1:]), last], strict=True
-        ):
-            self._layer_forward(layer, memory.x, kept, shared, out=after)
-        losses, dx = self._head(last, batch)
-        del last, after
+        outputs = [*(memory.x for memory in memories[1:]), last]
+        residual = None
+        for layer, kept, out in zip(self.frozen.layers, held, outputs, strict=True):
+            self._layer_forward(layer, kept.memory.x, residual, kept, shared, out)
+            residual = kept.memory.middle
+        losses, dx = self._head(last, residual, batch)
+        del last, out, outputs
         for layer, kept in zip(reversed(self.frozen.layers), reversed(held), strict=True):
             self._restore(layer, kept, shared)
             self._mlp_backward(layer, dx, kept, shared)
@@ -97,7 +99,8 @@ class Decoder:
     def _shared(self, batch: Batch, *, training: bool) -> _Pass:
         cos, sin = self.frozen.rotary(batch.positions)
         groups, tokens = (QKV, OUT, GATE_UP, DOWN), len(batch.input_ids)
-        low_rank = LowRank(batch.segments, batch.dropout, groups, tokens, self.frozen.dtype, self._ops)
+        dtype = self.frozen.dtype if training else torch.promote_types(self.frozen.dtype, torch.float32)
+        low_rank = LowRank(batch.segments, batch.dropout, groups, tokens, dtype, self._ops)
         return _Pass(batch, cos, sin, low_rank, training)
 
     def _embed(self, batch: Batch) -> Tensor:
@@ -107,38 +110,50 @@ class Decoder:
         normed: tuple[Tensor, Tensor] = self._ops.rms_norm(x, self.frozen.final_norm, self.frozen.eps)
         return normed
 
-    def _head(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Losses of learned tokens, and the gradient of the last layer's output."""
+    def _learned(self, x: Tensor, residual: Tensor | None, batch: Batch) -> Tensor:
+        """The last layer's output at learned tokens."""
         states = x[batch.learned]
+        return states if residual is None else states.add_(residual[batch.learned])
+
+    def _head(self, x: Tensor, residual: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses of learned tokens, and the gradient of the last layer's output."""
+        states = self._learned(x, residual, batch)
         hidden, rstd = self._final_norm(states)
         losses, dhidden = token_losses_and_gradient(hidden, self.frozen.head, batch.targets, batch.weights)
         dstates = torch.zeros_like(states)
         self._ops.rms_norm_backward(dhidden, states, self.frozen.final_norm, rstd, dstates)
         return losses, torch.zeros_like(x).index_copy_(0, batch.learned, dstates)
 
-    def _layer_forward(self, layer: FrozenLayer, x: Tensor, held: _Held, shared: _Pass, out: Tensor) -> None:
-        """From `x` to `out`, which may be the same."""
-        self._attention_forward(layer, x, held, shared)
-        h = self._mlp_inside(layer, held, shared)
-        torch.addmm(held.memory.middle, h, self._dense(layer, DOWN).T, out=out)
+    def _layer_forward(
+        self, layer: FrozenLayer, x: Tensor, residual: Tensor | None, held: _Held, shared: _Pass, out: Tensor
+    ) -> None:
+        """From `x` to `out`, which may be the same; sums with the residual stream are left to the norms that follow.
+
+        `residual` has still to be added to `x`, and `held.memory.middle` to `out`.
+        """
+        self._attention_forward(layer, x, residual, held, shared)
+        h = self._mlp_inside(layer, x, held, shared)
+        torch.mm(h, self._dense(layer, DOWN).T, out=out)
         held.inner[DOWN] = shared.low_rank.add(DOWN, layer.index, h, (out,))
 
-    def _attention_forward(self, layer: FrozenLayer, x: Tensor, held: _Held, shared: _Pass) -> None:
-        """Up to the residual stream in the layer's middle, `memory.middle`."""
+    def _attention_forward(
+        self, layer: FrozenLayer, x: Tensor, residual: Tensor | None, held: _Held, shared: _Pass
+    ) -> None:
+        """Up to `memory.middle`, to which `x` has still to be added."""
         memory, low_rank = held.memory, shared.low_rank
-        y, held.attention_rstd = self._ops.rms_norm(x, layer.attention_norm, self.frozen.eps)
+        y, held.attention_rstd = self._ops.rms_norm(x, layer.attention_norm, self.frozen.eps, residual)
         torch.mm(y, self._dense(layer, QKV).T, out=memory.qkv)
         held.inner[QKV] = low_rank.add(QKV, layer.index, y, self._split(memory.qkv))
         rotated = self._rotated(memory.qkv)
         self._ops.rotate(rotated, shared.cos, shared.sin, rotated)
         out, held.attention = attend(*self._heads(memory.qkv), shared.batch.rows, training=shared.training)
         memory.attended.copy_(out.flatten(1))
-        torch.addmm(x, memory.attended, self._dense(layer, OUT).T, out=memory.middle)
+        torch.mm(memory.attended, self._dense(layer, OUT).T, out=memory.middle)
         held.inner[OUT] = low_rank.add(OUT, layer.index, memory.attended, (memory.middle,))
 
-    def _mlp_inside(self, layer: FrozenLayer, held: _Held, shared: _Pass) -> Tensor:
+    def _mlp_inside(self, layer: FrozenLayer, residual: Tensor | None, held: _Held, shared: _Pass) -> Tensor:
         memory = held.memory
-        y, held.mlp_rstd = self._ops.rms_norm(memory.middle, layer.mlp_norm, self.frozen.eps)
+        y, held.mlp_rstd = self._ops.rms_norm(memory.middle, layer.mlp_norm, self.frozen.eps, residual)
         for name, out in zip(GATE_UP, (memory.gate, memory.up), strict=True):
             torch.mm(y, self._dense(layer, (name,)).T, out=out)
         held.inner[GATE_UP] = shared.low_rank.add(GATE_UP, layer.index, y, (memory.gate, memory.up))
@@ -148,9 +163,10 @@ class Decoder:
     def _restore(self, layer: FrozenLayer, held: _Held, shared: _Pass) -> None:
         """Computes again what wasn't kept."""
         if held.memory.keep is Keep.INPUT:
-            self._attention_forward(layer, held.memory.x, held, shared)
-        if held.memory.keep is not Keep.ALL:
-            self._mlp_inside(layer, held, shared)
+            self._attention_forward(layer, held.memory.x, None, held, shared)
+            self._mlp_inside(layer, held.memory.x, held, shared)
+        elif held.memory.keep is Keep.NO_MLP:
+            self._mlp_inside(layer, None, held, shared)
 
     def _mlp_backward(self, layer: FrozenLayer, dx: Tensor, held: _Held, shared: _Pass) -> None:
         """Turns `dx`, the gradient of the layer's output, into that of the residual stream in its middle."""
@@ -208,15 +224,7 @@ class Decoder:
 
     def _dense(self, layer: FrozenLayer, names: Sequence[str]) -> Tensor:
         """The modules' weights [all their outputs, in], valid until the next call."""
-        linears = [layer.linears[name] for name in names]
-        if len(linears) == 1:
-            return linears[0].dense(self.workspace.weight(*linears[0].shape))
-        whole = self.workspace.weight(sum(linear.shape[0] for linear in linears), linears[0].shape[1])
-        for linear, part in zip(linears, torch.split(whole, [linear.shape[0] for linear in linears]), strict=True):
-            dense = linear.dense(part)
-            if dense is not part:
-                part.copy_(dense)
-        return whole
+        return layer.dense(names, self.workspace.weight)
 
 
 def _row_sums(losses: Tensor, batch: Batch) -> Tensor:

@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING
 from trials.checkpoints import Checkpoint
 from trials.config import Machine, ModelSettings, TrialConfig
 from trials.data import TrialData
-from trials.engine.adapter import parameter_count
 from trials.engine.frozen import freeze
 from trials.engine.loop import Loop
 from trials.engine.program import Program
-from trials.engine.room import adapter_bytes
+from trials.engine.room import guest_of
 from trials.engine.subject import EngineSubject
 from trials.model import compute_dtype
 from trials.outcomes import evaluate_untrained, recorded
 from trials.records import Ending, TrialFolder
 from trials.saved_base import load_resident_base
 from trials.stopwatch import Stopwatch
-from trials.supervisor import Job, OnEval, never
+from trials.supervisor import Job, OnEval, OnLog, never, unheard
 from trials.tokenization import TokenizedRow
 
 if TYPE_CHECKING:
@@ -48,15 +47,17 @@ class Engine:
         stop_at: float = math.inf,
         checkpoint: Checkpoint | None = None,
         is_called_off: Callable[[], bool] = never,
+        on_log: OnLog = unheard,
     ) -> Ending | None:
         """As `trials.training.run_trial`, and in the same files.
 
-        A trial that `is_called_off` leaves after the optimizer step in work, as one that the callback stopped.
+        A trial that `is_called_off` leaves after the optimizer step in work, as one that the callback stopped. `on_log`
+        is told what is logged between evaluations.
         """
         stopwatch = Stopwatch()
         if checkpoint is not None:
             stopwatch = Stopwatch(checkpoint.progress.seconds, checkpoint.progress.training_seconds)
-        job = Job(config, data, folder, on_eval, stop_at, checkpoint, stopwatch, is_called_off)
+        job = Job(config, data, folder, on_eval, stop_at, checkpoint, stopwatch, is_called_off, on_log)
         return recorded(folder, lambda: self._in_its_room(job, tokenizer))
 
     def evaluate_base(
@@ -82,12 +83,9 @@ class Engine:
         self._loop.close()
 
     def _in_its_room(self, job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
-        hp, frozen, data = job.config.hyperparameters, self._loop.frozen, job.data
-        parameters = parameter_count(frozen.targets, hp)
-        longest = max(data.train.longest, data.eval.longest)
-        self._loop.enter(id(job), adapter_bytes(parameters, hp, frozen.dtype.itemsize), longest)
+        self._loop.enter(id(job), guest_of(job.config.hyperparameters, job.data, self._loop.frozen))
         try:
-            return Program(job, tokenizer, self._loop, self._eval_rows(data)).run()
+            return Program(job, tokenizer, self._loop, self._eval_rows(job.data)).run()
         finally:
             self._loop.leave(id(job))
 

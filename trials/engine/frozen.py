@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -14,7 +14,8 @@ from trials.engine.planning import Sizes
 from trials.engine.support import ARCHITECTURES
 from trials.errors import ModelError
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+QKV = ("q_proj", "k_proj", "v_proj")
+ATTENTION = (*QKV, "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 _KEPT_DENSE_BYTES = 2**30
 
@@ -44,7 +45,13 @@ class FrozenLinear:
 
     def keep_dense(self) -> None:
         """Keeps the weights in the type of matrix products from now on."""
-        self._dense = self.dense(torch.empty(self.shape, dtype=self.dtype, device=self._weight.device))
+        if self._dense is None:
+            self._dense = self.dense(torch.empty(self.shape, dtype=self.dtype, device=self._weight.device))
+
+    def drop_dense(self) -> None:
+        """Computes the weights anew for each use from now on, where they are in 4 bits."""
+        if self._scales is not None:
+            self._dense = None
 
     def dense(self, buffer: Tensor) -> Tensor:
         """The weights in the type of matrix products; in `buffer` [out, in] unless they are kept so anyway."""
@@ -66,15 +73,49 @@ def _pair_table(scales: Any, kernels: ModuleType | None) -> Tensor | None:
     return table
 
 
-@dataclass(frozen=True)
 class FrozenLayer:
     """One decoder layer."""
 
-    index: int
-    attention_norm: Tensor
-    mlp_norm: Tensor
-    linears: dict[str, FrozenLinear]
-    """By the last part of the name, such as q_proj."""
+    def __init__(self, index: int, attention_norm: Tensor, mlp_norm: Tensor, linears: dict[str, FrozenLinear]) -> None:
+        """`linears` by the last part of their names, such as q_proj."""
+        self.index = index
+        self.attention_norm = attention_norm
+        self.mlp_norm = mlp_norm
+        self.linears = linears
+        self._qkv: Tensor | None = None
+
+    def dense(self, names: Sequence[str], buffer: Callable[[int, int], Tensor]) -> Tensor:
+        """Weights of one module, or of q_proj, k_proj and v_proj one below the other, as matrix products take them.
+
+        `buffer` gives room for so many rows and columns, used where the weights aren't kept so anyway.
+        """
+        linears = [self.linears[name] for name in names]
+        rows = [linear.shape[0] for linear in linears]
+        if len(linears) == 1:
+            return linears[0].dense(buffer(*linears[0].shape))
+        if self._qkv is not None:
+            return self._qkv
+        whole = buffer(sum(rows), linears[0].shape[1])
+        for linear, part in zip(linears, torch.split(whole, rows), strict=True):
+            dense = linear.dense(part)
+            if dense is not part:
+                part.copy_(dense)
+        return whole
+
+    def keep_dense(self) -> None:
+        """Keeps the weights as matrix products take them from now on."""
+        if self._qkv is not None:
+            return
+        like = self.attention_norm
+        self._qkv = self.dense(QKV, like.new_empty)
+        for name in set(self.linears) - set(QKV):
+            self.linears[name].keep_dense()
+
+    def drop_dense(self) -> None:
+        """Computes the weights anew for each use from now on, where they are in 4 bits."""
+        self._qkv = None
+        for linear in self.linears.values():
+            linear.drop_dense()
 
 
 @dataclass(frozen=True)
@@ -123,7 +164,7 @@ class FrozenDecoder:
             queries=self.heads * self.head_size,
             keys=self.key_heads * self.head_size,
             itemsize=self.dtype.itemsize,
-            is_quantized=self.layers[0].linears["q_proj"].is_quantized,
+            is_quantized=self.layers[0].linears["o_proj"].is_quantized,
         )
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -157,8 +198,8 @@ def freeze(model: Any, dtype: torch.dtype) -> FrozenDecoder:
     )
     linears = [linear for layer in layers for linear in layer.linears.values()]
     if sum(linear.numel for linear in linears) * dtype.itemsize <= _KEPT_DENSE_BYTES:
-        for linear in linears:
-            linear.keep_dense()
+        for layer in layers:
+            layer.keep_dense()
     return frozen
 
 

@@ -25,7 +25,8 @@ from trials.engine.batch import Share, make_batch
 from trials.engine.decoder import Decoder
 from trials.engine.frozen import FrozenDecoder
 from trials.engine.later import Later
-from trials.engine.room import Room
+from trials.engine.profiling import KernelClock, kernel_clock
+from trials.engine.room import Guest, Room
 from trials.engine.trainee import Trainee
 from trials.losses import RowLosses
 from trials.memory import is_out_of_memory
@@ -70,6 +71,7 @@ class Loop:
         self._training: list[_Training] = []
         self._norms: list[tuple[_Training, Later]] = []
         self._is_closed = False
+        self._clock: KernelClock | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -99,14 +101,14 @@ class Loop:
             self._changed.notify()
         return future
 
-    def enter(self, key: int, adapter_bytes: int, longest_row: int) -> None:
+    def enter(self, key: int, guest: Guest) -> None:
         """Makes room for a trial. Raises torch's error if memory doesn't suffice."""
-        self.call(lambda: self._room.enter(key, adapter_bytes, longest_row)).result()
+        self.call(lambda: self._room.enter(key, guest)).result()
 
     def leave(self, key: int) -> None:
         """Gives back a trial's room."""
         with suppress(EngineClosedError):
-            self.call(lambda: self._room.leave(key)).result()
+            self.call(lambda: self._leave_room(key)).result()
 
     def close(self) -> None:
         """Ends the thread after the micro-step in work; trials that train get `EngineClosedError`."""
@@ -135,6 +137,7 @@ class Loop:
                 future.set_exception(EngineClosedError(said))
 
     def _work(self) -> None:
+        self._clock = kernel_clock()
         while self._wait_for_work():
             while self._calls:
                 _answer(*self._calls.popleft())
@@ -143,6 +146,11 @@ class Loop:
                 self._micro_step()
             if not self._training:
                 self._look_at_norms()
+
+    def _leave_room(self, key: int) -> None:
+        self._room.leave(key)
+        if self._clock is not None:
+            self._clock.trial_left()
 
     def _use(self, room: Room) -> None:
         """What the room holds may have been cut anew."""

@@ -85,7 +85,11 @@ class LowRank:
         dtype: torch.dtype,
         ops: ModuleType,
     ) -> None:
-        """`groups`: modules of a layer, such as q_proj, that read the same input; `dtype` is that of products."""
+        """`groups`: modules of a layer, such as q_proj, that read the same input.
+
+        `dtype` is that of the low-rank products: in training that of all others, as under autocast; in evaluation the
+        adapters' own, as PEFT computes them for whoever uses the adapter.
+        """
         self._dropout = dropout
         self._ops = ops
         self._noise: dict[tuple[str, int], Any] = {}
@@ -113,8 +117,14 @@ class LowRank:
             inner *= group.mask
         for part, y in zip(group.parts, outputs, strict=True):
             if part.b is not None:
-                y.addmm_(inner[:, part.columns], part.b[layer].T, alpha=group.scale)
+                self._add_product(inner[:, part.columns], part.b[layer].T, group.scale, y)
         return inner
+
+    def _add_product(self, left: Tensor, right: Tensor, scale: float, y: Tensor) -> None:
+        if left.dtype == y.dtype:
+            y.addmm_(left, right, alpha=scale)
+        else:
+            y.copy_(torch.add(y, left @ right, alpha=scale))
 
     def backward(
         self, names: Sequence[str], layer: int, x: Tensor, inner: Tensor, gradients: Sequence[Tensor], dx: Tensor
@@ -140,6 +150,7 @@ class LowRank:
                 _accumulate(gradient.b, dy[tokens].T, inner[tokens, columns], group.scale)
 
     def _inner(self, group: _Group, layer: int, x: Tensor) -> Tensor:
+        x = x.to(group.a.dtype)
         if self._dropout is None:
             return x @ group.a[layer].T
         products = [
@@ -154,18 +165,22 @@ class LowRank:
         for part in group.parts:
             if part.segments:
                 gradient = dinner[:, part.columns] @ group.a[layer, part.columns]
-                dx.add_(self._dropped(part.name, layer, gradient), alpha=group.scale)
+                self._ops.add_dropped(dx, gradient, self._factors(part.name, layer, gradient), group.scale)
 
     def _dropped(self, name: str, layer: int, x: Tensor) -> Tensor:
         if self._dropout is None:
             return x
-        noise = self._noise.get((name, layer))
-        if noise is None:
-            drop, keys = self._dropout, _feature_keys(name.format(layer), x.shape[1], x.device)
-            noise = self._ops.noise(drop.token_keys, keys, drop.thresholds, drop.scales)
-            self._noise[name, layer] = noise
-        dropped: Tensor = self._ops.drop(x, noise)
+        dropped: Tensor = self._ops.drop(x, self._factors(name, layer, x))
         return dropped
+
+    def _factors(self, name: str, layer: int, x: Tensor) -> Any:
+        factors = self._noise.get((name, layer))
+        if factors is None:
+            assert self._dropout is not None
+            drop, keys = self._dropout, _feature_keys(name.format(layer), x.shape[1], x.device)
+            factors = self._ops.noise(drop.token_keys, keys, drop.thresholds, drop.scales)
+            self._noise[name, layer] = factors
+        return factors
 
 
 @functools.cache
@@ -215,7 +230,7 @@ def _mask(parts: Sequence[_Part], tokens: int, ranks: int, dtype: torch.dtype, d
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
     """Total += scale * left @ right, in the type of `total`."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right, alpha=scale)
-    else:
+    if total.is_cuda and total.dtype != left.dtype:
         torch.addmm(total, left, right, out_dtype=total.dtype, alpha=scale, out=total)
+    else:
+        total.addmm_(left.to(total.dtype), right.to(total.dtype), alpha=scale)

@@ -8,7 +8,7 @@ once for every pass over them, however many tokens pass: the fewer tokens, the m
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trials.engine.keep import Keep
 
@@ -69,8 +69,8 @@ class Plan:
     tokens: int
     keep: tuple[Keep, ...]
     """One a layer."""
-    memory_bytes: int
-    """Predicted for everything, base model and adapters included."""
+    dense_layers: int = 0
+    """Whose weights are kept as matrix products take them, in memory that nothing else wants."""
 
     @property
     def recomputed(self) -> int:
@@ -101,8 +101,23 @@ def plan(
         tokens = _tokens_that_fit(sizes, keep, allowed_bytes - other_bytes)
         tokens = min(most, tokens // _STEP * _STEP if tokens > _STEP else tokens)
         if tokens >= longest_row:
-            found.append(Plan(tokens, keep, other_bytes + workspace_bytes(sizes, keep, tokens)))
+            found.append(_with_dense_layers(sizes, Plan(tokens, keep), allowed_bytes - other_bytes))
     return min(found, key=lambda one: seconds_per_token(sizes, rates, one), default=None)
+
+
+def _with_dense_layers(sizes: Sizes, split: Plan, free_bytes: int) -> Plan:
+    left = free_bytes - workspace_bytes(sizes, split.keep, split.tokens)
+    dense = min(sizes.layers, left // _layer_bytes(sizes)) if sizes.is_quantized else 0
+    return replace(split, dense_layers=dense)
+
+
+def _layer_bytes(sizes: Sizes) -> int:
+    return sizes.layer_weights * sizes.itemsize
+
+
+def memory_bytes(sizes: Sizes, split: Plan, other_bytes: int) -> int:
+    """Predicted for everything; `other_bytes` as in `plan`."""
+    return other_bytes + workspace_bytes(sizes, split.keep, split.tokens) + split.dense_layers * _layer_bytes(sizes)
 
 
 def workspace_bytes(sizes: Sizes, keep: Sequence[Keep], tokens: int) -> int:
@@ -118,7 +133,8 @@ def seconds_per_token(sizes: Sizes, rates: Rates, split: Plan) -> float:
     recomputed = sum(again[each] for each in split.keep)
     flops = 4 * forward + 2 * recomputed
     # Half a byte is read and a number written; the matrix product reads it again.
-    bytes_read = (2 * forward + recomputed) * (0.5 + 2 * sizes.itemsize) if sizes.is_quantized else 0.0
+    quantized = 1 - split.dense_layers / sizes.layers if sizes.is_quantized else 0.0
+    bytes_read = (2 * forward + recomputed) * (0.5 + 2 * sizes.itemsize) * quantized
     return flops / rates.flops + bytes_read / rates.bytes / split.tokens
 
 

@@ -107,6 +107,7 @@ class Program:
             entry = self._log.step_done(step.loss, step.grad_norm, step.learning_rate)
             if entry is not None:
                 self._write(events, entry)
+                self._job.on_log({**rewrite_logs(entry), "train/global_step": self._state.global_step})
         return all(math.isfinite(float(figure)) for step in done for figure in (step.loss, step.grad_norm))
 
     def _evaluate(self, events: SummaryWriter) -> bool:

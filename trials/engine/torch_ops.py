@@ -13,16 +13,21 @@ from torch.nn.functional import silu
 from trials.dropout import fmix32
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """RMSNorm of every token, and the reciprocal of its root mean square [tokens], in float32 or wider."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """RMSNorm of every token, and the reciprocal of its root mean square [tokens], in float32 or wider.
+
+    A `residual` is added to `x` in place before.
+    """
+    if residual is not None:
+        x.add_(residual)
     wide = x.to(_wide(x))
     rstd = torch.rsqrt(wide.pow(2).mean(-1) + eps)
-    return normed(x, weight, rstd, out), rstd
+    return normed(x, weight, rstd), rstd
 
 
-def normed(x: Tensor, weight: Tensor, rstd: Tensor, out: Tensor | None = None) -> Tensor:
+def normed(x: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
     """RMSNorm again, where the reciprocal root mean square is known."""
-    return torch.mul((x.to(rstd.dtype) * rstd[:, None]).to(x.dtype), weight, out=out)
+    return (x.to(rstd.dtype) * rstd[:, None]).to(x.dtype) * weight
 
 
 def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, dx: Tensor) -> None:
@@ -74,6 +79,11 @@ def noise(token_keys: Tensor, feature_keys: Tensor, thresholds: Tensor, scales: 
 def drop(x: Tensor, factors: Tensor) -> Tensor:
     """Dropout of `x` by its `noise`."""
     return (x * factors).to(x.dtype)
+
+
+def add_dropped(total: Tensor, x: Tensor, factors: Tensor, scale: float) -> None:
+    """Adds `scale` times what `drop` gives to `total`."""
+    total.add_(drop(x, factors), alpha=scale)
 
 
 def _wide(x: Tensor) -> torch.dtype:

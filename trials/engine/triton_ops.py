@@ -18,21 +18,25 @@ _BLOCKS = 64
 _DEQUANTIZE_WARPS = 4
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As `torch_ops.rms_norm`."""
-    y = torch.empty_like(x) if out is None else out
+def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As `torch_ops.rms_norm`; `x` and `residual` are contiguous."""
     rstd = torch.empty(len(x), dtype=torch.float32, device=x.device)
-    width = x.shape[1]
-    block = triton.next_power_of_2(width)
-    _rms_norm[(len(x),)](x, weight, y, rstd, x.stride(0), width, eps, True, block, num_warps=8)
-    return y, rstd
+    return _launch_norm(x, weight, rstd, eps, residual), rstd
 
 
-def normed(x: Tensor, weight: Tensor, rstd: Tensor, out: Tensor | None = None) -> Tensor:
+def normed(x: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
     """As `torch_ops.normed`."""
-    y = torch.empty_like(x) if out is None else out
+    return _launch_norm(x, weight, rstd, None, None)
+
+
+def _launch_norm(x: Tensor, weight: Tensor, rstd: Tensor, eps: float | None, residual: Tensor | None) -> Tensor:
+    y = torch.empty_like(x)
     width = x.shape[1]
-    _rms_norm[(len(x),)](x, weight, y, rstd, x.stride(0), width, 0.0, False, triton.next_power_of_2(width), num_warps=8)
+    measures, adds = eps is not None, residual is not None
+    block = triton.next_power_of_2(width)
+    _rms_norm[(len(x),)](
+        x, residual if adds else x, weight, y, rstd, width, eps or 0.0, measures, adds, block, num_warps=8
+    )
     return y
 
 
@@ -79,11 +83,20 @@ noise = Noise
 def drop(x: Tensor, factors: Noise) -> Tensor:
     """As `torch_ops.drop`."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _launch_drop(x, factors, y, 1.0, adds=False)
+    return y
+
+
+def add_dropped(total: Tensor, x: Tensor, factors: Noise, scale: float) -> None:
+    """As `torch_ops.add_dropped`."""
+    _launch_drop(x, factors, total, scale, adds=True)
+
+
+def _launch_drop(x: Tensor, factors: Noise, out: Tensor, scale: float, *, adds: bool) -> None:
     tokens, width = x.shape
     grid = (tokens, triton.cdiv(width, _TILE))
     keys = (factors.token_keys, factors.feature_keys, factors.thresholds, factors.scales)
-    _drop[grid](x, *keys, y, x.stride(0), width, _TILE, num_warps=4)
-    return y
+    _drop[grid](x, *keys, out, x.stride(0), width, scale, adds, _TILE, num_warps=4)
 
 
 def pair_table(codes: Tensor) -> Tensor:
@@ -108,19 +121,25 @@ def dequantize(packed: Tensor, pairs: Tensor, scales: Any, out: Tensor) -> None:
 
 
 @triton.jit
-def _rms_norm(x, weight, y, rstd, stride, width, eps, measure: tl.constexpr, block: tl.constexpr):
+def _rms_norm(
+    x, residual, weight, y, rstd, width, eps, measures: tl.constexpr, adds: tl.constexpr, block: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, block)
     inside = columns < width
-    values = tl.load(x + row * stride + columns, mask=inside, other=0.0)
+    at = row * width + columns
+    values = tl.load(x + at, mask=inside, other=0.0)
+    if adds:
+        values += tl.load(residual + at, mask=inside, other=0.0)
+        tl.store(x + at, values, mask=inside)
     wide = values.to(tl.float32)
-    if measure:
+    if measures:
         r = tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
         tl.store(rstd + row, r)
     else:
         r = tl.load(rstd + row)
     gain = tl.load(weight + columns, mask=inside, other=0.0)
-    tl.store(y + row * width + columns, (wide * r).to(values.dtype) * gain, mask=inside)
+    tl.store(y + at, (wide * r).to(values.dtype) * gain, mask=inside)
 
 
 @triton.jit
@@ -185,7 +204,9 @@ def _swiglu_backward(dh, gate, up, count, tile: tl.constexpr):
 
 
 @triton.jit
-def _drop(x, token_keys, feature_keys, thresholds, scales, y, stride, width, tile: tl.constexpr):
+def _drop(
+    x, token_keys, feature_keys, thresholds, scales, y, stride, width, factor, adds: tl.constexpr, tile: tl.constexpr
+):
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * tile + tl.arange(0, tile)
     inside = columns < width
@@ -197,8 +218,12 @@ def _drop(x, token_keys, feature_keys, thresholds, scales, y, stride, width, til
     hashed *= 0xC2B2AE35
     hashed ^= hashed >> 16
     kept = hashed >= tl.load(thresholds + token).to(tl.uint32)
-    values = tl.load(x + token * stride + columns, mask=inside, other=0.0)
-    tl.store(y + token * width + columns, tl.where(kept, values * tl.load(scales + token), 0.0), mask=inside)
+    values = tl.load(x + token * stride + columns, mask=inside, other=0.0) * tl.load(scales + token)
+    values = tl.where(kept, values, 0.0)
+    at = y + token * width + columns
+    if adds:
+        values = tl.load(at, mask=inside, other=0.0) + values * factor
+    tl.store(at, values, mask=inside)
 
 
 @triton.jit
