@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,7 +10,6 @@ import pytest
 import torch
 
 from search_spaces.schema import Recipe
-from tests.commands import ROOT, environment
 from tests.test_engine_decoder import model_of, rows_of_lengths
 from trials.config import Machine
 from trials.engine.adapter import Adapter

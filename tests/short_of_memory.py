@@ -1,0 +1,88 @@
+"""Trains in an engine's loop of which the process may have only so much memory; prints what came out as JSON.
+
+The logits of 488 tokens have 41 MiB, and there are two matrices of that size at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+from pathlib import Path
+
+import torch
+from transformers import MistralConfig
+from transformers.models.auto import AutoModelForCausalLM
+
+from search_spaces.recipe import load_recipe
+from tests.test_engine_decoder import SIZES, rows_of_lengths
+from trials.config import Machine
+from trials.engine.adapter import Adapter
+from trials.engine.frozen import FrozenDecoder, freeze
+from trials.engine.loop import Loop
+from trials.engine.stepping import Stepper
+from trials.engine.trainee import Trainee
+from trials.schedule import Length
+
+MIB = 2**20
+ROWS = (8, 61)
+"""Rows of an optimizer step, and tokens of each."""
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(MistralConfig(**{**SIZES, "vocab_size": 2**15}))
+    frozen = freeze(base.requires_grad_(False), torch.float32)
+    loop = Loop(frozen, Machine(micro_batch_tokens=1024))
+    (enough,) = _losses(loop, [_trainee(frozen, *ROWS)])
+    warnings = _Warnings()
+    logging.getLogger("trials.engine.loop").addHandler(warnings)
+    size = _size()
+    for allowed in range(80, 0, -10):  # how much the process had in reserve nobody knows
+        _limit(size + allowed * MIB)
+        short, too_long = _losses(loop, [_trainee(frozen, *ROWS), _trainee(frozen, 1, 1000)])
+        _limit(resource.RLIM_INFINITY)
+        if warnings.messages:
+            break
+    loop.close()
+    assert not isinstance(too_long, list), too_long
+    print(json.dumps({"warnings": warnings.messages, "enough": enough, "short": short, "too long": str(too_long)}))
+
+
+def _trainee(frozen: FrozenDecoder, rows: int, length: int) -> Trainee:
+    config = load_recipe("demo", ("lora_dropout=0.1",), environ={}).recipe.trial_config({"learning_rate": 1e-3})
+    adapter = Adapter(frozen.targets, config.hyperparameters, 1, frozen.final_norm)
+    stepper = Stepper(adapter, config, Length(20, 20 * rows * length))
+    return Trainee(adapter, stepper, 1.0, lambda step: rows_of_lengths([length] * rows, seed=step), 0)
+
+
+def _losses(loop: Loop, trainees: list[Trainee]) -> list[list[float] | BaseException]:
+    """Of three steps of each, or why there are none."""
+    futures = [loop.train(trainee, lambda done, _: done >= 3) for trainee in trainees]
+    errors = [future.exception(60) for future in futures]
+    return [
+        error or [float(step.loss) for step in trainee.done] for error, trainee in zip(errors, trainees, strict=True)
+    ]
+
+
+def _size() -> int:
+    """Of the address space, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _limit(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (size, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+class _Warnings(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Memory that runs out under a micro-step: really, in a process that may have only so much of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from tests.commands import run_command
+from trials.memory import is_out_of_memory
+
+
+def test_a_micro_step_for_which_memory_runs_out_is_taken_in_parts_and_a_single_row_ends_its_trial_alone() -> None:
+    done = run_command([sys.executable, "-m", "tests.short_of_memory"])
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["warnings"], "memory sufficed"
+    assert all("out of memory with" in warning for warning in found["warnings"])
+    assert len(found["enough"]) == 3
+    assert found["short"] == pytest.approx(found["enough"], rel=1e-6)
+    assert is_out_of_memory(RuntimeError(found["too long"]))
