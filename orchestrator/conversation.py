@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -15,7 +16,14 @@ class Ended:
     error: str | None = None
 
 
-Word = EvalPoint | Ended
+@dataclass(frozen=True)
+class Logged:
+    """What the trial logged of its training, by the names that W&B has them under. Nobody answers it."""
+
+    figures: Mapping[str, float]
+
+
+Word = EvalPoint | Logged | Ended
 
 
 class Conversation:
@@ -34,12 +42,16 @@ class Conversation:
         self._words.put(point)
         return self._answers.get()
 
+    def say(self, figures: Mapping[str, float]) -> None:
+        """The trial's side: says what it logged, and goes on at once."""
+        self._words.put(Logged(figures))
+
     def end(self, error: str | None = None) -> None:
         """The trial's side: there will be nothing more."""
         self._words.put(Ended(error))
 
     def next_word(self) -> Word:
-        """The holder's side: waits for the next evaluation, or for the end."""
+        """The holder's side: waits for what the trial says next."""
         return self._words.get()
 
     def answer(self, *, goes_on: bool) -> None:

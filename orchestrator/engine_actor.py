@@ -17,6 +17,7 @@ from orchestrator.loading import load_rows
 from trials.command_line import quiet_libraries
 from trials.config import TrialConfig
 from trials.records import EvalPoint, Origin, TrialFolder
+from trials.tracking import wandb_is_wanted
 
 if TYPE_CHECKING:
     from trials.engine.engine import Engine
@@ -49,7 +50,7 @@ class EngineActor:
         threading.Thread(target=self._run, args=(assignment, conversation), daemon=True).start()
 
     def next_word(self, trial_id: str) -> Word:
-        """Waits for the trial's next evaluation, or for its end; a trial that isn't here has ended."""
+        """Waits for what the trial says next; a trial that isn't here has ended."""
         conversation = self._conversations.get(trial_id)
         return Ended() if conversation is None else conversation.next_word()
 
@@ -79,10 +80,12 @@ class EngineActor:
             os._exit(1)
 
     def _run_trial(self, assignment: Mapping[str, Any], conversation: Conversation) -> None:
-        from trials.supervisor import Decision
+        from trials.supervisor import Decision, unheard
         from trials.training import use_threads
 
-        config = self._adapted(TrialConfig.model_validate_json(assignment["config"]))
+        config = TrialConfig.model_validate_json(assignment["config"])
+        logs = wandb_is_wanted(config.tracking)
+        config = self._adapted(config)
         use_threads(config.machine)
         with self._opening:
             tokenizer, data = load_rows(config.model, config.data, assignment["fingerprint"])
@@ -96,7 +99,14 @@ class EngineActor:
             engine.evaluate_base(config, data, tokenizer, folder, on_eval)
         else:
             engine.run_trial(
-                config, data, tokenizer, folder, on_eval, stop_at, is_called_off=lambda: conversation.is_broken_off
+                config,
+                data,
+                tokenizer,
+                folder,
+                on_eval,
+                stop_at,
+                is_called_off=lambda: conversation.is_broken_off,
+                on_log=conversation.say if logs else unheard,
             )
 
     def _opened(self, config: TrialConfig) -> Engine:

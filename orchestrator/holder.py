@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from orchestrator.conversation import Ended
+from orchestrator.conversation import Ended, Logged
 from trials.config import TrialConfig
 from trials.tracking import figures, wandb_run
 
@@ -33,6 +33,9 @@ def hold_assignment(assignment: dict[str, Any]) -> None:
     # While it trains already: W&B may take seconds.
     with wandb_run(Path(assignment["folder"]), config, group=assignment["group"]) as log:
         while not isinstance(word := ray.get(engine.next_word.remote(trial_id)), Ended):
+            if isinstance(word, Logged):
+                log(word.figures)
+                continue
             log(figures(word))
             tune.report(asdict(word))
             engine.go_on.remote(trial_id)

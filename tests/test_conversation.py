@@ -4,7 +4,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from orchestrator.conversation import Conversation, Ended
+from orchestrator.conversation import Conversation, Ended, Logged
 from tests.searches import point
 
 
@@ -21,6 +21,13 @@ def test_a_trial_waits_for_the_answer_to_what_it_said(conversation: Conversation
             assert not asked.done()
             conversation.answer(goes_on=goes_on)
             assert asked.result(timeout=5) is goes_on
+
+
+def test_nobody_answers_what_a_trial_logs(conversation: Conversation) -> None:
+    conversation.say({"train/loss": 2.0})
+    conversation.answer(goes_on=True)
+    assert conversation.ask(point(1.5, 100))
+    assert [conversation.next_word() for _ in range(2)] == [Logged({"train/loss": 2.0}), point(1.5, 100)]
 
 
 def test_the_end_comes_after_what_was_said(conversation: Conversation) -> None:

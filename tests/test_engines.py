@@ -71,12 +71,15 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Accid
     """A search of five trials in one engine; the second's holder is killed, then the engine under the third."""
     search = make_engine_search()
     run = make_run(tmp_path_factory.mktemp("search") / "run", search)
+    environment = pytest.MonkeyPatch()
+    environment.setenv("WANDB_MODE", "offline")
     accidents = Accidents({"0002": first_holder_process, "0003": engine_process})
     with tuner.ray_session(dashboard=False):
         engines = min(2, os.cpu_count() or 1)
         assert tuner.placement(search) == Placement(engines, slots=2)
         placed = Placement(engines=1, slots=2)
         tuner.run_tune(Conductor(run, search, placed.slots, accidents), run, search, placed)
+    environment.undo()
     return run, accidents
 
 
@@ -100,6 +103,14 @@ def test_the_search_outlives_its_holders_and_its_engine(survived: tuple[RunFolde
         *dead
     }
     assert records[-1].points
+
+
+def test_what_a_trial_logs_while_it_trains_is_in_its_holder_s_wandb_run(survived: tuple[RunFolder, Accidents]) -> None:
+    run, _ = survived
+    last = run.records()[-1]
+    (log,) = last.folder.glob("wandb/offline-run-*/run-*.wandb")
+    times = log.read_bytes().count(b"train/learning_rate")
+    assert times == 2 * last.points[-1].step  # in the history, and as the newest
 
 
 @pytest.fixture

@@ -53,3 +53,19 @@ def test_the_engine_runs_what_it_can_if_it_is_wanted(
         assert not engines_seen(*case, tmp_path / "dora", "shared", use_dora=True)
         assert caplog.messages == ["TRL's trainer runs this trial: the engine has no DoRA"]
         assert engines_seen(*case, tmp_path / "engine", "shared")
+
+
+def test_training_losses_and_learning_rates_are_in_the_trial_s_wandb_run(
+    tmp_path: Path,
+    small_recipe: Recipe,
+    small_data: TrialData,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    engines_seen(small_recipe, small_data, tokenizer, tmp_path / "engine", "shared")
+    points = read_trial(tmp_path / "engine").points
+    (log,) = tmp_path.glob("engine/wandb/offline-run-*/run-*.wandb")
+    said = log.read_bytes()
+    for name, times in (("train/learning_rate", points[-1].step), ("eval/loss", len(points))):
+        assert said.count(name.encode()) == 2 * times  # in the history, and as the newest

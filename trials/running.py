@@ -44,7 +44,7 @@ def run_alone(
 
         engine = Engine(config.model, config.machine)
         try:
-            return engine.run_trial(config, data, tokenizer, folder, log_and_ask, checkpoint=checkpoint)
+            return engine.run_trial(config, data, tokenizer, folder, log_and_ask, checkpoint=checkpoint, on_log=log)
         finally:
             engine.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -28,11 +28,17 @@ class Decision(Enum):
 
 
 OnEval = Callable[[EvalPoint], Decision]
+OnLog = Callable[[Mapping[str, float]], None]
+"""Takes figures by the names that transformers gives them in W&B, such as train/loss."""
 
 
 def never() -> bool:
     """Asked whether a trial is to stop: it isn't, unless an evaluation's answer says so."""
     return False
+
+
+def unheard(figures: Mapping[str, float]) -> None:
+    """Told what a trial logs: nobody wants to know."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Job:
     stopwatch: Stopwatch
     is_called_off: Callable[[], bool] = never
     """Whether nobody waits for the trial any more; the engine asks after every optimizer step, from its own thread."""
+    on_log: OnLog = unheard
+    """Told by the engine what it logs between evaluations: the training loss, the learning rate."""
 
     def time_is_over(self) -> bool:
         """Whether training has to end."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from trials.config import TrackingSettings, TrialConfig
 from trials.records import EvalPoint
 
-Log = Callable[[dict[str, float]], None]
+Log = Callable[[Mapping[str, float]], None]
 
 
 def wandb_is_wanted(settings: TrackingSettings) -> bool:
@@ -44,7 +44,7 @@ def wandb_run(folder: Path, config: TrialConfig, group: str) -> Iterator[Log]:
         reinit="finish_previous",
     )
     try:
-        yield run.log
+        yield lambda found: run.log(dict(found))
     finally:
         run.finish()
 
