@@ -165,13 +165,13 @@ def test_tensorboard_hides_what_is_trained_again(workshop: Workshop) -> None:
     restarts = [
         event.step
         for file in resumed.folder.glob("tensorboard/events*")
-        for event in _events(file)
+        for event in events(file)
         if event.session_log.status == SessionLog.START
     ]
     assert restarts == [CHECKPOINT + 1]
 
 
-def _events(file: Path) -> Iterator[Event]:
+def events(file: Path) -> Iterator[Event]:
     """Each is framed by its length, eight bytes, and checksums of four."""
     content = file.read_bytes()
     while content:

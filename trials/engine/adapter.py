@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trials.config import Hyperparameters
 from trials.engine.initial import initial_weights
+from trials.errors import ModelError
 
 Target = tuple[str, int, int]
 """A linear layer of the base model: its name, inputs and outputs."""
@@ -41,7 +42,10 @@ class Adapter:
     """Weights of one trial, in float32 or wider, in PEFT's order and with its names."""
 
     def __init__(self, targets: Sequence[Target], hyperparameters: Hyperparameters, seed: int, like: Tensor) -> None:
-        """`targets`: name, in and out of every linear layer of the base; `like`: on their device, in their type."""
+        """`targets`: name, in and out of every linear layer of the base; `like`: on their device, in their type.
+
+        Raises `ModelError` if one of the trial's target modules isn't among them.
+        """
         hp = hyperparameters
         chosen = _chosen(targets, hp)
         self._targets = chosen
@@ -95,12 +99,19 @@ class Adapter:
 
 
 def parameter_count(targets: Sequence[Target], hyperparameters: Hyperparameters) -> int:
-    """Of an adapter on the base model's linear layers, before it exists."""
+    """Of an adapter on the base model's linear layers, before it exists. Raises `ModelError` as the adapter does."""
     chosen = _chosen(targets, hyperparameters)
     return sum(size for target in chosen for size in _sizes(target, hyperparameters.lora_rank))
 
 
 def _chosen(targets: Sequence[Target], hyperparameters: Hyperparameters) -> list[Target]:
+    allowed = {name.rpartition(".")[2] for name, _, _ in targets}
+    unknown = set(hyperparameters.target_modules) - allowed
+    if unknown:
+        raise ModelError(
+            f"target_modules {', '.join(sorted(unknown))} not in the base model's layers. "
+            f"Allowed: {', '.join(sorted(allowed))}."
+        )
     return [target for target in targets if target[0].rpartition(".")[2] in hyperparameters.target_modules]
 
 

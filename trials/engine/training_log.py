@@ -32,7 +32,7 @@ class TrainingLog:
     ) -> dict[str, float] | None:
         """After a step that the state counts already: its loss, in nats per token, and the rate that it was taken at.
 
-        Gives the entry if one is due. Tensors are read only then, so that a GPU isn't waited for at every step.
+        Gives what is to be shown, if an entry is due. Tensors are read only then: nobody waits for a GPU at every step.
         """
         self._sum = self._sum + loss
         steps = self._state.global_step - self._last
@@ -43,9 +43,9 @@ class TrainingLog:
         return self.add({"loss": mean, "grad_norm": float(grad_norm), "learning_rate": learning_rate})
 
     def add(self, values: dict[str, float]) -> dict[str, float]:
-        """Logs figures of the present step, such as those of an evaluation; gives the entry."""
+        """Logs figures of the present step, such as those of an evaluation; gives what TensorBoard is to show of it."""
         state = self._state
         seen = {"epoch": state.epoch, "num_input_tokens_seen": state.num_input_tokens_seen}
-        entry: dict[str, float] = {**values, **seen, "step": state.global_step}
-        state.log_history.append(entry)
-        return entry
+        shown = {**values, **seen}
+        state.log_history.append({**shown, "step": state.global_step})
+        return shown
