@@ -99,7 +99,8 @@ def plan(
     found = []
     for keep in _choices(sizes.layers):
         tokens = _tokens_that_fit(sizes, keep, allowed_bytes - other_bytes)
-        tokens = min(most, tokens // _STEP * _STEP if tokens > _STEP else tokens)
+        rounded = tokens // _STEP * _STEP
+        tokens = min(most, rounded if rounded >= longest_row else tokens)
         if tokens >= longest_row:
             found.append(_with_dense_layers(sizes, Plan(tokens, keep), allowed_bytes - other_bytes))
     return min(found, key=lambda one: seconds_per_token(sizes, rates, one), default=None)
@@ -132,9 +133,9 @@ def seconds_per_token(sizes: Sizes, rates: Rates, split: Plan) -> float:
     forward = sizes.layers * sizes.layer_weights
     recomputed = sum(again[each] for each in split.keep)
     flops = 4 * forward + 2 * recomputed
-    # Half a byte is read and a number written; the matrix product reads it again.
+    # A matrix product reads every weight as a number; of 4 bits that is made first, from half a byte.
     quantized = 1 - split.dense_layers / sizes.layers if sizes.is_quantized else 0.0
-    bytes_read = (2 * forward + recomputed) * (0.5 + 2 * sizes.itemsize) * quantized
+    bytes_read = (2 * forward + recomputed) * (sizes.itemsize + (0.5 + sizes.itemsize) * quantized)
     return flops / rates.flops + bytes_read / rates.bytes / split.tokens
 
 

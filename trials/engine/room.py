@@ -56,7 +56,7 @@ class Room:
         self._guests[key] = guest
         try:
             self._settle()
-        except torch.OutOfMemoryError:
+        except Exception:
             self.leave(key)
             raise
 
@@ -75,7 +75,7 @@ class Room:
 
     def _is_to_move(self, best: Plan) -> bool:
         have = self.plan
-        if self._longest > have.tokens:
+        if self._longest > self.workspace.tokens:
             return True
         if self._rates is None:
             return False

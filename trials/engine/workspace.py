@@ -43,6 +43,7 @@ class Workspace:
     def __init__(self, frozen: FrozenDecoder, tokens: int, keep: Sequence[Keep]) -> None:
         """`keep` has one entry a layer."""
         self.tokens = tokens
+        """0 once its memory is given back."""
         self.keep = tuple(keep)
         self._frozen = frozen
         largest = max(
@@ -55,6 +56,7 @@ class Workspace:
 
     def replaced(self, plan: Plan) -> Workspace:
         """In its place, one for another plan; this one's memory is given back first, and it's of no use any more."""
+        self.tokens = 0
         self._layers, self._scratch = [], self._new(0, Keep.INPUT, None)
         return Workspace(self._frozen, plan.tokens, plan.keep)
 
