@@ -3,7 +3,8 @@
 Both draw learning rate and rank from the same space, train 8 steps of 16 rows a trial and evaluate twice on 32 rows.
 What is measured: wall time, what passes between one trial's last step and the next one's first, and how busy the GPU
 is, as NVML says it. NVML's figure is the share of its own last period (1/6 to 1 s) in which any kernel ran: it
-overstates what a profiler would count, equally for both.
+overstates what a profiler would count, equally for both. For ours, torch's profiler counts kernels from the first
+trial's arrival in the engine to the last one's leaving.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import yaml
 from scripts.benchmark_stock import EVAL_ROWS, EVALUATIONS, HIGHEST_RATE, LOWEST_RATE, RANKS, STEP_ROWS, STEPS
 from trials.files import read_json_lines
 
-STOCK_TRIALS, OUR_TRIALS = 6, 24
+STOCK_TRIALS, OUR_TRIALS = 3, 24
 _TIMEOUT_SECONDS = 420
 _ROOT = Path(__file__).parent.parent
 
@@ -79,12 +80,12 @@ class Utilisation:
 def compare_searches(work: Path, *, tiny: bool) -> dict[str, Any]:
     """Runs both, prints a line each; returns everything for the JSON."""
     found = {}
-    for name in ("stock", "ours"):
+    for name in ("ours", "stock"):
         out = work / f"search-{name}"
         shutil.rmtree(out, ignore_errors=True)
         trials = {"stock": STOCK_TRIALS, "ours": OUR_TRIALS}[name] // (3 if tiny else 1)
         command = _stock(work, out, trials) if name == "stock" else _ours(work, out, trials)
-        found[name] = _watched(name, command, out)
+        found[name] = _watched(name, command, out, trials)
         print(f"{name}: {json.dumps(found[name])}", flush=True)
     return found
 
@@ -155,9 +156,13 @@ def _covered(spans: Sequence[Span]) -> float:
     return covered
 
 
-def _watched(name: str, command: list[str], out: Path) -> dict[str, Any]:
+def _watched(name: str, command: list[str], out: Path, trials: int) -> dict[str, Any]:
     log = out.with_suffix(".log")
+    kernels = out.with_suffix(".kernels.json")
+    kernels.unlink(missing_ok=True)
     environment = {**os.environ, "RAY_ADDRESS": "local", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+    if name == "ours" and Path("/proc/driver/nvidia/version").exists():
+        environment["ENGINE_PROFILE"] = f"{kernels}:{trials}"
     begins = time.time()
     with Utilisation() as utilisation, log.open("w") as output:
         process = subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=output, stderr=output)
@@ -165,6 +170,9 @@ def _watched(name: str, command: list[str], out: Path) -> dict[str, Any]:
     ends = time.time()
     spans = stock_spans(out) if name == "stock" else our_spans(out)
     found = {"exit": code, **summary(spans, ends - begins), "gpu_busy": utilisation.mean(begins, ends)}
+    if kernels.exists():
+        seconds = json.loads(kernels.read_text())
+        found["kernel_share_of_wall"] = seconds["kernel_seconds"] / seconds["wall_seconds"]
     if spans:
         first, last = min(span.first for span in spans), max(span.last for span in spans)
         found["gpu_busy_from_first_to_last_step"] = utilisation.mean(first, last)
@@ -209,6 +217,7 @@ def recipe(work: Path) -> dict[str, Any]:
         },
         "hyperparameters": {"effective_batch": STEP_ROWS, "rows_seen": STEPS * STEP_ROWS},
         "evaluation": {"evaluations": EVALUATIONS},
+        "machine": {"gpu_memory_gib": 22.5},
         "search": {
             "reserve": "60s",
             "startup_trials": 6,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ class Engine:
 
     def __init__(self, settings: ModelSettings, machine: Machine) -> None:
         """Loads the base model. Raises `ModelError` if that can't be done, or its layers are unknown."""
+        # Memory is cut anew while the engine lives; without this the pieces wouldn't join again.
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         self._loop = Loop(freeze(load_resident_base(settings), compute_dtype(settings)), machine)
         self._rows_lock = threading.Lock()
         self._rows: Sequence[TokenizedRow] = ()

@@ -1,28 +1,28 @@
-"""A figure on its way from the GPU, looked at when it has arrived rather than waited for."""
+"""Figures on their way from the GPU, read when they have arrived: nobody waits for what was queued behind them."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
 class Later:
-    """One number of a tensor that is still being computed."""
+    """A few numbers that are still being computed."""
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, figures: Sequence[Tensor]) -> None:
+        """`figures` hold one number each."""
         self._arrived: torch.cuda.Event | None = None
-        self._value = value
-        if value.is_cuda:
-            self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-            self._value.copy_(value, non_blocking=True)
+        self._values = torch.stack(list(figures))
+        if self._values.is_cuda:
+            there, self._values = self._values, torch.empty(len(figures), dtype=self._values.dtype, pin_memory=True)
+            self._values.copy_(there, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
-    @property
-    def is_finite(self) -> bool:
-        """Waits until it's there."""
+    def read(self) -> list[float]:
+        """The numbers, in their order; waits until they are there."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return math.isfinite(float(self._value))
+        return [float(value) for value in self._values]

@@ -2,12 +2,13 @@
 
 A micro-step takes rows from the trials in turn, up to the tokens that memory has room for. A trial whose optimizer step
 is complete takes it at the micro-step's end, and is handed back to its own thread if that was the step it wanted to
-reach. Nothing here waits for the GPU but evaluations, and a look at the gradient norms of one micro-step before.
+reach. Nothing here waits for the GPU but evaluations, and a look at losses and gradient norms one micro-step late.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,10 +25,9 @@ from trials.engine.adapter import Adapter
 from trials.engine.batch import Share, make_batch
 from trials.engine.decoder import Decoder
 from trials.engine.frozen import FrozenDecoder
-from trials.engine.later import Later
 from trials.engine.profiling import KernelClock, kernel_clock
 from trials.engine.room import Guest, Room
-from trials.engine.trainee import Trainee
+from trials.engine.trainee import StepDone, Trainee
 from trials.losses import RowLosses
 from trials.memory import is_out_of_memory
 from trials.outcomes import CutOffError
@@ -69,7 +69,7 @@ class Loop:
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._joining: list[_Training] = []
         self._training: list[_Training] = []
-        self._norms: list[tuple[_Training, Later]] = []
+        self._unseen: list[tuple[_Training, StepDone]] = []
         self._is_closed = False
         self._clock: KernelClock | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -103,7 +103,7 @@ class Loop:
 
     def enter(self, key: int, guest: Guest) -> None:
         """Makes room for a trial. Raises torch's error if memory doesn't suffice."""
-        self.call(lambda: self._room.enter(key, guest)).result()
+        self.call(lambda: self._enter_room(key, guest)).result()
 
     def leave(self, key: int) -> None:
         """Gives back a trial's room."""
@@ -137,7 +137,6 @@ class Loop:
                 future.set_exception(EngineClosedError(said))
 
     def _work(self) -> None:
-        self._clock = kernel_clock()
         while self._wait_for_work():
             while self._calls:
                 _answer(*self._calls.popleft())
@@ -145,7 +144,12 @@ class Loop:
             if self._training:
                 self._micro_step()
             if not self._training:
-                self._look_at_norms()
+                self._look_at_figures()
+
+    def _enter_room(self, key: int, guest: Guest) -> None:
+        if self._clock is None:
+            self._clock = kernel_clock()
+        self._room.enter(key, guest)
 
     def _leave_room(self, key: int) -> None:
         self._room.leave(key)
@@ -194,7 +198,7 @@ class Loop:
             return
         self._note(taken, losses)
         complete = [training for training, _ in taken if training.trainee.step_is_complete]
-        self._look_at_norms()
+        self._look_at_figures()
         for training in complete:
             if not training.future.done():
                 self._finish_step(training)
@@ -218,24 +222,24 @@ class Loop:
 
     def _finish_step(self, training: _Training) -> None:
         try:
-            norm = training.trainee.take_step()
-            training.tokens += training.trainee.done[-1].tokens
+            step = training.trainee.take_step()
+            training.tokens += step.tokens
             is_there = training.is_there(training.trainee.steps_done, training.tokens)
         except Exception as error:
             self._leave(training, error)
             return
-        self._norms.append((training, Later(norm)))
+        self._unseen.append((training, step))
         if is_there:
             self._leave(training, None)
         else:
             self._begin_step(training)
 
-    def _look_at_norms(self) -> None:
+    def _look_at_figures(self) -> None:
         """Ends trials whose gradient wasn't finite in the micro-step before the one in work."""
-        for training, norm in self._norms:
-            if not norm.is_finite and not training.future.done():
+        for training, step in self._unseen:
+            if not training.future.done() and not all(map(math.isfinite, step.figures.read())):
                 self._leave(training, DivergedError("the gradient is not finite"))
-        self._norms = []
+        self._unseen = []
 
     def _break_off(self, taken: Sequence[tuple[_Training, Share]], error: Exception) -> None:
         """After a failed micro-step: its trials begin their optimizer steps anew, with half the tokens at once.

@@ -100,15 +100,16 @@ class Program:
     def _note_steps(self, events: SummaryWriter) -> bool:
         """Logs the steps that were taken; False if a loss or gradient wasn't finite."""
         done, self._trainee.done = self._trainee.done, []
-        for step in done:
+        read = [step.figures.read() for step in done]
+        for step, (loss, grad_norm) in zip(done, read, strict=True):
             self._state.global_step += 1
             self._state.num_input_tokens_seen += step.tokens
             self._state.epoch = self._epoch()
-            entry = self._log.step_done(step.loss, step.grad_norm, step.learning_rate)
+            entry = self._log.step_done(loss, grad_norm, step.learning_rate)
             if entry is not None:
-                self._write(events, entry)
+                self._write(events, entry, step.ended_at)
                 self._job.on_log({**rewrite_logs(entry), "train/global_step": self._state.global_step})
-        return all(math.isfinite(float(figure)) for step in done for figure in (step.loss, step.grad_norm))
+        return all(math.isfinite(figure) for figures in read for figure in figures)
 
     def _evaluate(self, events: SummaryWriter) -> bool:
         found, is_over = self._supervisor.evaluate(self._moment())
@@ -125,9 +126,9 @@ class Program:
     def _diverged(self) -> Ending:
         return Ending(EndingKind.DIVERGED, f"its loss or gradient is not finite after {self._state.global_step} steps")
 
-    def _write(self, events: SummaryWriter, entry: dict[str, float]) -> None:
+    def _write(self, events: SummaryWriter, entry: dict[str, float], at: float | None = None) -> None:
         for name, value in rewrite_logs(entry).items():
-            events.add_scalar(name, value, self._state.global_step)
+            events.add_scalar(name, value, self._state.global_step, walltime=at)
 
     def _write_checkpoint(self) -> None:
         parameters = self._adapter.named_parameters()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,20 +11,21 @@ from torch import Tensor
 
 from trials.engine.adapter import Adapter
 from trials.engine.batch import Share
+from trials.engine.later import Later
 from trials.engine.stepping import Stepper
 from trials.tokenization import TokenizedRow
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """An optimizer step that was taken. Tensors are read later, so that nobody waits for a GPU."""
+    """An optimizer step that was taken."""
 
-    loss: Tensor
-    """Mean over the step's learned tokens, in nats."""
-    grad_norm: Tensor
-    """L2, before clipping."""
+    figures: Later
+    """Mean loss of the step's learned tokens, in nats, and the gradient's L2 norm before clipping."""
     learning_rate: float
     tokens: int
+    ended_at: float
+    """Seconds since the epoch; a GPU may be one micro-step behind."""
 
 
 class Trainee:
@@ -89,10 +91,10 @@ class Trainee:
         self._loss = loss if self._loss is None else self._loss + loss
 
     @torch.no_grad()
-    def take_step(self) -> Tensor:
-        """The optimizer step; gives the gradient's norm.
+    def take_step(self) -> StepDone:
+        """The optimizer step.
 
-        Where that isn't finite the gradient counts as zero: the weights must stay finite, because a zero times
+        Where the gradient's norm isn't finite, it counts as zero: the weights must stay finite, because a zero times
         infinity in a product over all adapters would reach the others. The trial ends by it in any case.
         """
         assert self._loss is not None
@@ -107,5 +109,5 @@ class Trainee:
         self._stepper.step()
         self.steps_done += 1
         tokens = sum(len(row.input_ids) for row in self._rows)
-        self.done.append(StepDone(self._loss, norm, rate, tokens))
-        return norm
+        self.done.append(StepDone(Later([self._loss, norm]), rate, tokens, time.time()))
+        return self.done[-1]
