@@ -90,6 +90,19 @@ def make_batch(shares: Sequence[Share], dtype: torch.dtype, device: torch.device
     )
 
 
+def in_batches(rows: Sequence[TokenizedRow], tokens: int) -> list[list[TokenizedRow]]:
+    """Rows in their order, as many together as fit."""
+    batches: list[list[TokenizedRow]] = []
+    room = 0
+    for row in rows:
+        if len(row.input_ids) > room:
+            batches.append([])
+            room = tokens
+        batches[-1].append(row)
+        room -= len(row.input_ids)
+    return batches
+
+
 def _segments(shares: Sequence[Share]) -> list[Segment]:
     segments, start = [], 0
     for share in shares:

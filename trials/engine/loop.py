@@ -22,7 +22,7 @@ from torch import Tensor
 
 from trials.config import Machine
 from trials.engine.adapter import Adapter
-from trials.engine.batch import Share, make_batch
+from trials.engine.batch import Share, in_batches, make_batch
 from trials.engine.decoder import Decoder
 from trials.engine.frozen import FrozenDecoder
 from trials.engine.profiling import KernelClock, kernel_clock
@@ -273,24 +273,11 @@ class Loop:
     def _evaluate(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> RowLosses:
         frozen = self.frozen
         sums = []
-        for part in _batches(rows, self._decoder.workspace.tokens):
+        for part in in_batches(rows, self._decoder.workspace.tokens):
             batch = make_batch([Share(adapter, part, 1.0)], frozen.dtype, frozen.device, training=False)
             sums.append(self._decoder.losses(batch))
         found = torch.cat(sums).double().tolist()
         return RowLosses(found, [row.completion_tokens for row in rows])
-
-
-def _batches(rows: Sequence[TokenizedRow], tokens: int) -> list[list[TokenizedRow]]:
-    """Rows in their order, as many together as fit."""
-    batches: list[list[TokenizedRow]] = []
-    room = 0
-    for row in rows:
-        if len(row.input_ids) > room:
-            batches.append([])
-            room = tokens
-        batches[-1].append(row)
-        room -= len(row.input_ids)
-    return batches
 
 
 def _answer(function: Callable[[], Any], future: Future[Any]) -> None:

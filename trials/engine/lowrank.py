@@ -100,10 +100,6 @@ class LowRank:
             if group is not None:
                 self._groups[tuple(names)] = group
 
-    def has(self, names: Sequence[str]) -> bool:
-        """Whether an adapter is on any of these modules, which are one group."""
-        return tuple(names) in self._groups
-
     def add(self, names: Sequence[str], layer: int, x: Tensor, outputs: Sequence[Tensor]) -> Tensor | None:
         """Adds the low-rank parts of `x` [tokens, in] to each module's output [tokens, out] in place.
 
