@@ -37,7 +37,9 @@ class KernelClock:
 
     def _write(self, wall: float) -> None:
         # What the profiler keeps by itself: its own list in Python would take minutes, and gigabytes.
-        results = self._profile.profiler and self._profile.profiler.kineto_results
+        profiler = self._profile.profiler
+        assert profiler is not None
+        results = profiler.kineto_results
         assert results is not None
         spans = [(event.start_ns(), event.end_ns()) for event in results.events()]
         content = json.dumps({"kernel_seconds": covered(spans) / 1e9, "wall_seconds": wall})
