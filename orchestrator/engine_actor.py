@@ -75,7 +75,7 @@ class EngineActor:
         except Exception:
             error = traceback.format_exc()
         conversation.end(error)
-        if error is not None and _gpu_is_lost():
+        if error is not None and (self._has_broken_down() or _gpu_is_lost()):
             # Every later trial in this process would fail as well. Ray starts a new one.
             os._exit(1)
 
@@ -116,6 +116,9 @@ class EngineActor:
 
             self._engine = Engine(config.model, config.machine)
         return self._engine
+
+    def _has_broken_down(self) -> bool:
+        return self._engine is not None and self._engine.has_ended
 
     def _adapted(self, config: TrialConfig) -> TrialConfig:
         """The configuration in this process: threads are the engine's, and the trial's W&B run is its holder's."""

@@ -129,3 +129,23 @@ def test_a_trial_that_is_not_there_has_ended() -> None:
     assert actor.next_word("0009") == Ended()
     actor.go_on("0009")
     actor.release("0009")
+
+
+def test_a_process_whose_engine_has_broken_down_ends(assign: Assign, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = EngineActor(slots=1, cpu_threads=1)
+    actor.begin(assign("0001"))
+    hold(actor, "0001")
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+    assert actor._engine is not None
+    # What no trial can be blamed for, such as a GPU that is gone.
+    monkeypatch.setattr(actor._engine._loop, "_look_at_figures", lambda: 1 / 0)
+    actor.begin(assign("0002"))
+    _, ended = hold(actor, "0002")
+    assert ended.error is not None
+    assert "the engine has broken down: ZeroDivisionError" in ended.error
+    for _ in range(100):
+        if codes:
+            break
+        time.sleep(0.05)
+    assert codes == [1]

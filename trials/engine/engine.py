@@ -81,6 +81,11 @@ class Engine:
             on_eval,
         )
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was closed, or has broken down through no trial's fault; it refuses trials from then on."""
+        return self._loop.has_ended
+
     def close(self) -> None:
         """Ends the engine; trials that still train are cut off."""
         self._loop.close()

@@ -71,6 +71,7 @@ class Loop:
         self._training: list[_Training] = []
         self._unseen: list[tuple[_Training, StepDone]] = []
         self._is_closed = False
+        self._farewell = "the engine has ended"
         self._clock: KernelClock | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -110,6 +111,11 @@ class Loop:
         with suppress(EngineClosedError):
             self.call(lambda: self._leave_room(key)).result()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was closed, or has broken down."""
+        return self._is_closed
+
     def close(self) -> None:
         """Ends the thread after the micro-step in work; trials that train get `EngineClosedError`."""
         with self._changed:
@@ -119,22 +125,21 @@ class Loop:
 
     def _refuse_closed(self) -> None:
         if self._is_closed:
-            raise EngineClosedError("the engine has ended")
+            raise EngineClosedError(self._farewell)
 
     def _run(self) -> None:
-        said = "the engine has ended"
         try:
             self._work()
         except Exception as error:
             # No trial's own, such as a GPU that is gone: whoever waits must hear of it.
             logger.exception("the engine has broken down")
-            said = f"the engine has broken down: {type(error).__name__}: {error}"
+            self._farewell = f"the engine has broken down: {type(error).__name__}: {error}"
         with self._changed:
             self._is_closed = True
         waiting = [training.future for training in (*self._training, *self._joining)]
         for future in (*waiting, *(future for _, future in self._calls)):
             if not future.done():
-                future.set_exception(EngineClosedError(said))
+                future.set_exception(EngineClosedError(self._farewell))
 
     def _work(self) -> None:
         while self._wait_for_work():
@@ -150,17 +155,18 @@ class Loop:
         if self._clock is None:
             self._clock = kernel_clock()
         self._room.enter(key, guest)
+        self._limit = self._room.plan.tokens
 
     def _leave_room(self, key: int) -> None:
         self._room.leave(key)
+        # It may have been this trial's rows or adapter that were too much beside the others.
+        self._limit = self._room.plan.tokens
         if self._clock is not None:
             self._clock.trial_left()
 
     def _use(self, room: Room) -> None:
         """What the room holds may have been cut anew."""
-        if self._decoder.workspace is not room.workspace:
-            self._decoder.workspace = room.workspace
-            self._limit = room.plan.tokens
+        self._decoder.workspace = room.workspace
 
     def _wait_for_work(self) -> bool:
         with self._changed:
