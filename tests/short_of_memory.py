@@ -37,7 +37,7 @@ def main() -> None:
     loop = Loop(frozen, Machine(micro_batch_tokens=1024))
     (enough,) = _trained(loop, [_trainee(frozen, *ROWS)])
     warnings = _Warnings()
-    logging.getLogger("trials.engine.loop").addHandler(warnings)
+    logging.getLogger("trials.engine.micro_steps").addHandler(warnings)
     size = _size()
     for allowed in range(80, 0, -10):  # how much the process had in reserve nobody knows
         _limit(size + allowed * MIB)

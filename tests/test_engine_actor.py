@@ -139,7 +139,7 @@ def test_a_process_whose_engine_has_broken_down_ends(assign: Assign, monkeypatch
     monkeypatch.setattr("os._exit", codes.append)
     assert actor._engine is not None
     # What no trial can be blamed for, such as a GPU that is gone.
-    monkeypatch.setattr(actor._engine._loop, "_look_at_figures", lambda: 1 / 0)
+    monkeypatch.setattr(actor._engine._loop._micro_steps, "look_at_figures", lambda: 1 / 0)
     actor.begin(assign("0002"))
     _, ended = hold(actor, "0002")
     assert ended.error is not None

@@ -16,7 +16,8 @@ from trials.engine.adapter import Adapter
 from trials.engine.batch import Batch
 from trials.engine.decoder import Decoder
 from trials.engine.frozen import freeze
-from trials.engine.loop import DivergedError, EngineClosedError, Loop
+from trials.engine.loop import EngineClosedError, Loop
+from trials.engine.micro_steps import DivergedError
 from trials.engine.stepping import Stepper
 from trials.engine.trainee import Trainee
 from trials.schedule import Length
@@ -174,7 +175,7 @@ def test_closing_cuts_off_who_trains_and_refuses_who_comes(loop: Loop, make: Mak
 def test_a_loop_that_breaks_tells_everybody(loop: Loop, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trainee = make(8)
     # What no trial can be blamed for, such as a GPU that is gone.
-    monkeypatch.setattr(loop, "_look_at_figures", lambda: 1 / 0)
+    monkeypatch.setattr(loop._micro_steps, "look_at_figures", lambda: 1 / 0)
     with pytest.raises(EngineClosedError, match="ZeroDivisionError"):
         loop.train(trainee, after(3)).result(WAIT)
     with pytest.raises(EngineClosedError):

@@ -13,7 +13,8 @@ from transformers.integrations import rewrite_logs
 from trials.checkpoints import CheckpointWriter
 from trials.engine.adapter import Adapter
 from trials.engine.checkpointing import first_state, read_checkpoint, write_checkpoint
-from trials.engine.loop import DivergedError, Loop
+from trials.engine.loop import Loop
+from trials.engine.micro_steps import DivergedError
 from trials.engine.order import RowOrder
 from trials.engine.stepping import Stepper
 from trials.engine.subject import EngineSubject
