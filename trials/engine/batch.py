@@ -54,6 +54,8 @@ class Batch:
     """[learned]: the row that each belongs to, counted over all shares."""
     row_count: int
     segments: Sequence[Segment]
+    learned_segments: Sequence[Segment]
+    """The same among `learned`."""
     dropout: Dropout | None
 
 
@@ -85,7 +87,8 @@ def make_batch(shares: Sequence[Share], dtype: torch.dtype, device: torch.device
         weights=there(row_weights[row_of[learned]]),
         row_of=there(row_of[learned]),
         row_count=len(rows),
-        segments=_segments(shares),
+        segments=_segments(shares, [share.tokens for share in shares]),
+        learned_segments=_segments(shares, [_learned_tokens(share) for share in shares]),
         dropout=dropout and Dropout(there(dropout.token_keys), there(dropout.thresholds), there(dropout.scales)),
     )
 
@@ -103,14 +106,18 @@ def in_batches(rows: Sequence[TokenizedRow], tokens: int) -> list[list[Tokenized
     return batches
 
 
-def _segments(shares: Sequence[Share]) -> list[Segment]:
+def _segments(shares: Sequence[Share], tokens: Sequence[int]) -> list[Segment]:
+    """Of so many tokens a share."""
     segments, start = [], 0
-    for share in shares:
-        end = start + share.tokens
+    for share, count in zip(shares, tokens, strict=True):
         if share.adapter is not None:
-            segments.append(Segment(share.adapter, start, end))
-        start = end
+            segments.append(Segment(share.adapter, start, start + count))
+        start += count
     return segments
+
+
+def _learned_tokens(share: Share) -> int:
+    return sum(label != IGNORED for row in share.rows for label in row.labels[1:])
 
 
 def _dropout(shares: Sequence[Share], positions: Tensor, row_of: Tensor, dtype: torch.dtype) -> Dropout | None:

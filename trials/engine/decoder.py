@@ -36,6 +36,8 @@ class _Pass:
     cos: Tensor
     sin: Tensor
     low_rank: LowRank
+    low_rank_of_learned: LowRank
+    """For learned tokens only."""
     training: bool
 
 
@@ -44,12 +46,28 @@ class _Held:
     """Of one layer, from its forward pass to its backward pass. Tensors are views of the workspace."""
 
     memory: LayerMemory
+    after: LayerMemory
+    """For what comes after attention: `memory`, or in the last layer its part for as many tokens as are learned."""
+    low_rank: LowRank
+    """For what comes after attention."""
+    learned: Tensor | None
+    """In the last layer, after whose attention no other token counts: their numbers."""
     attention_rstd: Tensor | None = None
     mlp_rstd: Tensor | None = None
     attention: Tensor | Graph | None = None
     """What the gradient of attention needs beside the workspace."""
     inner: dict[tuple[str, ...], Tensor | None] = field(default_factory=dict)
     """Inner products of the low-rank parts, by group of modules; so small that they are kept in any case."""
+
+    def narrowed(self, x: Tensor) -> Tensor:
+        """What of `x` [tokens, features] counts after attention."""
+        return x if self.learned is None else x[self.learned]
+
+    def widened(self, x: Tensor) -> Tensor:
+        """The other way round, for gradients: zero where nothing counts."""
+        if self.learned is None:
+            return x
+        return x.new_zeros(len(self.memory.x), x.shape[1]).index_copy_(0, self.learned, x)
 
 
 class Decoder:
@@ -65,138 +83,135 @@ class Decoder:
     @torch.no_grad()
     def losses(self, batch: Batch) -> Tensor:
         """Summed loss in nats of every row's learned tokens [rows], in float32 or wider. Nothing is kept."""
-        x = self._embed(batch)
         shared = self._shared(batch, training=False)
-        held = _Held(self.workspace.scratch(len(x)))
-        residual = None
-        for layer in self.frozen.layers:
-            self._layer_forward(layer, x, residual, held, shared, out=x)
-            residual = held.memory.middle
-        hidden = self._final_norm(self._learned(x, residual, batch))[0]
+        scratch = self.workspace.scratch(len(batch.input_ids))
+        held = [self._held(index, scratch, shared) for index in range(len(self.frozen.layers))]
+        states = self._forward(self._embed(batch), [scratch.x] * len(held), held, shared)
+        hidden, _ = self._ops.rms_norm(states, self.frozen.final_norm, self.frozen.eps)
         return _row_sums(token_losses(hidden, self.frozen.head, batch.targets), batch)
 
     @torch.no_grad()
     def train(self, batch: Batch) -> Tensor:
         """As `losses`; adds the gradients of the weighted losses to those of the batch's adapters."""
         shared = self._shared(batch, training=True)
-        memories = [self.workspace.layer(index, len(batch.input_ids)) for index in range(len(self.frozen.layers))]
-        last = torch.empty_like(memories[0].x)
-        memories[0].x.copy_(self._embed(batch))
-        held = [_Held(memory) for memory in memories]
-        outputs = [*(memory.x for memory in memories[1:]), last]
-        residual = None
-        for layer, kept, out in zip(self.frozen.layers, held, outputs, strict=True):
-            self._layer_forward(layer, kept.memory.x, residual, kept, shared, out)
-            residual = kept.memory.middle
-        losses, dx = self._head(last, residual, batch)
-        del last, out, outputs
+        layers = range(len(self.frozen.layers))
+        held = [self._held(index, self.workspace.layer(index, len(batch.input_ids)), shared) for index in layers]
+        states = self._forward(self._embed(batch), [each.memory.x for each in held], held, shared)
+        losses, dx = self._head(states, batch)
         for layer, kept in zip(reversed(self.frozen.layers), reversed(held), strict=True):
             self._restore(layer, kept, shared)
-            self._mlp_backward(layer, dx, kept, shared)
-            self._attention_backward(layer, dx, kept, shared)
+            self._mlp_backward(layer, dx, kept)
+            dx = self._attention_backward(layer, dx, kept, shared)
         return _row_sums(losses, batch)
+
+    def _held(self, index: int, memory: LayerMemory, shared: _Pass) -> _Held:
+        if index < len(self.frozen.layers) - 1:
+            return _Held(memory, memory, shared.low_rank, None)
+        learned = shared.batch.learned
+        return _Held(memory, memory.view(len(learned)), shared.low_rank_of_learned, learned)
+
+    def _forward(self, embedded: Tensor, inputs: Sequence[Tensor], held: Sequence[_Held], shared: _Pass) -> Tensor:
+        """Through all layers, each with its input in its place; gives the last one's output [learned, hidden]."""
+        last = embedded.new_empty(len(shared.batch.learned), embedded.shape[1])
+        inputs[0].copy_(embedded)
+        residual = None
+        for layer, kept, x, out in zip(self.frozen.layers, held, inputs, [*inputs[1:], last], strict=True):
+            self._attention_forward(layer, x, residual, kept, shared)
+            self._project_out(layer, kept)
+            h = self._mlp_inside(layer, kept.narrowed(x), kept)
+            torch.mm(h, self._dense(layer, DOWN).T, out=out)
+            kept.inner[DOWN] = kept.low_rank.add(DOWN, layer.index, h, (out,))
+            residual = kept.after.middle
+        return last if residual is None else last.add_(residual)
 
     def _shared(self, batch: Batch, *, training: bool) -> _Pass:
         cos, sin = self.frozen.rotary(batch.positions)
         groups, tokens = (QKV, OUT, GATE_UP, DOWN), len(batch.input_ids)
         dtype = self.frozen.dtype if training else torch.promote_types(self.frozen.dtype, torch.float32)
         low_rank = LowRank(batch.segments, batch.dropout, groups, tokens, dtype, self._ops)
-        return _Pass(batch, cos, sin, low_rank, training)
+        of_learned = low_rank.narrowed(batch.learned, batch.learned_segments)
+        return _Pass(batch, cos, sin, low_rank, of_learned, training)
 
     def _embed(self, batch: Batch) -> Tensor:
         return self.frozen.embed(batch.input_ids)
 
-    def _final_norm(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        normed: tuple[Tensor, Tensor] = self._ops.rms_norm(x, self.frozen.final_norm, self.frozen.eps)
-        return normed
-
-    def _learned(self, x: Tensor, residual: Tensor | None, batch: Batch) -> Tensor:
-        """The last layer's output at learned tokens."""
-        states = x[batch.learned]
-        return states if residual is None else states.add_(residual[batch.learned])
-
-    def _head(self, x: Tensor, residual: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Losses of learned tokens, and the gradient of the last layer's output."""
-        states = self._learned(x, residual, batch)
-        hidden, rstd = self._final_norm(states)
+    def _head(self, states: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses of learned tokens, and the gradient of the last layer's output [learned, hidden]."""
+        hidden, rstd = self._ops.rms_norm(states, self.frozen.final_norm, self.frozen.eps)
         losses, dhidden = token_losses_and_gradient(hidden, self.frozen.head, batch.targets, batch.weights)
         dstates = torch.zeros_like(states)
         self._ops.rms_norm_backward(dhidden, states, self.frozen.final_norm, rstd, dstates)
-        return losses, torch.zeros_like(x).index_copy_(0, batch.learned, dstates)
-
-    def _layer_forward(
-        self, layer: FrozenLayer, x: Tensor, residual: Tensor | None, held: _Held, shared: _Pass, out: Tensor
-    ) -> None:
-        """From `x` to `out`, which may be the same; sums with the residual stream are left to the norms that follow.
-
-        `residual` has still to be added to `x`, and `held.memory.middle` to `out`.
-        """
-        self._attention_forward(layer, x, residual, held, shared)
-        h = self._mlp_inside(layer, x, held, shared)
-        torch.mm(h, self._dense(layer, DOWN).T, out=out)
-        held.inner[DOWN] = shared.low_rank.add(DOWN, layer.index, h, (out,))
+        return losses, dstates
 
     def _attention_forward(
         self, layer: FrozenLayer, x: Tensor, residual: Tensor | None, held: _Held, shared: _Pass
     ) -> None:
-        """Up to `memory.middle`, to which `x` has still to be added."""
-        memory, low_rank = held.memory, shared.low_rank
+        """Adds the `residual` to `x`, and goes on up to `memory.attended`."""
+        memory = held.memory
         y, held.attention_rstd = self._ops.rms_norm(x, layer.attention_norm, self.frozen.eps, residual)
         torch.mm(y, self._dense(layer, QKV).T, out=memory.qkv)
-        held.inner[QKV] = low_rank.add(QKV, layer.index, y, self._split(memory.qkv))
+        held.inner[QKV] = shared.low_rank.add(QKV, layer.index, y, self._split(memory.qkv))
         rotated = self._rotated(memory.qkv)
         self._ops.rotate(rotated, shared.cos, shared.sin, rotated)
         out, held.attention = attend(*self._heads(memory.qkv), shared.batch.rows, training=shared.training)
         memory.attended.copy_(out.flatten(1))
-        torch.mm(memory.attended, self._dense(layer, OUT).T, out=memory.middle)
-        held.inner[OUT] = low_rank.add(OUT, layer.index, memory.attended, (memory.middle,))
 
-    def _mlp_inside(self, layer: FrozenLayer, residual: Tensor | None, held: _Held, shared: _Pass) -> Tensor:
-        memory = held.memory
-        y, held.mlp_rstd = self._ops.rms_norm(memory.middle, layer.mlp_norm, self.frozen.eps, residual)
-        for name, out in zip(GATE_UP, (memory.gate, memory.up), strict=True):
+    def _project_out(self, layer: FrozenLayer, held: _Held) -> None:
+        """From attention to `after.middle`, to which the layer's input has still to be added."""
+        attended, middle = held.narrowed(held.memory.attended), held.after.middle
+        torch.mm(attended, self._dense(layer, OUT).T, out=middle)
+        held.inner[OUT] = held.low_rank.add(OUT, layer.index, attended, (middle,))
+
+    def _mlp_inside(self, layer: FrozenLayer, residual: Tensor | None, held: _Held) -> Tensor:
+        """Adds the `residual` to `after.middle`, and gives what goes into down_proj."""
+        after = held.after
+        y, held.mlp_rstd = self._ops.rms_norm(after.middle, layer.mlp_norm, self.frozen.eps, residual)
+        for name, out in zip(GATE_UP, (after.gate, after.up), strict=True):
             torch.mm(y, self._dense(layer, (name,)).T, out=out)
-        held.inner[GATE_UP] = shared.low_rank.add(GATE_UP, layer.index, y, (memory.gate, memory.up))
-        h: Tensor = self._ops.swiglu(memory.gate, memory.up)
+        held.inner[GATE_UP] = held.low_rank.add(GATE_UP, layer.index, y, (after.gate, after.up))
+        h: Tensor = self._ops.swiglu(after.gate, after.up)
         return h
 
     def _restore(self, layer: FrozenLayer, held: _Held, shared: _Pass) -> None:
         """Computes again what wasn't kept."""
         if held.memory.keep is Keep.INPUT:
             self._attention_forward(layer, held.memory.x, None, held, shared)
-            self._mlp_inside(layer, held.memory.x, held, shared)
+            self._project_out(layer, held)
+            self._mlp_inside(layer, held.narrowed(held.memory.x), held)
         elif held.memory.keep is Keep.NO_MLP:
-            self._mlp_inside(layer, None, held, shared)
+            self._mlp_inside(layer, None, held)
 
-    def _mlp_backward(self, layer: FrozenLayer, dx: Tensor, held: _Held, shared: _Pass) -> None:
+    def _mlp_backward(self, layer: FrozenLayer, dx: Tensor, held: _Held) -> None:
         """Turns `dx`, the gradient of the layer's output, into that of the residual stream in its middle."""
-        memory, low_rank = held.memory, shared.low_rank
+        after, low_rank = held.after, held.low_rank
         assert held.mlp_rstd is not None
         dh = dx @ self._dense(layer, DOWN)
         if (inner := held.inner[DOWN]) is not None:
-            low_rank.backward(DOWN, layer.index, self._ops.swiglu(memory.gate, memory.up), inner, (dx,), dh)
-        self._ops.swiglu_backward(dh, memory.gate, memory.up)
+            low_rank.backward(DOWN, layer.index, self._ops.swiglu(after.gate, after.up), inner, (dx,), dh)
+        self._ops.swiglu_backward(dh, after.gate, after.up)
         del dh
-        dy = memory.gate @ self._dense(layer, ("gate_proj",))
-        dy.addmm_(memory.up, self._dense(layer, ("up_proj",)))
+        dy = after.gate @ self._dense(layer, ("gate_proj",))
+        dy.addmm_(after.up, self._dense(layer, ("up_proj",)))
         if (inner := held.inner[GATE_UP]) is not None:
-            y = self._ops.normed(memory.middle, layer.mlp_norm, held.mlp_rstd)
-            low_rank.backward(GATE_UP, layer.index, y, inner, (memory.gate, memory.up), dy)
-        self._ops.rms_norm_backward(dy, memory.middle, layer.mlp_norm, held.mlp_rstd, dx)
+            y = self._ops.normed(after.middle, layer.mlp_norm, held.mlp_rstd)
+            low_rank.backward(GATE_UP, layer.index, y, inner, (after.gate, after.up), dy)
+        self._ops.rms_norm_backward(dy, after.middle, layer.mlp_norm, held.mlp_rstd, dx)
 
-    def _attention_backward(self, layer: FrozenLayer, dx: Tensor, held: _Held, shared: _Pass) -> None:
-        """Turns `dx`, the gradient of the residual stream in the layer's middle, into that of its input."""
-        memory, low_rank = held.memory, shared.low_rank
+    def _attention_backward(self, layer: FrozenLayer, dx: Tensor, held: _Held, shared: _Pass) -> Tensor:
+        """From the gradient of the residual stream in the layer's middle to that of its input."""
+        memory = held.memory
         assert held.attention_rstd is not None
         dout = dx @ self._dense(layer, OUT)
         if (inner := held.inner[OUT]) is not None:
-            low_rank.backward(OUT, layer.index, memory.attended, inner, (dx,), dout)
-        self._attend_backward(dout, held, shared)
+            held.low_rank.backward(OUT, layer.index, held.narrowed(memory.attended), inner, (dx,), dout)
+        self._attend_backward(held.widened(dout), held, shared)
+        dx = held.widened(dx)
         dy = memory.qkv @ self._dense(layer, QKV)
         if (inner := held.inner[QKV]) is not None:
             y = self._ops.normed(memory.x, layer.attention_norm, held.attention_rstd)
-            low_rank.backward(QKV, layer.index, y, inner, self._split(memory.qkv), dy)
+            shared.low_rank.backward(QKV, layer.index, y, inner, self._split(memory.qkv), dy)
         self._ops.rms_norm_backward(dy, memory.x, layer.attention_norm, held.attention_rstd, dx)
+        return dx
 
     def _attend_backward(self, dout: Tensor, held: _Held, shared: _Pass) -> None:
         """Puts the gradients of queries, keys and values in their place."""

@@ -9,9 +9,10 @@ that what isn't finite in one adapter's tokens never reaches another's.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -38,6 +39,10 @@ class Dropout:
     token_keys: Tensor
     thresholds: Tensor
     scales: Tensor
+
+    def narrowed(self, tokens: Tensor) -> Dropout:
+        """For a part of the tokens, given by their numbers."""
+        return Dropout(self.token_keys[tokens], self.thresholds[tokens], self.scales[tokens])
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class LowRank:
         `dtype` is that of the low-rank products: in training that of all others, as under autocast; in evaluation the
         adapters' own, as PEFT computes them for whoever uses the adapter.
         """
+        self._segments = segments
         self._dropout = dropout
         self._ops = ops
         self._noise: dict[tuple[str, int], Any] = {}
@@ -99,6 +105,22 @@ class LowRank:
             group = _group(names, list(zip(segments, stacks, strict=True)), tokens, dtype)
             if group is not None:
                 self._groups[tuple(names)] = group
+
+    def narrowed(self, tokens: Tensor, segments: Sequence[Segment]) -> LowRank:
+        """The same for a part of the tokens, given by their numbers; `segments` are these tokens' own, in order."""
+        part = copy.copy(self)
+        now = {id(segment): after for segment, after in zip(self._segments, segments, strict=True)}
+        part._segments, part._noise = segments, {}
+        part._dropout = self._dropout and self._dropout.narrowed(tokens)
+        part._groups = {
+            names: replace(
+                group,
+                parts=[replace(each, segments=[now[id(segment)] for segment in each.segments]) for each in group.parts],
+                mask=None if group.mask is None else group.mask[tokens],
+            )
+            for names, group in self._groups.items()
+        }
+        return part
 
     def add(self, names: Sequence[str], layer: int, x: Tensor, outputs: Sequence[Tensor]) -> Tensor | None:
         """Adds the low-rank parts of `x` [tokens, in] to each module's output [tokens, out] in place.
