@@ -169,11 +169,13 @@ def test_a_process_that_was_killed_goes_on_as_if_nothing_had_happened(
     out = tmp_path / "killed"
     said = _killed_after_its_second_checkpoint(out, number)
     left = read_trial(out)
-    assert (left.ending, [checkpoint.step for checkpoint in whole_checkpoints(out)]) == (None, [6, 12])
+    steps = [checkpoint.step for checkpoint in whole_checkpoints(out)]
+    assert left.ending is None
+    assert steps in ([6, 12], [6, 12, 18])  # it trains on while it's being told
     if number == signal.SIGINT:
         assert f"go on with it: python -m trials.train --resume {out}" in said
     assert main(["--resume", str(out)]) == 0
-    assert "going on from the checkpoint of step 12" in capsys.readouterr().out
+    assert f"going on from the checkpoint of step {steps[-1]}" in capsys.readouterr().out
     resumed, expected = read_trial(out), read_trial(straight)
     assert resumed.ending == expected.ending
     assert [point.step for point in resumed.points] == [point.step for point in expected.points]
