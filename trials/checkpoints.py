@@ -76,6 +76,13 @@ class _Marker:
     files: Mapping[str, int]
 
 
+def resumed_stopwatch(checkpoint: Checkpoint | None) -> Stopwatch:
+    """Of a trial that goes on from a checkpoint, or begins."""
+    if checkpoint is None:
+        return Stopwatch()
+    return Stopwatch(checkpoint.progress.seconds, checkpoint.progress.training_seconds)
+
+
 class CheckpointWriter:
     """Writes the checkpoints of one trial, each whole or not at all."""
 

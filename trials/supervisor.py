@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from trials.checkpoints import Checkpoint
 from trials.config import TrialConfig
@@ -18,6 +18,9 @@ from trials.records import Ending, EndingKind, EvalPoint, TrialFolder, read_tria
 from trials.scoring import Scorer
 from trials.stopwatch import Stopwatch
 from trials.verdicts import divergence, lost_patience
+
+if TYPE_CHECKING:
+    from transformers import TrainerState
 
 
 class Decision(Enum):
@@ -61,6 +64,11 @@ class Job:
         """Whether training has to end."""
         return time.time() >= self.stop_at
 
+    @property
+    def base_eval_loss(self) -> float | None:
+        """Of the untrained base; None if neither the checkpoint nor the config knows it."""
+        return self.config.base_eval_loss if self.checkpoint is None else self.checkpoint.progress.base_eval_loss
+
     def points_so_far(self) -> Sequence[EvalPoint]:
         """Evaluations before the checkpoint that the trial goes on from."""
         return () if self.checkpoint is None else read_trial(self.folder.path).points
@@ -76,6 +84,13 @@ class Moment:
     tokens_seen: int
     train_loss: float | None
     """As logged last, in nats per token; None: not logged yet, or not finite."""
+
+
+def moment_of(state: TrainerState) -> Moment:
+    """As transformers' state of a trial tells it, which the engine keeps as well."""
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    latest = losses[-1] if losses and math.isfinite(losses[-1]) else None
+    return Moment(state.global_step, state.max_steps, int(state.num_input_tokens_seen), latest)
 
 
 class Subject(Protocol):

@@ -1,4 +1,4 @@
-"""Weights & Biases, when the environment asks for it: one run per trial, grouped by search."""
+"""What is logged of a trial for people: TensorBoard events, and a run in Weights & Biases where that is asked for."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trials.config import TrackingSettings, TrialConfig
 from trials.records import EvalPoint
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 Log = Callable[[Mapping[str, float]], None]
 
@@ -59,3 +63,13 @@ def figures(point: EvalPoint) -> dict[str, float]:
         "train/num_input_tokens_seen": point.tokens_seen,
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def event_writer(folder: Path, steps_done: int) -> SummaryWriter:
+    """Writes a trial's TensorBoard events.
+
+    TensorBoard hides what an earlier process logged of steps that are trained again.
+    """
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1 if steps_done else None)

@@ -12,7 +12,6 @@ import torch
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from tensorboardX import SummaryWriter
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
@@ -23,9 +22,9 @@ from trials.checkpointing import CheckpointedTrainer, CheckpointTimes
 from trials.checkpoints import CheckpointWriter
 from trials.config import TrialConfig
 from trials.dropout import TokensInStep, count_dropout
-from trials.schedule import Length, checkpoint_steps, logging_steps, micro_batch_rows
+from trials.schedule import Length, Milestones, checkpoint_steps, logging_steps, micro_batch_rows
 from trials.split import Split
-from trials.tracking import wandb_is_wanted
+from trials.tracking import event_writer, wandb_is_wanted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,28 +82,23 @@ class EvaluationTimes(TrainerCallback):  # type: ignore[misc]
     """Asks for an evaluation when so many tokens were seen, at the last step, and when time is over."""
 
     def __init__(self, tokens: Sequence[int], time_is_over: Callable[[], bool]) -> None:
-        self._ahead = sorted(tokens)
+        self._milestones = Milestones(tokens)
         self._time_is_over = time_is_over
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Called by the trainer, which has seen tokens already where it goes on from a checkpoint."""
-        self._is_due(state)
+        self._milestones.pass_by(state.num_input_tokens_seen)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Called by the trainer after every optimizer step."""
-        if self._is_due(state) or state.global_step >= state.max_steps or self._time_is_over():
+        is_reached = self._milestones.pass_by(state.num_input_tokens_seen)
+        if is_reached or state.global_step >= state.max_steps or self._time_is_over():
             control.should_evaluate = True
         return control
-
-    def _is_due(self, state: TrainerState) -> bool:
-        """Asked once a step: what is due now isn't due at the next one."""
-        reached = len([tokens for tokens in self._ahead if tokens <= state.num_input_tokens_seen])
-        self._ahead = self._ahead[reached:]
-        return reached > 0
 
 
 def build_trainer(
@@ -129,7 +123,7 @@ def build_trainer(
             train_dataset=train.for_training,
             processing_class=tokenizer,
             data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
-            callbacks=[times, TensorBoardCallback(_event_writer(folder, steps_done))],
+            callbacks=[times, TensorBoardCallback(event_writer(folder, steps_done))],
             optimizers=(_loraplus_optimizer(model, arguments, config), None),
         )
     trainer.evaluate_trial = evaluate
@@ -140,11 +134,6 @@ def build_trainer(
         trainer.checkpoints = checkpoints
         trainer.add_callback(CheckpointTimes(every_steps))
     return trainer
-
-
-def _event_writer(folder: Path, steps_done: int) -> SummaryWriter:
-    """TensorBoard hides what an earlier process logged of steps that are trained again."""
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1 if steps_done else None)
 
 
 def _adapts_head(model: PeftModel) -> bool:

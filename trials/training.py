@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import set_seed
 
-from trials.checkpoints import Checkpoint, CheckpointWriter
+from trials.checkpoints import Checkpoint, CheckpointWriter, resumed_stopwatch
 from trials.config import Machine, TrialConfig
 from trials.data import TrialData
 from trials.evaluation import evaluate_rows
@@ -25,13 +25,12 @@ from trials.outcomes import evaluate_untrained, recorded
 from trials.records import Ending, EndingKind, EvalPoint, TrialFolder
 from trials.schedule import evaluation_tokens, full_length
 from trials.scoring import Scorer
-from trials.stopwatch import Stopwatch
-from trials.supervisor import Job, Moment, OnEval, Supervisor
+from trials.supervisor import Job, OnEval, Supervisor, moment_of
 from trials.tokenization import TokenizedRow
 from trials.trainer import EvaluationTimes, build_trainer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def run_trial(
@@ -50,10 +49,7 @@ def run_trial(
     Returns how the trial ended; None if the callback stopped it, who then writes the ending. Running out of memory
     is an ending; any other error is recorded as `failed` and raised.
     """
-    stopwatch = Stopwatch()
-    if checkpoint is not None:
-        stopwatch = Stopwatch(checkpoint.progress.seconds, checkpoint.progress.training_seconds)
-    job = Job(config, data, folder, on_eval, stop_at, checkpoint, stopwatch)
+    job = Job(config, data, folder, on_eval, stop_at, checkpoint, resumed_stopwatch(checkpoint))
     return recorded(folder, lambda: _train(job, tokenizer))
 
 
@@ -99,7 +95,7 @@ def _train(job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
         data.train,
         config,
         length,
-        lambda state: supervisor.evaluate(_moment(state)),
+        lambda state: supervisor.evaluate(moment_of(state)),
         times,
         folder,
         checkpoints,
@@ -131,16 +127,9 @@ class _HfSubject:
         return scorer.scored(point, losses, self.model)
 
 
-def _moment(state: TrainerState) -> Moment:
-    train_losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    latest = train_losses[-1] if train_losses and math.isfinite(train_losses[-1]) else None
-    return Moment(state.global_step, state.max_steps, int(state.num_input_tokens_seen), latest)
-
-
 def _base_eval_loss(job: Job, base: PreTrainedModel) -> float:
     """Of the untrained base, evaluated only if neither the config nor the checkpoint knows it."""
-    if job.checkpoint is not None:
-        return job.checkpoint.progress.base_eval_loss
-    if job.config.base_eval_loss is not None:
-        return job.config.base_eval_loss
+    known = job.base_eval_loss
+    if known is not None:
+        return known
     return evaluate_rows(base, job.data.eval.rows, job.config.evaluation.batch_rows).mean

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from trials.checkpoints import Checkpoint
+from trials.checkpoints import Checkpoint, resumed_stopwatch
 from trials.config import Machine, ModelSettings, TrialConfig
 from trials.data import TrialData
 from trials.engine.frozen import freeze
@@ -20,7 +20,6 @@ from trials.model import compute_dtype
 from trials.outcomes import evaluate_untrained, recorded
 from trials.records import Ending, TrialFolder
 from trials.saved_base import load_resident_base
-from trials.stopwatch import Stopwatch
 from trials.supervisor import Job, OnEval, OnLog, never, unheard
 from trials.tokenization import TokenizedRow
 
@@ -57,9 +56,7 @@ class Engine:
         A trial that `is_called_off` leaves after the optimizer step in work, as one that the callback stopped. `on_log`
         is told what is logged between evaluations.
         """
-        stopwatch = Stopwatch()
-        if checkpoint is not None:
-            stopwatch = Stopwatch(checkpoint.progress.seconds, checkpoint.progress.training_seconds)
+        stopwatch = resumed_stopwatch(checkpoint)
         job = Job(config, data, folder, on_eval, stop_at, checkpoint, stopwatch, is_called_off, on_log)
         return recorded(folder, lambda: self._in_its_room(job, tokenizer))
 

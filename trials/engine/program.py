@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from tensorboardX import SummaryWriter
 from transformers import TrainerState
 from transformers.integrations import rewrite_logs
 
@@ -23,10 +22,12 @@ from trials.engine.training_log import TrainingLog
 from trials.records import Ending, EndingKind
 from trials.schedule import Milestones, checkpoint_steps, evaluation_tokens, full_length
 from trials.scoring import Scorer
-from trials.supervisor import Job, Moment, Supervisor
+from trials.supervisor import Job, Supervisor, moment_of
 from trials.tokenization import TokenizedRow
+from trials.tracking import event_writer
 
 if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
     from transformers import PreTrainedTokenizerBase
 
 
@@ -60,7 +61,7 @@ class Program:
 
     def run(self) -> Ending | None:
         """Trains to the end; None: the callback said stop, or the trial is called off."""
-        with SummaryWriter(str(self._job.folder.path / "tensorboard"), purge_step=self._purge_step()) as events:
+        with event_writer(self._job.folder.path, self._state.global_step) as events:
             while self._state.global_step < self._length.steps:
                 self._job.stopwatch.start_training()
                 try:
@@ -113,16 +114,11 @@ class Program:
         return all(math.isfinite(figure) for figures in read for figure in figures)
 
     def _evaluate(self, events: SummaryWriter) -> bool:
-        found, is_over = self._supervisor.evaluate(self._moment())
+        found, is_over = self._supervisor.evaluate(moment_of(self._state))
         finite = {name: value for name, value in found.items() if math.isfinite(value)}
         if finite:
             self._write(events, self._log.add(finite))
         return is_over
-
-    def _moment(self) -> Moment:
-        losses = [entry["loss"] for entry in self._state.log_history if "loss" in entry]
-        latest = losses[-1] if losses and math.isfinite(losses[-1]) else None
-        return Moment(self._state.global_step, self._length.steps, self._tokens_seen, latest)
 
     def _diverged(self) -> Ending:
         return Ending(EndingKind.DIVERGED, f"its loss or gradient is not finite after {self._state.global_step} steps")
@@ -140,10 +136,6 @@ class Program:
             return first_state(self._config, self._job.data.train, self._length)
         return read_checkpoint(self._job.checkpoint, self._adapter.named_parameters(), self._stepper)
 
-    def _purge_step(self) -> int | None:
-        """TensorBoard hides what an earlier process logged of steps that are trained again."""
-        return self._state.global_step + 1 if self._state.global_step else None
-
     def _rows_of_step(self) -> Callable[[int], list[TokenizedRow]]:
         train = self._job.data.train
         order = RowOrder(len(train), self._config.hyperparameters.effective_batch, self._config.seed)
@@ -155,8 +147,5 @@ class Program:
 
     def _base_eval_loss(self, eval_rows: Sequence[TokenizedRow]) -> float:
         """Of the untrained base, evaluated only if neither the config nor the checkpoint knows it."""
-        if self._job.checkpoint is not None:
-            return self._job.checkpoint.progress.base_eval_loss
-        if self._config.base_eval_loss is not None:
-            return self._config.base_eval_loss
-        return self._loop.evaluate(None, eval_rows).result().mean
+        known = self._job.base_eval_loss
+        return self._loop.evaluate(None, eval_rows).result().mean if known is None else known
