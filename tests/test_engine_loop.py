@@ -100,6 +100,18 @@ def test_a_small_step_is_taken_in_every_micro_step_beside_a_large_one(
     assert steps[:10] == list(range(10))
 
 
+def test_adapters_of_the_same_modules_lie_together_in_a_micro_step(
+    loop: Loop, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[Adapter]] = []
+    watch(monkeypatch, lambda batch: seen.append([segment.adapter for segment in batch.segments]))
+    targets = [("q_proj", "down_proj"), ("q_proj",), ("q_proj", "down_proj"), ("v_proj",), ("q_proj",)]
+    trainees = [make(2, seed=seed, target_modules=modules) for seed, modules in enumerate(targets)]
+    together(loop, *[(trainee, after(2)) for trainee in trainees])
+    for order in ([1, 4, 3, 0, 2], [1, 4, 3, 0, 2]):
+        assert seen.pop(0) == [trainees[number].adapter for number in order]
+
+
 def test_who_comes_later_gets_no_more_than_the_others(loop: Loop, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     first, newcomer = make(8), make(8, seed=2)
     tokens: list[tuple[int, int]] = []

@@ -49,7 +49,9 @@ class Adapter:
         hp = hyperparameters
         chosen = _chosen(targets, hp)
         self._targets = chosen
-        self._layers = len(chosen) // len({name.rpartition(".")[2] for name, _, _ in chosen})
+        self.modules = tuple(dict.fromkeys(name.rpartition(".")[2] for name, _, _ in chosen))
+        """The last parts of the names of what it adapts in every layer, in the base model's order."""
+        self._layers = len(chosen) // len(self.modules)
         self.rank = hp.lora_rank
         self.scale = hp.lora_alpha / (hp.lora_rank**0.5 if hp.use_rslora else hp.lora_rank)
         self.dropout = hp.lora_dropout

@@ -126,9 +126,9 @@ class Decoder:
 
     def _shared(self, batch: Batch, *, training: bool) -> _Pass:
         cos, sin = self.frozen.rotary(batch.positions)
-        groups, tokens = (QKV, OUT, GATE_UP, DOWN), len(batch.input_ids)
+        groups = (QKV, OUT, GATE_UP, DOWN)
         dtype = self.frozen.dtype if training else torch.promote_types(self.frozen.dtype, torch.float32)
-        low_rank = LowRank(batch.segments, batch.dropout, groups, tokens, dtype, self._ops)
+        low_rank = LowRank(batch.segments, batch.dropout, groups, dtype, self._ops)
         of_learned = low_rank.narrowed(batch.learned, batch.learned_segments)
         return _Pass(batch, cos, sin, low_rank, of_learned, training)
 

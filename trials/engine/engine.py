@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -26,12 +27,17 @@ from trials.tokenization import TokenizedRow
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_SWITCH_SECONDS = 5e-5
+
 
 class Engine:
     """Trains many trials of one base model in this process; its methods may be called from many threads at once."""
 
     def __init__(self, settings: ModelSettings, machine: Machine) -> None:
         """Loads the base model. Raises `ModelError` if that can't be done, or its layers are unknown."""
+        # Whoever computes gives up Python's lock with every operation, and would wait 5 ms each time to have it back
+        # from a trial's thread that is at work.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         # Memory is cut anew while the engine lives; without this the pieces wouldn't join again.
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         self._loop = Loop(freeze(load_resident_base(settings), compute_dtype(settings)), machine)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 
 class Later:
-    """A few numbers that are still being computed."""
+    """Numbers that are still being computed."""
 
-    def __init__(self, figures: Sequence[Tensor]) -> None:
-        """`figures` hold one number each."""
+    def __init__(self, figures: Tensor) -> None:
+        """`figures` [numbers] aren't written to any more."""
         self._arrived: torch.cuda.Event | None = None
-        self._values = torch.stack(list(figures))
-        if self._values.is_cuda:
-            there, self._values = self._values, torch.empty(len(figures), dtype=self._values.dtype, pin_memory=True)
-            self._values.copy_(there, non_blocking=True)
+        self._values = figures
+        if figures.is_cuda:
+            self._values = torch.empty(len(figures), dtype=figures.dtype, pin_memory=True)
+            self._values.copy_(figures, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
@@ -25,4 +23,5 @@ class Later:
         """The numbers, in their order; waits until they are there."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return [float(value) for value in self._values]
+        found: list[float] = self._values.tolist()
+        return found

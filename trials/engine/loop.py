@@ -2,7 +2,7 @@
 
 A micro-step takes rows from the trials in turn, up to the tokens that memory has room for. A trial whose optimizer step
 is complete takes it at the micro-step's end, and is handed back to its own thread if that was the step it wanted to
-reach. Nothing here waits for the GPU but evaluations, and a look at losses and gradient norms one micro-step late.
+reach. Nothing here waits for the GPU but a look at losses and gradient norms, one micro-step late.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from trials.engine.adapter import Adapter
 from trials.engine.batch import Share, in_batches, make_batch
 from trials.engine.decoder import Decoder
 from trials.engine.frozen import FrozenDecoder
+from trials.engine.later import Later
 from trials.engine.micro_steps import IsThere, MicroSteps, Training
 from trials.engine.profiling import KernelClock, kernel_clock
 from trials.engine.room import Guest, Room
@@ -67,9 +68,13 @@ class Loop:
             self._changed.notify()
         return training.future
 
-    def evaluate(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> Future[RowLosses]:
-        """Loss of every row's completion, in the order of `rows`; of the base model where there is no adapter."""
-        return self.call(lambda: self._evaluate(adapter, rows))
+    def evaluate(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> RowLosses:
+        """Loss of every row's completion, in the order of `rows`; of the base model where there is no adapter.
+
+        Only the caller waits for the figures: the thread that computes goes on with what others want.
+        """
+        later: Later = self.call(lambda: self._evaluate(adapter, rows)).result()
+        return RowLosses(later.read(), [row.completion_tokens for row in rows])
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
         """Runs a function by itself, before the next micro-step."""
@@ -155,14 +160,13 @@ class Loop:
             self._micro_steps.join(training)
         return not self._is_closed
 
-    def _evaluate(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> RowLosses:
+    def _evaluate(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> Later:
         frozen = self.frozen
         sums = []
         for part in in_batches(rows, self._decoder.workspace.tokens):
             batch = make_batch([Share(adapter, part, 1.0)], frozen.dtype, frozen.device, training=False)
             sums.append(self._decoder.losses(batch))
-        found = torch.cat(sums).double().tolist()
-        return RowLosses(found, [row.completion_tokens for row in rows])
+        return Later(torch.cat(sums))
 
 
 def _answer(function: Callable[[], Any], future: Future[Any]) -> None:

@@ -4,7 +4,8 @@ The tokens of a micro-step lie in one segment per adapter. Their low-rank produc
 adapters' matrices side by side; a mask [tokens, ranks] then leaves each token the columns of its own adapter, scaled by
 alpha / rank, and zero elsewhere. That is exact for any mixture of ranks, alphas and target modules. Modules that read
 the same input (queries, keys and values) share that product. Gradients of weights are taken segment by segment, so
-that what isn't finite in one adapter's tokens never reaches another's.
+that what isn't finite in one adapter's tokens never reaches another's. Where only some of the adapters have a module,
+nothing is computed for tokens before the first or after the last of these.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Dropout:
     thresholds: Tensor
     scales: Tensor
 
-    def narrowed(self, tokens: Tensor) -> Dropout:
-        """For a part of the tokens, given by their numbers."""
+    def narrowed(self, tokens: Tensor | slice) -> Dropout:
+        """For a part of the tokens."""
         return Dropout(self.token_keys[tokens], self.thresholds[tokens], self.scales[tokens])
 
 
@@ -71,10 +72,12 @@ class _Group:
     """Modules that read the same input."""
 
     parts: Sequence[_Part]
+    span: slice
+    """The tokens from the first to the last adapter that has any of the modules."""
     a: Tensor
     """[layers, ranks of all parts, in]"""
     mask: Tensor | None
-    """[tokens, ranks of all parts]; None where one adapter has all tokens: then its scale does."""
+    """[tokens of the span, ranks of all parts]; None where they are one adapter's: then its scale does."""
     scale: float
 
 
@@ -86,7 +89,6 @@ class LowRank:
         segments: Sequence[Segment],
         dropout: Dropout | None,
         groups: Sequence[Sequence[str]],
-        tokens: int,
         dtype: torch.dtype,
         ops: ModuleType,
     ) -> None:
@@ -102,7 +104,7 @@ class LowRank:
         stacks = [segment.adapter.stacked(dtype) for segment in segments]
         self._groups: dict[tuple[str, ...], _Group] = {}
         for names in groups:
-            group = _group(names, list(zip(segments, stacks, strict=True)), tokens, dtype)
+            group = _group(names, list(zip(segments, stacks, strict=True)), dtype)
             if group is not None:
                 self._groups[tuple(names)] = group
 
@@ -112,30 +114,23 @@ class LowRank:
         now = {id(segment): after for segment, after in zip(self._segments, segments, strict=True)}
         part._segments, part._noise = segments, {}
         part._dropout = self._dropout and self._dropout.narrowed(tokens)
-        part._groups = {
-            names: replace(
-                group,
-                parts=[replace(each, segments=[now[id(segment)] for segment in each.segments]) for each in group.parts],
-                mask=None if group.mask is None else group.mask[tokens],
-            )
-            for names, group in self._groups.items()
-        }
+        part._groups = {names: _narrowed(group, tokens, now) for names, group in self._groups.items()}
         return part
 
     def add(self, names: Sequence[str], layer: int, x: Tensor, outputs: Sequence[Tensor]) -> Tensor | None:
         """Adds the low-rank parts of `x` [tokens, in] to each module's output [tokens, out] in place.
 
-        Gives the inner products [tokens, ranks] that `backward` needs; None where no adapter has these modules.
+        Gives the inner products that `backward` needs; None where no adapter has these modules.
         """
         group = self._groups.get(tuple(names))
         if group is None:
             return None
-        inner = self._inner(group, layer, x)
+        inner = self._inner(group, layer, x[group.span])
         if group.mask is not None:
             inner *= group.mask
         for part, y in zip(group.parts, outputs, strict=True):
             if part.b is not None:
-                self._add_product(inner[:, part.columns], part.b[layer].T, group.scale, y)
+                self._add_product(inner[:, part.columns], part.b[layer].T, group.scale, y[group.span])
         return inner
 
     def _add_product(self, left: Tensor, right: Tensor, scale: float, y: Tensor) -> None:
@@ -152,17 +147,17 @@ class LowRank:
         `gradients` are those of each module's output.
         """
         group = self._groups[tuple(names)]
-        pairs = zip(group.parts, gradients, strict=True)
+        pairs = list(zip(group.parts, (dy[group.span] for dy in gradients), strict=True))
         dinner = _cat([dy @ part.b[layer] for part, dy in pairs if part.b is not None])
         if group.mask is not None:
             dinner *= group.mask
-        self._add_input_gradient(group, layer, dinner, dx)
-        for part, dy in zip(group.parts, gradients, strict=True):
+        self._add_input_gradient(group, layer, dinner, dx[group.span])
+        for part, dy in pairs:
             if not part.segments:
                 continue
-            read = self._dropped(part.name, layer, x)
+            read = self._dropped(group, part.name, layer, x[group.span])
             for segment, columns in part.columns_of_segments():
-                tokens = slice(segment.start, segment.end)
+                tokens = slice(segment.start - group.span.start, segment.end - group.span.start)
                 gradient = segment.adapter.gradients[part.name.format(layer)]
                 _accumulate(gradient.a, dinner[tokens, columns].T, read[tokens], group.scale)
                 _accumulate(gradient.b, dy[tokens].T, inner[tokens, columns], group.scale)
@@ -171,10 +166,8 @@ class LowRank:
         x = x.to(group.a.dtype)
         if self._dropout is None:
             return x @ group.a[layer].T
-        products = [
-            self._dropped(part.name, layer, x) @ group.a[layer, part.columns].T for part in group.parts if part.segments
-        ]
-        return _cat(products)
+        present = [part for part in group.parts if part.segments]
+        return _cat([self._dropped(group, part.name, layer, x) @ group.a[layer, part.columns].T for part in present])
 
     def _add_input_gradient(self, group: _Group, layer: int, dinner: Tensor, dx: Tensor) -> None:
         if self._dropout is None:
@@ -183,19 +176,19 @@ class LowRank:
         for part in group.parts:
             if part.segments:
                 gradient = dinner[:, part.columns] @ group.a[layer, part.columns]
-                self._ops.add_dropped(dx, gradient, self._factors(part.name, layer, gradient), group.scale)
+                self._ops.add_dropped(dx, gradient, self._factors(group, part.name, layer, gradient), group.scale)
 
-    def _dropped(self, name: str, layer: int, x: Tensor) -> Tensor:
+    def _dropped(self, group: _Group, name: str, layer: int, x: Tensor) -> Tensor:
         if self._dropout is None:
             return x
-        dropped: Tensor = self._ops.drop(x, self._factors(name, layer, x))
+        dropped: Tensor = self._ops.drop(x, self._factors(group, name, layer, x))
         return dropped
 
-    def _factors(self, name: str, layer: int, x: Tensor) -> Any:
+    def _factors(self, group: _Group, name: str, layer: int, x: Tensor) -> Any:
         factors = self._noise.get((name, layer))
         if factors is None:
             assert self._dropout is not None
-            drop, keys = self._dropout, _feature_keys(name.format(layer), x.shape[1], x.device)
+            drop, keys = self._dropout.narrowed(group.span), _feature_keys(name.format(layer), x.shape[1], x.device)
             factors = self._ops.noise(drop.token_keys, keys, drop.thresholds, drop.scales)
             self._noise[name, layer] = factors
         return factors
@@ -208,7 +201,7 @@ def _feature_keys(module: str, features: int, device: torch.device) -> Tensor:
 
 
 def _group(
-    names: Sequence[str], stacks: Sequence[tuple[Segment, Mapping[str, Stack]]], tokens: int, dtype: torch.dtype
+    names: Sequence[str], stacks: Sequence[tuple[Segment, Mapping[str, Stack]]], dtype: torch.dtype
 ) -> _Group | None:
     parts, a, column = [], [], 0
     for name in names:
@@ -224,9 +217,23 @@ def _group(
         column += ranks
     if not a:
         return None
-    if len(stacks) == 1 and stacks[0][0].end - stacks[0][0].start == tokens:
-        return _Group(parts, _beside(a, 1), None, stacks[0][0].adapter.scale)
-    return _Group(parts, _beside(a, 1), _mask(parts, tokens, column, dtype, a[0].device), 1.0)
+    span, within = _span(parts)
+    if len(within) == 1:
+        return _Group(parts, span, _beside(a, 1), None, within[0].adapter.scale)
+    return _Group(parts, span, _beside(a, 1), _mask(parts, span, column, dtype, a[0].device), 1.0)
+
+
+def _span(parts: Sequence[_Part]) -> tuple[slice, Sequence[Segment]]:
+    """From the first to the last of the parts' segments, and these."""
+    within = list({id(segment): segment for part in parts for segment in part.segments}.values())
+    return slice(min(segment.start for segment in within), max(segment.end for segment in within)), within
+
+
+def _narrowed(group: _Group, tokens: Tensor, now: Mapping[int, Segment]) -> _Group:
+    parts = [replace(part, segments=[now[id(segment)] for segment in part.segments]) for part in group.parts]
+    span, _ = _span(parts)
+    mask = None if group.mask is None else group.mask[tokens[span] - group.span.start]
+    return replace(group, parts=parts, span=span, mask=mask)
 
 
 def _cat(tensors: Sequence[Tensor]) -> Tensor:
@@ -237,12 +244,12 @@ def _beside(tensors: Sequence[Tensor], dimension: int) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dimension)
 
 
-def _mask(parts: Sequence[_Part], tokens: int, ranks: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _mask(parts: Sequence[_Part], span: slice, ranks: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Each token's scale at its own adapter's columns, and 0 elsewhere."""
-    mask = torch.zeros(tokens, ranks, dtype=dtype, device=device)
+    mask = torch.zeros(span.stop - span.start, ranks, dtype=dtype, device=device)
     for part in parts:
         for segment, columns in part.columns_of_segments():
-            mask[segment.start : segment.end, columns] = segment.adapter.scale
+            mask[segment.start - span.start : segment.end - span.start, columns] = segment.adapter.scale
     return mask
 
 

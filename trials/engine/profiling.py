@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,8 +31,8 @@ class KernelClock:
         if self._trials == 0:
             wall = time.perf_counter() - self._began
             self._profile.stop()
-            # By hundreds of thousands: nobody trains until they are counted otherwise.
-            threading.Thread(target=self._write, args=(wall,)).start()
+            # Here, before the last trial's end is known: the process may be ended as soon as it is.
+            self._write(wall)
 
     def _write(self, wall: float) -> None:
         # What the profiler keeps by itself: its own list in Python would take minutes, and gigabytes.

@@ -148,4 +148,4 @@ class Program:
     def _base_eval_loss(self, eval_rows: Sequence[TokenizedRow]) -> float:
         """Of the untrained base, evaluated only if neither the config nor the checkpoint knows it."""
         known = self._job.base_eval_loss
-        return self._loop.evaluate(None, eval_rows).result().mean if known is None else known
+        return self._loop.evaluate(None, eval_rows).mean if known is None else known

@@ -32,7 +32,7 @@ class EngineSubject:
 
     def losses(self) -> RowLosses:
         """Of the eval rows, as it is now."""
-        return self.loop.evaluate(self.adapter, self.rows).result()
+        return self.loop.evaluate(self.adapter, self.rows)
 
     def save(self, path: Path) -> None:
         """Writes it into a folder in PEFT's format."""

@@ -109,5 +109,5 @@ class Trainee:
         self._stepper.step()
         self.steps_done += 1
         tokens = sum(len(row.input_ids) for row in self._rows)
-        self.done.append(StepDone(Later([self._loss, norm]), rate, tokens, time.time()))
+        self.done.append(StepDone(Later(torch.stack([self._loss, norm])), rate, tokens, time.time()))
         return self.done[-1]
