@@ -72,12 +72,15 @@ def test_rotation_in_place_and_elsewhere(dtype: torch.dtype, inverse: bool) -> N
     assert torch.equal(qkv[:, 40:], expected[:, 40:])
 
 
-def test_swiglu_and_its_gradient(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("restores", [False, True])
+def test_swiglu_and_its_gradient(dtype: torch.dtype, restores: bool) -> None:
     gate, up, dh = (random(TOKENS, INNER, dtype=dtype) for _ in range(3))
-    assert close(triton_ops.swiglu(gate, up), torch_ops.swiglu(gate, up))
+    h, before = triton_ops.swiglu(gate, up), dh.clone()
+    assert close(h, torch_ops.swiglu(gate, up))
     expected_gate, expected_up = gate.clone(), up.clone()
-    torch_ops.swiglu_backward(dh, expected_gate, expected_up)
-    triton_ops.swiglu_backward(dh, gate, up)
+    torch_ops.swiglu_backward(dh.clone(), expected_gate, expected_up, restores=restores)
+    triton_ops.swiglu_backward(dh, gate, up, restores=restores)
+    assert torch.equal(dh, h if restores else before)
     assert close(gate, expected_gate)
     assert close(up, expected_up)
 

@@ -186,15 +186,16 @@ class Decoder:
         after, low_rank = held.after, held.low_rank
         assert held.mlp_rstd is not None
         dh = dx @ self._dense(layer, DOWN)
-        if (inner := held.inner[DOWN]) is not None:
-            low_rank.backward(DOWN, layer.index, self._ops.swiglu(after.gate, after.up), inner, (dx,), dh)
-        self._ops.swiglu_backward(dh, after.gate, after.up)
+        dinner = low_rank.add_input_gradient(DOWN, layer.index, (dx,), dh)
+        self._ops.swiglu_backward(dh, after.gate, after.up, restores=dinner is not None)
+        self._add_weight_gradients(low_rank, DOWN, layer, dh, held, dinner, (dx,))
         del dh
         dy = after.gate @ self._dense(layer, ("gate_proj",))
         dy.addmm_(after.up, self._dense(layer, ("up_proj",)))
-        if (inner := held.inner[GATE_UP]) is not None:
+        gradients = (after.gate, after.up)
+        if (dinner := low_rank.add_input_gradient(GATE_UP, layer.index, gradients, dy)) is not None:
             y = self._ops.normed(after.middle, layer.mlp_norm, held.mlp_rstd)
-            low_rank.backward(GATE_UP, layer.index, y, inner, (after.gate, after.up), dy)
+            self._add_weight_gradients(low_rank, GATE_UP, layer, y, held, dinner, gradients)
         self._ops.rms_norm_backward(dy, after.middle, layer.mlp_norm, held.mlp_rstd, dx)
 
     def _attention_backward(self, layer: FrozenLayer, dx: Tensor, held: _Held, shared: _Pass) -> Tensor:
@@ -202,16 +203,33 @@ class Decoder:
         memory = held.memory
         assert held.attention_rstd is not None
         dout = dx @ self._dense(layer, OUT)
-        if (inner := held.inner[OUT]) is not None:
-            held.low_rank.backward(OUT, layer.index, held.narrowed(memory.attended), inner, (dx,), dout)
+        dinner = held.low_rank.add_input_gradient(OUT, layer.index, (dx,), dout)
+        if dinner is not None:
+            attended = held.narrowed(memory.attended)
+            self._add_weight_gradients(held.low_rank, OUT, layer, attended, held, dinner, (dx,))
         self._attend_backward(held.widened(dout), held, shared)
         dx = held.widened(dx)
         dy = memory.qkv @ self._dense(layer, QKV)
-        if (inner := held.inner[QKV]) is not None:
+        gradients = self._split(memory.qkv)
+        if (dinner := shared.low_rank.add_input_gradient(QKV, layer.index, gradients, dy)) is not None:
             y = self._ops.normed(memory.x, layer.attention_norm, held.attention_rstd)
-            shared.low_rank.backward(QKV, layer.index, y, inner, self._split(memory.qkv), dy)
+            self._add_weight_gradients(shared.low_rank, QKV, layer, y, held, dinner, gradients)
         self._ops.rms_norm_backward(dy, memory.x, layer.attention_norm, held.attention_rstd, dx)
         return dx
+
+    def _add_weight_gradients(
+        self,
+        low_rank: LowRank,
+        names: tuple[str, ...],
+        layer: FrozenLayer,
+        x: Tensor,
+        held: _Held,
+        dinner: Tensor | None,
+        gradients: Sequence[Tensor],
+    ) -> None:
+        inner = held.inner[names]
+        if inner is not None and dinner is not None:
+            low_rank.add_weight_gradients(names, layer.index, x, inner, dinner, gradients)
 
     def _attend_backward(self, dout: Tensor, held: _Held, shared: _Pass) -> None:
         """Puts the gradients of queries, keys and values in their place."""

@@ -120,7 +120,7 @@ class LowRank:
     def add(self, names: Sequence[str], layer: int, x: Tensor, outputs: Sequence[Tensor]) -> Tensor | None:
         """Adds the low-rank parts of `x` [tokens, in] to each module's output [tokens, out] in place.
 
-        Gives the inner products that `backward` needs; None where no adapter has these modules.
+        Gives the inner products that the gradients need; None where no adapter has these modules.
         """
         group = self._groups.get(tuple(names))
         if group is None:
@@ -139,20 +139,32 @@ class LowRank:
         else:
             y.copy_(torch.add(y, left @ right, alpha=scale))
 
-    def backward(
-        self, names: Sequence[str], layer: int, x: Tensor, inner: Tensor, gradients: Sequence[Tensor], dx: Tensor
-    ) -> None:
-        """Adds the low-rank parts' gradient to `dx` [tokens, in] in place, and that of the weights to the adapters'.
+    def add_input_gradient(
+        self, names: Sequence[str], layer: int, gradients: Sequence[Tensor], dx: Tensor
+    ) -> Tensor | None:
+        """Adds the low-rank parts' gradient to `dx` [tokens, in] in place; `gradients` are those of each output.
 
-        `gradients` are those of each module's output.
+        Gives the gradient of the inner products; None where no adapter has these modules.
         """
-        group = self._groups[tuple(names)]
-        pairs = list(zip(group.parts, (dy[group.span] for dy in gradients), strict=True))
-        dinner = _cat([dy @ part.b[layer] for part, dy in pairs if part.b is not None])
+        group = self._groups.get(tuple(names))
+        if group is None:
+            return None
+        pairs = zip(group.parts, gradients, strict=True)
+        dinner = _cat([dy[group.span] @ part.b[layer] for part, dy in pairs if part.b is not None])
         if group.mask is not None:
             dinner *= group.mask
         self._add_input_gradient(group, layer, dinner, dx[group.span])
-        for part, dy in pairs:
+        return dinner
+
+    def add_weight_gradients(
+        self, names: Sequence[str], layer: int, x: Tensor, inner: Tensor, dinner: Tensor, gradients: Sequence[Tensor]
+    ) -> None:
+        """Adds those of the modules' weights to the adapters'.
+
+        `x` and `inner` are those of `add`, `dinner` and `gradients` those of `add_input_gradient`.
+        """
+        group = self._groups[tuple(names)]
+        for part, dy in zip(group.parts, (dy[group.span] for dy in gradients), strict=True):
             if not part.segments:
                 continue
             read = self._dropped(group, part.name, layer, x[group.span])

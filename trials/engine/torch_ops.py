@@ -57,13 +57,16 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return silu(gate) * up
 
 
-def swiglu_backward(dh: Tensor, gate: Tensor, up: Tensor) -> None:
-    """Puts the gradients of gate and up in their place."""
+def swiglu_backward(dh: Tensor, gate: Tensor, up: Tensor, *, restores: bool) -> None:
+    """Puts the gradients of gate and up in their place, and if it `restores`, what `swiglu` gave in that of `dh`."""
     wide_gate, wide_up, wide_dh = (tensor.to(_wide(gate)) for tensor in (gate, up, dh))
     sigmoid = torch.sigmoid(wide_gate)
     active = wide_gate * sigmoid
+    h = swiglu(gate, up) if restores else None
     gate.copy_(wide_dh * wide_up * (active * (1 - sigmoid) + sigmoid))
     up.copy_(wide_dh * active)
+    if h is not None:
+        dh.copy_(h)
 
 
 def noise(token_keys: Tensor, feature_keys: Tensor, thresholds: Tensor, scales: Tensor) -> Tensor:

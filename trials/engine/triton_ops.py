@@ -61,9 +61,9 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return h
 
 
-def swiglu_backward(dh: Tensor, gate: Tensor, up: Tensor) -> None:
+def swiglu_backward(dh: Tensor, gate: Tensor, up: Tensor, *, restores: bool) -> None:
     """As `torch_ops.swiglu_backward`."""
-    _swiglu_backward[(triton.cdiv(gate.numel(), _TILE),)](dh, gate, up, gate.numel(), _TILE, num_warps=4)
+    _swiglu_backward[(triton.cdiv(gate.numel(), _TILE),)](dh, gate, up, gate.numel(), restores, _TILE, num_warps=4)
 
 
 @dataclass(frozen=True)
@@ -191,16 +191,19 @@ def _swiglu(gate, up, h, count, tile: tl.constexpr):
 
 
 @triton.jit
-def _swiglu_backward(dh, gate, up, count, tile: tl.constexpr):
+def _swiglu_backward(dh, gate, up, count, restores: tl.constexpr, tile: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * tile + tl.arange(0, tile)
     inside = at < count
     g = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
+    narrow_u = tl.load(up + at, mask=inside, other=0.0)
+    u = narrow_u.to(tl.float32)
     d = tl.load(dh + at, mask=inside, other=0.0).to(tl.float32)
     sigmoid = tl.sigmoid(g)
     active = g * sigmoid
     tl.store(gate + at, d * u * (active * (1 - sigmoid) + sigmoid), mask=inside)
     tl.store(up + at, d * active, mask=inside)
+    if restores:
+        tl.store(dh + at, active.to(narrow_u.dtype) * narrow_u, mask=inside)
 
 
 @triton.jit
