@@ -13,7 +13,7 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(prog="python -m scripts.compare_engines", description=__doc__)
     arguments.add_argument("--configurations", type=int, default=6)
     given = arguments.parse_args(argv)
-    for name, differences in compare(given.configurations).items():
-        print(name, json.dumps({"largest": max(differences), "each": differences}))
+    for name, differences in compare(given.configurations):
+        print(name, json.dumps({"largest": max(differences), "each": differences}), flush=True)
     return 0
 
 
-def compare(count: int) -> dict[str, list[float]]:
-    """Largest relative difference of each configuration's curve, by what is compared."""
+def compare(count: int) -> Iterator[tuple[str, list[float]]]:
+    """What is compared, and the largest relative difference of each configuration's curves."""
     from search_spaces.recipe import load_recipe
     from trials.data import load_data
     from trials.engine.engine import Engine
@@ -54,21 +54,13 @@ def compare(count: int) -> dict[str, list[float]]:
         beside = list(pool.map(lambda config: curve(engine.run_trial, config), configs))
     alone, again = ([curve(engine.run_trial, config) for config in configs[:count]] for _ in range(2))
     engine.close()
+    yield "engine beside others, engine alone", _differences(beside, alone)
+    yield "engine alone, again", _differences(alone, again)
     trl = [curve(run_trial, config) for config in configs[:count]]
-    split, split_more = (
-        [curve(run_trial, _with_micro_batch(config, rows)) for config in configs[:count]] for rows in (2, 1)
-    )
-    pairs = {
-        "engine beside others, engine alone": (beside, alone),
-        "engine alone, again": (alone, again),
-        "engine beside others, TRL": (beside, trl),
-        "TRL, TRL in micro-batches of two rows": (trl, split),
-        "TRL, TRL in micro-batches of one row": (trl, split_more),
-    }
-    return {
-        name: [_difference(one, other) for one, other in zip(ones, others, strict=False)]
-        for name, (ones, others) in pairs.items()
-    }
+    yield "engine beside others, TRL", _differences(beside, trl)
+    for rows in (1, 2):
+        split = [curve(run_trial, _with_micro_batch(config, rows)) for config in configs[:count]]
+        yield f"TRL, TRL in micro-batches of {rows} row{'s' * (rows > 1)}", _differences(trl, split)
 
 
 def _drawn(recipe: Any, number: int) -> Any:
@@ -100,8 +92,10 @@ def _curve(run: Callable[..., Any], config: Any, data: Any, tokenizer: Any) -> C
         return [point.eval_loss for point in read_trial(trial.path).points]
 
 
-def _difference(one: Curve, other: Curve) -> float:
-    return max(abs(a / b - 1) for a, b in zip(one, other, strict=True))
+def _differences(ones: Sequence[Curve], others: Sequence[Curve]) -> list[float]:
+    """Of as many configurations as both have."""
+    pairs = zip(ones, others, strict=False)
+    return [max(abs(a / b - 1) for a, b in zip(one, other, strict=True)) for one, other in pairs]
 
 
 if __name__ == "__main__":

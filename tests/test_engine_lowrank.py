@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from tests.test_engine_decoder import ALL, adapter_of, model_of, rows_of_lengths
-from trials.engine import torch_ops
 from trials.engine.adapter import Adapter
 from trials.engine.batch import Batch, Share, make_batch
 from trials.engine.decoder import GATE_UP
-from trials.engine.lowrank import LowRank
+from trials.engine.kernels import PLAIN
+from trials.engine.lowrank import LowRank, low_rank
 
 TARGETS = (("q_proj",), ("gate_proj",), ("up_proj", "gate_proj"), ALL, ("v_proj",))
 """Of five adapters; the middle three have modules of the MLP."""
@@ -29,10 +29,10 @@ def adapters_and_batch(dropout: float) -> tuple[list[Adapter], Batch]:
 
 
 def low_rank_of(batch: Batch) -> LowRank:
-    return LowRank(batch.segments, batch.dropout, [GATE_UP], torch.float64, torch_ops)
+    return low_rank(batch.segments, batch.dropout, [GATE_UP], torch.float64, PLAIN)
 
 
-def expected_outputs(low_rank: LowRank, batch: Batch, x: Tensor, name: str) -> Tensor:
+def expected_outputs(batch: Batch, x: Tensor, name: str) -> Tensor:
     """One segment after the other, of layer 1."""
     y = torch.zeros(len(x), INNER, dtype=x.dtype)
     for segment in batch.segments:
@@ -45,15 +45,15 @@ def expected_outputs(low_rank: LowRank, batch: Batch, x: Tensor, name: str) -> T
 
 def test_a_module_that_some_adapters_lack_is_computed_from_the_first_to_the_last_that_has_it() -> None:
     _, batch = adapters_and_batch(dropout=0.0)
-    low_rank = low_rank_of(batch)
+    parts = low_rank_of(batch)
     middle = batch.segments[WITH_MLP]
     x = torch.randn(len(batch.input_ids), HIDDEN, dtype=torch.float64)
     outputs = [torch.zeros(len(x), INNER, dtype=torch.float64) for _ in GATE_UP]
-    inner = low_rank.add(GATE_UP, 1, x, outputs)
+    inner = parts.add(GATE_UP, 1, x, outputs)
     assert inner is not None
     assert len(inner) == middle[-1].end - middle[0].start < len(x)
     for name, y in zip(GATE_UP, outputs, strict=True):
-        torch.testing.assert_close(y, expected_outputs(low_rank, batch, x, name))
+        torch.testing.assert_close(y, expected_outputs(batch, x, name))
 
 
 def test_gradients_are_those_of_each_adapter_alone_with_dropout_too() -> None:
@@ -76,7 +76,7 @@ def test_gradients_are_those_of_each_adapter_alone_with_dropout_too() -> None:
         adapter.gradient.zero_()
     alone = torch.zeros_like(together)
     for segment in batch.segments[WITH_MLP]:
-        alone += passed(LowRank([segment], batch.dropout, [GATE_UP], torch.float64, torch_ops))
+        alone += passed(low_rank([segment], batch.dropout, [GATE_UP], torch.float64, PLAIN))
     torch.testing.assert_close(together, alone)
     for adapter, gradient in zip(adapters, found, strict=True):
         torch.testing.assert_close(adapter.gradient, gradient)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from trials.dropout import feature_keys, token_keys
 from trials.engine import torch_ops
 
 if not torch.cuda.is_available():
@@ -83,22 +82,6 @@ def test_swiglu_and_its_gradient(dtype: torch.dtype, restores: bool) -> None:
     assert torch.equal(dh, h if restores else before)
     assert close(gate, expected_gate)
     assert close(up, expected_up)
-
-
-def test_dropout_drops_the_same(dtype: torch.dtype) -> None:
-    slots, positions = torch.arange(TOKENS) // 50, torch.arange(TOKENS) % 50
-    keys = token_keys(3, 7, slots, positions).cuda()
-    features = feature_keys("model.layers.0.self_attn.q_proj", HIDDEN, "cuda")
-    rates = torch.where(torch.arange(TOKENS) < 100, 0.0, 0.3)
-    arguments = (keys, features, (rates.double() * 2**32).long().cuda(), (1 / (1 - rates)).cuda())
-    x = random(TOKENS, HIDDEN, dtype=dtype)
-    here, there = triton_ops.noise(*arguments), torch_ops.noise(*arguments)
-    assert torch.equal(triton_ops.drop(x, here), torch_ops.drop(x, there))
-    total = random(TOKENS, HIDDEN, dtype=dtype)
-    expected = total.clone()
-    triton_ops.add_dropped(total, x, here, 0.7)
-    torch_ops.add_dropped(expected, x, there, 0.7)
-    assert float((total - expected).abs().max()) <= 4 * ONE_ROUNDING[dtype]
 
 
 @pytest.mark.parametrize("shape", [(1024, 4096), (96, 64), (33, 64)])

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from trials.dropout import token_keys
 from trials.engine.adapter import Adapter
-from trials.engine.attention import Rows, rows_of
-from trials.engine.lowrank import Dropout, Segment
+from trials.engine.groups import Dropout, Segment
 from trials.tokenization import IGNORED, TokenizedRow
 
 
@@ -43,7 +42,8 @@ class Batch:
     """[tokens]"""
     positions: Tensor
     """[tokens], from 0 in every row."""
-    rows: Rows
+    lengths: Sequence[int]
+    """Of the rows, in tokens."""
     learned: Tensor
     """[learned]: the tokens after which a learned token comes."""
     targets: Tensor
@@ -81,7 +81,7 @@ def make_batch(shares: Sequence[Share], dtype: torch.dtype, device: torch.device
     return Batch(
         input_ids=there(ids),
         positions=there(positions),
-        rows=rows_of(lengths, device),
+        lengths=lengths,
         learned=there(learned),
         targets=there(following[learned]),
         weights=there(row_weights[row_of[learned]]),

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from trials.engine import torch_ops
-from trials.engine.attention import Graph, attend, attend_backward
+from trials.engine.attention import Attention
 from trials.engine.batch import Batch
-from trials.engine.frozen import QKV, FrozenDecoder, FrozenLayer, gpu_kernels
+from trials.engine.frozen import QKV, FrozenDecoder, FrozenLayer
 from trials.engine.keep import Keep
+from trials.engine.kernels import kernels_for
 from trials.engine.losses import token_losses, token_losses_and_gradient
-from trials.engine.lowrank import LowRank
+from trials.engine.lowrank import LowRank, low_rank
 from trials.engine.workspace import LayerMemory, Workspace
 
 OUT = ("o_proj",)
@@ -33,6 +33,7 @@ class _Pass:
     """What all layers share in one micro-step."""
 
     batch: Batch
+    attention: Attention
     cos: Tensor
     sin: Tensor
     low_rank: LowRank
@@ -54,7 +55,7 @@ class _Held:
     """In the last layer, after whose attention no other token counts: their numbers."""
     attention_rstd: Tensor | None = None
     mlp_rstd: Tensor | None = None
-    attention: Tensor | Graph | None = None
+    attention: Any = None
     """What the gradient of attention needs beside the workspace."""
     inner: dict[tuple[str, ...], Tensor | None] = field(default_factory=dict)
     """Inner products of the low-rank parts, by group of modules; so small that they are kept in any case."""
@@ -77,7 +78,8 @@ class Decoder:
         self.frozen = frozen
         self.workspace = workspace
         """Replaced between micro-steps, where memory is cut anew."""
-        self._ops: ModuleType = gpu_kernels(frozen.device) or torch_ops
+        self._kernels = kernels_for(frozen.device)
+        self._ops = self._kernels.ops
         self._counts = [frozen.heads, frozen.key_heads, frozen.key_heads]
 
     @torch.no_grad()
@@ -128,9 +130,9 @@ class Decoder:
         cos, sin = self.frozen.rotary(batch.positions)
         groups = (QKV, OUT, GATE_UP, DOWN)
         dtype = self.frozen.dtype if training else torch.promote_types(self.frozen.dtype, torch.float32)
-        low_rank = LowRank(batch.segments, batch.dropout, groups, dtype, self._ops)
-        of_learned = low_rank.narrowed(batch.learned, batch.learned_segments)
-        return _Pass(batch, cos, sin, low_rank, of_learned, training)
+        of_all = low_rank(batch.segments, batch.dropout, groups, dtype, self._kernels)
+        of_learned = of_all.narrowed(batch.learned, batch.learned_segments)
+        return _Pass(batch, self._kernels.attention(batch.lengths), cos, sin, of_all, of_learned, training)
 
     def _embed(self, batch: Batch) -> Tensor:
         return self.frozen.embed(batch.input_ids)
@@ -153,8 +155,8 @@ class Decoder:
         held.inner[QKV] = shared.low_rank.add(QKV, layer.index, y, self._split(memory.qkv))
         rotated = self._rotated(memory.qkv)
         self._ops.rotate(rotated, shared.cos, shared.sin, rotated)
-        out, held.attention = attend(*self._heads(memory.qkv), shared.batch.rows, training=shared.training)
-        memory.attended.copy_(out.flatten(1))
+        out = memory.attended.view(-1, self.frozen.heads, self.frozen.head_size)
+        held.attention = shared.attention.forward(*self._heads(memory.qkv), out, training=shared.training)
 
     def _project_out(self, layer: FrozenLayer, held: _Held) -> None:
         """From attention to `after.middle`, to which the layer's input has still to be added."""
@@ -236,10 +238,9 @@ class Decoder:
         memory, heads = held.memory, (-1, self.frozen.heads, self.frozen.head_size)
         q, k, v = self._heads(memory.qkv)
         out = memory.attended.view(heads)
-        dq, dk, dv = attend_backward(dout.view(heads), q, k, v, out, held.attention, shared.batch.rows)
+        dq = shared.attention.backward(dout.view(heads), q, k, v, out, held.attention)
         self._ops.rotate(dq, shared.cos, shared.sin, q, inverse=True)
-        self._ops.rotate(dk, shared.cos, shared.sin, k, inverse=True)
-        v.copy_(dv)
+        self._ops.rotate(k, shared.cos, shared.sin, k, inverse=True)
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views [tokens, features] of queries, keys and values."""

@@ -5,7 +5,6 @@ Imported on a GPU only: Triton comes with torch's CUDA builds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,39 +63,6 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 def swiglu_backward(dh: Tensor, gate: Tensor, up: Tensor, *, restores: bool) -> None:
     """As `torch_ops.swiglu_backward`."""
     _swiglu_backward[(triton.cdiv(gate.numel(), _TILE),)](dh, gate, up, gate.numel(), restores, _TILE, num_warps=4)
-
-
-@dataclass(frozen=True)
-class Noise:
-    """What `drop` hashes, each time anew: reading factors from memory would take longer."""
-
-    token_keys: Tensor
-    feature_keys: Tensor
-    thresholds: Tensor
-    scales: Tensor
-
-
-noise = Noise
-"""As `torch_ops.noise`, but nothing is computed yet."""
-
-
-def drop(x: Tensor, factors: Noise) -> Tensor:
-    """As `torch_ops.drop`."""
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _launch_drop(x, factors, y, 1.0, adds=False)
-    return y
-
-
-def add_dropped(total: Tensor, x: Tensor, factors: Noise, scale: float) -> None:
-    """As `torch_ops.add_dropped`."""
-    _launch_drop(x, factors, total, scale, adds=True)
-
-
-def _launch_drop(x: Tensor, factors: Noise, out: Tensor, scale: float, *, adds: bool) -> None:
-    tokens, width = x.shape
-    grid = (tokens, triton.cdiv(width, _TILE))
-    keys = (factors.token_keys, factors.feature_keys, factors.thresholds, factors.scales)
-    _drop[grid](x, *keys, out, x.stride(0), width, scale, adds, _TILE, num_warps=4)
 
 
 def pair_table(codes: Tensor) -> Tensor:
@@ -204,29 +170,6 @@ def _swiglu_backward(dh, gate, up, count, restores: tl.constexpr, tile: tl.const
     tl.store(up + at, d * active, mask=inside)
     if restores:
         tl.store(dh + at, active.to(narrow_u.dtype) * narrow_u, mask=inside)
-
-
-@triton.jit
-def _drop(
-    x, token_keys, feature_keys, thresholds, scales, y, stride, width, factor, adds: tl.constexpr, tile: tl.constexpr
-):
-    token = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * tile + tl.arange(0, tile)
-    inside = columns < width
-    hashed = tl.load(feature_keys + columns, mask=inside, other=0).to(tl.uint32)
-    hashed ^= tl.load(token_keys + token).to(tl.uint32)
-    hashed ^= hashed >> 16
-    hashed *= 0x85EBCA6B
-    hashed ^= hashed >> 13
-    hashed *= 0xC2B2AE35
-    hashed ^= hashed >> 16
-    kept = hashed >= tl.load(thresholds + token).to(tl.uint32)
-    values = tl.load(x + token * stride + columns, mask=inside, other=0.0) * tl.load(scales + token)
-    values = tl.where(kept, values, 0.0)
-    at = y + token * width + columns
-    if adds:
-        values = tl.load(at, mask=inside, other=0.0) + values * factor
-    tl.store(at, values, mask=inside)
 
 
 @triton.jit

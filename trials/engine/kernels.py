@@ -1,0 +1,41 @@
+"""What computes the engine's passes beside matrix products: plain torch on a CPU, Triton's kernels on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from trials.engine import torch_ops
+from trials.engine.attention import Attention, PaddedAttention
+from trials.engine.groups import Dropout, Group
+from trials.engine.products import PlainProducts, Products
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One device's."""
+
+    ops: ModuleType
+    """With the functions of `torch_ops`."""
+    attention: Callable[[Sequence[int]], Attention]
+    """Of rows by their lengths in tokens."""
+    products: Callable[[Group, Dropout | None], Products]
+    """Of a group, and of its span's dropout."""
+
+
+PLAIN = Kernels(torch_ops, PaddedAttention, PlainProducts)
+
+
+def kernels_for(device: torch.device) -> Kernels:
+    """On this device."""
+    if device.type != "cuda":
+        return PLAIN
+    # Triton comes with torch's CUDA builds.
+    from trials.engine import triton_ops
+    from trials.engine.fused_products import FusedProducts
+    from trials.engine.packed_attention import PackedAttention
+
+    return Kernels(triton_ops, PackedAttention, FusedProducts)
