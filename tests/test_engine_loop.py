@@ -20,6 +20,7 @@ from trials.engine.loop import EngineClosedError, Loop
 from trials.engine.micro_steps import DivergedError
 from trials.engine.stepping import Stepper
 from trials.engine.trainee import Trainee
+from trials.engine.warm_up import warm_up
 from trials.schedule import Length
 from trials.tokenization import TokenizedRow
 
@@ -169,6 +170,15 @@ def test_what_fails_in_one_trial_leaves_the_others(loop: Loop, make: Make, monke
     with pytest.raises(DivergedError):
         diverged.result(WAIT)
     assert torch.allclose(healthy.adapter.flat, expected, rtol=1e-9)
+
+
+def test_what_is_rehearsed_leaves_nothing_behind(loop: Loop, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = alone(make(3), loop, 2).clone()
+    passed: list[tuple[int, bool]] = []
+    watch(monkeypatch, lambda batch: passed.append((batch.segments[0].adapter.rank, batch.dropout is None)))
+    warm_up(loop)
+    assert passed == [(rank, is_plain) for rank in (16, 32, 64) for is_plain in (False, True)]
+    assert torch.equal(alone(make(3), loop, 2), expected)
 
 
 def test_closing_cuts_off_who_trains_and_refuses_who_comes(loop: Loop, make: Make) -> None:

@@ -17,6 +17,7 @@ from trials.engine.loop import Loop
 from trials.engine.program import Program
 from trials.engine.room import guest_of
 from trials.engine.subject import EngineSubject
+from trials.engine.warm_up import warm_up
 from trials.model import compute_dtype
 from trials.outcomes import evaluate_untrained, recorded
 from trials.records import Ending, TrialFolder
@@ -41,6 +42,8 @@ class Engine:
         # Memory is cut anew while the engine lives; without this the pieces wouldn't join again.
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         self._loop = Loop(freeze(load_resident_base(settings), compute_dtype(settings)), machine)
+        if self._loop.frozen.device.type == "cuda":
+            warm_up(self._loop)
         self._rows_lock = threading.Lock()
         self._rows: Sequence[TokenizedRow] = ()
         self._fingerprint: str | None = None

@@ -34,6 +34,10 @@ from trials.tokenization import TokenizedRow
 logger = logging.getLogger(__name__)
 
 
+_NOBODY = -1
+"""A guest's key; trials' are addresses."""
+
+
 class EngineClosedError(CutOffError):
     """The engine ended before the trial did."""
 
@@ -93,6 +97,19 @@ class Loop:
         """Gives back a trial's room."""
         with suppress(EngineClosedError):
             self.call(lambda: self._leave_room(key)).result()
+
+    def rehearse(self, guest: Guest, work: Callable[[Decoder], None]) -> None:
+        """Runs something by itself, with room for a guest who is none of the trials."""
+
+        def run() -> None:
+            self._room.enter(_NOBODY, guest)
+            try:
+                self._use(self._room)
+                work(self._decoder)
+            finally:
+                self._room.leave(_NOBODY)
+
+        self.call(run).result()
 
     @property
     def has_ended(self) -> bool:

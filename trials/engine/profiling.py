@@ -21,6 +21,7 @@ class KernelClock:
     def __init__(self, file: Path, trials: int, activity: ProfilerActivity = ProfilerActivity.CUDA) -> None:
         self._file = file
         self._trials = trials
+        self._device = activity.name
         self._profile = profile(activities=[activity])
         self._profile.start()
         self._began = time.perf_counter()
@@ -40,7 +41,9 @@ class KernelClock:
         assert profiler is not None
         results = profiler.kineto_results
         assert results is not None
-        spans = [(event.start_ns(), event.end_ns()) for event in results.events()]
+        # Launches, and their waiting for room in the GPU's queue, are the host's time.
+        events = (event for event in results.events() if event.device_type().name == self._device)
+        spans = [(event.start_ns(), event.end_ns()) for event in events]
         content = json.dumps({"kernel_seconds": covered(spans) / 1e9, "wall_seconds": wall})
         beside = self._file.with_suffix(".new")
         beside.write_text(content)
