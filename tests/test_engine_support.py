@@ -44,6 +44,34 @@ def test_the_base_model_decides_as_well(tmp_path: Path, small_config: TrialConfi
     assert allowed or str(reason).endswith("this one is gpt_neox")
 
 
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"hidden_size": 3200, "num_attention_heads": 32}, "this model's are 100"),
+        ({"hidden_size": 3200, "num_attention_heads": 32, "head_dim": 128}, None),
+        ({"mlp_bias": True}, "biases"),
+        ({"hidden_act": "gelu"}, "SiLU"),
+    ],
+)
+def test_layers_that_it_does_not_compute_are_another_s(
+    tmp_path: Path, small_config: TrialConfig, values: dict[str, Any], reason: str | None
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **values}))
+    found = why_not(on_model(small_config, tmp_path))
+    assert found is None if reason is None else reason in str(found)
+
+
+@pytest.mark.parametrize(("window", "allowed"), [(None, True), (4096, True), (512, False)])
+def test_rows_longer_than_a_sliding_window_are_another_s(
+    tmp_path: Path, small_config: TrialConfig, window: int | None, allowed: bool
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mistral", "sliding_window": window}))
+    data = small_config.data.model_copy(update={"max_length_tokens": 2048})
+    found = why_not(on_model(small_config.model_copy(update={"data": data}), tmp_path))
+    assert (found is None) is allowed
+    assert allowed or "512 tokens" in str(found)
+
+
 def test_a_model_that_is_not_there_is_an_error_of_ours(tmp_path: Path, small_config: TrialConfig) -> None:
     with pytest.raises(ModelError, match="can't read the config of"):
         why_not(on_model(small_config, tmp_path / "nothing"))
