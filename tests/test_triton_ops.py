@@ -1,4 +1,4 @@
-"""The GPU kernels against the same operations in plain torch. Skipped where there is no GPU."""
+"""The element-wise kernels against the same operations in plain torch. See `tests.triton_here`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,28 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.triton_here import DEVICE, GPU, IS_NOWHERE, WHY_NOT, mended_interpreter
 from trials.engine import torch_ops
 
-if not torch.cuda.is_available():
-    pytest.skip("needs a GPU", allow_module_level=True)
+if IS_NOWHERE:
+    pytest.skip(WHY_NOT, allow_module_level=True)
 
 from trials.engine import triton_ops
 
-TOKENS, HIDDEN, INNER = 333, 4096, 14336
+__all__ = ["mended_interpreter"]
+
+TOKENS, HIDDEN, INNER = (333, 4096, 14336) if GPU else (11, 96, 224)
 ONE_ROUNDING = {torch.bfloat16: 2**-7, torch.float32: 1e-5}
 
 
-@pytest.fixture(params=[torch.bfloat16, torch.float32])
+# The interpreter multiplies bfloat16's bits where they aren't a product's.
+@pytest.fixture(params=[torch.bfloat16, torch.float32] if GPU else [torch.float32])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
 def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.randn(*shape, device="cuda", dtype=dtype)
+    return torch.randn(*shape, device=DEVICE, dtype=dtype)
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
@@ -59,7 +63,7 @@ def test_rms_norm_and_its_gradient(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("inverse", [False, True])
 def test_rotation_in_place_and_elsewhere(dtype: torch.dtype, inverse: bool) -> None:
     qkv = random(TOKENS, 48, 128, dtype=dtype)
-    angles = torch.rand(TOKENS, 128, device="cuda") * 7
+    angles = torch.rand(TOKENS, 128, device=DEVICE) * 7
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     expected = qkv.clone()
     torch_ops.rotate(expected[:, :40], cos, sin, expected[:, :40], inverse=inverse)
@@ -90,6 +94,6 @@ def test_dequantised_weights_are_those_of_bitsandbytes_bit_for_bit(shape: tuple[
 
     packed, scales = quantize_4bit(random(*shape), quant_type="nf4", compress_statistics=True, blocksize=64)
     assert scales.nested
-    out = torch.full(shape, torch.nan, dtype=torch.bfloat16, device="cuda")
+    out = torch.full(shape, torch.nan, dtype=torch.bfloat16, device=DEVICE)
     triton_ops.dequantize(packed, triton_ops.pair_table(scales.code.float()), scales, out)
     assert torch.equal(out, dequantize_4bit(packed, scales))
