@@ -190,14 +190,15 @@ class Decoder:
         dh = dx @ self._dense(layer, DOWN)
         dinner = low_rank.add_input_gradient(DOWN, layer.index, (dx,), dh)
         self._ops.swiglu_backward(dh, after.gate, after.up, restores=dinner is not None)
-        self._add_weight_gradients(low_rank, DOWN, layer, dh, held, dinner, (dx,))
+        if dinner is not None:
+            low_rank.add_weight_gradients(DOWN, layer.index, dh, held.inner[DOWN], dinner, (dx,))
         del dh
         dy = after.gate @ self._dense(layer, ("gate_proj",))
         dy.addmm_(after.up, self._dense(layer, ("up_proj",)))
         gradients = (after.gate, after.up)
         if (dinner := low_rank.add_input_gradient(GATE_UP, layer.index, gradients, dy)) is not None:
             y = self._ops.normed(after.middle, layer.mlp_norm, held.mlp_rstd)
-            self._add_weight_gradients(low_rank, GATE_UP, layer, y, held, dinner, gradients)
+            low_rank.add_weight_gradients(GATE_UP, layer.index, y, held.inner[GATE_UP], dinner, gradients)
         self._ops.rms_norm_backward(dy, after.middle, layer.mlp_norm, held.mlp_rstd, dx)
 
     def _attention_backward(self, layer: FrozenLayer, dx: Tensor, held: _Held, shared: _Pass) -> Tensor:
@@ -205,33 +206,18 @@ class Decoder:
         memory = held.memory
         assert held.attention_rstd is not None
         dout = dx @ self._dense(layer, OUT)
-        dinner = held.low_rank.add_input_gradient(OUT, layer.index, (dx,), dout)
-        if dinner is not None:
+        if (dinner := held.low_rank.add_input_gradient(OUT, layer.index, (dx,), dout)) is not None:
             attended = held.narrowed(memory.attended)
-            self._add_weight_gradients(held.low_rank, OUT, layer, attended, held, dinner, (dx,))
+            held.low_rank.add_weight_gradients(OUT, layer.index, attended, held.inner[OUT], dinner, (dx,))
         self._attend_backward(held.widened(dout), held, shared)
         dx = held.widened(dx)
         dy = memory.qkv @ self._dense(layer, QKV)
         gradients = self._split(memory.qkv)
         if (dinner := shared.low_rank.add_input_gradient(QKV, layer.index, gradients, dy)) is not None:
             y = self._ops.normed(memory.x, layer.attention_norm, held.attention_rstd)
-            self._add_weight_gradients(shared.low_rank, QKV, layer, y, held, dinner, gradients)
+            shared.low_rank.add_weight_gradients(QKV, layer.index, y, held.inner[QKV], dinner, gradients)
         self._ops.rms_norm_backward(dy, memory.x, layer.attention_norm, held.attention_rstd, dx)
         return dx
-
-    def _add_weight_gradients(
-        self,
-        low_rank: LowRank,
-        names: tuple[str, ...],
-        layer: FrozenLayer,
-        x: Tensor,
-        held: _Held,
-        dinner: Tensor | None,
-        gradients: Sequence[Tensor],
-    ) -> None:
-        inner = held.inner[names]
-        if inner is not None and dinner is not None:
-            low_rank.add_weight_gradients(names, layer.index, x, inner, dinner, gradients)
 
     def _attend_backward(self, dout: Tensor, held: _Held, shared: _Pass) -> None:
         """Puts the gradients of queries, keys and values in their place."""

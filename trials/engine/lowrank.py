@@ -75,12 +75,13 @@ class LowRank:
         return dinner
 
     def add_weight_gradients(
-        self, names: Names, layer: int, x: Tensor, inner: Tensor, dinner: Tensor, gradients: Sequence[Tensor]
+        self, names: Names, layer: int, x: Tensor, inner: Tensor | None, dinner: Tensor, gradients: Sequence[Tensor]
     ) -> None:
         """Adds those of the modules' weights to the adapters'.
 
-        `x` and `inner` are those of `add`, `dinner` and `gradients` those of `add_input_gradient`.
+        `x` and `inner` are what `add` took and gave, `dinner` and `gradients` what `add_input_gradient` gave and took.
         """
+        assert inner is not None, "add was not asked before"
         span = self._groups[names].span
         within = [dy[span] for dy in gradients]
         self._products[names].add_weight_gradients(layer, x[span], inner, dinner, within)
