@@ -23,6 +23,7 @@ from search_spaces.recipe import DEFAULT_RECIPE, ResolvedRecipe, load_recipe
 from search_spaces.schema import Recipe
 from trials.command_line import run
 from trials.errors import EXIT_DONE, EXIT_INTERRUPTED, InputError, SearchBroken, TuningError
+from trials.lock import only_here
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,13 +68,14 @@ def _search(arguments: argparse.Namespace, started: datetime) -> int:
         print(describe(job.search, job.sizes))
         return EXIT_DONE
     folder = job.folder or create_run_folder(job.out)
-    folder.write_search(job.search)
-    try:
-        interrupted = _conduct(folder, job.search)
-    except SearchBroken as error:
-        sys.stderr.write(f"error: {error}\n")
-        interrupted = True
-    return _finish(folder, interrupted=interrupted)
+    with only_here(folder.path):
+        folder.write_search(job.search)
+        try:
+            interrupted = _conduct(folder, job.search)
+        except SearchBroken as error:
+            sys.stderr.write(f"error: {error}\n")
+            interrupted = True
+        return _finish(folder, interrupted=interrupted)
 
 
 def _new(arguments: argparse.Namespace, started: datetime) -> _Job:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from trials.command_line import run, whole_number
 from trials.errors import EXIT_DONE, EXIT_NOTHING_TO_EXPORT, RecipeError, RunFolderError
+from trials.lock import only_here
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,7 +110,8 @@ def _start(config: TrialConfig, name: str, folder: TrialFolder) -> int:
     config = config.model_copy(update={"data": pinned_data(config.data), "model": pinned_model(config.model)})
     tokenizer, data = _load(config)
     folder.begin(config, Origin.SINGLE, name, data.fingerprint)
-    return _run(config, data, tokenizer, name, folder)
+    with only_here(folder.path):
+        return _run(config, data, tokenizer, name, folder)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
@@ -123,11 +125,12 @@ def _resume(arguments: argparse.Namespace) -> int:
     checkpoint = choose_checkpoint(record.folder, arguments.checkpoint)
     tokenizer, data = _load(record.config)
     refuse_other_rows(record, data.fingerprint)
-    set_broken_aside(record.folder)
-    kept = rewind(record, checkpoint)
-    said = f"; what came after it is in {kept}" if kept else ""
-    print(f"going on from the checkpoint of step {checkpoint.step}{said}", flush=True)
-    return _run(record.config, data, tokenizer, record.name, TrialFolder(record.folder), checkpoint)
+    with only_here(record.folder):
+        set_broken_aside(record.folder)
+        kept = rewind(record, checkpoint)
+        said = f"; what came after it is in {kept}" if kept else ""
+        print(f"going on from the checkpoint of step {checkpoint.step}{said}", flush=True)
+        return _run(record.config, data, tokenizer, record.name, TrialFolder(record.folder), checkpoint)
 
 
 def _refuse_other_settings(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,42 @@
+"""One command at a time in a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from trials.errors import RunFolderError
+
+_NAME = "lock"
+
+
+@contextmanager
+def only_here(folder: Path) -> Iterator[None]:
+    """Keeps others from working in `folder`; the system gives it free when this process ends, however it does.
+
+    Raises `RunFolderError` while another holds it, on this machine or, where the file system passes locks on, another.
+    """
+    with (folder / _NAME).open("a+", encoding="utf-8") as file:
+        if _is_taken(file):
+            file.seek(0)
+            holder = file.read().strip() or "another command"
+            raise RunFolderError(f"{folder} is in use by {holder}. Wait until that has ended, or end it.")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def _is_taken(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks, such as some network shares
+        return False
+    return False
