@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -44,6 +45,12 @@ SMALL = (
     "search.samples=1",
     "search.dashboard=false",
 )
+
+
+def pytest_collection_finish() -> None:
+    """Every trial ends with a full garbage collection, which needn't go through all imported modules each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """The demo has something to find, and what is found answers right: the figures that the demo is made for."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,12 @@ from scripts.measure_demo_learning import Measured, accuracies, measure
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[float, Measured]:
+    """A trial a rate, one of them in a process beside: each has one thread, whatever the machine."""
     folder: Path = tmp_path_factory.mktemp("learning")
-    return {rate: measure(rate, folder) for rate in (1e-5, 3e-3, 1e-2)}
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as beside:
+        best = beside.submit(measure, 3e-3, folder)
+        others = {rate: measure(rate, folder) for rate in (1e-5, 1e-2)}
+        return {**others, 3e-3: best.result()}
 
 
 def test_the_learning_rate_decides(measured: dict[float, Measured]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,29 @@ def workshop(
     return Workshop(small_recipe, small_data, tokenizer, tmp_path)
 
 
+@dataclass(frozen=True)
+class Usual:
+    """The usual trial on 64 rows: run through, and another as it was cut off and when it had gone on."""
+
+    straight: TrialRecord
+    cut_off: TrialRecord
+    resumed: TrialRecord
+
+
+@pytest.fixture(scope="module")
+def usual(
+    small_recipe: Recipe,
+    small_data: TrialData,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Usual:
+    """Trained once for all who look at it. Read it, don't write to its folders."""
+    workshop = Workshop(small_recipe, small_data, tokenizer, tmp_path_factory.mktemp("usual"))
+    straight = workshop.run("straight", workshop.config(), 64)
+    cut_off = workshop.cut_off(workshop.config(), 64)
+    return Usual(straight, cut_off, workshop.resume(cut_off, 64))
+
+
 def _assert_equal(resumed: TrialRecord, straight: TrialRecord) -> None:
     assert [(point.step, point.tokens_seen) for point in resumed.points] == [
         (point.step, point.tokens_seen) for point in straight.points
@@ -44,7 +69,6 @@ def _assert_equal(resumed: TrialRecord, straight: TrialRecord) -> None:
 @pytest.mark.parametrize(
     ("rows", "change"),
     [
-        (64, {}),
         (24, {}),  # the checkpoint is at the end of the first epoch
         (20, {}),  # and here in the second, which ends with a batch of one step
         (18, {"machine": {"micro_batch_rows": 1}}),
@@ -60,11 +84,20 @@ def test_a_resumed_trial_gives_the_losses_of_one_that_ran_through(
 ) -> None:
     config = workshop.config(**change)
     straight = workshop.run("straight", config, rows)
+    _assert_ran_through(straight)
+    resumed = workshop.resume(workshop.cut_off(config, rows), rows)
+    _assert_equal(resumed, straight)
+
+
+def test_the_usual_one_gives_them_too(usual: Usual) -> None:
+    _assert_ran_through(usual.straight)
+    _assert_equal(usual.resumed, usual.straight)
+
+
+def _assert_ran_through(straight: TrialRecord) -> None:
     assert straight.ending is not None
     assert straight.ending.kind is EndingKind.FINISHED
     assert len(step_losses(straight)) == STEPS
-    resumed = workshop.resume(workshop.cut_off(config, rows), rows)
-    _assert_equal(resumed, straight)
 
 
 def test_train_losses_between_two_log_lines_are_not_lost(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,10 +135,9 @@ def test_a_finished_trial_goes_back_and_does_the_same_again(workshop: Workshop) 
     assert resumed.has_adapter
 
 
-def test_time_goes_on_from_what_it_was(workshop: Workshop) -> None:
-    cut_off = workshop.cut_off(workshop.config(), 64)
-    before = [point for point in cut_off.points if point.step <= CHECKPOINT]
-    resumed = workshop.resume(cut_off, 64)
+def test_time_goes_on_from_what_it_was(usual: Usual) -> None:
+    resumed = usual.resumed
+    before = [point for point in usual.cut_off.points if point.step <= CHECKPOINT]
     assert list(resumed.points[: len(before)]) == before
     seconds = [point.seconds for point in resumed.points]
     assert seconds == sorted(seconds)
@@ -113,8 +145,8 @@ def test_time_goes_on_from_what_it_was(workshop: Workshop) -> None:
     assert trained == sorted(trained)
 
 
-def test_a_trial_that_died_before_its_last_word_says_it(workshop: Workshop) -> None:
-    straight = workshop.run("straight", workshop.config(), 64)
+def test_a_trial_that_died_before_its_last_word_says_it(workshop: Workshop, usual: Usual) -> None:
+    straight = read_trial(Path(shutil.copytree(usual.straight.folder, workshop.path / "straight")))
     (straight.folder / "ending.json").unlink()
     assert workshop.resume(read_trial(straight.folder), 64) == straight
 
@@ -160,11 +192,10 @@ def _stop_after(step: int) -> Callable[[EvalPoint], Decision]:
     return lambda point: Decision.STOP if point.step > step else Decision.GO_ON
 
 
-def test_tensorboard_hides_what_is_trained_again(workshop: Workshop) -> None:
-    resumed = workshop.resume(workshop.cut_off(workshop.config(), 64), 64)
+def test_tensorboard_hides_what_is_trained_again(usual: Usual) -> None:
     restarts = [
         event.step
-        for file in resumed.folder.glob("tensorboard/events*")
+        for file in usual.resumed.folder.glob("tensorboard/events*")
         for event in events(file)
         if event.session_log.status == SessionLog.START
     ]
