@@ -41,6 +41,13 @@ def test_broken_yaml_is_named_by_its_source() -> None:
         parse_yaml("a: [1", "night.yaml")
 
 
+def test_a_key_that_is_there_twice_is_an_error() -> None:
+    text = "space:\n  lora_rank: {choices: [8]}\n  lora_rank: {choices: [16]}\n"
+    with pytest.raises(RecipeError, match=r"night\.yaml is no YAML: lora_rank is there twice .* line 3, column 3"):
+        parse_yaml(text, "night.yaml")
+    assert parse_yaml("a: {x: 1}\nb: {x: 1}", "night.yaml") == {"a": {"x": 1}, "b": {"x": 1}}
+
+
 @pytest.mark.parametrize("text", ["!!python/object/apply:os.getcwd []", "!!python/name:os.system"])
 def test_a_recipe_runs_no_code(text: str) -> None:
     with pytest.raises(RecipeError, match="is no YAML"):
