@@ -181,6 +181,23 @@ def test_what_is_rehearsed_leaves_nothing_behind(loop: Loop, make: Make, monkeyp
     assert torch.equal(alone(make(3), loop, 2), expected)
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no more"), ValueError("anything else")])
+def test_a_rehearsal_that_memory_does_not_suffice_for_is_left_out(
+    loop: Loop, make: Make, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(_: Batch) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        watch(patch, fail)
+        if isinstance(error, torch.OutOfMemoryError):
+            warm_up(loop)
+        else:
+            with pytest.raises(ValueError, match="anything else"):
+                warm_up(loop)
+    alone(make(3), loop, 1)
+
+
 def test_closing_cuts_off_who_trains_and_refuses_who_comes(loop: Loop, make: Make) -> None:
     trainee = make(8)
     training = loop.train(trainee, after(10**9))

@@ -10,6 +10,7 @@ from trials.engine.batch import Share, make_batch
 from trials.engine.decoder import Decoder
 from trials.engine.loop import Loop
 from trials.engine.room import Guest, adapter_bytes
+from trials.memory import is_out_of_memory
 from trials.tokenization import IGNORED, TokenizedRow
 
 _RANKS = (16, 32, 64)
@@ -20,11 +21,19 @@ _ROW = TokenizedRow("warm-up", [0] * 70, [IGNORED] * 35 + [0] * 35)
 
 
 def warm_up(loop: Loop) -> None:
-    """Passes a few tokens through adapters of every kind that kernels are compiled for; leaves nothing behind."""
+    """Passes a few tokens through adapters of every kind that kernels are compiled for; leaves nothing behind.
+
+    Where memory doesn't suffice for the largest, trials may still be small enough: theirs are compiled when they come.
+    """
     for rank in _RANKS:
         hp = Hyperparameters(lora_rank=rank, target_modules=_TARGETS, lora_dropout=0.1, epochs=1.0)
         size = adapter_bytes(parameter_count(loop.frozen.targets, hp), hp, loop.frozen.dtype.itemsize)
-        loop.rehearse(Guest(size, len(_ROW.input_ids), len(_ROW.input_ids)), partial(_pass, hp))
+        try:
+            loop.rehearse(Guest(size, len(_ROW.input_ids), len(_ROW.input_ids)), partial(_pass, hp))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return
 
 
 def _pass(hp: Hyperparameters, decoder: Decoder) -> None:
