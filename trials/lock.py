@@ -22,7 +22,7 @@ def only_here(folder: Path) -> Iterator[None]:
     Raises `RunFolderError` while another holds it, on this machine or, where the file system passes locks on, another.
     """
     with (folder / _NAME).open("a+", encoding="utf-8") as file:
-        if _is_taken(file):
+        if _is_anothers(file):
             file.seek(0)
             holder = file.read().strip() or "another command"
             raise RunFolderError(f"{folder} is in use by {holder}. Wait until that has ended, or end it.")
@@ -32,11 +32,20 @@ def only_here(folder: Path) -> Iterator[None]:
         yield
 
 
-def _is_taken(file: TextIO) -> bool:
+def takes_lock(file: TextIO) -> bool:
+    """Whether the file is this process's from now on; the system forgets it with the process.
+
+    Raises `OSError` where the file system has no locks, such as on some network shares.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks, such as some network shares
         return False
-    return False
+    return True
+
+
+def _is_anothers(file: TextIO) -> bool:
+    try:
+        return not takes_lock(file)
+    except OSError:
+        return False

@@ -6,7 +6,6 @@ quarter of the bytes. What nobody needs any more can be deleted at any time.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -26,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from trials.config import ModelSettings
 from trials.errors import first_line
+from trials.lock import takes_lock
 from trials.model import as_base, compute_dtype, device_map, load_base
 
 if TYPE_CHECKING:
@@ -137,12 +137,7 @@ def _save(base: PreTrainedModel, folder: Path) -> None:
 
 @contextmanager
 def _only_writer(folder: Path) -> Iterator[bool]:
-    """Whether nobody else writes this model; the system forgets the lock with the process."""
+    """Whether nobody else writes this model."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield takes_lock(lock)

@@ -11,6 +11,7 @@ from torch import Tensor
 from trials.dropout import token_keys
 from trials.engine.adapter import Adapter
 from trials.engine.groups import Dropout, Segment
+from trials.engine.sending import sent
 from trials.tokenization import IGNORED, TokenizedRow
 
 
@@ -66,17 +67,19 @@ def make_batch(shares: Sequence[Share], dtype: torch.dtype, device: torch.device
     ids = torch.tensor([token for row in rows for token in row.input_ids])
     # The state at a position predicts the token at the next one, which belongs to the same row.
     following = torch.tensor([label for row in rows for label in (*row.labels[1:], IGNORED)])
-    learned = (following != IGNORED).nonzero().squeeze(1)
+    is_learned = following != IGNORED
+    learned = is_learned.nonzero().squeeze(1)
     row_of = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))
     positions = torch.cat([torch.arange(length) for length in lengths])
     row_weights = torch.tensor(
         [share.weight for share in shares for _ in share.rows], dtype=torch.promote_types(dtype, torch.float32)
     )
+    tokens = [share.tokens for share in shares]
+    learned_tokens = [int(part.sum()) for part in torch.split(is_learned, tokens)]
     dropout = _dropout(shares, positions, row_of, dtype) if training else None
 
     def there(tensor: Tensor) -> Tensor:
-        # From pinned memory nothing waits for what the GPU has still to do.
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+        return sent(tensor, device)
 
     return Batch(
         input_ids=there(ids),
@@ -87,8 +90,8 @@ def make_batch(shares: Sequence[Share], dtype: torch.dtype, device: torch.device
         weights=there(row_weights[row_of[learned]]),
         row_of=there(row_of[learned]),
         row_count=len(rows),
-        segments=_segments(shares, [share.tokens for share in shares]),
-        learned_segments=_segments(shares, [_learned_tokens(share) for share in shares]),
+        segments=_segments(shares, tokens),
+        learned_segments=_segments(shares, learned_tokens),
         dropout=dropout and Dropout(there(dropout.token_keys), there(dropout.thresholds), there(dropout.scales)),
     )
 
@@ -114,10 +117,6 @@ def _segments(shares: Sequence[Share], tokens: Sequence[int]) -> list[Segment]:
             segments.append(Segment(share.adapter, start, start + count))
         start += count
     return segments
-
-
-def _learned_tokens(share: Share) -> int:
-    return sum(label != IGNORED for row in share.rows for label in row.labels[1:])
 
 
 def _dropout(shares: Sequence[Share], positions: Tensor, row_of: Tensor, dtype: torch.dtype) -> Dropout | None:

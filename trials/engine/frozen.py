@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trials.engine.kernels import gpu_ops
 from trials.engine.planning import Sizes
 from trials.engine.support import ARCHITECTURES
 from trials.errors import ModelError
@@ -30,7 +31,7 @@ class FrozenLinear:
         self._weight: Tensor = linear.weight.data
         self._scales = getattr(linear.weight, "quant_state", None)
         self._dense: Tensor | None = self._weight.to(dtype) if self._scales is None else None
-        self._kernels = gpu_kernels(self._weight.device)
+        self._kernels = gpu_ops(self._weight.device)
         self._pairs = _pair_table(self._scales, self._kernels)
 
     @property
@@ -227,12 +228,3 @@ def _refuse_unknown(model: Any) -> None:
             f"the engine doesn't know the layers of a {config.model_type} with activation {config.hidden_act}"
             f"{' and biases' if has_bias else ''}. Allowed: {', '.join(ARCHITECTURES)}. Set engine=trl."
         )
-
-
-def gpu_kernels(device: torch.device) -> ModuleType | None:
-    """Our Triton kernels where there is a GPU."""
-    if device.type != "cuda":
-        return None
-    from trials.engine import triton_ops
-
-    return triton_ops

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trials.engine.groups import Dropout, Group
+from trials.engine.products import add_undropped_input_gradient, undropped_inner
 from trials.engine.triton_lowrank import (
     GroupTable,
     Noise,
@@ -47,21 +48,20 @@ class FusedProducts:
 
     def inner(self, layer: int, x: Tensor) -> Tensor:
         """See `products.Products`."""
-        group, a = self._group, self._group.a[layer]
         if self._dropout is None:
-            inner = x.to(a.dtype) @ a.T
-            return inner if group.mask is None else inner.mul_(group.mask)
+            return undropped_inner(self._group, layer, x)
+        a = self._group.a[layer]
         inner = a.new_zeros(len(x), len(a))
         dropped_inner(x, a, self._noise(layer, x), self._table, inner)
         return inner
 
     def add_input_gradient(self, layer: int, dinner: Tensor, dx: Tensor) -> None:
         """See `products.Products`."""
-        a, scale = self._group.a[layer], self._group.scale
         if self._dropout is None:
-            dx.addmm_(dinner, a, alpha=scale)
-        else:
-            add_dropped_input_gradient(dx, dinner, a, self._noise(layer, dx), self._table, scale)
+            add_undropped_input_gradient(self._group, layer, dinner, dx)
+            return
+        a, scale = self._group.a[layer], self._group.scale
+        add_dropped_input_gradient(dx, dinner, a, self._noise(layer, dx), self._table, scale)
 
     def add_weight_gradients(
         self, layer: int, x: Tensor, inner: Tensor, dinner: Tensor, gradients: Sequence[Tensor]

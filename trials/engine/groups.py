@@ -80,7 +80,11 @@ class Group:
 
     def within(self, segment: Segment) -> slice:
         """A segment's tokens among those of the span."""
-        return slice(segment.start - self.span.start, segment.end - self.span.start)
+        return _within(self.span, segment)
+
+    def masked(self, inner: Tensor) -> Tensor:
+        """`inner` [tokens of the span, ranks of all parts], or its gradient, times the mask in place."""
+        return inner if self.mask is None else inner.mul_(self.mask)
 
     def narrowed(self, tokens: Tensor, now: Mapping[int, Segment]) -> Group:
         """For a part of the tokens, given by their numbers; `now` has its segments by the former ones' `id`."""
@@ -124,13 +128,17 @@ def _span(segments: Sequence[Segment]) -> slice:
     return slice(min(segment.start for segment in segments), max(segment.end for segment in segments))
 
 
+def _within(span: slice, segment: Segment) -> slice:
+    return slice(segment.start - span.start, segment.end - span.start)
+
+
 def _mask(parts: Sequence[Part], span: slice, like: Tensor) -> Tensor:
     # A scale such as 20 / 48, rounded to 8 bits, would be another one.
     dtype = torch.promote_types(like.dtype, torch.float32)
     mask = torch.zeros(span.stop - span.start, parts[-1].columns.stop, dtype=dtype, device=like.device)
     for part in parts:
         for segment, columns in part.columns_of_segments():
-            mask[segment.start - span.start : segment.end - span.start, columns] = segment.adapter.scale
+            mask[_within(span, segment), columns] = segment.adapter.scale
     return mask
 
 

@@ -29,13 +29,22 @@ class Kernels:
 PLAIN = Kernels(torch_ops, PaddedAttention, PlainProducts)
 
 
-def kernels_for(device: torch.device) -> Kernels:
-    """On this device."""
+def gpu_ops(device: torch.device) -> ModuleType | None:
+    """`triton_ops`, which also reads 4-bit weights, where there is a GPU."""
     if device.type != "cuda":
-        return PLAIN
+        return None
     # Triton comes with torch's CUDA builds.
     from trials.engine import triton_ops
+
+    return triton_ops
+
+
+def kernels_for(device: torch.device) -> Kernels:
+    """On this device."""
+    ops = gpu_ops(device)
+    if ops is None:
+        return PLAIN
     from trials.engine.fused_products import FusedProducts
     from trials.engine.packed_attention import PackedAttention
 
-    return Kernels(triton_ops, PackedAttention, FusedProducts)
+    return Kernels(ops, PackedAttention, FusedProducts)

@@ -68,9 +68,8 @@ class LowRank:
         if group is None:
             return None
         pairs = zip(group.parts, gradients, strict=True)
-        dinner = torch.cat([dy[group.span] @ part.b[layer] for part, dy in pairs if part.b is not None], 1)
-        if group.mask is not None:
-            dinner *= group.mask
+        products = [dy[group.span] @ part.b[layer] for part, dy in pairs if part.b is not None]
+        dinner = group.masked(torch.cat(products, 1))
         self._products[names].add_input_gradient(layer, dinner, dx[group.span])
         return dinner
 

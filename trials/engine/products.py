@@ -40,20 +40,18 @@ class PlainProducts:
 
     def inner(self, layer: int, x: Tensor) -> Tensor:
         """See `Products`."""
-        a, x = self._group.a[layer], x.to(self._group.a.dtype)
         if self._dropout is None:
-            inner = x @ a.T
-        else:
-            parts = [self._dropped(part.name, layer, x) @ a[part.columns].T for part in self._group.present]
-            inner = torch.cat(parts, 1)
-        return inner if self._group.mask is None else inner.mul_(self._group.mask)
+            return undropped_inner(self._group, layer, x)
+        a, x = self._group.a[layer], x.to(self._group.a.dtype)
+        parts = [self._dropped(part.name, layer, x) @ a[part.columns].T for part in self._group.present]
+        return self._group.masked(torch.cat(parts, 1))
 
     def add_input_gradient(self, layer: int, dinner: Tensor, dx: Tensor) -> None:
         """See `Products`."""
-        a, scale = self._group.a[layer], self._group.scale
         if self._dropout is None:
-            dx.addmm_(dinner, a, alpha=scale)
+            add_undropped_input_gradient(self._group, layer, dinner, dx)
             return
+        a, scale = self._group.a[layer], self._group.scale
         for part in self._group.present:
             gradient = dinner[:, part.columns] @ a[part.columns]
             torch_ops.add_dropped(dx, gradient, self._factors(part.name, layer, gradient), scale)
@@ -86,6 +84,17 @@ class PlainProducts:
             factors = torch_ops.noise(drop.token_keys, keys, drop.thresholds, drop.scales)
             self._noise[name, layer] = factors
         return factors
+
+
+def undropped_inner(group: Group, layer: int, x: Tensor) -> Tensor:
+    """`Products.inner` where nothing is dropped: one product for all adapters."""
+    a = group.a[layer]
+    return group.masked(x.to(a.dtype) @ a.T)
+
+
+def add_undropped_input_gradient(group: Group, layer: int, dinner: Tensor, dx: Tensor) -> None:
+    """`Products.add_input_gradient` where nothing is dropped."""
+    dx.addmm_(dinner, group.a[layer], alpha=group.scale)
 
 
 @functools.cache

@@ -22,6 +22,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trials.engine.sending import sent
+from trials.engine.support import HEAD_SIZES
+
 _LARGE = (9, 10)
 """Major compute capabilities with 227 KiB of shared memory for a program."""
 
@@ -89,10 +92,7 @@ def blocks_of(lengths: Sequence[int], group: int, settings: Settings, device: to
     of_lines = {tile.lines: _line_blocks(counts, group, tile.lines) for tile in (settings.forward, settings.dq)}
     of_keys = _key_blocks(counts, settings.dkdv.keys)
     tables = [*of_lines.values(), of_keys]
-    joined = torch.cat(tables).to(torch.int32)
-    if device.type == "cuda":
-        # From pinned memory nothing waits for what the GPU has still to do.
-        joined = joined.pin_memory().to(device, non_blocking=True)
+    joined = sent(torch.cat(tables).to(torch.int32), device)
     *there, keys = joined.split([len(table) for table in tables])
     lines = dict(zip(of_lines, there, strict=True))
     return Blocks(lines[settings.forward.lines], lines[settings.dq.lines], keys, group, settings)
@@ -132,7 +132,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, blocks: Blocks) -> Ten
     """
     _check(q, k, v, out, blocks)
     lse = torch.empty(k.shape[1], len(q), blocks.group, dtype=torch.float32, device=q.device)
-    launch_forward(q, k, v, out, lse, blocks.forward, blocks.settings.forward)
+    _forward[(k.shape[1], len(blocks.forward))](
+        q, k, v, out, lse, blocks.forward, len(q), math.log2(math.e) / q.shape[2] ** 0.5,
+        q.stride(0), k.stride(0), v.stride(0), out.stride(0), **_constants(q, blocks, blocks.settings.forward),
+    )  # fmt: skip
     return lse
 
 
@@ -150,55 +153,32 @@ def backward(
     _check(dout, k, v, dq, blocks)
     if lse.shape != (k.shape[1], len(q), blocks.group) or not lse.is_contiguous():
         raise ValueError("lse isn't what the forward pass gave")
+    # Every line's product of `dout` and `out`, from the first kernel for the second.
     delta = torch.empty_like(lse)
-    launch_dq(dout, q, k, v, out, lse, delta, dq, blocks.dq, blocks.settings.dq)
-    # Keys and values are read by nobody else from here on.
-    launch_dkdv(dout, q, k, v, lse, delta, k, v, blocks.dkdv, blocks.settings.dkdv)
+    _query_gradient[(k.shape[1], len(blocks.dq))](
+        dout, q, k, v, out, lse, delta, dq, blocks.dq, len(q), q.shape[2] ** -0.5, dout.stride(0), q.stride(0),
+        k.stride(0), v.stride(0), out.stride(0), dq.stride(0), **_constants(q, blocks, blocks.settings.dq),
+    )  # fmt: skip
+    # Each block of keys and values is read by nobody else from here on: its gradients take its place.
+    _key_gradients[(k.shape[1], len(blocks.dkdv))](
+        dout, q, k, v, lse, delta, k, v, blocks.dkdv, len(q), q.shape[2] ** -0.5,
+        dout.stride(0), q.stride(0), k.stride(0), v.stride(0), **_constants(q, blocks, blocks.settings.dkdv),
+    )  # fmt: skip
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, out: Tensor, blocks: Blocks) -> None:
     size = q.shape[2]
     if q.shape != out.shape or k.shape != v.shape or q.shape[1] != k.shape[1] * blocks.group or size != k.shape[2]:
         raise ValueError(f"shapes {[*q.shape]}, {[*k.shape]}, {[*v.shape]} and {[*out.shape]} don't go together")
-    if size not in (16, 32, 64, 128, 256):
+    if size not in HEAD_SIZES:
         raise ValueError(f"heads of {size} aren't a power of 2 from 16 to 256")
     if any(tensor.stride()[1:] != (size, 1) for tensor in (q, k, v, out)):
         raise ValueError("a token's heads don't lie side by side")
 
 
-def launch_forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, table: Tensor, tile: Tile) -> None:
-    """The kernel of `forward`, with `table` cut as `tile` says."""
-    _forward[(k.shape[1], len(table))](
-        q, k, v, out, lse, table, len(q), math.log2(math.e) / q.shape[2] ** 0.5,
-        q.stride(0), k.stride(0), v.stride(0), out.stride(0), **_constants(q, k, tile),
-    )  # fmt: skip
-
-
-def launch_dq(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, delta: Tensor, dq: Tensor,
-    table: Tensor, tile: Tile,
-) -> None:  # fmt: skip
-    """The first kernel of `backward`; also writes the products of `dout` and `out` to `delta`, laid out as `lse`."""
-    _query_gradient[(k.shape[1], len(table))](
-        dout, q, k, v, out, lse, delta, dq, table, len(q), q.shape[2] ** -0.5,
-        dout.stride(0), q.stride(0), k.stride(0), v.stride(0), out.stride(0), dq.stride(0), **_constants(q, k, tile),
-    )  # fmt: skip
-
-
-def launch_dkdv(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, delta: Tensor, dk: Tensor, dv: Tensor,
-    table: Tensor, tile: Tile,
-) -> None:  # fmt: skip
-    """The second kernel of `backward`; `dk` and `dv` are laid out as `k` and `v`, and may be these."""
-    _key_gradients[(k.shape[1], len(table))](
-        dout, q, k, v, lse, delta, dk, dv, table, len(q), q.shape[2] ** -0.5,
-        dout.stride(0), q.stride(0), k.stride(0), v.stride(0), **_constants(q, k, tile),
-    )  # fmt: skip
-
-
-def _constants(q: Tensor, k: Tensor, tile: Tile) -> dict[str, int | None]:
+def _constants(q: Tensor, blocks: Blocks, tile: Tile) -> dict[str, int | None]:
     return {
-        "group": q.shape[1] // k.shape[1],
+        "group": blocks.group,
         "size": q.shape[2],
         "lines": tile.lines,
         "keys": tile.keys,

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from trials.dropout import feature_keys
 from trials.engine.adapter import Adapter
+from trials.engine.sending import sent
 
 _WIDEST = 64
 _NARROWEST = 16
@@ -257,10 +258,8 @@ def _unit(pieces: Sequence[tuple[int, ...]]) -> int:
 
 def _there(tables: Sequence[Sequence[tuple[int, ...]]], device: torch.device) -> list[Tensor]:
     """On the device, all in one copy."""
-    together = torch.tensor([number for table in tables for row in table for number in row], dtype=torch.int64)
-    if device.type == "cuda":
-        # From pinned memory nothing waits for what the GPU has still to do.
-        together = together.pin_memory().to(device, non_blocking=True)
+    numbers = [number for table in tables for row in table for number in row]
+    together = sent(torch.tensor(numbers, dtype=torch.int64), device)
     parts = torch.split(together, [sum(map(len, table)) for table in tables])
     return [part.view(len(table), -1) if table else part for part, table in zip(parts, tables, strict=True)]
 
