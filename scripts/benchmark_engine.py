@@ -41,8 +41,9 @@ def engine_entry(job: Job) -> Measured:
 def _trainee(job: Job, loop: Any, number: int, rows: Sequence[Any]) -> Any:
     from trials.config import DataSettings, Hyperparameters, ModelSettings, TrialConfig
     from trials.engine.adapter import Adapter, parameter_count
+    from trials.engine.experience import Guest
     from trials.engine.order import RowOrder
-    from trials.engine.room import Guest, adapter_bytes
+    from trials.engine.planning import adapter_bytes
     from trials.engine.stepping import Stepper
     from trials.engine.trainee import Trainee
     from trials.schedule import Length

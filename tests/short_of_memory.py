@@ -18,10 +18,12 @@ from search_spaces.recipe import load_recipe
 from tests.test_engine_decoder import SIZES, rows_of_lengths
 from trials.config import Machine
 from trials.engine.adapter import Adapter
+from trials.engine.experience import Guest
 from trials.engine.frozen import FrozenDecoder, freeze
 from trials.engine.loop import Loop
 from trials.engine.stepping import Stepper
 from trials.engine.trainee import Trainee
+from trials.losses import RowLosses
 from trials.schedule import Length
 
 MIB = 2**20
@@ -36,21 +38,37 @@ def main() -> None:
     frozen = freeze(base.requires_grad_(False), torch.float32)
     loop = Loop(frozen, Machine(micro_batch_tokens=1024))
     (enough,) = _trained(loop, [_trainee(frozen, *ROWS)])
+    evaluated = loop.evaluate(None, rows_of_lengths([ROWS[1]] * 2 * ROWS[0], seed=0))
     warnings = _Warnings()
     logging.getLogger("trials.engine.micro_steps").addHandler(warnings)
     size = _size()
     for allowed in range(80, 0, -10):  # how much the process had in reserve nobody knows
         _limit(size + allowed * MIB)
         short, too_long = _trained(loop, [_trainee(frozen, *ROWS), _trainee(frozen, 1, 1000)])
+        before = len(warnings.messages)
+        again, short_evaluated = _again(loop, frozen) if before else (short, evaluated)
         _limit(resource.RLIM_INFINITY)
-        if warnings.messages:
+        if before:
             break
     loop.close()
     assert isinstance(enough, torch.Tensor), enough
     assert isinstance(short, torch.Tensor), short
+    assert isinstance(again, torch.Tensor), again
     way = torch.dist(enough, _trainee(frozen, *ROWS).adapter.flat)
     apart = float(torch.dist(short, enough) / way)
-    print(json.dumps({"warnings": warnings.messages, "way": float(way), "apart": apart, "too long": str(too_long)}))
+    found = {"warnings": warnings.messages[:before], "way": float(way), "apart": apart, "too long": str(too_long)}
+    found["later warnings"] = warnings.messages[before:]
+    found["apart again"] = float(torch.dist(again, enough) / way)
+    found["evaluated"], found["short evaluated"] = evaluated.mean, short_evaluated.mean
+    print(json.dumps(found))
+
+
+def _again(loop: Loop, frozen: FrozenDecoder) -> tuple[torch.Tensor | BaseException, RowLosses]:
+    """What has been learned about memory isn't forgotten when trials come and go."""
+    loop.enter(1, Guest(0, ROWS[1], 1.0))
+    loop.leave(1)
+    (again,) = _trained(loop, [_trainee(frozen, *ROWS)])
+    return again, loop.evaluate(None, rows_of_lengths([ROWS[1]] * 2 * ROWS[0], seed=0))
 
 
 def _trainee(frozen: FrozenDecoder, rows: int, length: int) -> Trainee:

@@ -150,7 +150,7 @@ def _train(config: Any, rows: Split, tokenizer: PreTrainedTokenizerBase, folder:
     torch.manual_seed(0)
     model = attach_adapter(load_base(config.model), config.hyperparameters)
     times, length = EvaluationTimes([10**9], lambda: False), Length(6, 10**9)
-    trainer = build_trainer(model, tokenizer, rows, config, length, lambda _: ({}, False), times, folder)
+    trainer = build_trainer(model, tokenizer, rows, config, length, lambda *_: False, times, folder)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

@@ -18,3 +18,6 @@ def test_a_micro_step_for_which_memory_runs_out_is_taken_in_parts_and_a_single_r
     assert found["way"] > 0
     assert found["apart"] < 1e-3  # of that way; measured: 0
     assert is_out_of_memory(RuntimeError(found["too long"]))
+    assert not [warning for warning in found["later warnings"] if "evaluating" not in warning]
+    assert found["apart again"] < 1e-3
+    assert abs(found["short evaluated"] - found["evaluated"]) < 1e-6

@@ -43,7 +43,7 @@ def _seen(
     config = config.model_copy(update={"machine": machine, "seed": case["seed"]})
     model = attach_adapter(load_base(config.model), config.hyperparameters)
     times, length = EvaluationTimes([10**9], lambda: False), Length(case["steps"], 10**9)
-    trainer = build_trainer(model, tokenizer, split, config, length, lambda _: ({}, False), times, folder)
+    trainer = build_trainer(model, tokenizer, split, config, length, lambda *_: False, times, folder)
     recorded = _Steps()
     trainer.add_callback(recorded)
     model.register_forward_pre_hook(lambda _module, _args, batch: recorded.see(batch), with_kwargs=True)

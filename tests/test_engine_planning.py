@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.test_engine_decoder import model_of
 from trials.config import Machine
+from trials.engine.experience import Guest
 from trials.engine.frozen import FrozenDecoder, freeze
 from trials.engine.keep import Keep
 from trials.engine.planning import (
@@ -22,7 +23,7 @@ from trials.engine.planning import (
     seconds_per_token,
     workspace_bytes,
 )
-from trials.engine.room import Guest, Room
+from trials.engine.room import Room
 from trials.engine.workspace import Workspace
 from trials.memory import is_out_of_memory
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from trials.config import TrialConfig
 from trials.errors import DataError, RunFolderError
 from trials.files import write_text
 from trials.records import Ending, EndingKind, Origin, TrialFolder, TrialRecord, read_trial
-from trials.rewinding import refuse_other_rows, refuse_to_resume, rewind
+from trials.rewinding import go_back, refuse_other_rows, refuse_to_resume, rewind
 
 FINISHED = Ending(EndingKind.FINISHED, "trained for all its 6 steps")
 FALLING = (6.0, 5.0, 4.0, 3.0, 2.0, 1.0)
@@ -197,3 +199,121 @@ def test_other_rows_are_refused(make: Make) -> None:
     refuse_other_rows(record, FINGERPRINT)
     with pytest.raises(DataError, match=r"the data or the tokenizer has changed since the trial in .* began\. Restore"):
         refuse_other_rows(record, "others")
+
+
+def _tree(folder: Path) -> dict[str, tuple[int, bytes | None]]:
+    """Everything in a folder, with when it was changed."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
+        for path in folder.rglob("*")
+    }
+
+
+def test_a_paused_trial_of_a_search_stays_as_it_is_and_costs_little(make: Make) -> None:
+    record = make(origin=Origin.PROPOSED)
+    before = _tree(record.folder)
+    took = []
+    for _ in range(20):
+        began = time.perf_counter()
+        found = go_back(record.folder)
+        took.append(time.perf_counter() - began)
+        assert found is not None
+        assert found.step == 6
+    assert _tree(record.folder) == before
+    assert min(took) < 0.02  # measured: 2 ms
+
+
+@pytest.mark.parametrize("origin", [Origin.PROPOSED, Origin.START])
+def test_a_trial_that_was_cut_off_goes_back_to_its_newest_checkpoint(make: Make, origin: Origin) -> None:
+    record = make(checkpoints=(2, 4), origin=origin)
+    found = go_back(record.folder)
+    assert found is not None
+    assert found.step == 4
+    after, kept = read_trial(record.folder), read_trial(record.folder / "before-4")
+    assert (after.points, kept.points) == (record.points[:4], record.points)
+    assert (_weights(after), _weights(kept)) == ("weights of step 4", "weights of step 6")
+    before = _tree(record.folder)
+    assert go_back(record.folder) == found
+    assert _tree(record.folder) == before
+
+
+def test_a_checkpoint_that_is_not_whole_is_passed_over(make: Make) -> None:
+    record = make(origin=Origin.PROPOSED)
+    (record.folder / "checkpoints" / "checkpoint-6" / "optimizer.pt").write_text("half")
+    found = go_back(record.folder)
+    assert found is not None
+    assert found.step == 4
+    assert _steps(read_trial(record.folder)) == ([1, 2, 3, 4], [1, 2, 3, 4], [2, 4])
+    assert (record.folder / "checkpoints" / "broken-6").is_dir()
+
+
+def _nothing_is_on_record(folder: Path) -> bool:
+    record = read_trial(folder)
+    files = {path.name for path in folder.iterdir() if not path.name.startswith("before")}
+    return _steps(record) == ([], [], []) and files <= {"config.json", "checkpoints"}
+
+
+def test_without_a_whole_checkpoint_it_begins_again(tmp_path: Path, small_config: TrialConfig) -> None:
+    folder = tmp_path / "trial"
+    record = trained(folder, small_config, (3.0, 1.0, 2.0), checkpoints=(2,), origin=Origin.PROPOSED)
+    (folder / "checkpoints" / "checkpoint-2" / "checkpoint.json").unlink()
+    assert len(record.scorings) == 3
+    assert go_back(folder) is None
+    assert _nothing_is_on_record(folder)
+    kept = read_trial(folder / "before-0")
+    assert (kept.points, kept.scorings, kept.config) == (record.points, record.scorings, record.config)
+    assert _weights(kept) == "weights of step 2"
+    before = _tree(folder)
+    assert go_back(folder) is None
+    assert _tree(folder) == before
+
+
+def test_a_base_whose_only_evaluation_was_cut_off_begins_again(tmp_path: Path, small_config: TrialConfig) -> None:
+    folder = TrialFolder(tmp_path / "base")
+    folder.begin(small_config, Origin.BASE, "base")
+    assert go_back(folder.path) is None
+    assert not list(folder.path.glob("before*"))
+    evaluate(folder, 0, 3.0, 3.0)
+    assert go_back(folder.path) is None
+    assert _nothing_is_on_record(folder.path)
+    assert read_trial(folder.path / "before-0").points[0].step == 0
+
+
+@pytest.mark.parametrize("at", ["_keep", "_remove_best", "settle_folder", "shutil"])
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+def test_cut_off_while_it_begins_again_the_next_call_does_the_rest(
+    tmp_path: Path, small_config: TrialConfig, monkeypatch: pytest.MonkeyPatch, at: str, done: bool
+) -> None:
+    folder = tmp_path / "trial"
+    record = trained(folder, small_config, (3.0, 1.0, 2.0), checkpoints=(9,), origin=Origin.PROPOSED)
+    shutil.rmtree(folder / "checkpoints")
+    where, name = (shutil, "rmtree") if at == "shutil" else (rewinding, at)
+    real = getattr(where, name)
+
+    def cut_off(*arguments: Any, **more: Any) -> None:
+        if done:
+            real(*arguments, **more)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(where, name, cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            go_back(folder)
+    assert go_back(folder) is None
+    assert _nothing_is_on_record(folder)
+    kept = [read_trial(path) for path in folder.glob("before-*")]
+    assert max((found.points for found in kept), key=len) == record.points
+    assert "weights of step 2" in {_weights(found) for found in kept if found.has_adapter}
+
+
+def test_a_trial_that_is_over_or_of_no_search_does_not_go_back(make: Make, tmp_path: Path) -> None:
+    record = make(ending=FINISHED, origin=Origin.PROPOSED)
+    before = _tree(record.folder)
+    with pytest.raises(
+        RunFolderError, match=r"has ended already \(finished: .*\)\. Only a trial that was paused or cut off"
+    ):
+        go_back(record.folder)
+    assert _tree(record.folder) == before
+    shutil.rmtree(record.folder)
+    with pytest.raises(RunFolderError, match=r"no trial of a search\. Go on with it: python -m trials.train"):
+        go_back(make().folder)

@@ -52,3 +52,29 @@ def test_offline_a_run_is_named_after_its_trial(
         assert wandb.run.config["hyperparameters"]["learning_rate"] == small_config.hyperparameters.learning_rate
     assert wandb.run is None
     assert list(tmp_path.glob("0007/wandb/offline-run-*"))
+
+
+def test_offline_a_trial_that_goes_on_does_so_in_its_own_run(
+    tmp_path: Path, small_config: TrialConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    first, other = tmp_path / "0007", tmp_path / "0008"
+    for folder in (first, other):
+        folder.mkdir()
+    ids = [_id_of_run(folder, small_config) for folder in (first, first, other)]
+    assert ids[0] == ids[1] == (first / "wandb_run").read_text().strip()
+    assert ids[2] != ids[0]
+    named = small_config.model_copy(update={"tracking": TrackingSettings(run_id="chosen")})
+    assert _id_of_run(first, named) == "chosen"
+    assert _id_of_run(first, small_config) == "chosen"
+
+
+def _id_of_run(folder: Path, config: TrialConfig) -> str:
+    import wandb
+
+    with wandb_run(folder, config, "night") as log:
+        assert wandb.run is not None
+        log({"eval/loss": 1.0})
+        found = str(wandb.run.id)
+    assert list(folder.glob(f"wandb/offline-run-*-{found}/run-{found}.wandb"))
+    return found

@@ -41,7 +41,7 @@ def build(small_recipe: Recipe, few_rows: Split, tokenizer: PreTrainedTokenizerB
             few_rows,
             config,
             Length(steps=20, tokens=3000),
-            lambda _: ({}, False),
+            lambda *_: False,
             EvaluationTimes([3000], lambda: False),
             tmp_path,
         )
@@ -177,13 +177,13 @@ def test_neftune_disturbs_training_and_never_an_evaluation(
 ) -> None:
     seen: list[tuple[bool, bool]] = []
 
-    def evaluate(_: TrainerState) -> tuple[dict[str, float], bool]:
+    def evaluate(*_: Any) -> bool:
         ids = torch.tensor([few_rows.rows[0].input_ids])
         with torch.no_grad():
             noisy, calm = ([model.train(mode)(input_ids=ids).logits for _ in range(2)] for mode in (True, False))
         model.train()
         seen.append((torch.equal(*noisy), torch.equal(*calm)))
-        return {}, True
+        return True
 
     config = small_recipe.trial_config({"neftune_noise_alpha": alpha, "lora_dropout": 0.0})
     model = attach_adapter(load_base(config.model), config.hyperparameters)
@@ -229,7 +229,7 @@ def _step_losses(kind: type, small_recipe: Recipe, rows: Split, folder: Path, **
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL rounds the adapter that it's given
             parameter.data = parameter.data.bfloat16().float()
-    trainer.evaluate_trial = lambda _: ({}, False)
+    trainer.evaluate_trial = lambda *_: False
     trainer.tokens_in_step = count_dropout(model, 0)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -248,7 +248,7 @@ def test_an_adapter_on_the_head_is_trained(
     config = small_recipe.trial_config({"target_modules": ["q_proj", "lm_head"], "learning_rate": 5e-3})
     model = attach_adapter(load_base(config.model), config.hyperparameters)
     times = EvaluationTimes([1], lambda: False)
-    trainer = build_trainer(model, tokenizer, few_rows, config, Length(2, 100), lambda _: ({}, False), times, tmp_path)
+    trainer = build_trainer(model, tokenizer, few_rows, config, Length(2, 100), lambda *_: False, times, tmp_path)
     assert isinstance(trainer, HeadTrainer)
     trainer.train()
     moved = {name for name, value in model.named_parameters() if "lora_B" in name and value.abs().sum() > 0}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from trials.checkpoints import choose_checkpoint
 from trials.config import TrialConfig
 from trials.data import TrialData
 from trials.records import Ending, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
-from trials.rewinding import rewind
+from trials.rewinding import go_back, rewind
 from trials.supervisor import Decision
 from trials.training import run_trial, use_threads
 
@@ -54,10 +54,11 @@ class Workshop:
         rows: int,
         on_eval: Callable[[EvalPoint], Decision] | None = None,
         by: RunTrial = run_trial,
+        origin: Origin = Origin.SINGLE,
     ) -> TrialRecord:
         """`by`: TRL or an engine, here and in the other methods."""
         folder = TrialFolder(self.path / name)
-        folder.begin(config, Origin.SINGLE, name, self._data.fingerprint)
+        folder.begin(config, origin, name, self._data.fingerprint)
         data = replace(self._data, train=first_rows(self._data.train, rows))
         by(config, data, self._tokenizer, folder, on_eval or (lambda _: Decision.GO_ON))
         return read_trial(folder.path)
@@ -69,6 +70,24 @@ class Workshop:
         run = TrialFolder(record.folder)
         by(record.config, data, self._tokenizer, run, lambda _: Decision.GO_ON, checkpoint=checkpoint)
         return read_trial(record.folder)
+
+    def in_stretches(self, name: str, config: TrialConfig, rows: int, ways: Iterable[RunTrial]) -> TrialRecord:
+        """A trial of a search that is paused at every evaluation but the last, each stretch run in the next way."""
+        folder = TrialFolder(self.path / name)
+        folder.begin(config, Origin.PROPOSED, name, self._data.fingerprint)
+        data = replace(self._data, train=first_rows(self._data.train, rows))
+        steps: list[int] = []
+
+        def pause(point: EvalPoint) -> Decision:
+            steps.append(point.step)
+            return Decision.STOP if point.step < STEPS else Decision.GO_ON
+
+        for by in ways:
+            checkpoint = go_back(folder.path)
+            assert (checkpoint.step if checkpoint else 0) == (steps[-1] if steps else 0)
+            if by(config, data, self._tokenizer, folder, pause, checkpoint=checkpoint) is not None:
+                break
+        return read_trial(folder.path)
 
     def cut_off(
         self,

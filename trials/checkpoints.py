@@ -76,6 +76,9 @@ class _Marker:
     files: Mapping[str, int]
 
 
+_MARKERS = TypeAdapter(_Marker)
+
+
 def resumed_stopwatch(checkpoint: Checkpoint | None) -> Stopwatch:
     """Of a trial that goes on from a checkpoint, or begins."""
     if checkpoint is None:
@@ -102,20 +105,22 @@ class CheckpointWriter:
 
         Its time is no training time.
         """
-        self._stopwatch.stop_training()
-        watch = self._stopwatch
-        progress = Progress(step, watch.seconds, watch.training_seconds, self._base_eval_loss, log)
-        shutil.rmtree(self.unfinished, ignore_errors=True)
-        save()
-        made = self.unfinished / f"checkpoint-{step}"
-        self._add_best(made, step)
-        _complete(made, progress)
-        replace_folder(made, self._folder / _FOLDER / made.name)
+        with self._stopwatch.paused():
+            watch = self._stopwatch
+            progress = Progress(step, watch.seconds, watch.training_seconds, self._base_eval_loss, log)
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+            save()
+            made = self.unfinished / f"checkpoint-{step}"
+            self._add_best(made, step)
+            _complete(made, progress)
+            replace_folder(made, self._folder / _FOLDER / made.name)
+            self._remove_old(made)
+
+    def _remove_old(self, beside: Path) -> None:
         for old in whole_checkpoints(self._folder)[: -self._keep] if self._keep else []:
             # What is being removed has no name of a checkpoint any more.
-            old.path.rename(made)
-            shutil.rmtree(made)
-        self._stopwatch.start_training()
+            old.path.rename(beside)
+            shutil.rmtree(beside)
 
     def _add_best(self, made: Path, step: int) -> None:
         best = self._folder / "adapter"
@@ -188,7 +193,7 @@ def _complete(made: Path, progress: Progress) -> None:
 
 def _read(path: Path, step: int) -> Checkpoint | None:
     try:
-        marker = TypeAdapter(_Marker).validate_json((path / _MARKER).read_bytes())
+        marker = _MARKERS.validate_json((path / _MARKER).read_bytes())
         whole = all((path / name).stat().st_size == size for name, size in marker.files.items())
     except (OSError, ValidationError):
         return None

@@ -144,7 +144,15 @@ class Machine(Settings):
     checkpoint_every_rows: int | None = Field(
         default=None, ge=1, description="training rows from one checkpoint to the next; None: none are written"
     )
+    checkpoint_evaluations: bool = Field(
+        default=False, description="also one at every evaluation, before anybody is asked whether the trial goes on"
+    )
     keep_checkpoints: int | None = Field(default=None, ge=1, description="the newest so many; None: all")
+    step_limit_seconds: float = Field(
+        default=600.0,
+        gt=0,
+        description="longest time without any progress; then its process is ended and started again",
+    )
 
 
 class TrackingSettings(Settings):

@@ -7,6 +7,7 @@
     |   +-- ModelError        a base model, tokenizer or adapter folder
     |   +-- RunFolderError    a run folder that can't be used as asked
     +-- SearchBroken          Ray gave up; what there is is exported, the search can be resumed; exit code 130
+    +-- DiskFull              a disk takes no more; what is on it is whole, and the search can be resumed; exit code 130
     +-- NothingToExport       the search ran, but no adapter is worth exporting; exit code 3
     +-- ExportNotVerified     the export, loaded again, isn't what the trial measured; exit code 3
 
@@ -56,6 +57,12 @@ class RunFolderError(InputError):
 
 class SearchBroken(TuningError):
     """Ray gave up under a search. Its run folder is whole, and can be resumed."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+class DiskFull(TuningError):
+    """A disk is full, or can't be written to any more. It's nobody's failure, and what is on it is whole."""
 
     exit_code = EXIT_INTERRUPTED
 

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from trials.losses import RowLosses
+from trials.memory import is_out_of_memory
 from trials.tokenization import IGNORED, TokenizedRow
 
 if TYPE_CHECKING:
@@ -27,9 +28,23 @@ def evaluate_rows(model: Any, rows: Sequence[TokenizedRow], batch_rows: int) -> 
     sums = [math.nan] * len(rows)
     with inference(model):
         for indices in batches_by_length([len(row.input_ids) for row in rows], batch_rows):
-            for index, loss in zip(indices, _batch_losses(causal_lm, [rows[i] for i in indices]), strict=True):
+            for index, loss in zip(indices, _fitting_losses(causal_lm, [rows[i] for i in indices]), strict=True):
                 sums[index] = loss
     return RowLosses(sums, [row.completion_tokens for row in rows])
+
+
+def _fitting_losses(causal_lm: PreTrainedModel, rows: Sequence[TokenizedRow]) -> list[float]:
+    """As `_batch_losses`, in halves where memory doesn't suffice; raises torch's error if it doesn't for one row."""
+    try:
+        return _batch_losses(causal_lm, rows)
+    except Exception as error:
+        if len(rows) == 1 or not is_out_of_memory(error):
+            raise
+    # Only here, where the error's frames and the tensors in them are gone.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(rows) // 2
+    return [*_fitting_losses(causal_lm, rows[:half]), *_fitting_losses(causal_lm, rows[half:])]
 
 
 def _batch_losses(causal_lm: PreTrainedModel, rows: Sequence[TokenizedRow]) -> list[float]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from trials.config import TrialConfig
 from trials.data import TrialData
+from trials.disk import disk_full_in
+from trials.errors import DiskFull
 from trials.memory import is_out_of_memory
 from trials.records import Ending, EndingKind, EvalPoint, TrialFolder
 from trials.scoring import Scorer
@@ -25,17 +27,20 @@ class CutOffError(Exception):
 def recorded(folder: TrialFolder, train: Callable[[], Ending | None]) -> Ending | None:
     """Trains, and records how that ended; None: the callback stopped the trial, and writes the ending.
 
-    Running out of memory is an ending; any other error but `CutOffError` is recorded as `failed`. Errors are raised.
+    Running out of memory is an ending; any other error but `CutOffError` and `DiskFull`, which cut it off, is recorded
+    as `failed`. Errors are raised.
     """
     try:
-        ending = train()
+        with disk_full_in(folder.path):
+            ending = train()
     except Exception as error:
         if not is_out_of_memory(error):
             _record_failure(folder, error)
             raise
         ending = Ending(EndingKind.OUT_OF_MEMORY, str(error).split("\n")[0])
     if ending is not None:
-        folder.end(ending)
+        with disk_full_in(folder.path):
+            folder.end(ending)
     return ending
 
 
@@ -50,14 +55,15 @@ def evaluate_untrained(
     """Evaluates the base model without any adapter: what every trial has to beat. Errors are recorded and raised."""
     stopwatch = Stopwatch()
     try:
-        subject = make_subject()
-        losses = subject.losses()
-        point = EvalPoint(0, 0, losses.mean, losses.mean, stopwatch.seconds)
-        folder.keep_if_best(point, losses, save_adapter=None)
-        scorer = Scorer(config, data.eval, tokenizer, folder, stopwatch)
-        if scorer.is_due(0, 0, is_last=True):
-            point = subject.scored(scorer, point, losses)
-        folder.log(point)
+        with disk_full_in(folder.path):
+            subject = make_subject()
+            losses = subject.losses()
+            point = EvalPoint(0, 0, losses.mean, losses.mean, stopwatch.seconds)
+            folder.keep_if_best(point, losses, save_adapter=None)
+            scorer = Scorer(config, data.eval, tokenizer, folder, stopwatch)
+            if scorer.is_due(0, 0, is_last=True):
+                point = subject.scored(scorer, point, losses)
+            folder.log(point)
     except Exception as error:
         _record_failure(folder, error)
         raise
@@ -68,7 +74,7 @@ def evaluate_untrained(
 
 
 def _record_failure(folder: TrialFolder, error: Exception) -> None:
-    if not isinstance(error, CutOffError) and not _process_is_exiting():
+    if not isinstance(error, CutOffError | DiskFull) and not _process_is_exiting():
         folder.end(Ending(EndingKind.FAILED, f"{type(error).__name__}: {error}"))
 
 

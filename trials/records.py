@@ -5,7 +5,8 @@ trials/<id>/metrics.jsonl  one `EvalPoint` a line
 trials/<id>/eval_rows.json loss of every eval row at the best evaluation, for paired comparison
 trials/<id>/score_rows.jsonl  scores of answers, row by row, where they are asked for (trials.scorings)
 trials/<id>/adapter/       best adapter so far, PEFT format, with point.json, the evaluation that it had
-trials/<id>/ending.json    how it ended; absent: it's running or was cut off
+trials/<id>/wandb_run      id of its run in Weights & Biases, where there is one (trials.tracking)
+trials/<id>/ending.json    how it ended; absent: it's running, paused or was cut off
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Origin(StrEnum):
     """Where a trial's configuration came from."""
 
     BASE = "base"
+    PROBE = "probe"
+    """A few steps that measure the speed, and nothing else."""
     START = "start"
     PROPOSED = "proposed"
     SINGLE = "single"
@@ -121,8 +124,7 @@ class TrialRecord:
 
     def row_losses(self) -> RowLosses | None:
         """Loss of every eval row at the best evaluation; None if it was never evaluated."""
-        path = self.folder / EVAL_ROWS_FILE
-        return RowLosses(**json.loads(path.read_text())) if path.exists() else None
+        return read_row_losses(self.folder)
 
     @cached_property
     def scorings(self) -> tuple[Scoring, ...]:
@@ -213,6 +215,12 @@ def read_trial(folder: Path) -> TrialRecord:
         folder=folder,
         fingerprint=content.get("data_fingerprint"),
     )
+
+
+def read_row_losses(folder: Path) -> RowLosses | None:
+    """Loss of every eval row at a trial's best evaluation; None if it was never evaluated."""
+    path = folder / EVAL_ROWS_FILE
+    return RowLosses(**json.loads(path.read_text())) if path.exists() else None
 
 
 def _points(folder: Path) -> tuple[EvalPoint, ...]:

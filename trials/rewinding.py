@@ -3,6 +3,8 @@
 trials/<id>/before-<step>/  the trial as it was before it went back to <step>: a trial folder itself, with its config,
                             evaluations, best adapter, ending, and the checkpoints after that step
 
+`go_back` does so for a trial of a search, which goes on from its newest checkpoint, or begins again.
+
 The process may die in between: everything that is replaced has its copy in `before-<step>` first, and the same command
 (or, once no later checkpoint is left, a plain --resume) does the rest.
 """
@@ -13,10 +15,16 @@ import json
 import shutil
 from pathlib import Path
 
-from trials.checkpoints import BEST_ADAPTER, Checkpoint, move_newer_checkpoints, whole_checkpoints
+from trials.checkpoints import (
+    BEST_ADAPTER,
+    Checkpoint,
+    move_newer_checkpoints,
+    set_broken_aside,
+    whole_checkpoints,
+)
 from trials.errors import DataError, RunFolderError
 from trials.files import link_file, link_folder, read_json_lines, replace_folder, settle_folder, write_text
-from trials.records import EVAL_ROWS_FILE, POINT_FILE, Ending, EndingKind, Origin, TrialRecord
+from trials.records import EVAL_ROWS_FILE, POINT_FILE, Ending, EndingKind, Origin, TrialRecord, read_trial
 
 _LINES = ("metrics.jsonl", "score_rows.jsonl")
 _FILES = ("config.json", *_LINES, EVAL_ROWS_FILE, "ending.json")
@@ -41,6 +49,47 @@ def refuse_to_resume(record: TrialRecord, step: int | None) -> None:
 def _is_its_end(record: TrialRecord, ending: Ending, step: int) -> bool:
     """Whether nothing is left to train after a step."""
     return ending.kind is EndingKind.FINISHED and step >= max((point.step for point in record.points), default=0)
+
+
+def go_back(folder: Path) -> Checkpoint | None:
+    """Makes the newest whole checkpoint of a search's trial the last thing that it did, and gives it.
+
+    None where there is none: the trial begins again, with nothing on record; what it had is in `before-0`. A trial that
+    was paused at its checkpoint stays as it is. Only for who owns the folder, as nobody may write to it meanwhile.
+    Raises `RunFolderError` for a trial that has ended, and for one of no search.
+    """
+    settle_folder(folder / "adapter")
+    record = read_trial(folder)
+    if record.origin is Origin.SINGLE:
+        raise RunFolderError(f"{folder} is no trial of a search. Go on with it: python -m trials.train --resume.")
+    if record.ending is not None:
+        raise RunFolderError(
+            f"{folder} has ended already ({record.ending.kind.value}: {record.ending.reason}). Only a trial that was "
+            "paused or cut off goes on."
+        )
+    return back_to_newest(record)
+
+
+def back_to_newest(record: TrialRecord) -> Checkpoint | None:
+    """As `go_back`, for a trial of any origin, whose folder was settled before it was read."""
+    set_broken_aside(record.folder)
+    newest = next(iter(whole_checkpoints(record.folder)[::-1]), None)
+    if newest is None:
+        _begin_again(record)
+    else:
+        rewind(record, newest)
+    return newest
+
+
+def _begin_again(record: TrialRecord) -> None:
+    folder = record.folder
+    shutil.rmtree(folder / "adapter.new", ignore_errors=True)
+    if not (record.points or record.scorings or any((folder / name).exists() for name in ("adapter", EVAL_ROWS_FILE))):
+        return
+    _keep(folder, 0)
+    _remove_best(folder)
+    for name in _LINES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def refuse_other_rows(record: TrialRecord, fingerprint: str) -> None:
@@ -91,14 +140,18 @@ def _keep(folder: Path, step: int) -> Path:
 def _restore_best(folder: Path, checkpoint: Checkpoint) -> None:
     adapter, best = folder / "adapter", checkpoint.path / BEST_ADAPTER
     if not best.exists():  # no evaluation before the checkpoint
-        shutil.rmtree(adapter, ignore_errors=True)
-        (folder / EVAL_ROWS_FILE).unlink(missing_ok=True)
+        _remove_best(folder)
         return
     if not adapter.exists() or _step(adapter) != _step(best):
         beside = folder / "adapter.new"
         link_folder(best, beside)
         replace_folder(beside, adapter)
     link_file(checkpoint.path / EVAL_ROWS_FILE, folder / EVAL_ROWS_FILE)
+
+
+def _remove_best(folder: Path) -> None:
+    shutil.rmtree(folder / "adapter", ignore_errors=True)
+    (folder / EVAL_ROWS_FILE).unlink(missing_ok=True)
 
 
 def _step(adapter: Path) -> int:

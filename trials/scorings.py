@@ -32,6 +32,9 @@ class Scoring:
     scores: RowScores
 
 
+_SCORINGS = TypeAdapter(Scoring)
+
+
 def keep_scoring(folder: Path, scoring: Scoring) -> None:
     """Adds a scoring to a trial's folder."""
     append_json_line(folder / _FILE, asdict(scoring))
@@ -40,7 +43,7 @@ def keep_scoring(folder: Path, scoring: Scoring) -> None:
 def read_scorings(folder: Path) -> tuple[Scoring, ...]:
     """All scorings of a trial, in order; none where no score was asked for. Raises `RunFolderError` if unreadable."""
     try:
-        return tuple(TypeAdapter(Scoring).validate_python(line) for line in read_json_lines(folder / _FILE))
+        return tuple(_SCORINGS.validate_python(line) for line in read_json_lines(folder / _FILE))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

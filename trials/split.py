@@ -125,6 +125,13 @@ class Split:
         """One pass over all rows."""
         return Epoch(len(self), self.tokens)
 
+    def longest_rows(self, tokens: int) -> list[TokenizedRow]:
+        """The longest rows, the longest first, until they have so many tokens together."""
+        lengths = self.dataset.data.column("input_ids").combine_chunks().value_lengths().to_numpy()
+        order = lengths.argsort(kind="stable")[::-1]
+        count = int(lengths[order].cumsum().searchsorted(tokens)) + 1
+        return [self.rows[int(index)] for index in order[:count]]
+
     @property
     def for_training(self) -> Dataset:
         """Columns `input_ids` and `labels`, as TRL takes them."""

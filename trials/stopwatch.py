@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Stopwatch:
@@ -30,3 +32,12 @@ class Stopwatch:
         if self._resumed is not None:
             self.training_seconds += time.monotonic() - self._resumed
             self._resumed = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Something else inside; optimizer steps follow only if they were running before."""
+        was_training = self._resumed is not None
+        self.stop_training()
+        yield
+        if was_training:
+            self.start_training()

@@ -35,6 +35,10 @@ OnLog = Callable[[Mapping[str, float]], None]
 """Takes figures by the names that transformers gives them in W&B, such as train/loss."""
 
 
+OnRecord = Callable[[dict[str, float], bool], None]
+"""Logs the figures of an evaluation by name, and then, if that is asked for, puts a whole checkpoint on disk."""
+
+
 def never() -> bool:
     """Asked whether a trial is to stop: it isn't, unless an evaluation's answer says so."""
     return False
@@ -119,19 +123,21 @@ class Supervisor:
         self.ending: Ending | None = ending
         """How the trial ends if nothing changes it; None once the callback has said stop."""
 
-    def evaluate(self, moment: Moment) -> tuple[dict[str, float], bool]:
-        """What the trainer is to log: losses in nats per token; and whether the training ends with it."""
+    def evaluate(self, moment: Moment, on_record: OnRecord) -> bool:
+        """Whether the training ends with it; `on_record` is called once it's on record, before anybody is asked."""
         self._job.stopwatch.stop_training()
         losses = self._subject.losses()
         diverged = divergence(losses.mean, self._base_loss, self._settings.divergence_factor)
         if diverged is not None and not math.isfinite(losses.mean):
             self.ending = diverged
-            return {"eval_loss": losses.mean}, True
+            return True
         point = self._record(losses, moment, is_scored=diverged is None)
+        goes_on = diverged is None and moment.step < moment.last_step
+        score = {} if point.score is None else {"eval_score": point.score}
+        on_record({"eval_loss": point.eval_loss, **score}, goes_on and self._job.config.machine.checkpoint_evaluations)
         is_over = self._judge(point, moment, diverged)
         self._job.stopwatch.start_training()
-        score = {} if point.score is None else {"eval_score": point.score}
-        return {"eval_loss": point.eval_loss, **score}, is_over
+        return is_over
 
     def _record(self, losses: RowLosses, moment: Moment, *, is_scored: bool) -> EvalPoint:
         """Puts the evaluation on disk, the adapter before its score: time may be over while answers are made."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trials.config import TrackingSettings, TrialConfig
+from trials.files import write_text
 from trials.records import EvalPoint
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
+
+_RUN_ID_FILE = "wandb_run"
 
 Log = Callable[[Mapping[str, float]], None]
 
@@ -29,6 +33,8 @@ def wandb_is_wanted(settings: TrackingSettings) -> bool:
 def wandb_run(folder: Path, config: TrialConfig, group: str) -> Iterator[Log]:
     """A run named after the trial's folder while inside; transformers' own callback logs into it.
 
+    A trial that goes on does so in the run that it began, whose id is in its folder; `tracking.run_id` goes before it.
+
     Gives a function that logs into it as well; it does nothing where W&B isn't wanted.
     """
     settings = config.tracking
@@ -37,12 +43,13 @@ def wandb_run(folder: Path, config: TrialConfig, group: str) -> Iterator[Log]:
         return
     import wandb
 
+    run_id, is_known = _run_id(folder, settings)
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", settings.project),
         group=group,
         name=settings.run_name or f"{group}/{folder.name}",
-        id=settings.run_id,
-        resume="allow" if settings.run_id else None,
+        id=run_id,
+        resume="allow" if is_known else None,
         dir=str(folder),
         config=config.model_dump(mode="json"),
         reinit="finish_previous",
@@ -51,6 +58,16 @@ def wandb_run(folder: Path, config: TrialConfig, group: str) -> Iterator[Log]:
         yield lambda found: run.log(dict(found))
     finally:
         run.finish()
+
+
+def _run_id(folder: Path, settings: TrackingSettings) -> tuple[str, bool]:
+    """The W&B run's id, kept before the run begins, and whether it may have begun already."""
+    path = folder / _RUN_ID_FILE
+    kept = path.read_text().strip() if path.exists() else ""
+    run_id = settings.run_id or kept or secrets.token_hex(4)
+    if run_id != kept:
+        write_text(path, run_id + "\n")
+    return run_id, bool(settings.run_id or kept)
 
 
 def figures(point: EvalPoint) -> dict[str, float]:
@@ -72,4 +89,5 @@ def event_writer(folder: Path, steps_done: int) -> SummaryWriter:
     """
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1 if steps_done else None)
+    events = folder / "tensorboard"
+    return SummaryWriter(str(events), purge_step=steps_done + 1 if events.exists() else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,16 +21,18 @@ from trials.checkpointing import CheckpointedTrainer, CheckpointTimes
 from trials.checkpoints import CheckpointWriter
 from trials.config import TrialConfig
 from trials.dropout import TokensInStep, count_dropout
+from trials.rehearsal import WorstRows, rehearse
 from trials.schedule import Length, Milestones, checkpoint_steps, logging_steps, micro_batch_rows
 from trials.split import Split
+from trials.supervisor import OnRecord
 from trials.tracking import event_writer, wandb_is_wanted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-Evaluate = Callable[[TrainerState], tuple[dict[str, float], bool]]
-"""Evaluates the model as it is; gives what is to be logged by name, and whether the training ends with it."""
+Evaluate = Callable[[TrainerState, OnRecord], bool]
+"""Evaluates the model as it is, and keeps what was found; gives whether the training ends with it."""
 
 
 class _OurTrainer(CheckpointedTrainer):
@@ -39,6 +40,10 @@ class _OurTrainer(CheckpointedTrainer):
 
     evaluate_trial: Evaluate
     tokens_in_step: TokensInStep
+    worst_rows: WorstRows | None = None
+    """Tried before the first micro-batch; None: nothing is tried, or it was."""
+    on_fitting: Callable[[], None] = staticmethod(lambda: None)
+    """Called once they fitted into memory."""
     _rows_done = 0
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
@@ -49,6 +54,11 @@ class _OurTrainer(CheckpointedTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward pass of one micro-batch."""
+        if self.worst_rows is not None:
+            worst, self.worst_rows = self.worst_rows, None
+            rehearse(self, model, worst)
+            self._rows_done = 0
+            self.on_fitting()
         self.tokens_in_step.stand(self.state.global_step, self._rows_done, inputs["input_ids"])
         self._rows_done += len(inputs["input_ids"])
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
@@ -57,14 +67,16 @@ class _OurTrainer(CheckpointedTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates the frozen rows and logs what was found; the trainer calls it when `EvaluationTimes` asks."""
         self.control.should_evaluate = False  # the trainer asks again after its last step
-        found, is_over = self.evaluate_trial(self.state)
-        finite = {name: value for name, value in found.items() if math.isfinite(value)}
-        if finite:
-            self.log(finite)
-        if is_over:
+        if self.evaluate_trial(self.state, self._on_record):
             self.control.should_training_stop = True
             self.control.should_save = False  # who ended it may be clearing up after it already
-        return found
+        return {}
+
+    def _on_record(self, found: dict[str, float], with_checkpoint: bool) -> None:
+        self.log(found)
+        if with_checkpoint:
+            self.control.should_save = False  # this is the one that may be due anyway
+            self._save_checkpoint(self.model, None)
 
 
 class TrialTrainer(_OurTrainer, SFTTrainer):  # type: ignore[misc]
@@ -129,9 +141,9 @@ def build_trainer(
     trainer.evaluate_trial = evaluate
     trainer.tokens_in_step = count_dropout(model, config.seed)
     trainer.remove_callback(PrinterCallback)
+    trainer.checkpoints = checkpoints
     every_steps = checkpoint_steps(config.hyperparameters.effective_batch, config.machine)
     if checkpoints is not None and every_steps is not None:
-        trainer.checkpoints = checkpoints
         trainer.add_callback(CheckpointTimes(every_steps))
     return trainer
 

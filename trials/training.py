@@ -20,11 +20,13 @@ from trials.config import Machine, TrialConfig
 from trials.data import TrialData
 from trials.evaluation import evaluate_rows
 from trials.losses import RowLosses
+from trials.memory import is_out_of_memory
 from trials.model import attach_adapter, load_base
 from trials.outcomes import evaluate_untrained, recorded
 from trials.records import Ending, EndingKind, EvalPoint, TrialFolder
 from trials.schedule import evaluation_tokens, full_length
 from trials.scoring import Scorer
+from trials.splitting import Splitter
 from trials.supervisor import Job, OnEval, Supervisor, moment_of
 from trials.tokenization import TokenizedRow
 from trials.trainer import EvaluationTimes, build_trainer
@@ -50,7 +52,7 @@ def run_trial(
     is an ending; any other error is recorded as `failed` and raised.
     """
     job = Job(config, data, folder, on_eval, stop_at, checkpoint, resumed_stopwatch(checkpoint))
-    return recorded(folder, lambda: _train(job, tokenizer))
+    return recorded(folder, lambda: _train_as_it_fits(job, tokenizer))
 
 
 def evaluate_base(
@@ -74,7 +76,23 @@ def use_threads(machine: Machine) -> None:
         torch.set_num_threads(machine.cpu_threads)
 
 
-def _train(job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
+def _train_as_it_fits(job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
+    """With ever smaller micro-batches where memory runs out, from the newest checkpoint or the beginning each time."""
+    splitter = Splitter(job)
+    while True:
+        try:
+            return _train(splitter, tokenizer)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # Its frames hold the model that was torn down.
+            error.__traceback__ = None
+            if not splitter.ran_out():
+                raise
+
+
+def _train(splitter: Splitter, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
+    job = splitter.job
     config, data, folder = job.config, job.data, job.folder.path
     base = load_base(config.model)
     base_loss = _base_eval_loss(job, base)
@@ -95,12 +113,14 @@ def _train(job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
         data.train,
         config,
         length,
-        lambda state: supervisor.evaluate(moment_of(state)),
+        lambda state, on_record: supervisor.evaluate(moment_of(state), on_record),
         times,
         folder,
         checkpoints,
         steps_done,
     )
+    trainer.worst_rows, trainer.on_fitting = splitter.worst_rows, splitter.fits
+    splitter.begins()
     job.stopwatch.start_training()
     if job.checkpoint is None:
         trainer.train()

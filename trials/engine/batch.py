@@ -96,17 +96,12 @@ def make_batch(shares: Sequence[Share], dtype: torch.dtype, device: torch.device
     )
 
 
-def in_batches(rows: Sequence[TokenizedRow], tokens: int) -> list[list[TokenizedRow]]:
-    """Rows in their order, as many together as fit."""
-    batches: list[list[TokenizedRow]] = []
-    room = 0
-    for row in rows:
-        if len(row.input_ids) > room:
-            batches.append([])
-            room = tokens
-        batches[-1].append(row)
-        room -= len(row.input_ids)
-    return batches
+def fitting(rows: Sequence[TokenizedRow], tokens: int, start: int = 0) -> int:
+    """The end of the rows from `start` on that have so many tokens together at most; one row in any case."""
+    end = start
+    while end < len(rows) and (tokens := tokens - len(rows[end].input_ids)) >= 0:
+        end += 1
+    return max(start + 1, end)
 
 
 def _segments(shares: Sequence[Share], tokens: Sequence[int]) -> list[Segment]:

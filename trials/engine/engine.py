@@ -6,23 +6,26 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from trials.checkpoints import Checkpoint, resumed_stopwatch
 from trials.config import Machine, ModelSettings, TrialConfig
 from trials.data import TrialData
+from trials.engine.experience import Guest
 from trials.engine.frozen import freeze
 from trials.engine.loop import Loop
+from trials.engine.planning import MOST_TOKENS
 from trials.engine.program import Program
 from trials.engine.room import guest_of
 from trials.engine.subject import EngineSubject
 from trials.engine.warm_up import warm_up
 from trials.model import compute_dtype
 from trials.outcomes import evaluate_untrained, recorded
-from trials.records import Ending, TrialFolder
+from trials.records import Ending, EvalPoint, TrialFolder
 from trials.saved_base import load_resident_base
-from trials.supervisor import Job, OnEval, OnLog, never, unheard
+from trials.supervisor import Decision, Job, OnEval, OnLog, never, unheard
 from trials.tokenization import TokenizedRow
 
 if TYPE_CHECKING:
@@ -66,8 +69,10 @@ class Engine:
         is told what is logged between evaluations.
         """
         stopwatch = resumed_stopwatch(checkpoint)
-        job = Job(config, data, folder, on_eval, stop_at, checkpoint, stopwatch, is_called_off, on_log)
-        return recorded(folder, lambda: self._in_its_room(job, tokenizer))
+        asked = self._asked(on_eval)
+        job = Job(config, data, folder, asked, stop_at, checkpoint, stopwatch, is_called_off, on_log)
+        with self._loop.pulse.working():
+            return recorded(folder, lambda: self._in_its_room(job, tokenizer))
 
     def evaluate_base(
         self,
@@ -78,30 +83,52 @@ class Engine:
         on_eval: OnEval,
     ) -> Ending:
         """As `trials.training.evaluate_base`."""
-        return evaluate_untrained(
-            lambda: EngineSubject(self._loop, config, self._eval_rows(data), None),
-            config,
-            data,
-            tokenizer,
-            folder,
-            on_eval,
-        )
+        with self._loop.pulse.working(), ExitStack() as leaving:
+
+            def subject() -> EngineSubject:
+                room = self._room_for(Guest(0, data.eval.longest, MOST_TOKENS), id(leaving))
+                leaving.enter_context(room)
+                return EngineSubject(self._loop, config, self._eval_rows(data), None)
+
+            return evaluate_untrained(subject, config, data, tokenizer, folder, self._asked(on_eval))
 
     @property
     def has_ended(self) -> bool:
         """Whether it was closed, or has broken down through no trial's fault; it refuses trials from then on."""
         return self._loop.has_ended
 
+    def seconds_since_progress(self) -> float | None:
+        """How long the thread that has been silent longest has been; None: nobody trains or evaluates.
+
+        Of the engine's own thread and those of its trials, each while it has something to do: a trial that waits for
+        the engine's turn, or for the word of `on_eval`, isn't counted.
+        """
+        return self._loop.pulse.seconds_since_progress()
+
     def close(self) -> None:
         """Ends the engine; trials that still train are cut off."""
         self._loop.close()
 
     def _in_its_room(self, job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
-        self._loop.enter(id(job), guest_of(job.config.hyperparameters, job.data, self._loop.frozen))
-        try:
+        with self._room_for(guest_of(job.config.hyperparameters, job.data, self._loop.frozen), id(job)):
             return Program(job, tokenizer, self._loop, self._eval_rows(job.data)).run()
+
+    @contextmanager
+    def _room_for(self, guest: Guest, key: int) -> Iterator[None]:
+        self._loop.enter(key, guest)
+        try:
+            yield
         finally:
-            self._loop.leave(id(job))
+            self._loop.leave(key)
+
+    def _asked(self, on_eval: OnEval) -> OnEval:
+        """Whoever is asked may think it over for long: the trial doesn't hang."""
+
+        def asked(point: EvalPoint) -> Decision:
+            with self._loop.pulse.resting():
+                return on_eval(point)
+
+        return asked
 
     def _eval_rows(self, data: TrialData) -> Sequence[TokenizedRow]:
         """Read once for all trials."""

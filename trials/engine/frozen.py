@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from trials.engine.kernels import gpu_ops
-from trials.engine.planning import Sizes
+from trials.engine.planning import KEPT_DENSE_BYTES, Sizes
 from trials.engine.support import ARCHITECTURES
 from trials.errors import ModelError
 
 QKV = ("q_proj", "k_proj", "v_proj")
 ATTENTION = (*QKV, "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
-_KEPT_DENSE_BYTES = 2**30
 
 
 class FrozenLinear:
@@ -198,7 +197,7 @@ def freeze(model: Any, dtype: torch.dtype) -> FrozenDecoder:
         dtype=dtype,
     )
     linears = [linear for layer in layers for linear in layer.linears.values()]
-    if sum(linear.numel for linear in linears) * dtype.itemsize <= _KEPT_DENSE_BYTES:
+    if sum(linear.numel for linear in linears) * dtype.itemsize <= KEPT_DENSE_BYTES:
         for layer in layers:
             layer.keep_dense()
     return frozen

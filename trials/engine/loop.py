@@ -13,21 +13,28 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trials.config import Machine
 from trials.engine.adapter import Adapter
-from trials.engine.batch import Share, in_batches, make_batch
+from trials.engine.batch import Share, fitting, make_batch
 from trials.engine.decoder import Decoder
+from trials.engine.experience import Guest
 from trials.engine.frozen import FrozenDecoder
 from trials.engine.later import Later
 from trials.engine.micro_steps import IsThere, MicroSteps, Training
 from trials.engine.profiling import KernelClock, kernel_clock
-from trials.engine.room import Guest, Room
+from trials.engine.pulse import Pulse
+from trials.engine.rehearsal import Rehearsal
+from trials.engine.room import Room
 from trials.engine.trainee import Trainee
 from trials.losses import RowLosses
+from trials.memory import is_out_of_memory
+from trials.memory_use import MemoryUse
 from trials.outcomes import CutOffError
 from trials.tokenization import TokenizedRow
 
@@ -47,9 +54,11 @@ class Loop:
 
     def __init__(self, frozen: FrozenDecoder, machine: Machine) -> None:
         self.frozen = frozen
+        self.pulse = Pulse()
+        """Of this thread, and of those that ask it for work."""
         self._room = Room(frozen, machine)
         self._decoder = Decoder(frozen, self._room.workspace)
-        self._micro_steps = MicroSteps(self._decoder, self._room.plan.tokens)
+        self._micro_steps = MicroSteps(self._decoder, self._room.limit, self._learn)
         self._changed = threading.Condition()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._joining: list[Training] = []
@@ -77,7 +86,7 @@ class Loop:
 
         Only the caller waits for the figures: the thread that computes goes on with what others want.
         """
-        later: Later = self.call(lambda: self._evaluate(adapter, rows)).result()
+        later: Later = self.wait_for(self.call(lambda: self._evaluate(adapter, rows)))
         return RowLosses(later.read(), [row.completion_tokens for row in rows])
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
@@ -89,14 +98,19 @@ class Loop:
             self._changed.notify()
         return future
 
+    def wait_for(self, future: Future[Any]) -> Any:
+        """What the loop's thread answers; the calling thread rests until then."""
+        with self.pulse.resting():
+            return future.result()
+
     def enter(self, key: int, guest: Guest) -> None:
         """Makes room for a trial. Raises torch's error if memory doesn't suffice."""
-        self.call(lambda: self._enter_room(key, guest)).result()
+        self.wait_for(self.call(lambda: self._enter_room(key, guest)))
 
     def leave(self, key: int) -> None:
         """Gives back a trial's room."""
         with suppress(EngineClosedError):
-            self.call(lambda: self._leave_room(key)).result()
+            self.wait_for(self.call(lambda: self._leave_room(key)))
 
     def rehearse(self, guest: Guest, work: Callable[[Decoder], None]) -> None:
         """Runs something by itself, with room for a guest who is none of the trials."""
@@ -110,6 +124,20 @@ class Loop:
                 self._room.leave(_NOBODY)
 
         self.call(run).result()
+
+    def try_out(self, rehearsal: Rehearsal) -> MemoryUse:
+        """Tries the worst micro-step of a trial that has entered, where nothing like it has been tried yet.
+
+        Raises torch's error if memory doesn't suffice for a single row.
+        """
+        run = partial(rehearsal.run, self._room, self._decoder, self._learn)
+        found: MemoryUse = self.wait_for(self.call(run))
+        return found
+
+    def memory_use(self, key: int) -> MemoryUse:
+        """As `try_out` gave it, and as it is by now; the peak is that of the whole process."""
+        found: MemoryUse = self.wait_for(self.call(lambda: self._room.memory_use(key)))
+        return found
 
     @property
     def has_ended(self) -> bool:
@@ -141,12 +169,14 @@ class Loop:
         for future in (*(training.future for training in self._joining), *(future for _, future in self._calls)):
             if not future.done():
                 future.set_exception(farewell)
+        self.pulse.stop()
 
     def _work(self) -> None:
         while self._wait_for_work():
             while self._calls:
                 _answer(*self._calls.popleft())
                 self._use(self._room)
+                self.pulse.beat()
             if self._micro_steps:
                 self._micro_steps.take()
             if not self._micro_steps:
@@ -156,12 +186,12 @@ class Loop:
         if self._clock is None:
             self._clock = kernel_clock()
         self._room.enter(key, guest)
-        self._micro_steps.limit = self._room.plan.tokens
+        self._micro_steps.limit = self._room.limit
 
     def _leave_room(self, key: int) -> None:
         self._room.leave(key)
         # It may have been this trial's rows or adapter that were too much beside the others.
-        self._micro_steps.limit = self._room.plan.tokens
+        self._micro_steps.limit = self._room.limit
         if self._clock is not None:
             self._clock.trial_left()
 
@@ -171,19 +201,47 @@ class Loop:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or self._calls or self._joining or self._micro_steps)
+            with self.pulse.resting():
+                self._changed.wait_for(lambda: self._is_closed or self._calls or self._joining or self._micro_steps)
+            self.pulse.beat()
             joining, self._joining = self._joining, []
         for training in joining:
             self._micro_steps.join(training)
         return not self._is_closed
 
+    def _learn(self, tokens: int) -> int:
+        """Memory ran out with so many tokens at once; gives how many there may be from now on."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._room.learn(tokens)
+        self._use(self._room)
+        self._micro_steps.limit = self._room.limit
+        return self._room.limit
+
     def _evaluate(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> Later:
-        frozen = self.frozen
-        sums = []
-        for part in in_batches(rows, self._decoder.workspace.tokens):
-            batch = make_batch([Share(adapter, part, 1.0)], frozen.dtype, frozen.device, training=False)
-            sums.append(self._decoder.losses(batch))
+        sums: list[Tensor] = []
+        start = 0
+        while start < len(rows):
+            end = fitting(rows, self._room.limit, start)
+            found = self._losses(adapter, rows[start:end])
+            if found is not None:
+                sums.append(found)
+                start = end
+            self.pulse.beat()
         return Later(torch.cat(sums))
+
+    def _losses(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> Tensor | None:
+        """None: there wasn't memory for so many rows at once; there will be fewer. Raises torch's error for one."""
+        frozen, share = self.frozen, Share(adapter, rows, 1.0)
+        try:
+            return self._decoder.losses(make_batch([share], frozen.dtype, frozen.device, training=False))
+        except Exception as error:
+            if len(rows) == 1 or not is_out_of_memory(error):
+                raise
+        # Only here, where the error's frames and the tensors in them are gone.
+        most = self._learn(share.tokens)
+        logger.warning("out of memory evaluating %d tokens at once; at most %d from now on", share.tokens, most)
+        return None
 
 
 def _answer(function: Callable[[], Any], future: Future[Any]) -> None:

@@ -39,8 +39,10 @@ class Training:
 class MicroSteps:
     """The trials that train at the moment. Belongs to the loop's thread."""
 
-    def __init__(self, decoder: Decoder, limit: int) -> None:
+    def __init__(self, decoder: Decoder, limit: int, learn: Callable[[int], int]) -> None:
+        """`learn` is told with how many tokens memory ran out, and gives the new `limit`."""
         self._decoder = decoder
+        self._learn = learn
         self.limit = limit
         """Tokens of a micro-step at most, but for a single row."""
         self._training: list[Training] = []
@@ -111,18 +113,33 @@ class MicroSteps:
             training.trainee.add_losses(part)
 
     def _finish_step(self, training: Training) -> None:
+        failure: Exception | None = None
         try:
             step = training.trainee.take_step()
             training.tokens += step.tokens
             is_there = training.is_there(training.trainee.steps_done, training.tokens)
         except Exception as error:
-            self._leave(training, error)
+            failure = error
+        if failure is not None:
+            self._fail_step(training, failure)
             return
         self._unseen.append((training, step))
         if is_there:
             self._leave(training, None)
         else:
             self._begin_step(training)
+
+    def _fail_step(self, training: Training, error: Exception) -> None:
+        """Begins the step anew if there wasn't memory for the optimizer's state; smaller micro-steps leave more."""
+        trainee = training.trainee
+        if not is_out_of_memory(error) or not trainee.may_step_again or self.limit == 1:
+            self._leave(training, error)
+            return
+        error = error.with_traceback(None)
+        trainee.ran_out.append(self.limit)
+        self.limit = self._learn(self.limit)
+        logger.warning("out of memory in an optimizer step; at most %d tokens at once from now on", self.limit)
+        self._begin_step(training)
 
     def look_at_figures(self) -> None:
         """Ends trials whose gradient wasn't finite in the micro-step before the one in work."""
@@ -142,12 +159,13 @@ class MicroSteps:
         can_shrink = is_out_of_memory(error) and rows > 1
         if can_shrink:
             error = error.with_traceback(None)
-            self.limit = max(tokens // 2, 1)
+            self.limit = self._learn(tokens)
             logger.warning("out of memory with %d tokens at once; at most %d from now on", tokens, self.limit)
-        if torch.cuda.is_available():
+        elif torch.cuda.is_available():
             torch.cuda.empty_cache()
         for training, _ in taken:
             if can_shrink:
+                training.trainee.ran_out.append(tokens)
                 self._begin_step(training)
             else:
                 self._leave(training, error)

@@ -10,10 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from trials.config import Hyperparameters
 from trials.engine.keep import Keep
 
 MOST_TOKENS = 5120
 """Beyond this a micro-step's fixed costs are small on any card (docs/engine.md)."""
+
+MOST_OF_GPU = 0.94
+"""Share of a GPU's memory that is reserved at most: 22.5 GiB of a 24 GB card. A driver and a desktop want some too."""
+KEPT_DENSE_BYTES = 2**30
+"""Of a base model's layers, as matrix products take them: where they're no larger they are all kept so."""
 
 _STEP = 256
 _LOGITS_BYTES = 8 * 2**25
@@ -119,6 +125,12 @@ def _layer_bytes(sizes: Sizes) -> int:
 def memory_bytes(sizes: Sizes, split: Plan, other_bytes: int) -> int:
     """Predicted for everything; `other_bytes` as in `plan`."""
     return other_bytes + workspace_bytes(sizes, split.keep, split.tokens) + split.dense_layers * _layer_bytes(sizes)
+
+
+def adapter_bytes(parameters: int, hyperparameters: Hyperparameters, itemsize: int) -> int:
+    """Memory of an adapter on a GPU: weights and gradient in float32, optimizer state, and copies for products."""
+    state = 2 if "8bit" in hyperparameters.optimizer else 8
+    return parameters * (4 + 4 + state + 2 * itemsize)
 
 
 def workspace_bytes(sizes: Sizes, keep: Sequence[Keep], tokens: int) -> int:

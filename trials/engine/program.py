@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from transformers import TrainerState
@@ -12,13 +13,16 @@ from transformers.integrations import rewrite_logs
 from trials.checkpoints import CheckpointWriter
 from trials.engine.adapter import Adapter
 from trials.engine.checkpointing import first_state, read_checkpoint, write_checkpoint
-from trials.engine.loop import Loop
+from trials.engine.loop import EngineClosedError, Loop
 from trials.engine.micro_steps import DivergedError
 from trials.engine.order import RowOrder
+from trials.engine.rehearsal import Rehearsal
 from trials.engine.stepping import Stepper
 from trials.engine.subject import EngineSubject
 from trials.engine.trainee import Trainee
 from trials.engine.training_log import TrainingLog
+from trials.memory import is_out_of_memory
+from trials.memory_use import Attempt, MemoryUse, keep_memory_use
 from trials.records import Ending, EndingKind
 from trials.schedule import Milestones, checkpoint_steps, evaluation_tokens, full_length
 from trials.scoring import Scorer
@@ -43,7 +47,8 @@ class Program:
         base_loss = self._base_eval_loss(eval_rows)
         frozen = loop.frozen
         self._adapter = Adapter(frozen.targets, hp, config.seed, frozen.final_norm)
-        self._stepper = Stepper(self._adapter, config, self._length)
+        self._memory = self._tried_out()
+        self._stepper = self._make_stepper()
         self._state = self._first_state()
         log = (job.checkpoint.progress.log,) if job.checkpoint else ()
         self._log = TrainingLog(self._state, *log)
@@ -54,6 +59,8 @@ class Program:
         self._evaluations = Milestones(tokens, self._tokens_seen)
         self._checkpoint_steps = checkpoint_steps(hp.effective_batch, config.machine)
         self._checkpoints = CheckpointWriter(job.folder.path, job.stopwatch, base_loss, config.machine.keep_checkpoints)
+        self._checkpointed: int | None = None
+        """The step of the newest checkpoint that it has written."""
         self._finished = Ending(EndingKind.FINISHED, f"trained for all its {self._length.steps} steps")
         scorer = Scorer(config, data.eval, tokenizer, job.folder, job.stopwatch)
         subject = EngineSubject(loop, config, eval_rows, self._adapter)
@@ -61,11 +68,29 @@ class Program:
 
     def run(self) -> Ending | None:
         """Trains to the end; None: the callback said stop, or the trial is called off."""
+        try:
+            return self._train()
+        finally:
+            with suppress(EngineClosedError):
+                self._note_shortage()
+
+    def _note_shortage(self) -> None:
+        """Adds to the trial's folder what memory didn't suffice for while it trained."""
+        ran_out = self._trainee.ran_out
+        if ran_out:
+            now = self._loop.memory_use(id(self._job))
+            tried = [
+                Attempt(max(1, tokens // self._job.data.train.longest), tokens, self._memory.recomputation, fits=False)
+                for tokens in ran_out
+            ]
+            keep_memory_use(self._job.folder.path, now.after([*self._memory.tried, *tried]))
+
+    def _train(self) -> Ending | None:
         with event_writer(self._job.folder.path, self._state.global_step) as events:
             while self._state.global_step < self._length.steps:
                 self._job.stopwatch.start_training()
                 try:
-                    self._loop.train(self._trainee, self._is_there).result()
+                    self._loop.wait_for(self._loop.train(self._trainee, self._is_there))
                 except DivergedError:
                     self._note_steps(events)
                     return self._diverged()
@@ -114,11 +139,12 @@ class Program:
         return all(math.isfinite(figure) for figures in read for figure in figures)
 
     def _evaluate(self, events: SummaryWriter) -> bool:
-        found, is_over = self._supervisor.evaluate(moment_of(self._state))
-        finite = {name: value for name, value in found.items() if math.isfinite(value)}
-        if finite:
-            self._write(events, self._log.add(finite))
-        return is_over
+        def on_record(found: dict[str, float], with_checkpoint: bool) -> None:
+            self._write(events, self._log.add(found))
+            if with_checkpoint:
+                self._write_checkpoint()
+
+        return self._supervisor.evaluate(moment_of(self._state), on_record)
 
     def _diverged(self) -> Ending:
         return Ending(EndingKind.DIVERGED, f"its loss or gradient is not finite after {self._state.global_step} steps")
@@ -128,8 +154,31 @@ class Program:
             events.add_scalar(name, value, self._state.global_step, walltime=at)
 
     def _write_checkpoint(self) -> None:
+        if self._checkpointed == self._state.global_step:
+            return
+        self._checkpointed = self._state.global_step
         parameters = self._adapter.named_parameters()
         write_checkpoint(self._checkpoints, self._config, parameters, self._stepper, self._state, self._log.pending)
+
+    def _make_stepper(self) -> Stepper:
+        return Stepper(self._adapter, self._config, self._length)
+
+    def _tried_out(self) -> MemoryUse:
+        """Whether the trial fits into memory, before it has anything to lose; leaves what was found in its folder."""
+        data, key = self._job.data, id(self._job)
+
+        def longest_rows(tokens: int) -> tuple[Sequence[TokenizedRow], Sequence[TokenizedRow]]:
+            return data.train.longest_rows(tokens), data.eval.longest_rows(tokens)
+
+        rehearsal = Rehearsal(key, self._adapter, self._make_stepper, longest_rows)
+        try:
+            found = self._loop.try_out(rehearsal)
+        except Exception as error:
+            if is_out_of_memory(error):
+                keep_memory_use(self._job.folder.path, self._loop.memory_use(key).after(rehearsal.tried))
+            raise
+        keep_memory_use(self._job.folder.path, found)
+        return found
 
     def _first_state(self) -> TrainerState:
         if self._job.checkpoint is None:

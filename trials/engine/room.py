@@ -4,36 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 
 from trials.config import Hyperparameters, Machine
 from trials.data import TrialData
 from trials.engine.adapter import parameter_count
+from trials.engine.experience import Experience, Guest, Proof, Shortage
 from trials.engine.frozen import FrozenDecoder
 from trials.engine.keep import Keep
-from trials.engine.planning import MOST_TOKENS, Plan, Rates, memory_bytes, plan, seconds_per_token
+from trials.engine.planning import (
+    MOST_OF_GPU,
+    MOST_TOKENS,
+    Plan,
+    Rates,
+    adapter_bytes,
+    memory_bytes,
+    plan,
+    seconds_per_token,
+)
 from trials.engine.workspace import Workspace
-
-MOST_OF_GPU = 0.94
-"""Share of a GPU's memory that is reserved at most: 22.5 GiB of a 24 GB card. A driver and a desktop want some too."""
+from trials.memory import is_out_of_memory
+from trials.memory_use import MemoryUse
 
 _WORTH_MOVING = 1.02
 """Memory is cut anew for a split that promises to be so many times as fast."""
 _LONG_STEP = 1.2
 """An optimizer step of rows that are drawn at random may have so many times the tokens of a mean one."""
-
-
-@dataclass(frozen=True)
-class Guest:
-    """What a trial brings along."""
-
-    adapter_bytes: int
-    longest_row: int
-    """In tokens, of training and evaluation."""
-    step_tokens: float
-    """Of a mean optimizer step."""
 
 
 class Room:
@@ -47,6 +45,7 @@ class Room:
         self._base_bytes = torch.cuda.memory_allocated() if on_gpu else 0
         self._rates = measured_rates() if on_gpu else None
         self._guests: dict[int, Guest] = {}
+        self.experience = Experience()
         self.plan = self._best()
         self.workspace = Workspace(frozen, self.plan.tokens, self.plan.keep)
         self._keep_dense(self.plan.dense_layers)
@@ -65,13 +64,72 @@ class Room:
         del self._guests[key]
         self._settle()
 
+    @property
+    def limit(self) -> int:
+        """Tokens of a micro-step at most, but for a single row."""
+        return max(1, self.experience.most_tokens(self._other_bytes, self.plan.tokens))
+
+    def learn(self, tokens: int) -> None:
+        """Memory ran out with so many tokens at once: on a GPU it's planned anew with less, else it's half of them.
+
+        The knowledge stays, for as much beside it or more.
+        """
+        shortage = self._shortage(self.plan, tokens)
+        self.experience.ran_out(shortage)
+        if shortage.most_tokens is None:
+            self._settle()
+
+    @property
+    def predicted_bytes(self) -> int:
+        """Of everything in memory, at the worst moment of a micro-step."""
+        return memory_bytes(self._sizes, self.plan, self._other_bytes)
+
+    def proof(self, key: int) -> Proof | None:
+        """That the largest micro-step with this guest fits; None: it has to be tried."""
+        return self.experience.proof(self.plan, self.limit, self._other_bytes, self._guests[key])
+
+    def memory_use(self, key: int) -> MemoryUse:
+        """What a guest's memory comes to at the moment."""
+        rows = max(1, self.limit // self._guests[key].longest_row)
+        peak = torch.cuda.max_memory_allocated() if self._rates else None
+        return MemoryUse(self.predicted_bytes, peak, rows, self.plan.recomputed > 0)
+
+    def prove(self, key: int, peak_bytes: int | None) -> Proof:
+        """The largest micro-step with this guest was tried, and fitted."""
+        proof = Proof(self.plan, self.limit, self._other_bytes, self._guests[key], peak_bytes)
+        self.experience.sufficed(proof)
+        return proof
+
     def _settle(self) -> None:
         best = self._best()
-        if self._is_to_move(best):
-            self._keep_dense(0)
-            self.workspace = self.workspace.replaced(best)
-            self._keep_dense(best.dense_layers)
-            self.plan = best
+        while self._is_to_move(best):
+            try:
+                self._move(best)
+            except Exception as error:
+                shortage = self._shortage(best, best.tokens)
+                is_least = shortage.most_tokens is not None and (self._rates or best.tokens <= self._longest)
+                if is_least or not is_out_of_memory(error):
+                    raise
+            else:
+                return
+            # Only here, where the error's frames and the tensors in them are gone.
+            self.experience.ran_out(shortage)
+            best = self._best()
+
+    def _shortage(self, split: Plan, tokens: int) -> Shortage:
+        """What follows from want of memory for a micro-step of so many tokens."""
+        half = max(tokens // 2, 1)
+        smaller = memory_bytes(self._sizes, replace(split, tokens=min(half, split.tokens - 1)), self._other_bytes)
+        missing = memory_bytes(self._sizes, split, self._other_bytes) - smaller
+        if self._rates is None or self._planned(self._rates, missing) is None:
+            return Shortage(self._other_bytes, half, 0)
+        return Shortage(self._other_bytes, None, missing)
+
+    def _move(self, best: Plan) -> None:
+        self._keep_dense(0)
+        self.workspace = self.workspace.replaced(best)
+        self._keep_dense(best.dense_layers)
+        self.plan = best
 
     def _is_to_move(self, best: Plan) -> bool:
         have = self.plan
@@ -79,7 +137,7 @@ class Room:
             return True
         if self._rates is None:
             return False
-        if memory_bytes(self._sizes, have, self._other_bytes) > self._allowed_bytes:
+        if self.predicted_bytes > self._usable_bytes:
             return True
         speeds = [seconds_per_token(self._sizes, self._rates, split) for split in (have, best)]
         return speeds[0] > speeds[1] * _WORTH_MOVING
@@ -96,16 +154,26 @@ class Room:
 
     def _best(self) -> Plan:
         if self._rates is None:
-            return Plan(max(self._machine.micro_batch_tokens, self._longest), (Keep.ALL,) * self._sizes.layers)
-        wanted = sum(guest.step_tokens for guest in self._guests.values()) * _LONG_STEP
-        most = min(MOST_TOKENS, int(wanted)) if self._guests else MOST_TOKENS
-        best = plan(self._sizes, self._rates, self._other_bytes, self._allowed_bytes, self._longest, most)
+            most = self.experience.most_tokens(self._other_bytes, self._machine.micro_batch_tokens)
+            return Plan(max(most, self._longest), (Keep.ALL,) * self._sizes.layers)
+        best = self._planned(self._rates)
         if best is None:
             raise torch.OutOfMemoryError(
-                f"a row of {self._longest} tokens doesn't fit into {self._allowed_bytes / 2**30:.1f} GiB beside "
+                f"a row of {self._longest} tokens doesn't fit into {self._usable_bytes / 2**30:.1f} GiB beside "
                 f"{len(self._guests)} adapters"
             )
         return best
+
+    def _planned(self, rates: Rates, missing_bytes: int = 0) -> Plan | None:
+        wanted = sum(guest.step_tokens for guest in self._guests.values()) * _LONG_STEP
+        most = min(MOST_TOKENS, int(wanted)) if self._guests else MOST_TOKENS
+        usable = self._usable_bytes - missing_bytes
+        return plan(self._sizes, rates, self._other_bytes, usable, self._longest, most)
+
+    @property
+    def _usable_bytes(self) -> int:
+        """As far as is known by now."""
+        return self._allowed_bytes - self.experience.missing_bytes(self._other_bytes)
 
     @property
     def _longest(self) -> int:
@@ -130,12 +198,6 @@ def guest_of(hyperparameters: Hyperparameters, data: TrialData, frozen: FrozenDe
         max(data.train.longest, data.eval.longest),
         hyperparameters.effective_batch * data.train.epoch.row_tokens,
     )
-
-
-def adapter_bytes(parameters: int, hyperparameters: Hyperparameters, itemsize: int) -> int:
-    """Memory of an adapter on a GPU: weights and gradient in float32, optimizer state, and copies for products."""
-    state = 2 if "8bit" in hyperparameters.optimizer else 8
-    return parameters * (4 + 4 + state + 2 * itemsize)
 
 
 def measured_rates() -> Rates:

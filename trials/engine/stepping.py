@@ -40,6 +40,7 @@ class Stepper:
             whole = nn.Parameter(adapter.flat)
             whole.grad = adapter.gradient
             named = [("adapter", whole)]
+        self._on_gpu = adapter.flat.is_cuda
         self._optimizer, self.scheduler = build_optimizer(named, config, length)
 
     @property
@@ -51,6 +52,13 @@ class Stepper:
     def param_groups(self) -> list[State]:
         """The optimizer's own."""
         return self._optimizer.param_groups
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a step that memory doesn't suffice for changes nothing: its state comes first, then one kernel."""
+        groups = self._optimizer.param_groups
+        in_one_kernel = any(group.get("fused") for group in groups) or self._on_gpu
+        return self._is_flat and in_one_kernel
 
     def step(self) -> None:
         """One step of both."""

@@ -43,11 +43,21 @@ class EngineSubject:
         """Answers come from transformers' own model, which nobody else uses meanwhile."""
 
         def score() -> EvalPoint:
-            with self._as_model() as model:
+            with self._as_model() as model, self._heard():
                 return scorer.scored(point, losses, model)
 
-        scored: EvalPoint = self.loop.call(score).result()
+        scored: EvalPoint = self.loop.wait_for(self.loop.call(score))
         return scored
+
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Lets every token that is generated count as progress: answers may take minutes."""
+        pulse = self.loop.pulse
+        hook = self.loop.frozen.model.get_decoder().register_forward_pre_hook(lambda *_: pulse.beat())
+        try:
+            yield
+        finally:
+            hook.remove()
 
     @contextmanager
     def _as_model(self) -> Iterator[Any]:

@@ -26,7 +26,7 @@ def why_not(config: TrialConfig) -> str | None:
         return "the engine has no NEFTune noise"
     if "lm_head" in hyperparameters.target_modules:
         return "the engine has no adapter on lm_head"
-    return _why_not_model(_model_config(config.model.name, config.model.revision), config.data.max_length_tokens)
+    return _why_not_model(model_config(config.model.name, config.model.revision), config.data.max_length_tokens)
 
 
 def _why_not_model(model: Any, longest_row: int) -> str | None:
@@ -44,7 +44,8 @@ def _why_not_model(model: Any, longest_row: int) -> str | None:
 
 
 @functools.lru_cache(maxsize=8)
-def _model_config(name: str, revision: str | None) -> Any:
+def model_config(name: str, revision: str | None) -> Any:
+    """The config of a base model, as transformers has it, without weights. Raises `ModelError` if it can't be read."""
     from transformers import AutoConfig
 
     try:

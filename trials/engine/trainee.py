@@ -46,6 +46,8 @@ class Trainee:
         """Tokens that the engine has passed for it, by which trials take turns."""
         self.done: list[StepDone] = []
         """Steps since the trial last looked."""
+        self.ran_out: list[int] = []
+        """Tokens of the micro-steps that it took part in and that memory didn't suffice for."""
         self._stepper = stepper
         self._max_grad_norm = max_grad_norm
         self._rows_of_step = rows_of_step
@@ -79,6 +81,11 @@ class Trainee:
     def next_row_tokens(self) -> int:
         """Of the row that is next."""
         return len(self._rows[self._passed].input_ids)
+
+    @property
+    def may_step_again(self) -> bool:
+        """Whether an optimizer step that memory didn't suffice for can be begun anew."""
+        return self._stepper.is_whole
 
     @property
     def step_is_complete(self) -> bool:

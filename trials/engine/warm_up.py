@@ -8,8 +8,9 @@ from trials.config import Hyperparameters
 from trials.engine.adapter import Adapter, parameter_count
 from trials.engine.batch import Share, make_batch
 from trials.engine.decoder import Decoder
+from trials.engine.experience import Guest
 from trials.engine.loop import Loop
-from trials.engine.room import Guest, adapter_bytes
+from trials.engine.planning import adapter_bytes
 from trials.memory import is_out_of_memory
 from trials.tokenization import IGNORED, TokenizedRow
 

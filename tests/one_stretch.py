@@ -1,0 +1,32 @@
+"""Goes on with a paused trial in an engine and a process of its own: python -m tests.one_stretch TRIAL ROWS."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from tests.splits import first_rows
+from trials.data import load_data
+from trials.engine.engine import Engine
+from trials.model import load_tokenizer
+from trials.records import TrialFolder, read_trial
+from trials.rewinding import go_back
+from trials.supervisor import Decision
+from trials.training import use_threads
+
+
+def main(folder: Path, rows: int) -> None:
+    checkpoint = go_back(folder)
+    config = read_trial(folder).config
+    tokenizer = load_tokenizer(config.model)
+    data = load_data(config.data, tokenizer)
+    few = replace(data, train=first_rows(data.train, rows))
+    use_threads(config.machine)
+    engine = Engine(config.model, config.machine)
+    engine.run_trial(config, few, tokenizer, TrialFolder(folder), lambda _: Decision.GO_ON, checkpoint=checkpoint)
+    engine.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,73 @@
+"""Telling an error that says the disk takes no more from all others, whichever library raised it. Needs no torch."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trials.errors import DiskFull, RunFolderError
+
+_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_WORDS = {
+    **{os.strerror(number): os.strerror(number) for number in _NUMBERS},
+    "database or disk is full": "No space left on device",  # SQLite
+    "attempt to write a readonly database": "Read-only file system",
+    "unexpected pos": "torch.save couldn't write all of a file",
+    "PytorchStreamWriter failed writing file": "torch.save couldn't write all of a file",
+}
+"""What libraries say that write by themselves, and what that means."""
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether a disk is full, over its quota or read-only; libraries that write by themselves only say so in words."""
+    while error is not None:
+        if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in _NUMBERS):
+            return True
+        if says_disk_full(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def says_disk_full(text: str) -> bool:
+    """Whether the text of an error, or a traceback, says so."""
+    text = text.lower()
+    return any(words.lower() in text for words in _WORDS)
+
+
+@contextmanager
+def disk_full_in(folder: Path) -> Iterator[None]:
+    """Turns an error that says so into `DiskFull`, about the disk of a folder."""
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error) or isinstance(error, DiskFull):
+            raise
+        # The second name is where something was copied to.
+        path = getattr(error, "filename2", None) or getattr(error, "filename", None) or folder
+        raise DiskFull(f"can't write to {path}: {_reason(error)}") from error
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raises `RunFolderError` if not the smallest file can be written into a folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunFolderError(
+            f"can't write to {folder}: {error.strerror}. Make room or give it write access. It can be read all the "
+            "same: orchestrator.report and orchestrator.export write elsewhere by --to DIR."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    said = str(error).lower()
+    return next((reason for words, reason in _WORDS.items() if words.lower() in said), str(error).split("\n")[0])

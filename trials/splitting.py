@@ -1,0 +1,134 @@
+"""How a trial's optimizer steps are split into micro-batches so that they fit into memory: TRL's way, by trying.
+
+The effective batch and with it the losses stay the same. First come ever smaller micro-batches, then all of them again
+with activations recomputed (arXiv 1604.06174), which takes a third longer.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from trials.checkpoints import resumed_stopwatch
+from trials.config import Machine, TrialConfig
+from trials.engine.prediction import predicted_memory
+from trials.engine.support import model_config
+from trials.memory_use import Attempt, MemoryUse, keep_memory_use, read_memory_use
+from trials.model import compute_dtype
+from trials.records import read_trial
+from trials.rehearsal import WorstRows
+from trials.rewinding import back_to_newest
+from trials.schedule import micro_batch_rows
+from trials.supervisor import Job
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchSplit:
+    """One way to run an optimizer step."""
+
+    rows: int
+    """Of a micro-batch."""
+    recomputation: bool
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.rows} rows at once{' and recomputed activations' if self.recomputation else ''}"
+
+    def applied(self, config: TrialConfig) -> TrialConfig:
+        """The trial, run so."""
+        update = {"micro_batch_rows": self.rows, "gradient_checkpointing": self.recomputation}
+        return config.model_copy(update={"machine": config.machine.model_copy(update=update)})
+
+
+def batch_splits(effective_batch: int, longest_row: int, machine: Machine) -> list[BatchSplit]:
+    """From what the machine's settings ask for to what takes the least memory."""
+    rows = [micro_batch_rows(effective_batch, longest_row, machine)]
+    while rows[-1] > 1:
+        rows.append(max(less for less in range(1, rows[-1] // 2 + 1) if effective_batch % less == 0))
+    kinds = (True,) if machine.gradient_checkpointing else (False, True)
+    return [BatchSplit(each, recomputation) for recomputation in kinds for each in rows]
+
+
+def still_to_try(splits: Sequence[BatchSplit], known: MemoryUse | None) -> list[BatchSplit]:
+    """Those that may fit, by what is known of the trial from before it was paused or cut off."""
+    if known is None:
+        return list(splits)
+    fitting = BatchSplit(known.micro_batch_rows, known.recomputation)
+    return list(splits[splits.index(fitting) :]) if fitting in splits else list(splits)
+
+
+class Splitter:
+    """The splits of one trial, one after the other, until it fits into memory."""
+
+    def __init__(self, job: Job) -> None:
+        self._folder = job.folder.path
+        config, train = job.config, job.data.train
+        splits = batch_splits(config.hyperparameters.effective_batch, train.longest, config.machine)
+        known = read_memory_use(self._folder)
+        self._left = still_to_try(splits, known)
+        self._tried = list(known.tried) if known else []
+        self._longest = train.longest_rows(self._left[0].rows * train.longest)
+        self._evaluated = job.data.eval.longest_rows(config.evaluation.batch_rows * job.data.eval.longest)
+        self._job = job
+        self.has_begun = False
+        """Whether the split that is tried has got as far as its first micro-step."""
+
+    @property
+    def job(self) -> Job:
+        """The trial, with its batches split so."""
+        return replace(self._job, config=self._left[0].applied(self._job.config))
+
+    @property
+    def worst_rows(self) -> WorstRows:
+        """Of the split that is tried."""
+        evaluated = self._evaluated[: self._job.config.evaluation.batch_rows]
+        return WorstRows(self._longest[: self._left[0].rows], evaluated)
+
+    def begins(self) -> None:
+        """What comes now takes memory by how batches are split."""
+        self.has_begun = True
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def fits(self) -> None:
+        """The worst micro-step was tried, and fitted."""
+        self._note(fits=True)
+
+    def ran_out(self) -> bool:
+        """Memory didn't suffice. True: there is another split, and the trial has gone back to where it begins."""
+        self._note(fits=False)
+        record = read_trial(self._folder)
+        if not self.has_begun or len(self._left) == 1 or record.ending is not None:
+            return False
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logger.warning("out of memory with %s; going on with %s", *self._left[:2])
+        del self._left[0]
+        self.has_begun = False
+        checkpoint = back_to_newest(record)
+        self._job = replace(self._job, checkpoint=checkpoint, stopwatch=resumed_stopwatch(checkpoint))
+        return True
+
+    def _note(self, *, fits: bool) -> None:
+        split = self._left[0]
+        self._tried.append(Attempt(split.rows, self.worst_rows.tokens, split.recomputation, fits))
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+        use = MemoryUse(self._predicted_bytes(split), peak, split.rows, split.recomputation, tuple(self._tried))
+        keep_memory_use(self._folder, use)
+
+    def _predicted_bytes(self, split: BatchSplit) -> int | None:
+        config = self._job.config
+        model = model_config(config.model.name, config.model.revision)
+        longest = split.rows * max(self._job.data.train.longest, 1)
+        itemsize = compute_dtype(config.model).itemsize
+        need = predicted_memory(
+            config, model, longest, itemsize=itemsize, in_engine=False, is_recomputed=split.recomputation
+        )
+        return None if need is None else need.total_bytes
