@@ -19,8 +19,9 @@ from orchestrator.manifest_scores import manifest_scores
 from orchestrator.model_card import model_card
 from orchestrator.ranking import Best, gain_over, pick_best, rank
 from orchestrator.run_folder import RunFolder, Search, open_run_folder, versions
-from orchestrator.verification import MERGED_TOLERANCE, TOLERANCE, prove_export
+from orchestrator.verification import MERGED_TOLERANCE, TOLERANCE, Due, prove_export
 from trials.command_line import run
+from trials.errors import ExportNotVerified
 from trials.files import replace_folder, write_json, write_text
 from trials.records import Origin, TrialRecord
 
@@ -36,8 +37,13 @@ class Exported:
     manifest: dict[str, Any]
 
 
-def export_best(folder: RunFolder, to: Path | None = None, *, merge: bool = False) -> Exported:
+def export_best(
+    folder: RunFolder, to: Path | None = None, *, merge: bool = False, due_seconds: float | None = None
+) -> Exported:
     """Exports the best trial to `to` (default RUN/export); an earlier export stays until the new one is proved.
+
+    With `to`, nothing is written to RUN, which may be read-only. Where the proof takes longer than `due_seconds` and
+    there's no earlier export, it's put in its place unproved, which it says; it's proved there, or taken away again.
 
     Raises `NothingToExport` if no trial beats the base model, `ExportNotVerified` if the export, loaded again in a
     fresh process, doesn't give the trial's loss within 1e-3 nats per token.
@@ -52,14 +58,38 @@ def export_best(folder: RunFolder, to: Path | None = None, *, merge: bool = Fals
     for name in _ADAPTER_FILES:
         shutil.copyfile(best.trial.adapter / name, staging / name)
     _save_tokenizer(search, staging)
-    found = prove_export(staging, search.recipe, best.loss, merge=merge)
+    had_one = target.exists()
+    due = None
+    if due_seconds is not None and not had_one:
+        due = Due(due_seconds, lambda: _put_unproved(staging, target, _manifest(search, records, best, {}), search))
+    try:
+        found = prove_export(staging, search.recipe, best.loss, merge=merge, due=due)
+    except ExportNotVerified:
+        if not had_one:
+            shutil.rmtree(target, ignore_errors=True)
+        raise
     manifest = _manifest(search, records, best, found)
-    write_text(staging / "README.md", model_card(manifest, search.recipe))
-    manifest["files"] = _hashes(staging)
-    write_json(staging / "manifest.json", manifest)
+    _complete(staging, manifest, search)
     replace_folder(staging, target)
-    write_json(folder.path / "samples.json", found.get("samples", []))
+    if to is None:
+        write_json(folder.path / "samples.json", found.get("samples", []))
     return Exported(target, manifest)
+
+
+def _put_unproved(staging: Path, target: Path, manifest: dict[str, Any], search: Search) -> None:
+    """A copy, since the proof reads what is staged."""
+    beside = target.with_name(target.name + ".unproved")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(staging, beside)
+    _complete(beside, manifest, search)
+    replace_folder(beside, target)
+
+
+def _complete(export: Path, manifest: dict[str, Any], search: Search) -> None:
+    """Model card and manifest, with the hashes of all other files."""
+    write_text(export / "README.md", model_card(manifest, search.recipe))
+    manifest["files"] = _hashes(export)
+    write_json(export / "manifest.json", manifest)
 
 
 def _save_tokenizer(search: Search, staging: Path) -> None:
@@ -69,7 +99,8 @@ def _save_tokenizer(search: Search, staging: Path) -> None:
 
 
 def _manifest(search: Search, records: Sequence[TrialRecord], best: Best, found: dict[str, Any]) -> dict[str, Any]:
-    trial, loss = best.trial, found["eval_loss"]
+    """What it says of itself; `found` by the proof, empty before that."""
+    trial = best.trial
     return {
         "trial": trial.id,
         "name": trial.name,
@@ -77,7 +108,7 @@ def _manifest(search: Search, records: Sequence[TrialRecord], best: Best, found:
         "base_eval_loss": best.base.best_eval_loss,
         "gain": {"difference": best.gain.difference, "standard_error": best.gain.standard_error},
         "starting_points": [_against_start(record, trial) for record in records if record.origin is Origin.START],
-        "verified": {"eval_loss": loss, "difference": abs(loss - best.loss), "tolerance": TOLERANCE},
+        "verified": _verified(found, best.loss),
         "merged": {"eval_loss": found["merged"], "tolerance": MERGED_TOLERANCE} if "merged" in found else None,
         "test": found.get("test"),
         "scores": manifest_scores(records, best),
@@ -88,6 +119,14 @@ def _manifest(search: Search, records: Sequence[TrialRecord], best: Best, found:
         "versions": versions(),
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _verified(found: dict[str, Any], trial_loss: float) -> dict[str, float] | None:
+    """What the proof says of the eval loss; None before it."""
+    if "eval_loss" not in found:
+        return None
+    loss = found["eval_loss"]
+    return {"eval_loss": loss, "difference": abs(loss - trial_loss), "tolerance": TOLERANCE}
 
 
 def _against_start(start: TrialRecord, winner: TrialRecord) -> dict[str, Any]:

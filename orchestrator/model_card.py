@@ -82,7 +82,9 @@ def _gain(found: dict[str, Any]) -> str:
     return f"{found['difference']:.4f} ± {found['standard_error']:.4f} (paired standard error)"
 
 
-def _verified(verified: dict[str, float]) -> str:
+def _verified(verified: dict[str, float] | None) -> str:
+    if verified is None:
+        return "It has not been verified yet: the time was over before it was loaded again in a fresh process."
     return (
         "## Verification\n\n"
         f"Loaded again in a fresh process by `AutoPeftModelForCausalLM`, it has eval loss {verified['eval_loss']:.5f}, "

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
+from orchestrator.forecast import predict
+from orchestrator.pace import Pace
 from orchestrator.placement import place, why_no_engine
+from orchestrator.plan_lines import night_lines
 from orchestrator.run_folder import Search, gpus_here
 from search_spaces.durations import format_duration
 from search_spaces.layers import flatten
@@ -49,23 +53,24 @@ def _longest_trial(recipe: Recipe, epoch: Epoch) -> int:
     return longest
 
 
-def describe(search: Search, sizes: Sizes) -> str:
-    """The plan as text: time, data, rungs, starting points, space, and where each setting came from."""
-    deadline, reduction = search.deadline, search.recipe.search.reduction_factor
+def describe(search: Search, sizes: Sizes, pace: Pace | None = None, now: datetime | None = None) -> str:
+    """The plan as text: time, data, what the night will bring, starting points, space, where settings came from.
+
+    For a search that goes on: its measured `pace`, and the time; else what's known beforehand, from the start.
+    """
+    deadline = search.deadline
+    epoch = Epoch(sizes.data["train"]["rows"], sizes.epoch_tokens)
     settings = flatten(search.recipe.model_dump(exclude={"name", "description", "space"}))
-    steps = ", ".join(f"{tokens:,}" for tokens in search.rungs)
     total = format_duration((deadline.ends - deadline.started).total_seconds())
     lines = [
         f"recipe {search.recipe.name}: {search.recipe.description}",
-        f"time: {total}, until {deadline.ends:%Y-%m-%d %H:%M:%S} UTC; the last "
-        f"{format_duration(deadline.reserve_seconds)} are kept for verification, export and report",
+        f"time: {total}, until {deadline.ends:%Y-%m-%d %H:%M:%S} UTC",
         f"base model: {search.recipe.model.name} ({search.recipe.model.quantization})",
         *data_lines(sizes.data),
-        f"full trial: {sizes.full_tokens:,} tokens ({sizes.full_tokens / sizes.epoch_tokens:.2f} epochs), "
-        f"{search.recipe.evaluation.evaluations} evaluations",
-        f"rungs at {steps or 'none'} tokens; one in {reduction} passes",
+        f"full trial: {sizes.full_tokens:,} tokens ({sizes.full_tokens / sizes.epoch_tokens:.2f} epochs)",
+        *night_lines(search, sizes.full_tokens, epoch, predict(search, pace, now or deadline.started)),
         f"first the base model, then {len(search.recipe.start)} starting point(s): "
-        f"{', '.join(search.recipe.start) or 'none'}; then what Optuna's TPE proposes",
+        f"{', '.join(search.recipe.start) or 'none'}; then what promises most by all curves so far",
         f"GPUs per trial: {search.gpus_per_trial}",
         placement_line(search),
         "space:",

@@ -1,6 +1,6 @@
 """The report for people: report.html, one file that needs no network, and trials.csv.
 
-python -m orchestrator.report RUN
+python -m orchestrator.report RUN [--to DIR]
 
 Reads the run folder alone, so it can be written while the search runs, after a crash, or on another machine.
 """
@@ -23,6 +23,7 @@ from orchestrator.report_figures import importance_bars, learning_curves, loss_a
 from orchestrator.report_findings import Findings, read_findings
 from orchestrator.report_headline import export_lines, headline, time_line
 from orchestrator.report_importance import Importance, importance
+from orchestrator.report_night import night_section
 from orchestrator.report_scores import score_section
 from orchestrator.report_tables import counts_line, csv_text, ranking_rows, settings, stopped_rows, surroundings
 from orchestrator.run_folder import RunFolder, open_run_folder
@@ -44,21 +45,22 @@ class _Figures:
     scores: Markup | None
 
 
-def write_report(run: RunFolder) -> Path:
-    """Writes trials.csv and report.html, each in one piece, and returns the path of report.html.
+def write_report(run: RunFolder, to: Path | None = None) -> Path:
+    """Writes trials.csv and report.html to `to` (default: RUN), each in one piece, and returns the path of report.html.
 
-    Raises `RunFolderError` if the folder holds no readable search or can't be written to.
+    Raises `RunFolderError` if RUN holds no readable search or the folder can't be written to.
     """
     findings = read_findings(run)
-    page = run.path / "report.html"
+    folder = to or run.path
     try:
-        write_text(run.path / "trials.csv", csv_text(findings.records))
-        write_text(page, render(findings))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "trials.csv", csv_text(findings.records))
+        write_text(folder / "report.html", render(findings))
     except OSError as error:
         raise RunFolderError(
-            f"can't write to {run.path}: {error.strerror}. Make room or give it write access."
+            f"can't write to {folder}: {error.strerror}. Make room, allow it, or give another folder by --to DIR."
         ) from error
-    return page
+    return folder / "report.html"
 
 
 def render(findings: Findings) -> str:
@@ -90,6 +92,7 @@ def render(findings: Findings) -> str:
         surroundings=surroundings(findings),
         data_lines=data_lines(findings.search_json.get("data") or {}),
         scores=score_section(findings),
+        night=night_section(findings),
     )
 
 
@@ -136,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m orchestrator.report", description="Write report.html and trials.csv of a run folder."
     )
     arguments.add_argument("run", type=Path, metavar="RUN", help="run folder of a search, running or over")
+    arguments.add_argument("--to", type=Path, metavar="DIR", help="where report.html and trials.csv go (default: RUN)")
     return arguments
 
 
@@ -145,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    print(f"report: {write_report(open_run_folder(arguments.run))}")
+    print(f"report: {write_report(open_run_folder(arguments.run), arguments.to)}")
     return EXIT_DONE
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from orchestrator.ranking import Best, base_of, pick_best, rank
 from orchestrator.run_folder import RunFolder, Search
+from orchestrator.timing import read_timing
 from trials.errors import NothingToExport
 from trials.records import Origin, TrialRecord
 
-UNENDED = "running or cut off"
+UNENDED = "running or paused"
 _WRITTEN_BY_TRIALS = ("config.json", "metrics.jsonl", "eval_rows.json", "ending.json")
 
 
@@ -29,13 +30,15 @@ class Findings:
     why_nothing: str | None
     """Why there's no winner; None if there is one."""
     rungs: tuple[int, ...]
-    """Tokens seen at each rung of successive halving, ascending."""
+    """Tokens seen at each rung, where trials are compared, ascending."""
     last_written: datetime
     """When a trial or the export last wrote a file (UTC)."""
     search_json: Mapping[str, Any]
     manifest: Mapping[str, Any] | None
     """What export/manifest.json says; None without an export."""
     samples: tuple[Mapping[str, Any], ...]
+    timing: Mapping[str, Any]
+    """What the end of the search took (orchestrator.timing); empty before."""
 
     @property
     def base(self) -> TrialRecord | None:
@@ -80,6 +83,7 @@ def read_findings(run: RunFolder) -> Findings:
         search_json=run.read_json("search.json") or {},
         manifest=manifest if isinstance(manifest, dict) else None,
         samples=tuple(s for s in samples if isinstance(s, dict)) if isinstance(samples, list) else (),
+        timing=read_timing(run),
     )
 
 

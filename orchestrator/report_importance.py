@@ -13,9 +13,9 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from orchestrator.halving import loss_at
 from orchestrator.report_findings import Findings, hyperparameter
 from orchestrator.report_tables import show
+from orchestrator.rungs import loss_at
 from orchestrator.study import distribution
 from search_spaces.schema import Choices, Dimension
 from trials.records import EndingKind, TrialRecord

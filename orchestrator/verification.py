@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,17 @@ MERGED_TOLERANCE = 0.02
 """Nats per token. Wider: merging rounds every weight to the compute dtype, bfloat16 on a GPU."""
 
 
-def prove_export(export: Path, recipe: Recipe, trial_loss: float, *, merge: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Due:
+    """When the proof should be there, in seconds, and what is done if it isn't; it goes on meanwhile."""
+
+    seconds: float
+    otherwise: Callable[[], None]
+
+
+def prove_export(
+    export: Path, recipe: Recipe, trial_loss: float, *, merge: bool, due: Due | None = None
+) -> dict[str, Any]:
     """What a fresh process measures on the export (see `trials.proof.prove`).
 
     Raises `ExportNotVerified` if it fails, or if a loss is further from the trial's than its tolerance.
@@ -33,7 +45,7 @@ def prove_export(export: Path, recipe: Recipe, trial_loss: float, *, merge: bool
         samples=recipe.search.samples,
         merge=merge,
     )
-    found = _run(job)
+    found = _run(job, due)
     check_loss("the exported adapter", found["eval_loss"], trial_loss, TOLERANCE)
     if merge:
         check_loss("the merged model", found["merged"], trial_loss, MERGED_TOLERANCE)
@@ -49,15 +61,25 @@ def check_loss(what: str, loss: float, trial_loss: float, tolerance: float) -> N
         )
 
 
-def _run(job: ProofJob) -> dict[str, Any]:
+def _run(job: ProofJob, due: Due | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
         job_file.write_text(job.model_dump_json())
         command = [sys.executable, "-m", "trials.proof", str(job_file), str(result_file)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0 or not result_file.exists():
-            raise ExportNotVerified(
-                f"the export could not be loaded again (exit code {done.returncode}):\n{done.stderr.strip()[-2000:]}"
-            )
+        code, said = _said(command, due)
+        if code != 0 or not result_file.exists():
+            raise ExportNotVerified(f"the export could not be loaded again (exit code {code}):\n{said.strip()[-2000:]}")
         found: dict[str, Any] = json.loads(result_file.read_text())
         return found
+
+
+def _said(command: list[str], due: Due | None) -> tuple[int, str]:
+    """A command's exit code, and what it wrote to stderr."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _, said = process.communicate(timeout=None if due is None else max(0.0, due.seconds))
+        except subprocess.TimeoutExpired:
+            assert due is not None  # without it nothing times out
+            due.otherwise()
+            _, said = process.communicate()
+        return process.returncode, said

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator, model_validator
 
 from search_spaces.durations import parse_duration
 from trials.config import (
@@ -60,7 +60,12 @@ class SearchSettings(Settings):
     """How the search spends its time."""
 
     budget: str = Field(default="9h", description="wall clock from the start of the command to the exported adapter")
-    reserve: str = Field(default="5m", description="kept for the last evaluation, verification, export and report")
+    reserve: str | None = Field(
+        default=None, description="kept for last evaluations, verification, export and report; None: as measured"
+    )
+    full_trials: float | None = Field(
+        default=6, gt=0, description="so many full trials must fit, else trials are shortened; None: never"
+    )
     trials: int | None = Field(default=None, ge=1, description="at most so many trained configurations")
     seed: int = Field(default=0, ge=0, description="of the searcher, and of every trial's training")
     startup_trials: int = Field(default=10, ge=1, description="configurations before TPE learns from results")
@@ -70,12 +75,21 @@ class SearchSettings(Settings):
         default=None, ge=1, description="on all machines together; None: enough to fill the engines"
     )
     keep_adapters: int = Field(default=3, ge=1, description="of ended trials, the best; disk is bounded by it")
+    keep_paused: int = Field(
+        default=30, ge=1, description="paused trials that can go on, the most promising; their checkpoints take room"
+    )
     samples: int = Field(default=3, ge=0, description="generations of base and winner in the report")
     dashboard: bool = Field(default=True, description="start Ray's dashboard")
+    gpu_watts: float = Field(default=450.0, gt=0, description="drawn by one GPU at work, for the energy in the plan")
+    price_per_gpu_hour: float | None = Field(
+        default=None, ge=0, description="in a currency of your choice, for the cost in the plan; None: no cost"
+    )
 
     @field_validator("budget", "reserve", mode="before")
     @classmethod
-    def _is_duration(cls, value: Any) -> Any:
+    def _is_duration(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and info.field_name == "reserve":
+            return value
         # Before the type is checked: a number without a unit deserves the same advice as any other non-duration.
         try:
             parse_duration(str(value))

@@ -6,21 +6,26 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from orchestrator.conductor import trial_id
+import optuna
+
 from orchestrator.deadline import Deadline
-from orchestrator.run_folder import BASE_TRIAL_ID, RunFolder, Search
-from orchestrator.study import Study, Suggestion
+from orchestrator.forecast import Prediction
+from orchestrator.run_folder import BASE_TRIAL_ID, Placement, RunFolder, Search
+from orchestrator.speed import MEASURED
+from orchestrator.study import Study, Suggestion, decode, distribution, trial_id_of
 from search_spaces.recipe import load_recipe
+from search_spaces.schema import Recipe
 from trials.config import TrialConfig
 from trials.losses import RowLosses
 from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder
 from trials.scores import Measure, RowScores
 from trials.scorings import Scoring, keep_scoring
+from trials.split import Counts
 
 ROWS = 60
 BASE_LOSS = 1.90
@@ -112,18 +117,26 @@ def night(path: Path) -> RunFolder:
     study.record_base(BASE_LOSS)
     rng = random.Random(3)
     for _ in range(22):
-        suggestion = study.ask()
+        suggestion = study.ask(lambda seed: drawn(recipe, seed))
         told = _imagined(suggestion, rng)
         write_trial(run, told, recipe.trial_config(suggestion.values))
         for number, _loss in enumerate(told.losses, start=1):
             best = min(told.losses[:number])
             point = EvalPoint(number * 14, number * STEP_TOKENS, best, best, 0.0)
             study.report(suggestion.number, point)
-        study.tell(suggestion.number, told.ending.kind if told.ending else None, min(told.losses, default=None))
+        if told.ending is not None:
+            study.tell(suggestion.number, told.ending.kind, min(told.losses, default=None))
     winner = min((r for r in run.records() if r.origin is not Origin.BASE and r.points), key=lambda r: r.best_eval_loss)
     write_export(run, winner.id, winner.best_eval_loss or 0.0)
     write_samples(run)
     return run
+
+
+def drawn(recipe: Recipe, seed: int) -> dict[str, Any]:
+    """A configuration drawn from a recipe's space at random."""
+    space = {name: distribution(name, dimension) for name, dimension in recipe.space.items()}
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)).ask(space)
+    return {name: decode(value, recipe.space[name]) for name, value in trial.params.items()}
 
 
 def write_export(run: RunFolder, winner: str, loss: float, **changes: Any) -> None:
@@ -138,6 +151,30 @@ def write_export(run: RunFolder, winner: str, loss: float, **changes: Any) -> No
         **changes,
     }
     (run.export / "manifest.json").write_text(json.dumps(manifest))
+
+
+def write_prediction(run: RunFolder, **changes: Any) -> None:
+    """What search.json says once the speed is measured: a length, where trials run, and what the night will bring."""
+    search = run.read_search()
+    prediction = Prediction(
+        trials=25,
+        full_trials=5,
+        full_tokens=search.full_tokens,
+        tokens=1_000_000,
+        seconds_per_token=0.002,
+        source=MEASURED,
+        made=STARTED + timedelta(minutes=3),
+        slots=2,
+        reserve_seconds=300,
+        ends=STARTED + timedelta(hours=8, minutes=58),
+        disk_gib=0.5,
+        energy_kwh=8.1,
+        cost=None,
+    )
+    placed = replace(search, placement=Placement(2, 2), gpus_per_trial=1)
+    content = replace(prediction, **changes).to_json()
+    counts = {**dict.fromkeys((each.name for each in fields(Counts)), 0), "rows": 500, "tokens": 50_000}
+    run.write_search(replace(placed, shortened=0.25, data={"train": counts}, prediction=content))
 
 
 def write_samples(run: RunFolder, **changes: str) -> None:
@@ -166,7 +203,7 @@ def _imagined(suggestion: Suggestion, rng: random.Random) -> Told:
     curve = [floor + (BASE_LOSS - floor) * math.exp(-1.1 * k / (1 + off)) + rng.gauss(0, 0.006) for k in range(1, 10)]
     losses, ending = _ended(suggestion, off, curve)
     origin = Origin.START if suggestion.name else Origin.PROPOSED
-    return Told(trial_id(suggestion.number), losses, ending, origin, suggestion.name or "proposed")
+    return Told(trial_id_of(suggestion.number), losses, ending, origin, suggestion.name or "proposed")
 
 
 def _ended(suggestion: Suggestion, off: float, curve: list[float]) -> tuple[list[float], Ending | None]:

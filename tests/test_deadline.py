@@ -32,3 +32,17 @@ def test_until_refuses_what_is_no_time_of_day(text: str) -> None:
 def test_a_budget_within_the_reserve_is_refused() -> None:
     with pytest.raises(InputError, match=r"a budget of 5m00s is too short: search\.reserve keeps 5m00s"):
         from_budget("5m", "5m", START)
+
+
+def test_without_a_reserve_a_first_guess_is_kept_until_it_is_measured() -> None:
+    deadline = from_budget("9h", None, START)
+    assert deadline.reserve_seconds == 600
+    measured = deadline.with_reserve(95.5)
+    assert measured.training_ends == deadline.ends - timedelta(seconds=95.5)
+    assert (measured.started, measured.ends) == (deadline.started, deadline.ends)
+
+
+def test_a_deadline_knows_whether_it_is_a_time_of_day() -> None:
+    assert from_until("07:00", None, START).is_time_of_day
+    assert from_until("07:00", None, START).with_reserve(10).is_time_of_day
+    assert not from_budget("9h", None, START).is_time_of_day

@@ -1,7 +1,9 @@
 from dataclasses import replace
+from datetime import timedelta
 
+from orchestrator.pace import Pace
 from orchestrator.plan import Sizes, data_lines, describe, placement_line
-from orchestrator.run_folder import Search
+from orchestrator.run_folder import Placement, Search
 from search_spaces.recipe import load_recipe
 from search_spaces.schema import Recipe
 from tests.searches import make_search
@@ -29,8 +31,22 @@ def test_the_plan_says_where_each_setting_came_from(small_recipe: Recipe, small_
     plan = describe(make_search(small_recipe), Sizes.of(small_recipe, small_data))
     assert "search.seed = 0  (--set)" in plan
     assert "hyperparameters.weight_decay = 0.01  (default)" in plan
-    assert "rungs at 100, 300 tokens; one in 3 passes" in plan
     assert "the last 10m00s are kept for verification" in plan
+    assert "trials are evaluated, and may pause, at 300, 600, 900 tokens" in plan
+    assert "memory of one trial, on the CPU: at least" in plan
+
+
+def test_a_search_that_goes_on_is_planned_with_what_it_has_measured(
+    small_recipe: Recipe, small_data: TrialData
+) -> None:
+    search, pace = make_search(small_recipe), Pace()
+    pace.note(small_recipe.trial_config({}), 900, 90.0)
+    late = search.deadline.training_ends - timedelta(seconds=200)
+    plan = describe(
+        replace(search, shortened=1.0, placement=Placement(1, 1)), Sizes.of(small_recipe, small_data), pace, late
+    )
+    assert "speed: 10 tokens/s in each of 1 trials at once, evaluations included, measured" in plan
+    assert "2 of them at full length" in plan
 
 
 def test_what_became_of_the_rows_is_said_in_words() -> None:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_case import BASE, Told, new_run, night, right, write_samples, write_trial
+from report_case import BASE, Told, new_run, night, right, write_prediction, write_samples, write_trial
 
 from orchestrator.report import main, write_report
 from orchestrator.run_folder import RunFolder
@@ -18,6 +18,7 @@ HEADINGS = [
     "Learning curves",
     "Ranking",
     "What was stopped, and why",
+    "Plan and night",
     "What mattered",
     "Base and winner, side by side",
     "How to use it",
@@ -60,6 +61,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def whole_night(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     run = night(tmp_path_factory.mktemp("night") / "run")
+    write_prediction(run)
     write_report(run)
     return run
 
@@ -95,7 +97,7 @@ def test_the_whole_night_is_told(whole_night: RunFolder, page: Page) -> None:
         assert record.id in page.text
         if record.ending is not None and record.ending.kind not in {EndingKind.FINISHED}:
             assert record.ending.reason in page.text
-    assert "running or cut off" in page.text
+    assert "running or paused" in page.text
 
 
 def test_the_page_says_what_to_type(whole_night: RunFolder, page: Page) -> None:
@@ -169,7 +171,7 @@ def test_a_search_that_was_killed(tmp_path: Path) -> None:
     # The line of its last evaluation was cut, but the adapter that was saved before it knows its loss.
     assert "Trial 0002 wins with an eval loss of 1.2000" in page.text
     assert "Trial 0002 is not exported yet" in page.text
-    assert "3 trials: 3 running or cut off." in page.text
+    assert "3 trials: 3 running or paused." in page.text
 
 
 def test_neither_torch_nor_ray_is_imported(tmp_path: Path) -> None:

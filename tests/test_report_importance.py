@@ -3,13 +3,12 @@ from pathlib import Path
 
 import optuna
 import pytest
-from report_case import BASE, Told, new_run, write_trial
+from report_case import BASE, Told, drawn, new_run, write_trial
 
-from orchestrator.conductor import trial_id
 from orchestrator.report_findings import read_findings
 from orchestrator.report_importance import LEAST_TRIALS, Importance, importance
 from orchestrator.run_folder import RunFolder
-from orchestrator.study import Study
+from orchestrator.study import Study, trial_id_of
 from trials.records import Ending, EndingKind
 
 PRUNED = Ending(EndingKind.PRUNED, "place 9 of 9")
@@ -21,10 +20,11 @@ def fill(run: RunFolder, trials: int, ending: Ending | None = PRUNED) -> None:
     recipe = run.read_search().recipe
     study = Study(run.study_url, recipe)
     for _ in range(trials):
-        suggestion = study.ask()
+        suggestion = study.ask(lambda seed: drawn(recipe, seed))
         loss = 1.2 + 0.2 * abs(math.log10(suggestion.values["learning_rate"]) + 3)
-        write_trial(run, Told(trial_id(suggestion.number), [loss], ending), recipe.trial_config(suggestion.values))
-        study.tell(suggestion.number, ending.kind if ending else None, loss)
+        write_trial(run, Told(trial_id_of(suggestion.number), [loss], ending), recipe.trial_config(suggestion.values))
+        if ending is not None:
+            study.tell(suggestion.number, ending.kind, loss)
 
 
 def test_the_hyperparameter_that_decides_comes_first(tmp_path: Path) -> None:

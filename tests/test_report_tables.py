@@ -97,7 +97,7 @@ def test_stopped_rows_give_every_reason_with_troubles_first(run: RunFolder) -> N
         ("0007", "failed", "died"),
         ("0006", "out of memory", "2 GiB"),
         ("0005", "diverged", "above twice"),
-        ("0004", "running or cut off", "no ending on disk"),
+        ("0004", "running or paused", "no ending on disk"),
         ("0002", "early stopped", "no patience"),
         ("0001", "pruned", "place 9 of 9"),
     ]
@@ -110,7 +110,7 @@ def test_counts_line_counts_trained_trials_only(run: RunFolder) -> None:
     assert counts_line(read_findings(run)) == "1 trial: 1 finished."
     write_trial(run, Told("0002", [1.5], None))
     write_trial(run, Told("0003", [1.5], None))
-    assert counts_line(read_findings(run)) == "3 trials: 2 running or cut off, 1 finished."
+    assert counts_line(read_findings(run)) == "3 trials: 2 running or paused, 1 finished."
 
 
 def test_settings_say_who_made_them(tmp_path: Path) -> None:

@@ -97,3 +97,16 @@ def test_budget_and_reserve_are_durations(value: object) -> None:
         SearchSettings(budget=value)
     with pytest.raises(ValidationError, match="duration"):
         SearchSettings(reserve=value)
+
+
+def test_no_reserve_means_a_measured_one_and_a_search_has_a_budget() -> None:
+    assert SearchSettings(reserve=None).reserve is None
+    with pytest.raises(ValidationError, match="'None' is no duration"):
+        SearchSettings.model_validate({"budget": None})
+
+
+@pytest.mark.parametrize("wrong", [{"full_trials": 0}, {"gpu_watts": 0.0}, {"price_per_gpu_hour": -1.0}])
+def test_figures_for_the_plan_have_limits(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="greater than"):
+        SearchSettings.model_validate(wrong)
+    assert SearchSettings.model_validate({"full_trials": None, "price_per_gpu_hour": 0}).full_trials is None

@@ -1,0 +1,86 @@
+"""Memory at the corners of a search's space: which configurations fit a GPU, and how large adapters get on disk."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.gpus import gpu_names, known_gpu
+from orchestrator.run_folder import Search
+from search_spaces.schema import Choices, Recipe
+from trials.engine.planning import adapter_bytes
+from trials.engine.prediction import MemoryNeed, allowed_gib, predicted_memory
+from trials.engine.support import model_config, why_not
+from trials.errors import ModelError
+
+ASSUMED_GIB = 24.0
+"""Of a GPU, where the machine that plans has none."""
+_DECISIVE = ("lora_rank", "target_modules", "optimizer")
+"""The hyperparameters that change the least memory that a trial needs."""
+
+
+@dataclass(frozen=True)
+class Corner:
+    """One extreme configuration: what is special about it, its least memory, and the parameters of its adapter."""
+
+    values: Mapping[str, Any]
+    need: MemoryNeed
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """GiB that one trial may reserve, and why so many."""
+
+    gib: float
+    reason: str
+
+
+def corners(search: Search) -> list[Corner]:
+    """All corners, the smallest need first; none for a base model whose memory can't be predicted."""
+    recipe = search.recipe
+    try:
+        model = model_config(recipe.model.name, recipe.model.revision)
+    except ModelError:
+        return []
+    longest = max((search.data.get(name, {}).get("longest", 0) for name in ("train", "eval")), default=0)
+    itemsize = 2 if search.gpus_per_trial else 4
+    found = []
+    for values in _extremes(recipe):
+        config = recipe.trial_config(values)
+        in_engine = config.machine.engine == "shared" and why_not(config) is None
+        rows = longest or config.data.max_length_tokens
+        need = predicted_memory(config, model, rows, itemsize=itemsize, in_engine=in_engine)
+        if need is not None:
+            parameters = need.adapter_bytes // adapter_bytes(1, config.hyperparameters, itemsize)
+            found.append(Corner(values, need, parameters))
+    return sorted(found, key=lambda corner: corner.need.total_bytes)
+
+
+def allowed(search: Search) -> Allowed:
+    """What one trial may take of a GPU: the recipe's word, this machine's GPU, or one of 24 GiB."""
+    given = search.recipe.machine.gpu_memory_gib
+    if given is not None:
+        return Allowed(given, "machine.gpu_memory_gib")
+    names = gpu_names()
+    gpu = known_gpu(names[0]) if names else None
+    if gpu is not None:
+        return Allowed(allowed_gib(gpu.memory_gib), names[0])
+    return Allowed(allowed_gib(ASSUMED_GIB), f"a GPU of {ASSUMED_GIB:g} GiB is assumed")
+
+
+def _extremes(recipe: Recipe) -> list[dict[str, Any]]:
+    """Every combination of the values that decide, of ranges their ends, and every starting point."""
+    varied: dict[str, list[Any]] = {}
+    for name in _DECISIVE:
+        dimension = recipe.space.get(name)
+        if dimension is not None:
+            ends = dimension.choices if isinstance(dimension, Choices) else (int(dimension.low), int(dimension.high))
+            varied[name] = list(ends)
+    if "lora_rank" in varied:
+        varied["lora_rank"] = sorted({min(varied["lora_rank"]), max(varied["lora_rank"])})
+    found = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
+    starts = [recipe.start_values(name) for name in recipe.start]
+    return found + [{name: start[name] for name in varied} for start in starts if varied]

@@ -1,0 +1,63 @@
+"""How long a full trial is tonight, and configurations that are as long: pure arithmetic on measured speed."""
+
+from __future__ import annotations
+
+from trials.config import EvaluationSettings, Hyperparameters, TrialConfig
+
+_LONGEST_SHARE = 0.5
+"""Of the night for one full trial: what was learned from the first must still have time for another."""
+
+
+def tonight(
+    full_tokens: int, seconds_per_token: float, seconds_left: float, slots: int, full_trials: float | None
+) -> int:
+    """Tokens of a full trial tonight: all of `full_tokens`, or as many as `full_trials` such trials can each have.
+
+    `seconds_per_token` is one trial's in its slot, evaluations included; `full_trials` None: never shortened.
+    """
+    if full_trials is None:
+        return full_tokens
+    share = min(slots / full_trials, _LONGEST_SHARE)
+    return max(1, min(full_tokens, int(share * max(0.0, seconds_left) / seconds_per_token)))
+
+
+def shortened(hyperparameters: Hyperparameters, factor: float) -> Hyperparameters:
+    """The same with a full trial that is `factor` (above 0, at most 1) times as long."""
+    hp = hyperparameters
+    return hp.model_copy(
+        update={
+            "epochs": None if hp.epochs is None else hp.epochs * factor,
+            "train_tokens": None if hp.train_tokens is None else max(1, round(hp.train_tokens * factor)),
+            "rows_seen": None if hp.rows_seen is None else max(1, round(hp.rows_seen * factor)),
+        }
+    )
+
+
+def shortened_evaluation(settings: EvaluationSettings, factor: float) -> EvaluationSettings:
+    """As many evaluations in a shortened trial as in a whole one: rows between them shrink as the trial does."""
+    if settings.every_rows is None:
+        return settings
+    return settings.model_copy(update={"every_rows": max(1, round(settings.every_rows * factor))})
+
+
+def shortened_trial(config: TrialConfig, factor: float) -> TrialConfig:
+    """A trial's configuration `factor` times as long, evaluated as often."""
+    if factor == 1.0:
+        return config
+    changes = {
+        "hyperparameters": shortened(config.hyperparameters, factor),
+        "evaluation": shortened_evaluation(config.evaluation, factor),
+    }
+    return config.model_copy(update=changes)
+
+
+def length_in_words(full_tokens: int, tonight_tokens: int, epoch_tokens: int) -> str:
+    """How long a full trial is tonight, against what the recipe asks for and in passes over the data."""
+    epochs = f"{tonight_tokens / epoch_tokens:.3g} of the training data"
+    if tonight_tokens >= full_tokens:
+        return f"{full_tokens:,} tokens, {epochs}"
+    share = tonight_tokens / full_tokens
+    return (
+        f"{tonight_tokens:,} tokens tonight, {epochs}: {share:.3g} of the {full_tokens:,} that the recipe asks for, so "
+        "that enough of them fit"
+    )

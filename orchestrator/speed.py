@@ -1,0 +1,138 @@
+"""How fast trials will be, before any has run: as an earlier search on this machine measured, else by arithmetic.
+
+<cache>/speeds.json    tokens a second by base model, engine and device; beside the tokenised rows (trials.cache)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator.gpus import gpu_names, known_gpu
+from orchestrator.pace import FIRST_START_SECONDS, Pace
+from orchestrator.placement import place, why_no_engine
+from orchestrator.run_folder import Placement, Search, gpus_here
+from trials.engine.keep import Keep
+from trials.engine.planning import MOST_TOKENS, Plan, seconds_per_token
+from trials.engine.prediction import sizes_of
+from trials.engine.support import ARCHITECTURES, model_config
+from trials.errors import ModelError
+from trials.files import write_json
+
+MEASURED = "measured"
+EARLIER = "as an earlier search on this machine measured"
+ESTIMATED = "estimated from the model's size and the GPU's name; measured in the first minutes"
+
+_OF_RATES_ENGINE, _OF_RATES_TRL = 0.6, 0.15
+"""Shares of what the arithmetic promises that were reached on an H100 (docs/engine.md)."""
+_EVALUATED_TOKEN = 0.5
+"""Of what a trained token takes: there is no gradient."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one trial in its slot, evaluations included, and where that's known from."""
+
+    seconds_per_token: float
+    start_seconds: float
+    source: str
+
+
+def measured_speed(pace: Pace) -> Speed | None:
+    """As this search has measured it; None before it has."""
+    each = pace.seconds_per_token()
+    return None if each is None else Speed(each, pace.start_seconds, MEASURED)
+
+
+def speed_before(search: Search) -> Speed | None:
+    """Before anything has run; None where nobody knows."""
+    return _remembered(search) or _estimated(search)
+
+
+def placement_of(search: Search) -> Placement:
+    """Where trials run: what Ray has said, or else what this machine alone would give."""
+    return search.placement or place(search, gpus=gpus_here(), cores=[os.cpu_count() or 1])
+
+
+def remember_speed(search: Search, pace: Pace) -> None:
+    """Keeps what was measured for the plan of a later search; a cache that can't be written is no error."""
+    each, per_device = pace.seconds_per_token(), _slots_per_device(search)
+    if each is None or not per_device:
+        return
+    found = {
+        "tokens_per_second": per_device / each,
+        "start_seconds": pace.start_seconds,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    try:
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        write_json(_file(), {**_read(), _key(search): found})
+    except OSError:
+        return
+
+
+def _remembered(search: Search) -> Speed | None:
+    found, per_device = _read().get(_key(search)), _slots_per_device(search)
+    if not isinstance(found, dict) or not per_device:
+        return None
+    try:
+        return Speed(per_device / found["tokens_per_second"], float(found["start_seconds"]), EARLIER)
+    except (TypeError, KeyError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _estimated(search: Search) -> Speed | None:
+    names, per_device = gpu_names(), _slots_per_device(search)
+    gpu = known_gpu(names[0]) if names and search.gpus_per_trial else None
+    if gpu is None or not per_device:
+        return None
+    try:
+        model = model_config(search.recipe.model.name, search.recipe.model.revision)
+    except ModelError:
+        return None
+    if model.model_type not in ARCHITECTURES:
+        return None
+    sizes = sizes_of(model, 2, is_quantized=search.recipe.model.quantization == "nf4")
+    share = _OF_RATES_TRL if why_no_engine(search) else _OF_RATES_ENGINE
+    each = seconds_per_token(sizes, gpu.rates, Plan(MOST_TOKENS, (Keep.NO_MLP,) * sizes.layers)) / share
+    return Speed(per_device * each * _with_evaluations(search), FIRST_START_SECONDS, ESTIMATED)
+
+
+def _with_evaluations(search: Search) -> float:
+    """A trained token and its share of the evaluations, in trained tokens."""
+    evaluated = search.data.get("eval", {}).get("tokens", 0) * search.recipe.evaluation.evaluations
+    return 1 + float(_EVALUATED_TOKEN * evaluated / search.full_tokens)
+
+
+def _slots_per_device(search: Search) -> float:
+    """Trials side by side on one GPU, or on one engine's cores; 0 where none can run."""
+    placed = placement_of(search)
+    if not placed.slots:
+        return 0.0
+    return placed.slots / placed.engines if placed.engines else 1 / max(1, search.gpus_per_trial)
+
+
+def _key(search: Search) -> str:
+    model, machine = search.recipe.model, search.recipe.machine
+    names = gpu_names() if search.gpus_per_trial else []
+    device = names[0] if names else f"CPU of {os.cpu_count()} cores, threads {machine.cpu_threads}"
+    engine = "trl" if why_no_engine(search) else "shared"
+    return " | ".join([model.name, str(model.revision), model.quantization, engine, device])
+
+
+def _file() -> Path:
+    from trials.cache import cache_folder
+
+    return cache_folder() / "speeds.json"
+
+
+def _read() -> dict[str, Any]:
+    try:
+        found = json.loads(_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
