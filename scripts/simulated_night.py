@@ -1,0 +1,396 @@
+"""A night in seconds: the real conductor, planner, policy and run folder, on a simulated clock with simulated trials.
+
+Simulated is what happens on a GPU and how long it takes. Everything that a trial leaves on disk is written by the same
+code as a real one's, and accidents end "processes" between any two evaluations, or the conductor itself.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from orchestrator.conductor import Assignment, Conductor
+from orchestrator.events import Event
+from orchestrator.run_folder import RunFolder
+from trials.checkpoints import CheckpointWriter, LogState, choose_checkpoint
+from trials.config import Hyperparameters
+from trials.losses import RowLosses
+from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder
+from trials.stopwatch import Stopwatch
+
+T = TypeVar("T")
+
+_STEPS = 720_720
+"""Optimizer steps of a simulated full trial: a fraction of it in whole numbers."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What would become of a trial: losses at fractions of it, how fast it is, and where it breaks off, if it does."""
+
+    points: Sequence[tuple[float, float]]
+    """(fraction, eval loss), ascending; the last fraction is 1."""
+    slowness: float = 1.0
+    """Its seconds per token against the mean configuration's."""
+    ending: EndingKind = EndingKind.FINISHED
+    ends_at: float = 1.0
+    """The fraction at which it diverges or runs out of memory."""
+
+    def loss(self, fraction: float) -> float:
+        """Between two points by a straight line."""
+        before = (0.0, self.points[0][1])
+        for after in self.points:
+            if after[0] >= fraction - 1e-12:
+                span = after[0] - before[0]
+                share = (fraction - before[0]) / span if span else 1.0
+                return before[1] + share * (after[1] - before[1])
+            before = after
+        return self.points[-1][1]
+
+
+class Landscape(Protocol):
+    """Knows the curves of all configurations."""
+
+    base_loss: float
+
+    def curve(self, trial_id: str, hyperparameters: Hyperparameters) -> Curve:
+        """Of one trial; the same whenever it's asked again."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the simulated machine takes for things, in seconds."""
+
+    full_trial: float
+    """A mean full trial in its slot, evaluations included."""
+    base: float = 20.0
+    """The base model's evaluation, its load included."""
+    start: float = 1.0
+    """From handing a trial out to its first step."""
+    slots_per_engine: int = 1
+    restart: float = 30.0
+    """From the conductor's death to its return."""
+
+
+@dataclass(frozen=True)
+class Accident:
+    """At so many seconds after the night's beginning: a trial's process, an engine's, or the conductor's own dies."""
+
+    at: float
+    kind: str
+    """trial, engine or driver."""
+    slot: int = 0
+
+
+@dataclass
+class Slot:
+    """Where one trial runs at a time."""
+
+    assignment: Assignment | None = None
+    curve: Curve | None = None
+    fraction: float = 0.0
+    """Trained so far, at `since`."""
+    since: float = 0.0
+    began: float = 0.0
+    """When this stretch did."""
+    seconds_before: float = 0.0
+    """The trial's own, of earlier stretches."""
+    stretch: int = 0
+    """So that events of a stretch that was broken off aren't taken for the next one's."""
+
+
+@dataclass
+class Account:
+    """What came out of a night."""
+
+    busy_seconds: float = 0.0
+    """Of all slots together, from the first trial's start to the end of training."""
+    first_start: float | None = None
+    decisions: list[float] = field(default_factory=list)
+    """Seconds that the conductor took for each."""
+    down_seconds: float = 0.0
+    """From the first trial's start: nobody had resumed the search yet after its conductor died."""
+    lost_fraction: float = 0.0
+    """Full trials' worth that had to be trained again."""
+    best: list[tuple[float, float]] = field(default_factory=list)
+    """(seconds since the beginning, loss) whenever a loss is lower than all before it."""
+    trials: int = 0
+    full_length: int = 0
+
+
+class SimulatedNight:
+    """Runs one search from its beginning to the end of its training."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        landscape: Landscape,
+        machine: Machine,
+        slots: int,
+        accidents: Sequence[Accident] = (),
+        listener: Callable[[Event], None] = lambda _: None,
+        timer: Callable[[], float] | None = None,
+    ) -> None:
+        self._run = run
+        self._landscape = landscape
+        self._machine = machine
+        self._listener = listener
+        self._timer = timer
+        self._began = run.read_search().deadline.started
+        self._seconds = 0.0
+        self._slots = [Slot() for _ in range(slots)]
+        self._order = itertools.count()
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._best_loss = float("inf")
+        self.account = Account()
+        self.conductor = self._new_conductor()
+        for accident in accidents:
+            self._at(accident.at, self._accident(accident))
+
+    @property
+    def seconds(self) -> float:
+        """Since the night's beginning."""
+        return self._seconds
+
+    def now(self) -> datetime:
+        """The simulated time."""
+        return self._began + timedelta(seconds=self._seconds)
+
+    def play(self) -> Account:
+        """Until nothing runs and nothing more is to be done."""
+        while True:
+            is_over = self._fill_slots()
+            if is_over and not any(slot.assignment for slot in self._slots):
+                break
+            if not self._queue:
+                break
+            at, _, happens = heapq.heappop(self._queue)
+            self._seconds = max(self._seconds, at)
+            happens()
+        self.conductor.close()
+        return self.account
+
+    @property
+    def _full_seconds(self) -> float:
+        """Of a mean full trial, as long as trials are that night."""
+        return self._machine.full_trial * (self.conductor.search.shortened or 1.0)
+
+    @property
+    def _training_ends(self) -> float:
+        return (self.conductor.search.deadline.training_ends - self._began).total_seconds()
+
+    def _new_conductor(self) -> Conductor:
+        return Conductor(self._run, self._run.read_search(), len(self._slots), self._listener, now=self.now)
+
+    def _at(self, seconds: float, happens: Callable[[], None]) -> None:
+        heapq.heappush(self._queue, (seconds, next(self._order), happens))
+
+    def _fill_slots(self) -> bool:
+        """Hands out what the conductor has; whether it has no more."""
+        for slot in self._slots:
+            if slot.assignment is not None:
+                continue
+            answer = self._timed(self.conductor.next_trial)
+            if not isinstance(answer, Assignment):
+                return answer == "over"
+            self._start(slot, answer)
+        return False
+
+    def _timed(self, decide: Callable[[], T]) -> T:
+        if self._timer is None:
+            return decide()
+        began = self._timer()
+        answer = decide()
+        self.account.decisions.append(self._timer() - began)
+        return answer
+
+    def _start(self, slot: Slot, assignment: Assignment) -> None:
+        slot.assignment, slot.began, slot.stretch = assignment, self._seconds, slot.stretch + 1
+        slot.since = self._seconds + self._machine.start
+        slot.fraction = slot.seconds_before = 0.0
+        if assignment.origin is Origin.BASE:
+            self._at(self._seconds + self._machine.base, self._unless_gone(slot, lambda: self._base_is_evaluated(slot)))
+            return
+        if assignment.resumes:
+            progress = choose_checkpoint(assignment.folder, None).progress
+            slot.fraction, slot.seconds_before = progress.step / _STEPS, progress.seconds
+        slot.curve = self._landscape.curve(assignment.trial_id, assignment.config.hyperparameters)
+        if assignment.origin is Origin.PROBE:
+            self._probe(slot)
+            return
+        if self.account.first_start is None:
+            self.account.first_start = self._seconds
+        self.account.trials += not assignment.resumes
+        self._plan_next(slot)
+
+    def _plan_next(self, slot: Slot) -> None:
+        """The next thing that happens in a slot: an evaluation, its trial's breaking off, or the end of training."""
+        assert slot.assignment is not None and slot.curve is not None  # noqa: PT018
+        every = 1 / slot.assignment.config.evaluation.evaluations
+        target = min(1.0, (int(slot.fraction / every + 1e-9) + 1) * every)
+        breaks = slot.curve.ending is not EndingKind.FINISHED and slot.curve.ends_at <= target
+        target = max(slot.fraction, slot.curve.ends_at) if breaks else target
+        seconds = (target - slot.fraction) * self._full_seconds * slot.curve.slowness
+        if slot.since + seconds > self._training_ends:
+            self._at(max(self._seconds, self._training_ends), self._unless_gone(slot, lambda: self._time_is_over(slot)))
+        elif breaks:
+            self._at(slot.since + seconds, self._unless_gone(slot, lambda: self._break_off(slot)))
+        else:
+            self._at(slot.since + seconds, self._unless_gone(slot, lambda: self._evaluate(slot, target)))
+
+    def _unless_gone(self, slot: Slot, happens: Callable[[], None]) -> Callable[[], None]:
+        stretch = slot.stretch
+
+        def check() -> None:
+            if slot.stretch == stretch and slot.assignment is not None:
+                happens()
+
+        return check
+
+    def _evaluate(self, slot: Slot, fraction: float) -> None:
+        assignment = slot.assignment
+        assert assignment is not None
+        point = self._record(slot, fraction)
+        if fraction < 1.0:
+            self._checkpoint(slot, point)
+        goes_on = self._timed(lambda: self.conductor.on_eval(assignment.trial_id, point))
+        if fraction >= 1.0:
+            TrialFolder(assignment.folder).end(Ending(EndingKind.FINISHED, "trained for all its steps"))
+            self.account.full_length += 1
+        if not goes_on or fraction >= 1.0:
+            self._leave(slot)
+            return
+        slot.fraction, slot.since = fraction, self._seconds
+        self._plan_next(slot)
+
+    def _record(self, slot: Slot, fraction: float) -> EvalPoint:
+        assert slot.assignment is not None and slot.curve is not None  # noqa: PT018
+        loss = slot.curve.loss(fraction)
+        best = min(loss, *(value for at, value in slot.curve.points if at <= fraction + 1e-9), loss)
+        full = self.conductor.search.full_tokens
+        point = EvalPoint(
+            step=round(fraction * _STEPS),
+            tokens_seen=round(fraction * full),
+            eval_loss=loss,
+            best_eval_loss=best,
+            seconds=slot.seconds_before + self._seconds - slot.began,
+            tokens_per_second=full / (self._full_seconds * slot.curve.slowness),
+        )
+        TrialFolder(slot.assignment.folder).record(point, _rows(loss), _save_adapter)
+        if loss < self._best_loss:
+            self._best_loss = loss
+            self.account.best.append((self._seconds, loss))
+        return point
+
+    def _checkpoint(self, slot: Slot, point: EvalPoint) -> None:
+        assert slot.assignment is not None
+        watch = Stopwatch(point.seconds, point.seconds)
+        writer = CheckpointWriter(slot.assignment.folder, watch, self._landscape.base_loss, keep=1)
+
+        def save() -> None:
+            made = writer.unfinished / f"checkpoint-{point.step}"
+            made.mkdir(parents=True)
+            _save_adapter(made)
+
+        writer.write(point.step, LogState(point.step, 0.0), save)
+
+    def _leave(self, slot: Slot, *, died: bool = False) -> None:
+        assignment = slot.assignment
+        assert assignment is not None
+        slot.assignment = None
+        if assignment.origin not in (Origin.BASE, Origin.PROBE):
+            self.account.busy_seconds += max(0.0, self._seconds - slot.began - self._machine.start)
+        self._timed(lambda: self.conductor.on_end(assignment.trial_id, died=died))
+
+    def _base_is_evaluated(self, slot: Slot) -> None:
+        assert slot.assignment is not None
+        loss = self._landscape.base_loss
+        point = EvalPoint(0, 0, loss, loss, seconds=0.3 * self._machine.base)
+        folder = TrialFolder(slot.assignment.folder)
+        folder.record(point, _rows(loss), None)
+        self.conductor.on_eval(slot.assignment.trial_id, point)
+        folder.end(Ending(EndingKind.FINISHED, "the base model is evaluated, not trained"))
+        self._leave(slot)
+
+    def _probe(self, slot: Slot) -> None:
+        """Two evaluations after a hundredth of a trial each."""
+        assert slot.assignment is not None and slot.curve is not None  # noqa: PT018
+        full = self.conductor.search.full_tokens
+        rate = full / (self._machine.full_trial / self._machine.slots_per_engine)
+        folder = TrialFolder(slot.assignment.folder)
+        loss = self._landscape.base_loss
+        for tokens in (full // 100, 2 * (full // 100)):
+            point = EvalPoint(tokens, tokens, loss, loss, seconds=tokens / rate, tokens_per_second=rate)
+            folder.record(point, _rows(loss), _save_adapter)
+
+        def ends() -> None:
+            folder.end(Ending(EndingKind.FINISHED, "trained for all its steps"))
+            self._leave(slot)
+
+        self._at(slot.since + 2 * (full // 100) / rate, self._unless_gone(slot, ends))
+
+    def _break_off(self, slot: Slot) -> None:
+        assert slot.assignment is not None and slot.curve is not None  # noqa: PT018
+        TrialFolder(slot.assignment.folder).end(
+            Ending(slot.curve.ending, f"as the landscape has it: {slot.curve.ending}")
+        )
+        self._leave(slot)
+
+    def _time_is_over(self, slot: Slot) -> None:
+        """What runs is evaluated once more, and ends."""
+        assert slot.assignment is not None and slot.curve is not None  # noqa: PT018
+        trained = max(0.0, self._seconds - slot.since) / (self._full_seconds * slot.curve.slowness)
+        fraction = min(1.0, slot.fraction + trained)
+        if fraction > slot.fraction:
+            point = self._record(slot, fraction)
+            self.conductor.on_eval(slot.assignment.trial_id, point)
+        TrialFolder(slot.assignment.folder).end(Ending(EndingKind.PRUNED, "the time for training was over"))
+        self._leave(slot)
+
+    def _accident(self, accident: Accident) -> Callable[[], None]:
+        return {
+            "trial": lambda: self._kill([self._slots[accident.slot % len(self._slots)]]),
+            "engine": lambda: self._kill(self._engine_of(accident.slot % len(self._slots))),
+            "driver": self._kill_driver,
+        }[accident.kind]
+
+    def _engine_of(self, index: int) -> list[Slot]:
+        size = self._machine.slots_per_engine
+        return self._slots[index // size * size : (index // size + 1) * size]
+
+    def _kill(self, slots: Sequence[Slot]) -> None:
+        for slot in slots:
+            if slot.assignment is not None:
+                self._note_loss(slot)
+                self._leave(slot, died=True)
+
+    def _note_loss(self, slot: Slot) -> None:
+        if slot.curve is not None and slot.since < self._seconds:
+            self.account.lost_fraction += (self._seconds - slot.since) / (self._full_seconds * slot.curve.slowness)
+
+    def _kill_driver(self) -> None:
+        """Everything is gone but the run folder; somebody resumes the search a while later."""
+        for slot in self._slots:
+            if slot.assignment is not None:
+                self._note_loss(slot)
+                if slot.assignment.origin not in (Origin.BASE, Origin.PROBE):
+                    self.account.busy_seconds += max(0.0, self._seconds - slot.began - self._machine.start)
+                slot.assignment = None
+        if self.account.first_start is not None:
+            self.account.down_seconds += max(0.0, min(self._machine.restart, self._training_ends - self._seconds))
+        self._seconds += self._machine.restart
+        self.conductor = self._new_conductor()
+
+
+def _rows(loss: float) -> RowLosses:
+    return RowLosses([10 * loss, 10 * loss], [10, 10])
+
+
+def _save_adapter(path: Path) -> None:
+    (path / "adapter_config.json").write_text("{}")
+    (path / "adapter_model.safetensors").write_bytes(b"weights")
