@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from orchestrator.events import Event, TrialEnded, TrialEvaluated, TrialStarted
+from orchestrator.events import Event, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
 from trials.records import EvalPoint, Origin
+
+_UNTRAINED = {Origin.BASE: "evaluated, not trained", Origin.PROBE: "measures the speed"}
 
 
 @dataclass
@@ -15,8 +17,9 @@ class Row:
     trial_id: str
     name: str
     settings: str
+    full_tokens: int
+    """Of a full trial."""
     state: str = "running"
-    rungs: int = 0
     point: EvalPoint | None = None
     score: float | None = None
     """At the latest evaluation that was scored."""
@@ -33,26 +36,28 @@ class Board:
     def take(self, event: Event) -> None:
         """Takes in one event."""
         if isinstance(event, TrialStarted):
-            self.rows[event.trial_id] = Row(event.trial_id, event.name, self._settings(event))
+            begun = Row(event.trial_id, event.name, self._settings(event), event.full_tokens)
+            self.rows.setdefault(event.trial_id, begun).state = "running"
         elif isinstance(event, TrialEvaluated):
             row = self.rows[event.trial_id]
             row.point = event.point
             row.score = row.score if event.point.score is None else event.point.score
-            row.rungs += sum(verdict.passes for verdict in event.rungs)
             if row.name == Origin.BASE.value:
                 self.base_eval_loss = event.point.eval_loss
-        elif isinstance(event, TrialEnded):
-            self.rows[event.trial_id].state = event.ending.kind.value if event.ending else "cut off"
+        elif isinstance(event, TrialPaused):
+            self.rows[event.trial_id].state = "paused"
+        elif isinstance(event, TrialEnded) and event.trial_id in self.rows:
+            self.rows[event.trial_id].state = event.ending.kind.value
 
     @property
     def best(self) -> Row | None:
         """The trained trial with the lowest loss so far."""
-        evaluated = [row for row in self.rows.values() if row.point and row.name != Origin.BASE.value]
+        evaluated = [row for row in self.rows.values() if row.point and row.name not in _UNTRAINED]
         return min(evaluated, key=lambda row: row.point.best_eval_loss if row.point else 0.0, default=None)
 
     def _settings(self, event: TrialStarted) -> str:
-        if event.origin is Origin.BASE:
-            return "evaluated, not trained"
+        if event.origin in _UNTRAINED:
+            return _UNTRAINED[event.origin]
         values = event.config.hyperparameters.model_dump()
         return " ".join(f"{_short(name)}={_value(values[name])}" for name in self.varied)
 

@@ -1,30 +1,39 @@
 """Drives a search: what runs next, what goes on, what ends. The one place that acts on what the rules say.
 
-It knows nothing of Ray: `orchestrator.tuner` lets Ray Tune ask it, tests and simulations can ask it as well.
+It knows nothing of Ray: `orchestrator.tuner` lets Ray Tune ask it, tests and simulations can ask it as well. All that
+it knows is on disk before it answers, so that after a crash a new one goes on where this one was.
 """
 
 from __future__ import annotations
 
-import shutil
-import statistics
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
-from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialStarted
-from orchestrator.halving import RungVerdict, judge, rungs_from_records
-from orchestrator.ranking import base_of, expendable_adapters
+from orchestrator.configuration import trial_config
+from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
+from orchestrator.pace import Pace
+from orchestrator.preliminaries import PROBE_ID, Preliminaries
+from orchestrator.promotion import Fresh, Night, Promotion, Resume, Standing
+from orchestrator.reserve import most_lateness
+from orchestrator.restoring import settle_study
+from orchestrator.roster import Member, Roster, remove_adapters, standing
 from orchestrator.run_folder import BASE_TRIAL_ID, RunFolder, Search
-from orchestrator.study import Study
+from orchestrator.study import Study, Suggestion, study_number, trial_id_of
 from trials.checkpoints import remove_checkpoints
 from trials.config import TrialConfig
 from trials.files import settle_folder
-from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_row_losses, read_trial
+from trials.rewinding import go_back
 
 MOST_FAILURES_IN_A_ROW = 5
 """After so many the cause is not the configurations, and the night would go on failing."""
+MOST_DEATHS = 3
+"""Of the processes that a trial is in, without an evaluation in between: then it's the trial's own doing."""
 
 Wait = Literal["wait"]
 Over = Literal["over"]
@@ -32,12 +41,14 @@ Over = Literal["over"]
 
 @dataclass(frozen=True)
 class Assignment:
-    """One trial to run: where, with what."""
+    """One trial to run: where, with what; `resumes`: it goes on from its newest checkpoint."""
 
     trial_id: str
     origin: Origin
     name: str
     config: TrialConfig
+    folder: Path
+    resumes: bool = False
 
 
 class Conductor:
@@ -52,30 +63,41 @@ class Conductor:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._run = run
-        self._search = search
         self._slots = slots
         self._emit = listener
         self._now = now
-        self._running: dict[str, Assignment] = {}
+        self._running: dict[str, datetime | None] = {}
+        """When each was handed out; None: it has been evaluated since."""
+        self._suspects: deque[str] = deque()
         self._interrupted = threading.Event()
         self._failures_in_a_row = 0
-        self._beside_the_last_death: set[str] = set()
         self._gave_up = False
+        self._is_done = False
         for folder in (run.path / "trials").iterdir():
             settle_folder(folder / "adapter")
         records = run.records()
-        base = base_of(records)
-        self._base_eval_loss = base.best_eval_loss if base else None
         trained = [record for record in records if record.origin is not Origin.BASE]
-        self._losses_at_rungs = rungs_from_records(trained, search.rungs)
-        self._first_eval_seconds = {record.id: record.points[0].seconds for record in trained if record.points}
+        self._preliminaries = Preliminaries(run, search, slots, records)
+        settle_study(run, search.recipe, records)
         self._study = Study(run.study_url, search.recipe)
+        self._roster = Roster(trained, search.recipe.search.keep_adapters)
+        self._policy = Promotion(search.recipe.space, search.recipe.search)
+        self._catch_up(trained)
+
+    @property
+    def search(self) -> Search:
+        """As it's known by now: how long a full trial is and what is kept for the export are found out first."""
+        return self._preliminaries.search
 
     @property
     def must_stop(self) -> bool:
-        """Whether everything that runs has to end now: interrupted, or half of the reserve is gone already."""
-        late = -self._search.deadline.training_seconds_left(self._now())
-        return self._interrupted.is_set() or late > self._search.deadline.reserve_seconds / 2
+        """Whether everything that runs has to end now: interrupted, or too much of the reserve is gone already."""
+        return self._interrupted.is_set() or -self._seconds_left > most_lateness(self.search.deadline.reserve_seconds)
+
+    @property
+    def pace(self) -> Pace:
+        """What trials take, as measured so far."""
+        return self._preliminaries.pace
 
     @property
     def was_interrupted(self) -> bool:
@@ -87,124 +109,228 @@ class Conductor:
         self._interrupted.set()
 
     def next_trial(self) -> Assignment | Wait | Over:
-        """The next trial to run. The base model comes first, then starting points, then what the study proposes."""
-        if self._is_over():
+        """The next trial to run. The base model comes first, then what measures the speed, then everything else."""
+        if self._interrupted.is_set() or self._gave_up or self._seconds_left <= 0:
             return "over"
         if len(self._running) >= self._slots:
             return "wait"
-        if self._base_eval_loss is None and BASE_TRIAL_ID not in self._running:
-            return self._begin(Assignment(BASE_TRIAL_ID, Origin.BASE, "base", self._search.recipe.trial_config({})))
-        if not self._study.has_more(self._search.recipe.search.trials):
-            return "over"
-        suggestion = self._study.ask()
-        config = self._search.recipe.trial_config(suggestion.values)
-        # Nobody goes back to an earlier checkpoint in a search: each trial keeps its newest, unless more are asked for.
-        machine = config.machine.model_copy(update={"keep_checkpoints": config.machine.keep_checkpoints or 1})
-        update: dict[str, Any] = {"base_eval_loss": self._base_eval_loss, "machine": machine}
-        if config.evaluation.score_rows is not None:
-            update["score_at_tokens"] = tuple(self._search.rungs)
-        config = config.model_copy(update=update)
-        origin = Origin.PROPOSED if suggestion.name is None else Origin.START
-        return self._begin(Assignment(trial_id(suggestion.number), origin, suggestion.name or "proposed", config))
+        if not self._preliminaries.are_done:
+            preliminary = self._preliminaries.next(self._running, self._now())
+            return "wait" if preliminary is None else self._hand_out(Assignment(*preliminary))
+        if self._suspects and not self._a_suspect_runs:
+            return self._resume(self._suspects[0])
+        return self._fill_slot()
 
     def on_eval(self, trial_id: str, point: EvalPoint) -> bool:
-        """Takes in an evaluation; True: the trial goes on. A trial that is stopped here gets its ending here."""
-        running = self._running[trial_id]
-        if running.origin is Origin.BASE:
-            self._base_eval_loss = point.eval_loss
-            self._study.record_base(point.eval_loss, point.score)
-            self._emit(TrialEvaluated(trial_id, point, ()))
+        """Takes in an evaluation; True: the trial goes on. One that doesn't is over here, or pauses."""
+        if trial_id in (BASE_TRIAL_ID, PROBE_ID):
+            self._take_preliminary(trial_id, point)
             return True
-        self._first_eval_seconds.setdefault(trial_id, point.seconds)
-        self._study.report(study_number(trial_id), point)
-        verdicts = self._judge_rungs(trial_id, point)
-        self._emit(TrialEvaluated(trial_id, point, verdicts))
-        failed = next((verdict for verdict in verdicts if not verdict.passes), None)
-        # A starting point is what the winner has to be shown better than, so it's never cut short.
-        if failed is None or running.origin is Origin.START:
+        member = self._roster[trial_id]
+        self._take(member, point)
+        self._emit(TrialEvaluated(trial_id, point))
+        standing, night = self._standing(member), self._night()
+        if standing.points[-1][0] > standing.end - night.milestone / 2:
+            return True  # it's complete; optimizer steps don't end exactly where tokens do
+        verdict = self._policy.goes_on(trial_id, night)
+        if verdict.goes_on:
             return True
-        TrialFolder(self._run.trial(trial_id)).end(Ending(EndingKind.PRUNED, str(failed)))
+        if verdict.is_over:
+            TrialFolder(self._run.trial(trial_id)).end(Ending(EndingKind.PRUNED, verdict.reason))
+        else:
+            self._emit(TrialPaused(trial_id, verdict.reason))
         return False
 
     def on_end(self, trial_id: str, *, died: bool = False) -> None:
-        """Takes in that a trial is over, however it ended; `died`: its process is gone without a word."""
-        running = self._running.pop(trial_id)
-        folder = self._run.trial(trial_id)
-        without_a_word = died and read_trial(folder).ending is None
-        if died:
-            TrialFolder(folder).end(Ending(EndingKind.FAILED, f"its process ended without a word; see ray/{trial_id}"))
-        elif self.must_stop and not self.was_interrupted:
-            TrialFolder(folder).end(Ending(EndingKind.PRUNED, "the time for training was over"))
-        record = read_trial(folder)
-        if record.ending is not None:
-            # They would take half a gigabyte and more of every trial (trials.checkpoints); what counts is its adapter.
-            remove_checkpoints(folder)
-        if running.origin is not Origin.BASE:
-            self._tell_study(record)
-        if not (without_a_word and self._is_same_accident(trial_id)):
-            self._count_failures(record)
-        self._emit(TrialEnded(trial_id, record.ending, record.best_eval_loss))
-        for expendable in expendable_adapters(self._run.records(), self._search.recipe.search.keep_adapters):
-            shutil.rmtree(expendable.adapter)
+        """Takes in that nobody runs a trial any more, whatever the cause; `died`: its process is gone, wordlessly."""
+        self._running.pop(trial_id, None)
+        if trial_id in (BASE_TRIAL_ID, PROBE_ID):
+            self._end_preliminary(trial_id, died=died)
+            return
+        record = read_trial(self._run.trial(trial_id))
+        member = self._roster.replace(record)
+        member.is_running = False
+        if record.ending is None and died:
+            self._note_death(member)
+        if record.ending is None and member.ending is None and self.must_stop and not self.was_interrupted:
+            self._end(member, Ending(EndingKind.PRUNED, "the time for training was over"))
+        elif member.ending is not None:
+            self._end(member, member.ending)
+        else:
+            self._policy.update(self._standing(member))
+            self._bound_paused()
 
     def close(self) -> None:
-        """Tells the study of all that still runs: these trials are tried again when the search is resumed."""
+        """Takes in the end of all that runs. What is paused has had its chance if the search is over by itself."""
         for trial_id in list(self._running):
             self.on_end(trial_id)
+        if self._is_done or (self._seconds_left <= 0 and not self.was_interrupted):
+            for member in self._roster:
+                if member.ending is None:
+                    reason = f"paused at {member.tokens_seen:,} tokens; others promised more until the end"
+                    self._end(member, Ending(EndingKind.PRUNED, reason))
+
+    @property
+    def _seconds_left(self) -> float:
+        return self.search.deadline.training_seconds_left(self._now())
+
+    @property
+    def _a_suspect_runs(self) -> bool:
+        return any(self._roster[trial_id].deaths for trial_id in self._running if trial_id in self._roster)
+
+    def _fill_slot(self) -> Assignment | Wait | Over:
+        if self._unbegun:
+            return self._begin(self._unbegun.popleft())
+        if self._unfinished:
+            return self._resume(self._unfinished.popleft())
+        choice = self._policy.next(self._night())
+        if isinstance(choice, Resume):
+            return self._resume(choice.trial_id)
+        if isinstance(choice, Fresh) and self._may_start:
+            return self._begin(self._study.ask(self._policy.propose))
+        if self._running:
+            return "wait"
+        self._is_done = True
+        return "over"
+
+    @property
+    def _may_start(self) -> bool:
+        return self._study.has_more(self.search.recipe.search.trials)
+
+    def _begin(self, suggestion: Suggestion) -> Assignment:
+        config = trial_config(self.search, suggestion.values, self._preliminaries.base_eval_loss)
+        origin = Origin.PROPOSED if suggestion.name is None else Origin.START
+        member = Member(trial_id_of(suggestion.number), origin, suggestion.name or "proposed", config)
+        self._roster.add(member)
+        return self._run_member(member, resumes=False)
+
+    def _resume(self, trial_id: str) -> Assignment:
+        member = self._roster[trial_id]
+        before = member.tokens_seen
+        checkpoint = go_back(self._run.trial(trial_id))
+        member.points = list(read_trial(self._run.trial(trial_id)).points)
+        if member.tokens_seen != before:
+            self._emit(Message(f"trial {trial_id} goes back to {member.tokens_seen:,} tokens, its last checkpoint"))
+        return self._run_member(member, resumes=checkpoint is not None)
+
+    def _run_member(self, member: Member, *, resumes: bool) -> Assignment:
+        member.is_running = True
+        self._policy.update(self._standing(member))
+        folder = self._run.trial(member.trial_id)
+        return self._hand_out(Assignment(member.trial_id, member.origin, member.name, member.config, folder, resumes))
+
+    def _hand_out(self, assignment: Assignment) -> Assignment:
+        folder = assignment.folder
+        if not (folder / "config.json").exists():
+            rows = self.search.data.get("fingerprint")
+            TrialFolder(folder).begin(assignment.config, assignment.origin, assignment.name, rows)
+        trial_id, full = assignment.trial_id, self.search.full_tokens
+        seen = self._roster[trial_id].tokens_seen if trial_id in self._roster else 0
+        self._running[trial_id] = self._now()
+        self._emit(TrialStarted(trial_id, assignment.origin, assignment.name, assignment.config, full, seen))
+        return assignment
+
+    def _take(self, member: Member, point: EvalPoint) -> None:
+        """An evaluation of a trained trial, to all who keep account of it."""
+        handed_out = self._running.get(member.trial_id)
+        self._running[member.trial_id] = None
+        waited = None if handed_out is None else (self._now() - handed_out).total_seconds()
+        self._preliminaries.note_stretch(member, point, waited)
+        member.points.append(point)
+        if member.deaths:
+            member.deaths = 0
+            self._suspects.remove(member.trial_id)
+        if point.eval_loss <= point.best_eval_loss:
+            self._roster.note_rows(member, read_row_losses(self._run.trial(member.trial_id)))
+        self._study.report(study_number(member.trial_id), point)
+        self._policy.update(self._standing(member))
+
+    def _end(self, member: Member, ending: Ending) -> None:
+        """A trained trial is over for good."""
+        folder = self._run.trial(member.trial_id)
+        TrialFolder(folder).end(ending)
+        record = read_trial(folder)
+        # They would take half a gigabyte and more of every trial (trials.checkpoints); what counts is its adapter.
+        remove_checkpoints(folder)
+        if member.trial_id in self._suspects:
+            self._suspects.remove(member.trial_id)
+        self._tell_study(record)
+        remove_adapters(self._roster.end(record))
+        self._policy.update(self._standing(member))
+        self._count_failures(record)
+        assert record.ending is not None  # it was written above, if not before
+        self._emit(TrialEnded(member.trial_id, record.ending, record.best_eval_loss))
 
     def _tell_study(self, record: TrialRecord) -> None:
         number = study_number(record.id)
+        if not self._study.is_open(number):
+            return
         for point in record.points:
             self._study.report(number, point)  # the last one of a trial that diverged was not asked about
-        self._study.tell(number, record.ending.kind if record.ending else None, record.best_eval_loss)
+        if record.ending is not None:
+            self._study.tell(number, record.ending.kind, record.best_eval_loss)
 
-    def _is_same_accident(self, trial_id: str) -> bool:
-        """Whether a death was counted already: the trials of an engine whose process ends all die with it."""
-        if trial_id in self._beside_the_last_death:
-            return True
-        self._beside_the_last_death = set(self._running)
-        return False
+    def _note_death(self, member: Member) -> None:
+        """Its process died. It isn't to blame until that has happened again and again: others may be in there too."""
+        member.deaths += 1
+        if member.deaths < MOST_DEATHS:
+            if member.trial_id not in self._suspects:
+                self._suspects.append(member.trial_id)
+            self._emit(Message(f"the process of trial {member.trial_id} died; it goes on from its last checkpoint"))
+            return
+        reason = f"its process ended without a word {MOST_DEATHS} times in a row; see ray/{member.trial_id}"
+        member.ending = Ending(EndingKind.FAILED, reason)
+
+    def _bound_paused(self) -> None:
+        """Checkpoints take room, so not everything that is paused can be kept."""
+        for trial_id in self._policy.hopeless(self.search.recipe.search.keep_paused, self._night()):
+            member = self._roster[trial_id]
+            reason = (
+                f"paused at {member.tokens_seen:,} tokens, and {self.search.recipe.search.keep_paused} promise more"
+            )
+            self._end(member, Ending(EndingKind.PRUNED, reason))
 
     def _count_failures(self, record: TrialRecord) -> None:
         failed = record.ending is not None and record.ending.kind is EndingKind.FAILED
         self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
-        if failed and (record.origin is Origin.BASE or self._failures_in_a_row == MOST_FAILURES_IN_A_ROW):
-            what = "the base model" if record.origin is Origin.BASE else f"{MOST_FAILURES_IN_A_ROW} trials in a row"
-            self._emit(Message(f"{what} failed, so nothing more is started; see {record.folder / 'ending.json'}"))
-            self._gave_up = True
+        if self._failures_in_a_row == MOST_FAILURES_IN_A_ROW:
+            self._give_up(f"{MOST_FAILURES_IN_A_ROW} trials in a row", record.folder)
 
-    def _begin(self, assignment: Assignment) -> Assignment:
-        folder = self._run.trial(assignment.trial_id)
-        # Only the base model can be there already, if its evaluation was cut off or failed.
-        (folder / "ending.json").unlink(missing_ok=True)
-        if not (folder / "config.json").exists():
-            rows = self._search.data.get("fingerprint")
-            TrialFolder(folder).begin(assignment.config, assignment.origin, assignment.name, rows)
-        self._running[assignment.trial_id] = assignment
-        self._emit(TrialStarted(assignment.trial_id, assignment.origin, assignment.name, assignment.config))
-        return assignment
+    def _give_up(self, what: str, folder: Path) -> None:
+        self._emit(Message(f"{what} failed, so nothing more is started; see {folder / 'ending.json'}"))
+        self._gave_up = True
 
-    def _judge_rungs(self, trial_id: str, point: EvalPoint) -> tuple[RungVerdict, ...]:
-        verdicts = []
-        for tokens, losses in self._losses_at_rungs.items():
-            if point.tokens_seen >= tokens and trial_id not in losses:
-                losses[trial_id] = point.best_eval_loss
-                factor = self._search.recipe.search.reduction_factor
-                verdicts.append(judge(losses, trial_id, tokens, factor))
-        return tuple(verdicts)
+    def _take_preliminary(self, trial_id: str, point: EvalPoint) -> None:
+        self._preliminaries.take(trial_id, point)
+        if trial_id == BASE_TRIAL_ID:
+            self._study.record_base(point.eval_loss, point.score)
+        self._emit(TrialEvaluated(trial_id, point))
 
-    def _is_over(self) -> bool:
-        """Also over when a trial that starts now can't be expected to reach its first evaluation."""
-        expected = statistics.median(self._first_eval_seconds.values()) if self._first_eval_seconds else 0.0
-        left = self._search.deadline.training_seconds_left(self._now())
-        return self._interrupted.is_set() or self._gave_up or left <= expected
+    def _end_preliminary(self, trial_id: str, *, died: bool) -> None:
+        ending = self._preliminaries.end(trial_id, self._now(), died=died)
+        if ending is None:
+            self._emit(Message(f"{trial_id} was cut off, and is done again"))
+            return
+        self._emit(TrialEnded(trial_id, ending, None))
+        for sentence in self._preliminaries.findings():
+            self._emit(Message(sentence))
+        if ending.kind is EndingKind.FAILED:
+            what = "the base model" if trial_id == BASE_TRIAL_ID else "the trial that measures the speed"
+            self._give_up(what, self._preliminaries.folder(trial_id))
 
+    def _catch_up(self, trained: list[TrialRecord]) -> None:
+        """Tells study and policy what is on disk, where the search was cut off before they were told."""
+        for record in trained:
+            self._tell_study(record)
+            self._policy.update(self._standing(self._roster[record.id]))
+        begun = {study_number(record.id) for record in trained}
+        self._unbegun = deque(self._study.unbegun(begun))
+        open_ones = [member for member in self._roster if member.ending is None]
+        # Starting points are never cut short, and of what was never evaluated the policy knows nothing.
+        self._unfinished = deque(m.trial_id for m in open_ones if m.origin is Origin.START or not m.points)
 
-def trial_id(number: int) -> str:
-    """The folder name of the study's trial with this number; 0000 is the base model's, which isn't in the study."""
-    return f"{number + 1:04d}"
+    def _standing(self, member: Member) -> Standing:
+        return standing(member, self.search)
 
-
-def study_number(trial_id: str) -> int:
-    """The study's number of a trial."""
-    return int(trial_id) - 1
+    def _night(self) -> Night:
+        return self._preliminaries.night(self._seconds_left, may_start=self._may_start)

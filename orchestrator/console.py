@@ -13,7 +13,7 @@ from rich.text import Text
 
 from orchestrator.board import Board, Row
 from orchestrator.deadline import Deadline
-from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialStarted
+from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
 from search_spaces.durations import format_duration
 
 _SHOWN_ROWS = 24
@@ -21,7 +21,7 @@ _STYLES = {"running": "bold", "finished": "green", "diverged": "red", "out_of_me
 
 
 @contextmanager
-def watch(board: Board, deadline: Deadline, rungs: int, console: Console) -> Iterator[Callable[[Event], None]]:
+def watch(board: Board, deadline: Deadline, console: Console) -> Iterator[Callable[[Event], None]]:
     """Gives the listener for the conductor; shows what it hears until the block ends."""
     if not console.is_terminal:
 
@@ -32,7 +32,7 @@ def watch(board: Board, deadline: Deadline, rungs: int, console: Console) -> Ite
         yield tell
         return
     messages: list[str] = []
-    with Live(get_renderable=lambda: table(board, deadline, rungs, messages), console=console, refresh_per_second=2):
+    with Live(get_renderable=lambda: table(board, deadline, messages), console=console, refresh_per_second=2):
 
         def show(event: Event) -> None:
             board.take(event)
@@ -54,34 +54,35 @@ def _sentence(event: Event, board: Board) -> str:
     trial = f"trial {event.trial_id}"
     if isinstance(event, TrialStarted):
         row = board.rows[event.trial_id]
+        if event.tokens_seen:
+            return f"{trial} goes on from {event.tokens_seen:,} tokens"
         return f"{trial} started: {row.name} {row.settings}"
     if isinstance(event, TrialEvaluated):
         point = event.point
         speed = f", {point.tokens_per_second:,.0f} tokens/s" if point.tokens_per_second else ""
         score = "" if point.score is None else f", score {point.score:.4f}"
-        rungs = "".join(f"; {verdict}" for verdict in event.rungs)
-        return f"{trial} at {point.tokens_seen:,} tokens: eval loss {point.eval_loss:.4f}{score}{speed}{rungs}"
+        return f"{trial} at {point.tokens_seen:,} tokens: eval loss {point.eval_loss:.4f}{score}{speed}"
+    if isinstance(event, TrialPaused):
+        return f"{trial} paused: {event.reason}"
     return f"{trial} {_end(event)}"
 
 
 def _end(event: TrialEnded) -> str:
     best = f", best eval loss {event.best_eval_loss:.4f}" if event.best_eval_loss is not None else ""
-    if event.ending is None:
-        return f"cut off{best}"
     return f"{event.ending.kind.value}{best}: {event.ending.reason}"
 
 
-def table(board: Board, deadline: Deadline, rungs: int, messages: list[str]) -> Group:
+def table(board: Board, deadline: Deadline, messages: list[str]) -> Group:
     """The live view: headline, one row a trial (best first, running ones always shown), what was said last."""
     grid = Table(expand=True, header_style="dim", box=None)
-    for name, justify in (("trial", "left"), ("state", "left"), ("rung", "right"), ("tokens", "right")):
+    for name, justify in (("trial", "left"), ("state", "left"), ("done", "right"), ("tokens", "right")):
         grid.add_column(name, justify=justify)  # type: ignore[arg-type]
     has_scores = any(row.score is not None for row in board.rows.values())
     for name in ("loss", "best", *(["score"] if has_scores else []), "tokens/s"):
         grid.add_column(name, justify="right")
     grid.add_column("configuration", overflow="ellipsis", no_wrap=True, ratio=1)
     for row in shown_rows(board):
-        grid.add_row(*_cells(row, rungs, has_scores=has_scores), style=_STYLES.get(row.state, "dim"))
+        grid.add_row(*_cells(row, has_scores=has_scores), style=_STYLES.get(row.state, "dim"))
     return Group(headline(board, deadline), grid, *(Text(text, style="dim") for text in messages[-3:]))
 
 
@@ -111,12 +112,13 @@ def _by_loss(row: Row) -> tuple[float, str]:
     return (row.point.best_eval_loss if row.point else float("inf"), row.trial_id)
 
 
-def _cells(row: Row, rungs: int, *, has_scores: bool) -> list[str]:
+def _cells(row: Row, *, has_scores: bool) -> list[str]:
     name = row.trial_id if row.name == "proposed" else f"{row.trial_id} {row.name}"
     score = ["" if row.score is None else f"{row.score:.4f}"] if has_scores else []
     point = row.point
     if point is None:
-        return [name, row.state, f"0/{rungs}", "0", "", "", *score, "", row.settings]
+        return [name, row.state, "0 %", "0", "", "", *score, "", row.settings]
     speed = f"{point.tokens_per_second:,.0f}" if point.tokens_per_second else ""
     losses = [f"{point.eval_loss:.4f}", f"{point.best_eval_loss:.4f}"]
-    return [name, row.state, f"{row.rungs}/{rungs}", f"{point.tokens_seen:,}", *losses, *score, speed, row.settings]
+    done = f"{min(1.0, point.tokens_seen / row.full_tokens):.0%}".replace("%", " %")
+    return [name, row.state, done, f"{point.tokens_seen:,}", *losses, *score, speed, row.settings]

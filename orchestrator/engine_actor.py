@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.conversation import Conversation, Ended, Word
 from orchestrator.loading import load_rows
+from trials.checkpoints import choose_checkpoint
 from trials.command_line import quiet_libraries
 from trials.config import TrialConfig
 from trials.records import EvalPoint, Origin, TrialFolder
@@ -22,6 +24,9 @@ from trials.tracking import wandb_is_wanted
 if TYPE_CHECKING:
     from trials.engine.engine import Engine
     from trials.supervisor import Decision
+
+_OPENING_FACTOR = 4.0
+"""Reading rows, loading a base model and compiling kernels may take so many times as long as a step."""
 
 
 class EngineActor:
@@ -35,19 +40,37 @@ class EngineActor:
         self._slots = threading.Semaphore(slots)
         self._cpu_threads = cpu_threads
         self._conversations: dict[str, Conversation] = {}
+        self._threads: dict[str, threading.Thread] = {}
         self._engine: Engine | None = None
         self._opening = threading.Lock()
+        self._opening_since: float | None = None
 
     def ready(self) -> int:
         """Its process id, as soon as the process is there."""
         return os.getpid()
 
+    def seconds_since_progress(self) -> float | None:
+        """Since whoever is at work here, and silent longest, got on; None: nobody is. Opening may take longer."""
+        opening_since = self._opening_since
+        if opening_since is not None:
+            return (time.monotonic() - opening_since) / _OPENING_FACTOR
+        return None if self._engine is None else self._engine.seconds_since_progress()
+
     def begin(self, assignment: Mapping[str, Any]) -> None:
-        """Starts one trial in a thread; `assignment` is what `orchestrator.tuner` made of the conductor's."""
-        conversation = Conversation()
-        self._conversations[assignment["trial_id"]] = conversation
+        """Starts one trial in a thread; `assignment` is what `orchestrator.tuner` made of the conductor's.
+
+        A trial that was here before, and is still on its way out, is waited for first: only one may write to a folder.
+        """
+        trial_id, conversation = assignment["trial_id"], Conversation()
         # A daemon: what it writes is whole at any moment, and nobody waits for it when the search ends.
-        threading.Thread(target=self._run, args=(assignment, conversation), daemon=True).start()
+        thread = threading.Thread(
+            target=self._run, args=(assignment, conversation, self._threads.get(trial_id)), daemon=True
+        )
+        before = self._conversations.get(trial_id)
+        if before is not None:
+            before.break_off()
+        self._conversations[trial_id], self._threads[trial_id] = conversation, thread
+        thread.start()
 
     def next_word(self, trial_id: str) -> Word:
         """Waits for what the trial says next; a trial that isn't here has ended."""
@@ -61,12 +84,19 @@ class EngineActor:
             conversation.answer(goes_on=True)
 
     def release(self, trial_id: str) -> None:
-        """Stops a trial, if it's still here: at once if it waits for its word, else after the step in work."""
-        conversation = self._conversations.pop(trial_id, None)
+        """Stops a trial, if it's still here: at once if it waits for its word, else after the step in work.
+
+        Waits until it's gone, so that nothing of it writes to its folder any more.
+        """
+        conversation, thread = self._conversations.pop(trial_id, None), self._threads.get(trial_id)
         if conversation is not None:
             conversation.break_off()
+        if thread is not None:
+            thread.join()
 
-    def _run(self, assignment: Mapping[str, Any], conversation: Conversation) -> None:
+    def _run(self, assignment: Mapping[str, Any], conversation: Conversation, earlier: threading.Thread | None) -> None:
+        if earlier is not None:
+            earlier.join()
         error = None
         try:
             with self._slots:
@@ -88,13 +118,17 @@ class EngineActor:
         config = self._adapted(config)
         use_threads(config.machine)
         with self._opening:
-            tokenizer, data = load_rows(config.model, config.data, assignment["fingerprint"])
-            engine = self._opened(config)
+            self._opening_since = time.monotonic()
+            try:
+                tokenizer, data = load_rows(config.model, config.data, assignment["fingerprint"])
+                engine = self._opened(config)
+            finally:
+                self._opening_since = None
 
         def on_eval(point: EvalPoint) -> Decision:
             return Decision.GO_ON if conversation.ask(point) else Decision.STOP
 
-        folder, stop_at = TrialFolder(Path(assignment["folder"])), assignment["stop_at"]
+        folder = TrialFolder(Path(assignment["folder"]))
         if assignment["origin"] == Origin.BASE.value:
             engine.evaluate_base(config, data, tokenizer, folder, on_eval)
         else:
@@ -104,7 +138,8 @@ class EngineActor:
                 tokenizer,
                 folder,
                 on_eval,
-                stop_at,
+                assignment["stop_at"],
+                choose_checkpoint(folder.path, None) if assignment["resumes"] else None,
                 is_called_off=lambda: conversation.is_broken_off,
                 on_log=conversation.say if logs else unheard,
             )

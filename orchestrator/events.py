@@ -4,36 +4,44 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.halving import RungVerdict
 from trials.config import TrialConfig
 from trials.records import Ending, EvalPoint, Origin
 
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """A trial was handed out to be run."""
+    """A trial was handed out to be run; `tokens_seen` says how far it had come already, of so many in a full trial."""
 
     trial_id: str
     origin: Origin
     name: str
     config: TrialConfig
+    full_tokens: int
+    tokens_seen: int = 0
 
 
 @dataclass(frozen=True)
 class TrialEvaluated:
-    """A trial reported an evaluation; `rungs` are those that it reached with it."""
+    """A trial reported an evaluation."""
 
     trial_id: str
     point: EvalPoint
-    rungs: tuple[RungVerdict, ...]
+
+
+@dataclass(frozen=True)
+class TrialPaused:
+    """A trial waits on disk, to be resumed when that promises most; and why it doesn't go on."""
+
+    trial_id: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """A trial is over; `ending` None: it was cut off."""
+    """A trial is over."""
 
     trial_id: str
-    ending: Ending | None
+    ending: Ending
     best_eval_loss: float | None
 
 
@@ -44,4 +52,4 @@ class Message:
     text: str
 
 
-Event = TrialStarted | TrialEvaluated | TrialEnded | Message
+Event = TrialStarted | TrialEvaluated | TrialPaused | TrialEnded | Message

@@ -13,6 +13,9 @@ from orchestrator.conversation import Ended, Logged
 from trials.config import TrialConfig
 from trials.tracking import figures, wandb_run
 
+_READY_SECONDS = 300.0
+"""For an engine's process to start; the base model comes later."""
+
 
 class FailedInEngine(Exception):
     """An error ended the trial in its engine; the message is the traceback from there."""
@@ -26,8 +29,9 @@ def hold_assignment(assignment: dict[str, Any]) -> None:
     Raises `FailedInEngine` if the trial failed, and Ray's own error if the engine's process ended under it.
     """
     engine, trial_id = ray.get_actor(assignment["engine"]), assignment["trial_id"]
-    # An engine whose process ended is started again. Asking whether it's there may be repeated, starting a trial not.
-    ray.get(engine.ready.options(max_task_retries=-1).remote())
+    # An engine whose process ended is started again, unless its machine is gone. Asking whether it's there may be
+    # repeated, starting a trial not.
+    ray.get(engine.ready.options(max_task_retries=-1).remote(), timeout=_READY_SECONDS)
     ray.get(engine.begin.remote(assignment))
     config = TrialConfig.model_validate_json(assignment["config"])
     # While it trains already: W&B may take seconds.

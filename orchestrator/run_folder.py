@@ -21,34 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.deadline import Deadline
-from orchestrator.halving import rung_tokens
+from orchestrator.rungs import rung_tokens
 from search_spaces.schema import Recipe
 from trials.errors import RunFolderError
 from trials.files import write_json
 from trials.records import TrialRecord, read_trial
+from trials.schedule import Epoch
 
 BASE_TRIAL_ID = "0000"
 _PACKAGES = ("ray", "optuna", "torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
-
-
-@dataclass(frozen=True)
-class Search:
-    """What search.json says: what is searched, until when, on what."""
-
-    recipe: Recipe
-    sources: Mapping[str, str]
-    deadline: Deadline
-    gpus_per_trial: int
-    full_tokens: int
-    """Unpadded tokens of the longest full trial in the space."""
-    data: Mapping[str, Any] = field(default_factory=dict)
-    """Fingerprint of the tokenised rows, and what became of every split's rows."""
-
-    @property
-    def rungs(self) -> list[int]:
-        """Tokens seen at each rung, ascending."""
-        settings = self.recipe.search
-        return rung_tokens(self.full_tokens, settings.reduction_factor, settings.rungs)
 
 
 @dataclass(frozen=True)
@@ -62,6 +43,38 @@ class Placement:
     def slots_per_engine(self) -> int:
         """Of the fullest engine; there must be one."""
         return math.ceil(self.slots / self.engines)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What search.json says: what is searched, until when, on what."""
+
+    recipe: Recipe
+    sources: Mapping[str, str]
+    deadline: Deadline
+    gpus_per_trial: int
+    full_tokens: int
+    """Unpadded tokens of the longest full trial in the space, as long as trials are tonight."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Fingerprint of the tokenised rows, and what became of every split's rows."""
+    shortened: float | None = None
+    """What full trials are of the recipe's length, so that enough of them fit; None: not measured yet."""
+    prediction: Mapping[str, Any] | None = None
+    """What the night was predicted to bring, by `orchestrator.forecast.Prediction`, once its speed was measured."""
+    placement: Placement | None = None
+    """Where trials run, once Ray has said it."""
+
+    @property
+    def rungs(self) -> list[int]:
+        """Tokens seen at which all trials are compared in the report, and scored, ascending."""
+        settings = self.recipe.search
+        return rung_tokens(self.full_tokens, settings.reduction_factor, settings.rungs)
+
+    @property
+    def epoch(self) -> Epoch | None:
+        """One pass over the training rows; None in a run folder from before rows were counted."""
+        train = self.data.get("train")
+        return None if train is None else Epoch(train["rows"], train["tokens"])
 
 
 class RunFolder:
@@ -84,25 +97,28 @@ class RunFolder:
         """The folder of one trial."""
         return self.path / "trials" / trial_id
 
-    def write_search(self, search: Search, placement: Placement | None = None) -> None:
-        """Writes search.json; once more when Ray has said where the trials will run."""
+    def write_search(self, search: Search) -> None:
+        """Writes search.json; again whenever more is known: where trials run, how long they are, what is reserved."""
         deadline = search.deadline
         content = {
             "recipe": search.recipe.model_dump(mode="json"),
             "sources": dict(search.sources),
             "started": deadline.started.isoformat(),
             "deadline": deadline.ends.isoformat(),
+            "is_time_of_day": deadline.is_time_of_day,
             "reserve_seconds": deadline.reserve_seconds,
             "gpus_per_trial": search.gpus_per_trial,
             "full_tokens": search.full_tokens,
             "rungs": search.rungs,
             "data": dict(search.data),
+            "shortened": search.shortened,
+            "prediction": search.prediction,
             "seed": search.recipe.search.seed,
             "versions": versions(),
             "hardware": hardware(),
         }
-        if placement is not None:
-            content.update(asdict(placement))
+        if search.placement is not None:
+            content.update(asdict(search.placement))
         write_json(self.path / "search.json", content)
 
     def read_search(self) -> Search:
@@ -115,10 +131,21 @@ class RunFolder:
                 datetime.fromisoformat(content["started"]),
                 datetime.fromisoformat(content["deadline"]),
                 content["reserve_seconds"],
+                content.get("is_time_of_day", False),
             )
             recipe = Recipe.model_validate_json(json.dumps(content["recipe"]))
             sizes = content["gpus_per_trial"], content["full_tokens"]
-            return Search(recipe, content["sources"], deadline, *sizes, data=content.get("data", {}))
+            placement = Placement(content["engines"], content["slots"]) if "engines" in content else None
+            return Search(
+                recipe,
+                content["sources"],
+                deadline,
+                *sizes,
+                data=content.get("data", {}),
+                shortened=content.get("shortened"),
+                prediction=content.get("prediction"),
+                placement=placement,
+            )
         except (KeyError, ValueError, TypeError) as error:
             raise RunFolderError(f"{self.path / 'search.json'} can't be read: {error}. Restore it.") from error
 

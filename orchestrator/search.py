@@ -14,16 +14,31 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orchestrator.deadline import from_budget, from_until
+from orchestrator.clock import SteadyClock
+from orchestrator.deadline import Deadline, from_budget, from_until
+from orchestrator.pace import Pace
+from orchestrator.perseverance import SessionCode, persevere_with
 from orchestrator.plan import Sizes, describe
 from orchestrator.run_folder import RunFolder, Search, create_run_folder, gpus_here, open_run_folder, refuse_taken
-from search_spaces.durations import format_duration
+from orchestrator.timing import EXPORTED, TRAINING_OVER, note_moment, timed
 from search_spaces.layers import flatten
 from search_spaces.recipe import DEFAULT_RECIPE, ResolvedRecipe, load_recipe
 from search_spaces.schema import Recipe
 from trials.command_line import run
-from trials.errors import EXIT_DONE, EXIT_INTERRUPTED, InputError, SearchBroken, TuningError
+from trials.disk import disk_full_in, refuse_unwritable
+from trials.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    InputError,
+    RunFolderError,
+    SearchBroken,
+    TuningError,
+)
 from trials.lock import only_here
+
+_MOVING_SECONDS = 3.0
+"""Before the deadline an export that isn't proved yet is put in its place."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,17 +80,21 @@ class _Job:
 def _search(arguments: argparse.Namespace, started: datetime) -> int:
     job = _resumed(arguments, started) if arguments.resume else _new(arguments, started)
     if arguments.plan:
-        print(describe(job.search, job.sizes))
+        pace = None if job.folder is None else Pace.from_records(job.folder.records())
+        print(describe(job.search, job.sizes, pace, None if pace is None else started))
         return EXIT_DONE
     folder = job.folder or create_run_folder(job.out)
-    with only_here(folder.path):
+    with only_here(folder.path), disk_full_in(folder.path):
         folder.write_search(job.search)
+        clock = SteadyClock(is_time_of_day=job.search.deadline.is_time_of_day)
         try:
-            interrupted = _conduct(folder, job.search)
+            ended = persevere_with(folder, clock, _say)
         except SearchBroken as error:
             sys.stderr.write(f"error: {error}\n")
-            interrupted = True
-        return _finish(folder, interrupted=interrupted)
+            ended = SessionCode.BROKEN
+        if ended is SessionCode.REFUSED:
+            return EXIT_BAD_INPUT
+        return _finish(folder, clock, interrupted=ended is not SessionCode.OVER)
 
 
 def _new(arguments: argparse.Namespace, started: datetime) -> _Job:
@@ -103,6 +122,8 @@ def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
             "Allowed beside it are --budget, --until, --trials and --plan."
         )
     folder = open_run_folder(arguments.resume)
+    if not arguments.plan:
+        refuse_unwritable(folder.path)
     search = folder.read_search()
     if arguments.trials is not None:
         settings = search.recipe.search.model_copy(update={"trials": arguments.trials})
@@ -110,12 +131,10 @@ def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
     reserve = search.recipe.search.reserve
     # More time moves the end; when the search began stays what it was.
     if arguments.budget is not None:
-        ends = from_budget(arguments.budget, reserve, started).ends
-        search = replace(search, deadline=replace(search.deadline, ends=ends))
+        search = replace(search, deadline=_moved(search.deadline, from_budget(arguments.budget, reserve, started)))
     elif arguments.until is not None:
-        ends = from_until(arguments.until, reserve, started).ends
-        search = replace(search, deadline=replace(search.deadline, ends=ends))
-    elif search.deadline.training_seconds_left(started) <= 0:
+        search = replace(search, deadline=_moved(search.deadline, from_until(arguments.until, reserve, started)))
+    elif search.deadline.training_seconds_left(started) <= 0 and (folder.export / "manifest.json").exists():
         raise InputError(
             f"the budget of this search ended at {search.deadline.ends:%Y-%m-%d %H:%M} UTC. "
             "Give it more time by --budget or --until, or export what there is: "
@@ -124,6 +143,11 @@ def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
     sizes = _check_input(search.recipe)
     _refuse_other_data(search, sizes)
     return _Job(search, sizes, folder, folder.path)
+
+
+def _moved(deadline: Deadline, to: Deadline) -> Deadline:
+    """Another end. What is kept for the export was measured already."""
+    return replace(deadline, ends=to.ends, is_time_of_day=to.is_time_of_day)
 
 
 def _pinned(resolved: ResolvedRecipe) -> tuple[Recipe, Mapping[str, str]]:
@@ -170,48 +194,27 @@ def _check_input(recipe: Recipe) -> Sizes:
     return Sizes.of(recipe, data)
 
 
-def _conduct(folder: RunFolder, search: Search) -> bool:
-    """Runs the search; True if a person interrupted it."""
-    from rich.console import Console
-
-    from orchestrator.board import Board
-    from orchestrator.conductor import Conductor
-    from orchestrator.console import watch
-    from orchestrator.events import Message
-    from orchestrator.tuner import placement, ray_session, run_tune
-
-    settings = search.recipe.search
-    board = Board(tuple(search.recipe.space))
-    with watch(board, search.deadline, settings.rungs, Console()) as listener:
-        listener(Message(f"run folder {folder.path}"))
-        with ray_session(dashboard=settings.dashboard) as dashboard:
-            if dashboard:
-                listener(Message(f"Ray dashboard {dashboard}"))
-            placed = placement(search)
-            folder.write_search(search, placed)
-            conductor = Conductor(folder, search, placed.slots, listener)
-            run_tune(conductor, folder, search, placed)
-    if not folder.records() and not conductor.was_interrupted:
-        raise InputError(
-            f"the budget is too short for one evaluation: when Ray had started, nothing was left of it but "
-            f"{format_duration(search.deadline.reserve_seconds)} for the export. Give a longer --budget with --resume "
-            f"{shlex.quote(str(folder.path))}, or set a smaller search.reserve."
-        )
-    return conductor.was_interrupted
-
-
-def _finish(folder: RunFolder, *, interrupted: bool) -> int:
+def _finish(folder: RunFolder, clock: SteadyClock, *, interrupted: bool) -> int:
     """Exports and reports whatever there is, and says where it is."""
     from orchestrator.export import export_best
     from orchestrator.report import write_report
 
     code, problem = EXIT_INTERRUPTED if interrupted else EXIT_DONE, None
     print("exporting the best trial, and loading it again in a fresh process to verify it", flush=True)
+    note_moment(folder, TRAINING_OVER, clock())
+    left = folder.read_search().deadline.seconds_left(clock()) - _MOVING_SECONDS
     try:
-        exported = export_best(folder)
+        with disk_full_in(folder.path), timed(folder, "export"):
+            # Who stopped the search, or resumed it after its end, waits for the proof.
+            exported = export_best(folder, due_seconds=None if interrupted or left < 0 else left)
+        note_moment(folder, EXPORTED, clock())
     except TuningError as error:
         code, problem = (EXIT_INTERRUPTED if interrupted else error.exit_code), error
-    report = write_report(folder)
+    try:
+        with timed(folder, "report"):
+            said = f"report: {write_report(folder)}"
+    except RunFolderError as error:
+        said = f"no report: {error}"
     if problem is None:
         manifest = exported.manifest
         print(
@@ -221,13 +224,17 @@ def _finish(folder: RunFolder, *, interrupted: bool) -> int:
         print(f"adapter: {exported.path}")
     else:
         sys.stderr.write(f"nothing exported: {problem}\n")
-    print(f"report: {report}")
+    print(said)
     if problem is None:
         command = [_python(), "-m", "trials.generate", str(exported.path), "--prompt", _example_prompt(folder)]
         print(f"try it: {shlex.join(command)}")
     if interrupted:
         print(f"go on: {shlex.join([_python(), '-m', 'orchestrator.search', '--resume', str(folder.path)])}")
     return code
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _example_prompt(folder: RunFolder) -> str:

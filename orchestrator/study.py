@@ -1,29 +1,33 @@
 """The Optuna study: what is asked of it and what it's told, each outcome as what it is.
 
+running, paused                  RUNNING with its intermediate values, by tokens seen; so it stays over a restart
 finished, early stopped          COMPLETE with best_eval_loss
-pruned                           PRUNED with its intermediate values, by tokens seen
+pruned                           PRUNED with its intermediate values
 diverged, out of memory          PRUNED and infeasible: a violated constraint, which TPE avoids (a FAIL it forgets)
-failed, cut off                  FAIL; a cut-off configuration is tried again on resume
+failed                           FAIL
+
+What to try is proposed by `orchestrator.promotion` from what is believed of all trials, not by this study's own
+sampler, which would take a paused trial for a bad one.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from search_spaces.schema import Choices, Dimension, Recipe, is_integer
 from trials.records import EndingKind, EvalPoint
 
 STUDY_NAME = "search"
 CONSTRAINT = "can_be_trained"
-_NAME, _RETRY, _CUT_OFF, _SCORE = "name", "retry_of", "cut_off", "score"
-_INFEASIBLE = {EndingKind.DIVERGED, EndingKind.OUT_OF_MEMORY}
+NAME, _SCORE = "name", "score"
+INFEASIBLE = frozenset({EndingKind.DIVERGED, EndingKind.OUT_OF_MEMORY})
 _SEPARATOR = "+"
 
 
@@ -36,6 +40,10 @@ class Suggestion:
     name: str | None
 
 
+Propose = Callable[[int], Mapping[str, Any]]
+"""Values of a new configuration, given a seed."""
+
+
 class Study:
     """One search's study in its SQLite file; opening it again goes on where it was."""
 
@@ -43,34 +51,47 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._recipe = recipe
         self._space = {name: distribution(name, dimension) for name, dimension in recipe.space.items()}
-        storage = optuna.storages.RDBStorage(url)
+        self._storage = optuna.storages.RDBStorage(url)
         self._study = optuna.create_study(
-            study_name=STUDY_NAME, storage=storage, direction="minimize", load_if_exists=True
+            study_name=STUDY_NAME,
+            storage=self._storage,
+            direction="minimize",
+            load_if_exists=True,
+            # It's never asked: trials come into the study with their values.
+            sampler=optuna.samplers.RandomSampler(seed=recipe.search.seed),
         )
         known = self._study.get_trials(deepcopy=False)
-        self._study.sampler = optuna.samplers.TPESampler(
-            # A resumed search must not draw the same random configurations again.
-            seed=recipe.search.seed + len(known),
-            n_startup_trials=recipe.search.startup_trials,
-            multivariate=True,
-            constant_liar=True,
-        )
-        self._open: dict[int, optuna.Trial] = {}
-        self._reported: defaultdict[int, set[int]] = defaultdict(set)
-        if known:
-            self._retry_cut_off()
-        else:
-            self._enqueue_starting_points()
+        running = [trial for trial in known if trial.state is TrialState.RUNNING]
+        self._open = {trial.number: optuna.Trial(self._study, trial._trial_id) for trial in running}
+        self._reported = {trial.number: set(trial.intermediate_values) for trial in running}
+        self._asked = len(known)
+        begun = {trial.user_attrs.get(NAME) for trial in known}
+        self._starts = deque(name for name in recipe.start if name not in begun)
 
-    def ask(self) -> Suggestion:
-        """The next configuration: starting points and retries first, then what the sampler proposes."""
-        trial = self._study.ask(self._space)
+    def ask(self, propose: Propose) -> Suggestion:
+        """The next configuration: starting points first, then what is proposed."""
+        name = self._starts.popleft() if self._starts else None
+        seed = self._recipe.search.seed + self._asked
+        values = propose(seed) if name is None else self._recipe.start_values(name)
+        template = create_trial(
+            state=TrialState.RUNNING,
+            params={key: encode(values[key], self._recipe.space[key]) for key in self._space},
+            distributions=self._space,
+            user_attrs={} if name is None else {NAME: name},
+        )
+        trial = optuna.Trial(self._study, self._storage.create_new_trial(self._study._study_id, template))
+        self._asked += 1
         self._open[trial.number] = trial
-        name = trial.user_attrs.get(_NAME)
-        values = {key: _decode(value, self._recipe.space[key]) for key, value in trial.params.items()}
-        if name is not None:
-            values = {**self._recipe.start_values(name), **values}
+        self._reported[trial.number] = set()
         return Suggestion(trial.number, values, name)
+
+    def unbegun(self, numbers: Collection[int]) -> list[Suggestion]:
+        """What was asked for and isn't among `numbers`, those with a folder: the search was cut off in between."""
+        return [self._suggestion(trial) for number, trial in sorted(self._open.items()) if number not in numbers]
+
+    def is_open(self, number: int) -> bool:
+        """Whether the study waits for how a trial ends."""
+        return number in self._open
 
     def report(self, number: int, point: EvalPoint) -> None:
         """An intermediate value at so many tokens seen; said twice, it counts once. A score is only noted."""
@@ -81,16 +102,12 @@ class Study:
                 trial.set_user_attr(_SCORE, point.score)
             self._reported[number].add(point.tokens_seen)
 
-    def tell(self, number: int, kind: EndingKind | None, best_eval_loss: float | None) -> None:
-        """How a trial ended; `kind` None: it was cut off and has to be tried again."""
+    def tell(self, number: int, kind: EndingKind, best_eval_loss: float | None) -> None:
+        """How a trial ended."""
         trial = self._open.pop(number)
-        if kind in _INFEASIBLE:
-            trial.set_constraint(CONSTRAINT, 1.0)
-        elif kind is None:
-            trial.set_user_attr(_CUT_OFF, True)
-        else:
-            trial.set_constraint(CONSTRAINT, 0.0)
-        state = _state(kind, best_eval_loss)
+        del self._reported[number]
+        trial.set_constraint(CONSTRAINT, 1.0 if kind in INFEASIBLE else 0.0)
+        state = state_of(kind, best_eval_loss)
         self._study.tell(trial, best_eval_loss if state is TrialState.COMPLETE else None, state=state)
 
     def record_base(self, base_eval_loss: float, base_score: float | None = None) -> None:
@@ -100,64 +117,54 @@ class Study:
             self._study.set_user_attr("base_score", base_score)
 
     def has_more(self, limit: int | None) -> bool:
-        """Whether another configuration may be asked for: at most `limit` in all sessions of this search.
+        """Whether another configuration may be asked for: at most `limit` in all sessions of this search."""
+        return limit is None or self._asked < limit
 
-        What was cut off and is tried again is one of these already, and doesn't count twice.
-        """
-        trials = self._study.get_trials(deepcopy=False)
-        is_queued = {trial.number: trial.state is TrialState.WAITING for trial in trials}
-        is_retry = {trial.number: _RETRY in trial.user_attrs for trial in trials}
-        asked = sum(not is_queued[number] and not is_retry[number] for number in is_queued)
-        return limit is None or asked < limit or any(is_queued[n] and is_retry[n] for n in is_queued)
-
-    def _enqueue_starting_points(self) -> None:
-        for name in self._recipe.start:
-            values = self._recipe.start_values(name)
-            params = {key: _encode(values[key], self._recipe.space[key]) for key in self._space}
-            self._study.enqueue_trial(params, user_attrs={_NAME: name})
-
-    def _retry_cut_off(self) -> None:
-        """Trials that were stopped with the search, or whose process died, are asked for again, once each."""
-        trials = self._study.get_trials(deepcopy=False)
-        retried = {trial.user_attrs.get(_RETRY) for trial in trials}
-        for trial in trials:
-            was_running = trial.state is TrialState.RUNNING
-            if was_running:
-                self._study.tell(trial.number, state=TrialState.FAIL)
-            if (was_running or _CUT_OFF in trial.user_attrs) and trial.number not in retried:
-                self._study.enqueue_trial(trial.params, user_attrs=_kept_attributes(trial))
+    def _suggestion(self, trial: optuna.Trial) -> Suggestion:
+        name = trial.user_attrs.get(NAME)
+        values = {key: decode(value, self._recipe.space[key]) for key, value in trial.params.items()}
+        if name is not None:
+            values = {**self._recipe.start_values(name), **values}
+        return Suggestion(trial.number, values, name)
 
 
 def distribution(name: str, dimension: Dimension) -> BaseDistribution:
     """Optuna's distribution for one dimension of the space."""
     if isinstance(dimension, Choices):
-        return CategoricalDistribution([_encode(choice, dimension) for choice in dimension.choices])
+        return CategoricalDistribution([encode(choice, dimension) for choice in dimension.choices])
     if is_integer(name):
         return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
-def _encode(value: Any, dimension: Dimension) -> Any:
-    """Optuna keeps only scalars: a list of modules becomes q_proj+v_proj."""
+def encode(value: Any, dimension: Dimension) -> Any:
+    """A hyperparameter's value as the study has it: only scalars, so a list of modules becomes q_proj+v_proj."""
     if isinstance(dimension, Choices) and isinstance(value, list | tuple):
         return _SEPARATOR.join(value)
     return value
 
 
-def _decode(value: Any, dimension: Dimension) -> Any:
+def decode(value: Any, dimension: Dimension) -> Any:
+    """A value of the study as the recipe has it."""
     if isinstance(dimension, Choices):
-        return next(choice for choice in dimension.choices if _encode(choice, dimension) == value)
+        return next(choice for choice in dimension.choices if encode(choice, dimension) == value)
     return value
 
 
-def _state(kind: EndingKind | None, best_eval_loss: float | None) -> TrialState:
+def state_of(kind: EndingKind, best_eval_loss: float | None) -> TrialState:
+    """Optuna's word for how a trial ended."""
     if kind in {EndingKind.FINISHED, EndingKind.EARLY_STOPPED} and best_eval_loss is not None:
         return TrialState.COMPLETE
-    if kind is None or kind is EndingKind.FAILED:
+    if kind is EndingKind.FAILED:
         return TrialState.FAIL
     return TrialState.PRUNED
 
 
-def _kept_attributes(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
-    kept = {key: value for key, value in trial.user_attrs.items() if key == _NAME}
-    return {**kept, _RETRY: trial.number}
+def trial_id_of(number: int) -> str:
+    """The folder name of the study's trial with this number; 0000 is the base model's, which isn't in the study."""
+    return f"{number + 1:04d}"
+
+
+def study_number(trial_id: str) -> int:
+    """The study's number of a trial."""
+    return int(trial_id) - 1

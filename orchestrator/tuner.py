@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -26,8 +28,11 @@ from orchestrator.holder import hold_assignment
 from orchestrator.placement import place
 from orchestrator.run_folder import Placement, RunFolder, Search
 from orchestrator.worker import run_assignment
-from trials.errors import InputError, SearchBroken
+from trials.disk import says_disk_full
+from trials.errors import DiskFull, InputError, SearchBroken, first_line
 from trials.records import EvalPoint
+
+logger = logging.getLogger(__name__)
 
 # A stopped trial's thread may have to finish its W&B run before its process can take the next trial.
 _ENVIRONMENT = {
@@ -43,9 +48,17 @@ _POINT_FIELDS = tuple(field.name for field in fields(EvalPoint))
 
 @contextmanager
 def ray_session(*, dashboard: bool) -> Iterator[str | None]:
-    """Ray, started here or joined where it runs already; gives the dashboard's address where there is one."""
+    """Ray, started here or joined where it runs already; gives the dashboard's address where there is one.
+
+    Raises `SearchBroken` if that can't be done.
+    """
     os.environ.update(_ENVIRONMENT)
-    context = ray.init(include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        context = ray.init(include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # whatever its parts raise
+        raise SearchBroken(f"Ray can't be started or joined: {first_line(error)}") from error
+    # A traceback for every trial whose process dies. They're in ray/, and what is done about it is said by us.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:
@@ -62,23 +75,30 @@ def placement(search: Search) -> Placement:
     return found
 
 
-def run_tune(conductor: Conductor, run: RunFolder, search: Search, placed: Placement) -> None:
-    """Runs trials until the conductor has no more, or says that everything must stop.
+def run_tune(conductor: Conductor, run: RunFolder) -> None:
+    """Runs trials until the conductor has no more, or says that everything must stop. Its search must be placed.
 
-    Raises `SearchBroken` if Ray Tune ends with an error of its own.
+    Raises `SearchBroken` if Ray Tune ends with an error of its own, `DiskFull` if trials can't write to their disk.
     """
+    search, placed = conductor.search, conductor.search.placement
+    assert placed is not None
     engines = Engines(search, placed)
+    searcher, scheduler = _Searcher(conductor, run, engines), _Scheduler(conductor)
     tuner = tune.Tuner(
         _trainable(search, placed),
         tune_config=TuneConfig(
             num_samples=-1,
-            search_alg=_Searcher(conductor, run, search, engines),
-            scheduler=_Scheduler(conductor),
+            search_alg=searcher,
+            scheduler=scheduler,
             reuse_actors=True,
-            trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
+            trial_dirname_creator=lambda trial: str(trial.config["stretch"]),
         ),
         run_config=RunConfig(
-            name="ray", storage_path=str(run.path), verbose=0, stop=_Stopper(conductor, engines), callbacks=[]
+            name="ray",
+            storage_path=str(run.path),
+            verbose=0,
+            stop=_Stopper(conductor, searcher, engines),
+            callbacks=[],
         ),
     )
     with _interrupts(conductor):
@@ -86,9 +106,15 @@ def run_tune(conductor: Conductor, run: RunFolder, search: Search, placed: Place
             tuner.fit()
         except (TuneError, RayError) as error:
             raise SearchBroken(f"Ray Tune gave up: {str(error).strip().splitlines()[-1]}") from error
+        except Exception:
+            # On a full disk Tune fails over what it couldn't write itself.
+            if scheduler.disk_trouble is None:
+                raise
         finally:
             engines.close()
             conductor.close()
+    if scheduler.disk_trouble is not None:
+        raise DiskFull(scheduler.disk_trouble)
 
 
 def _trainable(search: Search, placed: Placement) -> Any:
@@ -108,37 +134,63 @@ class _StaysHere:
 class _Searcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ships without complete types
     """Asks the conductor what to run."""
 
-    def __init__(self, conductor: Conductor, run: RunFolder, search: Search, engines: Engines) -> None:
+    def __init__(self, conductor: Conductor, run: RunFolder, engines: Engines) -> None:
         # No metric: Tune would end the whole search over a trial that ends before its first report.
         super().__init__()
         self._conductor = conductor
-        self._run = run
-        self._search = search
         self._engines = engines
         self._our_ids: dict[str, str] = {}
+        self._leaving: list[str] = []
+        self._group = run.path.name
+        ray = run.path / "ray"
+        self._stretches = {path.name for path in ray.iterdir()} if ray.is_dir() else set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """None: nothing now, ask again. FINISHED: nothing more."""
+        self.settle()
         answer = self._conductor.next_trial()
         if not isinstance(answer, Assignment):
             return Searcher.FINISHED if answer == "over" else None
         self._our_ids[trial_id] = answer.trial_id
+        search = self._conductor.search
         return {
             "trial_id": answer.trial_id,
+            "stretch": self._stretch(answer.trial_id),
+            "resumes": answer.resumes,
             "origin": answer.origin.value,
             "config": answer.config.model_dump_json(),
-            "folder": str(self._run.trial(answer.trial_id)),
-            "group": self._run.path.name,
-            "fingerprint": self._search.data.get("fingerprint"),
-            "stop_at": self._search.deadline.training_ends.timestamp(),
+            "folder": str(answer.folder),
+            "group": self._group,
+            "fingerprint": search.data.get("fingerprint"),
+            "stop_at": search.deadline.training_ends.timestamp(),
             "engine": self._engines.take_slot(answer.trial_id),
         }
+
+    def _stretch(self, trial_id: str) -> str:
+        """A folder in ray/ for what Tune takes for a trial of its own: one of ours from where it begins or goes on."""
+        names = itertools.chain([trial_id], (f"{trial_id}-{number}" for number in itertools.count(2)))
+        name = next(name for name in names if name not in self._stretches)
+        self._stretches.add(name)
+        return name
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune calls this for every trial that ended, however it did."""
         # First the slot: the conductor tidies up the trial's folder.
         self._engines.free_slot(self._our_ids[trial_id])
-        self._conductor.on_end(self._our_ids[trial_id], died=error)
+        if error:
+            self._leaving.append(self._our_ids[trial_id])
+            self.settle()
+        else:
+            self._conductor.on_end(self._our_ids[trial_id])
+
+    def settle(self) -> None:
+        """Tells the conductor of trials that ended with an error, as soon as nothing of them runs any more.
+
+        A holder can die, and its trial still be in its engine, at work on an evaluation.
+        """
+        for trial_id in [trial_id for trial_id in self._leaving if self._engines.has_left(trial_id)]:
+            self._leaving.remove(trial_id)
+            self._conductor.on_end(trial_id, died=True)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study and the records are on disk already."""
@@ -153,6 +205,16 @@ class _Scheduler(_StaysHere, FIFOScheduler):  # type: ignore[misc]
     def __init__(self, conductor: Conductor) -> None:
         super().__init__()
         self._conductor = conductor
+        self.disk_trouble: str | None = None
+        """What a trial said that couldn't write to its disk any more: nothing can go on then."""
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Tune calls this for every trial that an error has ended."""
+        said = Path(trial.error_file).read_text(errors="replace")
+        if self.disk_trouble is None and says_disk_full(said):
+            self.disk_trouble = said.strip().splitlines()[-1]
+            self._conductor.interrupt()
+        super().on_trial_error(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Tune calls this for every report of a trial."""
@@ -164,8 +226,9 @@ class _Scheduler(_StaysHere, FIFOScheduler):  # type: ignore[misc]
 class _Stopper(_StaysHere, Stopper):  # type: ignore[misc]
     """Ends everything at once when the conductor says so."""
 
-    def __init__(self, conductor: Conductor, engines: Engines) -> None:
+    def __init__(self, conductor: Conductor, searcher: _Searcher, engines: Engines) -> None:
         self._conductor = conductor
+        self._searcher = searcher
         self._engines = engines
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -174,6 +237,10 @@ class _Stopper(_StaysHere, Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Tune asks several times a second."""
+        self._searcher.settle()
+        hung = self._engines.restart_hung()
+        if hung:
+            logger.warning("an engine hangs and is started again; in it were trials %s", ", ".join(hung))
         if self._conductor.must_stop:
             # Tune waits for holders to end, and they wait for their trials.
             self._engines.free_all_slots()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from orchestrator.loading import load_rows
+from orchestrator.watchdog import Watchdog, ending_if_hung
+from trials.checkpoints import choose_checkpoint
 from trials.command_line import quiet_libraries
 from trials.config import TrialConfig
 from trials.records import EvalPoint, Origin, TrialFolder
@@ -27,13 +29,15 @@ def run_assignment(assignment: dict[str, Any]) -> None:
     quiet_libraries()
     use_threads(config.machine)
     tokenizer, data = load_rows(config.model, config.data, assignment["fingerprint"])
-    report = _Report()
-    with wandb_run(folder.path, config, group=assignment["group"]) as log:
+    limit = config.machine.step_limit_seconds
+    with wandb_run(folder.path, config, group=assignment["group"]) as log, ending_if_hung(limit) as watchdog:
+        report = _Report(watchdog)
         if assignment["origin"] == Origin.BASE.value:
             evaluate_base(config, data, tokenizer, folder, report)
             log(report.last)
         else:
-            run_trial(config, data, tokenizer, folder, report, stop_at=assignment["stop_at"])
+            checkpoint = choose_checkpoint(folder.path, None) if assignment["resumes"] else None
+            run_trial(config, data, tokenizer, folder, report, assignment["stop_at"], checkpoint)
     if report.stopped is not None:
         # Ray ends the thread of a trial by this exception; it has to reach Ray for the process to be used again.
         raise report.stopped
@@ -42,7 +46,8 @@ def run_assignment(assignment: dict[str, Any]) -> None:
 class _Report:
     """Reports every evaluation to Tune, and turns Tune's way to stop a thread into the trial's word for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
         self.stopped: SystemExit | None = None
         self.last: dict[str, float] = {}
 
@@ -51,7 +56,8 @@ class _Report:
 
         self.last = figures(point)
         try:
-            tune.report(asdict(point))
+            with self._watchdog.resting():
+                tune.report(asdict(point))
         except SystemExit as stop:
             self.stopped = stop
             return Decision.STOP

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -33,7 +34,10 @@ class Clock:
 
 
 def make_search(recipe: Recipe, seconds: float = 3600, reserve_seconds: float = 600) -> Search:
+    """A search whose reserve is fixed; where it has to be measured, the recipe's own `search.reserve` is None."""
     deadline = Deadline(START, START + timedelta(seconds=seconds), reserve_seconds)
+    settings = recipe.search.model_copy(update={"reserve": f"{reserve_seconds:g}s"})
+    recipe = recipe.model_copy(update={"search": settings})
     return Search(recipe, {"search.seed": "--set"}, deadline, gpus_per_trial=0, full_tokens=900)
 
 
@@ -103,9 +107,23 @@ def begin(conductor: Conductor) -> Assignment:
 
 
 def run_base(run: RunFolder, conductor: Conductor, loss: float = BASE_LOSS) -> None:
+    """What comes before a search's first trial: the base, and what measures the speed (100 tokens a second)."""
     base = begin(conductor)
     evaluate(run, conductor, base, loss, 0)
     finish(run, conductor, base, EndingKind.FINISHED)
+    run_probe(conductor)
+
+
+def run_probe(conductor: Conductor, tokens_per_second: float = 100.0) -> None:
+    probe = begin(conductor)
+    folder = TrialFolder(probe.folder)
+    for tokens in (50, 100):
+        seconds = tokens / tokens_per_second
+        evaluation = replace(point(BASE_LOSS, tokens, seconds=seconds), tokens_per_second=tokens_per_second)
+        record(folder, evaluation)
+        assert conductor.on_eval(probe.trial_id, evaluation)
+    folder.end(Ending(EndingKind.FINISHED, "made up: finished"))
+    conductor.on_end(probe.trial_id)
 
 
 def run_trial(run: RunFolder, conductor: Conductor, losses: Sequence[tuple[int, float]]) -> Assignment:

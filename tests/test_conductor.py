@@ -1,12 +1,13 @@
+import shutil
 from dataclasses import replace
 
 import optuna
 from optuna.trial import TrialState
 
-from orchestrator.conductor import MOST_FAILURES_IN_A_ROW, Assignment, Conductor, study_number, trial_id
-from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialStarted
+from orchestrator.conductor import MOST_DEATHS, MOST_FAILURES_IN_A_ROW, Assignment, Conductor
+from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
 from orchestrator.run_folder import RunFolder, Search
-from orchestrator.study import STUDY_NAME
+from orchestrator.study import STUDY_NAME, study_number, trial_id_of
 from search_spaces.schema import Recipe
 from tests.checkpoint_case import write_checkpoint
 from tests.searches import (
@@ -23,7 +24,7 @@ from tests.searches import (
     run_trial,
 )
 from trials.checkpoints import whole_checkpoints
-from trials.records import Ending, EndingKind, Origin, TrialFolder
+from trials.records import Ending, EndingKind, Origin, TrialFolder, read_trial
 
 FULL = [(100, 2.0), (300, 1.5), (900, 1.0)]
 
@@ -32,89 +33,22 @@ def states(run: RunFolder) -> list[TrialState]:
     return [trial.state for trial in optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials]
 
 
-def test_base_then_starting_points_then_proposals(run: RunFolder, search: Search) -> None:
-    conductor = make_conductor(run, search, slots=4)
-    origins = [(a.trial_id, a.origin, a.name) for a in (begin(conductor) for _ in range(3))]
-    assert origins == [
-        ("0000", Origin.BASE, "base"),
-        ("0001", Origin.START, "usual"),
-        ("0002", Origin.PROPOSED, "proposed"),
-    ]
-    assert [record.id for record in run.records()] == ["0000", "0001", "0002"]
-
-
-def test_no_more_trials_at_once_than_slots(run: RunFolder, search: Search) -> None:
-    conductor = make_conductor(run, search, slots=2)
-    base = begin(conductor)
-    begin(conductor)
-    assert conductor.next_trial() == "wait"
-    evaluate(run, conductor, base, BASE_LOSS, 0)
-    finish(run, conductor, base, EndingKind.FINISHED)
-    assert isinstance(conductor.next_trial(), Assignment)
-
-
-def test_trials_learn_the_base_loss_once_it_is_known(run: RunFolder, search: Search) -> None:
-    conductor = make_conductor(run, search)
-    base, early = begin(conductor), begin(conductor)
-    assert early.config.base_eval_loss is None
-    evaluate(run, conductor, base, BASE_LOSS, 0)
-    finish(run, conductor, base, EndingKind.FINISHED)
-    assert begin(conductor).config.base_eval_loss == BASE_LOSS
-
-
-def test_a_trial_behind_at_a_rung_is_stopped_with_the_reason(run: RunFolder, search: Search) -> None:
-    conductor = make_conductor(run, search)
-    run_base(run, conductor)
-    run_trial(run, conductor, FULL)
-    stopped = run_trial(run, conductor, [(50, 9.0), (100, 2.5), (300, 0.1)])
-    stopped_record = next(r for r in run.records() if r.id == stopped.trial_id)
-    assert stopped_record.ending is not None
-    assert stopped_record.ending.kind is EndingKind.PRUNED
-    assert "doesn't pass the rung at 100 tokens with 2.5000, place 2 of 2" in stopped_record.ending.reason
-    assert stopped_record.tokens_seen == 100
-    assert states(run) == [TrialState.COMPLETE, TrialState.PRUNED]
-
-
 def test_starting_points_run_to_the_end(run: RunFolder, search: Search) -> None:
     conductor = make_conductor(run, search, slots=3)
     run_base(run, conductor)
     start, rival = begin(conductor), begin(conductor)
-    assert evaluate(run, conductor, rival, 1.0, 100)
+    evaluate(run, conductor, rival, 1.0, 300)
     assert start.origin is Origin.START
-    assert evaluate(run, conductor, start, 2.9, 100)
-    assert evaluate(run, conductor, start, 2.8, 300)
+    assert evaluate(run, conductor, start, 2.9, 300)
+    assert evaluate(run, conductor, start, 2.8, 600)
 
 
-def test_nothing_stays_running_when_the_search_closes(run: RunFolder, search: Search) -> None:
-    conductor = make_conductor(run, search, slots=3)
+def test_a_complete_trial_is_never_stopped(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search)
     run_base(run, conductor)
-    begin(conductor)
-    begin(conductor)
-    conductor.interrupt()
-    assert conductor.must_stop
-    assert conductor.next_trial() == "over"
-    conductor.close()
-    assert TrialState.RUNNING not in states(run)
-    assert all(record.ending is None for record in run.records() if record.origin is not Origin.BASE)
-
-
-def test_a_resumed_search_keeps_rungs_base_and_deadline(run: RunFolder, search: Search) -> None:
-    first = make_conductor(run, search, slots=2)
-    run_base(run, first)
-    run_trial(run, first, FULL)
-    cut_off = begin(first)
-    evaluate(run, first, cut_off, 1.9, 100)
-    # The process dies here; nobody closes anything.
-    events: list[Event] = []
-    second = make_conductor(run, run.read_search(), slots=2, events=events)
-    retried = begin(second)
-    assert retried.config.hyperparameters == cut_off.config.hyperparameters
-    assert retried.config.base_eval_loss == BASE_LOSS
-    assert retried.trial_id not in {"0000", "0001", cut_off.trial_id}
-    evaluate(run, second, retried, 1.95, 100)
-    verdicts = next(event.rungs for event in events if isinstance(event, TrialEvaluated))
-    assert [(verdict.place, verdict.trials) for verdict in verdicts] == [(2, 3)]
-    assert run.read_search().deadline == search.deadline
+    run_trial(run, conductor, FULL)
+    hopeless = begin(conductor)
+    assert evaluate(run, conductor, hopeless, 9.0, 893)  # steps don't end where tokens do
 
 
 def test_an_unfinished_base_is_evaluated_again(run: RunFolder, search: Search) -> None:
@@ -139,17 +73,6 @@ def test_time_is_over_before_the_reserve(run: RunFolder, search: Search) -> None
     assert ending.reason == "the time for training was over"
 
 
-def test_no_trial_starts_that_cannot_reach_its_first_evaluation(run: RunFolder, search: Search) -> None:
-    clock = Clock()
-    conductor = make_conductor(run, search, clock=clock)
-    run_base(run, conductor)
-    run_trial(run, conductor, FULL)  # first evaluated after 10 seconds
-    clock.forward(2988)
-    begin(conductor)
-    clock.forward(3)
-    assert conductor.next_trial() == "over"
-
-
 def test_the_number_of_trials_is_limited(run: RunFolder, small_recipe: Recipe) -> None:
     settings = small_recipe.search.model_copy(update={"trials": 2})
     search = make_search(small_recipe.model_copy(update={"search": settings}))
@@ -158,27 +81,6 @@ def test_the_number_of_trials_is_limited(run: RunFolder, small_recipe: Recipe) -
     run_trial(run, conductor, FULL)
     run_trial(run, conductor, FULL)
     assert conductor.next_trial() == "over"
-
-
-def test_a_process_that_died_is_a_failure(run: RunFolder, search: Search) -> None:
-    conductor = make_conductor(run, search)
-    run_base(run, conductor)
-    dead = begin(conductor)
-    conductor.on_end(dead.trial_id, died=True)
-    ending = run.records()[-1].ending
-    assert ending is not None
-    assert ending.kind is EndingKind.FAILED
-    assert states(run) == [TrialState.FAIL]
-
-
-def test_trials_that_die_together_are_one_failure(run: RunFolder, search: Search) -> None:
-    conductor = make_conductor(run, search, slots=3)
-    run_base(run, conductor)
-    for _ in range(MOST_FAILURES_IN_A_ROW):
-        for assignment in [begin(conductor) for _ in range(3)]:
-            conductor.on_end(assignment.trial_id, died=True)
-    assert conductor.next_trial() == "over"
-    assert len(run.records()) == 1 + 3 * MOST_FAILURES_IN_A_ROW
 
 
 def test_trials_that_say_why_they_failed_are_counted_each(run: RunFolder, search: Search) -> None:
@@ -203,18 +105,9 @@ def test_disk_is_bounded_by_the_best_adapters(run: RunFolder, small_recipe: Reci
     assert kept == {running.trial_id: 9.0, "0003": 1.0, "0005": 1.5}
 
 
-def test_events_tell_the_whole_story(run: RunFolder, search: Search) -> None:
-    events: list[Event] = []
-    conductor: Conductor = make_conductor(run, search, events=events)
-    run_base(run, conductor)
-    run_trial(run, conductor, FULL)
-    kinds = [type(event) for event in events]
-    assert kinds == [TrialStarted, TrialEvaluated, TrialEnded] + [TrialStarted] + [TrialEvaluated] * 3 + [TrialEnded]
-
-
 def test_trial_ids_and_study_numbers_are_one_apart() -> None:
-    assert trial_id(0) == "0001"
-    assert study_number(trial_id(41)) == 41
+    assert trial_id_of(0) == "0001"
+    assert study_number(trial_id_of(41)) == 41
 
 
 def test_when_the_base_fails_the_search_is_over(run: RunFolder, search: Search) -> None:
@@ -249,35 +142,295 @@ def test_an_evaluation_that_nobody_was_asked_about_reaches_the_study(run: RunFol
     assert trial.state is TrialState.PRUNED
 
 
+def test_trials_remember_the_rows_of_the_search(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, replace(search, data={"fingerprint": "abc"}))
+    begin(conductor)
+    assert [record.fingerprint for record in run.records()] == ["abc"]
+
+
+def test_base_then_speed_then_starting_points_then_proposals(run: RunFolder, search: Search) -> None:
+    events: list[Event] = []
+    conductor = make_conductor(run, search, slots=2, events=events)
+    run_base(run, conductor)
+    begin(conductor)
+    begin(conductor)
+    started = [(e.trial_id, e.origin, e.name) for e in events if isinstance(e, TrialStarted)]
+    assert started == [
+        ("0000", Origin.BASE, "base"),
+        ("probe", Origin.PROBE, "probe"),
+        ("0001", Origin.START, "usual"),
+        ("0002", Origin.PROPOSED, "proposed"),
+    ]
+    assert [record.id for record in run.records()] == ["0000", "0001", "0002"]
+    assert not (run.path / "probe").exists()
+
+
+def test_nothing_runs_beside_what_measures_the_speed(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search, slots=2)
+    base = begin(conductor)
+    assert conductor.next_trial() == "wait"
+    evaluate(run, conductor, base, BASE_LOSS, 0)
+    finish(run, conductor, base, EndingKind.FINISHED)
+    begin(conductor)
+    assert conductor.next_trial() == "wait"
+
+
+def test_no_more_trials_at_once_than_slots(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search, slots=2)
+    run_base(run, conductor)
+    first = begin(conductor)
+    begin(conductor)
+    assert conductor.next_trial() == "wait"
+    finish(run, conductor, first, EndingKind.FINISHED)
+    assert isinstance(conductor.next_trial(), Assignment)
+
+
+def test_trials_know_the_base_loss_and_keep_checkpoints(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search)
+    run_base(run, conductor)
+    config = begin(conductor).config
+    assert config.base_eval_loss == BASE_LOSS
+    assert (config.machine.checkpoint_evaluations, config.machine.keep_checkpoints) == (True, 1)
+
+
+def test_full_trials_are_shortened_so_that_enough_of_them_fit(run: RunFolder, small_recipe: Recipe) -> None:
+    settings = small_recipe.search.model_copy(update={"full_trials": 6, "reserve": "10m"})
+    recipe = small_recipe.model_copy(update={"search": settings})
+    counted = {"train": {"rows": 90, "tokens": 900}}
+    search = replace(make_search(recipe, seconds=660), full_tokens=3000, data=counted)
+    conductor = make_conductor(run, search, slots=1)
+    run_base(run, conductor)  # 100 tokens a second
+    config = begin(conductor).config
+    assert conductor.search.full_tokens == run.read_search().full_tokens == 1000
+    assert config.hyperparameters.train_tokens == 1000
+    # Resumed, it's as long as it was: the speed isn't measured again.
+    again = make_conductor(run, run.read_search(), slots=1)
+    assert again.search.full_tokens == 1000
+    assert begin(again).trial_id == "0001"
+
+
+def test_a_trial_behind_the_others_pauses(run: RunFolder, search: Search) -> None:
+    events: list[Event] = []
+    conductor = make_conductor(run, search, events=events)
+    run_base(run, conductor)
+    run_trial(run, conductor, [(300, 1.5), (600, 1.2), (900, 1.0)])
+    worse = begin(conductor)
+    write_checkpoint(worse.folder, 3)
+    assert not evaluate(run, conductor, worse, 2.9, 300)
+    conductor.on_end(worse.trial_id)
+    assert read_trial(worse.folder).ending is None
+    assert whole_checkpoints(worse.folder)
+    assert [type(event) for event in events][-1] is TrialPaused
+    assert begin(conductor).trial_id != worse.trial_id
+    assert states(run) == [TrialState.COMPLETE, TrialState.RUNNING, TrialState.RUNNING]
+
+
+def test_what_is_paused_when_time_is_over_ends_as_pruned(run: RunFolder, search: Search) -> None:
+    clock = Clock()
+    conductor = make_conductor(run, search, clock=clock)
+    run_base(run, conductor)
+    run_trial(run, conductor, [(300, 1.5), (600, 1.2), (900, 1.0)])
+    paused = begin(conductor)
+    write_checkpoint(paused.folder, 3)
+    assert not evaluate(run, conductor, paused, 2.9, 300)
+    conductor.on_end(paused.trial_id)
+    clock.forward(3100)
+    assert conductor.next_trial() == "over"
+    conductor.close()
+    record = read_trial(paused.folder)
+    assert record.ending is not None
+    assert record.ending.kind is EndingKind.PRUNED
+    assert "paused at 300 tokens" in record.ending.reason
+    assert not whole_checkpoints(paused.folder)
+    assert states(run) == [TrialState.COMPLETE, TrialState.PRUNED]
+
+
+def test_an_interrupted_search_leaves_its_trials_to_go_on(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search, slots=3)
+    run_base(run, conductor)
+    cut_off = begin(conductor)
+    evaluate(run, conductor, cut_off, 2.0, 300)
+    write_checkpoint(cut_off.folder, 3)
+    conductor.interrupt()
+    assert conductor.must_stop
+    assert conductor.next_trial() == "over"
+    conductor.close()
+    assert read_trial(cut_off.folder).ending is None
+    again = begin(make_conductor(run, run.read_search(), slots=3))
+    assert (again.trial_id, again.resumes) == (cut_off.trial_id, True)
+    assert states(run) == [TrialState.RUNNING]
+
+
+def test_a_trial_that_was_cut_off_goes_on_under_its_own_name(run: RunFolder, search: Search) -> None:
+    first = make_conductor(run, search, slots=2)
+    run_base(run, first)
+    cut_off = begin(first)
+    evaluate(run, first, cut_off, 0.9, 300)
+    write_checkpoint(cut_off.folder, 3)
+    evaluate(run, first, cut_off, 0.8, 600)  # after its last checkpoint
+    # The process dies here; nobody closes anything.
+    second = make_conductor(run, run.read_search(), slots=2)
+    again = begin(second)
+    assert (again.trial_id, again.config, again.resumes) == (cut_off.trial_id, cut_off.config, True)
+    assert [p.tokens_seen for p in read_trial(again.folder).points] == [300]
+    evaluate(run, second, again, 0.8, 600)
+    evaluate(run, second, again, 0.7, 900)
+    finish(run, second, again, EndingKind.FINISHED)
+    study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
+    assert study.trials[0].intermediate_values == {300: 0.9, 600: 0.8, 900: 0.7}
+    assert states(run) == [TrialState.COMPLETE]
+    assert run.read_search().deadline == search.deadline
+
+
+def test_what_was_asked_for_and_never_began_is_begun(run: RunFolder, search: Search) -> None:
+    first = make_conductor(run, search, slots=3)
+    run_base(run, first)
+    begin(first)
+    lost = begin(first)
+    shutil.rmtree(lost.folder)  # it died before it could write the folder
+    second = make_conductor(run, run.read_search(), slots=3)
+    ids = {begin(second).trial_id: None for _ in range(2)}
+    assert list(ids) == [lost.trial_id, "0001"]
+
+
+def test_a_trial_whose_process_died_goes_on_until_it_is_its_own_doing(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search)
+    run_base(run, conductor)
+    dead = begin(conductor)
+    for _ in range(MOST_DEATHS - 1):
+        conductor.on_end(dead.trial_id, died=True)
+        assert begin(conductor).trial_id == dead.trial_id
+    assert read_trial(dead.folder).ending is None
+    conductor.on_end(dead.trial_id, died=True)
+    ending = read_trial(dead.folder).ending
+    assert ending is not None
+    assert ending.kind is EndingKind.FAILED
+    assert states(run) == [TrialState.FAIL]
+
+
+def test_an_evaluation_clears_a_trial_of_the_suspicion(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search)
+    run_base(run, conductor)
+    dead = begin(conductor)
+    for tokens in (100, 200, 300, 400):
+        conductor.on_end(dead.trial_id, died=True)
+        assert begin(conductor).trial_id == dead.trial_id
+        evaluate(run, conductor, dead, 2.0, tokens)
+    assert read_trial(dead.folder).ending is None
+
+
+def test_those_who_died_together_go_on_one_after_the_other(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search, slots=3)
+    run_base(run, conductor)
+    together = [begin(conductor) for _ in range(3)]
+    for assignment in together:
+        conductor.on_end(assignment.trial_id, died=True)
+    first, other = begin(conductor), begin(conductor)
+    assert first.trial_id == together[0].trial_id
+    assert other.trial_id not in {assignment.trial_id for assignment in together}
+
+
+def test_a_base_whose_process_died_is_evaluated_again(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search)
+    for _ in range(2):
+        conductor.on_end(begin(conductor).trial_id, died=True)
+    run_base(run, conductor)
+    assert begin(conductor).trial_id == "0001"
+
+
+def test_a_base_whose_process_dies_every_time_ends_the_search(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search)
+    for _ in range(3):
+        conductor.on_end(begin(conductor).trial_id, died=True)
+    assert conductor.next_trial() == "over"
+
+
+def test_events_tell_the_whole_story(run: RunFolder, search: Search) -> None:
+    events: list[Event] = []
+    conductor: Conductor = make_conductor(run, search, events=events)
+    run_base(run, conductor)
+    run_trial(run, conductor, FULL)
+    kinds = [type(event) for event in events if not isinstance(event, Message)]
+    preliminary = [TrialStarted, TrialEvaluated, TrialEnded] + [TrialStarted] + [TrialEvaluated] * 2 + [TrialEnded]
+    assert kinds == [*preliminary, TrialStarted, *[TrialEvaluated] * 3, TrialEnded]
+
+
+def test_a_trial_has_no_checkpoints_when_it_has_ended(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search, slots=3)
+    run_base(run, conductor)
+    pruned, cut_off = begin(conductor), begin(conductor)
+    for assignment in (pruned, cut_off):
+        write_checkpoint(assignment.folder, 1)
+    finish(run, conductor, pruned, EndingKind.PRUNED)
+    conductor.close()
+    assert not (pruned.folder / "checkpoints").exists()
+    assert [checkpoint.step for checkpoint in whole_checkpoints(cut_off.folder)] == [1]
+
+
+def test_paused_trials_are_bounded(run: RunFolder, small_recipe: Recipe) -> None:
+    settings = small_recipe.search.model_copy(update={"keep_paused": 2})
+    search = make_search(small_recipe.model_copy(update={"search": settings}))
+    conductor = make_conductor(run, search, slots=1)
+    run_base(run, conductor)
+    run_trial(run, conductor, FULL)
+    for loss in (2.5, 2.9, 2.6, 2.7):
+        assignment = begin(conductor)
+        write_checkpoint(assignment.folder, 3)
+        assert not evaluate(run, conductor, assignment, loss, 300), loss
+        conductor.on_end(assignment.trial_id)
+    open_ones = [record.best_eval_loss for record in run.records() if record.ending is None]
+    assert open_ones == [2.5, 2.6]
+    assert len(list(run.path.glob("trials/*/checkpoints"))) == 2
+
+
 def test_trials_are_told_where_they_are_scored_if_that_is_asked_for(run: RunFolder, small_recipe: Recipe) -> None:
     settings = small_recipe.evaluation.model_copy(update={"score_rows": 8})
     search = make_search(small_recipe.model_copy(update={"evaluation": settings}))
     conductor = make_conductor(run, search)
-    assert begin(conductor).config.score_at_tokens == ()  # the base is scored in any case
+    run_base(run, conductor)
     assert begin(conductor).config.score_at_tokens == (100, 300)
 
 
 def test_trials_are_told_nothing_of_scores_if_none_are_asked_for(run: RunFolder, search: Search) -> None:
     conductor = make_conductor(run, search)
-    assert [begin(conductor).config.score_at_tokens for _ in range(2)] == [(), ()]
-
-
-def test_a_trial_keeps_its_newest_checkpoint_while_it_runs_and_none_when_it_has_ended(
-    run: RunFolder, search: Search
-) -> None:
-    conductor = make_conductor(run, search, slots=3)
     run_base(run, conductor)
-    pruned, cut_off = begin(conductor), begin(conductor)
-    assert pruned.config.machine.keep_checkpoints == 1
-    for assignment in (pruned, cut_off):
-        write_checkpoint(run.trial(assignment.trial_id), 1)
-    finish(run, conductor, pruned, EndingKind.PRUNED)
-    conductor.close()
-    assert not (run.trial(pruned.trial_id) / "checkpoints").exists()
-    assert [checkpoint.step for checkpoint in whole_checkpoints(run.trial(cut_off.trial_id))] == [1]
+    assert begin(conductor).config.score_at_tokens == ()
 
 
-def test_trials_remember_the_rows_of_the_search(run: RunFolder, search: Search) -> None:
-    conductor = make_conductor(run, replace(search, data={"fingerprint": "abc"}))
-    begin(conductor)
-    assert [record.fingerprint for record in run.records()] == ["abc"]
+def test_a_study_that_is_damaged_is_made_anew_from_the_folders(run: RunFolder, search: Search) -> None:
+    first = make_conductor(run, search, slots=3)
+    run_base(run, first)
+    run_trial(run, first, FULL)
+    finish(run, first, begin(first), EndingKind.OUT_OF_MEMORY)
+    cut_off = begin(first)
+    evaluate(run, first, cut_off, 1.9, 300)
+    before = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials
+    (run.path / "study.db").write_bytes(b"half a file")
+    second = make_conductor(run, run.read_search(), slots=3)
+    after = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials
+    for one, other in zip(before, after, strict=True):
+        assert (one.state, one.params, one.value) == (other.state, other.params, other.value)
+        assert (one.intermediate_values, one.constraints) == (other.intermediate_values, other.constraints)
+    assert (run.path / "study.db.broken-1").read_bytes() == b"half a file"
+    assert begin(second).trial_id not in {record.id for record in run.records() if record.ending}
+
+
+def test_a_study_that_takes_an_open_trial_for_ended_is_made_anew(run: RunFolder, search: Search) -> None:
+    first = make_conductor(run, search)
+    run_base(run, first)
+    cut_off = begin(first)
+    study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
+    study.tell(0, state=TrialState.FAIL)
+    assert begin(make_conductor(run, run.read_search())).trial_id == cut_off.trial_id
+    assert states(run) == [TrialState.RUNNING]
+
+
+def test_a_cut_off_starting_point_goes_on_before_anything_else(run: RunFolder, search: Search) -> None:
+    first = make_conductor(run, search, slots=3)
+    run_base(run, first)
+    start, rival = begin(first), begin(first)
+    for assignment, loss in ((start, 2.9), (rival, 0.5)):
+        evaluate(run, first, assignment, loss, 300)
+        write_checkpoint(assignment.folder, 3)
+    second = make_conductor(run, run.read_search(), slots=3)
+    assert begin(second).trial_id == start.trial_id

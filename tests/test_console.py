@@ -5,9 +5,8 @@ import pytest
 from rich.console import Console
 
 from orchestrator.board import Board
-from orchestrator.console import headline, line, shown_rows, table, watch
-from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialStarted
-from orchestrator.halving import RungVerdict
+from orchestrator.console import headline, shown_rows, table, watch
+from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
 from search_spaces.schema import Recipe
 from tests.searches import make_search, point
 from trials.records import Ending, EndingKind, Origin
@@ -16,21 +15,20 @@ from trials.records import Ending, EndingKind, Origin
 @pytest.fixture
 def events(small_recipe: Recipe) -> list[Event]:
     config = small_recipe.trial_config({})
-    verdict = RungVerdict(100, 2.5, 2, 2, passes=False)
     return [
         Message("Ray dashboard http://127.0.0.1:8265"),
-        TrialStarted("0000", Origin.BASE, "base", config),
-        TrialEvaluated("0000", point(3.0, 0), ()),
+        TrialStarted("0000", Origin.BASE, "base", config, 900),
+        TrialEvaluated("0000", point(3.0, 0)),
         TrialEnded("0000", Ending(EndingKind.FINISHED, "evaluated"), 3.0),
-        TrialStarted("0001", Origin.START, "usual", config),
-        TrialEvaluated("0001", point(2.5, 100), (verdict,)),
-        TrialEnded("0001", Ending(EndingKind.PRUNED, str(verdict)), 2.5),
+        TrialStarted("0001", Origin.START, "usual", config, 900),
+        TrialEvaluated("0001", point(2.5, 100)),
+        TrialEnded("0001", Ending(EndingKind.PRUNED, "others promised more"), 2.5),
     ]
 
 
 def show(events: list[Event], recipe: Recipe, *, terminal: bool) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=110)
-    with watch(Board(tuple(recipe.space)), make_search(recipe).deadline, 2, console) as listener:
+    with watch(Board(tuple(recipe.space)), make_search(recipe).deadline, console) as listener:
         for event in events:
             listener(event)
     assert isinstance(console.file, io.StringIO)
@@ -41,32 +39,31 @@ def test_a_pipe_gets_one_line_an_event(events: list[Event], small_recipe: Recipe
     lines = show(events, small_recipe, terminal=False).splitlines()
     assert len(lines) == len(events)
     assert lines[0].endswith("Ray dashboard http://127.0.0.1:8265")
-    assert lines[5].endswith(
-        "trial 0001 at 100 tokens: eval loss 2.5000; doesn't pass the rung at 100 tokens with 2.5000, place 2 of 2"
-    )
+    assert lines[5].endswith("trial 0001 at 100 tokens: eval loss 2.5000")
     assert lines[6].split("] ")[1].startswith("trial 0001 pruned, best eval loss 2.5000: ")
 
 
 def test_a_terminal_gets_a_table(events: list[Event], small_recipe: Recipe) -> None:
     shown = show(events, small_recipe, terminal=True)
-    for word in ("trial", "state", "rung", "tokens/s", "0001 usual", "pruned", "base 3.0000", "best 2.5000"):
+    for word in ("trial", "state", "done", "11 %", "tokens/s", "0001 usual", "pruned", "base 3.0000", "best 2.5000"):
         assert word in shown
 
 
-def test_cut_off_trials_are_said_to_be(events: list[Event], small_recipe: Recipe) -> None:
-    board = Board(tuple(small_recipe.space))
-    for event in events:
-        board.take(event)
-    said = line(TrialEnded("0001", None, 2.5), board, make_search(small_recipe).deadline)
-    assert said.endswith("trial 0001 cut off, best eval loss 2.5000")
+def test_pauses_and_returns_are_said(events: list[Event], small_recipe: Recipe) -> None:
+    config = small_recipe.trial_config({})
+    paused = TrialPaused("0001", "others promise more")
+    resumed = TrialStarted("0001", Origin.START, "usual", config, 900, tokens_seen=100)
+    lines = show([*events, paused, resumed], small_recipe, terminal=False).splitlines()
+    assert lines[-2].endswith("trial 0001 paused: others promise more")
+    assert lines[-1].endswith("trial 0001 goes on from 100 tokens")
 
 
 def test_running_trials_are_always_shown(small_recipe: Recipe) -> None:
     board = Board(tuple(small_recipe.space))
     config = small_recipe.trial_config({})
     for number in range(60):
-        board.take(TrialStarted(f"{number:04d}", Origin.PROPOSED, "proposed", config))
-        board.take(TrialEvaluated(f"{number:04d}", point(1.0 + number, 100), ()))
+        board.take(TrialStarted(f"{number:04d}", Origin.PROPOSED, "proposed", config, 900))
+        board.take(TrialEvaluated(f"{number:04d}", point(1.0 + number, 100)))
         if number != 59:
             board.take(TrialEnded(f"{number:04d}", Ending(EndingKind.FINISHED, ""), 1.0))
     shown = [row.trial_id for row in shown_rows(board)]
@@ -74,7 +71,7 @@ def test_running_trials_are_always_shown(small_recipe: Recipe) -> None:
     assert shown[-1] == "0059"
     assert len(shown) == 24
     assert "best 1.0000 (trial 0000)" in headline(board, make_search(small_recipe).deadline).plain
-    assert table(board, make_search(small_recipe).deadline, 2, ["hello"]).renderables
+    assert table(board, make_search(small_recipe).deadline, ["hello"]).renderables
 
 
 def test_scores_are_shown_where_there_are_any(events: list[Event], small_recipe: Recipe) -> None:
@@ -84,9 +81,9 @@ def test_scores_are_shown_where_there_are_any(events: list[Event], small_recipe:
         for event in events
     ]
     lines = show(scored, small_recipe, terminal=False).splitlines()
-    assert "at 100 tokens: eval loss 2.5000, score 0.6250; doesn't pass" in lines[5]
+    assert "at 100 tokens: eval loss 2.5000, score 0.6250" in lines[5]
     # A later evaluation without a score leaves the last one there.
-    scored.append(TrialEvaluated("0001", point(2.4, 200), ()))
+    scored.append(TrialEvaluated("0001", point(2.4, 200)))
     shown = show(scored, small_recipe, terminal=True)
     assert "score" in shown
     assert "0.6250" in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,14 @@ from typing import Any
 
 import pytest
 
+from orchestrator import engine_actor
 from orchestrator.conversation import Ended
 from orchestrator.engine_actor import EngineActor
+from orchestrator.loading import load_rows
 from search_spaces.schema import Recipe
+from tests.hanging import Hangs
 from trials.data import TrialData
+from trials.disk import says_disk_full
 from trials.records import EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
 
 Assign = Callable[..., dict[str, Any]]
@@ -25,15 +30,23 @@ def assign(tmp_path: Path, small_recipe: Recipe, small_data: TrialData) -> Assig
     """An assignment as `orchestrator.tuner` makes it; keywords replace hyperparameters."""
 
     def of(
-        trial_id: str, *, evaluations: int = 3, fingerprint: str = small_data.fingerprint, **hyperparameters: Any
+        trial_id: str,
+        *,
+        evaluations: int = 3,
+        fingerprint: str = small_data.fingerprint,
+        resumes: bool = False,
+        **hyperparameters: Any,
     ) -> dict[str, Any]:
         config = small_recipe.trial_config({"learning_rate": 3e-3, "train_tokens": 1000, **hyperparameters})
         origin = Origin.BASE if trial_id == "0000" else Origin.PROPOSED
         evaluation = config.evaluation.model_copy(update={"evaluations": evaluations})
-        config = config.model_copy(update={"base_eval_loss": 9.0, "evaluation": evaluation})
-        TrialFolder(tmp_path / trial_id).begin(config, origin, "proposed")
+        machine = config.machine.model_copy(update={"checkpoint_evaluations": True, "keep_checkpoints": 1})
+        config = config.model_copy(update={"base_eval_loss": 9.0, "evaluation": evaluation, "machine": machine})
+        if not resumes:
+            TrialFolder(tmp_path / trial_id).begin(config, origin, "proposed")
         return {
             "trial_id": trial_id,
+            "resumes": resumes,
             "origin": origin.value,
             "config": config.model_dump_json(),
             "folder": str(tmp_path / trial_id),
@@ -101,6 +114,98 @@ def test_a_trial_that_nobody_waits_for_leaves_in_the_middle_of_its_training(tmp_
     assert time.monotonic() - began < 30
     left: TrialRecord = read_trial(tmp_path / "0001")
     assert (left.points, left.ending) == ((), None)
+
+
+def test_a_paused_trial_goes_on_from_its_checkpoint_as_if_it_had_run_through(tmp_path: Path, assign: Assign) -> None:
+    actor = EngineActor(slots=2, cpu_threads=1)
+    actor.begin(assign("0001", train_tokens=2500))
+    through, _ = hold(actor, "0001")
+    actor.begin(assign("0002", train_tokens=2500))
+    points = [actor.next_word("0002")]
+    actor.release("0002")
+    for _ in through[1:]:
+        actor.begin(assign("0002", resumes=True, train_tokens=2500))
+        points.append(actor.next_word("0002"))
+        actor.release("0002")
+    assert len(through) == 3
+    losses = [point.eval_loss for point in points if isinstance(point, EvalPoint)]
+    assert losses == pytest.approx([point.eval_loss for point in through], abs=1e-6)
+    assert [point.step for point in read_trial(tmp_path / "0002").points] == [point.step for point in through]
+
+
+def test_a_stretch_waits_for_the_one_before_it_in_the_same_folder(tmp_path: Path, assign: Assign) -> None:
+    actor = EngineActor(slots=2, cpu_threads=1)
+    actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1))  # minutes
+    before = actor._threads["0001"]
+    while not list((tmp_path / "0001").glob("tensorboard/events.*")):
+        time.sleep(0.05)
+    again = {**assign("0001", resumes=True), "resumes": False}
+    actor.begin(again)
+    assert isinstance(actor.next_word("0001"), EvalPoint)
+    assert not before.is_alive()
+
+
+def test_a_trial_is_gone_when_its_release_returns(tmp_path: Path, assign: Assign) -> None:
+    actor = EngineActor(slots=1, cpu_threads=1)
+    actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1))
+    while not list((tmp_path / "0001").glob("tensorboard/events.*")):
+        time.sleep(0.05)
+    thread = actor._threads["0001"]
+    assert thread.is_alive()
+    actor.release("0001")
+    assert not thread.is_alive()
+
+
+def test_a_trial_that_is_to_go_on_and_has_no_checkpoint_begins_nothing(tmp_path: Path, assign: Assign) -> None:
+    actor = EngineActor(slots=1, cpu_threads=1)
+    assign("0001")
+    actor.begin(assign("0001", resumes=True))
+    _, ended = hold(actor, "0001")
+    assert "holds no whole checkpoint" in str(ended.error)
+    assert read_trial(tmp_path / "0001").ending is None
+
+
+def test_data_that_hangs_is_seen_from_outside(assign: Assign, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = EngineActor(slots=1, cpu_threads=1)
+    assert actor.seconds_since_progress() is None
+    hangs = Hangs()
+    monkeypatch.setattr(engine_actor, "load_rows", lambda *given: hangs.instead_of(*load_rows(*given)))
+    actor.begin(assign("0001"))
+    assert hangs.began.wait(60)
+    time.sleep(1.5)
+    silent = actor.seconds_since_progress()
+    assert silent is not None
+    assert silent > 1
+    hangs.over.set()
+    assert hold(actor, "0001")[0]
+    assert actor.seconds_since_progress() is None
+
+
+def test_an_engine_that_takes_its_time_to_open_does_not_hang(assign: Assign, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor, is_open = EngineActor(slots=1, cpu_threads=1), threading.Event()
+
+    def slow(*given: Any) -> Any:
+        is_open.wait()
+        return load_rows(*given)
+
+    monkeypatch.setattr(engine_actor, "load_rows", slow)
+    actor.begin(assign("0001"))
+    time.sleep(2.0)
+    silent = actor.seconds_since_progress()
+    assert silent is not None
+    assert 0 < silent < 1
+    is_open.set()
+    assert hold(actor, "0001")[0]
+
+
+def test_a_full_disk_is_no_failure_of_the_trial(tmp_path: Path, assign: Assign) -> None:
+    actor = EngineActor(slots=1, cpu_threads=1)
+    actor.begin(assign("0001"))
+    (tmp_path / "0001" / "metrics.jsonl").symlink_to("/dev/full")
+    _, ended = hold(actor, "0001")
+    assert "DiskFull: can't write to" in str(ended.error)
+    assert says_disk_full(str(ended.error))
+    assert not (tmp_path / "0001" / "ending.json").exists()
 
 
 def test_a_trial_that_fails_leaves_alone(tmp_path: Path, assign: Assign) -> None:

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import optuna
 import psutil
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 
+from orchestrator import engines as engines_module
 from orchestrator import tuner
 from orchestrator.conductor import Conductor
 from orchestrator.engines import Engines
 from orchestrator.events import Event, TrialEvaluated
+from orchestrator.processes import is_alive
 from orchestrator.run_folder import Placement, RunFolder, Search
+from orchestrator.study import STUDY_NAME
 from search_spaces.recipe import load_recipe
 from tests.conftest import SMALL
+from tests.hanging import HangingOnce
 from tests.searches import make_run, make_search
-from trials.records import EndingKind, TrialRecord
+from trials.records import EndingKind, Origin, TrialFolder
 
-SETTINGS = ("engine=shared", "train_tokens=1500", "trials=5", "concurrent_trials=2", "reduction_factor=2", "rungs=0")
+SETTINGS = ("engine=shared", "train_tokens=1500", "trials=5", "concurrent_trials=2")
 
 
 @dataclass
@@ -34,13 +42,14 @@ class Accidents:
     at: dict[str, Callable[[], int]]
     """Trial at whose first evaluation something is killed, and what gives its process id."""
     engines: dict[str, int] = field(default_factory=dict)
+    with_signal: signal.Signals = signal.SIGKILL
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, TrialEvaluated):
             self.engines.setdefault(event.trial_id, engine_process())
             victim = self.at.pop(event.trial_id, None)
             if victim is not None:
-                os.kill(victim(), signal.SIGKILL)
+                os.kill(victim(), self.with_signal)
 
 
 def engine_process() -> int:
@@ -58,27 +67,39 @@ def first_holder_process() -> int:
 def make_engine_search(*settings: str) -> Search:
     now = datetime.now(UTC)
     search = make_search(load_recipe("demo", [*SMALL, *SETTINGS, *settings], environ={}).recipe)
-    return replace(search, deadline=replace(search.deadline, started=now, ends=now + timedelta(hours=1)))
+    deadline = replace(search.deadline, started=now, ends=now + timedelta(hours=1))
+    # Trials are as long as the recipe says, and nothing is measured first.
+    return replace(search, deadline=deadline, full_tokens=1500, shortened=1.0, placement=Placement(engines=1, slots=2))
 
 
-def without_a_word(record: TrialRecord) -> bool:
-    ending = record.ending
-    return ending is not None and ending.kind is EndingKind.FAILED and "its process ended without" in ending.reason
+def run_search(path: Path, search: Search, listener: Callable[[Event], None]) -> RunFolder:
+    run = make_run(path, search)
+    with tuner.ray_session(dashboard=False):
+        tuner.run_tune(Conductor(run, search, 2, listener), run)
+    return run
+
+
+def assert_all_is_well(run: RunFolder, trials: int) -> None:
+    """Every trial came to an end that isn't a failure, none was evaluated twice, and study and folders agree."""
+    records = run.records()
+    assert [record.id for record in records] == [f"{number:04d}" for number in range(trials + 1)]
+    assert all(record.points and record.ending for record in records)
+    assert not [record.id for record in records if record.ending and record.ending.kind is EndingKind.FAILED]
+    for record in records:
+        steps = [point.step for point in record.points]
+        assert steps == sorted(set(steps))
+    told = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials
+    values = [{point.tokens_seen: point.best_eval_loss for point in record.points} for record in records[1:]]
+    assert [trial.intermediate_values for trial in told] == values
 
 
 @pytest.fixture(scope="module")
 def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Accidents]:
     """A search of five trials in one engine; the second's holder is killed, then the engine under the third."""
-    search = make_engine_search()
-    run = make_run(tmp_path_factory.mktemp("search") / "run", search)
     environment = pytest.MonkeyPatch()
     environment.setenv("WANDB_MODE", "offline")
     accidents = Accidents({"0002": first_holder_process, "0003": engine_process})
-    with tuner.ray_session(dashboard=False):
-        engines = min(2, os.cpu_count() or 1)
-        assert tuner.placement(search) == Placement(engines, slots=2)
-        placed = Placement(engines=1, slots=2)
-        tuner.run_tune(Conductor(run, search, placed.slots, accidents), run, search, placed)
+    run = run_search(tmp_path_factory.mktemp("search") / "run", make_engine_search(), accidents)
     environment.undo()
     return run, accidents
 
@@ -94,23 +115,41 @@ def test_trials_share_one_process_until_it_is_killed(survived: tuple[RunFolder, 
 
 def test_the_search_outlives_its_holders_and_its_engine(survived: tuple[RunFolder, Accidents]) -> None:
     run, _ = survived
-    records = run.records()
-    assert [record.id for record in records] == [f"{number:04d}" for number in range(6)]
-    dead = [record.id for record in records if without_a_word(record)]
-    assert "0003" in dead
-    assert 2 <= len(dead) <= 3
-    assert {record.id for record in records if record.ending is None or record.ending.kind is EndingKind.FAILED} == {
-        *dead
-    }
-    assert records[-1].points
+    assert_all_is_well(run, trials=5)
+    stretches = {path.name for path in (run.path / "ray").iterdir() if path.is_dir()}
+    assert "0003-2" in stretches  # it went on under its own id
 
 
 def test_what_a_trial_logs_while_it_trains_is_in_its_holder_s_wandb_run(survived: tuple[RunFolder, Accidents]) -> None:
     run, _ = survived
     last = run.records()[-1]
-    (log,) = last.folder.glob("wandb/offline-run-*/run-*.wandb")
-    times = log.read_bytes().count(b"train/learning_rate")
+    logs = list(last.folder.glob("wandb/offline-run-*/run-*.wandb"))
+    times = sum(log.read_bytes().count(b"train/learning_rate") for log in logs)
     assert times == 2 * last.points[-1].step  # in the history, and as the newest
+
+
+def test_an_engine_whose_data_hangs_is_started_again_and_its_trials_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines_module, "EngineActor", HangingOnce)
+    monkeypatch.setenv("HANGS_ONCE_IN", str(tmp_path))
+    accidents = Accidents({})
+    search = make_engine_search("machine.step_limit_seconds=8", "trials=2", "space.lora_rank=null")
+    run = run_search(tmp_path / "run", search, accidents)
+    assert (tmp_path / "hung").exists()
+    assert len(set(accidents.engines.values())) == 2
+    assert_all_is_well(run, trials=2)
+
+
+def test_an_engine_that_does_not_answer_at_all_is_started_again(tmp_path: Path) -> None:
+    """SIGSTOP: not even its own threads can tell that it hangs."""
+    search = make_engine_search("machine.step_limit_seconds=8", "trials=2")
+    accidents = Accidents({"0001": engine_process}, with_signal=signal.SIGSTOP)
+    run = run_search(tmp_path / "run", search, accidents)
+    assert accidents.at == {}
+    assert_all_is_well(run, trials=2)
+    stopped = accidents.engines["0001"]
+    assert wait_until(lambda: not is_alive(stopped))
 
 
 @pytest.fixture
@@ -134,6 +173,56 @@ def test_engines_have_a_gpu_each_and_trials_go_where_most_slots_are_free(two_gpu
     assert engines.take_slot("0004") == "engine-1"
     engines.close()
     assert wait_until(lambda: not any(psutil.pid_exists(process) for process in processes.values()))
+
+
+def test_a_trial_has_left_once_nothing_of_it_runs(two_gpus: None, tmp_path: Path) -> None:
+    search = make_engine_search("train_tokens=1000000", "evaluations=1")
+    engines = Engines(search, Placement(engines=1, slots=2))
+    assert engines.has_left("0001")
+    folder = TrialFolder(tmp_path / "0001")
+    config = search.recipe.trial_config({}).model_copy(update={"base_eval_loss": 9.0})
+    folder.begin(config, Origin.PROPOSED, "proposed")
+    assignment = {
+        "trial_id": "0001",
+        "resumes": False,
+        "origin": Origin.PROPOSED.value,
+        "config": config.model_dump_json(),
+        "folder": str(folder.path),
+        "fingerprint": None,
+        "stop_at": math.inf,
+    }
+    actor = ray.get_actor(engines.take_slot("0001"))
+    ray.get(actor.begin.remote(assignment))
+    assert wait_until(lambda: bool(list(folder.path.glob("tensorboard/events.*"))), seconds=60)
+    engines.free_slot("0001")
+    assert not engines.has_left("0001")  # not before its step is over
+    assert wait_until(lambda: engines.has_left("0001"), seconds=30)
+    (process,) = [psutil.Process(ray.get(actor.ready.remote()))]
+    spent = process.cpu_times().user
+    time.sleep(2.0)
+    assert process.cpu_times().user - spent < 1.0
+    engines.close()
+
+
+def test_trials_go_to_the_engines_that_are_left_when_a_machine_leaves() -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1})
+    leaving = cluster.add_node(num_cpus=1, num_gpus=1)
+    try:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        search = replace(make_engine_search(), gpus_per_trial=1)
+        engines = Engines(search, Placement(engines=2, slots=4))
+        processes = {name: ray.get(ray.get_actor(name).ready.remote()) for name in ("engine-0", "engine-1")}
+        parents = {name: psutil.Process(process).ppid() for name, process in processes.items()}
+        raylet = leaving.all_processes["raylet"][0].process.pid
+        gone, stays = sorted(parents, key=lambda name: parents[name] != raylet)
+        assert parents[gone] == raylet
+        cluster.remove_node(leaving, allow_graceful=False)
+        assert wait_until(lambda: not engines.restart_hung() and engines._is_away(gone), seconds=60)
+        assert [engines.take_slot(f"000{number}") for number in range(5)] == [stays] * 5
+        engines.close()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def test_a_search_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_where_the_trials_run_is_on_record(run: RunFolder, search: Search) -> None:
-    run.write_search(search, Placement(engines=2, slots=6))
+    search = replace(search, placement=Placement(engines=2, slots=6), shortened=0.5, prediction={"trials": 9})
+    run.write_search(search)
     content = json.loads((run.path / "search.json").read_text())
     assert (content["engines"], content["slots"]) == (2, 6)
     assert run.read_search() == search

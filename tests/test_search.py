@@ -208,7 +208,7 @@ def test_plan_says_what_would_happen_and_runs_nothing(in_tmp_path: Path, capsys:
     said = capsys.readouterr().out
     assert "time: 7m00s" in said
     assert "hyperparameters.lora_rank = 8  (--set)" in said
-    assert "rungs at 11,111, 33,333 tokens" in said
+    assert "may pause, at 11,111, 22,222, 33,333" in said
     assert list(in_tmp_path.iterdir()) == []
 
 

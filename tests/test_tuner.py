@@ -23,7 +23,7 @@ from orchestrator.study import STUDY_NAME
 from tests.searches import BASE_LOSS, make_conductor, point, record, run_base, run_trial
 from trials.config import TrialConfig
 from trials.errors import SearchBroken
-from trials.records import EndingKind, EvalPoint, TrialFolder
+from trials.records import EvalPoint, TrialFolder
 
 APART = Placement(engines=0, slots=1)
 """Every trial in a process of its own."""
@@ -43,45 +43,62 @@ def python_handles_sigint() -> Iterator[None]:
 
 
 def test_a_suggestion_is_all_that_a_worker_needs(conductor: Conductor, run: RunFolder, search: Search) -> None:
-    searcher = tuner._Searcher(conductor, run, search, Engines(search, APART))
-    base, start = searcher.suggest("a"), searcher.suggest("b")
+    searcher = tuner._Searcher(conductor, run, Engines(search, APART))
+    base = searcher.suggest("a")
     assert isinstance(base, dict)
-    assert isinstance(start, dict)
     assert (base["trial_id"], base["origin"]) == ("0000", "base")
+    assert searcher.suggest("b") is None  # nothing runs beside the base
+    searcher.on_trial_complete("a", error=True)
+    run_base(run, conductor)
+    start = searcher.suggest("b")
+    assert isinstance(start, dict)
+    assert (start["trial_id"], start["stretch"], start["resumes"]) == ("0001", "0001", False)
     assert TrialConfig.model_validate_json(start["config"]).hyperparameters.learning_rate == 2e-4
     assert start["folder"] == str(run.trial("0001"))
-    assert start["stop_at"] == search.deadline.training_ends.timestamp()
-    assert searcher.suggest("c") is None  # both slots are taken
+    assert start["stop_at"] == conductor.search.deadline.training_ends.timestamp()
+    assert isinstance(searcher.suggest("c"), dict)
+    assert searcher.suggest("d") is None  # both slots are taken
 
 
 def test_the_searcher_is_finished_when_the_conductor_is(conductor: Conductor, run: RunFolder, search: Search) -> None:
     conductor.interrupt()
-    assert tuner._Searcher(conductor, run, search, Engines(search, APART)).suggest("a") == Searcher.FINISHED
+    assert tuner._Searcher(conductor, run, Engines(search, APART)).suggest("a") == Searcher.FINISHED
 
 
-def test_a_trial_whose_process_died_is_told_so(conductor: Conductor, run: RunFolder, search: Search) -> None:
+def test_a_trial_whose_process_died_goes_on_in_a_stretch_of_its_own(
+    conductor: Conductor, run: RunFolder, search: Search
+) -> None:
     run_base(run, conductor)
-    searcher = tuner._Searcher(conductor, run, search, Engines(search, APART))
+    searcher = tuner._Searcher(conductor, run, Engines(search, APART))
     searcher.suggest("b")
     searcher.on_trial_complete("b", error=True)
-    ending = run.records()[1].ending
-    assert ending is not None
-    assert ending.kind is EndingKind.FAILED
+    assert run.records()[1].ending is None
+    again = searcher.suggest("c")
+    assert isinstance(again, dict)
+    assert (again["trial_id"], again["stretch"]) == ("0001", "0001-2")
+    (run.path / "ray" / "0001-3").mkdir(parents=True)  # of an earlier session
+    resumed = tuner._Searcher(conductor, run, Engines(search, APART))
+    resumed._stretches |= {"0001", "0001-2"}
+    searcher.on_trial_complete("c", error=True)
+    last = resumed.suggest("d")
+    assert isinstance(last, dict)
+    assert last["stretch"] == "0001-4"
 
 
 def test_the_scheduler_says_what_the_conductor_says(conductor: Conductor, run: RunFolder, search: Search) -> None:
     run_base(run, conductor, BASE_LOSS)
     run_trial(run, conductor, [(100, 1.0), (900, 0.5)])
-    suggestion = tuner._Searcher(conductor, run, search, Engines(search, APART)).suggest("c")
+    suggestion = tuner._Searcher(conductor, run, Engines(search, APART)).suggest("c")
     trial = SimpleNamespace(config=suggestion)
     scheduler = tuner._Scheduler(conductor)
-    for evaluation, word in ((point(1.5, 50), TrialScheduler.CONTINUE), (point(1.4, 100), TrialScheduler.STOP)):
+    for evaluation, word in ((point(0.4, 100), TrialScheduler.CONTINUE), (point(9.0, 300), TrialScheduler.STOP)):
         record(TrialFolder(run.trial("0002")), evaluation)
         assert scheduler.on_trial_result(None, trial, {**asdict(evaluation), "training_iteration": 1}) == word
 
 
-def test_everything_stops_when_the_conductor_says_so(conductor: Conductor, search: Search) -> None:
-    stopper = tuner._Stopper(conductor, Engines(search, APART))
+def test_everything_stops_when_the_conductor_says_so(conductor: Conductor, run: RunFolder, search: Search) -> None:
+    engines = Engines(search, APART)
+    stopper = tuner._Stopper(conductor, tuner._Searcher(conductor, run, engines), engines)
     assert not stopper.stop_all()
     assert not stopper("a", {})
     conductor.interrupt()
@@ -99,14 +116,15 @@ def test_the_first_interrupt_is_ours_the_second_is_pythons(conductor: Conductor,
 
 def test_what_tune_pickles_leaves_the_conductor_behind(conductor: Conductor, run: RunFolder, search: Search) -> None:
     engines = Engines(search, APART)
-    searcher = tuner._Searcher(conductor, run, search, engines)
-    for adapter in (searcher, tuner._Scheduler(conductor), tuner._Stopper(conductor, engines)):
+    searcher = tuner._Searcher(conductor, run, engines)
+    for adapter in (searcher, tuner._Scheduler(conductor), tuner._Stopper(conductor, searcher, engines)):
         assert pickle.loads(pickle.dumps(adapter)).__dict__ == {}
 
 
 def test_when_tune_gives_up_nothing_stays_running(run: RunFolder, search: Search) -> None:
     now = datetime.now(UTC)
-    search = replace(search, deadline=replace(search.deadline, started=now, ends=now + timedelta(hours=1)))
+    deadline = replace(search.deadline, started=now, ends=now + timedelta(hours=1))
+    search = replace(search, deadline=deadline, placement=APART)
     conductor = make_conductor(run, search, slots=1, clock=lambda: datetime.now(UTC))
 
     def broken(_trial_id: str, _point: EvalPoint) -> bool:
@@ -114,6 +132,6 @@ def test_when_tune_gives_up_nothing_stays_running(run: RunFolder, search: Search
 
     conductor.on_eval = broken  # type: ignore[method-assign]
     with tuner.ray_session(dashboard=False), pytest.raises(SearchBroken, match="no space left on device"):
-        tuner.run_tune(conductor, run, search, APART)
+        tuner.run_tune(conductor, run)
     states = {t.state for t in optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials}
     assert TrialState.RUNNING not in states

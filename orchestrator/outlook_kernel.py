@@ -1,0 +1,178 @@
+"""The Gaussian process over configuration and fraction trained: its covariance, and how its parameters are found.
+
+A loss (its logarithm, standardised) at a fraction t of a configuration x is the sum of the curve that all share, of
+what the configuration does to it, and of what this one trial does by itself (its seed, what the space doesn't say):
+
+    k = shared(t, t') + a(t) a(t') [matern52(x, x') (l^2 + g^2 matern32(t, t')) + o^2 same_trial exp(-|t - t'|)] + noise
+
+with fractions on a logarithmic scale, one length for every dimension of the space, and an amplitude a(t) = t^gamma:
+losses of different configurations may come together with training, or drift apart. Parameters are the most probable
+ones under wide priors (Rasmussen and Williams 2006, chapter 5); the priors are what is believed while nothing ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import scipy.optimize
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+_SHARED, _SHARED_LENGTH = 1.5, 1.5
+_JITTER = 1e-6
+_COMMON = {
+    # name: (mean of the logarithm (of gamma itself), its standard deviation)
+    "lasting": (0.0, 0.5),
+    "config": (np.log(0.4), 0.7),
+    "config_length": (np.log(2.0), 0.5),
+    "own": (np.log(0.2), 0.7),
+    "own_length": (np.log(2.0), 0.6),
+    "noise": (np.log(0.03), 0.5),
+    "gamma": (0.0, 0.3),
+}
+_LENGTH = (np.log(0.8), 0.7)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where the process is looked at: rows of coordinates, log fractions, and whose trial each is."""
+
+    x: Array
+    s: Array
+    trial: NDArray[np.int64]
+
+
+def prior(dimensions: int) -> tuple[Array, Array]:
+    """Means and standard deviations of all parameters: one length a dimension, then the common ones."""
+    means = [_LENGTH[0]] * dimensions + [mean for mean, _ in _COMMON.values()]
+    deviations = [_LENGTH[1]] * dimensions + [deviation for _, deviation in _COMMON.values()]
+    return np.array(means), np.array(deviations)
+
+
+def covariance(theta: Array, a: Points, b: Points) -> Array:
+    """Between two sets of points, without noise."""
+    lengths, lasting, config, config_length, own, own_length = _unpack(theta)
+    gap = np.abs(a.s[:, None] - b.s[None, :])
+    r = _distance(a.x / lengths, b.x / lengths)
+    between = (1 + r + r**2 / 3) * np.exp(-r) * (lasting**2 + config**2 * _matern32(gap, config_length))
+    same = a.trial[:, None] == b.trial[None, :]
+    if same.any():
+        between[same] += own**2 * np.exp(-gap[same] / own_length)
+    between *= np.exp(theta[-1] * a.s)[:, None] * np.exp(theta[-1] * b.s)[None, :]
+    return np.asarray(between + _SHARED**2 * _matern32(gap, _SHARED_LENGTH))
+
+
+def within(theta: Array, s: Array) -> Array:
+    """Of one configuration's losses with each other: `s` (arms, stops) to (arms, stops, stops)."""
+    _, lasting, config, config_length, own, own_length = _unpack(theta)
+    gap = np.abs(s[:, :, None] - s[:, None, :])
+    amplitude = np.exp(theta[-1] * (s[:, :, None] + s[:, None, :]))
+    own_part = own**2 * np.exp(-gap / own_length)
+    of_config = lasting**2 + config**2 * _matern32(gap, config_length)
+    return np.asarray(_matern32(gap, _SHARED_LENGTH) * _SHARED**2 + amplitude * (of_config + own_part))
+
+
+def _matern32(gap: Array, length: float) -> Array:
+    scaled = np.sqrt(3) * gap / length
+    return np.asarray((1 + scaled) * np.exp(-scaled))
+
+
+def noise_variance(theta: Array) -> float:
+    """Of one evaluation, in standardised units."""
+    return float(np.exp(2 * theta[-2]))
+
+
+def _distance(a: Array, b: Array) -> Array:
+    squares = np.sum(a**2, 1)[:, None] + np.sum(b**2, 1)[None] - 2 * a @ b.T
+    return np.asarray(np.sqrt(5 * np.maximum(squares, 0.0)))
+
+
+def _terms(theta: Array, points: Points) -> dict[str, Array]:
+    """The parts of the covariance of points with themselves that its derivatives are made of."""
+    lengths, lasting, config, config_length, own, own_length = _unpack(theta)
+    gap = np.abs(points.s[:, None] - points.s[None, :])
+    r = _distance(points.x / lengths, points.x / lengths)
+    decay = np.exp(-r)
+    u, v = np.sqrt(3) * gap / config_length, gap / own_length
+    amplitude = np.exp(theta[-1] * (points.s[:, None] + points.s[None, :]))
+    along = config**2 * amplitude * np.exp(-u)
+    between = (1 + r + r**2 / 3) * decay
+    same = points.trial[:, None] == points.trial[None, :]
+    return {
+        "shared": _SHARED**2 * _matern32(gap, _SHARED_LENGTH),
+        "lasting": lasting**2 * amplitude * between,
+        "config": along * (1 + u) * between,
+        "own": own**2 * amplitude * np.exp(-v) * same,
+        "by_length": (lasting**2 * amplitude + along * (1 + u)) * (1 + r) * decay * (5 / 3),
+        "by_config_length": along * u**2 * between,
+        "v": v,
+    }
+
+
+def _unpack(theta: Array) -> tuple[Array, float, float, float, float, float]:
+    lengths = np.exp(theta[:-7])
+    lasting, config, config_length, own, own_length = np.exp(theta[-7:-2])
+    return lengths, float(lasting), float(config), float(config_length), float(own), float(own_length)
+
+
+def fit(points: Points, y: Array, extra: Array, start: Array, most_steps: int) -> Array:
+    """The most probable parameters given values `y` (standardised) with `extra` variance each."""
+    mean, deviation = prior(points.x.shape[1])
+    squares = [(points.x[:, k, None] - points.x[None, :, k]) ** 2 for k in range(points.x.shape[1])]
+    objective = _objective(points, y, extra, squares, mean, deviation)
+    bounds = list(zip(mean - 3 * deviation, mean + 3 * deviation, strict=True))
+    found = scipy.optimize.minimize(
+        objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": most_steps}
+    )
+    return np.asarray(found.x)
+
+
+def _objective(
+    points: Points, y: Array, extra: Array, squares: list[Array], mean: Array, deviation: Array
+) -> Callable[[Array], tuple[float, Array]]:
+    """The negative logarithm of the posterior of the parameters, and its gradient."""
+    sums = points.s[:, None] + points.s[None, :]
+
+    def value(theta: Array) -> tuple[float, Array]:
+        terms = _terms(theta, points)
+        k = terms["shared"] + terms["lasting"] + terms["config"] + terms["own"]
+        k[np.diag_indices_from(k)] += noise_variance(theta) + extra + _JITTER
+        lower = scipy.linalg.cholesky(k, lower=True, check_finite=False)
+        inverse = scipy.linalg.lapack.dpotri(lower, lower=1)[0]
+        inverse = np.tril(inverse) + np.tril(inverse, -1).T
+        weights = inverse @ y
+        z = (theta - mean) / deviation
+        loss = 0.5 * y @ weights + np.sum(np.log(np.diag(lower))) + 0.5 * z @ z
+        return float(loss), _gradient(theta, terms, squares, sums, inverse - np.outer(weights, weights)) + z / deviation
+
+    return value
+
+
+def _gradient(theta: Array, terms: dict[str, Array], squares: list[Array], sums: Array, spread: Array) -> Array:
+    """Half the trace of `spread` times the covariance's derivative by each parameter."""
+    by_length = spread * terms["by_length"]
+    lasting, config, own = (spread * terms[name] for name in ("lasting", "config", "own"))
+    lengths = [0.5 * np.vdot(by_length, square) / np.exp(2 * theta[k]) for k, square in enumerate(squares)]
+    common = [
+        np.sum(lasting),
+        np.sum(config),
+        0.5 * np.vdot(spread, terms["by_config_length"]),
+        np.sum(own),
+        0.5 * np.vdot(own, terms["v"]),
+        np.trace(spread) * noise_variance(theta),
+        0.5 * np.vdot(lasting + config + own, sums),
+    ]
+    return np.array(lengths + common)
+
+
+def solve(theta: Array, points: Points, y: Array, extra: Array) -> tuple[Array, Array]:
+    """The lower Cholesky factor of the values' covariance, and the values whitened by it."""
+    k = covariance(theta, points, points)
+    k[np.diag_indices_from(k)] += noise_variance(theta) + extra + _JITTER
+    lower: Any = scipy.linalg.cholesky(k, lower=True, check_finite=False)
+    return lower, scipy.linalg.solve_triangular(lower, y, lower=True, check_finite=False)

@@ -1,0 +1,114 @@
+"""The processes of a session of a search: whatever starts in it, Ray's daemons and workers too, is found and ended.
+
+A session here is the system's: the process that opened it (setsid), all that it started, and all that these started,
+whoever their parent is by now. Processes on other machines of a Ray cluster don't belong to it; Ray ends those.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_PROC = Path("/proc")
+_BOOT_ID = _PROC / "sys/kernel/random/boot_id"
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG in linux/prctl.h
+_GONE = {"Z", "X"}
+_ENDING_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Process:
+    """What the system says of a process that lives; zombies don't."""
+
+    pid: int
+    name: str
+    parent: int
+    session: int
+
+
+@dataclass(frozen=True)
+class SessionMark:
+    """Tells a session from all others, also after a restart of this machine, or seen from another one."""
+
+    host: str
+    boot: str
+    session: int
+
+    @classmethod
+    def of(cls, session: int) -> SessionMark:
+        """Of a session on this machine, by its id."""
+        boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
+        return cls(socket.gethostname(), boot, session)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its processes, if there are any left, run on this machine."""
+        return self == SessionMark.of(self.session)
+
+
+def processes() -> list[Process]:
+    """All that live on this machine; none where the system doesn't tell (only Linux does)."""
+    found = (_read(path) for path in _PROC.glob("[0-9]*"))
+    return [process for process in found if process is not None]
+
+
+def end_session(session: int, seconds: float = _ENDING_SECONDS) -> list[Process]:
+    """Kills every process of a session but this one, and waits until they are gone.
+
+    Returns those that are still there after so many seconds, which only the system itself can hold up.
+    """
+    ends = time.monotonic() + seconds
+    while left := [found for found in processes() if found.session == session and found.pid != os.getpid()]:
+        for process in left:
+            _kill(process.pid)
+        if time.monotonic() > ends:
+            break
+        time.sleep(0.05)
+    return left
+
+
+def children(names: Collection[str]) -> set[int]:
+    """Process ids of this process's own children with one of these names."""
+    own = os.getpid()
+    return {process.pid for process in processes() if process.parent == own and process.name in names}
+
+
+def die_with(parent: int) -> None:
+    """Has this process killed as soon as its parent has ended, however that ends; at once if it has already."""
+    try:
+        libc: Any = ctypes.CDLL(None)
+        libc.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+    except (OSError, AttributeError):  # not Linux: it goes on until it notices by itself
+        return
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    return _read(_PROC / str(pid)) is not None
+
+
+def _read(path: Path) -> Process | None:
+    try:
+        text = (path / "stat").read_text(errors="replace")
+    except OSError:  # it ended meanwhile
+        return None
+    # The name stands in brackets, and may have brackets and spaces of its own.
+    name, fields = text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 2 :].split()
+    state, parent, _, session = fields[:4]
+    return None if state in _GONE else Process(int(path.name), name, int(parent), int(session))
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,94 @@
+"""Who goes on, who pauses, who's resumed, and what starts anew: pure rules, with no Ray, disk or clock.
+
+A trial may pause at every evaluation, and a paused one goes on from there. At each such moment all that could have
+the machine bid for it: the trial itself, every paused one, and the best configuration not tried yet. A bid is the
+expected improvement on the night's best loss by the trial's end, divided by the time that it takes to get there. It
+comes from the forecast of the loss at the end (orchestrator.outlook), which learns from the night's own curves how
+far early losses are to be trusted. So nothing is set beforehand: where early losses tell much, most trials pause at
+their first evaluation, as in successive halving (Li et al., arXiv 1810.05934) but with a way back; where they
+mislead, forecasts stay wide and trials go on. Near the end of the night a trial is judged by the loss that it can
+still reach, so that time goes to those that finish and win.
+
+A starting point of the recipe is never cut short. If nothing is complete and time is running out, the most promising
+trial that can still be completed has the machine before all else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.outlook import Forecast
+from orchestrator.promotion_field import Field
+from orchestrator.promotion_types import Fresh, Next, Night, Nothing, Resume, Standing, State, Verdict
+from search_spaces.schema import Dimension, SearchSettings
+
+__all__ = ["Fresh", "Next", "Night", "Nothing", "Promotion", "Resume", "Standing", "State", "Verdict"]
+
+
+class Promotion:
+    """The policy: told of every trial's standing, asked at every evaluation and for every free slot.
+
+    `only`: the configurations that may be tried, each once; None: all of the space.
+    """
+
+    def __init__(
+        self,
+        space: Mapping[str, Dimension],
+        settings: SearchSettings,
+        only: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        self._field = Field(space, settings.seed, only)
+
+    def start_from(self, base_eval_loss: float) -> None:
+        """The base model's loss in nats, from which all trials come down."""
+        self._field.start_from(base_eval_loss)
+
+    def update(self, standing: Standing) -> None:
+        """Takes in a new trial, or what has changed of one."""
+        self._field.update(standing)
+
+    def goes_on(self, trial_id: str, night: Night) -> Verdict:
+        """At an evaluation of a running trial: on, or pause."""
+        if self._field[trial_id].is_start:
+            return Verdict(True, False, "a starting point runs to its end")
+        needed = self._needed(night)
+        if needed is not None:
+            name = needed.trial_id
+            reason = "it's the one to be completed" if name == trial_id else f"{name} has to be completed in time"
+            return Verdict(name == trial_id or needed.state is State.RUNNING, False, reason)
+        own = self._field.price_of(trial_id, night)
+        paused = self._field.best_paused(night)
+        if paused is not None and paused[1] > max(own, self._field.fresh_price(night)):
+            return Verdict(False, False, f"{paused[0]} promises more")
+        if self._field.fresh_price(night) > own:
+            return Verdict(False, False, "a new configuration promises more")
+        return Verdict(True, False, "the most promising")
+
+    def next(self, night: Night) -> Next:
+        """For a free slot: a paused trial, or a new configuration."""
+        if night.seconds_left <= night.seconds_start:
+            return Nothing("the time for training is over")
+        needed = self._needed(night)
+        if needed is not None and needed.state is State.PAUSED:
+            return Resume(needed.trial_id)
+        paused = self._field.best_paused(night)
+        if paused is not None and paused[1] >= self._field.fresh_price(night):
+            return Resume(paused[0])
+        return Fresh() if night.may_start else Nothing("nothing is paused, and no new configuration may start")
+
+    def hopeless(self, keep: int, night: Night) -> list[str]:
+        """Paused trials beyond the `keep` most promising, the least promising last; disk is bounded by it."""
+        return self._field.paused(night)[keep:]
+
+    def forecast(self, trial_id: str) -> Forecast | None:
+        """The predicted loss of a trial at its end; None before its first evaluation."""
+        return self._field.forecast(trial_id)
+
+    def propose(self, seed: int) -> dict[str, Any]:
+        """The hyperparameters of the next new configuration, as in the recipe's space; the same for the same seed."""
+        return self._field.propose(seed)
+
+    def _needed(self, night: Night) -> Standing | None:
+        """The trial that must go on now, lest none be complete when the time is over."""
+        return None if self._field.has_complete else self._field.last_chance(night)

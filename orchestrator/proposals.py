@@ -1,0 +1,37 @@
+"""What to try next, from what is believed of everything tried so far."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import expit
+
+from orchestrator.outlook_space import Array
+
+_RIDGE = 0.03
+_NEWTON_STEPS = 8
+
+
+def chance_of_training(x: Array, failed: Array, trained: Array) -> Array:
+    """How likely configurations at coordinates `x` can be trained, given those that failed and those that didn't.
+
+    Logistic regression on coordinates, their squares and products: a threshold in the learning rate, a corner of large
+    ranks and batches.
+    """
+    features = _features(np.concatenate([failed, trained]))
+    is_trained = np.concatenate([np.zeros(len(failed)), np.ones(len(trained))])
+    weights = np.zeros(features.shape[1])
+    ridge = _RIDGE * np.eye(features.shape[1])
+    ridge[0, 0] = 0.01
+    for _ in range(_NEWTON_STEPS):
+        chance = expit(features @ weights)
+        slope = features.T @ (is_trained - chance) - ridge @ weights
+        curvature = (features * (chance * (1 - chance))[:, None]).T @ features + ridge
+        weights += np.clip(np.linalg.solve(curvature, slope), -5, 5)
+    chance = expit(_features(x) @ weights)
+    return np.asarray(chance)
+
+
+def _features(x: Array) -> Array:
+    centered = 2 * x - 1
+    first, second = np.triu_indices(x.shape[1])
+    return np.concatenate([np.ones((len(x), 1)), 2 * centered, centered[:, first] * centered[:, second]], 1)

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+
+from orchestrator.outlook import MOST_POINTS, Outlook
+from orchestrator.outlook_kernel import Points, covariance, fit, prior, within
+from orchestrator.outlook_space import Coordinates
+from search_spaces.schema import Choices, Range
+
+SPACE = {
+    "learning_rate": Range(low=1e-5, high=1e-2, log=True),
+    "lora_rank": Choices(choices=(4, 8, 16, 32)),
+    "target_modules": Choices(choices=(["q_proj"], ["q_proj", "v_proj"])),
+    "epochs": Range(low=1, high=3),
+}
+VALUES = {"learning_rate": 1e-4, "lora_rank": 8, "target_modules": ["q_proj"], "epochs": 2}
+
+
+def told(count: int, late: bool = False) -> tuple[Outlook, dict[str, dict[str, object]]]:
+    """An outlook that saw `count` whole trials, whose last losses follow the early ones, or (late) turn them round."""
+    outlook, all_values = Outlook(Coordinates(SPACE)), {}
+    for number in range(count):
+        values = {**VALUES, "learning_rate": 1e-5 * 1000 ** (number / count), "epochs": 1 + number % 3}
+        early = 2.0 - number / count
+        end = 0.5 * (3.0 - early if late else early)
+        outlook.tell(f"{number}", values, [(1 / 9, early), (1 / 3, (early + end) / 2), (1.0, end)], 0.0)
+        all_values[f"{number}"] = values
+    outlook.refresh()
+    return outlook, all_values
+
+
+def test_coordinates_are_between_0_and_1_and_draws_are_configurations_of_the_space() -> None:
+    coordinates = Coordinates(SPACE)
+    assert coordinates.of(VALUES) == pytest.approx([1 / 3, 1 / 3, np.sqrt(0.5), 0.0, 0.5])
+    random = np.random.default_rng(0)
+    for draw in [*coordinates.draw(50, random), *coordinates.near(VALUES, 50, random)]:
+        values = coordinates.values(draw)
+        assert 1e-5 <= values["learning_rate"] <= 1e-2
+        assert values["lora_rank"] in {4, 8, 16, 32}
+        assert values["target_modules"] in (["q_proj"], ["q_proj", "v_proj"])
+        assert coordinates.of_draws(draw[None])[0][:2] == pytest.approx(coordinates.of(values)[:2])
+
+
+def test_a_configuration_nearby_keeps_some_of_the_values() -> None:
+    coordinates = Coordinates(SPACE)
+    draws = coordinates.near(VALUES, 200, np.random.default_rng(1))
+    same = np.mean(draws == coordinates.draw_of(VALUES), 0)
+    assert np.all((same > 0.3) & (same < 0.9))
+
+
+def test_the_fit_climbs_to_where_its_gradient_says() -> None:
+    random = np.random.default_rng(0)
+    trial = np.repeat(np.arange(10), 3)
+    points = Points(random.random((10, 2))[trial], np.log(np.tile([1, 3, 9], 10) / 9), trial)
+    theta = prior(2)[0]
+    y = np.linalg.cholesky(covariance(theta, points, points) + 1e-4 * np.eye(30)) @ random.standard_normal(30)
+    found = fit(points, y, np.zeros(30), theta, 50)
+    again = fit(points, y, np.zeros(30), found + 0.05, 50)
+    assert again == pytest.approx(found, abs=0.05)
+    block = covariance(theta, *[Points(points.x[:3], points.s[:3], points.trial[:3])] * 2)
+    assert within(theta, points.s[None, :3])[0] == pytest.approx(block)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_trust_in_an_early_loss_is_learned_from_the_nights_own_curves(late: bool) -> None:
+    outlook, _ = told(12, late)
+    middle = {**VALUES, "learning_rate": 3e-4, "epochs": 2}
+    outlook.tell("good", middle, [(1 / 9, 1.4)], 0.0)
+    outlook.tell("bad", middle, [(1 / 9, 1.6)], 0.0)
+    good, bad = (outlook.ahead_of(name, np.ones((1, 1)))[0][0, 0] for name in ("good", "bad"))
+    gain = np.log(1.6) - np.log(1.4)
+    assert good < bad if not late else bad - good < gain / outlook._scale
+
+
+def test_what_is_told_after_a_refresh_counts_as_if_it_had_been_told_before() -> None:
+    outlook, values = told(6)
+    outlook.tell("new", values["2"], [(1 / 9, 1.7), (1 / 3, 1.1)], 0.05)
+    after = outlook.ahead_of("new", np.array([[0.5, 1.0]]))
+    center, scale = outlook._center, outlook._scale
+    outlook._told_since_fit = 0
+    outlook.refresh()
+    before = outlook.ahead_of("new", np.array([[0.5, 1.0]]))
+    nats = [outlook._center + outlook._scale * before[0], center + scale * after[0]]
+    assert nats[0] == pytest.approx(nats[1], abs=0.05)
+
+
+def test_a_noisy_loss_moves_a_forecast_less() -> None:
+    outlook, values = told(6)
+    forecasts = []
+    for noise in (0.0, 1.0):
+        outlook.tell(f"noise {noise}", values["3"], [(1 / 9, 0.5)], noise)
+        forecasts.append(outlook.ahead_of(f"noise {noise}", np.ones((1, 1)))[0][0, 0])
+    assert forecasts[0] < forecasts[1]
+
+
+def test_the_model_sees_no_more_than_it_can_take() -> None:
+    outlook, _ = told(400)
+    assert outlook._base is not None
+    assert len(outlook._base[1]) <= 1.1 * MOST_POINTS
+    assert outlook.ahead_of("399", np.ones((1, 1)))[1][0, 0, 0] < 0.1

@@ -1,0 +1,202 @@
+"""Sessions one after another: which endings are a break, and what is done about it; real processes, no Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from orchestrator.perseverance import (
+    MOST_IN_A_ROW,
+    SessionCode,
+    end_last_session,
+    evaluations_on_disk,
+    in_words,
+    persevere,
+    run_session,
+)
+from orchestrator.processes import SessionMark, is_alive
+from orchestrator.run_folder import RunFolder, Search
+from tests.commands import ROOT, environment
+from tests.searches import point, record
+from trials.errors import SearchBroken
+from trials.records import Ending, EndingKind, TrialFolder
+
+
+class Sessions:
+    """Sessions that end with these codes, each after so much more was put on disk; time passes only by waiting."""
+
+    def __init__(self, *codes: tuple[int, int], seconds_left: float = 3600.0) -> None:
+        self.codes = list(codes)
+        self.on_disk = 0
+        self.left = seconds_left
+        self.said: list[str] = []
+        self.waits: list[float] = []
+
+    def __call__(self) -> int:
+        code, more = self.codes.pop(0)
+        self.on_disk += more
+        return code
+
+    def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.left -= seconds
+
+    def persevere(self) -> SessionCode:
+        return persevere(self, lambda: self.on_disk, lambda: self.left, self.said.append, self.wait)
+
+
+@pytest.mark.parametrize("code", [code for code in SessionCode if code is not SessionCode.BROKEN])
+def test_what_ends_by_itself_is_not_begun_again(code: SessionCode) -> None:
+    sessions = Sessions((code, 0))
+    assert sessions.persevere() is code
+    assert sessions.said == []
+
+
+@pytest.mark.parametrize("code", [SessionCode.BROKEN, 1, -signal.SIGKILL, -signal.SIGSEGV])
+def test_what_breaks_begins_again_and_that_is_said(code: int) -> None:
+    sessions = Sessions((code, 1), (code, 1), (SessionCode.OVER, 1))
+    assert sessions.persevere() is SessionCode.OVER
+    assert sessions.said == [f"the search broke ({in_words(code)}), and goes on from what is on disk in 2 s"] * 2
+
+
+def test_breaking_again_and_again_without_getting_on_is_given_up() -> None:
+    sessions = Sessions((1, 3), *[(1, 0)] * (MOST_IN_A_ROW - 1), (SessionCode.OVER, 0))
+    with pytest.raises(SearchBroken, match=f"{MOST_IN_A_ROW} times in a row without getting on.*exit code 1"):
+        sessions.persevere()
+    assert sessions.waits == [2, 4, 8, 16, 32, 60, 60]
+    assert len(sessions.codes) == 1
+
+
+def test_as_long_as_it_gets_on_it_may_break_as_often_as_it_likes() -> None:
+    sessions = Sessions(*[(1, 0), (1, 0), (1, 1)] * 10, (SessionCode.OVER, 0))
+    assert sessions.persevere() is SessionCode.OVER
+
+
+def test_when_time_is_over_nothing_is_begun_again() -> None:
+    sessions = Sessions((1, 0), (1, 0), (1, 0), seconds_left=5.0)
+    assert sessions.persevere() is SessionCode.OVER
+    assert sessions.waits == [2, 3]
+    assert len(sessions.codes) == 0
+
+
+def test_endings_count_as_getting_on_as_evaluations_do(run: RunFolder) -> None:
+    assert evaluations_on_disk(run) == 0
+    folder = TrialFolder(run.trial("0001"))
+    folder.path.mkdir()
+    for tokens in (100, 200):
+        record(folder, point(1.0, tokens))
+    assert evaluations_on_disk(run) == 2
+    folder.end(Ending(EndingKind.FINISHED, "made up"))
+    assert evaluations_on_disk(run) == 3
+
+
+@pytest.fixture
+def left_behind() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of a session whose command is gone."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_what_a_killed_command_left_behind_is_ended(run: RunFolder, left_behind: subprocess.Popen[bytes]) -> None:
+    mark = SessionMark.of(left_behind.pid)
+    (run.path / "session.json").write_text(json.dumps(asdict(mark)))
+    end_last_session(run)
+    assert not is_alive(left_behind.pid)
+    assert not (run.path / "session.json").exists()
+
+
+def test_processes_of_another_machine_or_another_day_are_let_be(
+    run: RunFolder, left_behind: subprocess.Popen[bytes]
+) -> None:
+    mark = SessionMark.of(left_behind.pid)
+    for other in (replace(mark, host="another"), replace(mark, boot="yesterday's")):
+        (run.path / "session.json").write_text(json.dumps(asdict(other)))
+        end_last_session(run)
+        assert is_alive(left_behind.pid)
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]"])
+def test_a_mark_that_was_half_written_is_no_mark(run: RunFolder, text: str) -> None:
+    (run.path / "session.json").write_text(text)
+    end_last_session(run)
+
+
+def make_session(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a script in the place of `python -m orchestrator.session`: what runs it is what's tested here."""
+    package = folder / "orchestrator"
+    package.mkdir(parents=True)
+    (package / "session.py").write_text(script)
+    monkeypatch.chdir(folder)
+
+
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=0)
+open("pids", "w").write(f"{child.pid}")
+time.sleep(600)
+"""
+
+
+def test_a_session_that_is_too_late_is_ended_with_all_its_processes(
+    run: RunFolder, search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.now(UTC)
+    deadline = replace(search.deadline, started=now, ends=now + timedelta(seconds=9), reserve_seconds=8)
+    run.write_search(replace(search, deadline=deadline))
+    make_session(tmp_path / "elsewhere", STUBBORN, monkeypatch)
+    began = time.monotonic()
+    assert run_session(run, lambda: datetime.now(UTC)) == SessionCode.OVER
+    assert 6 <= time.monotonic() - began <= 9
+    assert not is_alive(int(Path("pids").read_text()))
+
+
+OBEDIENT = """
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+open("ready", "w").close()
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("script", "signals"), [(OBEDIENT, [signal.SIGINT]), (OBEDIENT, [signal.SIGTERM])])
+def test_signals_are_the_session_s_to_obey(
+    run: RunFolder,
+    search: Search,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    signals: list[signal.Signals],
+) -> None:
+    now = datetime.now(UTC)
+    run.write_search(replace(search, deadline=replace(search.deadline, started=now, ends=now + timedelta(hours=1))))
+    make_session(tmp_path / "elsewhere", script, monkeypatch)
+
+    def send() -> None:
+        while not Path("ready").exists():
+            time.sleep(0.05)
+        for number in signals:
+            os.kill(os.getpid(), number)
+
+    threading.Thread(target=send, daemon=True).start()
+    assert run_session(run, lambda: datetime.now(UTC)) == SessionCode.INTERRUPTED
+
+
+def test_a_session_on_a_broken_search_json_is_refused_with_a_message(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "orchestrator.session", str(tmp_path), str(os.getpid()), "0"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == SessionCode.REFUSED
+    assert "holds no search" in done.stderr

@@ -1,0 +1,109 @@
+"""Sessions of real processes: found whoever their parent is, ended whole, and gone with the one that they belong to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.processes import SessionMark, children, end_session, is_alive, processes
+from tests.commands import ROOT
+
+# Starts a child that goes on without it, in a process group of its own, as Ray's workers are.
+ORPHANING = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=0)
+print(child.pid, flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
+
+
+@pytest.fixture
+def leader() -> Iterator[subprocess.Popen[str]]:
+    """The process that opened a session."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ORPHANING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    yield process
+    end_session(process.pid)
+    process.communicate()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    ends = time.monotonic() + seconds
+    while not condition() and time.monotonic() < ends:
+        time.sleep(0.05)
+    return condition()
+
+
+def test_a_session_is_ended_with_processes_whose_parent_is_gone(leader: subprocess.Popen[str]) -> None:
+    assert leader.stdout is not None
+    orphan = int(leader.stdout.readline())
+    leader.kill()
+    leader.wait()
+    assert is_alive(orphan)
+    assert [process.pid for process in processes() if process.session == leader.pid] == [orphan]
+    assert end_session(leader.pid) == []
+    assert not is_alive(orphan)
+
+
+def test_who_ends_its_own_session_stays(leader: subprocess.Popen[str]) -> None:
+    script = "import os; from orchestrator.processes import end_session; end_session(os.getsid(0)); print('still here')"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, start_new_session=True, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "still here\n"
+
+
+def test_own_children_are_found_by_name_until_they_are_zombies() -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    assert wait_until(lambda: child.pid in children(["sleep"]))
+    assert child.pid not in children(["slee", "python"])
+    child.kill()
+    assert wait_until(lambda: not is_alive(child.pid))  # nobody has waited for it yet
+    assert child.pid not in children(["sleep"])
+    child.wait()
+
+
+PARENTING = """
+import subprocess, sys, time
+script = "import os, time; from orchestrator.processes import die_with; die_with(os.getppid()); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", script])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_process_dies_with_its_parent_even_of_sigkill() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENTING], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(1.0)
+    assert is_alive(child)
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    assert wait_until(lambda: not is_alive(child))
+
+
+def test_a_parent_that_is_gone_already_takes_its_child_along() -> None:
+    script = "from orchestrator.processes import die_with; die_with(1 << 22); print('still here')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
+
+
+def test_a_mark_is_of_this_machine_since_it_started() -> None:
+    mark = SessionMark.of(os.getsid(0))
+    assert mark.is_here
+    assert not replace(mark, host="another").is_here
+    assert not replace(mark, boot="earlier").is_here
