@@ -82,6 +82,8 @@ class Conductor:
         self._study = Study(run.study_url, search.recipe)
         self._roster = Roster(trained, search.recipe.search.keep_adapters)
         self._policy = Promotion(search.recipe.space, search.recipe.search)
+        if self._preliminaries.base_eval_loss is not None:
+            self._policy.start_from(self._preliminaries.base_eval_loss)
         self._catch_up(trained)
 
     @property
@@ -304,6 +306,7 @@ class Conductor:
         self._preliminaries.take(trial_id, point)
         if trial_id == BASE_TRIAL_ID:
             self._study.record_base(point.eval_loss, point.score)
+            self._policy.start_from(point.eval_loss)
         self._emit(TrialEvaluated(trial_id, point))
 
     def _end_preliminary(self, trial_id: str, *, died: bool) -> None:

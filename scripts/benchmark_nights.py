@@ -104,9 +104,8 @@ def deadlines(given: argparse.Namespace) -> list[dict[str, Any]]:
     found = _side_by_side(play_random, range(given.first_seed, given.first_seed + given.nights), given.processes)
     fits = [night for night in found if night.one_fits]
     busy = sorted(night.busy for night in found)
-    print(
-        f"{len(found)} nights of {_range(found, lambda n: n.seconds / 3600)} hours, {sum(n.trials for n in found)} trials"
-    )
+    hours = _range(found, lambda night: night.seconds / 3600)
+    print(f"{len(found)} nights of {hours} hours, {sum(night.trials for night in found)} trials")
     print(f"{sum(n.accidents for n in found)} accidents, in {sum(n.accidents > 0 for n in found)} nights")
     print(f"deadline met: {sum(night.met for night in found)}, earliest and latest " + _margins(found))
     print(f"a full-length trial: {sum(night.full_length > 0 for night in fits)} of {len(fits)} where one fits")

@@ -20,7 +20,7 @@ from orchestrator.conductor import Conductor
 from orchestrator.engines import Engines
 from orchestrator.run_folder import Placement, RunFolder, Search
 from orchestrator.study import STUDY_NAME
-from tests.searches import BASE_LOSS, make_conductor, point, record, run_base, run_trial
+from tests.searches import BASE_LOSS, make_conductor, point, record, run_base
 from trials.config import TrialConfig
 from trials.errors import SearchBroken
 from trials.records import EvalPoint, TrialFolder
@@ -87,12 +87,13 @@ def test_a_trial_whose_process_died_goes_on_in_a_stretch_of_its_own(
 
 def test_the_scheduler_says_what_the_conductor_says(conductor: Conductor, run: RunFolder, search: Search) -> None:
     run_base(run, conductor, BASE_LOSS)
-    run_trial(run, conductor, [(100, 1.0), (900, 0.5)])
-    suggestion = tuner._Searcher(conductor, run, Engines(search, APART)).suggest("c")
-    trial = SimpleNamespace(config=suggestion)
+    searcher = tuner._Searcher(conductor, run, Engines(search, APART))
+    start, other = (SimpleNamespace(config=searcher.suggest(name)) for name in "bc")
     scheduler = tuner._Scheduler(conductor)
-    for evaluation, word in ((point(0.4, 100), TrialScheduler.CONTINUE), (point(9.0, 300), TrialScheduler.STOP)):
-        record(TrialFolder(run.trial("0002")), evaluation)
+    # A starting point runs to its end; one that is worse than the base after a third of it needn't go on.
+    for trial, loss, word in ((start, 1.5, TrialScheduler.CONTINUE), (other, 9.0, TrialScheduler.STOP)):
+        evaluation = point(loss, 300)
+        record(TrialFolder(run.trial(trial.config["trial_id"])), evaluation)
         assert scheduler.on_trial_result(None, trial, {**asdict(evaluation), "training_iteration": 1}) == word
 
 
