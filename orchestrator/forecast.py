@@ -97,7 +97,7 @@ def predict(search: Search, pace: Pace | None, now: datetime) -> Prediction:
         night = _Night(left, placed.slots, full_tokens * speed.seconds_per_token, speed.start_seconds)
         trials, full = _counts(night, settings, len(search.recipe.start))
         busy = _busy_seconds(night, settings)
-        tokens = int(busy * placed.slots / speed.seconds_per_token)
+        tokens = int(min(busy * placed.slots / speed.seconds_per_token, trials * full_tokens))
         ends = min(ends, now + timedelta(seconds=busy))
     ends += timedelta(seconds=expected_seconds(deadline.reserve_seconds))
     return Prediction(

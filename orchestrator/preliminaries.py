@@ -33,7 +33,9 @@ class Preliminaries:
     """What is known before trials begin, and kept up to date while they run."""
 
     def __init__(self, run: RunFolder, search: Search, slots: int, records: Sequence[TrialRecord]) -> None:
-        self.search = search
+        # A search from before lengths were measured has trials that are as long as the recipe says.
+        begun = any(record.origin not in (Origin.BASE, Origin.PROBE) for record in records)
+        self.search = replace(search, shortened=1.0) if begun and search.shortened is None else search
         self._run = run
         self._slots = slots
         self.pace = Pace.from_records(records)

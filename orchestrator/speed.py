@@ -29,6 +29,8 @@ ESTIMATED = "estimated from the model's size and the GPU's name; measured in the
 
 _OF_RATES_ENGINE, _OF_RATES_TRL = 0.6, 0.15
 """Shares of what the arithmetic promises that were reached on an H100 (docs/engine.md)."""
+_LEAST_SECONDS_PER_TOKEN = 1 / 60_000
+"""Of a small model no more is to be had, whatever the GPU: kernels aren't launched faster (the demo on an H100)."""
 _EVALUATED_TOKEN = 0.5
 """Of what a trained token takes: there is no gradient."""
 
@@ -99,6 +101,7 @@ def _estimated(search: Search) -> Speed | None:
     sizes = sizes_of(model, 2, is_quantized=search.recipe.model.quantization == "nf4")
     share = _OF_RATES_TRL if why_no_engine(search) else _OF_RATES_ENGINE
     each = seconds_per_token(sizes, gpu.rates, Plan(MOST_TOKENS, (Keep.NO_MLP,) * sizes.layers)) / share
+    each = max(each, _LEAST_SECONDS_PER_TOKEN)
     return Speed(per_device * each * _with_evaluations(search), FIRST_START_SECONDS, ESTIMATED)
 
 

@@ -177,7 +177,10 @@ class _TooLarge(Sequence[Example]):
 def test_a_score_that_memory_does_not_suffice_for_does_not_end_the_trial(
     train: Train, text_data: TrialData, scored: Trained, caplog: pytest.LogCaptureFixture
 ) -> None:
-    no_room = replace(text_data, eval=SimpleNamespace(rows=text_data.eval.rows, examples=_TooLarge()))
+    whole = text_data.eval
+    rows = SimpleNamespace(rows=whole.rows, longest=whole.longest, longest_rows=whole.longest_rows)
+    rows.examples = _TooLarge()
+    no_room = replace(text_data, eval=rows)
     trained = train(data=no_room)
     assert trained.record.ending == Ending(EndingKind.FINISHED, scored.record.ending.reason)
     assert trained.losses == scored.losses
