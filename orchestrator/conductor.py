@@ -254,6 +254,7 @@ class Conductor:
         record = read_trial(folder)
         # They would take half a gigabyte and more of every trial (trials.checkpoints); what counts is its adapter.
         remove_checkpoints(folder)
+        remove_adapters(folder.glob("before-*/adapter"))  # of what was trained again
         if member.trial_id in self._suspects:
             self._suspects.remove(member.trial_id)
         self._tell_study(record)
@@ -317,9 +318,8 @@ class Conductor:
         self._emit(TrialEnded(trial_id, ending, None))
         for sentence in self._preliminaries.findings():
             self._emit(Message(sentence))
-        if ending.kind is EndingKind.FAILED:
-            what = "the base model" if trial_id == BASE_TRIAL_ID else "the trial that measures the speed"
-            self._give_up(what, self._preliminaries.folder(trial_id))
+        if ending.kind is EndingKind.FAILED and trial_id == BASE_TRIAL_ID:
+            self._give_up("the base model", self._run.trial(trial_id))
 
     def _catch_up(self, trained: list[TrialRecord]) -> None:
         """Tells study and policy what is on disk, where the search was cut off before they were told."""

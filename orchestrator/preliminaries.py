@@ -78,21 +78,29 @@ class Preliminaries:
     def end(self, trial_id: str, now: datetime, *, died: bool) -> Ending | None:
         """How it ended; None: it was cut off, and comes again."""
         record = read_trial(self.folder(trial_id))
-        if record.ending is None or (died and not record.points):
+        ending = record.ending
+        if ending is None or (died and not record.points):
             self._tries[trial_id] += 1
             if self._tries[trial_id] < _MOST_TRIES:
                 return None
-            return Ending(EndingKind.FAILED, f"its process died {_MOST_TRIES} times")
-        if record.ending.kind is EndingKind.FAILED:
-            return record.ending
-        if trial_id == BASE_TRIAL_ID:
+            ending = Ending(EndingKind.FAILED, f"its process died {_MOST_TRIES} times")
+        if trial_id == PROBE_ID:
+            self._end_probe(record, ending, now)
+        elif ending.kind is not EndingKind.FAILED:
             self._base_is_done = True
             self._measure_reserve(record, now)
-        else:
+            self._run.write_search(self.search)
+        return ending
+
+    def _end_probe(self, record: TrialRecord, ending: Ending, now: datetime) -> None:
+        """Trials may begin, also where this one failed: others may not, and show how fast they are."""
+        if record.points:
             self._measure_length(record, now)
-            shutil.rmtree(self.folder(PROBE_ID), ignore_errors=True)
+        else:
+            self.search = replace(self.search, shortened=1.0)
+            self._sentences.append(f"the speed isn't measured beforehand, so no trial is shortened: {ending.reason}")
+        shutil.rmtree(self.folder(PROBE_ID), ignore_errors=True)
         self._run.write_search(self.search)
-        return record.ending
 
     def findings(self) -> list[str]:
         """What was found out since the last time, in sentences."""

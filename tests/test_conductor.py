@@ -2,6 +2,7 @@ import shutil
 from dataclasses import replace
 
 import optuna
+import pytest
 from optuna.trial import TrialState
 
 from orchestrator.conductor import MOST_DEATHS, MOST_FAILURES_IN_A_ROW, Assignment, Conductor
@@ -434,3 +435,52 @@ def test_a_cut_off_starting_point_goes_on_before_anything_else(run: RunFolder, s
         write_checkpoint(assignment.folder, 3)
     second = make_conductor(run, run.read_search(), slots=3)
     assert begin(second).trial_id == start.trial_id
+
+
+@pytest.mark.parametrize("kind", [EndingKind.OUT_OF_MEMORY, EndingKind.DIVERGED, EndingKind.FAILED])
+def test_where_the_speed_cannot_be_measured_trials_begin_all_the_same(
+    run: RunFolder, search: Search, kind: EndingKind
+) -> None:
+    events: list[Event] = []
+    conductor = make_conductor(run, search, events=events)
+    base = begin(conductor)
+    evaluate(run, conductor, base, BASE_LOSS, 0)
+    finish(run, conductor, base, EndingKind.FINISHED)
+    probe = begin(conductor)
+    TrialFolder(probe.folder).end(Ending(kind, "made up"))
+    conductor.on_end(probe.trial_id, died=kind is EndingKind.FAILED)
+    if kind is EndingKind.FAILED:
+        for _ in range(2):
+            again = begin(conductor)
+            assert again.trial_id == "probe"
+            conductor.on_end(again.trial_id, died=True)
+    assert begin(conductor).trial_id == "0001"
+    assert run.read_search().shortened == 1.0
+    assert any(isinstance(event, Message) and "no trial is shortened" in event.text for event in events)
+
+
+def test_what_was_trained_again_keeps_its_evaluations_and_no_second_adapter(run: RunFolder, search: Search) -> None:
+    first = make_conductor(run, search)
+    run_base(run, first)
+    cut_off = begin(first)
+    evaluate(run, first, cut_off, 0.9, 300)
+    write_checkpoint(cut_off.folder, 3)
+    evaluate(run, first, cut_off, 0.8, 600)
+    second = make_conductor(run, run.read_search())
+    again = begin(second)
+    (before,) = again.folder.glob("before-*")
+    assert (before / "adapter").exists()
+    evaluate(run, second, again, 0.8, 600)
+    finish(run, second, again, EndingKind.FINISHED)
+    assert not (before / "adapter").exists()
+    assert (before / "metrics.jsonl").exists()
+
+
+def test_a_search_from_before_lengths_were_measured_goes_on_as_it_was(run: RunFolder, search: Search) -> None:
+    first = make_conductor(run, search)
+    run_base(run, first)
+    begin(first)
+    run.write_search(replace(run.read_search(), shortened=None))
+    second = make_conductor(run, run.read_search())
+    assert begin(second).trial_id == "0001"
+    assert second.search.shortened == 1.0
