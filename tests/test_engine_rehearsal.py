@@ -107,7 +107,9 @@ def test_what_is_tried_leaves_no_trace(
     again = workshop.run("again", config, ROWS, by=engine.run_trial)
     assert len(tokens) == 12  # nothing more is tried of what was shown to fit
     assert _use(again).tried == ()
-    assert _losses(tried) == _losses(again)
+    one, other = ([value for point in _losses(record) for value in point] for record in (tried, again))
+    # On a GPU sums come in another order each time.
+    assert one == (pytest.approx(other, rel=1e-6) if torch.cuda.is_available() else other)
 
 
 def test_a_larger_one_is_tried_again(workshop: Workshop, engine: Engine) -> None:
@@ -237,6 +239,15 @@ def test_on_a_gpu_less_memory_is_planned_with_from_then_on(room: Room) -> None:
     room.enter(2, guest)
     assert (room.plan, room.limit) == (knowing, limit)
     room.leave(2)
+
+
+def test_memory_that_no_plan_used_is_not_counted_on_either(room: Room) -> None:
+    room.enter(1, Guest(2**20, longest_row=50, step_tokens=200))  # its steps take a part of what may be used
+    before = room.predicted_bytes
+    assert before < room._usable_bytes
+    room.learn(room.limit)
+    assert room.predicted_bytes < before
+    room.leave(1)
 
 
 def test_a_plan_whose_memory_is_not_there_is_made_smaller(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:

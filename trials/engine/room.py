@@ -119,11 +119,13 @@ class Room:
     def _shortage(self, split: Plan, tokens: int) -> Shortage:
         """What follows from want of memory for a micro-step of so many tokens."""
         half = max(tokens // 2, 1)
-        smaller = memory_bytes(self._sizes, replace(split, tokens=min(half, split.tokens - 1)), self._other_bytes)
-        missing = memory_bytes(self._sizes, split, self._other_bytes) - smaller
-        if self._rates is None or self._planned(self._rates, missing) is None:
-            return Shortage(self._other_bytes, half, 0)
-        return Shortage(self._other_bytes, None, missing)
+        if self._rates is not None:
+            smaller = memory_bytes(self._sizes, replace(split, tokens=min(half, split.tokens - 1)), self._other_bytes)
+            # What the plan leaves of the memory that may be used isn't there either.
+            missing = max(self._usable_bytes, memory_bytes(self._sizes, split, self._other_bytes)) - smaller
+            if self._planned(self._rates, missing) is not None:
+                return Shortage(self._other_bytes, None, missing)
+        return Shortage(self._other_bytes, half, 0)
 
     def _move(self, best: Plan) -> None:
         self._keep_dense(0)
