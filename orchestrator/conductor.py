@@ -24,6 +24,7 @@ from orchestrator.restoring import settle_study
 from orchestrator.roster import Member, Roster, remove_adapters, standing
 from orchestrator.run_folder import BASE_TRIAL_ID, RunFolder, Search
 from orchestrator.study import Study, Suggestion, study_number, trial_id_of
+from orchestrator.suspects import MOST_DEATHS, Suspects
 from trials.checkpoints import remove_checkpoints
 from trials.config import TrialConfig
 from trials.files import settle_folder
@@ -32,8 +33,6 @@ from trials.rewinding import go_back
 
 MOST_FAILURES_IN_A_ROW = 5
 """After so many the cause is not the configurations, and the night would go on failing."""
-MOST_DEATHS = 3
-"""Of the processes that a trial is in, without an evaluation in between: then it's the trial's own doing."""
 
 Wait = Literal["wait"]
 Over = Literal["over"]
@@ -68,7 +67,7 @@ class Conductor:
         self._now = now
         self._running: dict[str, datetime | None] = {}
         """When each was handed out; None: it has been evaluated since."""
-        self._suspects: deque[str] = deque()
+        self._suspects = Suspects()
         self._interrupted = threading.Event()
         self._failures_in_a_row = 0
         self._gave_up = False
@@ -119,9 +118,8 @@ class Conductor:
         if not self._preliminaries.are_done:
             preliminary = self._preliminaries.next(self._running, self._now())
             return "wait" if preliminary is None else self._hand_out(Assignment(*preliminary))
-        if self._suspects and not self._a_suspect_runs:
-            return self._resume(self._suspects[0])
-        return self._fill_slot()
+        suspect = self._suspects.next(self._running)
+        return self._fill_slot() if suspect is None else self._resume(suspect)
 
     def on_eval(self, trial_id: str, point: EvalPoint) -> bool:
         """Takes in an evaluation; True: the trial goes on. One that doesn't is over here, or pauses."""
@@ -175,10 +173,6 @@ class Conductor:
     @property
     def _seconds_left(self) -> float:
         return self.search.deadline.training_seconds_left(self._now())
-
-    @property
-    def _a_suspect_runs(self) -> bool:
-        return any(self._roster[trial_id].deaths for trial_id in self._running if trial_id in self._roster)
 
     def _fill_slot(self) -> Assignment | Wait | Over:
         if self._unbegun:
@@ -239,9 +233,7 @@ class Conductor:
         waited = None if handed_out is None else (self._now() - handed_out).total_seconds()
         self._preliminaries.note_stretch(member, point, waited)
         member.points.append(point)
-        if member.deaths:
-            member.deaths = 0
-            self._suspects.remove(member.trial_id)
+        self._suspects.clear(member.trial_id)
         if point.eval_loss <= point.best_eval_loss:
             self._roster.note_rows(member, read_row_losses(self._run.trial(member.trial_id)))
         self._study.report(study_number(member.trial_id), point)
@@ -255,8 +247,7 @@ class Conductor:
         # They would take half a gigabyte and more of every trial (trials.checkpoints); what counts is its adapter.
         remove_checkpoints(folder)
         remove_adapters(folder.glob("before-*/adapter"))  # of what was trained again
-        if member.trial_id in self._suspects:
-            self._suspects.remove(member.trial_id)
+        self._suspects.clear(member.trial_id)
         self._tell_study(record)
         remove_adapters(self._roster.end(record))
         self._policy.update(self._standing(member))
@@ -274,15 +265,12 @@ class Conductor:
             self._study.tell(number, record.ending.kind, record.best_eval_loss)
 
     def _note_death(self, member: Member) -> None:
-        """Its process died. It isn't to blame until that has happened again and again: others may be in there too."""
-        member.deaths += 1
-        if member.deaths < MOST_DEATHS:
-            if member.trial_id not in self._suspects:
-                self._suspects.append(member.trial_id)
+        """Its process died, which isn't to blame on it the first time: others may have been in there too."""
+        if self._suspects.note_death(member.trial_id):
+            reason = f"its process ended without a word {MOST_DEATHS} times in a row; see ray/{member.trial_id}"
+            member.ending = Ending(EndingKind.FAILED, reason)
+        else:
             self._emit(Message(f"the process of trial {member.trial_id} died; it goes on from its last checkpoint"))
-            return
-        reason = f"its process ended without a word {MOST_DEATHS} times in a row; see ray/{member.trial_id}"
-        member.ending = Ending(EndingKind.FAILED, reason)
 
     def _bound_paused(self) -> None:
         """Checkpoints take room, so not everything that is paused can be kept."""

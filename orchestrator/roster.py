@@ -29,8 +29,6 @@ class Member:
     points: list[EvalPoint] = field(default_factory=list)
     ending: Ending | None = None
     is_running: bool = False
-    deaths: int = 0
-    """Of processes that it was in, since its last evaluation."""
     noise: float = 0.0
     """Paired standard error of its loss against that of the best trial then, in nats per token; 0.0: unknown."""
 

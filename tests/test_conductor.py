@@ -5,10 +5,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from orchestrator.conductor import MOST_DEATHS, MOST_FAILURES_IN_A_ROW, Assignment, Conductor
+from orchestrator.conductor import MOST_FAILURES_IN_A_ROW, Assignment, Conductor
 from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
 from orchestrator.run_folder import RunFolder, Search
 from orchestrator.study import STUDY_NAME, study_number, trial_id_of
+from orchestrator.suspects import MOST_DEATHS
 from search_spaces.schema import Recipe
 from tests.checkpoint_case import write_checkpoint
 from tests.searches import (
