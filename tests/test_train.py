@@ -171,7 +171,7 @@ def test_a_process_that_was_killed_goes_on_as_if_nothing_had_happened(
     left = read_trial(out)
     steps = [checkpoint.step for checkpoint in whole_checkpoints(out)]
     assert left.ending is None
-    assert steps in ([6, 12], [6, 12, 18])  # it trains on while it's being told
+    assert steps[:2] == [6, 12]  # it trains on while it's being told
     if number == signal.SIGINT:
         assert f"go on with it: python -m trials.train --resume {out}" in said
     assert main(["--resume", str(out)]) == 0
