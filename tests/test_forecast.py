@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,12 @@ from orchestrator.run_folder import Placement, Search
 from orchestrator.speed import MEASURED
 from search_spaces.schema import Recipe
 from tests.searches import START
+
+
+@pytest.fixture(autouse=True)
+def no_earlier_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches that other tests ran have left their speed in the session's cache."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
 
 
 @pytest.fixture
