@@ -123,3 +123,9 @@ def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The test's own folder as the current one, for commands that write to `runs/`."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def no_earlier_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of its own: searches that other tests ran have left their speed in the session's."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +16,7 @@ from orchestrator.speed import MEASURED
 from search_spaces.schema import Recipe
 from tests.searches import START
 
-
-@pytest.fixture(autouse=True)
-def no_earlier_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searches that other tests ran have left their speed in the session's cache."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+pytestmark = pytest.mark.usefixtures("no_earlier_searches")
 
 
 @pytest.fixture
