@@ -79,9 +79,3 @@ def gain_over(other: TrialRecord, trial: TrialRecord) -> LossDifference | None:
         return compare(rows, other_rows)
     except ValueError:
         return None
-
-
-def expendable_adapters(records: Sequence[TrialRecord], keep: int) -> list[TrialRecord]:
-    """Ended trials whose adapter may be deleted: all but the best `keep` of those that ended."""
-    ended = [record for record in rank(records) if record.ending is not None and record.has_adapter]
-    return ended[keep:]

@@ -77,11 +77,6 @@ class RecordedCurves:
             self.finals[trial_id] = min(loss for _, loss in points)
         return self._taken[trial_id]
 
-    @property
-    def is_used_up(self) -> bool:
-        """Whether every configuration has been drawn."""
-        return not self._left
-
     def _coordinates(self, values: Mapping[str, Any]) -> list[float]:
         return [_coordinate(values[name], dimension) for name, dimension in self._space.items()]
 

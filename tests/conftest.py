@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,9 @@ from trials.config import TrialConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from tests.workshop import Workshop
     from trials.data import TrialData
+    from trials.engine.engine import Engine
     from trials.records import TrialRecord
 
 # No test may join a cluster that happens to run on this machine, log to a service, or ask a model hub.
@@ -129,3 +132,22 @@ def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def no_earlier_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache of its own: searches that other tests ran have left their speed in the session's."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+
+
+@pytest.fixture
+def workshop(
+    small_recipe: Recipe, small_data: TrialData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> Workshop:
+    from tests.workshop import Workshop
+
+    return Workshop(small_recipe, small_data, tokenizer, tmp_path)
+
+
+@pytest.fixture
+def engine(workshop: Workshop) -> Iterator[Engine]:
+    """An engine for the workshop's trials, of this test alone."""
+    from trials.engine.engine import Engine
+
+    engine = Engine(workshop.config().model, workshop.config().machine)
+    yield engine
+    engine.close()

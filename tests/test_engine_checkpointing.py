@@ -17,7 +17,6 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from search_spaces.schema import Recipe
 from tests.splits import first_rows
 from tests.workshop import CHECKPOINT, STEPS, TOLERANCE, Workshop, step_losses
 from trials.checkpoints import Checkpoint, CheckpointWriter, choose_checkpoint
@@ -107,13 +106,6 @@ def _share(model: dict[str, Any], named: NamedParameters) -> None:
     """Lets PEFT's modules compute with the adapter's own memory, gradients too."""
     for name, parameter in named:
         model[name].data, model[name].grad = parameter.data, parameter.grad
-
-
-@pytest.fixture
-def workshop(
-    small_recipe: Recipe, small_data: TrialData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> Workshop:
-    return Workshop(small_recipe, small_data, tokenizer, tmp_path)
 
 
 def _of_steps(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
-import pytest
 from transformers import PreTrainedTokenizerBase
 
-from search_spaces.schema import Recipe
 from tests.workshop import Workshop
 from trials.data import TrialData
 from trials.engine.engine import Engine
@@ -40,20 +37,6 @@ def test_who_has_been_silent_longest_counts_and_who_rests_does_not() -> None:
     with pulse.resting():
         pass
     assert pulse.seconds_since_progress() is None
-
-
-@pytest.fixture
-def workshop(
-    small_recipe: Recipe, small_data: TrialData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> Workshop:
-    return Workshop(small_recipe, small_data, tokenizer, tmp_path)
-
-
-@pytest.fixture
-def engine(workshop: Workshop) -> Iterator[Engine]:
-    engine = Engine(workshop.config().model, workshop.config().machine)
-    yield engine
-    engine.close()
 
 
 def _eventually(is_so: Callable[[], bool]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from search_spaces.schema import Recipe
 from tests.splits import first_rows
 from tests.test_engine_decoder import model_of
 from tests.workshop import Workshop
@@ -31,20 +29,6 @@ from trials.memory_use import MemoryUse, keep_memory_use, read_memory_use
 from trials.records import EndingKind, TrialRecord
 
 ROWS = 18
-
-
-@pytest.fixture
-def workshop(
-    small_recipe: Recipe, small_data: TrialData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> Workshop:
-    return Workshop(small_recipe, small_data, tokenizer, tmp_path)
-
-
-@pytest.fixture
-def engine(workshop: Workshop) -> Iterator[Engine]:
-    engine = Engine(workshop.config().model, workshop.config().machine)
-    yield engine
-    engine.close()
 
 
 @pytest.fixture(scope="module")

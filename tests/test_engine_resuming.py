@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from search_spaces.schema import Recipe
 from tests.conftest import SMALL
 from tests.workshop import CHECKPOINT, STEPS, Workshop, step_losses
-from trials.data import TrialData
 from trials.engine.batch import Batch
 from trials.engine.decoder import Decoder
 from trials.engine.engine import Engine
@@ -33,20 +30,6 @@ CHANGES: list[dict[str, Any]] = [
     {"optimizer": "paged_adamw_8bit", "lora_rank": 64, "scheduler": "linear", "max_grad_norm": None},
     {"loraplus_ratio": 4.0, "weight_decay": 0.1, "target_modules": ["q_proj", "down_proj"]},
 ]
-
-
-@pytest.fixture
-def workshop(
-    small_recipe: Recipe, small_data: TrialData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> Workshop:
-    return Workshop(small_recipe, small_data, tokenizer, tmp_path)
-
-
-@pytest.fixture
-def engine(workshop: Workshop) -> Iterator[Engine]:
-    engine = Engine(workshop.config().model, workshop.config().machine)
-    yield engine
-    engine.close()
 
 
 def _assert_near(resumed: TrialRecord, straight: TrialRecord, tolerance: float) -> None:

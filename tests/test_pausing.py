@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerBase
 
-from search_spaces.schema import Recipe
 from tests.commands import run_command
 from tests.workshop import RunTrial, Workshop
 from trials.checkpoints import whole_checkpoints
-from trials.data import TrialData
 from trials.engine.engine import Engine
 from trials.records import EvalPoint, Origin, TrialRecord, read_trial
 from trials.supervisor import Decision
@@ -31,20 +26,6 @@ CHANGES: list[dict[str, Any]] = [
     {"optimizer": "paged_adamw_8bit", "lora_rank": 64, "scheduler": "linear"},
 ]
 PAUSING = {"checkpoint_evaluations": True, "checkpoint_every_rows": None, "keep_checkpoints": 1}
-
-
-@pytest.fixture
-def workshop(
-    small_recipe: Recipe, small_data: TrialData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> Workshop:
-    return Workshop(small_recipe, small_data, tokenizer, tmp_path)
-
-
-@pytest.fixture
-def engine(workshop: Workshop) -> Iterator[Engine]:
-    engine = Engine(workshop.config().model, workshop.config().machine)
-    yield engine
-    engine.close()
 
 
 def _assert_near(found: TrialRecord, straight: TrialRecord, tolerance: float) -> None:

@@ -2,7 +2,8 @@ import threading
 
 import pytest
 
-from orchestrator.ranking import base_of, expendable_adapters, pick_best, rank
+from orchestrator.ranking import base_of, pick_best, rank
+from orchestrator.roster import Roster
 from orchestrator.run_folder import RunFolder
 from tests.searches import point, record, row_losses, save_adapter
 from trials.errors import NothingToExport
@@ -76,8 +77,11 @@ def test_only_ended_trials_lose_their_adapters(run: RunFolder) -> None:
     for name, loss in (("0001", 1.0), ("0002", 3.0), ("0003", 2.0)):
         add(run, name, [loss])
     add(run, "0004", [9.0], ended=False)
-    assert [r.id for r in expendable_adapters(run.records(), keep=1)] == ["0003", "0002"]
-    assert expendable_adapters(run.records(), keep=3) == []
+    before = run.records()
+    TrialFolder(run.trial("0004")).end(Ending(EndingKind.FINISHED, "made up"))
+    last = run.records()[-1]
+    for keep, expendable in ((1, ["0003", "0002", "0004"]), (3, ["0004"]), (4, [])):
+        assert [adapter.parent.name for adapter in Roster(before, keep).end(last)] == expendable
 
 
 def test_reading_the_records_never_disturbs_a_trial_that_writes(run: RunFolder) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
-from search_spaces.schema import Recipe
 from tests.splits import first_rows
 from tests.workshop import Workshop
 from trials import trainer as trainer_module
@@ -25,13 +22,6 @@ from trials.supervisor import Decision
 
 ROWS = 18
 PAUSING = {"checkpoint_evaluations": True, "checkpoint_every_rows": None, "keep_checkpoints": 1}
-
-
-@pytest.fixture
-def workshop(
-    small_recipe: Recipe, small_data: TrialData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> Workshop:
-    return Workshop(small_recipe, small_data, tokenizer, tmp_path)
 
 
 def _losses(record: TrialRecord) -> list[tuple[int, float, float | None]]:

@@ -25,13 +25,6 @@ from trials.records import EndingKind, EvalPoint, TrialRecord, read_trial
 from trials.supervisor import Decision
 
 
-@pytest.fixture
-def workshop(
-    small_recipe: Recipe, small_data: TrialData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> Workshop:
-    return Workshop(small_recipe, small_data, tokenizer, tmp_path)
-
-
 @dataclass(frozen=True)
 class Usual:
     """The usual trial on 64 rows: run through, and another as it was cut off and when it had gone on."""
