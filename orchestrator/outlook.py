@@ -105,14 +105,14 @@ class Outlook:
             self._fitted_points, self._told_since_fit = self._fitted_points + self._told_since_fit, 0
         self._base = (points, *solve(self._theta, points, z, extra))
 
-    def ahead(self, who: Sequence[str | Array], fractions: Array) -> tuple[Array, Array]:
+    def ahead(self, who: Sequence[str] | Array, fractions: Array) -> tuple[Array, Array]:
         """Means (arms, stops) and covariances (arms, stops, stops) of losses to come, standardised, without noise.
 
-        Each of `who` is a trial's id or the coordinates of a configuration not tried yet; `fractions` (arms, stops).
-        Taken into account is what was told by the last `refresh`.
+        `who` are trials' ids, or the coordinates (arms, dimensions) of configurations not tried yet; `fractions`
+        (arms, stops). Taken into account is what was told by the last `refresh`.
         """
-        x = np.stack([self._seen[each].x if isinstance(each, str) else each for each in who])
-        number = [self._index.get(each, -1) if isinstance(each, str) else -1 for each in who]
+        x = who if isinstance(who, np.ndarray) else np.stack([self._seen[each].x for each in who])
+        number = [-1] * len(x) if isinstance(who, np.ndarray) else [self._index.get(each, -1) for each in who]
         s = np.log(np.maximum(fractions, _SMALLEST_FRACTION))
         spread = within(self._theta, s)
         if self._base is None:

@@ -17,6 +17,7 @@ Array = NDArray[np.float64]
 
 _STEP = 0.1
 _CHANGED = 0.5
+_DIGITS = 9
 
 
 class Coordinates:
@@ -53,6 +54,17 @@ class Coordinates:
     def draw_of(self, values: Mapping[str, Any]) -> Array:
         """A configuration as a draw."""
         return np.array([_code(values[name], dimension) for name, dimension in self._space.items()])
+
+    def keys(self, draws: Array) -> list[bytes]:
+        """One for each draw, the same for the same configuration: where values are integers many draws are one."""
+        settled = draws.copy()
+        for k, (name, each) in enumerate(self._space.items()):
+            if not isinstance(each, Choices) and is_integer(name):
+                low, high = _ends(each)
+                values = low + draws[:, k] * (high - low)
+                values = np.round(np.clip(np.exp(values) if each.log else values, each.low, each.high))
+                settled[:, k] = ((np.log(values) if each.log else values) - low) / (high - low)
+        return [row.tobytes() for row in np.round(settled, _DIGITS) + 0.0]  # -0.0 and 0.0 are one
 
     def of_draws(self, draws: Array) -> Array:
         """The coordinates (count, self.count) of draws."""

@@ -75,7 +75,13 @@ class Promotion:
         paused = self._field.best_paused(night)
         if paused is not None and paused[1] >= self._field.fresh_price(night):
             return Resume(paused[0])
+        if not self._field.has_more:
+            return Nothing("nothing is paused, and every configuration has been tried")
         return Fresh() if night.may_start else Nothing("nothing is paused, and no new configuration may start")
+
+    def refresh(self, night: Night) -> None:
+        """Takes into account what was told, as far as it waited for a moment in which nobody waits for an answer."""
+        self._field.refresh(night)
 
     def hopeless(self, keep: int, night: Night) -> list[str]:
         """Paused trials beyond the `keep` most promising, the least promising last; disk is bounded by it."""

@@ -1,7 +1,8 @@
 """All that could have the machine next, and what each of them bids.
 
 The forecasts are refreshed after every evaluation of a small night, and after every fortieth part of the trials of a
-large one (or of its slots); in between a trial is judged by the forecasts of then and its own newest losses.
+large one (or a quarter of its slots); in between a trial is judged by the forecasts of then and its own newest losses.
+With many slots nobody waits for that: forecasts are only refreshed when there is time for it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import numpy as np
 
 from orchestrator.outlook import Forecast, Outlook
 from orchestrator.outlook_space import Array, Coordinates
+from orchestrator.promises import Promises
 from orchestrator.promotion_types import Night, Standing, State
 from orchestrator.promotion_value import improvement
-from orchestrator.proposals import chance_of_training
+from orchestrator.proposals import Failures
+from orchestrator.tried import Tried
 from search_spaces.schema import Dimension
 
 _POOL = 100
 """Configurations drawn at random that stand for all that could start."""
-_CANDIDATES, _NEAR, _MODELS = 300, 30, 4
+_CANDIDATES, _NEAR = 300, 30
 _SPREAD_FIRST = 4
 """So many first configurations are spread over the space: a model of few curves would look into its corners."""
 _SPREAD_AMONG = 10
@@ -29,8 +32,9 @@ _SMALLEST_STRETCH = 1e-3
 _SLACK = 1.5
 """Stretches between two evaluations by which the last trial that could be completed is begun early."""
 _REFRESHES, _ROUNDS = 40, 4
+_MANY_SLOTS = 16
+"""From so many on, what one trial has just told decides little, and a decision uses what is known already."""
 _MOST_PRICED = 200
-_MOST_PENDING = 200
 _MOST_FORECAST = 50
 _CAUTION = 6
 """A failure takes little time but tells nothing of losses: what fails one time in nine counts half."""
@@ -43,11 +47,12 @@ class Field:
         self, space: Mapping[str, Dimension], seed: int, only: Sequence[Mapping[str, Any]] | None = None
     ) -> None:
         self._coordinates = Coordinates(space)
-        self._only = None if only is None else [self._coordinates.draw_of(values) for values in only]
+        self._tried = Tried(self._coordinates, space, only)
         self._outlook = Outlook(self._coordinates)
         self._random = np.random.default_rng(seed)
         self._pool = self._coordinates.draw(_POOL, self._random)
         self._known: dict[str, Standing] = {}
+        self._failures = Failures()
         self._best: float | None = None
         self._news = 0
         self._slots = 1
@@ -56,12 +61,19 @@ class Field:
         self._unpriced: set[str] = set()
         self._fresh_price = 0.0
         self._priced_at: float | None = None
+        self._promises = Promises()
         self.has_complete = False
 
     def update(self, standing: Standing) -> None:
         """Takes in a new trial, or what has changed of one."""
         name, old = standing.trial_id, self._known.get(standing.trial_id)
+        if old is None and not standing.points and not standing.is_start and len(self._known) > _SPREAD_FIRST:
+            self._promises.make(name, self._fresh_price)
+        if standing.state is State.INFEASIBLE and (old is None or old.state is not State.INFEASIBLE):
+            self._promises.settle(name, 0.0)
+            self._news += 1
         self._known[name] = standing
+        self._tried.take(standing)
         if standing.points and (old is None or old.points != standing.points or old.noise != standing.noise):
             self._outlook.tell(name, standing.values, standing.points, standing.noise)
             loss = standing.points[-1][1]
@@ -109,7 +121,11 @@ class Field:
     def price_of(self, trial_id: str, night: Night) -> float:
         """What a running trial bids."""
         self._refresh(night)
-        return self._price(trial_id, night, start=0.0) if self._best is not None else np.inf
+        if self._best is None:
+            return np.inf
+        price = self._price(trial_id, night, start=0.0)
+        self._promises.settle(trial_id, price)
+        return price
 
     def best_paused(self, night: Night) -> tuple[str, float] | None:
         """The paused trial that bids most, and its bid."""
@@ -131,93 +147,84 @@ class Field:
         heapq.heappush(self._highest, (-price, name))
 
     def fresh_price(self, night: Night) -> float:
-        """What the best configuration not tried yet bids; 0.0 if none may start."""
+        """What the best configuration not tried yet bids, as far as such bids were kept; 0.0 if none may start."""
         self._refresh(night)
+        if not night.may_start or not self.has_more:
+            return 0.0
         if self._best is None or len(self._known) <= _SPREAD_FIRST:
-            return float(np.inf) if night.may_start else 0.0
-        return self._fresh_price if night.may_start else 0.0
+            return float(np.inf)
+        return self._fresh_price * self._promises.kept
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is a configuration that hasn't been tried."""
+        return self._tried.has_more
 
     def forecast(self, trial_id: str) -> Forecast | None:
         """The loss at its end, as far as it can be told; None before its first evaluation."""
         standing = self._known.get(trial_id)
         if standing is None or not standing.points:
             return None
-        self._catch_up()
+        self._catch_up_now()
         mean, spread = self._outlook.ahead_of(trial_id, np.array([[standing.end]]))
         return self._outlook.in_nats(float(mean[0, 0]), float(np.sqrt(max(spread[0, 0, 0], 0.0))))
 
     def propose(self, seed: int) -> dict[str, Any]:
         """The configuration not tried yet that is expected to improve most on the best loss."""
         random = np.random.default_rng(seed)
-        draws = self._left(self._coordinates.draw(_CANDIDATES, random))
+        draws = self._tried.left(self._coordinates.draw(_CANDIDATES, random))
         if not self._known:
             return self._coordinates.values(draws[0])
         if self._best is None or len(self._known) <= _SPREAD_FIRST:
             few = random.permutation(draws)[:_SPREAD_AMONG]
-            return self._coordinates.values(few[int(np.argmax(self._distances(few)))])
-        self._catch_up()
-        draws = np.concatenate(
-            [draws, *(self._coordinates.near(each.values, _NEAR, random) for each in self._models())]
-        )
+            return self._coordinates.values(few[int(np.argmax(self._tried.distances(few)))])
+        self._catch_up_now()
+        near = [self._coordinates.near(each.values, _NEAR, random) for each in self._tried.best]
+        draws = np.concatenate([draws, self._tried.new(np.concatenate(near))])
         x = self._coordinates.of_draws(draws)
-        mean, spread = self._outlook.ahead(list(x), np.ones((len(x), 1)))
+        mean, spread = self._outlook.ahead(x, np.ones((len(x), 1)))
         gain = improvement(
             self._outlook.standardised(self._best), mean[:, 0], np.sqrt(np.maximum(spread[:, 0, 0], 0.0))
         )
         return self._coordinates.values(draws[int(np.argmax(gain * self._fit_to_start(x)))])
 
-    def _left(self, draws: Array) -> Array:
-        """Of draws those that may be tried: all, or in place of them what is left of the only configurations."""
-        if self._only is None:
-            return draws
-        tried = {tuple(np.round(self._coordinates.draw_of(each.values), 9)) for each in self._known.values()}
-        return np.array([draw for draw in self._only if tuple(np.round(draw, 9)) not in tried]).reshape(
-            -1, draws.shape[1]
-        )
-
     def _fit_to_start(self, x: Array) -> Array:
         """What makes a configuration worth less: others like it run already without a loss; it may not train at all."""
-        factor = np.ones(len(x))
-        pending = [each for each in self._known.values() if each.state is State.RUNNING and not each.points]
-        if pending:
-            others = np.stack([self._coordinates.of(each.values) for each in pending[-_MOST_PENDING:]])
-            factor *= 1 - self._outlook.alike(x, others).max(1)
-        failed = [each for each in self._known.values() if each.state is State.INFEASIBLE]
-        if failed:
-            trained = [each for each in self._known.values() if each.points and each.state is not State.INFEASIBLE]
-            factor *= chance_of_training(x, self._x(failed), self._x(trained)) ** _CAUTION
-        return factor
+        others = self._tried.pending()
+        free = 1 - self._outlook.alike(x, others).max(1) if len(others) else 1.0
+        return free * self._failures.chance_of_training(x) ** _CAUTION
 
-    def _x(self, standings: Sequence[Standing]) -> Array:
-        rows = [self._coordinates.of(each.values) for each in standings[-_MOST_PENDING:]]
-        return np.stack(rows) if rows else np.zeros((0, self._coordinates.count))
+    def refresh(self, night: Night) -> None:
+        """Forecasts and bids, where enough is new, or so much time has passed that others can still be completed."""
+        self._slots = night.slots
+        self._catch_up()
+        self._price_all(night)
 
-    def _distances(self, draws: Array) -> Array:
-        gaps = self._coordinates.of_draws(draws)[:, None] - self._x(list(self._known.values()))[None]
-        return np.asarray(np.linalg.norm(gaps, axis=2).min(1))
+    def _refresh(self, night: Night) -> None:
+        """The same before a decision, if that may take its time."""
+        self._slots = night.slots
+        if night.slots < _MANY_SLOTS:
+            self.refresh(night)
 
-    def _models(self) -> list[Standing]:
-        """The trials with the best losses: what is like them is tried among others."""
-        seen = [each for each in self._known.values() if each.points]
-        return heapq.nsmallest(_MODELS, seen, key=lambda each: each.points[-1][1])
+    def _catch_up_now(self) -> None:
+        if self._slots < _MANY_SLOTS:
+            self._catch_up()
 
     def _catch_up(self) -> None:
         if self._news and self._news >= max(len(self._known) // _REFRESHES, self._slots // _ROUNDS):
             self._outlook.refresh()
+            self._failures.learn(*self._tried.outcomes())
             self._news, self._priced_at = 0, None
 
-    def _refresh(self, night: Night) -> None:
-        """Forecasts and bids, where enough is new, or so much time has passed that others can still be completed."""
-        self._slots = night.slots
-        self._catch_up()
+    def _price_all(self, night: Night) -> None:
         left = night.seconds_left / night.seconds_full
         if self._best is None or (self._priced_at is not None and abs(self._priced_at - left) < night.milestone):
             return
         self._priced_at = left
         start = night.seconds_start / night.seconds_full
-        pool = list(self._coordinates.of_draws(self._left(self._pool)))
+        pool = self._coordinates.of_draws(self._tried.left(self._pool))
         none, full = np.zeros(len(pool)), np.ones(len(pool))
-        self._fresh_price = float(self._priced(pool, none, full, start, night).max()) if pool else 0.0
+        self._fresh_price = float(self._priced(pool, none, full, start, night).max()) if len(pool) else 0.0
         names = heapq.nlargest(_MOST_PRICED, self._prices, key=self._prices.__getitem__)
         names = [name for name in names if self._known[name].points]
         if names:
@@ -229,10 +236,10 @@ class Field:
     def _price(self, trial_id: str, night: Night, start: float) -> float:
         standing = self._known[trial_id]
         now = np.array([standing.points[-1][0] if standing.points else 0.0])
-        who = trial_id if standing.points else self._coordinates.of(standing.values)
-        return float(self._priced([who], now, np.array([standing.end]), start, night)[0])
+        who = [trial_id] if standing.points else self._coordinates.of(standing.values)[None]
+        return float(self._priced(who, now, np.array([standing.end]), start, night)[0])
 
-    def _priced(self, who: Sequence[str | Array], now: Array, end: Array, start: float, night: Night) -> Array:
+    def _priced(self, who: Sequence[str] | Array, now: Array, end: Array, start: float, night: Night) -> Array:
         left = max(night.seconds_left / night.seconds_full - start, 0.0)
         todo = np.maximum(np.minimum(end - now, left), _SMALLEST_STRETCH)
         fractions = (now + todo)[:, None]

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from orchestrator.promotion import Promotion, Standing, State
-from orchestrator.proposals import chance_of_training
+from orchestrator.promotion import Fresh, Night, Promotion, Standing, State
+from orchestrator.proposals import Failures
 from search_spaces.schema import Choices, Range, SearchSettings
 
 SPACE = {"learning_rate": Range(low=1e-5, high=1e-2, log=True), "lora_rank": Choices(choices=(4, 8, 16, 32))}
@@ -10,7 +10,10 @@ SPACE = {"learning_rate": Range(low=1e-5, high=1e-2, log=True), "lora_rank": Cho
 
 def test_a_threshold_that_failures_show_is_found() -> None:
     x = np.random.default_rng(0).random((40, 2))
-    chance = chance_of_training(x, x[:30][x[:30, 0] > 0.6], x[:30][x[:30, 0] <= 0.6])
+    failures = Failures()
+    assert np.all(failures.chance_of_training(x) == 1)
+    failures.learn(x[:30][x[:30, 0] > 0.6], x[:30][x[:30, 0] <= 0.6])
+    chance = failures.chance_of_training(x)
     assert chance[30:][x[30:, 0] < 0.45].min() > 0.5
     assert chance[30:][x[30:, 0] > 0.7].max() < 0.5
 
@@ -63,3 +66,27 @@ def test_where_only_some_configurations_may_be_tried_each_is_tried_once() -> Non
     second = policy.propose(2)
     assert {first["lora_rank"], second["lora_rank"]} == {8, 16}
     assert first["learning_rate"] == pytest.approx(1e-4 if first["lora_rank"] == 8 else 1e-3)
+
+
+def test_a_space_of_few_choices_is_tried_through_and_then_there_is_no_more() -> None:
+    space = {"lora_rank": Choices(choices=(4, 8, 16)), "effective_batch": Choices(choices=(8, 16))}
+    policy, night = Promotion(space, SearchSettings()), Night(9000, 1, 100, 0.1, 0)
+    tried = []
+    while isinstance(policy.next(night), Fresh):
+        values = policy.propose(len(tried))
+        tried.append(tuple(values.values()))
+        points = ((1.0, 1.0 + values["lora_rank"] / 100),)
+        policy.update(Standing(f"{len(tried)}", values, points, 1.0, State.OVER, False, 0.0))
+    assert sorted(tried) == sorted((rank, batch) for rank in (4, 8, 16) for batch in (8, 16))
+    assert "every configuration has been tried" in policy.next(night).reason
+
+
+def test_no_configuration_is_proposed_twice_however_good_it_is() -> None:
+    space = {"lora_rank": Range(low=4, high=40, log=True), "effective_batch": Choices(choices=(8, 16))}
+    policy, tried = Promotion(space, SearchSettings()), set()
+    for number in range(50):
+        values = policy.propose(number)
+        assert tuple(values.values()) not in tried
+        tried.add(tuple(values.values()))
+        loss = 1.0 + abs(values["lora_rank"] - 16) + values["effective_batch"]
+        policy.update(Standing(f"{number}", values, ((1.0, loss),), 1.0, State.OVER, False, 0.0))
