@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from orchestrator.configuration import trial_config
 from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
@@ -51,7 +51,10 @@ class Assignment:
 
 
 class Conductor:
-    """The state of a running search. Its public methods may be called from any one thread at a time."""
+    """The state of a running search. Its public methods may be called from any one thread at a time.
+
+    `only`: the configurations that may be tried beside the recipe's own, each once; None: all of the space.
+    """
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class Conductor:
         slots: int,
         listener: Callable[[Event], None],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        only: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self._run = run
         self._slots = slots
@@ -72,6 +76,7 @@ class Conductor:
         self._failures_in_a_row = 0
         self._gave_up = False
         self._is_done = False
+        self._later: deque[Callable[[], None]] = deque()
         for folder in (run.path / "trials").iterdir():
             settle_folder(folder / "adapter")
         records = run.records()
@@ -80,7 +85,7 @@ class Conductor:
         settle_study(run, search.recipe, records)
         self._study = Study(run.study_url, search.recipe)
         self._roster = Roster(trained, search.recipe.search.keep_adapters)
-        self._policy = Promotion(search.recipe.space, search.recipe.search)
+        self._policy = Promotion(search.recipe.space, search.recipe.search, only)
         if self._preliminaries.base_eval_loss is not None:
             self._policy.start_from(self._preliminaries.base_eval_loss)
         self._catch_up(trained)
@@ -158,6 +163,16 @@ class Conductor:
             self._end(member, member.ending)
         else:
             self._policy.update(self._standing(member))
+
+    def tidy(self) -> None:
+        """Does what can wait; to be called whenever nobody waits for an answer.
+
+        What the study is told is on disk in the trials' folders already, and told again after a crash.
+        """
+        while self._later:
+            self._later.popleft()()
+        if self._preliminaries.are_done:
+            self._policy.refresh(self._night())
             self._bound_paused()
 
     def close(self) -> None:
@@ -169,6 +184,7 @@ class Conductor:
                 if member.ending is None:
                     reason = f"paused at {member.tokens_seen:,} tokens; others promised more until the end"
                     self._end(member, Ending(EndingKind.PRUNED, reason))
+        self.tidy()
 
     @property
     def _seconds_left(self) -> float:
@@ -183,7 +199,9 @@ class Conductor:
         if isinstance(choice, Resume):
             return self._resume(choice.trial_id)
         if isinstance(choice, Fresh) and self._may_start:
-            return self._begin(self._study.ask(self._policy.propose))
+            suggestion = self._study.ask(self._policy.propose)
+            self._later.append(lambda: self._study.begin(suggestion))
+            return self._begin(suggestion)
         if self._running:
             return "wait"
         self._is_done = True
@@ -236,7 +254,7 @@ class Conductor:
         self._suspects.clear(member.trial_id)
         if point.eval_loss <= point.best_eval_loss:
             self._roster.note_rows(member, read_row_losses(self._run.trial(member.trial_id)))
-        self._study.report(study_number(member.trial_id), point)
+        self._later.append(lambda: self._study.report(study_number(member.trial_id), point))
         self._policy.update(self._standing(member))
 
     def _end(self, member: Member, ending: Ending) -> None:
@@ -248,7 +266,7 @@ class Conductor:
         remove_checkpoints(folder)
         remove_adapters(folder.glob("before-*/adapter"))  # of what was trained again
         self._suspects.clear(member.trial_id)
-        self._tell_study(record)
+        self._later.append(lambda: self._tell_study(record))
         remove_adapters(self._roster.end(record))
         self._policy.update(self._standing(member))
         self._count_failures(record)

@@ -26,16 +26,24 @@ logger = logging.getLogger(__name__)
 
 
 def settle_study(run: RunFolder, recipe: Recipe, records: Sequence[TrialRecord]) -> None:
-    """Leaves a study that holds every trial on record, or none at all if there is none; `records` are all of them."""
+    """Leaves a study that holds every trial on record, or none at all if there is none; `records` are all of them.
+
+    It may be behind the folders by some trials, as it's written when there is time for that (Conductor.tidy).
+    """
     trained = {record.id: record for record in records if record.origin is not Origin.BASE}
-    if trained and not _agrees(run, trained):
+    if not trained:
+        return
+    if _is_sound(run, trained):
+        study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
+    else:
         _set_aside(run)
-        _restore(run, recipe, trained)
+        study = _new_study(run)
         logger.warning("study.db was damaged or gone; it's made anew from the %d trials on disk", len(trained))
+    _add_missing(study, recipe, trained)
 
 
-def _agrees(run: RunFolder, trained: dict[str, TrialRecord]) -> bool:
-    """Whether the study can be read, has all trials, and waits for those that can go on."""
+def _is_sound(run: RunFolder, trained: dict[str, TrialRecord]) -> bool:
+    """Whether the study can be read, and waits for those of its trials that can go on."""
     path = run.path / "study.db"
     if not path.exists():
         return False
@@ -46,9 +54,8 @@ def _agrees(run: RunFolder, trained: dict[str, TrialRecord]) -> bool:
         trials = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).get_trials(deepcopy=False)
     except (sqlite3.DatabaseError, DatabaseError, KeyError):
         return False
-    states = {trial_id_of(trial.number): trial.state for trial in trials}
     can_go_on = {each for each, record in trained.items() if record.ending is None}
-    return set(trained) <= set(states) and all(states[each] is TrialState.RUNNING for each in can_go_on)
+    return all(trial.state is TrialState.RUNNING for trial in trials if trial_id_of(trial.number) in can_go_on)
 
 
 def _set_aside(run: RunFolder) -> None:
@@ -59,13 +66,17 @@ def _set_aside(run: RunFolder) -> None:
             path.rename(next(run.path / free for free in names if not (run.path / free).exists()))
 
 
-def _restore(run: RunFolder, recipe: Recipe, trained: dict[str, TrialRecord]) -> None:
-    """Every trial under its own number; a number without a folder was asked for and never began."""
+def _new_study(run: RunFolder) -> optuna.Study:
     study = optuna.create_study(study_name=STUDY_NAME, storage=run.study_url, direction="minimize")
     base = next((record for record in run.records() if record.origin is Origin.BASE and record.points), None)
     if base is not None:
         study.set_user_attr("base_eval_loss", base.best_eval_loss)
-    for number in range(max(int(each) for each in trained)):
+    return study
+
+
+def _add_missing(study: optuna.Study, recipe: Recipe, trained: dict[str, TrialRecord]) -> None:
+    """Every trial under its own number; a number without a folder was asked for and never began."""
+    for number in range(len(study.get_trials(deepcopy=False)), max(int(each) for each in trained)):
         record = trained.get(trial_id_of(number))
         study.add_trial(create_trial(state=TrialState.FAIL) if record is None else _as_in_study(record, recipe))
 

@@ -69,21 +69,26 @@ class Study:
         self._starts = deque(name for name in recipe.start if name not in begun)
 
     def ask(self, propose: Propose) -> Suggestion:
-        """The next configuration: starting points first, then what is proposed."""
+        """The next configuration: starting points first, then what is proposed. It's in the study once it is begun."""
         name = self._starts.popleft() if self._starts else None
-        seed = self._recipe.search.seed + self._asked
-        values = propose(seed) if name is None else self._recipe.start_values(name)
+        number = self._asked
+        values = propose(self._recipe.search.seed + number) if name is None else self._recipe.start_values(name)
+        self._asked += 1
+        return Suggestion(number, values, name)
+
+    def begin(self, suggestion: Suggestion) -> None:
+        """Notes that a suggestion is tried: each once, in the order in which they were asked for."""
         template = create_trial(
             state=TrialState.RUNNING,
-            params={key: encode(values[key], self._recipe.space[key]) for key in self._space},
+            params={key: encode(suggestion.values[key], self._recipe.space[key]) for key in self._space},
             distributions=self._space,
-            user_attrs={} if name is None else {NAME: name},
+            user_attrs={} if suggestion.name is None else {NAME: suggestion.name},
         )
         trial = optuna.Trial(self._study, self._storage.create_new_trial(self._study._study_id, template))
-        self._asked += 1
+        if trial.number != suggestion.number:
+            raise ValueError(f"suggestion {suggestion.number} would be the study's trial {trial.number}")
         self._open[trial.number] = trial
         self._reported[trial.number] = set()
-        return Suggestion(trial.number, values, name)
 
     def unbegun(self, numbers: Collection[int]) -> list[Suggestion]:
         """What was asked for and isn't among `numbers`, those with a folder: the search was cut off in between."""

@@ -245,6 +245,7 @@ class _Stopper(_StaysHere, Stopper):  # type: ignore[misc]
             # Tune waits for holders to end, and they wait for their trials.
             self._engines.free_all_slots()
             return True
+        self._conductor.tidy()
         return False
 
 

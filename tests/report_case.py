@@ -118,6 +118,7 @@ def night(path: Path) -> RunFolder:
     rng = random.Random(3)
     for _ in range(22):
         suggestion = study.ask(lambda seed: drawn(recipe, seed))
+        study.begin(suggestion)
         told = _imagined(suggestion, rng)
         write_trial(run, told, recipe.trial_config(suggestion.values))
         for number, _loss in enumerate(told.losses, start=1):

@@ -91,17 +91,26 @@ def evaluate(run: RunFolder, conductor: Conductor, assignment: Assignment, loss:
     is_base = assignment.origin is Origin.BASE
     evaluation = point(loss, tokens)
     record(TrialFolder(run.trial(assignment.trial_id)), evaluation, base=is_base)
-    return conductor.on_eval(assignment.trial_id, evaluation)
+    goes_on = conductor.on_eval(assignment.trial_id, evaluation)
+    conductor.tidy()
+    return goes_on
 
 
 def finish(run: RunFolder, conductor: Conductor, assignment: Assignment, kind: EndingKind) -> None:
     """What a worker does at the end."""
     TrialFolder(run.trial(assignment.trial_id)).end(Ending(kind, f"made up: {kind.value}"))
-    conductor.on_end(assignment.trial_id)
+    leave(conductor, assignment)
+
+
+def leave(conductor: Conductor, assignment: Assignment, *, died: bool = False) -> None:
+    """Nobody runs a trial any more."""
+    conductor.on_end(assignment.trial_id, died=died)
+    conductor.tidy()
 
 
 def begin(conductor: Conductor) -> Assignment:
     answer = conductor.next_trial()
+    conductor.tidy()
     assert isinstance(answer, Assignment), answer
     return answer
 
@@ -131,7 +140,7 @@ def run_trial(run: RunFolder, conductor: Conductor, losses: Sequence[tuple[int, 
     assignment = begin(conductor)
     for tokens, loss in losses:
         if not evaluate(run, conductor, assignment, loss, tokens):
-            conductor.on_end(assignment.trial_id)
+            leave(conductor, assignment)
             return assignment
     finish(run, conductor, assignment, EndingKind.FINISHED)
     return assignment

@@ -18,6 +18,7 @@ from tests.searches import (
     begin,
     evaluate,
     finish,
+    leave,
     make_conductor,
     make_search,
     point,
@@ -69,7 +70,7 @@ def test_time_is_over_before_the_reserve(run: RunFolder, search: Search) -> None
     assert not conductor.must_stop
     clock.forward(301)
     assert conductor.must_stop
-    conductor.on_end(running.trial_id)
+    leave(conductor, running)
     ending = run.records()[-1].ending
     assert ending is not None
     assert ending.reason == "the time for training was over"
@@ -90,7 +91,7 @@ def test_trials_that_say_why_they_failed_are_counted_each(run: RunFolder, search
     run_base(run, conductor)
     for assignment in [begin(conductor) for _ in range(MOST_FAILURES_IN_A_ROW)]:
         TrialFolder(run.trial(assignment.trial_id)).end(Ending(EndingKind.FAILED, "ValueError: of its own"))
-        conductor.on_end(assignment.trial_id, died=True)
+        leave(conductor, assignment, died=True)
     assert conductor.next_trial() == "over"
 
 
@@ -219,7 +220,7 @@ def test_a_trial_behind_the_others_pauses(run: RunFolder, search: Search) -> Non
     worse = begin(conductor)
     write_checkpoint(worse.folder, 3)
     assert not evaluate(run, conductor, worse, 2.9, 300)
-    conductor.on_end(worse.trial_id)
+    leave(conductor, worse)
     assert read_trial(worse.folder).ending is None
     assert whole_checkpoints(worse.folder)
     assert [type(event) for event in events][-1] is TrialPaused
@@ -235,7 +236,7 @@ def test_what_is_paused_when_time_is_over_ends_as_pruned(run: RunFolder, search:
     paused = begin(conductor)
     write_checkpoint(paused.folder, 3)
     assert not evaluate(run, conductor, paused, 2.9, 300)
-    conductor.on_end(paused.trial_id)
+    leave(conductor, paused)
     clock.forward(3100)
     assert conductor.next_trial() == "over"
     conductor.close()
@@ -300,10 +301,10 @@ def test_a_trial_whose_process_died_goes_on_until_it_is_its_own_doing(run: RunFo
     run_base(run, conductor)
     dead = begin(conductor)
     for _ in range(MOST_DEATHS - 1):
-        conductor.on_end(dead.trial_id, died=True)
+        leave(conductor, dead, died=True)
         assert begin(conductor).trial_id == dead.trial_id
     assert read_trial(dead.folder).ending is None
-    conductor.on_end(dead.trial_id, died=True)
+    leave(conductor, dead, died=True)
     ending = read_trial(dead.folder).ending
     assert ending is not None
     assert ending.kind is EndingKind.FAILED
@@ -315,7 +316,7 @@ def test_an_evaluation_clears_a_trial_of_the_suspicion(run: RunFolder, search: S
     run_base(run, conductor)
     dead = begin(conductor)
     for tokens in (100, 200, 300, 400):
-        conductor.on_end(dead.trial_id, died=True)
+        leave(conductor, dead, died=True)
         assert begin(conductor).trial_id == dead.trial_id
         evaluate(run, conductor, dead, 2.0, tokens)
     assert read_trial(dead.folder).ending is None
@@ -326,7 +327,7 @@ def test_those_who_died_together_go_on_one_after_the_other(run: RunFolder, searc
     run_base(run, conductor)
     together = [begin(conductor) for _ in range(3)]
     for assignment in together:
-        conductor.on_end(assignment.trial_id, died=True)
+        leave(conductor, assignment, died=True)
     first, other = begin(conductor), begin(conductor)
     assert first.trial_id == together[0].trial_id
     assert other.trial_id not in {assignment.trial_id for assignment in together}
@@ -379,7 +380,7 @@ def test_paused_trials_are_bounded(run: RunFolder, small_recipe: Recipe) -> None
         assignment = begin(conductor)
         write_checkpoint(assignment.folder, 3)
         assert not evaluate(run, conductor, assignment, loss, 300), loss
-        conductor.on_end(assignment.trial_id)
+        leave(conductor, assignment)
     open_ones = [record.best_eval_loss for record in run.records() if record.ending is None]
     assert open_ones == [2.5, 2.6]
     assert len(list(run.path.glob("trials/*/checkpoints"))) == 2
@@ -415,6 +416,26 @@ def test_a_study_that_is_damaged_is_made_anew_from_the_folders(run: RunFolder, s
         assert (one.intermediate_values, one.constraints) == (other.intermediate_values, other.constraints)
     assert (run.path / "study.db.broken-1").read_bytes() == b"half a file"
     assert begin(second).trial_id not in {record.id for record in run.records() if record.ending}
+
+
+def test_what_the_study_was_not_told_yet_is_told_after_a_crash(run: RunFolder, search: Search) -> None:
+    first = make_conductor(run, search, slots=3)
+    run_base(run, first)
+    complete, paused = (first.next_trial() for _ in range(2))
+    assert isinstance(complete, Assignment)
+    assert isinstance(paused, Assignment)
+    for assignment, losses in ((complete, FULL), (paused, FULL[:1])):
+        for tokens, loss in losses:
+            record(TrialFolder(assignment.folder), point(loss, tokens))
+            first.on_eval(assignment.trial_id, point(loss, tokens))
+    TrialFolder(complete.folder).end(Ending(EndingKind.FINISHED, "made up"))
+    first.on_end(complete.trial_id)
+    assert states(run) == []  # there was no time for it
+    make_conductor(run, run.read_search(), slots=3)
+    told = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials
+    assert [trial.state for trial in told] == [TrialState.COMPLETE, TrialState.RUNNING]
+    assert [dict(trial.intermediate_values) for trial in told] == [dict(FULL), dict(FULL[:1])]
+    assert not (run.path / "study.db.broken-1").exists()
 
 
 def test_a_study_that_takes_an_open_trial_for_ended_is_made_anew(run: RunFolder, search: Search) -> None:
@@ -454,7 +475,7 @@ def test_where_the_speed_cannot_be_measured_trials_begin_all_the_same(
         for _ in range(2):
             again = begin(conductor)
             assert again.trial_id == "probe"
-            conductor.on_end(again.trial_id, died=True)
+            leave(conductor, again, died=True)
     assert begin(conductor).trial_id == "0001"
     assert run.read_search().shortened == 1.0
     assert any(isinstance(event, Message) and "no trial is shortened" in event.text for event in events)

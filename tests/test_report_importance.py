@@ -21,6 +21,7 @@ def fill(run: RunFolder, trials: int, ending: Ending | None = PRUNED) -> None:
     study = Study(run.study_url, recipe)
     for _ in range(trials):
         suggestion = study.ask(lambda seed: drawn(recipe, seed))
+        study.begin(suggestion)
         loss = 1.2 + 0.2 * abs(math.log10(suggestion.values["learning_rate"]) + 3)
         write_trial(run, Told(trial_id_of(suggestion.number), [loss], ending), recipe.trial_config(suggestion.values))
         if ending is not None:

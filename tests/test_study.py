@@ -20,7 +20,9 @@ def url(tmp_path: Path) -> str:
 
 def ask(study: Study, recipe: Recipe) -> Suggestion:
     policy = Promotion(recipe.space, recipe.search)
-    return study.ask(policy.propose)
+    suggestion = study.ask(policy.propose)
+    study.begin(suggestion)
+    return suggestion
 
 
 def trials(url: str) -> list[optuna.trial.FrozenTrial]:
