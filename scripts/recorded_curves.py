@@ -13,7 +13,7 @@ from typing import Any
 
 from scripts.simulated_night import Curve
 from search_spaces.recipe import load_recipe
-from search_spaces.schema import Choices, Dimension
+from search_spaces.schema import Choices, Dimension, Recipe
 from trials.config import Hyperparameters
 
 TABLE = Path(__file__).with_name("demo_curves.csv")
@@ -43,17 +43,32 @@ def recorded(path: Path = TABLE) -> tuple[Recorded, ...]:
     for (number, _), rows in sorted(runs.items()):
         last = float(rows[-1]["tokens"])
         found.setdefault(number, []).append([(float(r["tokens"]) / last, float(r["eval_loss"])) for r in rows])
-        values[number] = {name: float(text) for name, text in rows[0].items() if name not in _ABOUT_THE_RUN}
+        values[number] = _values(rows[0])
     return tuple(Recorded(number, values[number], curves) for number, curves in found.items())
 
 
+def _values(row: Mapping[str, str]) -> dict[str, Any]:
+    """A configuration as in the recipe's space."""
+    found: dict[str, Any] = {}
+    for name, dimension in demo_space().items():
+        number = float(row[name])
+        choices = dimension.choices if isinstance(dimension, Choices) else ()
+        found[name] = next((c for c in choices if float(c) == number), number)  # type: ignore[arg-type]
+    return found
+
+
 class RecordedCurves:
-    """A landscape in which every trial is a recorded one: the nearest configuration that this night hasn't had yet."""
+    """A landscape in which every trial is a recorded one: the nearest configuration that this night hasn't had yet.
+
+    A searcher has to know what it can get: `beside` is all there is, `nearest` what a wish comes to. One that is told
+    of another configuration than it got would learn from a landscape that nobody has.
+    """
 
     base_loss = BASE_LOSS
 
     def __init__(self, seed: int, path: Path = TABLE) -> None:
         self._lot = random.Random(seed)
+        self._path = path
         self._space = demo_space()
         self._left = list(recorded(path))
         self._at = {each.number: self._coordinates(each.values) for each in self._left}
@@ -68,14 +83,26 @@ class RecordedCurves:
     def draw(self, trial_id: str, values: Mapping[str, Any]) -> Curve:
         """The same from plain values."""
         if trial_id not in self._taken:
-            wanted = self._coordinates(values)
-            nearest = min(self._left, key=lambda each: math.dist(wanted, self._at[each.number]))
+            nearest = self._nearest(values)
             if trial_id != "probe":
                 self._left.remove(nearest)
             points = self._lot.choice(nearest.curves)
             self._taken[trial_id] = Curve(points)
             self.finals[trial_id] = min(loss for _, loss in points)
         return self._taken[trial_id]
+
+    def beside(self, recipe: Recipe) -> list[Mapping[str, Any]]:
+        """All configurations of the table but those that the recipe's starting points get."""
+        taken = [self._nearest(recipe.start_values(name)).number for name in recipe.start]
+        return [each.values for each in recorded(self._path) if each.number not in taken]
+
+    def nearest(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Of the configurations that are left."""
+        return self._nearest(values).values
+
+    def _nearest(self, values: Mapping[str, Any]) -> Recorded:
+        wanted = self._coordinates(values)
+        return min(self._left, key=lambda each: math.dist(wanted, self._at[each.number]))
 
     def _coordinates(self, values: Mapping[str, Any]) -> list[float]:
         return [_coordinate(values[name], dimension) for name, dimension in self._space.items()]

@@ -83,7 +83,8 @@ def _play_ours(_strategy: str, curves: Landscape, budget: float, seed: int, slot
         (folder / "trials").mkdir()
         run = RunFolder(folder)
         run.write_search(search)
-        account = SimulatedNight(run, curves, _MACHINE, slots).play()
+        only = curves.beside(recipe) if isinstance(curves, RecordedCurves) else None
+        account = SimulatedNight(run, curves, _MACHINE, slots, only=only).play()
         assert account.first_start is not None  # there is time for a trial in every budget
         best = [((at - account.first_start) * slots / FULL_SECONDS, loss) for at, loss in account.best]
         return best, account.trials, account.full_length
@@ -95,7 +96,8 @@ def _play_stock(strategy: str, curves: Landscape, budget: float, seed: int, slot
     """What Ray Tune would do, asked as it asks: a slot that's free gets the next trial, until time is over."""
     recipe = load_recipe("demo", [], environ={}).recipe
     starts = [recipe.start_values(name) for name in recipe.start]
-    night = StockNight(Stock(strategy), demo_space(), seed, EVALUATIONS, start=starts)
+    snap = curves.nearest if isinstance(curves, RecordedCurves) else None
+    night = StockNight(Stock(strategy), demo_space(), seed, EVALUATIONS, start=starts, snap=snap)
     return _Replay(night, recipe, curves, budget * FULL_SECONDS / slots).play(slots)
 
 

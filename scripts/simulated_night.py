@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from orchestrator.conductor import Assignment, Conductor
 from orchestrator.events import Event
@@ -113,6 +113,8 @@ class Account:
     first_start: float | None = None
     decisions: list[float] = field(default_factory=list)
     """Seconds that the conductor took for each."""
+    tidying: list[float] = field(default_factory=list)
+    """Seconds that it took after each event for what nobody waits for."""
     down_seconds: float = 0.0
     """From the first trial's start: nobody had resumed the search yet after its conductor died."""
     lost_fraction: float = 0.0
@@ -135,8 +137,10 @@ class SimulatedNight:
         accidents: Sequence[Accident] = (),
         listener: Callable[[Event], None] = lambda _: None,
         timer: Callable[[], float] | None = None,
+        only: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self._run = run
+        self._only = only
         self._landscape = landscape
         self._machine = machine
         self._listener = listener
@@ -172,6 +176,7 @@ class SimulatedNight:
             at, _, happens = heapq.heappop(self._queue)
             self._seconds = max(self._seconds, at)
             happens()
+            self._tidy()
         self.conductor.close()
         return self.account
 
@@ -185,7 +190,7 @@ class SimulatedNight:
         return (self.conductor.search.deadline.training_ends - self._began).total_seconds()
 
     def _new_conductor(self) -> Conductor:
-        return Conductor(self._run, self._run.read_search(), len(self._slots), self._listener, now=self.now)
+        return Conductor(self._run, self._run.read_search(), len(self._slots), self._listener, self.now, self._only)
 
     def _at(self, seconds: float, happens: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (seconds, next(self._order), happens))
@@ -208,6 +213,15 @@ class SimulatedNight:
         answer = decide()
         self.account.decisions.append(self._timer() - began)
         return answer
+
+    def _tidy(self) -> None:
+        """As the tuner does between two events; what trials wait for isn't held up by it."""
+        if self._timer is None:
+            self.conductor.tidy()
+            return
+        began = self._timer()
+        self.conductor.tidy()
+        self.account.tidying.append(self._timer() - began)
 
     def _start(self, slot: Slot, assignment: Assignment) -> None:
         slot.assignment, slot.began, slot.stretch = assignment, self._seconds, slot.stretch + 1
