@@ -12,18 +12,14 @@ import torch
 from torch import Tensor
 
 from tests.splits import first_rows
-from tests.test_engine_decoder import model_of
 from tests.workshop import Workshop
-from trials.config import Machine
 from trials.data import TrialData
 from trials.engine.batch import Batch
 from trials.engine.decoder import Decoder
 from trials.engine.engine import Engine
-from trials.engine.experience import Experience, Guest, Proof, Shortage
-from trials.engine.frozen import FrozenDecoder, freeze
+from trials.engine.experience import Experience, Guest, Proof
 from trials.engine.keep import Keep
-from trials.engine.planning import Plan, Rates, workspace_bytes
-from trials.engine.room import Room
+from trials.engine.planning import Plan
 from trials.engine.stepping import Stepper
 from trials.memory_use import MemoryUse, keep_memory_use, read_memory_use
 from trials.records import EndingKind, TrialRecord
@@ -188,77 +184,6 @@ def test_an_evaluation_is_made_in_smaller_batches(
     record = workshop.run("short", workshop.config(), ROWS, by=engine.run_trial)
     assert _eval_losses(record) == pytest.approx(_eval_losses(straight), abs=1e-6)
     assert 1 <= len(failed) <= 10  # of 7 evaluations of 12 rows
-
-
-@pytest.fixture(scope="module")
-def frozen() -> FrozenDecoder:
-    return freeze(model_of().to(torch.float32), torch.float32)
-
-
-@pytest.fixture
-def room(frozen: FrozenDecoder, monkeypatch: pytest.MonkeyPatch) -> Room:
-    """As on a GPU that is said to have 32 MiB for micro-steps and adapters."""
-    room = Room(frozen, Machine(micro_batch_tokens=64))
-    fixed = workspace_bytes(frozen.sizes, (Keep.ALL,) * 3, 0)
-    monkeypatch.setattr(Room, "_allowed_bytes", fixed + 32 * 2**20)
-    room._rates = Rates(650e12, 2.5e12)
-    return room
-
-
-def test_on_a_gpu_less_memory_is_planned_with_from_then_on(room: Room) -> None:
-    guest = Guest(2**20, longest_row=50, step_tokens=1e6)
-    room.enter(1, guest)
-    before = room.predicted_bytes
-    plans = [room.plan]
-    while room.limit > 50 and len(plans) < 40:
-        room.learn(room.limit)
-        assert room.workspace.tokens == room.plan.tokens
-        plans.append(room.plan)
-    assert room.limit <= 50
-    assert room.predicted_bytes < before
-    assert max(each.recomputed for each in plans) > 0
-    knowing, limit = room.plan, room.limit
-    room.leave(1)
-    assert room.plan.tokens > 50  # with nobody there, it was never tried
-    room.enter(2, guest)
-    assert (room.plan, room.limit) == (knowing, limit)
-    room.leave(2)
-
-
-def test_memory_that_no_plan_used_is_not_counted_on_either(room: Room) -> None:
-    room.enter(1, Guest(2**20, longest_row=50, step_tokens=200))  # its steps take a part of what may be used
-    before = room.predicted_bytes
-    assert before < room._usable_bytes
-    room.learn(room.limit)
-    assert room.predicted_bytes < before
-    room.leave(1)
-
-
-def test_a_plan_whose_memory_is_not_there_is_made_smaller(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    move = Room._move
-    tried: list[int] = []
-
-    def short(self: Room, best: Plan) -> None:
-        tried.append(best.tokens)
-        if best.tokens > 1000:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        move(self, best)
-
-    monkeypatch.setattr(Room, "_move", short)
-    room.enter(1, Guest(2**20, longest_row=50, step_tokens=1e6))
-    assert len(tried) > 1
-    assert 50 <= room.plan.tokens == room.workspace.tokens <= 1000
-    room.leave(1)
-
-
-def test_what_was_learned_holds_beside_as_much_or_more() -> None:
-    experience = Experience()
-    experience.ran_out(Shortage(100, 50, 0))
-    experience.ran_out(Shortage(200, None, 7))
-    experience.ran_out(Shortage(0, 1, 9))
-    experience.forget_after(2)
-    assert [experience.most_tokens(other, 80) for other in (99, 100, 300)] == [80, 50, 50]
-    assert [experience.missing_bytes(other) for other in (199, 200)] == [0, 7]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """What micro-steps have shown about this machine's memory: where it ran out, and for what it sufficed.
 
 Predictions can be wrong: others use the GPU too, and allocators waste some. What was learned beside so many bytes of
-adapters holds beside as many or more; where trials have left, it may fit again.
+adapters holds beside as many or more; where trials have left, it may fit again, and what other processes give back may
+be used again. A shortage makes plans smaller; that a trial fits in no way isn't for it to say, but for an attempt.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trials.engine.planning import Plan
+
+_GIVEN_BACK_BYTES = 2**28
+"""Of memory that other processes have given back: with less, as few tokens fit as before."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,16 @@ class Shortage:
     """Of base model and adapters that were there."""
     most_tokens: int | None
     """Of a micro-step from now on; None: a plan for less memory is to take care of it."""
-    missing_bytes: int
-    """By which the memory that may be used is smaller than was thought."""
+    usable_bytes: int | None
+    """Of base model, adapters and micro-steps together, that a plan counts on from now on; None: as before."""
+    available_bytes: int | None = None
+    """Of the GPU's memory that this process had, or could have had, when it ran out; None: nobody knows."""
+
+    def given_back(self, available_bytes: int | None) -> int:
+        """By other processes since then, where so many are available now."""
+        if self.available_bytes is None or available_bytes is None:
+            return 0
+        return max(0, available_bytes - self.available_bytes)
 
 
 @dataclass(frozen=True)
@@ -77,13 +89,25 @@ class Experience:
         """Takes in that it did."""
         self._proofs.append(proof)
 
-    def missing_bytes(self, other_bytes: int) -> int:
-        """How much less memory there is than was thought, beside so much."""
-        return sum(each.missing_bytes for each in self._applying(other_bytes))
+    def usable_bytes(self, other_bytes: int, allowed_bytes: int, least_bytes: int, available_bytes: int | None) -> int:
+        """Of `allowed_bytes`, those that a plan may count on, where none has fewer than `least_bytes`.
 
-    def most_tokens(self, other_bytes: int, planned: int) -> int:
+        Where a shortage leaves fewer, it was one of smaller trials: what larger ones need is found out by trying.
+        """
+        known = [
+            each.usable_bytes + each.given_back(available_bytes)
+            for each in self._applying(other_bytes)
+            if each.usable_bytes is not None
+        ]
+        return min([allowed_bytes, *(usable for usable in known if usable >= least_bytes)])
+
+    def most_tokens(self, other_bytes: int, planned: int, available_bytes: int | None) -> int:
         """Of a micro-step, at most `planned`."""
-        known = [each.most_tokens for each in self._applying(other_bytes) if each.most_tokens is not None]
+        known = [
+            each.most_tokens
+            for each in self._applying(other_bytes)
+            if each.most_tokens is not None and each.given_back(available_bytes) < _GIVEN_BACK_BYTES
+        ]
         return min([planned, *known])
 
     def proof(self, plan: Plan, tokens: int, other_bytes: int, guest: Guest) -> Proof | None:

@@ -209,10 +209,15 @@ class Loop:
             self._micro_steps.join(training)
         return not self._is_closed
 
-    def _learn(self, tokens: int) -> int:
-        """Memory ran out with so many tokens at once; gives how many there may be from now on."""
+    def _learn(self, tokens: int, rows: int) -> int | None:
+        """Memory ran out with so many tokens at once; gives how many there may be from now on.
+
+        None: it was a single row, and no plan asks for less memory.
+        """
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if rows == 1 and self._room.is_least:
+            return None
         self._room.learn(tokens)
         self._use(self._room)
         self._micro_steps.limit = self._room.limit
@@ -231,15 +236,21 @@ class Loop:
         return Later(torch.cat(sums))
 
     def _losses(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> Tensor | None:
-        """None: there wasn't memory for so many rows at once; there will be fewer. Raises torch's error for one."""
+        """None: there wasn't memory for so many rows at once; there will be more, or fewer rows.
+
+        Raises torch's error for a single row that nothing can be done about.
+        """
         frozen, share = self.frozen, Share(adapter, rows, 1.0)
         try:
             return self._decoder.losses(make_batch([share], frozen.dtype, frozen.device, training=False))
         except Exception as error:
-            if len(rows) == 1 or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
+            failure = error.with_traceback(None)
         # Only here, where the error's frames and the tensors in them are gone.
-        most = self._learn(share.tokens)
+        most = self._learn(share.tokens, len(rows))
+        if most is None:
+            raise failure
         logger.warning("out of memory evaluating %d tokens at once; at most %d from now on", share.tokens, most)
         return None
 

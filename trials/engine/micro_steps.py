@@ -22,6 +22,13 @@ IsThere = Callable[[int, int], bool]
 """Whether a trial has reached what it trains for, from its optimizer steps and tokens since it began to."""
 
 
+Learn = Callable[[int, int], int | None]
+"""Is told with how many tokens, of how many rows, memory ran out, and gives the tokens that there may be from now on.
+
+None: it was a single row, and nothing needs less memory.
+"""
+
+
 class DivergedError(Exception):
     """A trial's gradient isn't finite."""
 
@@ -39,8 +46,7 @@ class Training:
 class MicroSteps:
     """The trials that train at the moment. Belongs to the loop's thread."""
 
-    def __init__(self, decoder: Decoder, limit: int, learn: Callable[[int], int]) -> None:
-        """`learn` is told with how many tokens memory ran out, and gives the new `limit`."""
+    def __init__(self, decoder: Decoder, limit: int, learn: Learn) -> None:
         self._decoder = decoder
         self._learn = learn
         self.limit = limit
@@ -132,12 +138,15 @@ class MicroSteps:
     def _fail_step(self, training: Training, error: Exception) -> None:
         """Begins the step anew if there wasn't memory for the optimizer's state; smaller micro-steps leave more."""
         trainee = training.trainee
-        if not is_out_of_memory(error) or not trainee.may_step_again or self.limit == 1:
+        most = None
+        if is_out_of_memory(error) and trainee.may_step_again:
+            error = error.with_traceback(None)
+            trainee.ran_out.append(self.limit)
+            most = self._learn(self.limit, self.limit)
+        if most is None:
             self._leave(training, error)
             return
-        error = error.with_traceback(None)
-        trainee.ran_out.append(self.limit)
-        self.limit = self._learn(self.limit)
+        self.limit = most
         logger.warning("out of memory in an optimizer step; at most %d tokens at once from now on", self.limit)
         self._begin_step(training)
 
@@ -149,22 +158,24 @@ class MicroSteps:
         self._unseen = []
 
     def _break_off(self, taken: Sequence[tuple[Training, Share]], error: Exception) -> None:
-        """After a failed micro-step: its trials begin their optimizer steps anew, with half the tokens at once.
+        """After a failed micro-step: its trials begin their optimizer steps anew, with less at once.
 
-        What fails with a single row is that trial's own failure, and what isn't for want of memory is everybody's who
-        took part.
+        What fails with a single row, where nothing needs less, is that trial's own failure, and what isn't for want of
+        memory is everybody's who took part.
         """
         rows = sum(len(share.rows) for _, share in taken)
         tokens = sum(share.tokens for _, share in taken)
-        can_shrink = is_out_of_memory(error) and rows > 1
-        if can_shrink:
+        most = None
+        if is_out_of_memory(error):
             error = error.with_traceback(None)
-            self.limit = self._learn(tokens)
-            logger.warning("out of memory with %d tokens at once; at most %d from now on", tokens, self.limit)
+            most = self._learn(tokens, rows)
         elif torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if most is not None:
+            self.limit = most
+            logger.warning("out of memory with %d tokens at once; at most %d from now on", tokens, self.limit)
         for training, _ in taken:
-            if can_shrink:
+            if most is not None:
                 training.trainee.ran_out.append(tokens)
                 self._begin_step(training)
             else:

@@ -2,7 +2,7 @@
 
 The longest rows, as many as a micro-step may have: forward, backward, an optimizer step, and an evaluation. Where
 memory doesn't suffice, micro-steps become smaller or more is computed again (`room`), until they fit or a single row
-doesn't: such a trial is infeasible.
+doesn't with everything computed again: such a trial is infeasible.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from trials.engine.adapter import Adapter
 from trials.engine.batch import Share, fitting, make_batch
 from trials.engine.decoder import Decoder
+from trials.engine.micro_steps import Learn
 from trials.engine.room import Room
 from trials.engine.stepping import Stepper
 from trials.memory import is_out_of_memory
@@ -33,24 +34,24 @@ class Rehearsal:
     """Of so many tokens together, to train on and to evaluate; asked only if something has to be tried."""
     tried: list[Attempt] = field(default_factory=list)
 
-    def run(self, room: Room, decoder: Decoder, learn: Callable[[int], int]) -> MemoryUse:
-        """Raises torch's error if not even one row fits. `learn` is told with how many tokens memory ran out."""
+    def run(self, room: Room, decoder: Decoder, learn: Learn) -> MemoryUse:
+        """Raises torch's error if not even one row fits."""
         proof = room.proof(self.key)
         if proof is None:
             self._try(room, decoder, learn)
             proof = room.prove(self.key, _peak_bytes(self.adapter))
         return replace(room.memory_use(self.key), peak_bytes=proof.peak_bytes, tried=tuple(self.tried))
 
-    def _try(self, room: Room, decoder: Decoder, learn: Callable[[int], int]) -> None:
+    def _try(self, room: Room, decoder: Decoder, learn: Learn) -> None:
         known = room.experience.shortages
         try:
-            while not self._fits(room, decoder):
-                learn(self.tried[-1].tokens)
+            while not self._fits(room, decoder, learn):
+                pass
         except Exception:
             room.experience.forget_after(known)
             raise
 
-    def _fits(self, room: Room, decoder: Decoder) -> bool:
+    def _fits(self, room: Room, decoder: Decoder, learn: Learn) -> bool:
         train, evaluated = (rows[: fitting(rows, room.limit)] for rows in self.longest_rows(room.limit))
         tokens, is_recomputed = sum(len(row.input_ids) for row in train), room.plan.recomputed > 0
         error: Exception | None = None
@@ -61,7 +62,7 @@ class Rehearsal:
                 raise
             error = raised.with_traceback(None)
         self.tried.append(Attempt(len(train), tokens, is_recomputed, error is None))
-        if error is not None and max(len(train), len(evaluated)) == 1:
+        if error is not None and learn(tokens, max(len(train), len(evaluated))) is None:
             raise error
         return error is None
 

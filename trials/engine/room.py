@@ -45,6 +45,7 @@ class Room:
         self._base_bytes = torch.cuda.memory_allocated() if on_gpu else 0
         self._rates = measured_rates() if on_gpu else None
         self._guests: dict[int, Guest] = {}
+        self._available_bytes = available_bytes()
         self.experience = Experience()
         self.plan = self._best()
         self.workspace = Workspace(frozen, self.plan.tokens, self.plan.keep)
@@ -52,6 +53,7 @@ class Room:
 
     def enter(self, key: int, guest: Guest) -> None:
         """Makes room for a trial. Raises torch's error if there isn't enough."""
+        self._available_bytes = available_bytes()
         self._guests[key] = guest
         try:
             self._settle()
@@ -61,19 +63,26 @@ class Room:
 
     def leave(self, key: int) -> None:
         """Gives back what `enter` made room for."""
+        self._available_bytes = available_bytes()
         del self._guests[key]
         self._settle()
 
     @property
     def limit(self) -> int:
         """Tokens of a micro-step at most, but for a single row."""
-        return max(1, self.experience.most_tokens(self._other_bytes, self.plan.tokens))
+        return max(1, self.experience.most_tokens(self._other_bytes, self.plan.tokens, self._available_bytes))
+
+    @property
+    def is_least(self) -> bool:
+        """Whether no plan asks for less memory."""
+        return self._rates is None or self.plan == self._least
 
     def learn(self, tokens: int) -> None:
         """Memory ran out with so many tokens at once: on a GPU it's planned anew with less, else it's half of them.
 
         The knowledge stays, for as much beside it or more.
         """
+        self._available_bytes = available_bytes()
         shortage = self._shortage(self.plan, tokens)
         self.experience.ran_out(shortage)
         if shortage.most_tokens is None:
@@ -118,14 +127,12 @@ class Room:
 
     def _shortage(self, split: Plan, tokens: int) -> Shortage:
         """What follows from want of memory for a micro-step of so many tokens."""
-        half = max(tokens // 2, 1)
-        if self._rates is not None:
-            smaller = memory_bytes(self._sizes, replace(split, tokens=min(half, split.tokens - 1)), self._other_bytes)
-            # What the plan leaves of the memory that may be used isn't there either.
-            missing = max(self._usable_bytes, memory_bytes(self._sizes, split, self._other_bytes)) - smaller
-            if self._planned(self._rates, missing) is not None:
-                return Shortage(self._other_bytes, None, missing)
-        return Shortage(self._other_bytes, half, 0)
+        other, available = self._other_bytes, self._available_bytes
+        if self._rates is None or split == self._least:
+            return Shortage(other, max(tokens // 2, 1), None, available)
+        # A single row that memory doesn't suffice for says nothing of what would fit: the plan's tokens are halved.
+        smaller = memory_bytes(self._sizes, replace(split, tokens=split.tokens // 2), other)
+        return Shortage(other, None, max(smaller, self._least_bytes), available)
 
     def _move(self, best: Plan) -> None:
         self._keep_dense(0)
@@ -156,7 +163,7 @@ class Room:
 
     def _best(self) -> Plan:
         if self._rates is None:
-            most = self.experience.most_tokens(self._other_bytes, self._machine.micro_batch_tokens)
+            most = self.experience.most_tokens(self._other_bytes, self._machine.micro_batch_tokens, None)
             return Plan(max(most, self._longest), (Keep.ALL,) * self._sizes.layers)
         best = self._planned(self._rates)
         if best is None:
@@ -166,16 +173,25 @@ class Room:
             )
         return best
 
-    def _planned(self, rates: Rates, missing_bytes: int = 0) -> Plan | None:
+    def _planned(self, rates: Rates) -> Plan | None:
         wanted = sum(guest.step_tokens for guest in self._guests.values()) * _LONG_STEP
         most = min(MOST_TOKENS, int(wanted)) if self._guests else MOST_TOKENS
-        usable = self._usable_bytes - missing_bytes
-        return plan(self._sizes, rates, self._other_bytes, usable, self._longest, most)
+        return plan(self._sizes, rates, self._other_bytes, self._usable_bytes, self._longest, most)
+
+    @property
+    def _least(self) -> Plan:
+        """Asks for the least memory: one row at once, and everything is computed again."""
+        return Plan(self._longest, (Keep.INPUT,) * self._sizes.layers)
+
+    @property
+    def _least_bytes(self) -> int:
+        return memory_bytes(self._sizes, self._least, self._other_bytes)
 
     @property
     def _usable_bytes(self) -> int:
         """As far as is known by now."""
-        return self._allowed_bytes - self.experience.missing_bytes(self._other_bytes)
+        allowed, available = self._allowed_bytes, self._available_bytes
+        return self.experience.usable_bytes(self._other_bytes, allowed, self._least_bytes, available)
 
     @property
     def _longest(self) -> int:
@@ -200,6 +216,13 @@ def guest_of(hyperparameters: Hyperparameters, data: TrialData, frozen: FrozenDe
         max(data.train.longest, data.eval.longest),
         hyperparameters.effective_batch * data.train.epoch.row_tokens,
     )
+
+
+def available_bytes() -> int | None:
+    """Of the GPU's memory, what this process has set aside and what nobody has; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
 
 
 def measured_rates() -> Rates:
