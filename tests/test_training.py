@@ -286,7 +286,16 @@ def test_any_other_error_is_recorded_and_raised(train: Train, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("error", "expected"),
-    [(torch.OutOfMemoryError("x"), True), (RuntimeError("shapes differ"), False), (MemoryError(), False)],
+    [
+        (torch.OutOfMemoryError("x"), True),
+        (RuntimeError("shapes differ"), False),
+        (MemoryError(), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`"), False),
+    ],
 )
 def test_what_out_of_memory_is(error: BaseException, expected: bool) -> None:
     assert is_out_of_memory(error) == expected

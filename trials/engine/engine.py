@@ -110,7 +110,8 @@ class Engine:
         self._loop.close()
 
     def _in_its_room(self, job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
-        with self._room_for(guest_of(job.config.hyperparameters, job.data, self._loop.frozen), id(job)):
+        guest = guest_of(job.config.hyperparameters, job.data, self._loop.frozen)
+        with self._loop.relying_on_gpu(), self._room_for(guest, id(job)):
             return Program(job, tokenizer, self._loop, self._eval_rows(job.data)).run()
 
     @contextmanager

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from trials.config import Machine
 from trials.engine.adapter import Adapter
 from trials.engine.batch import Share, fitting, make_batch
+from trials.engine.breakdown import is_breakdown
 from trials.engine.decoder import Decoder
 from trials.engine.experience import Guest
 from trials.engine.frozen import FrozenDecoder
@@ -61,7 +62,7 @@ class Loop:
         self._micro_steps = MicroSteps(self._decoder, self._room.limit, self._learn)
         self._changed = threading.Condition()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._joining: list[Training] = []
+        self._joining: deque[Training] = deque()
         self._is_closed = False
         self._farewell = "the engine has ended"
         self._clock: KernelClock | None = None
@@ -87,7 +88,22 @@ class Loop:
         Only the caller waits for the figures: the thread that computes goes on with what others want.
         """
         later: Later = self.wait_for(self.call(lambda: self._evaluate(adapter, rows)))
-        return RowLosses(later.read(), [row.completion_tokens for row in rows])
+        with self.relying_on_gpu():
+            losses = later.read()
+        return RowLosses(losses, [row.completion_tokens for row in rows])
+
+    @contextmanager
+    def relying_on_gpu(self) -> Iterator[None]:
+        """Ends the engine if whoever is in here finds that its GPU can't be relied on, as the loop's thread does.
+
+        He too gets `EngineClosedError` then.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if is_breakdown(error):
+                self.wait_for(self.call(partial(_raise, error)))
+            raise
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
         """Runs a function by itself, before the next micro-step."""
@@ -174,7 +190,9 @@ class Loop:
     def _work(self) -> None:
         while self._wait_for_work():
             while self._calls:
-                _answer(*self._calls.popleft())
+                # Whoever waits is in the line until he's answered: he must hear of it if the engine breaks down.
+                _answer(*self._calls[0])
+                self._calls.popleft()
                 self._use(self._room)
                 self.pulse.beat()
             if self._micro_steps:
@@ -204,9 +222,9 @@ class Loop:
             with self.pulse.resting():
                 self._changed.wait_for(lambda: self._is_closed or self._calls or self._joining or self._micro_steps)
             self.pulse.beat()
-            joining, self._joining = self._joining, []
-        for training in joining:
-            self._micro_steps.join(training)
+        while self._joining:
+            self._micro_steps.join(self._joining[0])
+            self._joining.popleft()
         return not self._is_closed
 
     def _learn(self, tokens: int, rows: int) -> int | None:
@@ -259,4 +277,10 @@ def _answer(function: Callable[[], Any], future: Future[Any]) -> None:
     try:
         future.set_result(function())
     except BaseException as error:
+        if is_breakdown(error):
+            raise
         future.set_exception(error)
+
+
+def _raise(error: Exception) -> None:
+    raise error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trials.engine.batch import Share, make_batch
+from trials.engine.breakdown import is_breakdown
 from trials.engine.decoder import Decoder
 from trials.engine.trainee import StepDone, Trainee
 from trials.memory import is_out_of_memory
@@ -182,6 +183,11 @@ class MicroSteps:
                 self._leave(training, error)
 
     def _leave(self, training: Training, error: Exception | None) -> None:
+        """Raises what is no trial's own; the training is abandoned then with all others."""
+        if error is not None and is_breakdown(error):
+            if training not in self._training:
+                self._training.append(training)
+            raise error
         if training in self._training:
             self._training.remove(training)
         if error is None:
