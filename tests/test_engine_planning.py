@@ -99,6 +99,7 @@ def test_a_workspace_takes_what_was_predicted(frozen: FrozenDecoder, keep: tuple
     assert _bytes_of(workspace) == predicted
     replaced = workspace.replaced(Plan(10, keep))
     assert _bytes_of(workspace) == weight
+    assert _bytes_of(Workspace(frozen, 0, keep)) == 0
     assert _bytes_of(replaced) == weight + (predicted - weight) // 100
 
 

@@ -9,11 +9,13 @@ import torch
 
 from search_spaces.schema import Recipe
 from tests.test_engine_decoder import model_of, rows_of_lengths
+from tests.workshop import Workshop
 from trials.config import Machine
 from trials.engine import room as room_module
 from trials.engine.adapter import Adapter
 from trials.engine.batch import Batch
 from trials.engine.decoder import Decoder
+from trials.engine.engine import Engine
 from trials.engine.experience import Experience, Guest, Shortage
 from trials.engine.frozen import FrozenDecoder, freeze
 from trials.engine.keep import Keep
@@ -23,6 +25,8 @@ from trials.engine.rehearsal import Rehearsal
 from trials.engine.room import Room
 from trials.engine.stepping import Stepper
 from trials.engine.trainee import Trainee
+from trials.engine.workspace import Workspace
+from trials.errors import ModelError
 from trials.schedule import Length
 from trials.tokenization import TokenizedRow
 
@@ -172,6 +176,63 @@ def test_what_was_learned_goes_with_what_kept_the_memory() -> None:
     assert [experience.most_tokens(0, 80, each) for each in available] == [50, 50, 50, 50, 80]
     expected = [2**30, 2**30, 2**30, 2**30 + 2**20, 2**30 + 2**29]
     assert [experience.usable_bytes(0, 2**40, 0, each) for each in available] == expected
+
+
+def _workspace_of_at_most(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    real = Workspace.__init__
+
+    def short(self: Workspace, frozen: FrozenDecoder, asked: int, keep: Sequence[Keep]) -> None:
+        if asked > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+        real(self, frozen, asked, keep)
+
+    monkeypatch.setattr(Workspace, "__init__", short)
+
+
+def test_it_opens_beside_a_full_gpu(frozen: FrozenDecoder, room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room_module, "rates_of", lambda _: RATES)
+    _workspace_of_at_most(monkeypatch, 700)
+    opened = Room(frozen, Machine(gpu_memory_gib=room._allowed_bytes / 2**30))
+    assert 1 <= opened.plan.tokens == opened.workspace.tokens <= 700
+    opened.enter(1, _guest())
+    opened.leave(1)
+
+
+def test_it_opens_on_a_cpu_that_has_less_memory_than_was_said(frozen: FrozenDecoder) -> None:
+    opened = Room(frozen, Machine(micro_batch_tokens=10**14))  # really too much
+    assert 1 <= opened.workspace.tokens < 10**14
+
+
+def test_an_engine_for_which_there_is_no_memory_at_all_says_so(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _workspace_of_at_most(monkeypatch, 0)
+    with pytest.raises(ModelError, match="there isn't memory for the base model"):
+        Engine(workshop.config().model, workshop.config().machine)
+
+
+def test_rates_for_which_there_is_no_memory_are_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short() -> Rates:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 256 MiB.")
+
+    monkeypatch.setattr(room_module, "measured_rates", short)
+    found = room_module.rates_of(torch.device("cuda"))
+    assert found is not None
+    assert 100 < found.flops / found.bytes < 400  # an H100's and an RTX 4090's: 260 and 183
+
+
+def test_trials_go_on_where_a_newcomer_left_no_room_for_a_moment(
+    loop: Loop, small_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, stepper = _adapter_and_stepper(loop, small_recipe)
+    loop.enter(1, Guest(MIB, ROW, 1e6))
+    trainee = Trainee(adapter, stepper, 1.0, lambda step: rows_of_lengths([ROW], seed=step), 0)
+    loop.train(trainee, lambda done, _: done >= 1).result(WAIT)
+    with monkeypatch.context() as patch:
+        _workspace_of_at_most(patch, 0)
+        with pytest.raises(torch.OutOfMemoryError):
+            loop.enter(2, _guest(20))
+    loop.train(trainee, lambda done, _: done >= 3).result(WAIT)
 
 
 def _adapter_and_stepper(loop: Loop, recipe: Recipe) -> tuple[Adapter, Stepper]:

@@ -21,6 +21,8 @@ from trials.engine.program import Program
 from trials.engine.room import guest_of
 from trials.engine.subject import EngineSubject
 from trials.engine.warm_up import warm_up
+from trials.errors import ModelError, first_line
+from trials.memory import is_out_of_memory
 from trials.model import compute_dtype
 from trials.outcomes import evaluate_untrained, recorded
 from trials.records import Ending, EvalPoint, TrialFolder
@@ -38,13 +40,13 @@ class Engine:
     """Trains many trials of one base model in this process; its methods may be called from many threads at once."""
 
     def __init__(self, settings: ModelSettings, machine: Machine) -> None:
-        """Loads the base model. Raises `ModelError` if that can't be done, or its layers are unknown."""
+        """Loads the base model. Raises `ModelError` if it can't be, has no room, or its layers are unknown."""
         # Whoever computes gives up Python's lock with every operation, and would wait 5 ms each time to have it back
         # from a trial's thread that is at work.
         sys.setswitchinterval(_SWITCH_SECONDS)
         # Memory is cut anew while the engine lives; without this the pieces wouldn't join again.
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-        self._loop = Loop(freeze(load_resident_base(settings), compute_dtype(settings)), machine)
+        self._loop = _opened(settings, machine)
         if self._loop.frozen.device.type == "cuda":
             warm_up(self._loop)
         self._rows_lock = threading.Lock()
@@ -137,3 +139,17 @@ class Engine:
             if data.fingerprint != self._fingerprint:
                 self._rows, self._fingerprint = list(data.eval.rows), data.fingerprint
             return self._rows
+
+
+def _opened(settings: ModelSettings, machine: Machine) -> Loop:
+    try:
+        return Loop(freeze(load_resident_base(settings), compute_dtype(settings)), machine)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = first_line(error)
+    # Only here, where the error's frames and the base model in them are gone.
+    raise ModelError(
+        f"there isn't memory for the base model {settings.name!r} and micro-steps of a single row: {reason}. End other "
+        "processes that use this GPU, allow more in machine.gpu_memory_gib, or choose a smaller model."
+    )

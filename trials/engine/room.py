@@ -33,23 +33,28 @@ _WORTH_MOVING = 1.02
 _LONG_STEP = 1.2
 """An optimizer step of rows that are drawn at random may have so many times the tokens of a mean one."""
 
+_SOME_RATES = Rates(165e12, 0.9e12)
+"""Of an RTX 4090: plans depend on how the two compare, and that is alike on cards of one time."""
+
 
 class Room:
     """How large micro-steps may be beside the adapters that are present. Belongs to the loop's thread."""
 
     def __init__(self, frozen: FrozenDecoder, machine: Machine) -> None:
+        """Raises torch's error if not even a single token has room."""
         self._frozen = frozen
         self._sizes = frozen.sizes
         self._machine = machine
         on_gpu = frozen.device.type == "cuda"
         self._base_bytes = torch.cuda.memory_allocated() if on_gpu else 0
-        self._rates = measured_rates() if on_gpu else None
+        self._rates = rates_of(frozen.device)
         self._guests: dict[int, Guest] = {}
         self._available_bytes = available_bytes()
         self.experience = Experience()
-        self.plan = self._best()
+        # Nothing yet: when an engine opens, memory may be as short as at any other time.
+        self.plan = Plan(0, (Keep.INPUT,) * self._sizes.layers)
         self.workspace = Workspace(frozen, self.plan.tokens, self.plan.keep)
-        self._keep_dense(self.plan.dense_layers)
+        self._settle()
 
     def enter(self, key: int, guest: Guest) -> None:
         """Makes room for a trial. Raises torch's error if there isn't enough."""
@@ -74,8 +79,8 @@ class Room:
 
     @property
     def is_least(self) -> bool:
-        """Whether no plan asks for less memory."""
-        return self._rates is None or self.plan == self._least
+        """Whether no plan asks for less memory than the one that is in use."""
+        return self.workspace.tokens > 0 and (self._rates is None or self.plan == self._least)
 
     def learn(self, tokens: int) -> None:
         """Memory ran out with so many tokens at once: on a GPU it's planned anew with less, else it's half of them.
@@ -83,10 +88,8 @@ class Room:
         The knowledge stays, for as much beside it or more.
         """
         self._available_bytes = available_bytes()
-        shortage = self._shortage(self.plan, tokens)
-        self.experience.ran_out(shortage)
-        if shortage.most_tokens is None:
-            self._settle()
+        self.experience.ran_out(self._shortage(self.plan, tokens))
+        self._settle()
 
     @property
     def predicted_bytes(self) -> int:
@@ -223,6 +226,18 @@ def available_bytes() -> int | None:
     if not torch.cuda.is_available():
         return None
     return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+
+
+def rates_of(device: torch.device) -> Rates | None:
+    """Of this GPU; None for a CPU. Where there isn't even memory for measuring, some card's."""
+    if device.type != "cuda":
+        return None
+    try:
+        return measured_rates()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    return _SOME_RATES
 
 
 def measured_rates() -> Rates:

@@ -41,7 +41,7 @@ class Workspace:
     """Memory for micro-steps of at most so many tokens."""
 
     def __init__(self, frozen: FrozenDecoder, tokens: int, keep: Sequence[Keep]) -> None:
-        """`keep` has one entry a layer."""
+        """`keep` has one entry a layer. For 0 tokens nothing is set aside."""
         self.tokens = tokens
         """0 once its memory is given back."""
         self.keep = tuple(keep)
@@ -50,7 +50,7 @@ class Workspace:
             sum(layer.linears[name].numel for name in ("q_proj", "k_proj", "v_proj")) for layer in frozen.layers
         )
         largest = max(largest, *(linear.numel for layer in frozen.layers for linear in layer.linears.values()))
-        self._weight = torch.empty(largest, dtype=frozen.dtype, device=frozen.device)
+        self._weight = torch.empty(largest if tokens else 0, dtype=frozen.dtype, device=frozen.device)
         self._scratch = self._new(tokens, Keep.INPUT, None)
         self._layers = [self._new(tokens, each, self._scratch) for each in keep]
 
@@ -62,15 +62,22 @@ class Workspace:
 
     def layer(self, index: int, tokens: int) -> LayerMemory:
         """What layer `index` keeps of a micro-step of `tokens`."""
+        self._refuse_more(tokens)
         return self._layers[index].view(tokens)
 
     def scratch(self, tokens: int) -> LayerMemory:
         """For a layer of which nothing is kept."""
+        self._refuse_more(tokens)
         return self._scratch.view(tokens)
 
     def weight(self, rows: int, columns: int) -> Tensor:
         """Room for one weight matrix, the same each time."""
         return self._weight[: rows * columns].view(rows, columns)
+
+    def _refuse_more(self, tokens: int) -> None:
+        """Its memory may have been given back for another's that then wasn't there."""
+        if tokens > self.tokens:
+            raise torch.OutOfMemoryError(f"{tokens} tokens at once, and memory is set aside for {self.tokens}")
 
     def _new(self, tokens: int, keep: Keep, scratch: LayerMemory | None) -> LayerMemory:
         frozen = self._frozen
