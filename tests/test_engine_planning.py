@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from tests.test_engine_decoder import model_of
 from trials.config import Machine
+from trials.engine import room as room_module
 from trials.engine.experience import Guest
 from trials.engine.frozen import FrozenDecoder, freeze
 from trials.engine.keep import Keep
@@ -98,9 +100,26 @@ def test_a_workspace_takes_what_was_predicted(frozen: FrozenDecoder, keep: tuple
     predicted = workspace_bytes(sizes, keep, tokens) - workspace_bytes(sizes, keep, 0) + weight - momentary
     assert _bytes_of(workspace) == predicted
     replaced = workspace.replaced(Plan(10, keep))
-    assert _bytes_of(workspace) == weight
+    assert _bytes_of(workspace) == 0
     assert _bytes_of(Workspace(frozen, 0, keep)) == 0
     assert _bytes_of(replaced) == weight + (predicted - weight) // 100
+
+
+def test_memory_is_given_back_before_new_is_asked_for(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.enter(1, Guest(2**20, longest_row=50, step_tokens=1e6))
+    given_back_with: list[int] = []
+    old, real = room.workspace, Workspace.__init__
+
+    def asked(self: Workspace, *given: Any) -> None:
+        assert given_back_with == [0]
+        real(self, *given)
+
+    monkeypatch.setattr(Workspace, "__init__", asked)
+    monkeypatch.setattr(room_module, "available_bytes", lambda: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: given_back_with.append(_bytes_of(old)))
+    room.learn(room.limit)
+    assert room.workspace is not old
 
 
 def _bytes_of(workspace: Workspace) -> int:

@@ -58,6 +58,10 @@ class Workspace:
         """In its place, one for another plan; this one's memory is given back first, and it's of no use any more."""
         self.tokens = 0
         self._layers, self._scratch = [], self._new(0, Keep.INPUT, None)
+        self._weight = self._weight.new_empty(0)
+        if torch.cuda.is_available():
+            # Else the allocator keeps it all, and lays the new pieces into the old ones, which it then can't give back.
+            torch.cuda.empty_cache()
         return Workspace(self._frozen, plan.tokens, plan.keep)
 
     def layer(self, index: int, tokens: int) -> LayerMemory:
