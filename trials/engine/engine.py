@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from trials.checkpoints import Checkpoint, resumed_stopwatch
 from trials.config import Machine, ModelSettings, TrialConfig
 from trials.data import TrialData
+from trials.engine.allocator import use_expandable_segments
 from trials.engine.experience import Guest
 from trials.engine.frozen import freeze
 from trials.engine.loop import Loop
@@ -44,8 +44,7 @@ class Engine:
         # Whoever computes gives up Python's lock with every operation, and would wait 5 ms each time to have it back
         # from a trial's thread that is at work.
         sys.setswitchinterval(_SWITCH_SECONDS)
-        # Memory is cut anew while the engine lives; without this the pieces wouldn't join again.
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        use_expandable_segments()
         self._loop = _opened(settings, machine)
         if self._loop.frozen.device.type == "cuda":
             warm_up(self._loop)
