@@ -98,7 +98,11 @@ def test_a_larger_one_is_tried_again(workshop: Workshop, engine: Engine) -> None
 
 
 def test_micro_steps_shrink_until_they_fit_and_stay_small_for_the_next(
-    workshop: Workshop, engine: Engine, monkeypatch: pytest.MonkeyPatch, longest: int
+    workshop: Workshop,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    longest: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     straight = workshop.run("straight", workshop.config(lora_rank=4), ROWS, by=engine.run_trial)
     failed = _short_of_memory(monkeypatch, "train", 2 * longest)
@@ -107,6 +111,8 @@ def test_micro_steps_shrink_until_they_fit_and_stay_small_for_the_next(
     assert [attempt.fits for attempt in tried] == [*[False] * (len(tried) - 1), True]
     assert [attempt.tokens for attempt in tried[:-1]] == failed
     assert len(failed) >= 2
+    said = [f"out of memory trying {tokens} tokens at once; at most" for tokens in failed]
+    assert [message[: len(one)] for message, one in zip(caplog.messages, said, strict=True)] == said
     assert record.ending == straight.ending
     assert _use(record).micro_batch_rows in (1, 2)
     failed.clear()

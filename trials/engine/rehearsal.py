@@ -7,6 +7,7 @@ doesn't with everything computed again: such a trial is infeasible.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -21,6 +22,8 @@ from trials.engine.stepping import Stepper
 from trials.memory import is_out_of_memory
 from trials.memory_use import Attempt, MemoryUse
 from trials.tokenization import TokenizedRow
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -62,9 +65,13 @@ class Rehearsal:
                 raise
             error = raised.with_traceback(None)
         self.tried.append(Attempt(len(train), tokens, is_recomputed, error is None))
-        if error is not None and learn(tokens, max(len(train), len(evaluated))) is None:
+        if error is None:
+            return True
+        most = learn(tokens, max(len(train), len(evaluated)))
+        if most is None:
             raise error
-        return error is None
+        logger.warning("out of memory trying %d tokens at once; at most %d from now on", tokens, most)
+        return False
 
     @torch.no_grad()
     def _pass(self, train: Sequence[TokenizedRow], evaluated: Sequence[TokenizedRow], decoder: Decoder) -> None:
