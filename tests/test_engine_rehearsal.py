@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.splits import first_rows
 from tests.workshop import Workshop
 from trials.data import TrialData
+from trials.engine.adapter import Adapter
 from trials.engine.batch import Batch
 from trials.engine.decoder import Decoder
 from trials.engine.engine import Engine
@@ -190,6 +191,29 @@ def test_an_evaluation_is_made_in_smaller_batches(
     record = workshop.run("short", workshop.config(), ROWS, by=engine.run_trial)
     assert _eval_losses(record) == pytest.approx(_eval_losses(straight), abs=1e-6)
     assert 1 <= len(failed) <= 10  # of 7 evaluations of 12 rows
+
+
+def test_an_adapter_that_memory_does_not_suffice_for_is_made_beside_smaller_micro_steps(
+    workshop: Workshop, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = workshop.run("straight", workshop.config(), ROWS, by=engine.run_trial)
+    limit = engine._loop._room.limit
+
+    def short(*given: Any) -> Adapter:
+        if engine._loop._room.limit > least:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+        return Adapter(*given)
+
+    monkeypatch.setattr("trials.engine.program.Adapter", short)
+    least = limit // 4
+    record = workshop.run("short", workshop.config(), ROWS, by=engine.run_trial)
+    assert record.ending == straight.ending
+    assert _eval_losses(record) == pytest.approx(_eval_losses(straight), abs=1e-4)
+    least, known = 0, engine._loop._room.experience.shortages
+    infeasible = workshop.run("infeasible", workshop.config(), ROWS, by=engine.run_trial)
+    assert infeasible.ending is not None
+    assert infeasible.ending.kind is EndingKind.OUT_OF_MEMORY
+    assert engine._loop._room.experience.shortages == known > 0
 
 
 @pytest.mark.parametrize(

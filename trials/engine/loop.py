@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ from trials.tokenization import TokenizedRow
 logger = logging.getLogger(__name__)
 
 
+Made = TypeVar("Made")
 _NOBODY = -1
 """A guest's key; trials' are addresses."""
 
@@ -140,6 +141,26 @@ class Loop:
                 self._room.leave(_NOBODY)
 
         self.call(run).result()
+
+    def set_aside(self, make: Callable[[], Made]) -> Made:
+        """What a trial keeps for itself, such as its adapter; where memory runs out, micro-steps become smaller.
+
+        Raises torch's error if they can't. To be called from the trial's thread.
+        """
+        known = self._room.experience.shortages
+        while True:
+            try:
+                return make()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = error.with_traceback(None)
+            # Only here, where the error's frames and the tensors in them are gone.
+            most = self.wait_for(self.call(lambda: self._learn(self._room.limit, self._room.limit)))
+            if most is None:
+                self.wait_for(self.call(lambda: self._room.experience.forget_after(known)))
+                raise failure
+            logger.warning("out of memory before a trial trains; at most %d tokens at once from now on", most)
 
     def try_out(self, rehearsal: Rehearsal) -> MemoryUse:
         """Tries the worst micro-step of a trial that has entered, where nothing like it has been tried yet.

@@ -46,10 +46,10 @@ class Program:
         self._length = full_length(hp, data.train.epoch)
         base_loss = self._base_eval_loss(eval_rows)
         frozen = loop.frozen
-        self._adapter = Adapter(frozen.targets, hp, config.seed, frozen.final_norm)
+        self._adapter = loop.set_aside(lambda: Adapter(frozen.targets, hp, config.seed, frozen.final_norm))
         self._memory = self._tried_out()
         self._stepper = self._make_stepper()
-        self._state = self._first_state()
+        self._state = loop.set_aside(self._first_state)
         log = (job.checkpoint.progress.log,) if job.checkpoint else ()
         self._log = TrainingLog(self._state, *log)
         self._trainee = Trainee(
