@@ -19,7 +19,17 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
-from orchestrator.outlook_kernel import Array, Points, covariance, fit, noise_variance, prior, solve, within
+from orchestrator.outlook_kernel import (
+    Array,
+    Points,
+    covariance,
+    fit,
+    noise_variance,
+    prior,
+    solve,
+    squared_distances,
+    within,
+)
 from orchestrator.outlook_space import Coordinates
 
 MOST_POINTS = 240
@@ -31,7 +41,8 @@ _THINNING = 0.62
 _SMALLEST_SCALE = 0.02
 _SMALLEST_LOSS = 1e-8
 _SMALLEST_FRACTION = 1e-4
-_OFFSET = 0.1
+_OFFSET, _POWER = 0.1, 0.2
+_SMALLEST_ROOT = 1e-3
 _HIGHEST = 0.9
 
 
@@ -55,9 +66,10 @@ class _Seen:
 class Outlook:
     """The model: told of trials, asked what they will come to.
 
-    Inside, a loss is how far it has come down from the base model's: y = -ln(ln(base / loss) + 0.1), standardised. Slow
-    and fast trials then differ by about the same at every fraction: the first stretch of a slow one says that it will
-    not come far, which no difference of losses or of their logarithms says.
+    Inside, a loss is how far it has come down from the base model's: y = -(ln(base / loss) + 0.1)^0.2, standardised.
+    That is nearly a logarithm: slow and fast trials then differ by about the same at every fraction, and the first
+    stretch of a slow one says that it will not come far, which no difference of losses or of their logarithms says. A
+    whole logarithm would leave too little between the best.
     """
 
     def __init__(self, coordinates: Coordinates) -> None:
@@ -154,25 +166,25 @@ class Outlook:
     def alike(self, x: Array, others: Array) -> Array:
         """How alike configurations are for the model: correlations (len(x), len(others)), 0 to 1."""
         lengths = np.exp(self._theta[: x.shape[1]])
-        gap = (x[:, None] - others[None]) / lengths
-        return np.asarray(np.exp(-0.5 * np.sum(gap**2, 2)))
+        return np.asarray(np.exp(-0.5 * squared_distances(x / lengths, others / lengths)))
 
     def in_nats(self, mean: float, deviation: float) -> Forecast:
         """A standardised prediction as a loss."""
-        come_down = float(np.exp(-(self._center + self._scale * mean)))
+        seen_as = max(-(self._center + self._scale * mean), _SMALLEST_ROOT)
+        come_down = float(seen_as ** (1 / _POWER))
         loss = float(np.exp(self._top - (come_down - _OFFSET)))
-        return Forecast(loss, loss * come_down * self._scale * deviation)
+        return Forecast(loss, loss * come_down / (_POWER * seen_as) * self._scale * deviation)
 
     def standardised(self, loss: float) -> float:
         """A loss in nats as the model sees it."""
         return float((self._seen_as(np.log([max(loss, _SMALLEST_LOSS)]))[0] - self._center) / self._scale)
 
     def _seen_as(self, log_loss: Array) -> Array:
-        return np.asarray(-np.log(np.maximum(self._top - log_loss, 0.0) + _OFFSET))
+        return np.asarray(-((np.maximum(self._top - log_loss, 0.0) + _OFFSET) ** _POWER))
 
     def _noise_of(self, seen: _Seen) -> float:
         come_down = max(self._top - float(seen.log_loss[-1]), 0.0) + _OFFSET
-        return float((seen.noise / come_down / self._scale) ** 2)
+        return float((seen.noise * _POWER * come_down ** (_POWER - 1) / self._scale) ** 2)
 
     def _find_top(self) -> float:
         """Logarithm of the loss that training starts from: the base model's, or nearly the highest first one."""

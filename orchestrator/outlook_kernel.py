@@ -87,9 +87,14 @@ def noise_variance(theta: Array) -> float:
     return float(np.exp(2 * theta[-2]))
 
 
-def _distance(a: Array, b: Array) -> Array:
+def squared_distances(a: Array, b: Array) -> Array:
+    """Between rows: (len(a), len(b))."""
     squares = np.sum(a**2, 1)[:, None] + np.sum(b**2, 1)[None] - 2 * a @ b.T
-    return np.asarray(np.sqrt(5 * np.maximum(squares, 0.0)))
+    return np.asarray(np.maximum(squares, 0.0))
+
+
+def _distance(a: Array, b: Array) -> Array:
+    return np.asarray(np.sqrt(5 * squared_distances(a, b)))
 
 
 def _terms(theta: Array, points: Points) -> dict[str, Array]:

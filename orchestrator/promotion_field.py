@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.candidates import Candidates
 from orchestrator.outlook import Forecast, Outlook
 from orchestrator.outlook_space import Array, Coordinates
 from orchestrator.promises import Promises
@@ -24,7 +25,7 @@ from search_spaces.schema import Dimension
 
 _POOL = 100
 """Configurations drawn at random that stand for all that could start."""
-_CANDIDATES, _NEAR = 300, 30
+_CANDIDATES, _MANY_CANDIDATES = 300, 1500
 _SPREAD_FIRST = 4
 """So many first configurations are spread over the space: a model of few curves would look into its corners."""
 _SPREAD_AMONG = 10
@@ -36,8 +37,8 @@ _MANY_SLOTS = 16
 """From so many on, what one trial has just told decides little, and a decision uses what is known already."""
 _MOST_PRICED = 200
 _MOST_FORECAST = 50
-_CAUTION = 6
-"""A failure takes little time but tells nothing of losses: what fails one time in nine counts half."""
+_CAUTION = 10
+"""A failure takes little time but tells nothing of losses: what fails one time in fifteen counts half."""
 
 
 class Field:
@@ -62,6 +63,7 @@ class Field:
         self._fresh_price = 0.0
         self._priced_at: float | None = None
         self._promises = Promises()
+        self._candidates: Candidates | None = None
         self.has_complete = False
 
     def update(self, standing: Standing) -> None:
@@ -172,33 +174,46 @@ class Field:
     def propose(self, seed: int) -> dict[str, Any]:
         """The configuration not tried yet that is expected to improve most on the best loss."""
         random = np.random.default_rng(seed)
+        if self._best is None or len(self._known) <= _SPREAD_FIRST:
+            return self._coordinates.values(self._spread(random))
+        if self._slots < _MANY_SLOTS:
+            self._catch_up()
+            return self._coordinates.values(self._look_around(random, _CANDIDATES).take())
+        if self._candidates is None:
+            self._candidates = self._look_around(random, _MANY_CANDIDATES)
+        return self._coordinates.values(self._candidates.take())
+
+    def _spread(self, random: np.random.Generator) -> Array:
+        """One of the first configurations."""
         draws = self._tried.left(self._coordinates.draw(_CANDIDATES, random))
         if not self._known:
-            return self._coordinates.values(draws[0])
-        if self._best is None or len(self._known) <= _SPREAD_FIRST:
-            few = random.permutation(draws)[:_SPREAD_AMONG]
-            return self._coordinates.values(few[int(np.argmax(self._tried.distances(few)))])
-        self._catch_up_now()
-        near = [self._coordinates.near(each.values, _NEAR, random) for each in self._tried.best]
-        draws = np.concatenate([draws, self._tried.new(np.concatenate(near))])
-        x = self._coordinates.of_draws(draws)
-        mean, spread = self._outlook.ahead(x, np.ones((len(x), 1)))
-        gain = improvement(
-            self._outlook.standardised(self._best), mean[:, 0], np.sqrt(np.maximum(spread[:, 0, 0], 0.0))
-        )
-        return self._coordinates.values(draws[int(np.argmax(gain * self._fit_to_start(x)))])
+            return np.asarray(draws[0])
+        few = random.permutation(draws)[:_SPREAD_AMONG]
+        return np.asarray(few[int(np.argmax(self._tried.distances(few)))])
 
-    def _fit_to_start(self, x: Array) -> Array:
-        """What makes a configuration worth less: others like it run already without a loss; it may not train at all."""
-        others = self._tried.pending()
-        free = 1 - self._outlook.alike(x, others).max(1) if len(others) else 1.0
-        return free * self._failures.chance_of_training(x) ** _CAUTION
+    def _look_around(self, random: np.random.Generator, count: int) -> Candidates:
+        """Configurations of all the space and some like the best, with the expected improvement of each."""
+        assert self._best is not None
+        near = [self._coordinates.near(each.values, count // 10, random) for each in self._tried.best]
+        draws = [self._tried.left(self._coordinates.draw(count, random)), self._tried.new(np.concatenate(near))]
+        x = self._coordinates.of_draws(np.concatenate(draws))
+        mean, spread = self._outlook.ahead(x, np.ones((len(x), 1)))
+        deviation = np.sqrt(np.maximum(spread[:, 0, 0], 0.0))
+        gain = improvement(self._outlook.standardised(self._best), mean[:, 0], deviation)
+        worth = gain * self._failures.chance_of_training(x) ** _CAUTION
+        candidates = Candidates(np.concatenate(draws), x, worth, self._outlook.alike)
+        candidates.avoid(self._tried.pending())
+        return candidates
 
     def refresh(self, night: Night) -> None:
         """Forecasts and bids, where enough is new, or so much time has passed that others can still be completed."""
         self._slots = night.slots
         self._catch_up()
         self._price_all(night)
+        if self._candidates is not None and self._candidates.taken > _MANY_CANDIDATES // 10:
+            self._candidates = None
+        if self._candidates is None and night.slots >= _MANY_SLOTS and self._best is not None:
+            self._candidates = self._look_around(self._random, _MANY_CANDIDATES)
 
     def _refresh(self, night: Night) -> None:
         """The same before a decision, if that may take its time."""
@@ -214,7 +229,7 @@ class Field:
         if self._news and self._news >= max(len(self._known) // _REFRESHES, self._slots // _ROUNDS):
             self._outlook.refresh()
             self._failures.learn(*self._tried.outcomes())
-            self._news, self._priced_at = 0, None
+            self._news, self._priced_at, self._candidates = 0, None, None
 
     def _price_all(self, night: Night) -> None:
         left = night.seconds_left / night.seconds_full
