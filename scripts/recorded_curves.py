@@ -96,6 +96,11 @@ class RecordedCurves:
         taken = [self._nearest(recipe.start_values(name)).number for name in recipe.start]
         return [each.values for each in recorded(self._path) if each.number not in taken]
 
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the night has had every configuration."""
+        return not self._left
+
     def nearest(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Of the configurations that are left."""
         return self._nearest(values).values

@@ -129,6 +129,8 @@ class _Replay:
         heapq.heappush(self._queue, (at, next(self._order), happens))
 
     def _begin(self, now: float) -> None:
+        if isinstance(self._curves, RecordedCurves) and self._curves.is_used_up:
+            return
         trial_id, values = self._night.next()
         self._trials += 1
         curve = self._curves.curve(trial_id, self._hyperparameters(values))
