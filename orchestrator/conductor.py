@@ -335,8 +335,8 @@ class Conductor:
         begun = {study_number(record.id) for record in trained}
         self._unbegun = deque(self._study.unbegun(begun))
         open_ones = [member for member in self._roster if member.ending is None]
-        # Starting points are never cut short, and of what was never evaluated the policy knows nothing.
-        self._unfinished = deque(m.trial_id for m in open_ones if m.origin is Origin.START or not m.points)
+        # Of what was never evaluated the policy knows nothing.
+        self._unfinished = deque(m.trial_id for m in open_ones if not m.points)
 
     def _standing(self, member: Member) -> Standing:
         return standing(member, self.search)

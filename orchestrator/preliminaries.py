@@ -123,6 +123,7 @@ class Preliminaries:
         full = self.pace.seconds(None, self.search.full_tokens)
         return Night(
             seconds_left=seconds_left,
+            seconds=(self.search.deadline.training_ends - self.search.deadline.started).total_seconds(),
             slots=self._slots,
             seconds_full=seconds_left if full is None else full,
             milestone=self._milestone,

@@ -9,8 +9,9 @@ their first evaluation, as in successive halving (Li et al., arXiv 1810.05934) b
 mislead, forecasts stay wide and trials go on. Near the end of the night a trial is judged by the loss that it can
 still reach, so that time goes to those that finish and win.
 
-A starting point of the recipe is never cut short. If nothing is complete and time is running out, the most promising
-trial that can still be completed has the machine before all else.
+A starting point of the recipe bids like all others until half of the night is over (or as much as leaves room for it
+and one trial more); then it is completed before all else, as it is what the winner is compared with. If nothing is
+complete and time is running out, the most promising trial that can still be completed has the machine.
 """
 
 from __future__ import annotations
@@ -50,8 +51,11 @@ class Promotion:
 
     def goes_on(self, trial_id: str, night: Night) -> Verdict:
         """At an evaluation of a running trial: on, or pause."""
-        if self._field[trial_id].is_start:
-            return Verdict(True, False, "a starting point runs to its end")
+        due = self._field.due_starts(night)
+        if any(each.trial_id == trial_id for each in due):
+            return Verdict(True, False, "a starting point has to be complete by the end")
+        if any(each.state is State.PAUSED for each in due):
+            return Verdict(False, False, "a starting point has to be completed")
         needed = self._needed(night)
         if needed is not None:
             name = needed.trial_id
@@ -69,6 +73,9 @@ class Promotion:
         """For a free slot: a paused trial, or a new configuration."""
         if night.seconds_left <= night.seconds_start:
             return Nothing("the time for training is over")
+        for each in self._field.due_starts(night):
+            if each.state is State.PAUSED:
+                return Resume(each.trial_id)
         needed = self._needed(night)
         if needed is not None and needed.state is State.PAUSED:
             return Resume(needed.trial_id)
@@ -84,8 +91,11 @@ class Promotion:
         self._field.refresh(night)
 
     def hopeless(self, keep: int, night: Night) -> list[str]:
-        """Paused trials beyond the `keep` most promising, the least promising last; disk is bounded by it."""
-        return self._field.paused(night)[keep:]
+        """Paused trials beyond the `keep` most promising, the least promising last; disk is bounded by it.
+
+        Starting points aren't among them.
+        """
+        return [name for name in self._field.paused(night)[keep:] if not self._field[name].is_start]
 
     def forecast(self, trial_id: str) -> Forecast | None:
         """The predicted loss of a trial at its end; None before its first evaluation."""

@@ -30,6 +30,7 @@ _SPREAD_FIRST = 4
 """So many first configurations are spread over the space: a model of few curves would look into its corners."""
 _SPREAD_AMONG = 10
 _SMALLEST_STRETCH = 1e-3
+_LATE = 0.5
 _SLACK = 1.5
 """Stretches between two evaluations by which the last trial that could be completed is begun early."""
 _REFRESHES, _ROUNDS = 40, 4
@@ -64,6 +65,8 @@ class Field:
         self._priced_at: float | None = None
         self._promises = Promises()
         self._candidates: Candidates | None = None
+        self._starts: dict[str, Standing] = {}
+        """Starting points that aren't over."""
         self.has_complete = False
 
     def update(self, standing: Standing) -> None:
@@ -76,6 +79,9 @@ class Field:
             self._news += 1
         self._known[name] = standing
         self._tried.take(standing)
+        self._starts.pop(name, None)
+        if standing.is_start and standing.state in {State.RUNNING, State.PAUSED}:
+            self._starts[name] = standing
         if standing.points and (old is None or old.points != standing.points or old.noise != standing.noise):
             self._outlook.tell(name, standing.values, standing.points, standing.noise)
             loss = standing.points[-1][1]
@@ -93,6 +99,15 @@ class Field:
 
     def __getitem__(self, trial_id: str) -> Standing:
         return self._known[trial_id]
+
+    def due_starts(self, night: Night) -> list[Standing]:
+        """Starting points that have to go on now so as to be complete by the end, if any."""
+        if not self._starts:
+            return []
+        to_do = [self._to_do(each) for each in self._starts.values()]
+        needed = max(*to_do, sum(to_do) / night.slots) + 1 + night.milestone
+        is_late = night.seconds_left <= max(_LATE * night.seconds, needed * night.seconds_full)
+        return list(self._starts.values()) if is_late else []
 
     def last_chance(self, night: Night) -> Standing | None:
         """The one to be completed, if a stretch more of anything else would leave no time for that.

@@ -32,7 +32,7 @@ class Standing:
     """The fraction at which it's complete."""
     state: State
     is_start: bool
-    """A starting point of the recipe, which is never cut short."""
+    """A starting point of the recipe: whatever it promises, it has to be complete by the end."""
     noise: float
     """Paired standard error of its loss against the best trial's on the same rows, in nats; 0.0: unknown."""
 
@@ -43,6 +43,8 @@ class Night:
 
     seconds_left: float
     """Of training, until the reserve."""
+    seconds: float
+    """The same when the search began."""
     slots: int
     """Trials at once."""
     seconds_full: float

@@ -37,6 +37,7 @@ FIRST_SEED = 1000
 """The policy was made with seeds below."""
 _BUSY_ENOUGH = 0.97
 _DRAWS = 2000
+_MANY_SLOTS = 1000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +63,7 @@ def regret(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _replayed(given: argparse.Namespace, strategy: str, budget: float) -> list[Played]:
-    work = partial(play_replayed, strategy, given.landscape, budget, slots=given.slots)
+    work = partial(play_replayed, strategy, given.landscape, budget, slots=given.slots or 1)
     return _side_by_side(work, range(given.first_seed, given.first_seed + given.seeds), given.processes)
 
 
@@ -83,12 +84,17 @@ def _against_stock(ours: Sequence[Played], stock: Sequence[Played]) -> str:
     of_night = [time / night.budget for time, night in zip(reached, ours, strict=True)]
     of_stock = [time / at for time, (at, _) in zip(reached, final, strict=True)]
     medians = [statistics.median(one.regret for one in played) for played in (ours, stock)]
-    ratio = medians[0] / medians[1] if medians[1] else float("nan")
+    means = [statistics.mean(one.regret for one in played) for played in (ours, stock)]
     never = sum(time == float("inf") for time in reached)
     return (
         f"            ours has stock's last loss after {statistics.median(of_night):.2f} of the night (median; "
-        f"{statistics.median(of_stock):.2f} of stock's time to it; never in {never}); regret {ratio:.2f} of stock's"
+        f"{statistics.median(of_stock):.2f} of stock's time to it; never in {never}); "
+        f"regret {_ratio(*medians)} of stock's in the median, {_ratio(*means)} in the mean"
     )
+
+
+def _ratio(ours: float, stock: float) -> str:
+    return f"{ours / stock:.2f}" if stock else ("infinitely much" if ours else "none")
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
@@ -139,7 +145,7 @@ def scale(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Bar 4: many GPUs, many trials; smaller ones first, to see the growth."""
     found = []
     for part in (16, 4, 1):
-        crowd = play_crowded(given.slots // part, given.trials // part, given.first_seed)
+        crowd = play_crowded((given.slots or _MANY_SLOTS) // part, given.trials // part, given.first_seed)
         print(crowd.in_words(), flush=True)
         found.append(asdict(crowd))
     return found
@@ -163,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     arguments.add_argument("--budgets", default="6,12,24,50", help="in full trials' worth of training")
     arguments.add_argument("--seeds", type=int, default=30)
     arguments.add_argument("--first-seed", type=int, default=FIRST_SEED)
-    arguments.add_argument("--slots", type=int, default=1, help="trials at once")
+    arguments.add_argument("--slots", type=int, help=f"trials at once; by default 1, and {_MANY_SLOTS:,} for scale")
     arguments.add_argument("--nights", type=int, default=1000)
     arguments.add_argument("--trials", type=int, default=10_000)
     arguments.add_argument("--processes", type=int, default=2)

@@ -34,8 +34,11 @@ class Clock:
 
 
 def make_search(recipe: Recipe, seconds: float = 3600, reserve_seconds: float = 600) -> Search:
-    """A search whose reserve is fixed; where it has to be measured, the recipe's own `search.reserve` is None."""
-    deadline = Deadline(START, START + timedelta(seconds=seconds), reserve_seconds)
+    """A search whose reserve is fixed; where it has to be measured, the recipe's own `search.reserve` is None.
+
+    At START as much of the night is over as is left, so that starting points run to their ends at once.
+    """
+    deadline = Deadline(START - timedelta(seconds=seconds), START + timedelta(seconds=seconds), reserve_seconds)
     settings = recipe.search.model_copy(update={"reserve": f"{reserve_seconds:g}s"})
     recipe = recipe.model_copy(update={"search": settings})
     return Search(recipe, {"search.seed": "--set"}, deadline, gpus_per_trial=0, full_tokens=900)

@@ -9,7 +9,7 @@ from orchestrator.promotion_value import improvement
 from search_spaces.schema import Range, SearchSettings
 
 SPACE = {"learning_rate": Range(low=1e-5, high=1e-2, log=True)}
-NIGHT = Night(seconds_left=1000.0, slots=1, seconds_full=100.0, milestone=1 / 9, seconds_start=1.0)
+NIGHT = Night(seconds_left=1000.0, seconds=1600.0, slots=1, seconds_full=100.0, milestone=1 / 9, seconds_start=1.0)
 
 
 def standing(
@@ -31,13 +31,47 @@ def a_night() -> Promotion:
     return policy
 
 
-def test_a_starting_point_is_never_cut_short() -> None:
+EARLY = replace(NIGHT, seconds_left=1500.0)
+"""Less than half of the night is over."""
+
+
+def test_a_starting_point_pauses_early_in_the_night_and_is_completed_in_the_second_half() -> None:
     policy = a_night()
     policy.update(standing("usual", 1e-5, (9.0,), State.RUNNING, is_start=True))
     policy.update(standing("other", 1e-5, (9.0,), State.RUNNING))
-    assert policy.goes_on("usual", NIGHT).goes_on
+    assert not policy.goes_on("usual", EARLY).goes_on
+    assert policy.goes_on("usual", replace(EARLY, seconds_left=700.0)).goes_on
     verdict = policy.goes_on("other", NIGHT)
     assert (verdict.goes_on, verdict.is_over) == (False, False)
+
+
+def test_a_paused_starting_point_has_the_next_slot_once_it_is_due_and_is_never_given_up() -> None:
+    policy = a_night()
+    policy.update(standing("usual", 1e-5, (9.0,), is_start=True))
+    policy.update(standing("good", 3e-4, curve(0.7)[:4]))
+    assert policy.next(EARLY) == Resume("good")
+    assert policy.hopeless(0, EARLY) == ["good"]
+    late = replace(EARLY, seconds_left=700.0)
+    assert policy.next(late) == Resume("usual")
+    policy.update(standing("good", 3e-4, curve(0.7)[:5], State.RUNNING))
+    assert not policy.goes_on("good", late).goes_on
+    policy.update(standing("usual", 1e-5, (9.0,), State.RUNNING, is_start=True))
+    assert policy.goes_on("good", late).goes_on
+
+
+def test_in_a_night_of_little_more_than_a_trial_the_starting_point_runs_to_its_end_at_once() -> None:
+    policy = a_night()
+    policy.update(standing("usual", 1e-5, (9.0,), State.RUNNING, is_start=True))
+    assert policy.goes_on("usual", replace(NIGHT, seconds_left=190.0, seconds=200.0)).goes_on
+
+
+def test_several_starting_points_are_begun_in_time_for_all_of_them() -> None:
+    policy = a_night()
+    for number in range(9):
+        policy.update(standing(f"start {number}", 1e-5, (9.0,), is_start=True))
+    assert isinstance(policy.next(EARLY), Fresh)
+    assert policy.next(replace(EARLY, seconds_left=900.0)) == Resume("start 0")
+    assert isinstance(policy.next(replace(EARLY, seconds_left=900.0, slots=3)), Fresh)
 
 
 def test_the_promising_one_of_two_goes_on_and_is_resumed() -> None:

@@ -70,7 +70,7 @@ def test_where_only_some_configurations_may_be_tried_each_is_tried_once() -> Non
 
 def test_a_space_of_few_choices_is_tried_through_and_then_there_is_no_more() -> None:
     space = {"lora_rank": Choices(choices=(4, 8, 16)), "effective_batch": Choices(choices=(8, 16))}
-    policy, night = Promotion(space, SearchSettings()), Night(9000, 1, 100, 0.1, 0)
+    policy, night = Promotion(space, SearchSettings()), Night(9000, 9000, 1, 100, 0.1, 0)
     tried = []
     while isinstance(policy.next(night), Fresh):
         values = policy.propose(len(tried))
