@@ -138,13 +138,9 @@ class Conductor:
         if standing.points[-1][0] > standing.end - night.milestone / 2:
             return True  # it's complete; optimizer steps don't end exactly where tokens do
         verdict = self._policy.goes_on(trial_id, night)
-        if verdict.goes_on:
-            return True
-        if verdict.is_over:
-            TrialFolder(self._run.trial(trial_id)).end(Ending(EndingKind.PRUNED, verdict.reason))
-        else:
+        if not verdict.goes_on:
             self._emit(TrialPaused(trial_id, verdict.reason))
-        return False
+        return verdict.goes_on
 
     def on_end(self, trial_id: str, *, died: bool = False) -> None:
         """Takes in that nobody runs a trial any more, whatever the cause; `died`: its process is gone, wordlessly."""

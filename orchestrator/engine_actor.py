@@ -97,15 +97,15 @@ class EngineActor:
     def _run(self, assignment: Mapping[str, Any], conversation: Conversation, earlier: threading.Thread | None) -> None:
         if earlier is not None:
             earlier.join()
-        error = None
+        error, is_lost = None, False
         try:
             with self._slots:
                 if not conversation.is_broken_off:
                     self._run_trial(assignment, conversation)
-        except Exception:
-            error = traceback.format_exc()
+        except Exception as problem:
+            error, is_lost = traceback.format_exc(), _is_lost(problem)
         conversation.end(error)
-        if error is not None and (self._has_broken_down() or _gpu_is_lost()):
+        if error is not None and (is_lost or self._has_broken_down()):
             # Every later trial in this process would fail as well. Ray starts a new one.
             os._exit(1)
 
@@ -162,10 +162,14 @@ class EngineActor:
         return config.model_copy(update={"machine": machine, "tracking": tracking})
 
 
-def _gpu_is_lost() -> bool:
-    """Whether an error has left CUDA unusable for the rest of this process, as an illegal memory access does."""
+def _is_lost(error: Exception) -> bool:
+    """Whether nothing can be relied on any more that this process does on its GPU, as after an illegal access."""
     import torch
 
+    from trials.engine.breakdown import is_breakdown
+
+    if is_breakdown(error):
+        return True
     if not torch.cuda.is_available():
         return False
     try:

@@ -53,21 +53,21 @@ class Promotion:
         """At an evaluation of a running trial: on, or pause."""
         due = self._field.due_starts(night)
         if any(each.trial_id == trial_id for each in due):
-            return Verdict(True, False, "a starting point has to be complete by the end")
+            return Verdict(True, "a starting point has to be complete by the end")
         if any(each.state is State.PAUSED for each in due):
-            return Verdict(False, False, "a starting point has to be completed")
+            return Verdict(False, "a starting point has to be completed")
         needed = self._needed(night)
         if needed is not None:
             name = needed.trial_id
             reason = "it's the one to be completed" if name == trial_id else f"{name} has to be completed in time"
-            return Verdict(name == trial_id or needed.state is State.RUNNING, False, reason)
+            return Verdict(name == trial_id or needed.state is State.RUNNING, reason)
         own = self._field.price_of(trial_id, night)
         paused = self._field.best_paused(night)
         if paused is not None and paused[1] > max(own, self._field.fresh_price(night)):
-            return Verdict(False, False, f"{paused[0]} promises more")
+            return Verdict(False, f"{paused[0]} promises more")
         if self._field.fresh_price(night) > own:
-            return Verdict(False, False, "a new configuration promises more")
-        return Verdict(True, False, "the most promising")
+            return Verdict(False, "a new configuration promises more")
+        return Verdict(True, "the most promising")
 
     def next(self, night: Night) -> Next:
         """For a free slot: a paused trial, or a new configuration."""

@@ -59,10 +59,9 @@ class Night:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of a trial at an evaluation: it goes on, pauses (neither), or is over for good; and why."""
+    """What becomes of a trial at an evaluation: it goes on or pauses; and why."""
 
     goes_on: bool
-    is_over: bool
     reason: str
 
 

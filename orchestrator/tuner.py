@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from ray.tune import RunConfig, Stopper, TuneConfig
 from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -98,7 +99,7 @@ def run_tune(conductor: Conductor, run: RunFolder) -> None:
             storage_path=str(run.path),
             verbose=0,
             stop=_Stopper(conductor, searcher, engines),
-            callbacks=[],
+            callbacks=[_Quiet()],
         ),
     )
     with _interrupts(conductor):
@@ -197,6 +198,16 @@ class _Searcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ships withou
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore; see `save`."""
+
+
+class _Quiet(_StaysHere, TrialProgressCallback):  # type: ignore[misc]
+    """In place of Tune's own, which prints a line for some trials at whatever verbosity."""
+
+    def log_result(self, trial: Trial, result: dict[str, Any], error: bool = False) -> None:
+        """The conductor's listener tells of it."""
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The same."""
 
 
 class _Scheduler(_StaysHere, FIFOScheduler):  # type: ignore[misc]

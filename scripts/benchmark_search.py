@@ -220,7 +220,6 @@ def recipe(work: Path) -> dict[str, Any]:
         "machine": {"gpu_memory_gib": 22.5},
         "search": {
             "reserve": "60s",
-            "startup_trials": 6,
             "rungs": 1,
             "reduction_factor": 2,
             "samples": 0,

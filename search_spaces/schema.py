@@ -68,9 +68,10 @@ class SearchSettings(Settings):
     )
     trials: int | None = Field(default=None, ge=1, description="at most so many trained configurations")
     seed: int = Field(default=0, ge=0, description="of the searcher, and of every trial's training")
-    startup_trials: int = Field(default=10, ge=1, description="configurations before TPE learns from results")
-    reduction_factor: int = Field(default=3, ge=2, description="one in so many trials passes a rung")
-    rungs: int = Field(default=2, ge=0, description="below full length, each a reduction_factor apart in tokens")
+    reduction_factor: int = Field(default=3, ge=2, description="rungs are so many times apart in tokens")
+    rungs: int = Field(
+        default=2, ge=0, description="below full length: where the report compares trials, and answers are scored"
+    )
     concurrent_trials: int | None = Field(
         default=None, ge=1, description="on all machines together; None: enough to fill the engines"
     )

@@ -254,3 +254,23 @@ def test_a_process_whose_engine_has_broken_down_ends(assign: Assign, monkeypatch
             break
         time.sleep(0.05)
     assert codes == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", [1]), ("a file is missing", [])],
+)
+def test_a_process_whose_gpu_breaks_down_while_the_engine_opens_ends(
+    assign: Assign, monkeypatch: pytest.MonkeyPatch, error: str, ends: list[int]
+) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError(error)
+
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+    monkeypatch.setattr("trials.engine.engine.Engine.__init__", breaks)
+    actor = EngineActor(slots=1, cpu_threads=1)
+    actor.begin(assign("0001"))
+    assert error in str(actor.next_word("0001").error)  # type: ignore[union-attr]
+    actor._threads["0001"].join()
+    assert codes == ends

@@ -36,7 +36,7 @@ def test_each_layer_stands_above_the_one_before(chain: str) -> None:
     assert search.keep_adapters == SearchSettings().keep_adapters
     assert (search.reserve, search.budget, search.rungs, search.seed, search.samples) == (demo.reserve, "1h", 3, 7, 9)
     assert "search.keep_adapters" not in sources
-    assert sources["search.startup_trials"] == "demo.yaml"
+    assert sources["search.concurrent_trials"] == "demo.yaml"
     assert sources["search.budget"] == "parent.yaml"
     assert sources["search.rungs"] == "child.yaml"
     assert sources["search.seed"] == "environment (ORCHESTRATOR__SEARCH__SEED)"

@@ -125,7 +125,7 @@ class _HalfFails(ModelledCurves):
 
 
 def test_the_search_stays_away_from_where_trials_fail(tmp_path: Path, recipe: Recipe) -> None:
-    settings = recipe.search.model_copy(update={"trials": 60, "startup_trials": 8})
+    settings = recipe.search.model_copy(update={"trials": 60})
     search = night_search(recipe.model_copy(update={"search": settings}), seconds=20_000, slots=1)
     run, _ = play(tmp_path / "run", search, [], _HalfFails(1))
     failed = [record.config.hyperparameters.learning_rate > 3e-4 for record in trained(run)]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import optuna
 import pytest
 from optuna.trial import TrialState
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
@@ -136,3 +137,32 @@ def test_when_tune_gives_up_nothing_stays_running(run: RunFolder, search: Search
         tuner.run_tune(conductor, run)
     states = {t.state for t in optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials}
     assert TrialState.RUNNING not in states
+
+
+def test_tune_prints_nothing_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    quiet = tuner._Quiet()
+    trial = SimpleNamespace(last_result={"done": True, "training_iteration": 1})
+    quiet.on_trial_result(1, [], trial, trial.last_result)
+    quiet.on_trial_complete(1, [], trial)
+    quiet.on_trial_complete(2, [], trial)
+    assert capfd.readouterr().out == ""
+    # Tune adds its own where it finds none.
+    from ray.tune.utils.callback import _create_default_callbacks
+
+    added = _create_default_callbacks([quiet], air_verbosity=None)
+    assert [each for each in added if isinstance(each, TrialProgressCallback)] == [quiet]
+
+
+def test_what_can_wait_is_done_when_tune_has_nothing_to_ask(
+    conductor: Conductor, run: RunFolder, search: Search
+) -> None:
+    def known() -> int:
+        return len(optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials)
+
+    run_base(run, conductor)
+    engines = Engines(search, APART)
+    searcher = tuner._Searcher(conductor, run, engines)
+    searcher.suggest("b")
+    assert known() == 0
+    assert not tuner._Stopper(conductor, searcher, engines).stop_all()
+    assert known() == 1
