@@ -21,9 +21,9 @@ from search_spaces.schema import SearchSettings
 
 # How far trials are trained is decided by what the night's own curves say, so beforehand there's only experience: means
 # over simulated nights of 6 to 50 full trials (scripts/simulated_night.py), on recorded curves and on misleading ones.
-_MEAN_LENGTH = 0.75
+_MEAN_LENGTH = 0.42
 """Of a configuration that was proposed, in full trials."""
-_FULL_SHARE = 0.7
+_FULL_SHARE = 0.22
 """Of these configurations, trained at full length."""
 
 

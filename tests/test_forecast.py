@@ -37,8 +37,8 @@ def test_prediction_of_an_hour(search: Search, pace: Pace) -> None:
     # 50 minutes of training hold 33 full trials: the starting point in full, of the others some only in part
     found = predict(with_settings(search, trials=None), pace, START)
     assert found.full_tokens == 900
-    assert found.trials == pytest.approx(1 + 32.3 / 0.75, abs=1)
-    assert found.full_trials == pytest.approx(1 + 43 * 0.7, abs=1)
+    assert found.trials == pytest.approx(1 + 32.3 / 0.42, abs=1)
+    assert found.full_trials == pytest.approx(1 + 76 * 0.22, abs=1)
     assert found.tokens == pytest.approx(33.3 * 900, rel=0.01)
     assert found.source == MEASURED
     assert search.deadline.training_ends < found.ends < search.deadline.ends
@@ -69,7 +69,7 @@ def test_a_short_night_shortens_trials_once(search: Search, pace: Pace) -> None:
 def test_energy_and_cost_count_every_gpu_from_the_command_to_the_export(search: Search, pace: Pace) -> None:
     priced = with_settings(search, price_per_gpu_hour=2.5, gpu_watts=400.0)
     found = predict(replace(priced, gpus_per_trial=1, placement=Placement(2, 8)), pace, START)
-    hours = 2 * (found.ends - START).total_seconds() / 3600
+    hours = 2 * (found.ends - search.deadline.started).total_seconds() / 3600
     assert found.energy_kwh == pytest.approx(hours * 0.4)
     assert found.cost == pytest.approx(hours * 2.5)
 

@@ -50,7 +50,7 @@ def test_a_search_that_goes_on_is_planned_with_what_it_has_measured(
         replace(search, shortened=1.0, placement=Placement(1, 1)), Sizes.of(small_recipe, small_data), pace, late
     )
     assert "speed: 10 tokens/s in each of 1 trials at once, evaluations included, measured" in plan
-    assert "2 of them at full length" in plan
+    assert "1 of them at full length" in plan
 
 
 def test_what_became_of_the_rows_is_said_in_words() -> None:
