@@ -37,6 +37,10 @@ class Crowd:
     median: float
     percentile_99: float
     longest: float
+    between: float
+    """What it does while nobody waits for it, after an event: the mean,"""
+    between_99: float
+    """and the 99th percentile."""
     memory_mib: float
     """Of the whole process, simulation included, at its most."""
     wall_seconds: float
@@ -46,6 +50,7 @@ class Crowd:
         return (
             f"{self.slots:5d} GPUs, {self.trials:6d} trials: {self.decisions} decisions, mean {self.mean:.2f} ms, "
             f"median {self.median:.2f}, 99th percentile {self.percentile_99:.2f}, longest {self.longest:.0f}; "
+            f"between them mean {self.between:.2f}, 99th percentile {self.between_99:.1f}; "
             f"{self.memory_mib:.0f} MiB, {self.wall_seconds:.0f} s"
         )
 
@@ -67,7 +72,7 @@ def play_crowded(slots: int, trials: int, seed: int) -> Crowd:
         account = SimulatedNight(run, ModelledCurves(seed), machine, slots, timer=time.perf_counter).play()
     finally:
         shutil.rmtree(folder)
-    taken = np.array(account.decisions) * 1e3
+    taken, between = np.array(account.decisions) * 1e3, np.array(account.tidying) * 1e3
     return Crowd(
         slots=slots,
         trials=account.trials,
@@ -76,6 +81,8 @@ def play_crowded(slots: int, trials: int, seed: int) -> Crowd:
         median=float(np.median(taken)),
         percentile_99=float(np.quantile(taken, 0.99)),
         longest=float(taken.max()),
+        between=float(between.mean()),
+        between_99=float(np.quantile(between, 0.99)),
         memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         wall_seconds=time.perf_counter() - began,
     )
