@@ -9,7 +9,7 @@ import numpy as np
 from orchestrator.outlook_space import Array
 
 Alike = Callable[[Array, Array], Array]
-"""How alike configurations are: correlations (len(x), len(others)), 0 to 1."""
+"""How alike configurations are: (len(x), len(others)), 0 to 1."""
 
 
 class Candidates:

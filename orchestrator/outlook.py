@@ -164,9 +164,9 @@ class Outlook:
         return noise_variance(self._theta)
 
     def alike(self, x: Array, others: Array) -> Array:
-        """How alike configurations are for the model: correlations (len(x), len(others)), 0 to 1."""
+        """How alike configurations are for the model, (len(x), len(others)), 0 to 1: a little apart is apart enough."""
         lengths = np.exp(self._theta[: x.shape[1]])
-        return np.asarray(np.exp(-0.5 * squared_distances(x / lengths, others / lengths)))
+        return np.asarray(np.exp(-2 * squared_distances(x / lengths, others / lengths)))
 
     def in_nats(self, mean: float, deviation: float) -> Forecast:
         """A standardised prediction as a loss."""
