@@ -17,7 +17,7 @@ class Candidates:
 
     def __init__(self, draws: Array, x: Array, worth: Array, alike: Alike) -> None:
         self._draws, self._x, self._worth, self._alike = draws, x, worth, alike
-        self.taken = 0
+        self._is_taken = np.zeros(len(draws), dtype=bool)
 
     def avoid(self, others: Array) -> None:
         """What is like these configurations (coordinates) is worth less: they run already, and would tell the same."""
@@ -26,7 +26,17 @@ class Candidates:
 
     def take(self) -> Array:
         """The draw that is worth most."""
-        best = int(np.argmax(self._worth))
+        best = int(np.argmax(np.where(self._is_taken, -1.0, self._worth)))
         self.avoid(self._x[best : best + 1])
-        self.taken += 1
+        self._is_taken[best] = True
         return np.asarray(self._draws[best])
+
+    @property
+    def taken(self) -> int:
+        """How many have been."""
+        return int(self._is_taken.sum())
+
+    @property
+    def are_used_up(self) -> bool:
+        """Whether all have been taken."""
+        return bool(self._is_taken.all())

@@ -194,7 +194,7 @@ class Field:
         if self._slots < _MANY_SLOTS:
             self._catch_up()
             return self._coordinates.values(self._look_around(random, _CANDIDATES).take())
-        if self._candidates is None:
+        if self._candidates is None or self._candidates.are_used_up:
             self._candidates = self._look_around(random, _MANY_CANDIDATES)
         return self._coordinates.values(self._candidates.take())
 
@@ -210,13 +210,13 @@ class Field:
         """Configurations of all the space and some like the best, with the expected improvement of each."""
         assert self._best is not None
         near = [self._coordinates.near(each.values, count // 10, random) for each in self._tried.best]
-        draws = [self._tried.left(self._coordinates.draw(count, random)), self._tried.new(np.concatenate(near))]
-        x = self._coordinates.of_draws(np.concatenate(draws))
+        draws = self._tried.left(np.concatenate([self._coordinates.draw(count, random), *near]))
+        x = self._coordinates.of_draws(draws)
         mean, spread = self._outlook.ahead(x, np.ones((len(x), 1)))
         deviation = np.sqrt(np.maximum(spread[:, 0, 0], 0.0))
         gain = improvement(self._outlook.standardised(self._best), mean[:, 0], deviation)
         worth = gain * self._failures.chance_of_training(x) ** _CAUTION
-        candidates = Candidates(np.concatenate(draws), x, worth, self._outlook.alike)
+        candidates = Candidates(draws, x, worth, self._outlook.alike)
         candidates.avoid(self._tried.pending())
         return candidates
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from orchestrator.outlook_space import Array, Coordinates
 from orchestrator.promotion_types import Standing, State
-from search_spaces.schema import Choices, Dimension
+from search_spaces.schema import Choices, Dimension, is_integer
 
 _MODELS = 4
 _MOST = 200
@@ -23,8 +23,8 @@ _MOST_COUNTED = 2000
 class Tried:
     """Told of every trial. `only`: the configurations that may be tried, each once; None: all of the space.
 
-    A space of few choices is such a list too. No configuration is tried twice: with another seed it would come out a
-    little better or worse by chance, which says nothing of it.
+    A space of few choices is such a list too. No configuration is tried twice while there are others: with another seed
+    it would come out a little better or worse by chance, which says nothing of it.
     """
 
     def __init__(
@@ -81,15 +81,16 @@ class Tried:
 
     def left(self, draws: Array) -> Array:
         """What may be tried: of a list what is left of it, otherwise those of `draws` that are new."""
-        if self._left is None:
-            return self.new(draws)
-        return np.array(list(self._left.values())).reshape(-1, draws.shape[1])
+        if self._left is not None:
+            return np.stack(list(self._left.values())) if self._left else draws[:0]
+        new = self.new(draws)
+        return new if len(new) else draws
 
     def new(self, draws: Array) -> Array:
-        """Those of `draws` that haven't been tried and may be."""
-        keys = self._coordinates.keys(draws)
-        allowed = [key not in self._keys and (self._left is None or key in self._left) for key in keys]
-        return np.asarray(draws[np.array(allowed, dtype=bool)])
+        """Those of `draws` that haven't been tried and may be, each once."""
+        first = {key: index for index, key in reversed(list(enumerate(self._coordinates.keys(draws))))}
+        allowed = {key: index for key, index in first.items() if self._left is None or key in self._left}
+        return np.asarray(draws[sorted(index for key, index in allowed.items() if key not in self._keys)])
 
     def pending(self) -> Array:
         """Coordinates of what runs and has no loss yet."""
@@ -110,14 +111,18 @@ class Tried:
 
 
 def _all_of(space: Mapping[str, Dimension]) -> list[dict[str, Any]] | None:
-    """All configurations of a space that has only choices, and not too many."""
-    dimensions = list(space.values())
-    if not dimensions or not all(isinstance(each, Choices) for each in dimensions):
+    """All configurations of a space that has only choices and whole numbers, and not too many."""
+    choices = [_choices(name, each) for name, each in space.items()]
+    listed = [each for each in choices if each is not None]
+    if len(listed) < len(choices) or math.prod(map(len, listed)) > _MOST_COUNTED:
         return None
-    choices = [each.choices for each in dimensions if isinstance(each, Choices)]
-    if math.prod(map(len, choices)) > _MOST_COUNTED:
-        return None
-    return [dict(zip(space, each, strict=True)) for each in itertools.product(*choices)]
+    return [dict(zip(space, each, strict=True)) for each in itertools.product(*listed)]
+
+
+def _choices(name: str, dimension: Dimension) -> Sequence[Any] | None:
+    if isinstance(dimension, Choices):
+        return dimension.choices
+    return range(math.ceil(dimension.low), math.floor(dimension.high) + 1) if is_integer(name) else None
 
 
 def _put(names: dict[str, None], name: str, belongs: bool) -> None:

@@ -3,7 +3,7 @@ import pytest
 
 from orchestrator.promotion import Fresh, Night, Promotion, Standing, State
 from orchestrator.proposals import Failures
-from search_spaces.schema import Choices, Range, SearchSettings
+from search_spaces.schema import Choices, Dimension, Range, SearchSettings
 
 SPACE = {"learning_rate": Range(low=1e-5, high=1e-2, log=True), "lora_rank": Choices(choices=(4, 8, 16, 32))}
 
@@ -81,12 +81,32 @@ def test_a_space_of_few_choices_is_tried_through_and_then_there_is_no_more() -> 
     assert "every configuration has been tried" in policy.next(night).reason
 
 
-def test_no_configuration_is_proposed_twice_however_good_it_is() -> None:
+def all_tried(space: dict[str, Dimension], slots: int, most: int) -> list[tuple[object, ...]]:
+    """Configurations of a night in which each is over after one evaluation, in the order in which they were tried."""
+    policy, night, tried = Promotion(space, SearchSettings()), Night(9000, 9000, slots, 100, 0.1, 0), []
+    while isinstance(policy.next(night), Fresh) and len(tried) < most:
+        values = policy.propose(len(tried))
+        tried.append(tuple(values.values()))
+        loss = 1.0 + abs(values.get("lora_rank", 0) - 16)
+        policy.update(Standing(f"{len(tried)}", values, ((1.0, loss),), 1.0, State.OVER, False, 0.0))
+        if len(tried) % 7 == 0:
+            policy.refresh(night)
+    return tried
+
+
+@pytest.mark.parametrize("slots", [1, 64])
+def test_no_configuration_is_proposed_twice_however_good_it_is(slots: int) -> None:
     space = {"lora_rank": Range(low=4, high=40, log=True), "effective_batch": Choices(choices=(8, 16))}
-    policy, tried = Promotion(space, SearchSettings()), set()
-    for number in range(50):
-        values = policy.propose(number)
-        assert tuple(values.values()) not in tried
-        tried.add(tuple(values.values()))
-        loss = 1.0 + abs(values["lora_rank"] - 16) + values["effective_batch"]
-        policy.update(Standing(f"{number}", values, ((1.0, loss),), 1.0, State.OVER, False, 0.0))
+    tried = all_tried(space, slots, 200)
+    assert len(set(tried)) == len(tried) == 74
+
+
+@pytest.mark.parametrize("slots", [1, 64])
+def test_a_space_too_large_to_be_listed_repeats_nothing_either(slots: int) -> None:
+    space = {"lora_rank": Range(low=4, high=40, log=True), "learning_rate": Range(low=1e-5, high=1e-2, log=True)}
+    tried = all_tried(space, slots, 60)
+    assert len(set(tried)) == len(tried) == 60
+
+
+def test_without_a_space_there_is_one_configuration() -> None:
+    assert all_tried({}, 1, 5) == [()]
