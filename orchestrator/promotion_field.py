@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.bids import Bids
 from orchestrator.candidates import Candidates
 from orchestrator.outlook import Forecast, Outlook
 from orchestrator.outlook_space import Array, Coordinates
@@ -58,8 +59,7 @@ class Field:
         self._best: float | None = None
         self._news = 0
         self._slots = 1
-        self._prices: dict[str, float] = {}
-        self._highest: list[tuple[float, str]] = []
+        self._bids = Bids()
         self._unpriced: set[str] = set()
         self._fresh_price = 0.0
         self._priced_at: float | None = None
@@ -88,7 +88,7 @@ class Field:
             self._best = loss if self._best is None else min(self._best, loss)
             self.has_complete |= standing.points[-1][0] >= standing.end - 1e-9
             self._news += 1
-        self._prices.pop(name, None)
+        self._bids.withdraw(name)
         self._unpriced.discard(name)
         if standing.state is State.PAUSED:
             self._unpriced.add(name)
@@ -133,7 +133,7 @@ class Field:
     def paused(self, night: Night) -> list[str]:
         """The paused trials, those that bid most first."""
         self.best_paused(night)
-        return sorted(self._prices, key=lambda name: (-self._prices[name], name))
+        return self._bids.ranked()
 
     def price_of(self, trial_id: str, night: Night) -> float:
         """What a running trial bids."""
@@ -149,19 +149,9 @@ class Field:
         self._refresh(night)
         start = night.seconds_start / night.seconds_full
         for name in self._unpriced:
-            self._set_price(name, self._price(name, night, start) if self._best is not None else 0.0)
+            self._bids.put(name, self._price(name, night, start) if self._best is not None else 0.0)
         self._unpriced.clear()
-        # Bids that were withdrawn or made anew since are still in the heap.
-        while self._highest and self._prices.get(self._highest[0][1]) != -self._highest[0][0]:
-            heapq.heappop(self._highest)
-        if not self._highest:
-            return None
-        price, name = self._highest[0]
-        return name, -price
-
-    def _set_price(self, name: str, price: float) -> None:
-        self._prices[name] = price
-        heapq.heappush(self._highest, (-price, name))
+        return self._bids.best()
 
     def fresh_price(self, night: Night) -> float:
         """What the best configuration not tried yet bids, as far as such bids were kept; 0.0 if none may start."""
@@ -255,13 +245,12 @@ class Field:
         pool = self._coordinates.of_draws(self._tried.left(self._pool))
         none, full = np.zeros(len(pool)), np.ones(len(pool))
         self._fresh_price = float(self._priced(pool, none, full, start, night).max()) if len(pool) else 0.0
-        names = heapq.nlargest(_MOST_PRICED, self._prices, key=self._prices.__getitem__)
-        names = [name for name in names if self._known[name].points]
+        names = [name for name in self._bids.ranked()[:_MOST_PRICED] if self._known[name].points]
         if names:
             now = np.array([self._known[name].points[-1][0] for name in names])
             end = np.array([self._known[name].end for name in names])
             for name, price in zip(names, self._priced(names, now, end, start, night).tolist(), strict=True):
-                self._set_price(name, price)
+                self._bids.put(name, price)
 
     def _price(self, trial_id: str, night: Night, start: float) -> float:
         standing = self._known[trial_id]
