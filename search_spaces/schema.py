@@ -79,6 +79,11 @@ class SearchSettings(Settings):
     keep_paused: int = Field(
         default=30, ge=1, description="paused trials that can go on, the most promising; their checkpoints take room"
     )
+    regroup: bool | None = Field(
+        default=None,
+        description="train the most promising trial on all GPUs of a machine when one is too slow to complete it in "
+        "time, and they aren't; null: where trials have a GPU each; true: on the CPU as well",
+    )
     samples: int = Field(default=3, ge=0, description="generations of base and winner in the report")
     dashboard: bool = Field(default=True, description="start Ray's dashboard")
     gpu_watts: float = Field(default=450.0, gt=0, description="drawn by one GPU at work, for the energy in the plan")

@@ -2,18 +2,24 @@
 
 What its `Trainer` leaves out: the training loss between two log lines. What it does in its own way: it saves the
 embeddings of the base beside an adapter on the vocabulary projection, and loads an adapter by way of
-`PeftModel.load_adapter`, which sends a model on a CPU through accelerate's offloading.
+`PeftModel.load_adapter`, which sends a model on a CPU through accelerate's offloading. And with several processes it
+leaves files that a process alone doesn't know: here the first rank writes for all, in the files of one.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from peft import load_peft_weights, set_peft_model_state_dict
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trials.checkpoints import Checkpoint, CheckpointWriter, LogState
+from trials.random_state import random_state, random_state_file, restore_random_state
+from trials.ranks import ALONE, Ranks
 
 
 class CheckpointedTrainer(Trainer):  # type: ignore[misc]  # transformers ships without types
@@ -21,6 +27,9 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]  # transformers ships 
 
     checkpoints: CheckpointWriter | None = None
     """None: nobody asks for checkpoints."""
+    ranks: Ranks = ALONE
+    """The processes that train the trial."""
+    _random_states: list[dict[str, Any]]
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Trains on from a checkpoint."""
@@ -31,11 +40,41 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]  # transformers ships 
         return str(self.checkpoints.unfinished if self.checkpoints else self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        assert self.checkpoints is not None
-        loss_sum = float(self._tr_loss)
+        checkpoints = self.checkpoints
+        assert checkpoints is not None
+        loss_sum = self._loss_sum()
         log = LogState(self._globalstep_last_logged, loss_sum if math.isfinite(loss_sum) else None)
+        if self.ranks.count > 1:
+            self._random_states = self.ranks.together(random_state)
         # Not TRL's, which writes a model card into the trial's folder each time.
-        self.checkpoints.write(self.state.global_step, log, lambda: Trainer._save_checkpoint(self, model, trial))
+        write = partial(
+            checkpoints.write, self.state.global_step, log, lambda: Trainer._save_checkpoint(self, model, trial)
+        )
+        self.ranks.together(write)
+
+    def _loss_sum(self) -> float:
+        """The training loss that is summed up and not yet logged: over all rows, whoever passed them."""
+        loss = self._tr_loss.clone()
+        self.ranks.sum(loss)
+        return float(loss) / self.ranks.count
+
+    def store_flos(self) -> None:
+        """Counts this process's own, and asks no other: the first writes checkpoints while the others wait."""
+        self.state.total_flos += self.current_flos
+        self.current_flos: float = 0
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if self.ranks.count == 1:
+            super()._save_rng_state(output_dir)
+            return
+        for rank, state in enumerate(self._random_states):
+            torch.save(state, Path(output_dir) / random_state_file(rank))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self.ranks.count == 1 or checkpoint is None:
+            super()._load_rng_state(checkpoint)
+        else:
+            restore_random_state(Path(checkpoint) / random_state_file(self.ranks.number))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from trials.errors import RunFolderError
 from trials.files import link_file, link_folder, replace_folder, sync_folder, write_json
-from trials.records import EVAL_ROWS_FILE, POINT_FILE
+from trials.records import EVAL_ROWS_FILE, POINT_FILE, TrialFolder
 from trials.stopwatch import Stopwatch
 
 BEST_ADAPTER = "best_adapter"
@@ -89,8 +89,9 @@ def resumed_stopwatch(checkpoint: Checkpoint | None) -> Stopwatch:
 class CheckpointWriter:
     """Writes the checkpoints of one trial, each whole or not at all."""
 
-    def __init__(self, folder: Path, stopwatch: Stopwatch, base_eval_loss: float, keep: int | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: TrialFolder, stopwatch: Stopwatch, base_eval_loss: float, keep: int | None) -> None:
+        self._folder = folder.path
+        self._is_written = folder.is_written
         self._stopwatch = stopwatch
         self._base_eval_loss = base_eval_loss
         self._keep = keep
@@ -105,6 +106,8 @@ class CheckpointWriter:
 
         Its time is no training time.
         """
+        if not self._is_written:
+            return
         with self._stopwatch.paused():
             watch = self._stopwatch
             progress = Progress(step, watch.seconds, watch.training_seconds, self._base_eval_loss, log)

@@ -19,7 +19,8 @@ def run(command: Callable[[], int]) -> int:
     try:
         return command()
     except TuningError as error:
-        sys.stderr.write(f"error: {error}\n")
+        if os.environ.get("RANK", "0") == "0":  # of several processes of one command under torchrun one says it
+            sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

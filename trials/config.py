@@ -140,6 +140,10 @@ class Machine(Settings):
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations to save memory; the engine plans it"
     )
+    fsdp: bool = Field(
+        default=False,
+        description="the processes of one trial share the base (FSDP, under TRL); alone it changes nothing",
+    )
     cpu_threads: int | None = Field(default=None, ge=1, description="torch threads of one trial on a CPU")
     checkpoint_every_rows: int | None = Field(
         default=None, ge=1, description="training rows from one checkpoint to the next; None: none are written"

@@ -7,7 +7,9 @@
     |   +-- ModelError        a base model, tokenizer or adapter folder
     |   +-- RunFolderError    a run folder that can't be used as asked
     +-- SearchBroken          Ray gave up; what there is is exported, the search can be resumed; exit code 130
+    |   +-- StoreFailed       so did the object store that the run folder is on
     +-- DiskFull              a disk takes no more; what is on it is whole, and the search can be resumed; exit code 130
+    +-- RankError             a trial failed on another of the processes that train it together
     +-- NothingToExport       the search ran, but no adapter is worth exporting; exit code 3
     +-- ExportNotVerified     the export, loaded again, isn't what the trial measured; exit code 3
 
@@ -61,10 +63,18 @@ class SearchBroken(TuningError):
     exit_code = EXIT_INTERRUPTED
 
 
+class StoreFailed(SearchBroken):
+    """An object store can't be used. What was put there is whole, and the search can be resumed."""
+
+
 class DiskFull(TuningError):
     """A disk is full, or can't be written to any more. It's nobody's failure, and what is on it is whole."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+class RankError(TuningError):
+    """A trial failed on another of the processes that train it together, which says why."""
 
 
 class NothingToExport(TuningError):

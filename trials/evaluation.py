@@ -19,16 +19,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def evaluate_rows(model: Any, rows: Sequence[TokenizedRow], batch_rows: int) -> RowLosses:
+def evaluate_rows(model: Any, rows: Sequence[TokenizedRow], batch_rows: int, *, may_halve: bool = True) -> RowLosses:
     """Loss of every row's completion, in the order of `rows`.
 
     Rows of like length are batched together, right-padded. Non-finite losses are kept: they are the caller's to judge.
+    Where memory doesn't suffice, batches are halved, unless that is not wanted; torch's error is raised in the end.
     """
+    losses_of = _fitting_losses if may_halve else _batch_losses
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     sums = [math.nan] * len(rows)
     with inference(model):
         for indices in batches_by_length([len(row.input_ids) for row in rows], batch_rows):
-            for index, loss in zip(indices, _fitting_losses(causal_lm, [rows[i] for i in indices]), strict=True):
+            for index, loss in zip(indices, losses_of(causal_lm, [rows[i] for i in indices]), strict=True):
                 sums[index] = loss
     return RowLosses(sums, [row.completion_tokens for row in rows])
 

@@ -19,6 +19,10 @@ class RowLosses:
         """Token-weighted mean in nats per token: every token counts the same, however rows were batched."""
         return math.fsum(self.loss_sums) / sum(self.token_counts)
 
+    def first(self, rows: int) -> RowLosses:
+        """Of the first so many."""
+        return RowLosses(self.loss_sums[:rows], self.token_counts[:rows])
+
     @property
     def standard_error(self) -> float:
         """Of the mean, in nats per token, over rows as in `compare`. Raises ValueError for fewer than two rows."""

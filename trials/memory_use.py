@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from trials.files import write_json
+from trials.records import TrialFolder
 
 MEMORY_FILE = "memory.json"
 
@@ -50,9 +51,10 @@ class MemoryUse:
 _USES = TypeAdapter(MemoryUse)
 
 
-def keep_memory_use(folder: Path, use: MemoryUse) -> None:
+def keep_memory_use(folder: TrialFolder, use: MemoryUse) -> None:
     """Puts it into a trial's folder."""
-    write_json(folder / MEMORY_FILE, asdict(use))
+    if folder.is_written:
+        write_json(folder.path / MEMORY_FILE, asdict(use))
 
 
 def read_memory_use(folder: Path) -> MemoryUse | None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from trials.config import TrialConfig
 from trials.data import TrialData
 from trials.disk import disk_full_in
-from trials.errors import DiskFull
+from trials.errors import EXIT_INTERRUPTED, DiskFull, TuningError
 from trials.memory import is_out_of_memory
+from trials.ranks import ALONE, Ranks
 from trials.records import Ending, EndingKind, EvalPoint, TrialFolder
 from trials.scoring import Scorer
 from trials.stopwatch import Stopwatch
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class CutOffError(Exception):
+class CutOffError(TuningError):
     """A trial was cut off through no fault of its own: it has no ending, and can be resumed."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 def recorded(folder: TrialFolder, train: Callable[[], Ending | None]) -> Ending | None:
@@ -51,6 +54,7 @@ def evaluate_untrained(
     tokenizer: PreTrainedTokenizerBase,
     folder: TrialFolder,
     on_eval: OnEval,
+    ranks: Ranks = ALONE,
 ) -> Ending:
     """Evaluates the base model without any adapter: what every trial has to beat. Errors are recorded and raised."""
     stopwatch = Stopwatch()
@@ -60,14 +64,14 @@ def evaluate_untrained(
             losses = subject.losses()
             point = EvalPoint(0, 0, losses.mean, losses.mean, stopwatch.seconds)
             folder.keep_if_best(point, losses, save_adapter=None)
-            scorer = Scorer(config, data.eval, tokenizer, folder, stopwatch)
+            scorer = Scorer(config, data.eval, tokenizer, folder, stopwatch, ranks)
             if scorer.is_due(0, 0, is_last=True):
                 point = subject.scored(scorer, point, losses)
             folder.log(point)
     except Exception as error:
         _record_failure(folder, error)
         raise
-    on_eval(point)
+    ranks.first(lambda: on_eval(point))
     ending = Ending(EndingKind.FINISHED, "the base model is evaluated, not trained")
     folder.end(ending)
     return ending

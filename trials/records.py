@@ -1,7 +1,7 @@
 """What a trial leaves on disk, and reading it back. Needs neither torch nor Ray.
 
 trials/<id>/config.json    origin, configuration, and the fingerprint of its rows
-trials/<id>/metrics.jsonl  one `EvalPoint` a line
+trials/<id>/metrics.jsonl  one `EvalPoint` a line, with the host name of the machine that made it (node)
 trials/<id>/eval_rows.json loss of every eval row at the best evaluation, for paired comparison
 trials/<id>/score_rows.jsonl  scores of answers, row by row, where they are asked for (trials.scorings)
 trials/<id>/adapter/       best adapter so far, PEFT format, with point.json, the evaluation that it had
@@ -12,6 +12,7 @@ trials/<id>/ending.json    how it ended; absent: it's running, paused or was cut
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -75,6 +76,8 @@ class EvalPoint:
     tokens_per_second: float | None = None
     score: float | None = None
     score_seconds: float | None = None
+    ranks: int = 1
+    """Processes that trained it together when it was evaluated, a GPU each."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,11 @@ class TrialRecord:
 
 
 class TrialFolder:
-    """Writes the folder of one trial."""
+    """Writes the folder of one trial; where several processes train it, the first of them, and the others nothing."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_written: bool = True) -> None:
         self.path = path
+        self.is_written = is_written
 
     @property
     def adapter(self) -> Path:
@@ -170,19 +174,20 @@ class TrialFolder:
 
         `save_adapter` writes the adapter into the folder that it's given; None for the base model.
         """
-        if point.eval_loss <= point.best_eval_loss:
+        if self.is_written and point.eval_loss <= point.best_eval_loss:
             if save_adapter is not None:
                 self._replace_adapter(save_adapter, point)
             write_json(self.path / EVAL_ROWS_FILE, asdict(losses))
 
     def log(self, point: EvalPoint) -> None:
         """The second half of `record`: the evaluation's line in metrics.jsonl."""
-        append_json_line(self.path / "metrics.jsonl", asdict(point))
+        if self.is_written:
+            append_json_line(self.path / "metrics.jsonl", {**asdict(point), "node": socket.gethostname()})
 
     def end(self, ending: Ending) -> None:
         """Says how the trial ended. The first word stands: whoever stopped a trial knows why better than the trial."""
         path = self.path / "ending.json"
-        if not path.exists():
+        if self.is_written and not path.exists():
             write_json(path, {"kind": ending.kind.value, "reason": ending.reason})
 
     def _replace_adapter(self, save_adapter: Callable[[Path], None], point: EvalPoint) -> None:

@@ -15,6 +15,7 @@ from trials.evaluation import evaluate_rows
 from trials.tokenization import IGNORED, TokenizedRow
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from transformers import Trainer
 
 _COUNTED = ("_metrics", "_total_train_tokens")
@@ -36,22 +37,35 @@ class WorstRows:
         return sum(len(row.input_ids) for row in self.train)
 
 
-def rehearse(trainer: Trainer, model: nn.Module, rows: WorstRows) -> None:
+def rehearse(trainer: Trainer, model: nn.Module, rows: WorstRows, *, may_halve: bool = True) -> None:
     """Forward, backward, an optimizer step and an evaluation, and all of it undone, bit by bit.
 
+    It asks nothing of other processes, as memory may suffice on one and not on another: they agree on it afterwards.
     An optimizer that has its state already, from a checkpoint, isn't stepped: there's nothing left to be made room for.
+    `may_halve` is that of `evaluate_rows`.
     """
     examples = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows.train]
     learned = sum(label != IGNORED for row in rows.train for label in row.labels[1:])
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     is_fresh = not optimizer.state
-    with _undone(trainer, model):
+    model = trainer.accelerator.unwrap_model(model)  # DDP adds up gradients
+    with _undone(trainer, model), _unheard(trainer.accelerator):
         trainer.training_step(model, trainer.data_collator(examples), torch.tensor(learned))
         if is_fresh:
             optimizer.step()
-        evaluate_rows(trainer.model, rows.evaluated, len(rows.evaluated))
+        evaluate_rows(trainer.model, rows.evaluated, len(rows.evaluated), may_halve=may_halve)
     if is_fresh:
         optimizer.state.clear()
+
+
+@contextmanager
+def _unheard(accelerator: Accelerator) -> Iterator[None]:
+    """TRL adds up over all processes what it counts."""
+    accelerator.gather_for_metrics = lambda counted: counted
+    try:
+        yield
+    finally:
+        del accelerator.gather_for_metrics
 
 
 @contextmanager

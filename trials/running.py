@@ -9,9 +9,10 @@ from trials.checkpoints import Checkpoint
 from trials.config import TrialConfig
 from trials.data import TrialData
 from trials.engine.support import why_not
+from trials.ranks import ALONE, Ranks
 from trials.records import Ending, EvalPoint, TrialFolder
 from trials.supervisor import Decision, OnEval
-from trials.tracking import figures, wandb_run
+from trials.tracking import figures, wandb_run, without_wandb
 from trials.training import run_trial, use_threads
 
 if TYPE_CHECKING:
@@ -29,12 +30,15 @@ def run_alone(
     *,
     group: str,
     checkpoint: Checkpoint | None = None,
+    ranks: Ranks = ALONE,
 ) -> Ending | None:
     """As `trials.training.run_trial`, with a W&B run in `group` around it where W&B is wanted."""
     use_threads(config.machine)
+    if not ranks.is_first:
+        config = without_wandb(config)
     with wandb_run(folder.path, config, group=group) as log:
-        if not _engine_runs(config):
-            return run_trial(config, data, tokenizer, folder, on_eval, checkpoint=checkpoint)
+        if not _engine_runs(config, ranks.count):
+            return run_trial(config, data, tokenizer, folder, on_eval, checkpoint=checkpoint, ranks=ranks)
 
         def log_and_ask(point: EvalPoint) -> Decision:
             log(figures(point))
@@ -42,18 +46,18 @@ def run_alone(
 
         from trials.engine.engine import Engine
 
-        engine = Engine(config.model, config.machine)
+        engine = Engine(config.model, config.machine, ranks)
         try:
             return engine.run_trial(config, data, tokenizer, folder, log_and_ask, checkpoint=checkpoint, on_log=log)
         finally:
             engine.close()
 
 
-def _engine_runs(config: TrialConfig) -> bool:
+def _engine_runs(config: TrialConfig, processes: int) -> bool:
     """Whether the engine trains this trial; says so where it was asked for and can't."""
     if config.machine.engine == "trl":
         return False
-    reason = why_not(config)
+    reason = why_not(config, processes)
     if reason is not None:
         _log.info("TRL's trainer runs this trial: %s", reason)
     return reason is None

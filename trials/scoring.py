@@ -13,6 +13,7 @@ from trials.formats import LABELLED
 from trials.judging import Judged, answers
 from trials.losses import RowLosses
 from trials.memory import is_out_of_memory
+from trials.ranks import ALONE, Ranks
 from trials.records import EvalPoint, TrialFolder
 from trials.scores import RowScores, task_score
 from trials.scorings import Scoring, keep_scoring
@@ -35,12 +36,14 @@ class Scorer:
         tokenizer: PreTrainedTokenizerBase,
         folder: TrialFolder,
         stopwatch: Stopwatch,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._config = config
         self._split = split
         self._tokenizer = tokenizer
         self._folder = folder
         self._stopwatch = stopwatch
+        self._ranks = ranks
 
     def is_due(self, tokens_seen: int, tokens_before: int, *, is_last: bool) -> bool:
         """Whether an evaluation is to be scored: the last one, and the first that has seen enough tokens.
@@ -59,7 +62,8 @@ class Scorer:
         scores = self._score(model)
         if scores is None:
             return point
-        keep_scoring(self._folder.path, Scoring(point.step, point.tokens_seen, losses, scores))
+        if self._folder.is_written:
+            keep_scoring(self._folder.path, Scoring(point.step, point.tokens_seen, losses, scores))
         seconds = self._stopwatch.seconds
         return replace(point, score=scores.mean, score_seconds=seconds - began, seconds=seconds)
 
@@ -77,10 +81,14 @@ class Scorer:
     def _score_answers(self, model: Any) -> RowScores:
         data_format = self._config.data.format
         examples = self._split.examples[: self._config.evaluation.score_rows]
-        given = answers(
-            Judged(model, self._tokenizer, is_adapter=hasattr(model, "peft_config")),
+        judged = Judged(model, self._tokenizer, is_adapter=hasattr(model, "peft_config"))
+        given = self._ranks.divided(
             examples,
-            until_object=data_format in LABELLED,
-            batch_rows=self._config.evaluation.batch_rows,
+            lambda part: answers(
+                judged,
+                part,
+                until_object=data_format in LABELLED,
+                batch_rows=self._config.evaluation.batch_rows,
+            ),
         )
         return task_score(data_format, given, examples)

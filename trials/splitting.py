@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +20,9 @@ from trials.engine.prediction import predicted_memory
 from trials.engine.support import model_config
 from trials.memory_use import Attempt, MemoryUse, keep_memory_use, read_memory_use
 from trials.model import compute_dtype
-from trials.records import read_trial
+from trials.outcomes import CutOffError
+from trials.rank_batches import rows_of_a_rank
+from trials.records import Ending, EndingKind, TrialFolder, read_trial
 from trials.rehearsal import WorstRows
 from trials.rewinding import back_to_newest
 from trials.schedule import micro_batch_rows
@@ -40,17 +43,25 @@ class BatchSplit:
         """For people."""
         return f"{self.rows} rows at once{' and recomputed activations' if self.recomputation else ''}"
 
+    @staticmethod
+    def of(attempt: Attempt) -> BatchSplit:
+        """The one that was tried."""
+        return BatchSplit(attempt.rows, attempt.recomputation)
+
     def applied(self, config: TrialConfig) -> TrialConfig:
         """The trial, run so."""
         update = {"micro_batch_rows": self.rows, "gradient_checkpointing": self.recomputation}
         return config.model_copy(update={"machine": config.machine.model_copy(update=update)})
 
 
-def batch_splits(effective_batch: int, longest_row: int, machine: Machine) -> list[BatchSplit]:
-    """From what the machine's settings ask for to what takes the least memory."""
-    rows = [micro_batch_rows(effective_batch, longest_row, machine)]
+def batch_splits(step_rows: int, longest_row: int, machine: Machine) -> list[BatchSplit]:
+    """From what the machine's settings ask for to what takes the least memory.
+
+    `step_rows` are those that one process has of an optimizer step.
+    """
+    rows = [micro_batch_rows(step_rows, longest_row, machine)]
     while rows[-1] > 1:
-        rows.append(max(less for less in range(1, rows[-1] // 2 + 1) if effective_batch % less == 0))
+        rows.append(max(less for less in range(1, rows[-1] // 2 + 1) if step_rows % less == 0))
     kinds = (True,) if machine.gradient_checkpointing else (False, True)
     return [BatchSplit(each, recomputation) for recomputation in kinds for each in rows]
 
@@ -59,18 +70,23 @@ def still_to_try(splits: Sequence[BatchSplit], known: MemoryUse | None) -> list[
     """Those that may fit, by what is known of the trial from before it was paused or cut off."""
     if known is None:
         return list(splits)
-    fitting = BatchSplit(known.micro_batch_rows, known.recomputation)
-    return list(splits[splits.index(fitting) :]) if fitting in splits else list(splits)
+    latest = BatchSplit(known.micro_batch_rows, known.recomputation)
+    if latest not in splits:
+        return list(splits)
+    first = splits.index(latest)
+    ran_out = any(not last.fits and BatchSplit.of(last) == latest for last in known.tried[-1:])
+    return list(splits[min(first + ran_out, len(splits) - 1) :])
 
 
 class Splitter:
     """The splits of one trial, one after the other, until it fits into memory."""
 
     def __init__(self, job: Job) -> None:
-        self._folder = job.folder.path
+        self._folder = job.folder
         config, train = job.config, job.data.train
-        splits = batch_splits(config.hyperparameters.effective_batch, train.longest, config.machine)
-        known = read_memory_use(self._folder)
+        rows = rows_of_a_rank(config.hyperparameters.effective_batch, job.ranks)
+        splits = batch_splits(rows, train.longest, config.machine)
+        known = job.ranks.first(lambda: read_memory_use(self._folder.path))
         self._left = still_to_try(splits, known)
         self._tried = list(known.tried) if known else []
         self._longest = train.longest_rows(self._left[0].rows * train.longest)
@@ -78,6 +94,8 @@ class Splitter:
         self._job = job
         self.has_begun = False
         """Whether the split that is tried has got as far as its first micro-step."""
+        self.has_fitted = False
+        """Whether its worst micro-step has fitted into memory."""
 
     @property
     def job(self) -> Job:
@@ -98,30 +116,49 @@ class Splitter:
 
     def fits(self) -> None:
         """The worst micro-step was tried, and fitted."""
-        self._note(fits=True)
+        self.has_fitted = True
+        self._note(self._folder, fits=True)
 
     def ran_out(self) -> bool:
-        """Memory didn't suffice. True: there is another split, and the trial has gone back to where it begins."""
-        self._note(fits=False)
-        record = read_trial(self._folder)
-        if not self.has_begun or len(self._left) == 1 or record.ending is not None:
+        """Memory didn't suffice. True: there is another split, and the trial has gone back to where it begins.
+
+        Called on every rank.
+        """
+        self._note(self._folder, fits=False)
+        has_ended = self._job.ranks.first(lambda: read_trial(self._folder.path).ending is not None)
+        if not self.has_begun or len(self._left) == 1 or has_ended:
             return False
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         logger.warning("out of memory with %s; going on with %s", *self._left[:2])
         del self._left[0]
-        self.has_begun = False
-        checkpoint = back_to_newest(record)
+        self.has_begun = self.has_fitted = False
+        checkpoint = self._job.ranks.first(lambda: back_to_newest(read_trial(self._folder.path)))
         self._job = replace(self._job, checkpoint=checkpoint, stopwatch=resumed_stopwatch(checkpoint))
         return True
 
-    def _note(self, *, fits: bool) -> None:
+    def cut_off(self) -> CutOffError:
+        """Memory didn't suffice on this rank alone, and the others wait for it: all must be started again.
+
+        They go on with the next split; without one the trial ends. The first rank can't write that down: it waits too.
+        """
+        folder = TrialFolder(self._folder.path)
+        with suppress(FileNotFoundError):  # another rank, whose memory ran out too, writes the same at this moment
+            self._note(folder, fits=False)
+        if len(self._left) == 1:
+            folder.end(Ending(EndingKind.OUT_OF_MEMORY, f"with {self._left[0]}, and nothing takes less"))
+        logger.error("out of memory with %s, while other processes wait for this one's part of a step", self._left[0])
+        return CutOffError(
+            f"memory ran out in the middle of a step. The trial goes on with less: --resume {folder.path}"
+        )
+
+    def _note(self, folder: TrialFolder, *, fits: bool) -> None:
         split = self._left[0]
         self._tried.append(Attempt(split.rows, self.worst_rows.tokens, split.recomputation, fits))
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         use = MemoryUse(self._predicted_bytes(split), peak, split.rows, split.recomputation, tuple(self._tried))
-        keep_memory_use(self._folder, use)
+        keep_memory_use(folder, use)
 
     def _predicted_bytes(self, split: BatchSplit) -> int | None:
         config = self._job.config

@@ -14,6 +14,7 @@ from trials.checkpoints import Checkpoint
 from trials.config import TrialConfig
 from trials.data import TrialData
 from trials.losses import RowLosses
+from trials.ranks import ALONE, Ranks
 from trials.records import Ending, EndingKind, EvalPoint, TrialFolder, read_trial
 from trials.scoring import Scorer
 from trials.stopwatch import Stopwatch
@@ -63,10 +64,25 @@ class Job:
     """Whether nobody waits for the trial any more; the engine asks after every optimizer step, from its own thread."""
     on_log: OnLog = unheard
     """Told by the engine what it logs between evaluations: the training loss, the learning rate."""
+    ranks: Ranks = ALONE
+    """The processes that train this trial: all of them ask the same questions in the same order."""
 
     def time_is_over(self) -> bool:
         """Whether training has to end."""
-        return time.time() >= self.stop_at
+        return self.ranks.agree(time.time() >= self.stop_at)
+
+    def has_been_called_off(self) -> bool:
+        """What `is_called_off` says to any of the processes."""
+        return self.ranks.agree(self.is_called_off())
+
+    def ask(self, point: EvalPoint) -> Decision:
+        """What `on_eval` says to the first of the processes."""
+        return self.ranks.first(lambda: self.on_eval(point))
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the processes share the base's layers, each of which all of them must pass together."""
+        return self.config.machine.fsdp and self.ranks.count > 1
 
     @property
     def base_eval_loss(self) -> float | None:
@@ -160,7 +176,7 @@ class Supervisor:
             # The callback isn't asked: a trial that diverged must not be taken for one that merely fell behind.
             self.ending = diverged
             return True
-        if self._job.on_eval(point) is Decision.STOP:
+        if self._job.ask(point) is Decision.STOP:
             self.ending = None
             return True
         early = self._ends_early(moment)
@@ -184,4 +200,5 @@ class Supervisor:
             seconds=self._job.stopwatch.seconds,
             train_loss=moment.train_loss,
             tokens_per_second=moment.tokens_seen / training_seconds if training_seconds else None,
+            ranks=self._job.ranks.count,
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from trials.config import TrackingSettings, TrialConfig
 from trials.files import write_text
-from trials.records import EvalPoint
+from trials.records import EvalPoint, TrialFolder
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -27,6 +27,11 @@ def wandb_is_wanted(settings: TrackingSettings) -> bool:
         return False
     mode = os.environ.get("WANDB_MODE", "")
     return mode == "offline" or (bool(os.environ.get("WANDB_API_KEY")) and mode != "disabled")
+
+
+def without_wandb(config: TrialConfig) -> TrialConfig:
+    """The trial in a process that leaves its W&B run to another."""
+    return config.model_copy(update={"tracking": config.tracking.model_copy(update={"wandb": False})})
 
 
 @contextmanager
@@ -70,6 +75,12 @@ def _run_id(folder: Path, settings: TrackingSettings) -> tuple[str, bool]:
     return run_id, bool(settings.run_id or kept)
 
 
+def keep_run_id(folder: Path, settings: TrackingSettings) -> None:
+    """Decides on a trial's W&B run, and notes it in the folder, before anybody begins it on another machine."""
+    if wandb_is_wanted(settings):
+        _run_id(folder, settings)
+
+
 def figures(point: EvalPoint) -> dict[str, float]:
     """An evaluation under the names that transformers logs a trial's figures by, where it does the logging."""
     found = {
@@ -82,12 +93,13 @@ def figures(point: EvalPoint) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def event_writer(folder: Path, steps_done: int) -> SummaryWriter:
+def event_writer(folder: TrialFolder, steps_done: int) -> SummaryWriter:
     """Writes a trial's TensorBoard events.
 
     TensorBoard hides what an earlier process logged of steps that are trained again.
     """
     from tensorboardX import SummaryWriter
 
-    events = folder / "tensorboard"
-    return SummaryWriter(str(events), purge_step=steps_done + 1 if events.exists() else None)
+    events = folder.path / "tensorboard"
+    purge_step = steps_done + 1 if events.exists() else None
+    return SummaryWriter(str(events), purge_step=purge_step, write_to_disk=folder.is_written)

@@ -2,6 +2,7 @@
 
 python -m trials.train [SPACE] [--config FILE] [--set key=value ...] [--out DIR]
 python -m trials.train --resume DIR [--checkpoint STEP]
+torchrun --nproc-per-node 2 -m trials.train ...          the same on two GPUs
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from trials.checkpoints import Checkpoint
     from trials.config import TrialConfig
     from trials.data import TrialData
+    from trials.ranks import Ranks
     from trials.records import TrialFolder
 
 
@@ -84,11 +87,11 @@ def _train(arguments: argparse.Namespace) -> int:
     if resolved.guide:
         resolved.guide.log_unused()
         out, gpu = out or resolved.guide.output_dir, resolved.guide.gpu(os.environ)
-    default = Path("runs") / f"trial-{name.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = TrialFolder(out or default)
-    folder.refuse_taken()
-    _use_gpu(gpu)
-    return _start(resolved.recipe.trial_config({}), name, folder)
+    path = out or Path("runs") / f"trial-{name.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+    TrialFolder(path).refuse_taken()
+    if "LOCAL_RANK" not in os.environ:  # torchrun gives every process one
+        _use_gpu(gpu)
+    return _start(resolved.recipe.trial_config({}), name, path)
 
 
 def _use_gpu(number: str | None) -> None:
@@ -103,19 +106,40 @@ def _use_gpu(number: str | None) -> None:
         raise RecipeError(f"gpu_id = {number}: this machine has no such GPU. Give one that nvidia-smi lists.")
 
 
-def _start(config: TrialConfig, name: str, folder: TrialFolder) -> int:
+def _start(config: TrialConfig, name: str, path: Path) -> int:
     from trials.pinning import pinned_data, pinned_model
-    from trials.records import Origin
+    from trials.ranks import joined_ranks
+    from trials.records import Origin, TrialFolder
 
     config = config.model_copy(update={"data": pinned_data(config.data), "model": pinned_model(config.model)})
-    tokenizer, data = _load(config)
-    folder.begin(config, Origin.SINGLE, name, data.fingerprint)
-    with only_here(folder.path):
-        return _run(config, data, tokenizer, name, folder)
+    with joined_ranks() as ranks:
+        _refuse_small_batch(config, ranks)
+        tokenizer, data = _load(config)
+        folder = TrialFolder(ranks.first(lambda: path), is_written=ranks.is_first)
+        ranks.first(lambda: folder.begin(config, Origin.SINGLE, name, data.fingerprint))
+        with _held(folder.path, ranks):
+            return _run(config, data, tokenizer, name, folder, ranks)
+
+
+def _refuse_small_batch(config: TrialConfig, ranks: Ranks) -> None:
+    rows = config.hyperparameters.effective_batch
+    if rows < ranks.count:
+        raise RecipeError(
+            f"effective_batch {rows} can't be divided over {ranks.count} processes. Give at least as many rows."
+        )
+
+
+@contextmanager
+def _held(path: Path, ranks: Ranks) -> Iterator[None]:
+    """`only_here`, by one process for all that train the trial."""
+    with ExitStack() as held:
+        ranks.first(lambda: held.enter_context(only_here(path)))
+        yield
 
 
 def _resume(arguments: argparse.Namespace) -> int:
     from trials.checkpoints import choose_checkpoint, set_broken_aside
+    from trials.ranks import joined_ranks
     from trials.records import TrialFolder, read_trial
     from trials.rewinding import refuse_other_rows, refuse_to_resume, rewind
 
@@ -123,14 +147,21 @@ def _resume(arguments: argparse.Namespace) -> int:
     record = read_trial(arguments.resume)
     refuse_to_resume(record, arguments.checkpoint)
     checkpoint = choose_checkpoint(record.folder, arguments.checkpoint)
-    tokenizer, data = _load(record.config)
-    refuse_other_rows(record, data.fingerprint)
-    with only_here(record.folder):
-        set_broken_aside(record.folder)
-        kept = rewind(record, checkpoint)
-        said = f"; what came after it is in {kept}" if kept else ""
-        print(f"going on from the checkpoint of step {checkpoint.step}{said}", flush=True)
-        return _run(record.config, data, tokenizer, record.name, TrialFolder(record.folder), checkpoint)
+    with joined_ranks() as ranks:
+        _refuse_small_batch(record.config, ranks)
+        tokenizer, data = _load(record.config)
+        refuse_other_rows(record, data.fingerprint)
+
+        def go_back() -> None:
+            set_broken_aside(record.folder)
+            kept = rewind(record, checkpoint)
+            said = f"; what came after it is in {kept}" if kept else ""
+            print(f"going on from the checkpoint of step {checkpoint.step}{said}", flush=True)
+
+        with _held(record.folder, ranks):
+            ranks.first(go_back)
+            folder = TrialFolder(record.folder, is_written=ranks.is_first)
+            return _run(record.config, data, tokenizer, record.name, folder, ranks, checkpoint)
 
 
 def _refuse_other_settings(arguments: argparse.Namespace) -> None:
@@ -161,6 +192,7 @@ def _run(
     tokenizer: PreTrainedTokenizerBase,
     name: str,
     folder: TrialFolder,
+    ranks: Ranks,
     checkpoint: Checkpoint | None = None,
 ) -> int:
     from trials.checkpoints import whole_checkpoints
@@ -176,11 +208,13 @@ def _run(
         return Decision.GO_ON
 
     try:
-        ending = run_alone(config, data, tokenizer, folder, report, group=name, checkpoint=checkpoint)
+        ending = run_alone(config, data, tokenizer, folder, report, group=name, checkpoint=checkpoint, ranks=ranks)
     except KeyboardInterrupt:
-        if whole_checkpoints(folder.path):
+        if ranks.is_first and whole_checkpoints(folder.path):
             sys.stderr.write(f"go on with it: python -m trials.train --resume {folder.path}\n")
         raise
+    if not ranks.is_first:
+        return EXIT_DONE
     if ending is not None:
         print(f"{ending.kind.value}: {ending.reason}")
     if not folder.adapter.is_dir():

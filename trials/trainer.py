@@ -12,6 +12,7 @@ from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from trl import SFTConfig, SFTTrainer
@@ -21,8 +22,12 @@ from trials.checkpointing import CheckpointedTrainer, CheckpointTimes
 from trials.checkpoints import CheckpointWriter
 from trials.config import TrialConfig
 from trials.dropout import TokensInStep, count_dropout
+from trials.rank_batches import RankBatches, RankLoader, rows_of_a_rank, seen
+from trials.ranks import ALONE, Ranks
+from trials.records import TrialFolder
 from trials.rehearsal import WorstRows, rehearse
 from trials.schedule import Length, Milestones, checkpoint_steps, logging_steps, micro_batch_rows
+from trials.sharding import Sharding, leave_base_out_of_ddp
 from trials.split import Split
 from trials.supervisor import OnRecord
 from trials.tracking import event_writer, wandb_is_wanted
@@ -44,11 +49,25 @@ class _OurTrainer(CheckpointedTrainer):
     """Tried before the first micro-batch; None: nothing is tried, or it was."""
     on_fitting: Callable[[], None] = staticmethod(lambda: None)
     """Called once they fitted into memory."""
+    rank_batches: RankBatches | None = None
+    """This process's part of the rows; None: it's alone, and has them all."""
+    is_sharded = False
+    """Whether the base is shared: then every rank takes part in all that is computed."""
     _rows_done = 0
+    """Of the optimizer step in work, those before the micro-batch in work, other ranks' included."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The rows of this process; called by the trainer as it begins."""
+        batches = self.rank_batches
+        if batches is None:
+            whole: DataLoader[Any] = super().get_train_dataloader()
+            return whole
+        pin_memory = self.args.dataloader_pin_memory
+        return RankLoader(self.train_dataset, batches, self.data_collator, pin_memory=pin_memory)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """The micro-batches of one optimizer step; called by the trainer as a step begins (transformers 5.23)."""
-        self._rows_done = 0
+        self._rows_done = self.rank_batches.first_slot(self.state.global_step) if self.rank_batches is not None else 0
         batches: tuple[list[Any], Any] = super().get_batch_samples(*args, **kwargs)
         return batches
 
@@ -56,13 +75,22 @@ class _OurTrainer(CheckpointedTrainer):
         """Forward and backward pass of one micro-batch."""
         if self.worst_rows is not None:
             worst, self.worst_rows = self.worst_rows, None
-            rehearse(self, model, worst)
-            self._rows_done = 0
-            self.on_fitting()
+            self._try_out(model, worst)
+        if self.rank_batches is not None:
+            inputs = self._prepare_inputs(seen(inputs))
         self.tokens_in_step.stand(self.state.global_step, self._rows_done, inputs["input_ids"])
         self._rows_done += len(inputs["input_ids"])
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
+
+    def _try_out(self, model: nn.Module, worst: WorstRows) -> None:
+        rows_done = self._rows_done
+        if self.is_sharded:
+            rehearse(self, model, worst, may_halve=False)
+        else:
+            self.ranks.together(lambda: rehearse(self, model, worst))
+        self._rows_done = rows_done
+        self.on_fitting()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates the frozen rows and logs what was found; the trainer calls it when `EvaluationTimes` asks."""
@@ -121,12 +149,13 @@ def build_trainer(
     length: Length,
     evaluate: Evaluate,
     times: EvaluationTimes,
-    folder: Path,
+    folder: TrialFolder,
     checkpoints: CheckpointWriter | None = None,
     steps_done: int = 0,
+    ranks: Ranks = ALONE,
 ) -> _OurTrainer:
     """A trainer that is ready for `train()`, or for `go_on_from()` a checkpoint that has `steps_done`."""
-    arguments = sft_config(config, train, length, folder)
+    arguments = sft_config(config, train, length, folder.path, ranks)
     kind = HeadTrainer if _adapts_head(model) else TrialTrainer
     with _adapter_as_it_is(model):
         trainer: _OurTrainer = kind(
@@ -140,12 +169,28 @@ def build_trainer(
         )
     trainer.evaluate_trial = evaluate
     trainer.tokens_in_step = count_dropout(model, config.seed)
+    if ranks.count > 1:
+        _join(trainer, model, train, config, ranks)
     trainer.remove_callback(PrinterCallback)
     trainer.checkpoints = checkpoints
     every_steps = checkpoint_steps(config.hyperparameters.effective_batch, config.machine)
     if checkpoints is not None and every_steps is not None:
         trainer.add_callback(CheckpointTimes(every_steps))
     return trainer
+
+
+def _join(trainer: _OurTrainer, model: PeftModel, train: Split, config: TrialConfig, ranks: Ranks) -> None:
+    """Gives a process its part of the work."""
+    trainer.ranks = ranks
+    micro_batch = trainer.args.per_device_train_batch_size
+    batch = config.hyperparameters.effective_batch
+    trainer.rank_batches = RankBatches(len(train), batch, micro_batch, config.seed, ranks)
+    leave_base_out_of_ddp(model)
+    if not ranks.is_first:
+        torch.manual_seed(config.seed + ranks.number)  # NEFTune's noise isn't that of another rank's rows
+    if config.machine.fsdp:
+        trainer.is_sharded = True
+        trainer.add_callback(Sharding(ranks))
 
 
 def _adapts_head(model: PeftModel) -> bool:
@@ -165,16 +210,20 @@ def _adapter_as_it_is(model: PeftModel) -> Iterator[None]:
         parameter.data = weight
 
 
-def sft_config(config: TrialConfig, train: Split, length: Length, folder: Path) -> SFTConfig:
+def sft_config(config: TrialConfig, train: Split, length: Length, folder: Path, ranks: Ranks = ALONE) -> SFTConfig:
     """TRL's settings of one trial. Every default that would change the loss is named here."""
     hp = config.hyperparameters
-    micro_batch = micro_batch_rows(hp.effective_batch, train.longest, config.machine)
+    rows = rows_of_a_rank(hp.effective_batch, ranks)
+    micro_batch = micro_batch_rows(rows, train.longest, config.machine)
     on_gpu = torch.cuda.is_available()
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(folder),
         max_steps=length.steps,
         per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=hp.effective_batch // micro_batch,
+        gradient_accumulation_steps=rows // micro_batch,
+        average_tokens_across_devices=True,
+        ddp_backend="gloo" if ranks.count > 1 and not on_gpu else None,
+        ddp_find_unused_parameters=False,  # every step passes the whole adapter
         learning_rate=hp.learning_rate,
         lr_scheduler_type=hp.scheduler,
         warmup_steps=hp.warmup_fraction,
@@ -198,6 +247,9 @@ def sft_config(config: TrialConfig, train: Split, length: Length, folder: Path) 
         seed=config.seed,
         data_seed=config.seed,
     )
+    # One process is one GPU's, whatever others it sees: transformers would spread each batch by nn.DataParallel.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _loraplus_optimizer(model: PeftModel, arguments: SFTConfig, config: TrialConfig) -> torch.optim.Optimizer | None:

@@ -18,11 +18,13 @@ from transformers import set_seed
 from trials.checkpoints import Checkpoint, CheckpointWriter, resumed_stopwatch
 from trials.config import Machine, TrialConfig
 from trials.data import TrialData
+from trials.errors import first_line
 from trials.evaluation import evaluate_rows
 from trials.losses import RowLosses
 from trials.memory import is_out_of_memory
 from trials.model import attach_adapter, load_base
-from trials.outcomes import evaluate_untrained, recorded
+from trials.outcomes import CutOffError, evaluate_untrained, recorded
+from trials.ranks import ALONE, Ranks
 from trials.records import Ending, EndingKind, EvalPoint, TrialFolder
 from trials.schedule import evaluation_tokens, full_length
 from trials.scoring import Scorer
@@ -43,6 +45,7 @@ def run_trial(
     on_eval: OnEval,
     stop_at: float = math.inf,
     checkpoint: Checkpoint | None = None,
+    ranks: Ranks = ALONE,
 ) -> Ending | None:
     """Trains one adapter, and leaves its evaluations, best adapter and ending in `folder`.
 
@@ -51,22 +54,28 @@ def run_trial(
     Returns how the trial ended; None if the callback stopped it, who then writes the ending. Running out of memory
     is an ending; any other error is recorded as `failed` and raised.
     """
-    job = Job(config, data, folder, on_eval, stop_at, checkpoint, resumed_stopwatch(checkpoint))
+    job = Job(config, data, folder, on_eval, stop_at, checkpoint, resumed_stopwatch(checkpoint), ranks=ranks)
     return recorded(folder, lambda: _train_as_it_fits(job, tokenizer))
 
 
 def evaluate_base(
-    config: TrialConfig, data: TrialData, tokenizer: PreTrainedTokenizerBase, folder: TrialFolder, on_eval: OnEval
+    config: TrialConfig,
+    data: TrialData,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: TrialFolder,
+    on_eval: OnEval,
+    ranks: Ranks = ALONE,
 ) -> Ending:
     """Evaluates the base model without any adapter: what every trial has to beat. Errors are recorded and raised."""
     settings = config.evaluation
     return evaluate_untrained(
-        lambda: _HfSubject(load_base(config.model), data.eval.rows, settings.batch_rows),
+        lambda: _HfSubject(ranks.own(lambda: load_base(config.model)), data.eval.rows, settings.batch_rows, ranks),
         config,
         data,
         tokenizer,
         folder,
         on_eval,
+        ranks,
     )
 
 
@@ -77,14 +86,23 @@ def use_threads(machine: Machine) -> None:
 
 
 def _train_as_it_fits(job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
-    """With ever smaller micro-batches where memory runs out, from the newest checkpoint or the beginning each time."""
+    """With ever smaller micro-batches where memory runs out, from the newest checkpoint or the beginning each time.
+
+    Several ranks find out together what fits, before they train; not so if they share the base, and have to wait for
+    each other whatever they compute. In the middle of that nobody can go on without the one whose memory ran out:
+    raises `CutOffError`.
+    """
     splitter = Splitter(job)
     while True:
         try:
             return _train(splitter, tokenizer)
         except Exception as error:
+            if job.ranks.lost_one(error):
+                raise CutOffError(f"another of the trial's processes has ended: {first_line(error)}") from error
             if not is_out_of_memory(error):
                 raise
+            if job.ranks.count > 1 and (splitter.has_begun if job.is_sharded else splitter.has_fitted):
+                raise splitter.cut_off() from None
             # Its frames hold the model that was torn down.
             error.__traceback__ = None
             if not splitter.ran_out():
@@ -93,16 +111,17 @@ def _train_as_it_fits(job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | 
 
 def _train(splitter: Splitter, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
     job = splitter.job
-    config, data, folder = job.config, job.data, job.folder.path
-    base = load_base(config.model)
+    config, data, folder = job.config, job.data, job.folder
+    base = job.ranks.own(lambda: load_base(config.model))
     base_loss = _base_eval_loss(job, base)
     set_seed(config.seed)
-    model = attach_adapter(base, config.hyperparameters, config.model.revision)
+    model = job.ranks.own(lambda: attach_adapter(base, config.hyperparameters, config.model.revision))
     epoch = data.train.epoch
     length = full_length(config.hyperparameters, epoch)
     finished = Ending(EndingKind.FINISHED, f"trained for all its {length.steps} steps")
-    scorer = Scorer(config, data.eval, tokenizer, job.folder, job.stopwatch)
-    subject = _HfSubject(model, data.eval.rows, config.evaluation.batch_rows)
+    # Where the base is shared, nobody answers without the others: all answer every row.
+    scorer = Scorer(config, data.eval, tokenizer, job.folder, job.stopwatch, ALONE if job.is_sharded else job.ranks)
+    subject = _HfSubject(model, data.eval.rows, config.evaluation.batch_rows, job.ranks, job.is_sharded)
     supervisor = Supervisor(job, subject, scorer, base_loss, finished)
     times = EvaluationTimes(evaluation_tokens(length.tokens, config.evaluation, epoch), job.time_is_over)
     checkpoints = CheckpointWriter(folder, job.stopwatch, base_loss, config.machine.keep_checkpoints)
@@ -118,6 +137,7 @@ def _train(splitter: Splitter, tokenizer: PreTrainedTokenizerBase) -> Ending | N
         folder,
         checkpoints,
         steps_done,
+        job.ranks,
     )
     trainer.worst_rows, trainer.on_fitting = splitter.worst_rows, splitter.fits
     splitter.begins()
@@ -136,9 +156,19 @@ class _HfSubject:
     model: Any
     rows: Sequence[TokenizedRow]
     batch_rows: int
+    ranks: Ranks
+    is_sharded: bool = False
 
     def losses(self) -> RowLosses:
-        return evaluate_rows(self.model, self.rows, self.batch_rows)
+        """Of all rows. Where ranks share the base, all pass the model as often: some rows are evaluated twice."""
+        if not self.is_sharded:
+            return self.ranks.losses(self.rows, lambda rows: evaluate_rows(self.model, rows, self.batch_rows))
+        missing = -len(self.rows) % self.ranks.count
+        found = self.ranks.losses(
+            [*self.rows, *[self.rows[-1]] * missing],
+            lambda rows: evaluate_rows(self.model, rows, self.batch_rows, may_halve=False),
+        )
+        return found.first(len(self.rows))
 
     def save(self, path: Path) -> None:
         self.model.save_pretrained(str(path), save_embedding_layers=False)
@@ -152,4 +182,4 @@ def _base_eval_loss(job: Job, base: PreTrainedModel) -> float:
     known = job.base_eval_loss
     if known is not None:
         return known
-    return evaluate_rows(base, job.data.eval.rows, job.config.evaluation.batch_rows).mean
+    return _HfSubject(base, job.data.eval.rows, job.config.evaluation.batch_rows, job.ranks).losses().mean

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trials.checkpoints import Checkpoint, resumed_stopwatch
@@ -25,6 +26,7 @@ from trials.errors import ModelError, first_line
 from trials.memory import is_out_of_memory
 from trials.model import compute_dtype
 from trials.outcomes import evaluate_untrained, recorded
+from trials.ranks import ALONE, Ranks
 from trials.records import Ending, EvalPoint, TrialFolder
 from trials.saved_base import load_resident_base
 from trials.supervisor import Decision, Job, OnEval, OnLog, never, unheard
@@ -39,13 +41,17 @@ _SWITCH_SECONDS = 5e-5
 class Engine:
     """Trains many trials of one base model in this process; its methods may be called from many threads at once."""
 
-    def __init__(self, settings: ModelSettings, machine: Machine) -> None:
-        """Loads the base model. Raises `ModelError` if it can't be, has no room, or its layers are unknown."""
+    def __init__(self, settings: ModelSettings, machine: Machine, ranks: Ranks = ALONE) -> None:
+        """Loads the base model. Raises `ModelError` if it can't be, has no room, or its layers are unknown.
+
+        With other `ranks`, each of which has an engine, all are given the same trials, one after the other.
+        """
         # Whoever computes gives up Python's lock with every operation, and would wait 5 ms each time to have it back
         # from a trial's thread that is at work.
         sys.setswitchinterval(_SWITCH_SECONDS)
         use_expandable_segments()
         self._loop = _opened(settings, machine)
+        self._ranks = replace(ranks, resting=self._loop.pulse.resting)
         if self._loop.frozen.device.type == "cuda":
             warm_up(self._loop)
         self._rows_lock = threading.Lock()
@@ -71,7 +77,7 @@ class Engine:
         """
         stopwatch = resumed_stopwatch(checkpoint)
         asked = self._asked(on_eval)
-        job = Job(config, data, folder, asked, stop_at, checkpoint, stopwatch, is_called_off, on_log)
+        job = Job(config, data, folder, asked, stop_at, checkpoint, stopwatch, is_called_off, on_log, self._ranks)
         with self._loop.pulse.working():
             return recorded(folder, lambda: self._in_its_room(job, tokenizer))
 
@@ -89,9 +95,9 @@ class Engine:
             def subject() -> EngineSubject:
                 room = self._room_for(Guest(0, data.eval.longest, MOST_TOKENS), id(leaving))
                 leaving.enter_context(room)
-                return EngineSubject(self._loop, config, self._eval_rows(data), None)
+                return EngineSubject(self._loop, config, self._eval_rows(data), None, self._ranks)
 
-            return evaluate_untrained(subject, config, data, tokenizer, folder, self._asked(on_eval))
+            return evaluate_untrained(subject, config, data, tokenizer, folder, self._asked(on_eval), self._ranks)
 
     @property
     def has_ended(self) -> bool:
@@ -111,17 +117,20 @@ class Engine:
         self._loop.close()
 
     def _in_its_room(self, job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
-        guest = guest_of(job.config.hyperparameters, job.data, self._loop.frozen)
+        guest = guest_of(job.config.hyperparameters, job.data, self._loop.frozen, self._ranks.count)
         with self._loop.relying_on_gpu(), self._room_for(guest, id(job)):
             return Program(job, tokenizer, self._loop, self._eval_rows(job.data)).run()
 
     @contextmanager
     def _room_for(self, guest: Guest, key: int) -> Iterator[None]:
-        self._loop.enter(key, guest)
-        try:
+        with ExitStack() as leaving:
+
+            def enter() -> None:
+                self._loop.enter(key, guest)
+                leaving.callback(self._loop.leave, key)
+
+            self._ranks.together(enter)
             yield
-        finally:
-            self._loop.leave(key)
 
     def _asked(self, on_eval: OnEval) -> OnEval:
         """Whoever is asked may think it over for long: the trial doesn't hang."""

@@ -194,6 +194,8 @@ class Loop:
 
     def _run(self) -> None:
         try:
+            if self.frozen.device.type == "cuda":
+                torch.cuda.set_device(self.frozen.device)  # a new thread begins with the first GPU
             self._work()
         except Exception as error:
             # No trial's own, such as a GPU that is gone: whoever waits must hear of it.

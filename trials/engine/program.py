@@ -43,27 +43,30 @@ class Program:
     ) -> None:
         config, data, hp = job.config, job.data, job.config.hyperparameters
         self._job, self._config, self._loop = job, config, loop
+        ranks = job.ranks
         self._length = full_length(hp, data.train.epoch)
         base_loss = self._base_eval_loss(eval_rows)
         frozen = loop.frozen
-        self._adapter = loop.set_aside(lambda: Adapter(frozen.targets, hp, config.seed, frozen.final_norm))
-        self._memory = self._tried_out()
+        self._adapter = ranks.own(
+            lambda: loop.set_aside(lambda: Adapter(frozen.targets, hp, config.seed, frozen.final_norm))
+        )
+        self._memory = ranks.own(self._tried_out)
         self._stepper = self._make_stepper()
-        self._state = loop.set_aside(self._first_state)
+        self._state = ranks.own(lambda: loop.set_aside(self._first_state))
         log = (job.checkpoint.progress.log,) if job.checkpoint else ()
         self._log = TrainingLog(self._state, *log)
         self._trainee = Trainee(
-            self._adapter, self._stepper, hp.max_grad_norm, self._rows_of_step(), self._state.global_step
+            self._adapter, self._stepper, hp.max_grad_norm, self._rows_of_step(), self._state.global_step, ranks
         )
         tokens = evaluation_tokens(self._length.tokens, config.evaluation, data.train.epoch)
         self._evaluations = Milestones(tokens, self._tokens_seen)
         self._checkpoint_steps = checkpoint_steps(hp.effective_batch, config.machine)
-        self._checkpoints = CheckpointWriter(job.folder.path, job.stopwatch, base_loss, config.machine.keep_checkpoints)
+        self._checkpoints = CheckpointWriter(job.folder, job.stopwatch, base_loss, config.machine.keep_checkpoints)
         self._checkpointed: int | None = None
         """The step of the newest checkpoint that it has written."""
         self._finished = Ending(EndingKind.FINISHED, f"trained for all its {self._length.steps} steps")
-        scorer = Scorer(config, data.eval, tokenizer, job.folder, job.stopwatch)
-        subject = EngineSubject(loop, config, eval_rows, self._adapter)
+        scorer = Scorer(config, data.eval, tokenizer, job.folder, job.stopwatch, ranks)
+        subject = EngineSubject(loop, config, eval_rows, self._adapter, ranks)
         self._supervisor = Supervisor(job, subject, scorer, base_loss, self._finished)
 
     def run(self) -> Ending | None:
@@ -83,26 +86,35 @@ class Program:
                 Attempt(max(1, tokens // self._job.data.train.longest), tokens, self._memory.recomputation, fits=False)
                 for tokens in ran_out
             ]
-            keep_memory_use(self._job.folder.path, now.after([*self._memory.tried, *tried]))
+            keep_memory_use(self._job.folder, now.after([*self._memory.tried, *tried]))
 
     def _train(self) -> Ending | None:
-        with event_writer(self._job.folder.path, self._state.global_step) as events:
+        with event_writer(self._job.folder, self._state.global_step) as events:
             while self._state.global_step < self._length.steps:
                 self._job.stopwatch.start_training()
                 try:
-                    self._loop.wait_for(self._loop.train(self._trainee, self._is_there))
+                    self._train_on()
                 except DivergedError:
                     self._note_steps(events)
                     return self._diverged()
                 if not self._note_steps(events):
                     return self._diverged()
-                if self._job.is_called_off():
+                if self._job.has_been_called_off():
                     return None
                 if self._evaluation_is_due() and self._evaluate(events):
                     break
                 if self._checkpoint_is_due(self._state.global_step):
                     self._write_checkpoint()
         return self._supervisor.ending
+
+    def _train_on(self) -> None:
+        """To the next evaluation or checkpoint."""
+        try:
+            self._loop.wait_for(self._loop.train(self._trainee, self._is_there))
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._job.ranks.fail(error)
+            raise
 
     @property
     def _tokens_seen(self) -> int:
@@ -114,7 +126,7 @@ class Program:
             or self._evaluations.lie_within(self._tokens_seen + tokens)
             or self._checkpoint_is_due(step)
             or self._job.time_is_over()
-            or self._job.is_called_off()
+            or self._job.has_been_called_off()
         )
 
     def _checkpoint_is_due(self, step: int) -> bool:
@@ -175,9 +187,9 @@ class Program:
             found = self._loop.try_out(rehearsal)
         except Exception as error:
             if is_out_of_memory(error):
-                keep_memory_use(self._job.folder.path, self._loop.memory_use(key).after(rehearsal.tried))
+                keep_memory_use(self._job.folder, self._loop.memory_use(key).after(rehearsal.tried))
             raise
-        keep_memory_use(self._job.folder.path, found)
+        keep_memory_use(self._job.folder, found)
         return found
 
     def _first_state(self) -> TrainerState:
@@ -197,4 +209,8 @@ class Program:
     def _base_eval_loss(self, eval_rows: Sequence[TokenizedRow]) -> float:
         """Of the untrained base, evaluated only if neither the config nor the checkpoint knows it."""
         known = self._job.base_eval_loss
-        return self._loop.evaluate(None, eval_rows).mean if known is None else known
+        return (
+            EngineSubject(self._loop, self._config, eval_rows, None, self._job.ranks).losses().mean
+            if known is None
+            else known
+        )

@@ -207,17 +207,17 @@ class Room:
     @property
     def _allowed_bytes(self) -> int:
         gib = self._machine.gpu_memory_gib
-        total = torch.cuda.get_device_properties(0).total_memory
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         return int(total * MOST_OF_GPU if gib is None else gib * 2**30)
 
 
-def guest_of(hyperparameters: Hyperparameters, data: TrialData, frozen: FrozenDecoder) -> Guest:
-    """A trial, before anything of it exists."""
+def guest_of(hyperparameters: Hyperparameters, data: TrialData, frozen: FrozenDecoder, ranks: int) -> Guest:
+    """A trial, before anything of it exists, whose steps are divided over so many ranks."""
     parameters = parameter_count(frozen.targets, hyperparameters)
     return Guest(
         adapter_bytes(parameters, hyperparameters, frozen.dtype.itemsize),
         max(data.train.longest, data.eval.longest),
-        hyperparameters.effective_batch * data.train.epoch.row_tokens,
+        hyperparameters.effective_batch * data.train.epoch.row_tokens / ranks,
     )
 
 

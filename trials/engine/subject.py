@@ -16,6 +16,7 @@ from trials.engine.adapter_files import save_adapter
 from trials.engine.loop import Loop
 from trials.losses import RowLosses
 from trials.model import attach_adapter
+from trials.ranks import ALONE, Ranks
 from trials.records import EvalPoint
 from trials.scoring import Scorer
 from trials.tokenization import TokenizedRow
@@ -29,10 +30,11 @@ class EngineSubject:
     config: TrialConfig
     rows: Sequence[TokenizedRow]
     adapter: Adapter | None
+    ranks: Ranks = ALONE
 
     def losses(self) -> RowLosses:
         """Of the eval rows, as it is now."""
-        return self.loop.evaluate(self.adapter, self.rows)
+        return self.ranks.losses(self.rows, lambda rows: self.loop.evaluate(self.adapter, rows))
 
     def save(self, path: Path) -> None:
         """Writes it into a folder in PEFT's format."""

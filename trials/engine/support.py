@@ -14,8 +14,8 @@ HEAD_SIZES = (16, 32, 64, 128, 256)
 """Features of an attention head that the GPU's kernels know."""
 
 
-def why_not(config: TrialConfig) -> str | None:
-    """Why the engine can't run this configuration, in a sentence; None if it can.
+def why_not(config: TrialConfig, processes: int = 1) -> str | None:
+    """Why the engine can't run this configuration in so many processes a trial, in a sentence; None if it can.
 
     Raises `ModelError` if the base model's config can't be read.
     """
@@ -24,6 +24,8 @@ def why_not(config: TrialConfig) -> str | None:
         return "the engine has no DoRA"
     if hyperparameters.neftune_noise_alpha:
         return "the engine has no NEFTune noise"
+    if config.machine.fsdp and processes > 1:
+        return "the engine holds the whole base in every process, and machine.fsdp asks to share it"
     if "lm_head" in hyperparameters.target_modules:
         return "the engine has no adapter on lm_head"
     return _why_not_model(model_config(config.model.name, config.model.revision), config.data.max_length_tokens)

@@ -13,6 +13,7 @@ from trials.engine.adapter import Adapter
 from trials.engine.batch import Share
 from trials.engine.later import Later
 from trials.engine.stepping import Stepper
+from trials.ranks import ALONE, Ranks
 from trials.tokenization import TokenizedRow
 
 
@@ -38,8 +39,12 @@ class Trainee:
         max_grad_norm: float | None,
         rows_of_step: Callable[[int], Sequence[TokenizedRow]],
         steps_done: int,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """`rows_of_step` gives the rows of an optimizer step, counted from 0; it's asked in order."""
+        """`rows_of_step` gives the rows of an optimizer step, counted from 0; it's asked in order.
+
+        Each of the `ranks` passes its part of them, and all take the same step with the sum of their gradients.
+        """
         self.adapter = adapter
         self.steps_done = steps_done
         self.served = 0
@@ -51,15 +56,22 @@ class Trainee:
         self._stepper = stepper
         self._max_grad_norm = max_grad_norm
         self._rows_of_step = rows_of_step
+        self._ranks = ranks
         self._rows: Sequence[TokenizedRow] = ()
+        self._first_slot = 0
+        self._step_tokens = 0
         self._passed = 0
         self._weight = 0.0
         self._loss: Tensor | None = None
 
     def begin_step(self) -> None:
         """Takes up the rows of the next optimizer step, from the first on; also after a step that was broken off."""
-        self._rows = self._rows_of_step(self.steps_done)
-        self._weight = 1 / sum(row.completion_tokens for row in self._rows)
+        rows = self._rows_of_step(self.steps_done)
+        lengths = [len(row.input_ids) for row in rows]
+        mine, is_counted = self._ranks.part(lengths)
+        self._rows, self._first_slot = rows[mine], mine.start
+        self._step_tokens = sum(lengths)
+        self._weight = 1 / sum(row.completion_tokens for row in rows) if is_counted else 0.0
         self._passed = 0
         self._loss = None
         self.adapter.gradient.zero_()
@@ -72,7 +84,8 @@ class Trainee:
             end += 1
         if end == self._passed:
             return None
-        share = Share(self.adapter, self._rows[self._passed : end], self._weight, self.steps_done, self._passed)
+        slot = self._first_slot + self._passed
+        share = Share(self.adapter, self._rows[self._passed : end], self._weight, self.steps_done, slot)
         self._passed = end
         self.served += share.tokens
         return share
@@ -85,7 +98,8 @@ class Trainee:
     @property
     def may_step_again(self) -> bool:
         """Whether an optimizer step that memory didn't suffice for can be begun anew."""
-        return self._stepper.is_whole
+        # Where there are other ranks, they have taken theirs already.
+        return self._stepper.is_whole and self._ranks.count == 1
 
     @property
     def step_is_complete(self) -> bool:
@@ -106,6 +120,8 @@ class Trainee:
         """
         assert self._loss is not None
         gradient = self.adapter.gradient
+        self._ranks.agree()  # a rank whose memory didn't suffice adds nothing to the sum
+        self._ranks.sum(gradient, self._loss)
         # A CPU sums one number after the other: in float32 a few parts in a million are lost.
         wide = torch.float64 if gradient.device.type == "cpu" else None
         norm: Tensor = torch.linalg.vector_norm(gradient, dtype=wide).to(gradient.dtype)
@@ -115,6 +131,6 @@ class Trainee:
         rate = self._stepper.learning_rate
         self._stepper.step()
         self.steps_done += 1
-        tokens = sum(len(row.input_ids) for row in self._rows)
-        self.done.append(StepDone(Later(torch.stack([self._loss, norm])), rate, tokens, time.time()))
+        figures = Later(torch.stack([self._loss, norm]))
+        self.done.append(StepDone(figures, rate, self._step_tokens, time.time()))
         return self.done[-1]
