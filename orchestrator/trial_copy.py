@@ -1,0 +1,119 @@
+"""The folder that a trial runs in: its own in the run folder, or a copy on this machine of what an object store has.
+
+A copy is of one stretch of the trial and of one process, and goes with it; what counts is on the store.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.markers import refuse_unseen
+from orchestrator.mirror import copies
+from orchestrator.object_store import ObjectStore
+from orchestrator.processes import is_alive
+from orchestrator.snapshots import NotTheOwner, TrialStore
+from trials.errors import RunFolderError, StoreFailed
+from trials.records import EvalPoint
+
+if TYPE_CHECKING:
+    from trials.supervisor import OnEval
+
+
+class TrialCopy:
+    """A trial's folder while it runs. `keep` is called before an evaluation is reported."""
+
+    def __init__(self, path: Path, store: TrialStore | None = None, owner: str | None = None) -> None:
+        self.path = path
+        self._store = store
+        self._owner = owner
+
+    def keep(self) -> None:
+        """Puts the trial on the store as it is now. Raises `CutOffError` where that can't be done."""
+        from trials.outcomes import CutOffError  # loads torch, which a holder does without
+
+        store, self._store = self._store, None
+        if store is None:
+            return
+        try:
+            store.push(self.path, owner=self._owner, becomes=self._owner)
+        except (StoreFailed, NotTheOwner) as error:
+            raise CutOffError(str(error)) from error
+        self._store = store
+
+    def kept_before(self, on_eval: OnEval) -> OnEval:
+        """Keeps every evaluation before it's reported, and nothing after the search has stopped the trial."""
+        from trials.supervisor import Decision
+
+        def keep_and_ask(point: EvalPoint) -> Decision:
+            self.keep()
+            decision = on_eval(point)
+            if decision is Decision.STOP:
+                self.leave()
+            return decision
+
+        return keep_and_ask
+
+    def leave(self) -> None:
+        """The search has stopped the trial, and may give it to another machine: nothing more is put on the store."""
+        self._store = None
+
+
+@contextmanager
+def trial_copy(assignment: Mapping[str, Any]) -> Iterator[TrialCopy]:
+    """The folder to run an assignment in; how the trial ended is on the store too when this is left.
+
+    Raises `RunFolderError` if this machine doesn't see the trial.
+    """
+    remote = assignment.get("remote")
+    if remote is None:
+        refuse_unseen(Path(assignment["folder"]))
+        yield TrialCopy(Path(assignment["folder"]))
+        return
+    _remove_left_over()
+    path = _copies_here() / f"{os.getpid()}-{remote['owner']}" / assignment["trial_id"]
+    store = TrialStore(ObjectStore(remote["url"]), remote["name"])
+    try:
+        path.mkdir(parents=True)
+        if store.pull(path, whole=True) is None:
+            raise RunFolderError(f"{remote['url']} has no trial {remote['name']}. Was it removed meanwhile?")
+        copy = TrialCopy(path, store, remote["owner"])
+        try:
+            yield copy
+        finally:
+            if (path / "ending.json").exists():
+                copy.keep()
+    finally:
+        shutil.rmtree(path.parent, ignore_errors=True)
+
+
+@contextmanager
+def records_copy(assignment: Mapping[str, Any]) -> Iterator[Path]:
+    """The trial's folder for who only reads its records, and keeps nothing there."""
+    remote = assignment.get("remote")
+    if remote is None:
+        yield Path(assignment["folder"])
+        return
+    with tempfile.TemporaryDirectory(prefix="trial-") as path:
+        folder = Path(path) / assignment["trial_id"]
+        folder.mkdir()
+        TrialStore(ObjectStore(remote["url"]), remote["name"]).pull(folder, whole=False)
+        yield folder
+
+
+def _copies_here() -> Path:
+    """This machine's, as machines may share a home."""
+    return copies() / "trials" / socket.gethostname()
+
+
+def _remove_left_over() -> None:
+    """Copies of processes that were killed."""
+    for path in _copies_here().glob("*-*"):
+        if not is_alive(int(path.name.split("-")[0])):
+            shutil.rmtree(path, ignore_errors=True)
