@@ -1,0 +1,116 @@
+"""Adds up a tensor over the GPUs of a machine, in processes of their own: whether that works, and how fast.
+
+python -m orchestrator.all_reduce RANK RANKS FILE
+
+NCCL can hang for ever where the hardware isn't what it takes it for, so nobody does this in a process that it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+_TIMES = 5
+_GPU_NUMBERS, _CPU_NUMBERS = 2**24, 2**18
+"""Of four bytes: 64 MiB, as the gradients of an adapter are, and 1 MiB."""
+_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class AllReduce:
+    """What became of it. GB/s are those that pass through each GPU's link (NCCL's bus bandwidth)."""
+
+    ranks: int
+    gb_per_second: float | None
+    problem: str = ""
+
+    def in_words(self) -> str:
+        """For a sentence."""
+        return self.problem if self.gb_per_second is None else f"{self.gb_per_second:.1f} GB/s"
+
+
+def measure(ranks: int, environ: Mapping[str, str], seconds: float = _SECONDS) -> AllReduce:
+    """All-reduce over so many ranks, on GPUs where torch finds enough, else on the CPU; `environ` goes on top.
+
+    Never takes longer than `seconds` by much, and leaves no process.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "orchestrator.all_reduce"]
+        processes = [
+            subprocess.Popen(
+                [*command, str(rank), str(ranks), str(Path(folder) / "store")],
+                env={**os.environ, **environ},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(ranks)
+        ]
+        try:
+            return _outcome(processes, time.monotonic() + seconds, seconds)
+        finally:
+            for process in processes:
+                process.kill()
+                process.communicate()
+
+
+def _outcome(processes: Sequence[subprocess.Popen[str]], ends: float, seconds: float) -> AllReduce:
+    said = ""
+    for process in processes:
+        try:
+            output, errors = process.communicate(timeout=max(0.1, ends - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return AllReduce(len(processes), None, f"it hangs ({seconds:.0f} s)")
+        if process.returncode:
+            lines = errors.strip().splitlines()
+            return AllReduce(len(processes), None, f"it fails ({lines[-1] if lines else process.returncode})")
+        said = said or output
+    return AllReduce(len(processes), float(json.loads(said.splitlines()[-1])))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """One rank; the first one prints GB/s. Wrong sums are an error."""
+    import torch
+    import torch.distributed as dist
+
+    rank, ranks, store = argv or sys.argv[1:]
+    on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= int(ranks)
+    device = torch.device("cuda", int(rank)) if on_gpus else torch.device("cpu")
+    if on_gpus:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if on_gpus else "gloo",
+        init_method=f"file://{store}",
+        rank=int(rank),
+        world_size=int(ranks),
+        timeout=timedelta(seconds=_SECONDS),
+    )
+    numbers = _GPU_NUMBERS if on_gpus else _CPU_NUMBERS
+    tensor = torch.full((numbers,), float(int(rank) + 1), device=device)
+    dist.all_reduce(tensor)
+    expected = float(sum(range(1, int(ranks) + 1)))
+    if not bool((tensor == expected).all()):
+        raise ArithmeticError(f"the sum is {float(tensor[0])}, not {expected}")
+    began = time.perf_counter()
+    for _ in range(_TIMES):
+        dist.all_reduce(tensor.zero_())
+    if on_gpus:
+        torch.cuda.synchronize()
+    seconds = (time.perf_counter() - began) / _TIMES
+    if int(rank) == 0:
+        bus_bytes = numbers * 4 * 2 * (int(ranks) - 1) / int(ranks)
+        print(json.dumps(bus_bytes / seconds / 1e9), flush=True)
+    dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Hands a search's figures to Ray, whose agent on this node Prometheus scrapes; each has `ray_` before its name there.
+
+Ray sends them to its agent by itself, a few seconds later; without an agent nobody misses them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import datetime
+
+from ray.util.metrics import Counter, Gauge
+
+from orchestrator.board import Board
+from orchestrator.events import Event
+from orchestrator.run_folder import RunFolder, Search
+from orchestrator.search_metrics import METRICS, Metric, SearchMetrics
+
+_SECONDS_BETWEEN = 5.0
+"""Ray's agent forgets a gauge that nobody has set for 20 s, and evaluations may be minutes apart."""
+
+
+class Metrics:
+    """Listens to a search, after `board` has, until its block ends. The search is named after its run folder."""
+
+    def __init__(self, board: Board, run: RunFolder, search: Search, now: Callable[[], datetime]) -> None:
+        self._search = SearchMetrics(board, run, search, now)
+        self._name = {"search": run.path.name}
+        self._metrics = {metric: _declared(metric) for metric in METRICS}
+        self._told = dict.fromkeys([metric for metric in METRICS if metric.is_sum], 0.0)
+        self._lock, self._is_over = threading.Lock(), threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        """Takes in one event."""
+        with self._lock:
+            self._search.take(event)
+
+    def __enter__(self) -> Metrics:
+        threading.Thread(target=self._keep_telling, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+
+    def _keep_telling(self) -> None:
+        while not self._is_over.wait(_SECONDS_BETWEEN):
+            self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
+            samples = self._search.current()
+        for sample in samples:
+            metric, tags = self._metrics[sample.metric], {**self._name, **sample.tags}
+            if isinstance(metric, Gauge):
+                metric.set(sample.value, tags=tags)
+            elif sample.value > self._told[sample.metric]:
+                metric.inc(sample.value - self._told[sample.metric], tags=tags)
+                self._told[sample.metric] = sample.value
+
+
+def _declared(metric: Metric) -> Counter | Gauge:
+    kind = Counter if metric.is_sum else Gauge
+    return kind(metric.name, description=metric.description, tag_keys=metric.tags)

@@ -1,0 +1,80 @@
+"""Everything that is looked at before a search, on this machine or on the cluster that it would join."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.all_reduce import measure
+from orchestrator.corners import corners
+from orchestrator.finding import Finding, Level
+from orchestrator.nvml import driver_here
+from orchestrator.object_store import is_url
+from orchestrator.preflight_gpus import all_reduce_findings, driver_findings
+from orchestrator.ray_address import address_finding, named_cluster
+from orchestrator.run_folder import Search, gpus_here
+from trials.errors import SearchBroken
+
+
+def preflight(search: Search, place: str, needed_gib: float | None) -> list[Finding]:
+    """All checks. Seconds on a machine by itself; a minute and more where GPUs add up together, or there's a cluster.
+
+    `place` is the run folder's path or address, `needed_gib` what it will take on disk at most; None where that isn't
+    known.
+    """
+    found = decisive_findings(search)
+    if needed_gib is not None:
+        found.append(disk_finding(Path.cwd() if is_url(place) else Path(place), needed_gib))
+    if any(finding.level is Level.IMPOSSIBLE for finding in found):
+        return found
+    if named_cluster() is not None:
+        return found + _of_cluster(search, place)
+    if gpus_here() > 1:
+        both = [measure(gpus_here(), {"NCCL_P2P_DISABLE": disabled}) for disabled in ("0", "1")]
+        found += all_reduce_findings(both[0], both[1], search.gpus_per_trial)
+    return found
+
+
+def decisive_findings(search: Search) -> list[Finding]:
+    """What takes no time, and may make the search impossible."""
+    found = [address_finding()]
+    if named_cluster() is None:
+        found += driver_findings(driver_here(), search.gpus_per_trial, least_gib(search))
+    return found
+
+
+def least_gib(search: Search) -> float | None:
+    """Memory of the smallest trial in the space; None where that isn't known."""
+    found = corners(search)
+    return found[0].need.gib if found else None
+
+
+def disk_finding(out: Path, needed_gib: float) -> Finding:
+    """Whether the run folder's disk has room for what the search puts there at most."""
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free / 2**30
+    text = f"{free:.1f} GiB free in {there}, at most {needed_gib:.2f} needed"
+    if free < needed_gib:
+        return Finding("disk", Level.WARNING, text, "Make room, give --out elsewhere, or set search.keep_paused lower")
+    return Finding("disk", Level.OK, text)
+
+
+def preflight_lines(findings: Sequence[Finding]) -> str:
+    """For the plan."""
+    return "\n".join(["preflight:", *(f"  {finding}" for finding in findings)])
+
+
+def _of_cluster(search: Search, place: str) -> list[Finding]:
+    from orchestrator.preflight_cluster import cluster_findings, slow_findings
+    from orchestrator.shared_storage import storage_findings
+    from orchestrator.tuner import ray_session
+
+    try:
+        with ray_session(dashboard=True) as dashboard:
+            found = cluster_findings(search, least_gib(search)) + storage_findings(place)
+            return found + slow_findings(search, dashboard)
+    except SearchBroken as error:
+        remedy = f"Run this on a node of the cluster (RAY_ADDRESS is {os.environ.get('RAY_ADDRESS', 'not set')})"
+        return [Finding("Ray", Level.IMPOSSIBLE, str(error), remedy)]
