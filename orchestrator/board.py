@@ -55,6 +55,10 @@ class Board:
         evaluated = [row for row in self.rows.values() if row.point and row.name not in _UNTRAINED]
         return min(evaluated, key=lambda row: row.point.best_eval_loss if row.point else 0.0, default=None)
 
+    def states(self) -> dict[str, str]:
+        """Of the trained trials, by id."""
+        return {row.trial_id: row.state for row in self.rows.values() if row.name not in _UNTRAINED}
+
     def _settings(self, event: TrialStarted) -> str:
         if event.origin in _UNTRAINED:
             return _UNTRAINED[event.origin]

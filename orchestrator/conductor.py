@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 from orchestrator.configuration import trial_config
 from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
-from orchestrator.pace import Pace
+from orchestrator.pace import Pace, Regrouped
 from orchestrator.preliminaries import PROBE_ID, Preliminaries
 from orchestrator.promotion import Fresh, Night, Promotion, Resume, Standing
+from orchestrator.regrouping import is_near_the_end, regrouped
 from orchestrator.reserve import most_lateness
 from orchestrator.restoring import settle_study
 from orchestrator.roster import Member, Roster, remove_adapters, standing
@@ -40,7 +41,10 @@ Over = Literal["over"]
 
 @dataclass(frozen=True)
 class Assignment:
-    """One trial to run: where, with what; `resumes`: it goes on from its newest checkpoint."""
+    """One trial to run: where, with what; `resumes`: it goes on from its newest checkpoint.
+
+    `remote`: where on an object store the trial is, and as whose, if the run folder is on one.
+    """
 
     trial_id: str
     origin: Origin
@@ -48,6 +52,7 @@ class Assignment:
     config: TrialConfig
     folder: Path
     resumes: bool = False
+    remote: Mapping[str, str] | None = None
 
 
 class Conductor:
@@ -77,6 +82,8 @@ class Conductor:
         self._gave_up = False
         self._is_done = False
         self._later: deque[Callable[[], None]] = deque()
+        self.regrouped: Regrouped | None = None
+        """Nothing more is started: the next session is to train each trial on so many GPUs."""
         for folder in (run.path / "trials").iterdir():
             settle_folder(folder / "adapter")
         records = run.records()
@@ -118,6 +125,8 @@ class Conductor:
         """The next trial to run. The base model comes first, then what measures the speed, then everything else."""
         if self._interrupted.is_set() or self._gave_up or self._seconds_left <= 0:
             return "over"
+        if self.regrouped is not None:
+            return "over"
         if len(self._running) >= self._slots:
             return "wait"
         if not self._preliminaries.are_done:
@@ -137,6 +146,9 @@ class Conductor:
         standing, night = self._standing(member), self._night()
         if standing.points[-1][0] > standing.end - night.milestone / 2:
             return True  # it's complete; optimizer steps don't end exactly where tokens do
+        if self.regrouped is not None:
+            self._emit(TrialPaused(trial_id, f"all GPUs go to {self.regrouped.finalist}"))
+            return False
         verdict = self._policy.goes_on(trial_id, night)
         if not verdict.goes_on:
             self._emit(TrialPaused(trial_id, verdict.reason))
@@ -165,11 +177,11 @@ class Conductor:
 
         What the study is told is on disk in the trials' folders already, and told again after a crash.
         """
-        while self._later:
-            self._later.popleft()()
         if self._preliminaries.are_done:
             self._policy.refresh(self._night())
             self._bound_paused()
+            self._consider_regrouping()
+        self._write_later()
 
     def close(self) -> None:
         """Takes in the end of all that runs. What is paused has had its chance if the search is over by itself."""
@@ -180,7 +192,7 @@ class Conductor:
                 if member.ending is None:
                     reason = f"paused at {member.tokens_seen:,} tokens; others promised more until the end"
                     self._end(member, Ending(EndingKind.PRUNED, reason))
-        self.tidy()
+        self._write_later()
 
     @property
     def _seconds_left(self) -> float:
@@ -294,6 +306,19 @@ class Conductor:
                 f"paused at {member.tokens_seen:,} tokens, and {self.search.recipe.search.keep_paused} promise more"
             )
             self._end(member, Ending(EndingKind.PRUNED, reason))
+
+    def _write_later(self) -> None:
+        while self._later:
+            self._later.popleft()()
+
+    def _consider_regrouping(self) -> None:
+        left = self._seconds_left
+        if self.regrouped is None and left > 0 and is_near_the_end(self.search, self.pace, left):
+            now = self._now().isoformat()
+            forecast = self._policy.forecast
+            self.regrouped = regrouped(self.search, self._roster, forecast, self.pace, left, now)
+            if self.regrouped is not None:
+                self._emit(Message(f"from now on {self.regrouped.ranks} GPUs train one trial: {self.regrouped.reason}"))
 
     def _count_failures(self, record: TrialRecord) -> None:
         failed = record.ending is not None and record.ending.kind is EndingKind.FAILED

@@ -50,7 +50,7 @@ def corners(search: Search) -> list[Corner]:
     found = []
     for values in _extremes(recipe):
         config = recipe.trial_config(values)
-        in_engine = config.machine.engine == "shared" and why_not(config) is None
+        in_engine = config.machine.engine == "shared" and why_not(config, search.ranks) is None
         rows = longest or config.data.max_length_tokens
         need = predicted_memory(config, model, rows, itemsize=itemsize, in_engine=in_engine)
         if need is not None:

@@ -7,54 +7,44 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.conversation import Conversation, Ended, Word
-from orchestrator.loading import load_rows
-from trials.checkpoints import choose_checkpoint
+from orchestrator.workplace import Workplace, is_lost
 from trials.command_line import quiet_libraries
-from trials.config import TrialConfig
-from trials.records import EvalPoint, Origin, TrialFolder
-from trials.tracking import wandb_is_wanted
+from trials.output import keep_output
+from trials.records import EvalPoint
 
 if TYPE_CHECKING:
-    from trials.engine.engine import Engine
     from trials.supervisor import Decision
-
-_OPENING_FACTOR = 4.0
-"""Reading rows, loading a base model and compiling kernels may take so many times as long as a step."""
 
 
 class EngineActor:
     """Runs the trials that it's given, so many at once as it has slots; its methods may be called from any thread.
 
-    `cpu_threads` are torch's where there is no GPU; None leaves them as they are.
+    `cpu_threads` are torch's where there is no GPU; None leaves them as they are. `log` is a file to which this
+    process's output goes from now on.
     """
 
-    def __init__(self, slots: int, cpu_threads: int | None) -> None:
+    def __init__(self, slots: int, cpu_threads: int | None, log: Path | None = None) -> None:
         quiet_libraries()
+        if log is not None:
+            keep_output(log)
         self._slots = threading.Semaphore(slots)
-        self._cpu_threads = cpu_threads
+        self._workplace = Workplace(cpu_threads)
         self._conversations: dict[str, Conversation] = {}
         self._threads: dict[str, threading.Thread] = {}
-        self._engine: Engine | None = None
-        self._opening = threading.Lock()
-        self._opening_since: float | None = None
 
     def ready(self) -> int:
         """Its process id, as soon as the process is there."""
         return os.getpid()
 
     def seconds_since_progress(self) -> float | None:
-        """Since whoever is at work here, and silent longest, got on; None: nobody is. Opening may take longer."""
-        opening_since = self._opening_since
-        if opening_since is not None:
-            return (time.monotonic() - opening_since) / _OPENING_FACTOR
-        return None if self._engine is None else self._engine.seconds_since_progress()
+        """As `Workplace.seconds_since_progress`."""
+        return self._workplace.seconds_since_progress()
 
     def begin(self, assignment: Mapping[str, Any]) -> None:
         """Starts one trial in a thread; `assignment` is what `orchestrator.tuner` made of the conductor's.
@@ -97,83 +87,22 @@ class EngineActor:
     def _run(self, assignment: Mapping[str, Any], conversation: Conversation, earlier: threading.Thread | None) -> None:
         if earlier is not None:
             earlier.join()
-        error, is_lost = None, False
+        error, has_lost_gpu = None, False
         try:
             with self._slots:
                 if not conversation.is_broken_off:
                     self._run_trial(assignment, conversation)
         except Exception as problem:
-            error, is_lost = traceback.format_exc(), _is_lost(problem)
+            error, has_lost_gpu = traceback.format_exc(), is_lost(problem)
         conversation.end(error)
-        if error is not None and (is_lost or self._has_broken_down()):
+        if error is not None and (has_lost_gpu or self._workplace.has_broken_down):
             # Every later trial in this process would fail as well. Ray starts a new one.
             os._exit(1)
 
     def _run_trial(self, assignment: Mapping[str, Any], conversation: Conversation) -> None:
-        from trials.supervisor import Decision, unheard
-        from trials.training import use_threads
-
-        config = TrialConfig.model_validate_json(assignment["config"])
-        logs = wandb_is_wanted(config.tracking)
-        config = self._adapted(config)
-        use_threads(config.machine)
-        with self._opening:
-            self._opening_since = time.monotonic()
-            try:
-                tokenizer, data = load_rows(config.model, config.data, assignment["fingerprint"])
-                engine = self._opened(config)
-            finally:
-                self._opening_since = None
+        from trials.supervisor import Decision
 
         def on_eval(point: EvalPoint) -> Decision:
             return Decision.GO_ON if conversation.ask(point) else Decision.STOP
 
-        folder = TrialFolder(Path(assignment["folder"]))
-        if assignment["origin"] == Origin.BASE.value:
-            engine.evaluate_base(config, data, tokenizer, folder, on_eval)
-        else:
-            engine.run_trial(
-                config,
-                data,
-                tokenizer,
-                folder,
-                on_eval,
-                assignment["stop_at"],
-                choose_checkpoint(folder.path, None) if assignment["resumes"] else None,
-                is_called_off=lambda: conversation.is_broken_off,
-                on_log=conversation.say if logs else unheard,
-            )
-
-    def _opened(self, config: TrialConfig) -> Engine:
-        """The engine, which all trials of a search share: they have one base model and one machine."""
-        if self._engine is None:
-            from trials.engine.engine import Engine
-
-            self._engine = Engine(config.model, config.machine)
-        return self._engine
-
-    def _has_broken_down(self) -> bool:
-        return self._engine is not None and self._engine.has_ended
-
-    def _adapted(self, config: TrialConfig) -> TrialConfig:
-        """The configuration in this process: threads are the engine's, and the trial's W&B run is its holder's."""
-        machine = config.machine.model_copy(update={"cpu_threads": self._cpu_threads})
-        tracking = config.tracking.model_copy(update={"wandb": False})
-        return config.model_copy(update={"machine": machine, "tracking": tracking})
-
-
-def _is_lost(error: Exception) -> bool:
-    """Whether nothing can be relied on any more that this process does on its GPU, as after an illegal access."""
-    import torch
-
-    from trials.engine.breakdown import is_breakdown
-
-    if is_breakdown(error):
-        return True
-    if not torch.cuda.is_available():
-        return False
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False
+        self._workplace.run(assignment, on_eval, lambda: conversation.is_broken_off, conversation.say)

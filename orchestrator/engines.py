@@ -6,32 +6,60 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, zip_longest
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.core.generated.gcs_pb2 import ActorTableData
+from ray.exceptions import ActorUnavailableError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.engine_actor import EngineActor
+from orchestrator.group_actor import Group, GroupActor
 from orchestrator.placement import engines_on_cpu
 from orchestrator.run_folder import Placement, Search
 
 _MOST_SECONDS_BETWEEN_LOOKS = 5.0
 _AWAY_SECONDS = 30.0
+_ENGINE_CPUS = 0.01
+"""Without a GPU: so little that it's always there, but not on a machine that has no core for trials."""
 
 
 class Engines:
-    """Resident engines, each with its slots; none where every trial has a process of its own."""
+    """Resident engines, each with its slots; none where every trial has a process of its own.
 
-    def __init__(self, search: Search, placement: Placement) -> None:
+    Where several processes train a trial together, Ray Train keeps its own state in `storage`. `logs` is the folder for
+    what their processes write to stdout and stderr; None: it's left to Ray.
+    """
+
+    def __init__(
+        self, search: Search, placement: Placement, storage: Path | None = None, logs: Path | None = None
+    ) -> None:
+        self._logs = logs
         self._slots = placement.slots_per_engine if placement.engines else 0
         self._limit = search.recipe.machine.step_limit_seconds
         self._engine_of: dict[str, str] = {}
-        self._leaving: dict[str, Any] = {}
-        homes = _homes(search, placement)
+        self._leaving: dict[str, tuple[str, Any]] = {}
         # The handles keep the actors alive. Names are this search's own: Ray gives every driver a namespace.
-        self._actors = {f"engine-{number}": self._start(f"engine-{number}", home) for number, home in enumerate(homes)}
+        if search.ranks > 1:
+            assert storage is not None
+            group = _group(search, storage, logs)
+            self._actors = {name: _start_group(name, group) for name in _names(placement.engines)}
+        else:
+            homes = _homes(search, placement)
+            self._actors = {name: self._start(name, home) for name, home in zip(_names(len(homes)), homes, strict=True)}
+        self._are_groups = search.ranks > 1
         self._looks: dict[str, _Look] = {}
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a trial that began now would have a slot at once, as far as the engines that are there can tell.
+
+        Where machines have left, fewer trials run than the search has slots; who'd only wait needn't be chosen yet.
+        """
+        there = [name for name in self._actors if not self._is_away(name)]
+        taken = list(self._engine_of.values())
+        return not there or any(taken.count(name) < self._slots for name in there)
 
     def take_slot(self, trial_id: str) -> str | None:
         """The name of the engine that has most free slots, which the trial is counted to from now on.
@@ -49,15 +77,21 @@ class Engines:
         """The trial is over, or nobody waits for it any more: it's stopped if it still runs. See `has_left`."""
         name = self._engine_of.pop(trial_id, None)
         if name is not None:
-            self._leaving[trial_id] = self._actors[name].release.remote(trial_id)
+            self._leaving[trial_id] = (name, self._actors[name].release.remote(trial_id))
 
     def has_left(self, trial_id: str) -> bool:
         """Whether nothing of a trial runs any more whose slot was freed. Only then may its folder be tidied up."""
-        leaving = self._leaving.get(trial_id)
-        if leaving is not None and ray.wait([leaving], timeout=0)[0]:
-            # Also if that failed: then the engine's process is gone, and the trial with it.
-            del self._leaving[trial_id]
-        return trial_id not in self._leaving
+        if trial_id not in self._leaving:
+            return True
+        name, answer = self._leaving[trial_id]
+        if not ray.wait([answer], timeout=0)[0]:
+            return False
+        if self._is_cut_off(name, answer):
+            self._leaving[trial_id] = (name, self._actors[name].release.remote(trial_id))
+            return False
+        # Also if that failed: then the engine's process is gone, and the trial with it.
+        del self._leaving[trial_id]
+        return True
 
     def free_all_slots(self) -> None:
         """Stops all trials."""
@@ -71,7 +105,10 @@ class Engines:
         """
         hung = [name for name in self._actors if self._hangs(name)]
         for name in hung:
-            ray.kill(self._actors[name], no_restart=False)
+            if self._are_groups:
+                self._actors[name].leave.remote()
+            else:
+                ray.kill(self._actors[name], no_restart=False)
         return [trial_id for trial_id, name in self._engine_of.items() if name in hung]
 
     def close(self) -> None:
@@ -83,13 +120,27 @@ class Engines:
     def _hangs(self, name: str) -> bool:
         look = self._looks.get(name)
         if look is None or look.is_due(self._limit):
-            self._looks[name] = _Look(self._actors[name].seconds_since_progress.remote())
+            answer = self._actors[name].seconds_since_progress.remote()
+            self._looks[name] = _Look(answer, was_away=self._is_away(name))
             return False
         silent = look.seconds_silent()
         if silent is None or silent <= self._limit:
             return False
         del self._looks[name]
         return True
+
+    def _is_cut_off(self, name: str, answer: Any) -> bool:
+        """Whether an engine didn't get a call and may still be at work, on a machine that can't be reached just now.
+
+        Ray calls it dead, or starts it again, once it has given that machine up.
+        """
+        try:
+            ray.get(answer)
+        except ActorUnavailableError:
+            return bool(self._actors[name]._get_local_state() == ActorTableData.ALIVE)
+        except RayError:
+            return False
+        return False
 
     def _is_away(self, name: str) -> bool:
         look = self._looks.get(name)
@@ -98,16 +149,18 @@ class Engines:
     def _start(self, name: str, home: _Home) -> Any:
         # Every holder may wait for a word in a call of its own, and one call more while its trial leaves; calls that
         # take no time come on top.
-        options = {"name": name, "max_restarts": -1, "max_concurrency": 3 * self._slots + 4, "num_cpus": 0}
+        options = {"name": name, "max_restarts": -1, "max_concurrency": 3 * self._slots + 4}
         actor = ray.remote(EngineActor).options(**options, **home.options)
-        return actor.remote(self._slots, home.cpu_threads)
+        log = None if self._logs is None else self._logs / f"{name}.log"
+        return actor.remote(self._slots, home.cpu_threads, log)
 
 
 class _Look:
     """One question to an engine, how long somebody in it hasn't got on, and what became of it."""
 
-    def __init__(self, answer: Any) -> None:
+    def __init__(self, answer: Any, *, was_away: bool) -> None:
         self._answer = answer
+        self._was_away = was_away
         self._asked = time.monotonic()
         self._heard: float | None = None
         self._has_failed = False
@@ -133,8 +186,8 @@ class _Look:
 
     @property
     def is_away(self) -> bool:
-        """Whether the engine doesn't seem to be there."""
-        return self._has_failed or (self.is_unanswered and self.age > _AWAY_SECONDS)
+        """Whether the engine doesn't seem to be there. One that was away is so until it has answered."""
+        return self._has_failed or (self.is_unanswered and (self._was_away or self.age > _AWAY_SECONDS))
 
     def is_due(self, limit: float) -> bool:
         """Whether it's time to ask again."""
@@ -150,16 +203,37 @@ class _Home:
     cpu_threads: int | None = None
 
 
+def _names(count: int) -> list[str]:
+    return [f"engine-{number}" for number in range(count)]
+
+
+def _group(search: Search, storage: Path, logs: Path | None) -> Group:
+    threads = search.recipe.machine.cpu_threads
+    if threads is None and not search.gpus_per_trial:
+        threads = max(1, min(cores_of_nodes().values()) // search.ranks)
+    return Group(search.ranks, search.gpus_per_trial > 0, threads, storage, logs)
+
+
+def _start_group(name: str, group: Group) -> Any:
+    # Of every rank one call waits for its turn and one for the end of it; the holder's come on top.
+    options = {"name": name, "max_restarts": -1, "max_concurrency": 3 * group.ranks + 8, "num_cpus": 0}
+    # Ray's clean-up after a TorchTrainer that was killed asks the cluster that this variable names.
+    environment = {"env_vars": {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}}
+    return ray.remote(GroupActor).options(**options, runtime_env=environment).remote(group, name)
+
+
 def _homes(search: Search, placement: Placement) -> list[_Home]:
     if search.gpus_per_trial:
-        return [_Home({"num_gpus": 1})] * placement.engines
+        return [_Home({"num_gpus": 1, "num_cpus": 0})] * placement.engines
     if not placement.engines:
         return []
     machine = search.recipe.machine
     homes = []
     for node, cores in cores_of_nodes().items():
         affinity = NodeAffinitySchedulingStrategy(node, soft=True)
-        home = _Home({"scheduling_strategy": affinity}, min(cores, machine.cpu_threads or cores))
+        home = _Home(
+            {"scheduling_strategy": affinity, "num_cpus": _ENGINE_CPUS}, min(cores, machine.cpu_threads or cores)
+        )
         homes.append([home] * engines_on_cpu(machine, cores))
     # In turn: where there are fewer engines than there could be, they're spread over the machines.
     in_turn = chain.from_iterable(zip_longest(*homes))
@@ -167,5 +241,12 @@ def _homes(search: Search, placement: Placement) -> list[_Home]:
 
 
 def cores_of_nodes() -> dict[str, int]:
-    """Cores of every machine that Ray has, by its node's id."""
-    return {node["NodeID"]: max(1, int(node["Resources"].get("CPU", 1))) for node in ray.nodes() if node["Alive"]}
+    """Cores of every machine that Ray has, by its node's id, but of those that were given none."""
+    cores = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
+    return {node: number for node, number in cores.items() if number}
+
+
+def gpus_of_nodes() -> list[int]:
+    """GPUs of every machine that has any."""
+    found = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return [gpus for gpus in found if gpus]

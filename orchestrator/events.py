@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from trials.config import TrialConfig
@@ -53,3 +54,13 @@ class Message:
 
 
 Event = TrialStarted | TrialEvaluated | TrialPaused | TrialEnded | Message
+
+
+def in_turn(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:
+    """One listener that tells them all."""
+
+    def tell(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return tell

@@ -18,7 +18,8 @@ from typing import Any
 from orchestrator.manifest_scores import manifest_scores
 from orchestrator.model_card import model_card
 from orchestrator.ranking import Best, gain_over, pick_best, rank
-from orchestrator.run_folder import RunFolder, Search, open_run_folder, versions
+from orchestrator.run_folder import RunFolder, Search, versions
+from orchestrator.run_places import bring_weights, open_at, publish
 from orchestrator.verification import MERGED_TOLERANCE, TOLERANCE, Due, prove_export
 from trials.command_line import run
 from trials.errors import ExportNotVerified
@@ -51,6 +52,7 @@ def export_best(
     search = folder.read_search()
     records = folder.records()
     best = pick_best(records)
+    bring_weights(best.trial)
     target = (to or folder.export).absolute()
     staging = target.with_name(target.name + ".new")
     shutil.rmtree(staging, ignore_errors=True)
@@ -147,7 +149,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     arguments = argparse.ArgumentParser(prog="python -m orchestrator.export", description="Export the best adapter.")
-    arguments.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    arguments.add_argument("run", metavar="RUN", help="run folder")
     arguments.add_argument("--merge", action="store_true", help="also write full weights with the adapter merged in")
     arguments.add_argument("--to", type=Path, help="where the export goes (default: RUN/export)")
     return arguments
@@ -159,7 +161,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    exported = export_best(open_run_folder(arguments.run), arguments.to, merge=arguments.merge)
+    folder = open_at(arguments.run)
+    exported = export_best(folder, arguments.to, merge=arguments.merge)
+    if arguments.to is None:
+        publish(folder, "export", "samples.json")
     manifest = exported.manifest
     print(f"exported trial {manifest['trial']} to {exported.path}")
     print(f"eval loss {manifest['eval_loss']:.4f}, base {manifest['base_eval_loss']:.4f}; verified in a fresh process")

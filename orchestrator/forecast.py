@@ -145,6 +145,4 @@ def _busy_seconds(night: _Night, settings: SearchSettings) -> float:
 
 def gpu_count(search: Search, placed: Placement) -> int:
     """GPUs that a search has, so placed."""
-    if not search.gpus_per_trial:
-        return 0
-    return placed.engines or placed.slots * search.gpus_per_trial
+    return (placed.engines or placed.slots) * search.gpus_per_trial

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
 from orchestrator.conversation import Ended, Logged
+from orchestrator.trial_copy import records_copy
 from trials.config import TrialConfig
 from trials.tracking import figures, wandb_run
 
@@ -35,7 +35,7 @@ def hold_assignment(assignment: dict[str, Any]) -> None:
     ray.get(engine.begin.remote(assignment))
     config = TrialConfig.model_validate_json(assignment["config"])
     # While it trains already: W&B may take seconds.
-    with wandb_run(Path(assignment["folder"]), config, group=assignment["group"]) as log:
+    with records_copy(assignment) as folder, wandb_run(folder, config, group=assignment["group"]) as log:
         while not isinstance(word := ray.get(engine.next_word.remote(trial_id)), Ended):
             if isinstance(word, Logged):
                 log(word.figures)

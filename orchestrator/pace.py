@@ -31,6 +31,20 @@ _BELIEVED = 3
 """So many surprises in a row, all up or all down, aren't accidents."""
 
 
+@dataclass(frozen=True)
+class Regrouped:
+    """Since when several processes train each trial together, which one did before."""
+
+    ranks: int
+    speedup: float
+    """How many times as fast a trial is expected to be, before it's measured."""
+    finalist: str
+    """The trial for whose sake."""
+    reason: str
+    at: str
+    """ISO 8601, UTC."""
+
+
 class Kind(NamedTuple):
     """What changes the speed of a configuration; ranks and batches by their power of two."""
 
@@ -99,7 +113,10 @@ class _Estimate:
 class Pace:
     """Measured speed; every method takes the same short time however much was measured."""
 
-    def __init__(self) -> None:
+    def __init__(self, regrouped: Regrouped | None = None) -> None:
+        """`regrouped`: from some moment on, several processes train each trial together; None: it's always alike."""
+        self._regrouped = regrouped
+        self._gain = None if regrouped is None else _Level(math.log(regrouped.speedup), _BETWEEN_KINDS**2)
         self._speed = _Estimate()
         self._start = _Estimate()
         self._offsets: dict[Kind, _Level] = {}
@@ -111,20 +128,25 @@ class Pace:
         """The time that they took, summed over trials side by side."""
 
     @classmethod
-    def from_records(cls, records: Iterable[TrialRecord]) -> Pace:
+    def from_records(cls, records: Iterable[TrialRecord], regrouped: Regrouped | None = None) -> Pace:
         """As measured before: rebuilt from the evaluations on disk, trial by trial."""
-        pace = cls()
+        pace = cls(regrouped)
         for record in records:
             if record.origin is Origin.BASE:
                 continue
-            at = [(0, 0.0), *((point.tokens_seen, point.seconds) for point in record.points)]
-            for (tokens, seconds), (more_tokens, more_seconds) in pairwise(at):
-                pace.note(record.config, more_tokens - tokens, more_seconds - seconds)
+            at = [(0, 0.0, 1), *((point.tokens_seen, point.seconds, point.ranks) for point in record.points)]
+            for (tokens, seconds, _), (more_tokens, more_seconds, ranks) in pairwise(at):
+                pace.note(record.config, more_tokens - tokens, more_seconds - seconds, ranks)
         return pace
 
-    def note(self, config: TrialConfig, tokens: int, seconds: float) -> None:
+    def note(self, config: TrialConfig, tokens: int, seconds: float, ranks: int = 1) -> None:
         """A stretch of one trial from one evaluation to the next, that evaluation included; nonsense is left out."""
         if tokens <= 0 or not 0 < seconds < math.inf:
+            return
+        self.tokens += tokens
+        self.slot_seconds += seconds
+        if self._regrouped is not None and ranks == self._regrouped.ranks:
+            self._note_gain(config, seconds / tokens)
             return
         kind = kind_of(config)
         # The first kind of all has no offset: it's what the others are measured against.
@@ -136,8 +158,6 @@ class Pace:
         for family in (self._families.setdefault(kind.coarse, _Family()), self._all):
             family.total += offset.value - (0.0 if is_new else before)
             family.kinds += is_new
-        self.tokens += tokens
-        self.slot_seconds += seconds
 
     def note_start(self, seconds: float) -> None:
         """From handing a trial out to its first step."""
@@ -157,7 +177,19 @@ class Pace:
         """
         if self._speed.level is None:
             return None
-        return math.exp(self._speed.level.value + self._offset(config))
+        gain = 0.0 if self._gain is None else self._gain.value
+        return math.exp(self._speed.level.value + self._offset(config) - gain)
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times as fast a trial is since they were regrouped; None: they weren't."""
+        return None if self._gain is None else math.exp(self._gain.value)
+
+    def _note_gain(self, config: TrialConfig, each: float) -> None:
+        """What a token takes apart was measured long before: all that differs now is for being trained together."""
+        if self._gain is not None and self._speed.level is not None:
+            error = self._speed.level.value + self._offset(config) - math.log(each) - self._gain.value
+            self._gain.learn(error, self._gain.variance + _NOISE**2)
 
     def seconds(self, config: TrialConfig | None, tokens: float) -> float | None:
         """For so many tokens of one trial; None before anything was measured."""

@@ -48,6 +48,8 @@ class SessionCode(IntEnum):
     """Nothing more can be written, with a message of its own."""
     BROKEN = 75
     """Ray gave up."""
+    REGROUPED = 76
+    """The next session is to go on, on other processes."""
 
 
 def persevere(
@@ -64,6 +66,10 @@ def persevere(
     in_a_row, known = 0, progress()
     while True:
         code = session()
+        if code == SessionCode.REGROUPED and seconds_left() > 0:
+            continue
+        if code == SessionCode.REGROUPED:
+            return SessionCode.OVER
         if code in set(SessionCode) - {SessionCode.BROKEN}:
             return SessionCode(code)
         if seconds_left() <= 0:

@@ -71,7 +71,7 @@ def describe(search: Search, sizes: Sizes, pace: Pace | None = None, now: dateti
         *night_lines(search, sizes.full_tokens, epoch, predict(search, pace, now or deadline.started)),
         f"first the base model, then {len(search.recipe.start)} starting point(s): "
         f"{', '.join(search.recipe.start) or 'none'}; then what promises most by all curves so far",
-        f"GPUs per trial: {search.gpus_per_trial}",
+        f"GPUs per trial: {search.gpus_per_trial}{_together(search)}",
         placement_line(search),
         "space:",
         *(f"  {name}: {_dimension(dimension)}" for name, dimension in search.recipe.space.items()),
@@ -79,6 +79,14 @@ def describe(search: Search, sizes: Sizes, pace: Pace | None = None, now: dateti
         *(f"  {key} = {value!r}  ({search.sources.get(key, 'default')})" for key, value in settings.items()),
     ]
     return "\n".join(lines)
+
+
+def _together(search: Search) -> str:
+    if search.ranks == 1:
+        return ""
+    if search.gpus_per_trial:
+        return ", which train it together (NCCL)"
+    return f"; {search.ranks} processes on the CPU stand in for them (gloo)"
 
 
 def data_lines(data: Mapping[str, Any]) -> list[str]:
@@ -91,6 +99,8 @@ def placement_line(search: Search) -> str:
     placement = place(search, gpus=gpus_here(), cores=[os.cpu_count() or 1])
     reason = why_no_engine(search)
     engine = "shared (it can run every configuration of this search)" if reason is None else f"TRL ({reason})"
+    if search.ranks > 1 and placement.slots:
+        return f"engine: {engine}; trials at once: {placement.slots}, each in {search.ranks} processes"
     if not placement.slots:
         return f"engine: {engine}; trials at once: as many as the Ray cluster has GPUs for; this machine has none"
     if reason is None:

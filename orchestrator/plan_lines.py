@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,10 +94,8 @@ def cost_lines(search: Search, prediction: Prediction) -> list[str]:
     settings = search.recipe.search
     lines = []
     if prediction.disk_gib is not None:
-        free = shutil.disk_usage(".").free / 2**30
         kept = f"{settings.keep_adapters} adapters are kept, and at most {settings.keep_paused} paused trials"
-        advice = "" if prediction.disk_gib < free else ": too few, so set search.keep_paused lower or make room"
-        lines.append(f"disk: at most {prediction.disk_gib:.2f} GiB ({kept}); {free:.1f} GiB are free here{advice}")
+        lines.append(f"disk: at most {prediction.disk_gib:.2f} GiB ({kept})")
     if prediction.energy_kwh is not None:
         lines.append(f"energy: {prediction.energy_kwh:.1f} kWh at {settings.gpu_watts:g} W per GPU (search.gpu_watts)")
     if prediction.cost is not None:

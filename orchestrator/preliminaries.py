@@ -38,7 +38,7 @@ class Preliminaries:
         self.search = replace(search, shortened=1.0) if begun and search.shortened is None else search
         self._run = run
         self._slots = slots
-        self.pace = Pace.from_records(records)
+        self.pace = Pace.from_records(records, search.regrouped)
         base = next((record for record in records if record.origin is Origin.BASE and record.points), None)
         self.base_eval_loss = None if base is None else base.best_eval_loss
         self._base_is_done = base is not None
@@ -114,7 +114,7 @@ class Preliminaries:
         """
         last = member.points[-1] if member.points else None
         seconds = point.seconds - (last.seconds if last else 0.0)
-        self.pace.note(member.config, point.tokens_seen - (last.tokens_seen if last else 0), seconds)
+        self.pace.note(member.config, point.tokens_seen - (last.tokens_seen if last else 0), seconds, point.ranks)
         if handed_out_seconds is not None:
             self.pace.note_start(handed_out_seconds - seconds)
 
@@ -142,11 +142,12 @@ class Preliminaries:
         return min(1.0, every_rows * epoch.row_tokens / self.search.full_tokens)
 
     def _measure_reserve(self, base: TrialRecord, now: datetime) -> None:
+        assert self._began is not None  # it was handed out
+        base_seconds = (now - self._began).total_seconds()
+        self.search = replace(self.search, opening_seconds=base_seconds)
         if self.search.recipe.search.reserve is not None:
             return
         deadline = self.search.deadline
-        assert self._began is not None  # it was handed out
-        base_seconds = (now - self._began).total_seconds()
         budget = (deadline.ends - deadline.started).total_seconds()
         reserve = measured_reserve(base_seconds, base.points[-1].seconds, export_work(self.search, self._slots), budget)
         self.search = replace(self.search, deadline=deadline.with_reserve(reserve))

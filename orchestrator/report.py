@@ -26,7 +26,8 @@ from orchestrator.report_importance import Importance, importance
 from orchestrator.report_night import night_section
 from orchestrator.report_scores import score_section
 from orchestrator.report_tables import counts_line, csv_text, ranking_rows, settings, stopped_rows, surroundings
-from orchestrator.run_folder import RunFolder, open_run_folder
+from orchestrator.run_folder import RunFolder
+from orchestrator.run_places import open_at, place_of, publish
 from search_spaces.schema import Range
 from trials.command_line import run as run_command
 from trials.errors import EXIT_DONE, RunFolderError
@@ -119,7 +120,7 @@ def _plotted_hyperparameter(findings: Findings) -> str | None:
 
 def _commands(findings: Findings) -> Mapping[str, str]:
     """What to type, by what it does."""
-    run, export = shlex.quote(str(findings.path)), shlex.quote(str(findings.path / "export"))
+    run, export = shlex.quote(place_of(RunFolder(findings.path))), shlex.quote(str(findings.path / "export"))
     commands = {}
     if findings.manifest is not None:
         commands["Generate text with the winner"] = f"python -m trials.generate {export} --prompt TEXT"
@@ -138,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(
         prog="python -m orchestrator.report", description="Write report.html and trials.csv of a run folder."
     )
-    arguments.add_argument("run", type=Path, metavar="RUN", help="run folder of a search, running or over")
+    arguments.add_argument("run", metavar="RUN", help="run folder of a search, running or over")
     arguments.add_argument("--to", type=Path, metavar="DIR", help="where report.html and trials.csv go (default: RUN)")
     return arguments
 
@@ -149,7 +150,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    print(f"report: {write_report(open_run_folder(arguments.run), arguments.to)}")
+    folder = open_at(arguments.run)
+    print(f"report: {write_report(folder, arguments.to)}")
+    if arguments.to is None:
+        publish(folder, "report.html", "trials.csv")
     return EXIT_DONE
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orchestrator.forecast import Prediction, gpu_count
 from orchestrator.length import length_in_words
+from orchestrator.pace import Pace, Regrouped
 from orchestrator.report_findings import Findings
 from orchestrator.report_tables import NOTHING
 from orchestrator.timing import EXPORTED, end_seconds
@@ -55,6 +56,18 @@ def _sentences(findings: Findings, prediction: Prediction) -> Iterator[str]:
     if search.epoch is not None and search.shortened:
         full = round(search.full_tokens / search.shortened)
         yield f"A full trial: {length_in_words(full, search.full_tokens, search.epoch.tokens)}."
+    if search.regrouped is not None:
+        yield _regrouping(findings, search.regrouped)
+
+
+def _regrouping(findings: Findings, to: Regrouped) -> str:
+    since = (
+        f"Since {datetime.fromisoformat(to.at):%H:%M:%S} UTC {to.ranks} GPUs trained each trial together: {to.reason}."
+    )
+    speedup = Pace.from_records(findings.records, to).speedup
+    if speedup is None or not any(point.ranks == to.ranks for record in findings.trained for point in record.points):
+        return since
+    return f"{since} Trials then were {speedup:.2f} times as fast as before ({to.speedup:.2f} predicted)."
 
 
 def _trials(findings: Findings, prediction: Prediction) -> NightRow:

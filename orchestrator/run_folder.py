@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.deadline import Deadline
+from orchestrator.pace import Regrouped
 from orchestrator.rungs import rung_tokens
 from search_spaces.schema import Recipe
 from trials.errors import RunFolderError
@@ -38,6 +39,8 @@ class Placement:
 
     engines: int
     slots: int
+    most_ranks: int = field(default=1, compare=False)
+    """Engines on each machine that has any, at least: so many GPUs could train one trial together."""
 
     @property
     def slots_per_engine(self) -> int:
@@ -53,6 +56,7 @@ class Search:
     sources: Mapping[str, str]
     deadline: Deadline
     gpus_per_trial: int
+    """GPUs that one trial has; 0: it's trained on the CPU."""
     full_tokens: int
     """Unpadded tokens of the longest full trial in the space, as long as trials are tonight."""
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +67,12 @@ class Search:
     """What the night was predicted to bring, by `orchestrator.forecast.Prediction`, once its speed was measured."""
     placement: Placement | None = None
     """Where trials run, once Ray has said it."""
+    ranks: int = 1
+    """Processes that train one trial together: one for each of its GPUs, also where the CPU stands in for them."""
+    regrouped: Regrouped | None = None
+    """Near the end all GPUs of a machine may train one trial after the other; None: not so far, or never."""
+    opening_seconds: float | None = None
+    """From handing out the base model to its evaluation, its loading included; None: not measured yet."""
 
     @property
     def rungs(self) -> list[int]:
@@ -93,6 +103,11 @@ class RunFolder:
         """Where the verified winner goes."""
         return self.path / "export"
 
+    @property
+    def logs(self) -> Path:
+        """Where the output of trials' processes goes: a file per engine, or per trial that has a process of its own."""
+        return self.path / "logs"
+
     def trial(self, trial_id: str) -> Path:
         """The folder of one trial."""
         return self.path / "trials" / trial_id
@@ -108,6 +123,9 @@ class RunFolder:
             "is_time_of_day": deadline.is_time_of_day,
             "reserve_seconds": deadline.reserve_seconds,
             "gpus_per_trial": search.gpus_per_trial,
+            "ranks": search.ranks,
+            "regrouped": search.regrouped and asdict(search.regrouped),
+            "opening_seconds": search.opening_seconds,
             "full_tokens": search.full_tokens,
             "rungs": search.rungs,
             "data": dict(search.data),
@@ -135,7 +153,7 @@ class RunFolder:
             )
             recipe = Recipe.model_validate_json(json.dumps(content["recipe"]))
             sizes = content["gpus_per_trial"], content["full_tokens"]
-            placement = Placement(content["engines"], content["slots"]) if "engines" in content else None
+            placement = _placement(content) if "engines" in content else None
             return Search(
                 recipe,
                 content["sources"],
@@ -145,6 +163,9 @@ class RunFolder:
                 shortened=content.get("shortened"),
                 prediction=content.get("prediction"),
                 placement=placement,
+                ranks=content.get("ranks", 1),
+                regrouped=Regrouped(**content["regrouped"]) if content.get("regrouped") else None,
+                opening_seconds=content.get("opening_seconds"),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise RunFolderError(f"{self.path / 'search.json'} can't be read: {error}. Restore it.") from error
@@ -163,6 +184,10 @@ class RunFolder:
         """All trials on disk, by id."""
         folders = sorted((self.path / "trials").glob("*/config.json"))
         return [read_trial(file.parent) for file in folders]
+
+
+def _placement(content: Mapping[str, Any]) -> Placement:
+    return Placement(content["engines"], content["slots"], content.get("most_ranks", 1))
 
 
 def refuse_taken(path: Path) -> None:

@@ -6,7 +6,6 @@ python -m orchestrator.search [SPACE] [--budget 9h | --until 07:00] [--out DIR] 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,24 @@ from pathlib import Path
 
 from orchestrator.clock import SteadyClock
 from orchestrator.deadline import Deadline, from_budget, from_until
+from orchestrator.finding import Level, refuse_impossible
+from orchestrator.forecast import predict
 from orchestrator.pace import Pace
 from orchestrator.perseverance import SessionCode, persevere_with
+from orchestrator.placement import refuse_small_batches
 from orchestrator.plan import Sizes, describe
-from orchestrator.run_folder import RunFolder, Search, create_run_folder, gpus_here, open_run_folder, refuse_taken
+from orchestrator.preflight import decisive_findings, preflight, preflight_lines
+from orchestrator.ray_address import named_cluster
+from orchestrator.run_folder import RunFolder, Search, gpus_here
+from orchestrator.run_places import (
+    create_at,
+    only_here_and_there,
+    open_at,
+    place_of,
+    publish,
+    refuse_store_for_ranks,
+    refuse_taken_place,
+)
 from orchestrator.timing import EXPORTED, TRAINING_OVER, note_moment, timed
 from search_spaces.layers import flatten
 from search_spaces.recipe import DEFAULT_RECIPE, ResolvedRecipe, load_recipe
@@ -35,7 +48,6 @@ from trials.errors import (
     SearchBroken,
     TuningError,
 )
-from trials.lock import only_here
 
 _MOVING_SECONDS = 3.0
 """Before the deadline an export that isn't proved yet is put in its place."""
@@ -50,13 +62,18 @@ def parser() -> argparse.ArgumentParser:
     length = arguments.add_mutually_exclusive_group()
     length.add_argument("--budget", metavar="9h", help="wall clock from now to the exported adapter")
     length.add_argument("--until", metavar="07:00", help="the same, as a time of day")
-    arguments.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/<space>-<date>-<time>)")
-    arguments.add_argument("--gpus-per-trial", type=int, metavar="N", help="default: 1, or 0 where there is no GPU")
+    arguments.add_argument("--out", metavar="DIR", help="run folder, or s3://... (default: runs/<space>-<date>-<time>)")
+    arguments.add_argument(
+        "--gpus-per-trial",
+        type=int,
+        metavar="N",
+        help="default: 1, or 0 where there is no GPU; 2 or more: together",
+    )
     arguments.add_argument("--trials", type=int, metavar="N", help="at most so many trained configurations")
     arguments.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="key=value", help="override anything in the recipe"
     )
-    arguments.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run folder")
+    arguments.add_argument("--resume", metavar="DIR", help="go on with a run folder")
     arguments.add_argument("--plan", action="store_true", help="say what would happen, run nothing")
     return arguments
 
@@ -74,18 +91,18 @@ class _Job:
     search: Search
     sizes: Sizes
     folder: RunFolder | None
-    out: Path
+    out: str
 
 
 def _search(arguments: argparse.Namespace, started: datetime) -> int:
     job = _resumed(arguments, started) if arguments.resume else _new(arguments, started)
     if arguments.plan:
-        pace = None if job.folder is None else Pace.from_records(job.folder.records())
-        print(describe(job.search, job.sizes, pace, None if pace is None else started))
-        return EXIT_DONE
-    folder = job.folder or create_run_folder(job.out)
-    with only_here(folder.path), disk_full_in(folder.path):
+        return _plan(job, started)
+    refuse_impossible(decisive_findings(job.search))
+    folder = job.folder or create_at(job.out)
+    with only_here_and_there(folder), disk_full_in(folder.path):
         folder.write_search(job.search)
+        publish(folder, "search.json")  # should it be refused now, it can be resumed all the same
         clock = SteadyClock(is_time_of_day=job.search.deadline.is_time_of_day)
         try:
             ended = persevere_with(folder, clock, _say)
@@ -94,7 +111,20 @@ def _search(arguments: argparse.Namespace, started: datetime) -> int:
             ended = SessionCode.BROKEN
         if ended is SessionCode.REFUSED:
             return EXIT_BAD_INPUT
-        return _finish(folder, clock, interrupted=ended is not SessionCode.OVER)
+        code = _finish(folder, clock, interrupted=ended is not SessionCode.OVER)
+        publish(folder)
+        if (place := place_of(folder)) != str(folder.path):
+            print(f"all of it is on {place}")
+        return code
+
+
+def _plan(job: _Job, started: datetime) -> int:
+    """Says what would happen, and what stands in its way. What makes the search impossible is bad input here too."""
+    pace = None if job.folder is None else Pace.from_records(job.folder.records(), job.search.regrouped)
+    print(describe(job.search, job.sizes, pace, None if pace is None else started), flush=True)
+    found = preflight(job.search, job.out, predict(job.search, pace, started).disk_gib)
+    print(preflight_lines(found))
+    return EXIT_BAD_INPUT if any(finding.level is Level.IMPOSSIBLE for finding in found) else EXIT_DONE
 
 
 def _new(arguments: argparse.Namespace, started: datetime) -> _Job:
@@ -107,11 +137,14 @@ def _new(arguments: argparse.Namespace, started: datetime) -> _Job:
     else:
         deadline = from_budget(recipe.search.budget, recipe.search.reserve, started)
     gpus = _gpus_per_trial(arguments.gpus_per_trial)
+    ranks = max(1, arguments.gpus_per_trial or gpus)
+    refuse_small_batches(recipe, ranks)
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
-    out = arguments.out or Path("runs") / f"{recipe.name.replace('/', '-')}-{stamp}"
-    refuse_taken(out)
+    out = arguments.out or f"runs/{recipe.name.replace('/', '-')}-{stamp}"
+    refuse_store_for_ranks(out, ranks)
+    refuse_taken_place(out)
     sizes = _check_input(recipe)
-    search = Search(recipe, sources, deadline, gpus, sizes.full_tokens, sizes.data)
+    search = Search(recipe, sources, deadline, gpus, sizes.full_tokens, sizes.data, ranks=ranks)
     return _Job(search, sizes, None, out)
 
 
@@ -121,7 +154,7 @@ def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
             "--resume goes on with what the run folder says: leave out SPACE, --set, --out and --gpus-per-trial. "
             "Allowed beside it are --budget, --until, --trials and --plan."
         )
-    folder = open_run_folder(arguments.resume)
+    folder = open_at(arguments.resume)
     if not arguments.plan:
         refuse_unwritable(folder.path)
     search = folder.read_search()
@@ -138,11 +171,11 @@ def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
         raise InputError(
             f"the budget of this search ended at {search.deadline.ends:%Y-%m-%d %H:%M} UTC. "
             "Give it more time by --budget or --until, or export what there is: "
-            f"python -m orchestrator.export {shlex.quote(str(folder.path))}"
+            f"python -m orchestrator.export {shlex.quote(place_of(folder))}"
         )
     sizes = _check_input(search.recipe)
     _refuse_other_data(search, sizes)
-    return _Job(search, sizes, folder, folder.path)
+    return _Job(search, sizes, folder, arguments.resume)
 
 
 def _moved(deadline: Deadline, to: Deadline) -> Deadline:
@@ -172,15 +205,25 @@ def _refuse_other_data(search: Search, sizes: Sizes) -> None:
 
 
 def _gpus_per_trial(asked: int | None) -> int:
-    """GPUs of one trial: what was asked for, or one where there are GPUs. Raises `InputError` if it can't be had."""
+    """GPUs of one trial: what was asked for, or one where there are GPUs. Raises `InputError` if it can't be had.
+
+    On a machine without any, processes on the CPU stand in for two or more.
+    """
     if asked is not None and asked < 0:
-        raise InputError(f"--gpus-per-trial {asked} is negative. Give 0 or 1.")
-    if asked is not None and asked > 1:
-        raise InputError(f"--gpus-per-trial {asked}: a trial runs on one GPU so far. Give 0 or 1.")
+        raise InputError(f"--gpus-per-trial {asked} is negative. Give 0, 1 or more.")
     here = gpus_here()
-    if asked and not here and os.environ.get("RAY_ADDRESS", "local") == "local":
-        raise InputError(f"--gpus-per-trial {asked}: this machine has no NVIDIA GPU. Give 0, or join a Ray cluster.")
-    return int(here > 0) if asked is None else asked
+    if asked is None:
+        return int(here > 0)
+    if named_cluster() is None:
+        if asked == 1 and not here:
+            raise InputError("--gpus-per-trial 1: this machine has no NVIDIA GPU. Give 0, or join a Ray cluster.")
+        if here and asked > here:
+            raise InputError(
+                f"--gpus-per-trial {asked}: this machine has {here} NVIDIA GPU(s). Give at most as many, or join a "
+                "Ray cluster."
+            )
+        return asked if here else 0
+    return asked
 
 
 def _check_input(recipe: Recipe) -> Sizes:
@@ -229,7 +272,7 @@ def _finish(folder: RunFolder, clock: SteadyClock, *, interrupted: bool) -> int:
         command = [_python(), "-m", "trials.generate", str(exported.path), "--prompt", _example_prompt(folder)]
         print(f"try it: {shlex.join(command)}")
     if interrupted:
-        print(f"go on: {shlex.join([_python(), '-m', 'orchestrator.search', '--resume', str(folder.path)])}")
+        print(f"go on: {shlex.join([_python(), '-m', 'orchestrator.search', '--resume', place_of(folder)])}")
     return code
 
 

@@ -13,17 +13,28 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from orchestrator.events import Event, Message, in_turn
+from orchestrator.finding import Level, refuse_impossible
+from orchestrator.pace import Regrouped
 from orchestrator.perseverance import SessionCode, mark_session
 from orchestrator.processes import children, die_with, is_alive
-from orchestrator.run_folder import RunFolder, open_run_folder
+from orchestrator.ray_address import named_cluster
+from orchestrator.run_folder import RunFolder, Search, open_run_folder
+from orchestrator.run_places import place_of
 from search_spaces.durations import format_duration
 from trials.command_line import run
 from trials.disk import is_disk_full
 from trials.errors import InputError, SearchBroken, first_line
+
+if TYPE_CHECKING:
+    from orchestrator.board import Board
+    from orchestrator.conductor import Conductor
 
 _RAY_DAEMONS = ("gcs_server", "raylet")
 _LOOK_SECONDS = 0.5
@@ -41,7 +52,7 @@ def _session(path: Path, ahead: float) -> int:
     folder = open_run_folder(path)
     try:
         mark_session(folder)
-        was_interrupted = conduct(folder, ahead)
+        return conduct(folder, ahead)
     except Exception as error:
         if is_disk_full(error):
             sys.stderr.write(f"error: {disk_is_full(folder, error)}\n")
@@ -50,7 +61,6 @@ def _session(path: Path, ahead: float) -> int:
             raise
         sys.stderr.write(f"error: {error}\n")
         return SessionCode.BROKEN
-    return SessionCode.INTERRUPTED if was_interrupted else SessionCode.OVER
 
 
 def disk_is_full(folder: RunFolder, error: Exception) -> str:
@@ -62,43 +72,92 @@ def disk_is_full(folder: RunFolder, error: Exception) -> str:
     wanted = max(_LEAST_ROOM_GIB, 2 * slots * max(sizes, default=0) / 2**30)
     return (
         f"the disk of {folder.path} takes no more: {first_line(error)}. Nothing is lost: make {wanted:.1f} GiB free, "
-        f"then go on by --resume {shlex.quote(str(folder.path))}."
+        f"then go on by --resume {shlex.quote(place_of(folder))}."
     )
 
 
-def conduct(folder: RunFolder, ahead: float = 0.0) -> bool:
-    """Runs the search on a Ray of its own until it's over; True if a person interrupted it."""
+def conduct(folder: RunFolder, ahead: float = 0.0) -> SessionCode:
+    """Runs the search until it's over, interrupted or to be regrouped, on its own Ray or on the one that is named."""
     from rich.console import Console
 
     from orchestrator.board import Board
     from orchestrator.clock import SteadyClock
-    from orchestrator.conductor import Conductor
     from orchestrator.console import watch
-    from orchestrator.events import Message
+    from orchestrator.shared_storage import refuse_blind_nodes
     from orchestrator.speed import remember_speed
-    from orchestrator.tuner import placement, ray_session, run_tune
+    from orchestrator.tuner import placed, ray_session
 
     search = folder.read_search()
     clock = SteadyClock(is_time_of_day=search.deadline.is_time_of_day, wall=lambda: time.time() + ahead)
     ray_watch = RayWatch()
-    with watch(Board(tuple(search.recipe.space)), search.deadline, Console()) as listener:
-        listener(Message(f"run folder {folder.path}"))
-        with ray_session(dashboard=search.recipe.search.dashboard) as dashboard, ray_watch:
+    board = Board(tuple(search.recipe.space))
+    with watch(board, search.deadline, Console()) as show:
+        show(Message(f"run folder {place_of(folder)}"))
+        with ray_session(dashboard=search.recipe.search.dashboard or search.ranks > 1) as dashboard, ray_watch:
             if dashboard:
-                listener(Message(f"Ray dashboard {dashboard}"))
-            search = replace(search, placement=placement(search))
+                show(Message(f"Ray dashboard {dashboard}"))
+            if named_cluster() is not None:
+                refuse_blind_nodes(place_of(folder))
+                look_at_cluster(search, folder, show)
+            search = placed(search)
             folder.write_search(search)
-            assert search.placement is not None
-            conductor = Conductor(folder, search, search.placement.slots, listener, now=clock)
-            run_tune(conductor, folder)
+            conductor = _conducted(folder, search, board, show, clock)
             remember_speed(conductor.search, conductor.pace)
+    return _code_of(conductor, folder)
+
+
+def _conducted(
+    folder: RunFolder, search: Search, board: Board, show: Callable[[Event], None], clock: Callable[[], datetime]
+) -> Conductor:
+    """Runs the trials of a search that has its place; gives the conductor, which has nothing to run any more."""
+    from orchestrator.metrics import Metrics
+    from orchestrator.mirrored_conductor import conductor_of
+    from orchestrator.tuner import run_tune
+
+    assert search.placement is not None
+    with Metrics(board, folder, search, clock) as metrics:
+        conductor = conductor_of(folder, search, search.placement.slots, in_turn(show, metrics), now=clock)
+        run_tune(conductor, folder)
+    return conductor
+
+
+def _code_of(conductor: Conductor, folder: RunFolder) -> SessionCode:
+    """How the session ended. Raises `InputError` if not even one evaluation came about."""
+    search = conductor.search
     if not folder.records() and not conductor.was_interrupted:
         raise InputError(
             f"the budget is too short for one evaluation: when Ray had started, nothing was left of it but "
             f"{format_duration(search.deadline.reserve_seconds)} for the export. Give a longer --budget with --resume "
-            f"{shlex.quote(str(folder.path))}, or set a smaller search.reserve."
+            f"{shlex.quote(place_of(folder))}, or set a smaller search.reserve."
         )
-    return conductor.was_interrupted
+    if conductor.was_interrupted:
+        return SessionCode.INTERRUPTED
+    if conductor.regrouped is not None:
+        folder.write_search(_regrouped(search, conductor.regrouped))
+        return SessionCode.REGROUPED
+    return SessionCode.OVER
+
+
+def _regrouped(search: Search, to: Regrouped) -> Search:
+    on_gpu = search.gpus_per_trial > 0
+    return replace(search, ranks=to.ranks, gpus_per_trial=to.ranks if on_gpu else 0, regrouped=to, placement=None)
+
+
+def look_at_cluster(search: Search, folder: RunFolder, show: Callable[[Event], None]) -> None:
+    """Says what is wrong with the nodes of the cluster that was joined.
+
+    Raises `InputError` if the search can't run on them; not if it did already: a night isn't given up for a node that
+    has joined meanwhile.
+    """
+    from orchestrator.preflight import least_gib
+    from orchestrator.preflight_cluster import cluster_findings
+
+    found = cluster_findings(search, least_gib(search))
+    if not folder.records():
+        refuse_impossible(found)
+    for finding in found:
+        if finding.level is not Level.OK:
+            show(Message(str(finding)))
 
 
 class RayWatch:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ ESTIMATED = "estimated from the model's size and the GPU's name; measured in the
 
 _OF_RATES_ENGINE, _OF_RATES_TRL = 0.6, 0.15
 """Shares of what the arithmetic promises that were reached on an H100 (docs/engine.md)."""
+_OF_RANKS = 0.8
+"""What each of several GPUs does of what it would do alone where they train a trial together."""
 _LEAST_SECONDS_PER_TOKEN = 1 / 60_000
 """Of a small model no more is to be had, whatever the GPU: kernels aren't launched faster (the demo on an H100)."""
 _EVALUATED_TOKEN = 0.5
@@ -53,6 +55,23 @@ def measured_speed(pace: Pace) -> Speed | None:
 def speed_before(search: Search) -> Speed | None:
     """Before anything has run; None where nobody knows."""
     return _remembered(search) or _estimated(search)
+
+
+def measured_scaling(search: Search, ranks: int, tokens_per_second: float) -> float | None:
+    """How many times as fast as on one GPU a trial is on so many together, as an earlier search measured it.
+
+    `tokens_per_second` are what one GPU does tonight. None: nobody has measured it on this machine.
+    """
+    found = _read().get(_key(replace(search, ranks=ranks)))
+    try:
+        return float(found["tokens_per_second"]) / tokens_per_second  # type: ignore[index]
+    except (TypeError, KeyError, ValueError, ZeroDivisionError):
+        return None
+
+
+def assumed_scaling(ranks: int) -> float:
+    """Before it was measured."""
+    return ranks * _OF_RANKS
 
 
 def placement_of(search: Search) -> Placement:
@@ -102,6 +121,8 @@ def _estimated(search: Search) -> Speed | None:
     share = _OF_RATES_TRL if why_no_engine(search) else _OF_RATES_ENGINE
     each = seconds_per_token(sizes, gpu.rates, Plan(MOST_TOKENS, (Keep.NO_MLP,) * sizes.layers)) / share
     each = max(each, _LEAST_SECONDS_PER_TOKEN)
+    if search.ranks > 1:
+        each /= assumed_scaling(search.ranks)
     return Speed(per_device * each * _with_evaluations(search), FIRST_START_SECONDS, ESTIMATED)
 
 
@@ -112,11 +133,11 @@ def _with_evaluations(search: Search) -> float:
 
 
 def _slots_per_device(search: Search) -> float:
-    """Trials side by side on one GPU, or on one engine's cores; 0 where none can run."""
+    """Trials side by side on one GPU, on one engine's cores, or in one group of processes; 0 where none can run."""
     placed = placement_of(search)
     if not placed.slots:
         return 0.0
-    return placed.slots / placed.engines if placed.engines else 1 / max(1, search.gpus_per_trial)
+    return placed.slots / placed.engines if placed.engines else 1.0
 
 
 def _key(search: Search) -> str:
@@ -124,7 +145,8 @@ def _key(search: Search) -> str:
     names = gpu_names() if search.gpus_per_trial else []
     device = names[0] if names else f"CPU of {os.cpu_count()} cores, threads {machine.cpu_threads}"
     engine = "trl" if why_no_engine(search) else "shared"
-    return " | ".join([model.name, str(model.revision), model.quantization, engine, device])
+    together = [f"{search.ranks} together"] if search.ranks > 1 else []
+    return " | ".join([model.name, str(model.revision), model.quantization, engine, device, *together])
 
 
 def _file() -> Path:

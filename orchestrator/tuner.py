@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,9 +24,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.conductor import Assignment, Conductor
-from orchestrator.engines import Engines, cores_of_nodes
+from orchestrator.engines import Engines, cores_of_nodes, gpus_of_nodes
 from orchestrator.holder import hold_assignment
-from orchestrator.placement import place
+from orchestrator.markers import UNSEEN
+from orchestrator.placement import place, why_no_engine
 from orchestrator.run_folder import Placement, RunFolder, Search
 from orchestrator.worker import run_assignment
 from trials.disk import says_disk_full
@@ -66,14 +67,20 @@ def ray_session(*, dashboard: bool) -> Iterator[str | None]:
         ray.shutdown()
 
 
-def placement(search: Search) -> Placement:
-    """Engines and slots on the machines that Ray has. Raises `InputError` if not one trial can run there."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    found = place(search, gpus=gpus, cores=list(cores_of_nodes().values()))
+def placed(search: Search) -> Search:
+    """The search on the machines that Ray has: its engines and slots. Raises `InputError` if not one trial can run."""
+    if search.ranks > 1 and not gpus_of_nodes():
+        search = replace(search, gpus_per_trial=0)
+    cores, each = list(cores_of_nodes().values()), gpus_of_nodes()
+    if not cores and not search.gpus_per_trial:
+        raise InputError("no node of the Ray cluster has a CPU for trials. Start Ray there without --num-cpus=0.")
+    found = place(search, gpus=sum(each), cores=cores, gpus_each=min(each, default=1))
     if found.slots == 0:
-        wanted = search.gpus_per_trial
-        raise InputError(f"no node of the Ray cluster has {wanted} free GPU(s). Add one, or give --gpus-per-trial 0.")
-    return found
+        raise InputError(
+            f"a trial wants {search.gpus_per_trial} GPU(s), and the Ray cluster has {sum(each)}. Add some, or "
+            "give a smaller --gpus-per-trial."
+        )
+    return replace(search, placement=found)
 
 
 def run_tune(conductor: Conductor, run: RunFolder) -> None:
@@ -83,12 +90,14 @@ def run_tune(conductor: Conductor, run: RunFolder) -> None:
     """
     search, placed = conductor.search, conductor.search.placement
     assert placed is not None
-    engines = Engines(search, placed)
+    engines = Engines(search, placed, run.path / "ray", run.logs)
     searcher, scheduler = _Searcher(conductor, run, engines), _Scheduler(conductor)
     tuner = tune.Tuner(
         _trainable(search, placed),
         tune_config=TuneConfig(
             num_samples=-1,
+            # Else Tune would start their processes one after another, each waiting for the one before.
+            max_concurrent_trials=placed.slots,
             search_alg=searcher,
             scheduler=scheduler,
             reuse_actors=True,
@@ -143,12 +152,16 @@ class _Searcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ships withou
         self._our_ids: dict[str, str] = {}
         self._leaving: list[str] = []
         self._group = run.path.name
+        self._by_trl = why_no_engine(conductor.search) is not None
+        self._logs = run.logs
         ray = run.path / "ray"
         self._stretches = {path.name for path in ray.iterdir()} if ray.is_dir() else set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """None: nothing now, ask again. FINISHED: nothing more."""
         self.settle()
+        if not self._engines.has_room:
+            return None
         answer = self._conductor.next_trial()
         if not isinstance(answer, Assignment):
             return Searcher.FINISHED if answer == "over" else None
@@ -161,9 +174,12 @@ class _Searcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ships withou
             "origin": answer.origin.value,
             "config": answer.config.model_dump_json(),
             "folder": str(answer.folder),
+            "remote": answer.remote,
+            "log": str(self._logs / f"{answer.trial_id}.log"),
             "group": self._group,
             "fingerprint": search.data.get("fingerprint"),
             "stop_at": search.deadline.training_ends.timestamp(),
+            "by_trl": self._by_trl,
             "engine": self._engines.take_slot(answer.trial_id),
         }
 
@@ -219,12 +235,23 @@ class _Scheduler(_StaysHere, FIFOScheduler):  # type: ignore[misc]
         self.disk_trouble: str | None = None
         """What a trial said that couldn't write to its disk any more: nothing can go on then."""
 
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Which trial gets a process that has become free: the newest, as the others' own are on their way.
+
+        Tune ends what it has begun to start for a trial that gets another process. Oldest first, as FIFOScheduler does
+        it, trials that are shorter than the start of a process would keep others from ever having one.
+        """
+        waiting = (trial for trial in reversed(tune_controller.get_trials()) if trial.status == Trial.PENDING)
+        return next(waiting, None)
+
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Tune calls this for every trial that an error has ended."""
         said = Path(trial.error_file).read_text(errors="replace")
         if self.disk_trouble is None and says_disk_full(said):
             self.disk_trouble = said.strip().splitlines()[-1]
             self._conductor.interrupt()
+        if UNSEEN in said:
+            logger.warning("%s", said.strip().splitlines()[-1])
         super().on_trial_error(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:

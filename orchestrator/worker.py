@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from orchestrator.loading import load_rows
+from orchestrator.stretch_log import log_evaluation, logged_stretch
+from orchestrator.trial_copy import TrialCopy, trial_copy
 from orchestrator.watchdog import Watchdog, ending_if_hung
 from trials.checkpoints import choose_checkpoint
 from trials.command_line import quiet_libraries
 from trials.config import TrialConfig
+from trials.output import keep_output
 from trials.records import EvalPoint, Origin, TrialFolder
 from trials.tracking import figures, wandb_run
 
@@ -22,32 +25,42 @@ if TYPE_CHECKING:
 
 def run_assignment(assignment: dict[str, Any]) -> None:
     """Runs one trial; `assignment` is what `orchestrator.tuner` made of the conductor's `Assignment`."""
+    quiet_libraries()
+    keep_output(Path(assignment["log"]))
+    with logged_stretch(assignment), trial_copy(assignment) as copy:
+        stopped = _run(assignment, copy)
+    if stopped is not None:
+        # Ray ends the thread of a trial by this exception; it has to reach Ray for the process to be used again.
+        raise stopped
+
+
+def _run(assignment: dict[str, Any], copy: TrialCopy) -> SystemExit | None:
+    """Runs it to where it ends, or Tune stops it: by the exception that is returned."""
     from trials.training import evaluate_base, run_trial, use_threads
 
     config = TrialConfig.model_validate_json(assignment["config"])
-    folder = TrialFolder(Path(assignment["folder"]))
-    quiet_libraries()
+    folder = TrialFolder(copy.path)
     use_threads(config.machine)
     tokenizer, data = load_rows(config.model, config.data, assignment["fingerprint"])
     limit = config.machine.step_limit_seconds
     with wandb_run(folder.path, config, group=assignment["group"]) as log, ending_if_hung(limit) as watchdog:
-        report = _Report(watchdog)
+        report = _Report(assignment["trial_id"], watchdog, copy)
         if assignment["origin"] == Origin.BASE.value:
             evaluate_base(config, data, tokenizer, folder, report)
             log(report.last)
         else:
             checkpoint = choose_checkpoint(folder.path, None) if assignment["resumes"] else None
             run_trial(config, data, tokenizer, folder, report, assignment["stop_at"], checkpoint)
-    if report.stopped is not None:
-        # Ray ends the thread of a trial by this exception; it has to reach Ray for the process to be used again.
-        raise report.stopped
+    return report.stopped
 
 
 class _Report:
     """Reports every evaluation to Tune, and turns Tune's way to stop a thread into the trial's word for it."""
 
-    def __init__(self, watchdog: Watchdog) -> None:
+    def __init__(self, trial_id: str, watchdog: Watchdog, copy: TrialCopy) -> None:
+        self._trial_id = trial_id
         self._watchdog = watchdog
+        self._copy = copy
         self.stopped: SystemExit | None = None
         self.last: dict[str, float] = {}
 
@@ -55,10 +68,13 @@ class _Report:
         from trials.supervisor import Decision
 
         self.last = figures(point)
+        log_evaluation(self._trial_id, point)
         try:
             with self._watchdog.resting():
+                self._copy.keep()
                 tune.report(asdict(point))
         except SystemExit as stop:
             self.stopped = stop
+            self._copy.leave()
             return Decision.STOP
         return Decision.GO_ON
