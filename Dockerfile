@@ -3,10 +3,10 @@
 # CUDA comes with torch's wheels; the driver comes from the host, by the NVIDIA Container Toolkit.
 FROM python:3.12-slim-bookworm
 
-# Triton compiles small C programs while a model runs.
+# Triton compiles small C programs while a model runs; the head of a cluster reaches its workers by SSH and rsync.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && apt-get install -y --no-install-recommends gcc libc6-dev openssh-client rsync \
     && rm -rf /var/lib/apt/lists/*
 
 ENV NVIDIA_VISIBLE_DEVICES=all \

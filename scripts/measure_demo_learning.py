@@ -39,9 +39,9 @@ class Measured:
     adapter: Path
 
 
-def measure(rate: float, folder: Path) -> Measured:
-    """Trains the demo's trial at one learning rate."""
-    recipe = load_recipe("demo", environ={}).recipe
+def measure(rate: float, folder: Path, assignments: Sequence[str] = ()) -> Measured:
+    """Trains the demo's trial at one learning rate; `assignments` change the recipe as --set does."""
+    recipe = load_recipe("demo", assignments, environ={}).recipe
     config = recipe.trial_config({"learning_rate": rate, "lora_rank": 16})
     tokenizer = load_tokenizer(config.model)
     use_threads(config.machine)

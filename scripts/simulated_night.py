@@ -304,7 +304,7 @@ class SimulatedNight:
     def _checkpoint(self, slot: Slot, point: EvalPoint) -> None:
         assert slot.assignment is not None
         watch = Stopwatch(point.seconds, point.seconds)
-        writer = CheckpointWriter(slot.assignment.folder, watch, self._landscape.base_loss, keep=1)
+        writer = CheckpointWriter(TrialFolder(slot.assignment.folder), watch, self._landscape.base_loss, keep=1)
 
         def save() -> None:
             made = writer.unfinished / f"checkpoint-{point.step}"

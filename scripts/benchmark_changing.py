@@ -1,0 +1,120 @@
+"""Trials that are stopped one after another in a group of GPUs: how soon the GPUs are the next one's, and free."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util import placement_group_table
+
+from orchestrator.conversation import Ended
+from orchestrator.deadline import from_budget
+from orchestrator.engines import Engines
+from orchestrator.run_folder import Search
+from orchestrator.tuner import placed, ray_session
+from search_spaces.recipe import load_recipe
+from trials.config import TrialConfig
+from trials.records import Origin, TrialFolder
+
+_PATIENCE_SECONDS = 120.0
+
+
+def change_trials(recipe: Path, work: Path, stops: int, ranks: int) -> dict[str, Any]:
+    """Seconds from a stop until nothing of the trial runs, and from then to the next trial's first evaluation."""
+    gone, next_ = [], []
+    with _engines(recipe, work, ranks) as (engines, search):
+        began = time.perf_counter()
+        config = _config(search)
+        engine = _begin(engines, config, work, 0)
+        _first_evaluation(engine, "0")
+        first = time.perf_counter() - began
+        for number in range(1, stops + 1):
+            stopped = time.perf_counter()
+            engines.free_slot(str(number - 1))
+            wait_until(lambda number=number: engines.has_left(str(number - 1)))  # type: ignore[misc]
+            gone.append(time.perf_counter() - stopped)
+            engine = _begin(engines, config, work, number)
+            _first_evaluation(engine, str(number))
+            next_.append(time.perf_counter() - stopped)
+        ended = time.perf_counter()
+        engines.close()
+        wait_until(lambda: not open_groups())
+        return {"gone": gone, "next": next_, "first": first, "closed": time.perf_counter() - ended}
+
+
+def open_groups() -> list[str]:
+    """Ray's placement groups that hold GPUs or wait for some."""
+    return [name for name, group in placement_group_table().items() if group["state"] != "REMOVED"]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Raises TimeoutError if it doesn't within two minutes."""
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while not holds():
+        if time.monotonic() > end:
+            raise TimeoutError("nothing happens")
+        time.sleep(0.02)
+
+
+@contextmanager
+def _engines(recipe: Path, work: Path, ranks: int) -> Iterator[tuple[Engines, Search]]:
+    settings = load_recipe(str(recipe), environ={}).recipe
+    search = Search(settings, {}, from_budget("1h", None, datetime.now(UTC)), ranks, full_tokens=100_000, ranks=ranks)
+    with ray_session(dashboard=True):
+        search = placed(replace(search, placement=None))
+        assert search.placement is not None
+        yield Engines(search, search.placement, work / "ray"), search
+
+
+def _config(search: Search) -> TrialConfig:
+    """Of a trial that is stopped at the first of many evaluations, one optimizer step after it began."""
+    config = search.recipe.trial_config({"rows_seen": 1600, "effective_batch": 16, "learning_rate": 2e-4})
+    evaluation = config.evaluation.model_copy(update={"evaluations": 100})
+    return config.model_copy(update={"base_eval_loss": 1e9, "evaluation": evaluation})
+
+
+def _begin(engines: Engines, config: TrialConfig, work: Path, number: int) -> Any:
+    folder = work / "changes" / f"{time.time_ns()}-{number}"
+    TrialFolder(folder).begin(config, Origin.PROPOSED, "change")
+    engine = _named(str(engines.take_slot(str(number))))
+    ray.get(engine.begin.remote(_assignment(config, folder, number)))
+    return engine
+
+
+def _named(name: str) -> Any:
+    """An actor's name is known a moment after it was asked for."""
+    found: list[Any] = []
+
+    def is_found() -> bool:
+        with suppress(ValueError):
+            found.append(ray.get_actor(name))
+        return bool(found)
+
+    wait_until(is_found)
+    return found[0]
+
+
+def _assignment(config: TrialConfig, folder: Path, number: int) -> dict[str, Any]:
+    return {
+        "trial_id": str(number),
+        "resumes": False,
+        "origin": Origin.PROPOSED.value,
+        "config": config.model_dump_json(),
+        "folder": str(folder),
+        "group": "changes",
+        "fingerprint": None,
+        "stop_at": float("inf"),
+        "by_trl": False,
+    }
+
+
+def _first_evaluation(engine: Any, trial_id: str) -> None:
+    word = ray.get(engine.next_word.remote(trial_id))
+    if isinstance(word, Ended):
+        raise RuntimeError(f"the trial ended: {word.error}")
