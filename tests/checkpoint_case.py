@@ -18,7 +18,7 @@ FINGERPRINT = "rows"
 
 
 def writer(folder: Path, *, keep: int | None = None, stopwatch: Stopwatch | None = None) -> CheckpointWriter:
-    return CheckpointWriter(folder, stopwatch or Stopwatch(), base_eval_loss=3.0, keep=keep)
+    return CheckpointWriter(TrialFolder(folder), stopwatch or Stopwatch(), base_eval_loss=3.0, keep=keep)
 
 
 def write_checkpoint(folder: Path, step: int, *, keep: int | None = None) -> Path:

@@ -50,7 +50,17 @@ SMALL = (
 )
 
 
-LONGEST = ("test_survival.py", "test_search.py", "test_engines.py", "test_pausing.py", "test_rehearsal.py")
+LONGEST = (
+    "test_survival.py",
+    "test_search.py",
+    "test_search_on_object_store.py",
+    "test_group_actor.py",
+    "test_engines.py",
+    "test_pausing.py",
+    "test_rehearsal.py",
+    "test_two_ranks.py",
+    "test_session_regrouping.py",
+)
 """Files that take minutes: begun first, so that nobody waits for one of them at the end."""
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import engine_actor
+from orchestrator import workplace
 from orchestrator.engine_actor import EngineActor
 from orchestrator.loading import load_rows
 from trials.data import TrialData
@@ -52,7 +52,7 @@ class HangsOnce(Hangs):
 class HangingOnce(EngineActor):
     """An engine's process whose data hangs for the first one of its kind."""
 
-    def __init__(self, slots: int, cpu_threads: int | None) -> None:
-        super().__init__(slots, cpu_threads)
+    def __init__(self, slots: int, cpu_threads: int | None, log: Path | None = None) -> None:
+        super().__init__(slots, cpu_threads, log)
         hangs = HangsOnce()
-        engine_actor.load_rows = lambda *given: hangs.instead_of(*load_rows(*given))  # type: ignore[assignment]
+        workplace.load_rows = lambda *given: hangs.instead_of(*load_rows(*given))  # type: ignore[assignment]

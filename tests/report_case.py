@@ -50,6 +50,10 @@ class Told:
     scores: Mapping[int, Sequence[float]] = field(default_factory=dict)
     """Scores of rows by the number of the evaluation, from 1."""
     measure: Measure = Measure.LABEL
+    ranks: int = 1
+    """Processes that trained it together."""
+    step_seconds: float = 21.5
+    """From one evaluation to the next."""
 
 
 BASE = Told(BASE_TRIAL_ID, [BASE_LOSS], origin=Origin.BASE, name="base", adapter=False)
@@ -94,8 +98,9 @@ def write_trial(run: RunFolder, told: Told, config: TrialConfig | None = None) -
             tokens_seen=step * STEP_TOKENS,
             eval_loss=loss,
             best_eval_loss=best,
-            seconds=max(step, 0.2) * 21.5,
+            seconds=max(step, 0.2) * told.step_seconds,
             tokens_per_second=None if step == 0 else 612.0,
+            ranks=told.ranks,
         )
         losses = row_losses(loss, seed=int(told.id))
         if number in told.scores:

@@ -8,14 +8,17 @@ import pytest
 
 from scripts.measure_demo_learning import Measured, accuracies, measure
 
+FEW_EVALUATIONS = ("evaluations=3",)
+"""They take a third of a trial's time else, and the last one decides."""
+
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[float, Measured]:
     """A trial a rate, one of them in a process beside: each has one thread, whatever the machine."""
     folder: Path = tmp_path_factory.mktemp("learning")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as beside:
-        best = beside.submit(measure, 3e-3, folder)
-        others = {rate: measure(rate, folder) for rate in (1e-5, 1e-2)}
+        best = beside.submit(measure, 3e-3, folder, FEW_EVALUATIONS)
+        others = {rate: measure(rate, folder, FEW_EVALUATIONS) for rate in (1e-5, 1e-2)}
         return {**others, 3e-3: best.result()}
 
 

@@ -17,6 +17,7 @@ from tests.splits import first_rows
 from trials.data import TrialData
 from trials.dropout import CountedDropout, TokensInStep, count_dropout, dropped, feature_keys, fmix32, token_keys
 from trials.model import attach_adapter, load_base
+from trials.records import TrialFolder
 from trials.schedule import Length
 from trials.split import Split
 from trials.trainer import EvaluationTimes, build_trainer
@@ -150,7 +151,7 @@ def _train(config: Any, rows: Split, tokenizer: PreTrainedTokenizerBase, folder:
     torch.manual_seed(0)
     model = attach_adapter(load_base(config.model), config.hyperparameters)
     times, length = EvaluationTimes([10**9], lambda: False), Length(6, 10**9)
-    trainer = build_trainer(model, tokenizer, rows, config, length, lambda *_: False, times, folder)
+    trainer = build_trainer(model, tokenizer, rows, config, length, lambda *_: False, times, TrialFolder(folder))
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import engine_actor
+from orchestrator import workplace
 from orchestrator.conversation import Ended
 from orchestrator.engine_actor import EngineActor
 from orchestrator.loading import load_rows
@@ -53,6 +53,7 @@ def assign(tmp_path: Path, small_recipe: Recipe, small_data: TrialData) -> Assig
             "group": "night",
             "fingerprint": fingerprint,
             "stop_at": math.inf,
+            "by_trl": False,
         }
 
     return of
@@ -169,7 +170,7 @@ def test_data_that_hangs_is_seen_from_outside(assign: Assign, monkeypatch: pytes
     actor = EngineActor(slots=1, cpu_threads=1)
     assert actor.seconds_since_progress() is None
     hangs = Hangs()
-    monkeypatch.setattr(engine_actor, "load_rows", lambda *given: hangs.instead_of(*load_rows(*given)))
+    monkeypatch.setattr(workplace, "load_rows", lambda *given: hangs.instead_of(*load_rows(*given)))
     actor.begin(assign("0001"))
     assert hangs.began.wait(60)
     time.sleep(1.5)
@@ -188,7 +189,7 @@ def test_an_engine_that_takes_its_time_to_open_does_not_hang(assign: Assign, mon
         is_open.wait()
         return load_rows(*given)
 
-    monkeypatch.setattr(engine_actor, "load_rows", slow)
+    monkeypatch.setattr(workplace, "load_rows", slow)
     actor.begin(assign("0001"))
     time.sleep(2.0)
     silent = actor.seconds_since_progress()
@@ -242,9 +243,9 @@ def test_a_process_whose_engine_has_broken_down_ends(assign: Assign, monkeypatch
     hold(actor, "0001")
     codes: list[int] = []
     monkeypatch.setattr("os._exit", codes.append)
-    assert actor._engine is not None
+    assert actor._workplace._engine is not None
     # What no trial can be blamed for, such as a GPU that is gone.
-    monkeypatch.setattr(actor._engine._loop._micro_steps, "look_at_figures", lambda: 1 / 0)
+    monkeypatch.setattr(actor._workplace._engine._loop._micro_steps, "look_at_figures", lambda: 1 / 0)
     actor.begin(assign("0002"))
     _, ended = hold(actor, "0002")
     assert ended.error is not None

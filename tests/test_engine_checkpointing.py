@@ -96,7 +96,7 @@ class PlainTrial:
         self.log.step_done(loss.detach(), norm, rate)
 
     def save(self, folder: Path) -> Checkpoint:
-        writer = CheckpointWriter(folder, Stopwatch(), BASE_LOSS, keep=None)
+        writer = CheckpointWriter(TrialFolder(folder), Stopwatch(), BASE_LOSS, keep=None)
         state, pending = self.state, self.log.pending
         write_checkpoint(writer, self.config, self.named, self.stepper, state, pending)
         return choose_checkpoint(folder, self.state.global_step)

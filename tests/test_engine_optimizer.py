@@ -15,6 +15,7 @@ from tests.splits import first_rows
 from trials.data import TrialData
 from trials.engine.optimizer import build_optimizer
 from trials.model import attach_adapter, load_base
+from trials.records import TrialFolder
 from trials.schedule import Length
 from trials.trainer import EvaluationTimes, build_trainer
 
@@ -86,7 +87,7 @@ def pair(
     config = small_recipe.trial_config({"learning_rate": 1e-3, **request.param})
     model = attach_adapter(load_base(config.model), config.hyperparameters)
     rows, times = first_rows(small_data.train, 8), EvaluationTimes([10**9], lambda: False)
-    trainer = build_trainer(model, tokenizer, rows, config, LENGTH, lambda *_: False, times, tmp_path)
+    trainer = build_trainer(model, tokenizer, rows, config, LENGTH, lambda *_: False, times, TrialFolder(tmp_path))
     trainer.create_optimizer_and_scheduler(LENGTH.steps)
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     twins = [(name, torch.nn.Parameter(parameter.detach().clone())) for name, parameter in named]

@@ -14,6 +14,7 @@ from tests.splits import first_rows
 from trials.data import TrialData
 from trials.engine.order import RowOrder
 from trials.model import attach_adapter, load_base
+from trials.records import TrialFolder
 from trials.schedule import Length
 from trials.split import Split
 from trials.trainer import EvaluationTimes, build_trainer
@@ -43,7 +44,7 @@ def _seen(
     config = config.model_copy(update={"machine": machine, "seed": case["seed"]})
     model = attach_adapter(load_base(config.model), config.hyperparameters)
     times, length = EvaluationTimes([10**9], lambda: False), Length(case["steps"], 10**9)
-    trainer = build_trainer(model, tokenizer, split, config, length, lambda *_: False, times, folder)
+    trainer = build_trainer(model, tokenizer, split, config, length, lambda *_: False, times, TrialFolder(folder))
     recorded = _Steps()
     trainer.add_callback(recorded)
     model.register_forward_pre_hook(lambda _module, _args, batch: recorded.see(batch), with_kwargs=True)

@@ -23,7 +23,7 @@ from trials.engine.keep import Keep
 from trials.engine.planning import Plan
 from trials.engine.stepping import Stepper
 from trials.memory_use import MemoryUse, keep_memory_use, read_memory_use
-from trials.records import EndingKind, TrialRecord
+from trials.records import EndingKind, TrialFolder, TrialRecord
 
 ROWS = 18
 
@@ -238,7 +238,7 @@ def test_what_asks_for_no_more_than_was_shown_to_fit_is_known(
 def test_what_is_known_of_memory_is_read_back(tmp_path: Path) -> None:
     assert read_memory_use(tmp_path) is None
     use = MemoryUse(10, None, 2, recomputation=True)
-    keep_memory_use(tmp_path, use)
+    keep_memory_use(TrialFolder(tmp_path), use)
     assert read_memory_use(tmp_path) == use
     (tmp_path / "memory.json").write_text("{")
     assert read_memory_use(tmp_path) is None

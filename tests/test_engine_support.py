@@ -36,6 +36,14 @@ def test_what_it_cannot_do_is_said(small_config: TrialConfig, values: dict[str, 
     assert reason in str(why_not(changed(small_config, **values)))
 
 
+def test_a_base_that_processes_share_is_another_s(small_config: TrialConfig) -> None:
+    machine = small_config.machine.model_copy(update={"fsdp": True})
+    shared = small_config.model_copy(update={"machine": machine})
+    assert why_not(shared) is None
+    assert "machine.fsdp asks to share it" in str(why_not(shared, processes=2))
+    assert why_not(small_config, processes=2) is None
+
+
 @pytest.mark.parametrize(("kind", "allowed"), [("llama", True), ("gpt_neox", False)])
 def test_the_base_model_decides_as_well(tmp_path: Path, small_config: TrialConfig, kind: str, allowed: bool) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,6 @@ import optuna
 import psutil
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from orchestrator import engines as engines_module
 from orchestrator import tuner
@@ -30,6 +30,7 @@ from search_spaces.recipe import load_recipe
 from tests.conftest import SMALL
 from tests.hanging import HangingOnce
 from tests.searches import make_run, make_search
+from trials.output import LOG_FILE
 from trials.records import EndingKind, Origin, TrialFolder
 
 SETTINGS = ("engine=shared", "train_tokens=1500", "trials=5", "concurrent_trials=2")
@@ -128,6 +129,36 @@ def test_what_a_trial_logs_while_it_trains_is_in_its_holder_s_wandb_run(survived
     assert times == 2 * last.points[-1].step  # in the history, and as the newest
 
 
+def test_a_trial_has_one_wandb_run_through_all_its_stretches(survived: tuple[RunFolder, Accidents]) -> None:
+    run, _ = survived
+    ids = {}
+    for record in run.records():
+        runs = list(record.folder.glob("wandb/offline-run-*"))
+        ids[record.id] = {path.name.rsplit("-", 1)[1] for path in runs}
+        if record.id == "0003":  # its engine was killed under it
+            assert len(runs) >= 2
+    assert all(len(found) == 1 for found in ids.values())
+    assert len(set.union(*ids.values())) == len(ids)
+
+
+def test_a_trial_s_log_tells_all_its_stretches_and_no_other_trial_s(survived: tuple[RunFolder, Accidents]) -> None:
+    run, _ = survived
+    for record in run.records():
+        said = (record.folder / LOG_FILE).read_text()
+        assert {line.split()[3] for line in said.splitlines() if " INFO trial " in line} <= {record.id, f"{record.id}:"}
+        assert " begins in process " in said
+        assert said.count("eval loss") >= len(record.points)
+    cut_off = (run.trial("0003") / LOG_FILE).read_text()
+    assert " goes on in process " in cut_off
+    assert len(set(re.findall(r"in process (\d+)", cut_off))) == 2
+
+
+def test_an_engine_s_output_is_kept_through_its_death(survived: tuple[RunFolder, Accidents]) -> None:
+    run, accidents = survived
+    said = (run.logs / "engine-0.log").read_text()
+    assert all(f"in process {process} on" in said for process in set(accidents.engines.values()))
+
+
 def test_an_engine_whose_data_hangs_is_started_again_and_its_trials_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +193,9 @@ def two_gpus() -> Iterator[None]:
 
 def test_engines_have_a_gpu_each_and_trials_go_where_most_slots_are_free(two_gpus: None) -> None:
     search = replace(make_engine_search(), gpus_per_trial=1)
-    engines = Engines(search, tuner.placement(search))
+    placement = tuner.placed(search).placement
+    assert placement is not None
+    engines = Engines(search, placement)
     processes = {name: ray.get(ray.get_actor(name).ready.remote()) for name in ("engine-0", "engine-1")}
     assert len(set(processes.values())) == 2
     assert ray.available_resources().get("GPU", 0) == 0
@@ -190,6 +223,7 @@ def test_a_trial_has_left_once_nothing_of_it_runs(two_gpus: None, tmp_path: Path
         "folder": str(folder.path),
         "fingerprint": None,
         "stop_at": math.inf,
+        "by_trl": False,
     }
     actor = ray.get_actor(engines.take_slot("0001"))
     ray.get(actor.begin.remote(assignment))
@@ -202,27 +236,6 @@ def test_a_trial_has_left_once_nothing_of_it_runs(two_gpus: None, tmp_path: Path
     time.sleep(2.0)
     assert process.cpu_times().user - spent < 1.0
     engines.close()
-
-
-def test_trials_go_to_the_engines_that_are_left_when_a_machine_leaves() -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1})
-    leaving = cluster.add_node(num_cpus=1, num_gpus=1)
-    try:
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-        search = replace(make_engine_search(), gpus_per_trial=1)
-        engines = Engines(search, Placement(engines=2, slots=4))
-        processes = {name: ray.get(ray.get_actor(name).ready.remote()) for name in ("engine-0", "engine-1")}
-        parents = {name: psutil.Process(process).ppid() for name, process in processes.items()}
-        raylet = leaving.all_processes["raylet"][0].process.pid
-        gone, stays = sorted(parents, key=lambda name: parents[name] != raylet)
-        assert parents[gone] == raylet
-        cluster.remove_node(leaving, allow_graceful=False)
-        assert wait_until(lambda: not engines.restart_hung() and engines._is_away(gone), seconds=60)
-        assert [engines.take_slot(f"000{number}") for number in range(5)] == [stays] * 5
-        engines.close()
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.forecast import Prediction, predict
+from orchestrator.forecast import Prediction, gpu_count, predict
 from orchestrator.pace import Pace
 from orchestrator.run_folder import Placement, Search
 from orchestrator.speed import MEASURED
@@ -72,6 +72,16 @@ def test_energy_and_cost_count_every_gpu_from_the_command_to_the_export(search: 
     hours = 2 * (found.ends - search.deadline.started).total_seconds() / 3600
     assert found.energy_kwh == pytest.approx(hours * 0.4)
     assert found.cost == pytest.approx(hours * 2.5)
+
+
+@pytest.mark.parametrize(
+    ("gpus_per_trial", "ranks", "placement", "gpus"),
+    [(0, 2, Placement(2, 2), 0), (1, 1, Placement(2, 8), 2), (2, 2, Placement(3, 3), 6), (1, 1, Placement(0, 4), 4)],
+)
+def test_every_gpu_of_a_trial_counts(
+    search: Search, gpus_per_trial: int, ranks: int, placement: Placement, gpus: int
+) -> None:
+    assert gpu_count(replace(search, gpus_per_trial=gpus_per_trial, ranks=ranks), placement) == gpus
 
 
 def test_without_any_speed_only_what_does_not_depend_on_it_is_predicted(search: Search) -> None:

@@ -23,7 +23,7 @@ hyperparameters: {train_tokens: 4000, learning_rate: 3e-3}
 space: {effective_batch: {choices: [4, 8]}}
 start: {usual: {effective_batch: 4, learning_rate: 3e-3}}
 evaluation: {evaluations: 1}
-search: {dashboard: false, samples: 1, reserve: 20s, trials: 1, rungs: 0}
+search: {dashboard: false, samples: 1, reserve: 20s, trials: 1, rungs: 0, concurrent_trials: 1}
 """
 
 

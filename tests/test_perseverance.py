@@ -56,11 +56,21 @@ class Sessions:
         return persevere(self, lambda: self.on_disk, lambda: self.left, self.said.append, self.wait)
 
 
-@pytest.mark.parametrize("code", [code for code in SessionCode if code is not SessionCode.BROKEN])
+GOES_ON = (SessionCode.BROKEN, SessionCode.REGROUPED)
+
+
+@pytest.mark.parametrize("code", [code for code in SessionCode if code not in GOES_ON])
 def test_what_ends_by_itself_is_not_begun_again(code: SessionCode) -> None:
     sessions = Sessions((code, 0))
     assert sessions.persevere() is code
     assert sessions.said == []
+
+
+def test_after_regrouping_the_next_session_goes_on_at_once() -> None:
+    sessions = Sessions((SessionCode.REGROUPED, 0), (SessionCode.OVER, 1))
+    assert sessions.persevere() is SessionCode.OVER
+    assert (sessions.codes, sessions.waits, sessions.said) == ([], [], [])
+    assert Sessions((SessionCode.REGROUPED, 0), seconds_left=0.0).persevere() is SessionCode.OVER
 
 
 @pytest.mark.parametrize("code", [SessionCode.BROKEN, 1, -signal.SIGKILL, -signal.SIGSEGV])
@@ -138,6 +148,7 @@ def make_session(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> 
     """Puts a script in the place of `python -m orchestrator.session`: what runs it is what's tested here."""
     package = folder / "orchestrator"
     package.mkdir(parents=True)
+    (package / "__init__.py").touch()  # else one that is found by PYTHONPATH goes before it
     (package / "session.py").write_text(script)
     monkeypatch.chdir(folder)
 

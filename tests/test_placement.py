@@ -6,18 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.placement import place, slots_per_engine, why_no_engine
+from orchestrator.placement import groups_on_cpu, place, refuse_small_batches, slots_per_engine, why_no_engine
 from orchestrator.run_folder import Placement, Search
 from search_spaces.recipe import load_recipe
 from tests.conftest import SMALL
 from tests.searches import make_search
+from trials.errors import RecipeError
 
 COUNTS = {"train": {"rows": 100, "tokens": 25_600}}
 
 
-def search_for(*settings: str, gpus_per_trial: int = 1) -> Search:
+def search_for(*settings: str, gpus_per_trial: int = 1, ranks: int = 1) -> Search:
     recipe = load_recipe("demo", [*SMALL, "engine=shared", "concurrent_trials=null", *settings], environ={}).recipe
-    return replace(make_search(recipe), gpus_per_trial=gpus_per_trial, data=COUNTS)
+    return replace(make_search(recipe), gpus_per_trial=gpus_per_trial, data=COUNTS, ranks=ranks)
 
 
 @pytest.mark.parametrize(
@@ -60,13 +61,34 @@ def test_with_trl_a_trial_per_gpu_or_core() -> None:
     )
 
 
-def test_a_trial_over_several_gpus_has_them_alone() -> None:
-    assert place(search_for(gpus_per_trial=2), gpus=5, cores=[32]) == Placement(engines=0, slots=2)
+@pytest.mark.parametrize("settings", [(), ("engine=trl",)])
+def test_a_trial_over_several_gpus_has_them_alone(settings: tuple[str, ...]) -> None:
+    search = search_for(*settings, gpus_per_trial=2, ranks=2)
+    assert place(search, gpus=5, cores=[32]) == Placement(engines=2, slots=2)
+    fewer = search_for("concurrent_trials=1", *settings, gpus_per_trial=2, ranks=2)
+    assert place(fewer, gpus=5, cores=[32]) == Placement(engines=1, slots=1)
+
+
+def test_processes_on_the_cpu_stand_in_for_gpus() -> None:
+    search = search_for("cpu_threads=1", gpus_per_trial=0, ranks=2)
+    assert place(search, gpus=0, cores=[8, 2]) == Placement(engines=5, slots=5)
+    assert [groups_on_cpu(search, cores) for cores in (1, 2, 3, 4)] == [1, 1, 1, 2]
+    undivided = search_for("cpu_threads=null", gpus_per_trial=0, ranks=2)
+    assert place(undivided, gpus=0, cores=[8, 2]) == Placement(engines=2, slots=2)
+
+
+def test_every_process_of_a_trial_needs_a_row_of_every_step() -> None:
+    recipe = search_for("space.effective_batch=null", "start.small={effective_batch: 2}").recipe
+    refuse_small_batches(recipe, 2)
+    with pytest.raises(RecipeError, match="effective_batch 2 can't be divided over 3 GPUs"):
+        refuse_small_batches(recipe, 3)
 
 
 @pytest.mark.parametrize("settings", [(), ("engine=trl",)])
-def test_without_the_gpus_that_it_asks_for_there_is_no_slot(settings: tuple[str, ...]) -> None:
-    assert place(search_for("concurrent_trials=3", *settings), gpus=0, cores=[32]).slots == 0
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_without_the_gpus_that_it_asks_for_there_is_no_slot(settings: tuple[str, ...], ranks: int) -> None:
+    search = search_for("concurrent_trials=3", *settings, gpus_per_trial=ranks, ranks=ranks)
+    assert place(search, gpus=ranks - 1, cores=[32]).slots == 0
 
 
 def test_a_run_folder_that_counted_no_rows_gets_few_slots() -> None:

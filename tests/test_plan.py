@@ -74,6 +74,18 @@ def test_the_plan_says_where_trials_run(small_recipe: Recipe, small_data: TrialD
     assert "engine: TRL (the recipe asks for TRL); trials at once: 1, each in a process of its own\n" in said
 
 
+def test_the_plan_says_what_trains_one_trial_together(small_recipe: Recipe, small_data: TrialData) -> None:
+    sizes, search = Sizes.of(small_recipe, small_data), make_search(small_recipe)
+    assert "GPUs per trial: 0\n" in describe(search, sizes)
+    said = describe(replace(search, ranks=2), sizes)
+    assert "GPUs per trial: 0; 2 processes on the CPU stand in for them (gloo)\n" in said
+    assert "(it can run every configuration of this search); trials at once: 1, each in 2 processes\n" in said
+    on_gpus = describe(replace(search, gpus_per_trial=2, ranks=2), sizes)
+    assert "GPUs per trial: 2, which train it together (NCCL)\n" in on_gpus
+
+
 def test_without_the_gpus_that_it_needs_the_plan_still_says_which_engine(search: Search) -> None:
-    said = placement_line(replace(search, gpus_per_trial=100_000))
-    assert said.startswith("engine: TRL (an engine has one GPU); trials at once: as many as the Ray cluster")
+    said = placement_line(replace(search, gpus_per_trial=100_000, ranks=100_000))
+    assert said.startswith(
+        "engine: shared (it can run every configuration of this search); trials at once: as many as the Ray cluster"
+    )

@@ -107,8 +107,6 @@ def test_disk_energy_and_cost(search: Search, small_recipe: Recipe) -> None:
     assert disk.startswith("disk: at most 0.25 GiB (3 adapters are kept, and at most 30 paused trials)")
     assert energy == "energy: 4.0 kWh at 450 W per GPU (search.gpu_watts)"
     assert cost == "cost: 3.52 at 0.4 per GPU-hour"
-    (full, *_) = cost_lines(search, prediction(search, small_recipe, disk_gib=1e9))
-    assert full.endswith("too few, so set search.keep_paused lower or make room")
 
 
 def test_all_of_it_together(night: Search, small_recipe: Recipe) -> None:

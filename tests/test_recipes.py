@@ -83,7 +83,7 @@ def test_what_else_the_guides_say() -> None:
     assert _recipe("nli_cot").search.budget == "9h"
     # A checkpoint every 1,000 steps, all of them resumable.
     law = _recipe("law").machine
-    assert (law.checkpoint_every_rows, law.keep_checkpoints) == (1000 * 8, None)
+    assert (law.checkpoint_every_rows, law.keep_checkpoints, law.fsdp) == (1000 * 8, None, True)
     assert not _recipe("nli_cot/minimal_test").tracking.wandb
     assert _recipe("nli_cot").tracking.wandb
     chat = _recipe("ultrachat").data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -90,6 +91,12 @@ def test_a_line_cut_by_a_crash_is_not_read_and_the_next_one_is(folder: TrialFold
     assert [point.step for point in read_trial(folder.path).points] == [1]
     folder.record(_point(3, 2.5, 2.5), LOSSES, None)
     assert [point.step for point in read_trial(folder.path).points] == [1, 3]
+
+
+def test_an_evaluation_says_which_machine_made_it(folder: TrialFolder) -> None:
+    folder.record(_point(1, 3.0, 3.0), LOSSES, None)
+    (line,) = (folder.path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["node"] == socket.gethostname()
 
 
 def test_an_adapter_is_found_after_a_cut_replacement(folder: TrialFolder) -> None:

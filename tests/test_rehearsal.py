@@ -15,9 +15,9 @@ from tests.workshop import Workshop
 from trials import trainer as trainer_module
 from trials.config import Machine, TrialConfig
 from trials.data import TrialData
-from trials.memory_use import MemoryUse, read_memory_use
+from trials.memory_use import Attempt, MemoryUse, read_memory_use
 from trials.records import EndingKind, EvalPoint, TrialRecord, read_trial
-from trials.splitting import BatchSplit, batch_splits
+from trials.splitting import BatchSplit, batch_splits, still_to_try
 from trials.supervisor import Decision
 
 ROWS = 18
@@ -201,3 +201,19 @@ def test_the_longest_rows_come_first(small_data: TrialData, small_config: TrialC
     assert found == lengths[: len(found)]
     assert sum(found) >= 3 * lengths[0] > sum(found[:-1])
     assert len(split.longest_rows(10**9)) == 40
+
+
+@pytest.mark.parametrize(
+    ("latest", "fits", "expected"),
+    [
+        (BatchSplit(2, False), True, [(2, False), (1, False), (4, True), (2, True), (1, True)]),
+        (BatchSplit(2, False), False, [(1, False), (4, True), (2, True), (1, True)]),
+        (BatchSplit(1, True), False, [(1, True)]),
+    ],
+)
+def test_what_ran_out_before_the_process_ended_is_not_tried_again(
+    latest: BatchSplit, fits: bool, expected: list[tuple[int, bool]]
+) -> None:
+    attempt = Attempt(latest.rows, 100, latest.recomputation, fits)
+    known = MemoryUse(None, None, latest.rows, latest.recomputation, (attempt,))
+    assert still_to_try(batch_splits(4, 100, Machine()), known) == [BatchSplit(*each) for each in expected]

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from report_case import BASE, STARTED, Told, new_run, write_export, write_prediction, write_trial
 
+from orchestrator.pace import Regrouped
 from orchestrator.report_findings import read_findings
 from orchestrator.report_night import night_section
 from orchestrator.run_folder import RunFolder
 from orchestrator.timing import EXPORTED, TRAINING_OVER, note_moment
 from trials.memory_use import Attempt, MemoryUse, keep_memory_use
-from trials.records import Ending, EndingKind
+from trials.records import Ending, EndingKind, TrialFolder
 
 PRUNED = Ending(EndingKind.PRUNED, "others promised more")
 WITHOUT = """
@@ -94,12 +95,13 @@ def test_memory_is_that_of_the_largest_trial(run: RunFolder) -> None:
     for trial, peak in (("0001", 3), ("0002", 5)):
         tried = (Attempt(16, 4096, recomputation=False, fits=False), Attempt(8, 2048, recomputation=False, fits=True))
         keep_memory_use(
-            run.trial(trial), MemoryUse((peak + 1) * 2**30, peak * 2**30, 8, recomputation=False, tried=tried)
+            TrialFolder(run.trial(trial)),
+            MemoryUse((peak + 1) * 2**30, peak * 2**30, 8, recomputation=False, tried=tried),
         )
     assert row(run, "GPU memory") == ("6.00", "5.00; 2 split smaller to fit")
     (run.trial("0002") / "memory.json").write_text("{half")
     assert row(run, "GPU memory") == ("4.00", "3.00; 1 split smaller to fit")
-    keep_memory_use(run.trial("0001"), MemoryUse(2**30, None, 8, recomputation=False))
+    keep_memory_use(TrialFolder(run.trial("0001")), MemoryUse(2**30, None, 8, recomputation=False))
     assert not [what for what in rows(run) if "memory" in what]  # on a CPU nobody measures it
 
 
@@ -115,6 +117,23 @@ def test_energy_and_cost_count_both_gpus_until_the_export(run: RunFolder) -> Non
     assert not [what for what in rows(run) if "cost" in what]
     write_prediction(run, cost=35.8)
     assert row(run, "cost at 2 per GPU-hour") == ("35.80", "32.00")
+
+
+def test_going_over_to_all_gpus_is_told_with_what_came_of_it(run: RunFolder) -> None:
+    reason = "trial 0003 promises most"
+    changed = Regrouped(2, 1.6, "0003", reason, "2026-11-22T04:30:00+00:00")
+    run.write_search(replace(run.read_search(), regrouped=changed))
+    section = night_section(read_findings(run))
+    assert section is not None
+    said = f"Since 04:30:00 UTC 2 GPUs trained each trial together: {reason}."
+    assert section.sentences[-1] == said  # nothing was trained so yet
+    write_trial(run, Told("0003", [1.5, 1.4, 1.3, 1.2, 1.15, 1.1, 1.05, 1.0], ranks=2, step_seconds=21.5 / 2))
+    section = night_section(read_findings(run))
+    assert section is not None
+    told, speedup = section.sentences[-1].split(" Trials then were ")
+    assert told == said
+    assert 1.8 < float(speedup.split()[0]) < 2.05
+    assert speedup.endswith("times as fast as before (1.60 predicted).")
 
 
 def test_the_sentences_say_when_it_was_predicted_and_how_long_a_trial_is(run: RunFolder) -> None:

@@ -31,6 +31,16 @@ def test_where_the_trials_run_is_on_record(run: RunFolder, search: Search) -> No
     assert run.read_search() == search
 
 
+def test_how_many_processes_train_a_trial_is_on_record(run: RunFolder, search: Search) -> None:
+    run.write_search(replace(search, ranks=2))
+    assert run.read_search().ranks == 2
+    path = run.path / "search.json"
+    content = json.loads(path.read_text())
+    assert content.pop("ranks") == 2
+    path.write_text(json.dumps(content))  # as an earlier version wrote it
+    assert run.read_search() == search
+
+
 def test_a_folder_that_holds_a_search_is_not_taken_again(tmp_path: Path, small_recipe: Recipe) -> None:
     make_run(tmp_path / "run", make_search(small_recipe))
     with pytest.raises(RunFolderError, match=r"holds another search\. Go on with it by --resume"):

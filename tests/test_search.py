@@ -164,9 +164,8 @@ def test_merged_weights_are_verified_and_loadable(done: Done, tmp_path: Path) ->
     assert "merged/model.safetensors" in exported.manifest["files"]
 
 
-def test_interrupted_once_it_exports_and_can_be_resumed(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    command = small_search("train_tokens=12000", "--out", str(out), "--budget", "5m", "--trials", "4")
+def _interrupted(command: list[str], after: str) -> tuple[str, int]:
+    """What a command says that is interrupted once it has said something, and its exit code."""
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -175,14 +174,20 @@ def test_interrupted_once_it_exports_and_can_be_resumed(tmp_path: Path) -> None:
         seen = []
         for line in process.stdout:
             seen.append(line)
-            if "trial 0001 at" in line:
+            if after in line:
                 process.send_signal(signal.SIGINT)
                 break
-        rest, _ = process.communicate(timeout=120)
+        rest, _ = process.communicate(timeout=400)
     finally:
         process.kill()
-    output = "".join(seen) + rest
-    assert process.returncode == 130, output
+    return "".join(seen) + rest, process.returncode
+
+
+def test_interrupted_once_it_exports_and_can_be_resumed(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = small_search("train_tokens=9000", "--out", str(out), "--budget", "5m", "--trials", "4")
+    output, code = _interrupted(command, after="trial 0001 at")
+    assert code == 130, output
     assert f"--resume {out}" in output
     run = RunFolder(out)
     assert (run.export / "manifest.json").is_file()
@@ -205,6 +210,30 @@ def test_interrupted_once_it_exports_and_can_be_resumed(tmp_path: Path) -> None:
     assert sum(record.origin is Origin.BASE for record in run.records()) == 1
 
 
+def test_two_processes_train_each_trial_also_after_an_interruption(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--gpus-per-trial", "2", "--out", str(out), "--budget", "9m", "--trials", "2"]
+    output, code = _interrupted(small_search("train_tokens=6000", *options), after="trial 0001 at")
+    assert code == 130, output
+    run = RunFolder(out)
+    assert run.read_search().ranks == 2
+    cut_off = [record for record in run.records() if record.ending is None and record.points]
+    resumed = run_command([sys.executable, "-m", "orchestrator.search", "--resume", str(out)], timeout=540)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert run.read_search().ranks == 2
+    # On a busy machine one may have paused before the interruption arrived.
+    assert any(f"trial {trial.id} goes on from {trial.tokens_seen:,} tokens" in resumed.stdout for trial in cut_off)
+    records = run.records()
+    assert len(records) == 3
+    kinds = {record.ending.kind for record in records if record.ending}
+    assert kinds <= {EndingKind.FINISHED, EndingKind.PRUNED, EndingKind.EARLY_STOPPED}
+    for record in records:
+        steps = [point.step for point in record.points]
+        assert steps == sorted(set(steps))
+    assert list((out / "ray").glob("group-*"))  # Ray Train's own: processes did train together
+    assert json.loads((run.export / "manifest.json").read_text())["verified"]["difference"] <= 1e-3
+
+
 def test_plan_says_what_would_happen_and_runs_nothing(in_tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--plan", "--budget", "7m", "--set", "lora_rank=8"]) == 0
     said = capsys.readouterr().out
@@ -215,7 +244,9 @@ def test_plan_says_what_would_happen_and_runs_nothing(in_tmp_path: Path, capsys:
 
 
 def test_a_budget_that_leaves_no_time_for_an_evaluation_is_too_short(tmp_path: Path) -> None:
-    found = run_command(small_search("reserve=20s", "--out", str(tmp_path / "run"), "--budget", "22s"))
+    found = run_command(
+        small_search("reserve=60s", "concurrent_trials=1", "--out", str(tmp_path / "run"), "--budget", "62s")
+    )
     assert found.returncode == 2, found.stdout + found.stderr
     assert "the budget is too short for one evaluation" in found.stderr
 
@@ -223,7 +254,7 @@ def test_a_budget_that_leaves_no_time_for_an_evaluation_is_too_short(tmp_path: P
 def test_without_a_better_adapter_nothing_is_exported(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["learning_rate=1e-12", "space.lora_rank=null", "--out", str(out), "--trials", "1", "--budget", "5m"]
-    found = run_command([*small_search(), "evaluations=1", "warmup_fraction=0.99", *options])
+    found = run_command([*small_search(), "evaluations=1", "warmup_fraction=0.99", "concurrent_trials=1", *options])
     assert found.returncode == 3, found.stdout + found.stderr
     assert "nothing exported: the best trial" in found.stderr
     assert not (out / "export").exists()

@@ -66,6 +66,15 @@ def test_another_base_model_or_engine_was_not_measured(search: Search, pace: Pac
     assert speed_before(placed(other, 1, 2)) is None
 
 
+def test_several_processes_together_are_as_fast_as_they_were(search: Search, pace: Pace) -> None:
+    two = replace(placed(search, 1, 1), ranks=2)
+    remember_speed(placed(search, 1, 1), pace)
+    assert speed_before(two) is None
+    remember_speed(two, pace)
+    assert speed_before(two) is not None
+    assert speed_before(replace(two, ranks=3)) is None
+
+
 def test_nothing_measured_is_nothing_remembered(search: Search, cache: Path) -> None:
     remember_speed(search, Pace())
     assert not cache.exists()
@@ -108,6 +117,15 @@ def test_a_known_gpu_is_worked_out_and_said_to_be_an_estimate(search: Search, dr
     evaluated = speed_before(replace(on_gpu, data=data))
     assert evaluated is not None
     assert evaluated.seconds_per_token > 50 * found.seconds_per_token
+
+
+def test_several_gpus_are_estimated_to_be_nearly_as_many_times_as_fast(search: Search, driver: Path) -> None:
+    write_driver(driver, "NVIDIA GeForce RTX 4090")
+    one = speed_before(replace(search, gpus_per_trial=1, placement=Placement(1, 1)))
+    two = speed_before(replace(search, gpus_per_trial=2, ranks=2, placement=Placement(1, 1)))
+    assert one is not None
+    assert two is not None
+    assert one.seconds_per_token / 2 < two.seconds_per_token < one.seconds_per_token
 
 
 def test_an_unknown_gpu_is_not_guessed(search: Search, driver: Path) -> None:

@@ -24,6 +24,8 @@ from tests.test_disk import needs_mount
 from trials.records import EndingKind
 
 SETTINGS = [*SMALL, "train_tokens=12000", "evaluations=9"]
+ONE_AFTER_ANOTHER = [*SETTINGS, "search.concurrent_trials=1"]
+"""One engine has to be opened in every session, not two."""
 
 
 @contextmanager
@@ -77,7 +79,7 @@ def without_its_daemons(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFo
         "3",
     ]
     seen, sessions, output = {}, [], ""
-    with running([*command, "--set", *SETTINGS]) as process:
+    with running([*command, "--set", *ONE_AFTER_ANOTHER]) as process:
         for name, words in (("raylet", "trial 0001 at"), ("gcs_server", "goes on from ")):
             output += read_until(process, words)
             sessions.append(session_of(out))
@@ -119,7 +121,7 @@ def test_nothing_of_a_broken_ray_is_left(
 FULL = """
 set -u
 mount -t tmpfs -o size=3m none {folder}
-{search} --budget 20m --trials 6 --out {folder}/run; echo "ENDED $?"
+{search} --budget 20m --trials 4 --out {folder}/run; echo "ENDED $?"
 mount -o remount,ro {folder}
 {resume}; echo "ENDED $?"
 {python} -m orchestrator.report {folder}/run --to {elsewhere}/report; echo "ENDED $?"
@@ -136,7 +138,7 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(tmp_path: Path) -> None:
     folder.mkdir()
     elsewhere.mkdir()
     python = f"timeout 400 {sys.executable}"
-    search = " ".join([python, "-m", "orchestrator.search", "demo", "--set", *SETTINGS])
+    search = " ".join([python, "-m", "orchestrator.search", "demo", "--set", *ONE_AFTER_ANOTHER])
     resume = f"{python} -m orchestrator.search --resume {folder}/run"
     script = FULL.format(folder=folder, elsewhere=elsewhere, python=python, search=search, resume=resume)
     output = run_command(["unshare", "-rm", "sh", "-c", script + "exec 2>&1"], timeout=1500)

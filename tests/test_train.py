@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces.recipe import RECIPE_FOLDER
-from tests.commands import ROOT, environment
+from tests.commands import ROOT, environment, run_command
 from tests.conftest import SMALL
 from tests.guide_files import BY_PATH, write
 from trials.checkpoints import whole_checkpoints
@@ -258,3 +258,58 @@ def test_a_trial_of_a_search_is_not_resumed_alone(finished: Path, capsys: pytest
     TrialFolder(finished).begin(config, Origin.PROPOSED, "proposed")
     assert main(["--resume", str(finished), "--checkpoint", "6"]) == 2
     assert "is a trial of a search. Go on with that" in capsys.readouterr().err
+
+
+TOGETHER = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "-m",
+    "trials.train",
+]
+
+
+def test_two_processes_under_torchrun_leave_what_one_leaves(straight: Path, tmp_path: Path) -> None:
+    out = tmp_path / "both"
+    done = run_command([*TOGETHER, "demo", "--set", *LONG, "--out", str(out)])
+    assert done.returncode == 0, done.stderr
+    found, expected = read_trial(out), read_trial(straight)
+    assert found.ending == expected.ending
+    assert [(point.step, point.tokens_seen) for point in found.points] == [
+        (point.step, point.tokens_seen) for point in expected.points
+    ]
+    for name in ("eval_loss", "train_loss"):
+        ours, theirs = ([getattr(point, name) for point in record.points] for record in (found, expected))
+        assert ours == pytest.approx(theirs, abs=1e-5, rel=0)
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in straight.iterdir())
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == len(expected.points)
+    assert len(list((out / "tensorboard").iterdir())) == 1
+    assert done.stdout.count("best adapter: ") == 1  # one of them talks
+    assert done.stdout.count("step 24, ") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            ["effective_batch=1"],
+            "error: effective_batch 1 can't be divided over 2 processes. Give at least as many rows.",
+        ),
+        ([], "error: {out} already holds a trial. Give another --out, or remove that folder."),
+    ],
+    ids=["too few rows", "taken folder"],
+)
+def test_what_two_processes_refuse_one_of_them_says(settings: list[str], says: str, tmp_path: Path) -> None:
+    out = tmp_path / "trial"
+    if not settings:
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+    done = run_command([*TOGETHER, "demo", "--set", *TINY, *settings, "--out", str(out)])
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert says.format(out=out) in done.stderr
+    assert "exitcode  : 2" in done.stderr  # torchrun's own is 1
+    assert not (out / "metrics.jsonl").exists()

@@ -17,6 +17,7 @@ from tests.splits import first_rows
 from trials.data import TrialData
 from trials.dropout import count_dropout
 from trials.model import attach_adapter, load_base
+from trials.records import TrialFolder
 from trials.schedule import Length
 from trials.split import Split
 from trials.trainer import EvaluationTimes, HeadTrainer, TrialTrainer, build_trainer, sft_config
@@ -43,7 +44,7 @@ def build(small_recipe: Recipe, few_rows: Split, tokenizer: PreTrainedTokenizerB
             Length(steps=20, tokens=3000),
             lambda *_: False,
             EvaluationTimes([3000], lambda: False),
-            tmp_path,
+            TrialFolder(tmp_path),
         )
         trainer.create_optimizer_and_scheduler(num_training_steps=20)
         return trainer
@@ -188,7 +189,7 @@ def test_neftune_disturbs_training_and_never_an_evaluation(
     config = small_recipe.trial_config({"neftune_noise_alpha": alpha, "lora_dropout": 0.0})
     model = attach_adapter(load_base(config.model), config.hyperparameters)
     times = EvaluationTimes([1], lambda: False)
-    build_trainer(model, tokenizer, few_rows, config, Length(1, 1), evaluate, times, tmp_path).train()
+    build_trainer(model, tokenizer, few_rows, config, Length(1, 1), evaluate, times, TrialFolder(tmp_path)).train()
     assert seen == [(alpha == 0.0, True)]
 
 
@@ -248,7 +249,9 @@ def test_an_adapter_on_the_head_is_trained(
     config = small_recipe.trial_config({"target_modules": ["q_proj", "lm_head"], "learning_rate": 5e-3})
     model = attach_adapter(load_base(config.model), config.hyperparameters)
     times = EvaluationTimes([1], lambda: False)
-    trainer = build_trainer(model, tokenizer, few_rows, config, Length(2, 100), lambda *_: False, times, tmp_path)
+    trainer = build_trainer(
+        model, tokenizer, few_rows, config, Length(2, 100), lambda *_: False, times, TrialFolder(tmp_path)
+    )
     assert isinstance(trainer, HeadTrainer)
     trainer.train()
     moved = {name for name, value in model.named_parameters() if "lora_B" in name and value.abs().sum() > 0}

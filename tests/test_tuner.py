@@ -7,11 +7,13 @@ import signal
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
@@ -19,12 +21,16 @@ from ray.tune.search import Searcher
 from orchestrator import tuner
 from orchestrator.conductor import Conductor
 from orchestrator.engines import Engines
+from orchestrator.events import Event, TrialEvaluated, TrialStarted
+from orchestrator.markers import UNSEEN
 from orchestrator.run_folder import Placement, RunFolder, Search
 from orchestrator.study import STUDY_NAME
-from tests.searches import BASE_LOSS, make_conductor, point, record, run_base
+from scripts.sleeping_engine import SleepingEngine
+from search_spaces.schema import Recipe
+from tests.searches import BASE_LOSS, make_conductor, make_run, make_search, point, record, run_base
 from trials.config import TrialConfig
 from trials.errors import SearchBroken
-from trials.records import EvalPoint, TrialFolder
+from trials.records import EndingKind, EvalPoint, TrialFolder
 
 APART = Placement(engines=0, slots=1)
 """Every trial in a process of its own."""
@@ -98,6 +104,25 @@ def test_the_scheduler_says_what_the_conductor_says(conductor: Conductor, run: R
         assert scheduler.on_trial_result(None, trial, {**asdict(evaluation), "training_iteration": 1}) == word
 
 
+def test_a_process_that_has_become_free_is_the_newest_trial_s(conductor: Conductor) -> None:
+    states = (Trial.TERMINATED, Trial.PENDING, Trial.PENDING, Trial.RUNNING)
+    trials = [SimpleNamespace(status=state) for state in states]
+    scheduler = tuner._Scheduler(conductor)
+    chosen = scheduler.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials))
+    assert chosen is trials[2]
+    assert scheduler.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials[:1])) is None
+
+
+def test_a_machine_that_does_not_see_its_trial_is_named_in_the_log(
+    conductor: Conductor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "error.txt").write_text(f"Traceback\n  File\nRunFolderError: third {UNSEEN}, /mnt/0001. Mount it.\n")
+    scheduler = tuner._Scheduler(conductor)
+    scheduler.on_trial_error(None, SimpleNamespace(error_file=str(tmp_path / "error.txt")))
+    assert caplog.messages == [f"RunFolderError: third {UNSEEN}, /mnt/0001. Mount it."]
+    assert not conductor.must_stop
+
+
 def test_everything_stops_when_the_conductor_says_so(conductor: Conductor, run: RunFolder, search: Search) -> None:
     engines = Engines(search, APART)
     stopper = tuner._Stopper(conductor, tuner._Searcher(conductor, run, engines), engines)
@@ -137,6 +162,28 @@ def test_when_tune_gives_up_nothing_stays_running(run: RunFolder, search: Search
         tuner.run_tune(conductor, run)
     states = {t.state for t in optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials}
     assert TrialState.RUNNING not in states
+
+
+def test_several_trials_processes_start_side_by_side(
+    tmp_path: Path, small_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.engines.EngineActor", SleepingEngine)
+    settings = small_recipe.search.model_copy(update={"trials": 3, "concurrent_trials": 3})
+    now = datetime.now(UTC)
+    search = make_search(small_recipe.model_copy(update={"search": settings}))
+    deadline = replace(search.deadline, started=now, ends=now + timedelta(hours=1))
+    search = replace(search, deadline=deadline, shortened=1.0, placement=Placement(engines=1, slots=3))
+    run, events = make_run(tmp_path / "run", search), list[Event]()
+    with tuner.ray_session(dashboard=False):
+        tuner.run_tune(Conductor(run, search, 3, events.append), run)
+    assert [record.ending.kind for record in run.records() if record.ending] == [EndingKind.FINISHED] * 4
+    # One by one, the third is handed out when the second's process is there: later than the first is evaluated.
+    told = [event for event in events if isinstance(event, TrialStarted | TrialEvaluated)]
+    assert [(type(event), event.trial_id) for event in told[2:5]] == [
+        (TrialStarted, "0001"),
+        (TrialStarted, "0002"),
+        (TrialStarted, "0003"),
+    ]
 
 
 def test_tune_prints_nothing_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:

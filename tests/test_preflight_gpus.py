@@ -1,0 +1,95 @@
+"""Drivers and GPUs as NVIDIA's library tells of them, and what is to say of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.all_reduce import AllReduce
+from orchestrator.finding import Level
+from orchestrator.nvml import Driver, GpuState, driver_here, torch_cuda
+from orchestrator.preflight_gpus import all_reduce_findings, driver_findings
+from orchestrator.run_folder import gpus_here
+
+GIB = 2**30
+RTX_4090 = GpuState(0, "NVIDIA GeForce RTX 4090", 24 * GIB, int(23.5 * GIB))
+DRIVER = Driver("550.54.14", (12, 4), (RTX_4090,), "12.8")
+FAST, SLOW = AllReduce(2, 100.0), AllReduce(2, 10.0)
+HANGS = AllReduce(2, None, "it hangs (90 s)")
+
+
+def levels(driver: Driver | str | None, gpus: int = 1, least: float | None = 5.0, **environ: str) -> dict[str, Level]:
+    return {finding.name: finding.level for finding in driver_findings(driver, gpus, least, environ)}
+
+
+def test_a_machine_that_is_ready_is_said_to_be() -> None:
+    assert levels(DRIVER) == {"driver": Level.OK, "GPU 0": Level.OK}
+    driver, gpu = driver_findings(DRIVER, 1, 5.0, {})
+    assert driver.text == "550.54.14, for CUDA 12.4; torch is built for CUDA 12.8"
+    assert gpu.text == "NVIDIA GeForce RTX 4090, 23.5 of 24.0 GiB free"
+
+
+@pytest.mark.parametrize(
+    "driver",
+    [
+        replace(DRIVER, torch_cuda="13.0"),
+        replace(DRIVER, torch_cuda=None),
+        "Driver/library version mismatch",
+    ],
+)
+def test_a_driver_that_torch_cannot_use_matters_to_trials_on_gpus(driver: Driver | str) -> None:
+    assert levels(driver)["driver"] is Level.IMPOSSIBLE
+    assert levels(driver, gpus=0)["driver"] is Level.WARNING
+    assert all(finding.remedy for finding in driver_findings(driver, 1, None, {}) if finding.level is not Level.OK)
+
+
+def test_memory_that_others_have_is_pointed_out() -> None:
+    used = replace(DRIVER, gpus=(RTX_4090, replace(RTX_4090, index=1, free_bytes=20 * GIB)))
+    assert levels(used) == {"driver": Level.OK, "GPU 0": Level.OK, "GPU 1": Level.WARNING}
+    full = replace(DRIVER, gpus=(replace(RTX_4090, free_bytes=3 * GIB),))
+    found = driver_findings(full, 1, 5.0, {})[1]
+    assert found.level is Level.WARNING
+    assert "takes 5.0 GiB" in found.remedy
+
+
+def test_an_old_driver_of_two_rtx_4000_needs_p2p_off() -> None:
+    two = replace(DRIVER, version="535.183.01", gpus=(RTX_4090, replace(RTX_4090, index=1)))
+    assert levels(two, gpus=1)["P2P"] is Level.WARNING
+    assert levels(two, gpus=2)["P2P"] is Level.IMPOSSIBLE
+    assert levels(two, gpus=2, NCCL_P2P_DISABLE="1", NCCL_IB_DISABLE="1")["P2P"] is Level.OK
+    assert "P2P" not in levels(replace(two, version="550.40.07"), gpus=2)
+    assert "P2P" in levels(replace(two, version="550.40.06"), gpus=2)
+    assert "P2P" not in levels(replace(two, gpus=(RTX_4090,)))
+    (found,) = [one for one in driver_findings(two, 2, None, {}) if one.name == "P2P"]
+    assert found.remedy.endswith("export NCCL_P2P_DISABLE=1 NCCL_IB_DISABLE=1")
+
+
+@pytest.mark.parametrize(
+    ("with_p2p", "without", "level", "remedy"),
+    [
+        (FAST, SLOW, Level.OK, ""),
+        (SLOW, FAST, Level.WARNING, "export NCCL_P2P_DISABLE=1: it's faster without"),
+        (HANGS, SLOW, Level.WARNING, "export NCCL_P2P_DISABLE=1 NCCL_IB_DISABLE=1 before the search"),
+        (FAST, HANGS, Level.OK, ""),
+        (HANGS, HANGS, Level.IMPOSSIBLE, "Run with NCCL_DEBUG=INFO to see why, or give --gpus-per-trial 1"),
+    ],
+)
+def test_gpus_add_up_one_way_or_the_other(with_p2p: AllReduce, without: AllReduce, level: Level, remedy: str) -> None:
+    (found,) = all_reduce_findings(with_p2p, without, 2)
+    assert (found.level, found.remedy) == (level, remedy)
+    assert found.text == f"all-reduce over 2 GPUs: with P2P {with_p2p.in_words()}, without {without.in_words()}"
+    assert all_reduce_findings(HANGS, HANGS, 1)[0].level is Level.WARNING
+
+
+def test_this_machine_is_asked_for_real() -> None:
+    import torch
+
+    assert torch_cuda() == torch.version.cuda
+    found = driver_here()
+    if gpus_here():
+        assert isinstance(found, Driver)
+        assert len(found.gpus) == torch.cuda.device_count()
+    else:
+        assert found is None
+        assert [finding.level for finding in driver_findings(found, 0, None)] == [Level.OK]

@@ -1,0 +1,50 @@
+"""A search whose second session trains each trial in two processes, on a real local Ray."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from orchestrator import conductor
+from orchestrator.deadline import from_budget
+from orchestrator.pace import Regrouped
+from orchestrator.perseverance import SessionCode
+from orchestrator.plan import Sizes
+from orchestrator.run_folder import RunFolder, Search
+from orchestrator.session import conduct
+from search_spaces.recipe import load_recipe
+from tests.conftest import SMALL
+from trials.data import load_data
+from trials.model import load_tokenizer
+from trials.records import EndingKind
+
+
+def test_a_paused_trial_goes_on_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [*SMALL, "engine=shared", "search.trials=2", "concurrent_trials=1", "reserve=5s", "full_trials=null"]
+    recipe = load_recipe("demo", settings, environ={}).recipe
+    sizes = Sizes.of(recipe, load_data(recipe.data, load_tokenizer(recipe.model)))
+    deadline = from_budget("20m", "5s", datetime.now(UTC))
+    (tmp_path / "trials").mkdir()
+    run = RunFolder(tmp_path)
+    run.write_search(Search(recipe, {}, deadline, 0, sizes.full_tokens, sizes.data))
+    wanted = Regrouped(2, 1.6, "0001", "the test wants it", datetime.now(UTC).isoformat())
+    with monkeypatch.context() as forced:
+        # The rule has tests of its own; here it says so as soon as it may.
+        evaluated = run.trial("0001") / "metrics.jsonl"
+        forced.setattr(conductor, "is_near_the_end", lambda *_: evaluated.exists())
+        forced.setattr(conductor, "regrouped", lambda *_: wanted)
+        assert conduct(run) is SessionCode.REGROUPED
+    before = {record.id: len(record.points) for record in run.records()}
+    search = run.read_search()
+    assert (search.ranks, search.gpus_per_trial, search.regrouped) == (2, 0, wanted)
+    assert conduct(run) is SessionCode.OVER
+    records = {record.id: record for record in run.records()}
+    started = records["0001"]
+    ranks = [point.ranks for point in started.points]
+    assert ranks == [1] * before["0001"] + [2] * (len(ranks) - before["0001"])
+    assert ranks[-1] == 2
+    assert started.ending is not None
+    assert started.ending.kind is EndingKind.FINISHED
+    assert [point.ranks for point in records["0002"].points][-1] == 2
