@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from scipy import stats
+import scipy
 
 from trials.comparison import LabelComparison, ScoreComparison, compare_scores
 from trials.losses import LossDifference, compare
@@ -97,7 +97,7 @@ def agreement(trials: Sequence[ScoredTrial]) -> Agreement | None:
     """None for fewer than three trials, and where all have the same loss or the same score."""
     if len(trials) < FEWEST_TRIALS:
         return None
-    found = stats.kendalltau([trial.loss for trial in trials], [-trial.score for trial in trials])
+    found = scipy.stats.kendalltau([trial.loss for trial in trials], [-trial.score for trial in trials])
     return None if math.isnan(found.statistic) else Agreement(len(trials), float(found.statistic), float(found.pvalue))
 
 

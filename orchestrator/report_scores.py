@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+import scipy
 
 from orchestrator.disagreement import (
     CHANCE,
@@ -101,7 +101,7 @@ def _stage(title: str, trials: Sequence[ScoredTrial], findings: Findings) -> Sta
 
 
 def _places(values: Sequence[float]) -> list[str]:
-    places = [int(place) for place in stats.rankdata(values, method="min")]
+    places = [int(place) for place in scipy.stats.rankdata(values, method="min")]
     return [f"{place}=" if places.count(place) > 1 else str(place) for place in places]
 
 

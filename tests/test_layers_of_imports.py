@@ -83,12 +83,13 @@ def test_no_import_cycles() -> None:
     [
         ("trials.training", ("ray", "optuna", "orchestrator", "search_spaces")),
         ("search_spaces.recipe", ("ray", "torch", "transformers", "optuna")),
-        ("trials.records", ("ray", "torch", "transformers")),
+        ("trials.records", ("ray", "torch", "transformers", "scipy.stats")),
         ("trials.engine.support", ("torch", "transformers")),
+        ("trials.engine.engine", ("ray", "scipy.stats", "sklearn")),
         ("orchestrator.desk", ("ray", "torch", "transformers")),
         ("orchestrator.workplace", ("ray", "torch", "transformers")),
-        ("orchestrator.holder", ("torch", "transformers", "optuna")),
-        ("orchestrator.search", ("ray", "torch", "transformers", "optuna")),
+        ("orchestrator.holder", ("torch", "transformers", "optuna", "scipy.stats", "sklearn")),
+        ("orchestrator.search", ("ray", "torch", "transformers", "optuna", "scipy.stats")),
         ("orchestrator.tuner", ("torch", "transformers")),
     ],
 )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from scipy import stats
+import scipy
 
 from trials.errors import DataError
 from trials.intervals import CONFIDENCE, Estimate, around, bootstrap_mean
@@ -144,7 +144,7 @@ def compare_labels(a_right: Sequence[bool], b_right: Sequence[bool]) -> LabelCom
 def mcnemar(only_a: int, only_b: int) -> float:
     """Two-sided p of the exact test: the rows on which one alone is right, as the throws of a fair coin."""
     discordant = only_a + only_b
-    return float(stats.binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
+    return float(scipy.stats.binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
 
 
 def _difference_of_shares(only_a: int, only_b: int, rows: int) -> Estimate:
@@ -152,7 +152,7 @@ def _difference_of_shares(only_a: int, only_b: int, rows: int) -> Estimate:
     share_a, share_b = (only_a + 1) / (rows + 2), (only_b + 1) / (rows + 2)
     middle = share_b - share_a
     error = math.sqrt((share_a + share_b - middle**2) / (rows + 2))
-    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * error
+    half = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2)) * error
     return Estimate((only_b - only_a) / rows, max(-1.0, middle - half), min(1.0, middle + half))
 
 

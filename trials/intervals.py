@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 4000
@@ -39,7 +39,7 @@ def wilson(hits: int, rows: int) -> Estimate:
     """The share of `hits` among `rows`. Of no rows it's 0, somewhere from 0 to 1."""
     if rows == 0:
         return Estimate(0.0, 0.0, 1.0)
-    interval = stats.binomtest(hits, rows).proportion_ci(CONFIDENCE, method="wilson")
+    interval = scipy.stats.binomtest(hits, rows).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(hits / rows, float(interval.low), float(interval.high))
 
 
@@ -47,7 +47,7 @@ def bootstrap_mean(values: Sequence[float]) -> Estimate:
     """The mean of one value a row. Raises ValueError for fewer than two rows."""
     if len(values) < 2:
         raise ValueError("an interval needs at least two rows")
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         (np.asarray(values, dtype=float),),
         np.mean,
         n_resamples=RESAMPLES,
@@ -78,5 +78,5 @@ def bootstrap_table(
 
 def around(value: float, standard_error: float, rows: int) -> Estimate:
     """A value whose standard error was estimated from so many rows."""
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, rows - 1)) * standard_error
+    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, rows - 1)) * standard_error
     return Estimate(value, value - half, value + half)

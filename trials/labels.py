@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import metrics
 
 from trials.formats import NLI_LABELS
 from trials.intervals import Estimate, bootstrap_table, wilson
@@ -60,26 +59,29 @@ class LabelReport:
 
 def label_report(true: Sequence[int], predicted: Sequence[int | None]) -> LabelReport:
     """Judges one prediction a row; None for an answer that couldn't be parsed."""
+    # With pandas, which it brings, a second that the many processes without labels needn't wait for.
+    from sklearn import metrics
+
     said = [UNPARSED if label is None else label for label in predicted]
     labels = list(NLI_LABELS)
     # scikit-learn's table is square: the row of the class that is never true is left out.
     table = metrics.confusion_matrix(true, said, labels=[*labels, UNPARSED])[: len(labels)]
     *class_f1, macro = bootstrap_table(table, _f1_and_macro)
+    f1 = metrics.f1_score(true, said, labels=labels, average=None, zero_division=0)
     rows = len(said)
     return LabelReport(
         rows=rows,
         accuracy=wilson(int(metrics.accuracy_score(true, said, normalize=False)), rows),
         macro_f1=_within(metrics.f1_score(true, said, labels=labels, average="macro", zero_division=0), macro),
         unparsed=wilson(int(table[:, -1].sum()), rows),
-        classes=_classes(true, said, table, class_f1),
+        classes=_classes(table, f1, class_f1),
         confusion=tuple(tuple(int(count) for count in line) for line in table),
     )
 
 
 def _classes(
-    true: Sequence[int], said: Sequence[int], table: NDArray[np.int64], f1_intervals: list[tuple[float, float]]
+    table: NDArray[np.int64], f1: NDArray[np.float64], f1_intervals: list[tuple[float, float]]
 ) -> tuple[ClassReport, ...]:
-    f1 = metrics.f1_score(true, said, labels=list(NLI_LABELS), average=None, zero_division=0)
     reports = []
     for i, label in enumerate(NLI_LABELS):
         hits, rows, predicted = int(table[i, i]), int(table[i].sum()), int(table[:, i].sum())
