@@ -24,22 +24,28 @@ def place(search: Search, *, gpus: int, cores: Sequence[int], gpus_each: int = 1
 
     `gpus` are those of all machines together, `gpus_each` of each that has any, `cores` those of each. No slots:
     there aren't enough GPUs for one trial. Where several processes train a trial together, a group of them stands for
-    an engine, and holds one trial at a time.
+    an engine, and holds one trial at a time. Never more slots than the search may have trials.
     """
-    limit = search.recipe.search.concurrent_trials
     if search.ranks > 1:
         groups = gpus // search.ranks if search.gpus_per_trial else sum(groups_on_cpu(search, each) for each in cores)
-        groups = groups if limit is None else min(limit, groups)
+        groups = min(groups, _asked(search, groups))
         return Placement(groups, groups)
     if why_no_engine(search) is not None:
         slots = gpus // search.gpus_per_trial if search.gpus_per_trial else sum(cores)
-        return Placement(0, slots if limit is None else min(limit, slots))
+        return Placement(0, min(slots, _asked(search, slots)))
     most_ranks = gpus_each if search.gpus_per_trial else min(engines_on_cpu(search.recipe.machine, c) for c in cores)
     engines = gpus if search.gpus_per_trial else sum(engines_on_cpu(search.recipe.machine, each) for each in cores)
     if not engines:
         return Placement(0, 0)
-    slots = engines * _slots_of_one_engine(search) if limit is None else limit
+    slots = _asked(search, engines * _slots_of_one_engine(search))
     return Placement(min(engines, slots), slots, most_ranks)
+
+
+def _asked(search: Search, otherwise: int) -> int:
+    """How many trials the recipe wants at once, or `otherwise` if it doesn't say, but no more than it wants at all."""
+    settings = search.recipe.search
+    asked = settings.concurrent_trials or otherwise
+    return min(asked, settings.trials or asked)
 
 
 def engines_on_cpu(machine: Machine, cores: int) -> int:

@@ -36,7 +36,8 @@ def run_assignment(assignment: dict[str, Any]) -> None:
 
 def _run(assignment: dict[str, Any], copy: TrialCopy) -> SystemExit | None:
     """Runs it to where it ends, or Tune stops it: by the exception that is returned."""
-    from trials.training import evaluate_base, run_trial, use_threads
+    from trials.threads import use_threads
+    from trials.training import evaluate_base, run_trial
 
     config = TrialConfig.model_validate_json(assignment["config"])
     folder = TrialFolder(copy.path)

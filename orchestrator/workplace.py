@@ -71,7 +71,7 @@ class Workplace:
         self, assignment: Mapping[str, Any], on_eval: OnEval, is_called_off: Callable[[], bool], on_log: OnLog
     ) -> None:
         from trials.supervisor import unheard
-        from trials.training import use_threads
+        from trials.threads import use_threads
 
         config = TrialConfig.model_validate_json(assignment["config"])
         logs = wandb_is_wanted(config.tracking)

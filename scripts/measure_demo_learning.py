@@ -23,7 +23,8 @@ from trials.labels import LabelReport
 from trials.model import load_tokenizer
 from trials.records import Ending, Origin, TrialFolder, read_trial
 from trials.supervisor import Decision
-from trials.training import run_trial, use_threads
+from trials.threads import use_threads
+from trials.training import run_trial
 
 RATES = (1e-5, 2e-4, 1e-3, 3e-3, 1e-2)
 

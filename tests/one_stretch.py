@@ -13,7 +13,7 @@ from trials.model import load_tokenizer
 from trials.records import TrialFolder, read_trial
 from trials.rewinding import go_back
 from trials.supervisor import Decision
-from trials.training import use_threads
+from trials.threads import use_threads
 
 
 def main(folder: Path, rows: int) -> None:

@@ -85,7 +85,7 @@ def test_no_import_cycles() -> None:
         ("search_spaces.recipe", ("ray", "torch", "transformers", "optuna")),
         ("trials.records", ("ray", "torch", "transformers", "scipy.stats")),
         ("trials.engine.support", ("torch", "transformers")),
-        ("trials.engine.engine", ("ray", "scipy.stats", "sklearn")),
+        ("trials.engine.engine", ("ray", "scipy.stats", "sklearn", "trl")),
         ("orchestrator.desk", ("ray", "torch", "transformers")),
         ("orchestrator.workplace", ("ray", "torch", "transformers")),
         ("orchestrator.holder", ("torch", "transformers", "optuna", "scipy.stats", "sklearn")),

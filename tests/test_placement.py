@@ -53,6 +53,15 @@ def test_the_recipe_may_say_how_many_trials_run_at_once() -> None:
     assert place(search, gpus=8, cores=[32]) == Placement(engines=3, slots=3)
 
 
+def test_a_search_has_no_more_slots_than_trials() -> None:
+    one, three = (search_for(f"trials={n}") for n in (1, 3))
+    assert place(one, gpus=2, cores=[32]) == Placement(engines=1, slots=1)
+    assert place(three, gpus=2, cores=[32]) == Placement(engines=2, slots=3)
+    assert place(search_for("trials=3", "concurrent_trials=2"), gpus=2, cores=[32]) == Placement(engines=2, slots=2)
+    assert place(search_for("trials=2", ranks=2), gpus=8, cores=[32]) == Placement(engines=2, slots=2)
+    assert place(search_for("trials=1", "engine=trl"), gpus=2, cores=[32]) == Placement(engines=0, slots=1)
+
+
 def test_with_trl_a_trial_per_gpu_or_core() -> None:
     assert place(search_for("engine=trl"), gpus=2, cores=[32]) == Placement(engines=0, slots=2)
     assert place(search_for("engine=trl", gpus_per_trial=0), gpus=2, cores=[32]) == Placement(0, 32)

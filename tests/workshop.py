@@ -19,7 +19,8 @@ from trials.data import TrialData
 from trials.records import Ending, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
 from trials.rewinding import go_back, rewind
 from trials.supervisor import Decision
-from trials.training import run_trial, use_threads
+from trials.threads import use_threads
+from trials.training import run_trial
 
 STEPS, CHECKPOINT = 12, 6
 TOLERANCE = 1e-6

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import set_seed
 
 from trials.checkpoints import Checkpoint, CheckpointWriter, resumed_stopwatch
-from trials.config import Machine, TrialConfig
+from trials.config import TrialConfig
 from trials.data import TrialData
 from trials.errors import first_line
 from trials.evaluation import evaluate_rows
@@ -77,12 +76,6 @@ def evaluate_base(
         on_eval,
         ranks,
     )
-
-
-def use_threads(machine: Machine) -> None:
-    """Limits torch's threads on a machine without a GPU, so that trials side by side don't fight for cores."""
-    if machine.cpu_threads is not None and not torch.cuda.is_available():
-        torch.set_num_threads(machine.cpu_threads)
 
 
 def _train_as_it_fits(job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
