@@ -22,6 +22,7 @@ _TIMES = 5
 _GPU_NUMBERS, _CPU_NUMBERS = 2**24, 2**18
 """Of four bytes: 64 MiB, as the gradients of an adapter are, and 1 MiB."""
 _SECONDS = 90.0
+_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -43,37 +44,45 @@ def measure(ranks: int, environ: Mapping[str, str], seconds: float = _SECONDS) -
     Never takes longer than `seconds` by much, and leaves no process.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "orchestrator.all_reduce"]
-        processes = [
-            subprocess.Popen(
-                [*command, str(rank), str(ranks), str(Path(folder) / "store")],
-                env={**os.environ, **environ},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(ranks)
-        ]
+        started = [_Rank.started(rank, ranks, Path(folder), environ) for rank in range(ranks)]
         try:
-            return _outcome(processes, time.monotonic() + seconds, seconds)
+            return _outcome(started, time.monotonic() + seconds, seconds)
         finally:
-            for process in processes:
-                process.kill()
-                process.communicate()
+            for rank in started:
+                rank.process.kill()
+                rank.process.wait()
 
 
-def _outcome(processes: Sequence[subprocess.Popen[str]], ends: float, seconds: float) -> AllReduce:
-    said = ""
-    for process in processes:
-        try:
-            output, errors = process.communicate(timeout=max(0.1, ends - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            return AllReduce(len(processes), None, f"it hangs ({seconds:.0f} s)")
-        if process.returncode:
-            lines = errors.strip().splitlines()
-            return AllReduce(len(processes), None, f"it fails ({lines[-1] if lines else process.returncode})")
-        said = said or output
-    return AllReduce(len(processes), float(json.loads(said.splitlines()[-1])))
+@dataclass(frozen=True)
+class _Rank:
+    """A process, and files for what it says: a pipe would be full after a few lines of NCCL_DEBUG=INFO."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+    errors: Path
+
+    @classmethod
+    def started(cls, rank: int, ranks: int, folder: Path, environ: Mapping[str, str]) -> _Rank:
+        command = [sys.executable, "-m", "orchestrator.all_reduce", str(rank), str(ranks), str(folder / "store")]
+        output, errors = folder / f"output-{rank}", folder / f"errors-{rank}"
+        with output.open("wb") as out, errors.open("wb") as err:
+            process = subprocess.Popen(command, env={**os.environ, **environ}, stdout=out, stderr=err)
+        return cls(process, output, errors)
+
+
+def _outcome(started: Sequence[_Rank], ends: float, seconds: float) -> AllReduce:
+    """As soon as it's known: the others wait long for a rank that has failed."""
+    while True:
+        codes = [rank.process.poll() for rank in started]
+        failed = next((rank for rank, code in zip(started, codes, strict=True) if code), None)
+        if failed is not None:
+            lines = failed.errors.read_text(errors="replace").strip().splitlines()
+            return AllReduce(len(started), None, f"it fails ({lines[-1] if lines else failed.process.returncode})")
+        if all(code == 0 for code in codes):
+            return AllReduce(len(started), float(json.loads(started[0].output.read_text().splitlines()[-1])))
+        if time.monotonic() > ends:
+            return AllReduce(len(started), None, f"it hangs ({seconds:.0f} s)")
+        time.sleep(_LOOK_SECONDS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,8 @@ _IDLE_BYTES = _GIB
 _P2P_DRIVER = (550, 40, 7)
 """From here on the driver says itself that the RTX 4000 series has no P2P; accelerate refuses older ones."""
 _NO_P2P = "RTX 40"
-_WITHOUT_P2P = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
+WITHOUT_P2P = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
+"""Variables that keep NCCL from P2P where they are 1."""
 _SLOWER = 0.8
 
 
@@ -41,7 +42,7 @@ def all_reduce_findings(with_p2p: AllReduce, without_p2p: AllReduce, gpus_per_tr
     if with_p2p.gb_per_second is None and without_p2p.gb_per_second is None:
         return [Finding(name, bad, text, "Run with NCCL_DEBUG=INFO to see why, or give --gpus-per-trial 1")]
     if with_p2p.gb_per_second is None:
-        return [Finding(name, Level.WARNING, text, f"export {'=1 '.join(_WITHOUT_P2P)}=1 before the search")]
+        return [Finding(name, Level.WARNING, text, f"export {'=1 '.join(WITHOUT_P2P)}=1 before the search")]
     if without_p2p.gb_per_second is not None and with_p2p.gb_per_second < _SLOWER * without_p2p.gb_per_second:
         return [Finding(name, Level.WARNING, text, "export NCCL_P2P_DISABLE=1: it's faster without")]
     return [Finding(name, Level.OK, text)]
@@ -78,9 +79,9 @@ def _old_driver(driver: Driver, gpus_per_trial: int, environ: Mapping[str, str])
     if not has_no_p2p or _numbers(driver.version) >= _P2P_DRIVER:
         return []
     text = f"{driver.version} doesn't know that the RTX 4000 series has no P2P"
-    if all(environ.get(name) == "1" for name in _WITHOUT_P2P):
-        return [Finding("P2P", Level.OK, f"{text}; {' and '.join(_WITHOUT_P2P)} say so")]
-    remedy = f"Install driver 550.40.07 or newer, or export {'=1 '.join(_WITHOUT_P2P)}=1"
+    if all(environ.get(name) == "1" for name in WITHOUT_P2P):
+        return [Finding("P2P", Level.OK, f"{text}; {' and '.join(WITHOUT_P2P)} say so")]
+    remedy = f"Install driver 550.40.07 or newer, or export {'=1 '.join(WITHOUT_P2P)}=1"
     return [Finding("P2P", Level.IMPOSSIBLE if gpus_per_trial > 1 else Level.WARNING, text, remedy)]
 
 

@@ -8,12 +8,12 @@ import platform
 import shutil
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.finding import Finding, Level
 from orchestrator.nvml import Driver, driver_here
-from orchestrator.preflight_gpus import driver_findings
+from orchestrator.preflight_gpus import WITHOUT_P2P, driver_findings
 from orchestrator.run_folder import versions
 from trials.config import TrackingSettings
 from trials.tracking import wandb_is_wanted
@@ -39,6 +39,8 @@ class NodeReport:
     disk_used: float
     """Share of the disk with Ray's temporary files."""
     logs_to_wandb: bool
+    nccl: Mapping[str, str] = field(default_factory=dict)
+    """Its variables that decide about P2P."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def this_node() -> NodeReport:
     disk = shutil.disk_usage(os.environ.get("RAY_TMPDIR", "/tmp"))
     found = {**versions(), "python": platform.python_version(), "code": _code()}
     wants_wandb = wandb_is_wanted(TrackingSettings())
-    return NodeReport(socket.gethostname(), found, driver_here(), 1 - disk.free / disk.total, wants_wandb)
+    nccl = {name: os.environ[name] for name in WITHOUT_P2P if name in os.environ}
+    return NodeReport(socket.gethostname(), found, driver_here(), 1 - disk.free / disk.total, wants_wandb, nccl)
 
 
 def node_findings(
@@ -70,7 +73,7 @@ def node_findings(
             text = f"{'has' if node.logs_to_wandb else 'has no'} W&B key or mode, other than this machine"
             remedy = "Set WANDB_API_KEY or WANDB_MODE alike before ray start: trials log from where they run"
             found.append(Finding(name, Level.WARNING, text, remedy))
-        of_gpus = driver_findings(node.driver, gpus_per_trial, least_gib)
+        of_gpus = driver_findings(node.driver, gpus_per_trial, least_gib, node.nccl)
         found += [Finding(f"{name} {one.name}", one.level, one.text, one.remedy) for one in of_gpus]
     return found
 

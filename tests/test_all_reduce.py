@@ -11,9 +11,14 @@ import pytest
 from orchestrator.all_reduce import AllReduce, measure
 from tests.commands import ROOT
 
-BROKEN = (
-    "import os, time\nif os.environ.get('BREAKS') == 'hangs': time.sleep(600)\nraise RuntimeError('no such link')\n"
-)
+BROKEN = """
+import os, sys, time
+how = os.environ.get("BREAKS")
+if how == "hangs" or (how == "one, at length" and sys.argv[1] == "0"):
+    time.sleep(600)
+sys.stderr.write("NCCL INFO\\n" * 100_000 if how == "one, at length" else "")
+raise RuntimeError("no such link")
+"""
 
 
 @pytest.fixture
@@ -33,6 +38,11 @@ def test_two_processes_add_up() -> None:
 
 def test_one_that_fails_says_why(broken_torch: None) -> None:
     assert measure(2, {}) == AllReduce(2, None, "it fails (RuntimeError: no such link)")
+
+
+def test_what_one_says_at_length_is_known_while_the_other_waits(broken_torch: None) -> None:
+    found = measure(2, {"BREAKS": "one, at length"}, seconds=30)
+    assert found == AllReduce(2, None, "it fails (RuntimeError: no such link)")
 
 
 def test_one_that_hangs_is_given_up_and_leaves_no_process(broken_torch: None) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.finding import Finding, Level
+from orchestrator.nvml import Driver, GpuState
 from orchestrator.preflight_nodes import Clock, NodeReport, clock_findings, node_findings, this_node
 from tests.commands import ROOT
 
@@ -71,6 +72,16 @@ def test_a_full_disk_and_a_missing_key_are_pointed_out(here: NodeReport) -> None
 def test_a_broken_driver_is_its_node_s(here: NodeReport) -> None:
     found = node_findings(here, {"a": here, "b": replace(here, driver="Driver/library version mismatch")}, 1, None)
     assert wrong(found) == {"b driver": Level.IMPOSSIBLE}
+
+
+def test_what_decides_about_p2p_is_each_node_s_own(here: NodeReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = GpuState(0, "NVIDIA GeForce RTX 4090", 24 * 2**30, 24 * 2**30)
+    old = Driver("535.183.01", (12, 4), (gpu, replace(gpu, index=1)), "12.4")
+    without = {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
+    nodes = {"a": replace(here, driver=old, nccl={}), "b": replace(here, driver=old, nccl=without)}
+    assert wrong(node_findings(here, nodes, 2, None)) == {"a P2P": Level.IMPOSSIBLE}
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
+    assert this_node().nccl["NCCL_P2P_DISABLE"] == "1"
 
 
 def test_a_clock_is_wrong_only_if_the_round_trip_does_not_explain_it() -> None:

@@ -12,8 +12,9 @@ from trials.engine.support import why_not
 from trials.ranks import ALONE, Ranks
 from trials.records import Ending, EvalPoint, TrialFolder
 from trials.supervisor import Decision, OnEval
+from trials.threads import use_threads
 from trials.tracking import figures, wandb_run, without_wandb
-from trials.training import run_trial, use_threads
+from trials.training import run_trial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
