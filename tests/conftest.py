@@ -110,7 +110,8 @@ def small_trial(
     """A trial that was really trained: two seconds, once a session. Read it, don't write to its folder."""
     from trials.records import Origin, TrialFolder, read_trial
     from trials.supervisor import Decision
-    from trials.training import run_trial, use_threads
+    from trials.threads import use_threads
+    from trials.training import run_trial
 
     folder = TrialFolder(tmp_path_factory.mktemp("trained") / "0001")
     folder.begin(small_config, Origin.SINGLE, "demo")

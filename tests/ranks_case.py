@@ -22,7 +22,7 @@ from trials.model import load_tokenizer
 from trials.ranks import Ranks
 from trials.records import Ending, TrialFolder
 from trials.supervisor import Decision
-from trials.training import use_threads
+from trials.threads import use_threads
 
 
 @dataclass(frozen=True)

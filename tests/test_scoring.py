@@ -29,7 +29,8 @@ from trials.scores import Measure, task_score
 from trials.scoring import Scorer
 from trials.stopwatch import Stopwatch
 from trials.supervisor import Decision
-from trials.training import evaluate_base, run_trial, use_threads
+from trials.threads import use_threads
+from trials.training import evaluate_base, run_trial
 
 ROWS = 3
 DROPOUT = 0.3

@@ -23,7 +23,8 @@ from trials.errors import ModelError
 from trials.memory import is_out_of_memory
 from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
 from trials.supervisor import Decision
-from trials.training import evaluate_base, run_trial, use_threads
+from trials.threads import use_threads
+from trials.training import evaluate_base, run_trial
 
 
 @dataclass(frozen=True)

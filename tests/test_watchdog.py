@@ -20,7 +20,8 @@ from trials.data import load_data
 from trials.model import load_tokenizer
 from trials.records import Origin, TrialFolder
 from trials.supervisor import Decision
-from trials.training import run_trial, use_threads
+from trials.threads import use_threads
+from trials.training import run_trial
 
 recipe = load_recipe("demo", [*SMALL, "train_tokens=100000", "evaluations=90"], environ={{}}).recipe
 config, tokenizer = recipe.trial_config({{}}), load_tokenizer(recipe.model)
