@@ -90,9 +90,6 @@ class MirroredConductor(Conductor):
         super().close()
         self.push()
 
-    def _consider_regrouping(self) -> None:
-        """Never: the processes of a trial share its folder (`run_places.refuse_store_for_ranks`)."""
-
     def push(self) -> None:
         """Puts what has changed on the store."""
         self._mirror.push_trials(assignment.folder for assignment, _ in self._handed.values())

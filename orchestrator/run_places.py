@@ -28,15 +28,6 @@ def refuse_taken_place(place: str) -> None:
         raise RunFolderError(f"{place} is not empty: {names[0]} is there. Give a new or empty --out.")
 
 
-def refuse_store_for_ranks(place: str, ranks: int) -> None:
-    """Raises `RunFolderError` for trials of several processes on a store: each would have a copy of its own."""
-    if is_url(place) and ranks > 1:
-        raise RunFolderError(
-            f"--gpus-per-trial {ranks}: the processes of a trial share its folder, which {place} isn't. Give an --out "
-            "folder that all nodes mount, or --gpus-per-trial 1."
-        )
-
-
 def create_at(place: str) -> RunFolder:
     """A new run folder, at a path or on a store that can be written to. Raises `RunFolderError`."""
     if not is_url(place):

@@ -30,7 +30,6 @@ from orchestrator.run_places import (
     open_at,
     place_of,
     publish,
-    refuse_store_for_ranks,
     refuse_taken_place,
 )
 from orchestrator.timing import EXPORTED, TRAINING_OVER, note_moment, timed
@@ -141,7 +140,6 @@ def _new(arguments: argparse.Namespace, started: datetime) -> _Job:
     refuse_small_batches(recipe, ranks)
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
     out = arguments.out or f"runs/{recipe.name.replace('/', '-')}-{stamp}"
-    refuse_store_for_ranks(out, ranks)
     refuse_taken_place(out)
     sizes = _check_input(recipe)
     search = Search(recipe, sources, deadline, gpus, sizes.full_tokens, sizes.data, ranks=ranks)

@@ -24,8 +24,8 @@ from trials.files import link_file
 
 SMALL_BYTES = 64 * 1024
 """Files up to here are in the index: most of a trial's files are, and an object each would take longer."""
-_READ_BY_ALL = frozenset({".json", ".jsonl"})
-"""Records, which are never stood in for."""
+_READ_BY_ALL = frozenset({".json", ".jsonl", ".txt"})
+"""Records and logs, which are never stood in for."""
 _UNFINISHED = frozenset({"unfinished", "wandb"})
 _MOST_TRIES = 3
 

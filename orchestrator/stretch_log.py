@@ -17,9 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def logged_stretch(assignment: Mapping[str, Any]) -> Iterator[None]:
-    """Logs what becomes of a trial inside, and whatever else its thread logs, in the trial's folder."""
-    folder = Path(assignment["folder"])
+def logged_stretch(folder: Path, assignment: Mapping[str, Any]) -> Iterator[None]:
+    """Logs what becomes of a trial inside, and whatever else its thread logs, in the folder that it runs in."""
     with logged_in(folder):
         how = "goes on" if assignment["resumes"] else "begins"
         logger.info("trial %s %s in process %d on %s", folder.name, how, os.getpid(), socket.gethostname())

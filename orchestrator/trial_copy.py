@@ -66,8 +66,10 @@ class TrialCopy:
 
 
 @contextmanager
-def trial_copy(assignment: Mapping[str, Any]) -> Iterator[TrialCopy]:
+def trial_copy(assignment: Mapping[str, Any], *, is_kept: bool = True) -> Iterator[TrialCopy]:
     """The folder to run an assignment in; how the trial ended is on the store too when this is left.
+
+    Of several processes that train a trial each has a copy, and that of one is kept.
 
     Raises `RunFolderError` if this machine doesn't see the trial.
     """
@@ -83,7 +85,7 @@ def trial_copy(assignment: Mapping[str, Any]) -> Iterator[TrialCopy]:
         path.mkdir(parents=True)
         if store.pull(path, whole=True) is None:
             raise RunFolderError(f"{remote['url']} has no trial {remote['name']}. Was it removed meanwhile?")
-        copy = TrialCopy(path, store, remote["owner"])
+        copy = TrialCopy(path, store if is_kept else None, remote["owner"])
         try:
             yield copy
         finally:

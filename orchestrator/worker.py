@@ -27,7 +27,7 @@ def run_assignment(assignment: dict[str, Any]) -> None:
     """Runs one trial; `assignment` is what `orchestrator.tuner` made of the conductor's `Assignment`."""
     quiet_libraries()
     keep_output(Path(assignment["log"]))
-    with logged_stretch(assignment), trial_copy(assignment) as copy:
+    with trial_copy(assignment) as copy, logged_stretch(copy.path, assignment):
         stopped = _run(assignment, copy)
     if stopped is not None:
         # Ray ends the thread of a trial by this exception; it has to reach Ray for the process to be used again.

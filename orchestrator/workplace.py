@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.loading import load_rows
@@ -56,19 +57,27 @@ class Workplace:
         self, assignment: Mapping[str, Any], on_eval: OnEval, is_called_off: Callable[[], bool], on_log: OnLog
     ) -> None:
         """Runs one trial; `assignment` is what `orchestrator.tuner` made of the conductor's. Raises what ended it."""
-        if not self._ranks.is_first:
-            self._run(assignment, on_eval, is_called_off, on_log)
-            return
+        is_first = self._ranks.is_first
+        with trial_copy(assignment, is_kept=is_first) as copy:
+            if not is_first:  # which alone writes, and is asked
+                self._run(assignment, copy.path, on_eval, is_called_off, on_log)
+                return
+            kept = copy.kept_before(on_eval)
 
-        def log_and_ask(point: EvalPoint) -> Decision:
-            log_evaluation(assignment["trial_id"], point)
-            return on_eval(point)
+            def log_and_ask(point: EvalPoint) -> Decision:
+                log_evaluation(assignment["trial_id"], point)
+                return kept(point)
 
-        with logged_stretch(assignment):
-            self._run(assignment, log_and_ask, is_called_off, on_log)
+            with logged_stretch(copy.path, assignment):
+                self._run(assignment, copy.path, log_and_ask, is_called_off, on_log)
 
     def _run(
-        self, assignment: Mapping[str, Any], on_eval: OnEval, is_called_off: Callable[[], bool], on_log: OnLog
+        self,
+        assignment: Mapping[str, Any],
+        path: Path,
+        on_eval: OnEval,
+        is_called_off: Callable[[], bool],
+        on_log: OnLog,
     ) -> None:
         from trials.supervisor import unheard
         from trials.threads import use_threads
@@ -78,12 +87,11 @@ class Workplace:
         config = self._adapted(config)
         use_threads(config.machine)
         heard = on_log if logs else unheard
-        with trial_copy(assignment) as copy:
-            folder, kept = TrialFolder(copy.path, is_written=self._ranks.is_first), copy.kept_before(on_eval)
-            if assignment["by_trl"]:
-                self._run_under_trl(assignment, config, folder, kept)
-            else:
-                self._run_in_engine(assignment, config, folder, kept, is_called_off, heard)
+        folder = TrialFolder(path, is_written=self._ranks.is_first)
+        if assignment["by_trl"]:
+            self._run_under_trl(assignment, config, folder, on_eval)
+        else:
+            self._run_in_engine(assignment, config, folder, on_eval, is_called_off, heard)
 
     def _run_in_engine(
         self,

@@ -28,7 +28,7 @@ class SleepingEngine(EngineActor):
 
     def _run_trial(self, assignment: Mapping[str, Any], conversation: Conversation) -> None:
         began = time.time()
-        with logged_stretch(assignment):
+        with logged_stretch(Path(assignment["folder"]), assignment):
             slept = _run(assignment, conversation)
         stretches = Path(assignment["folder"]).parent.parent / STRETCHES
         stretches.mkdir(exist_ok=True)

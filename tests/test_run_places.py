@@ -19,7 +19,6 @@ from orchestrator.run_places import (
     open_at,
     place_of,
     publish,
-    refuse_store_for_ranks,
     refuse_taken_place,
 )
 from orchestrator.snapshots import SMALL_BYTES
@@ -121,13 +120,6 @@ def test_a_taken_place_is_refused_and_a_new_one_is_not(url: str, search: Search)
         refuse_taken_place(f"{url}2")
     with pytest.raises(RunFolderError, match=r"holds no search.*Give a run folder"):
         open_at(f"{url}2")
-
-
-def test_a_trial_of_several_processes_needs_a_folder(url: str) -> None:
-    refuse_store_for_ranks(url, 1)
-    refuse_store_for_ranks("/mnt/runs", 2)
-    with pytest.raises(RunFolderError, match=r"--gpus-per-trial 2: .*Give an --out folder that all nodes mount"):
-        refuse_store_for_ranks(url, 2)
 
 
 def test_a_working_copy_of_a_search_that_is_not_on_the_store_any_more_is_set_aside(url: str, search: Search) -> None:

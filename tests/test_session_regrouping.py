@@ -1,4 +1,4 @@
-"""A search whose second session trains each trial in two processes, on a real local Ray."""
+"""A search on a store whose second session trains each trial in two processes, on a real local Ray."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import pytest
 
 from orchestrator import conductor
 from orchestrator.deadline import from_budget
+from orchestrator.object_store import ObjectStore
 from orchestrator.pace import Regrouped
 from orchestrator.perseverance import SessionCode
 from orchestrator.plan import Sizes
-from orchestrator.run_folder import RunFolder, Search
+from orchestrator.run_folder import Search
+from orchestrator.run_places import create_at
 from orchestrator.session import conduct
+from orchestrator.snapshots import TrialStore
 from search_spaces.recipe import load_recipe
 from tests.conftest import SMALL
 from trials.data import load_data
@@ -26,8 +29,9 @@ def test_a_paused_trial_goes_on_in_two_processes(tmp_path: Path, monkeypatch: py
     recipe = load_recipe("demo", settings, environ={}).recipe
     sizes = Sizes.of(recipe, load_data(recipe.data, load_tokenizer(recipe.model)))
     deadline = from_budget("20m", "5s", datetime.now(UTC))
-    (tmp_path / "trials").mkdir()
-    run = RunFolder(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "copies"))
+    url = f"file://{tmp_path / 'store' / 'night'}"
+    run = create_at(url)
     run.write_search(Search(recipe, {}, deadline, 0, sizes.full_tokens, sizes.data))
     wanted = Regrouped(2, 1.6, "0001", "the test wants it", datetime.now(UTC).isoformat())
     with monkeypatch.context() as forced:
@@ -48,3 +52,8 @@ def test_a_paused_trial_goes_on_in_two_processes(tmp_path: Path, monkeypatch: py
     assert started.ending is not None
     assert started.ending.kind is EndingKind.FINISHED
     assert [point.ranks for point in records["0002"].points][-1] == 2
+    kept = TrialStore(ObjectStore(url), "trials/0001").read()
+    assert kept is not None
+    assert kept.owner is None
+    assert {"ending.json", "adapter/adapter_model.safetensors", "log.txt"} <= set(kept.files)
+    assert not list(tmp_path.glob("copies/qlora-orchestrator/trials/*/*"))
