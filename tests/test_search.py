@@ -264,7 +264,7 @@ def test_without_a_better_adapter_nothing_is_exported(tmp_path: Path) -> None:
 def test_a_trial_cut_off_by_the_end_of_its_process_is_not_a_failure(tmp_path: Path) -> None:
     """Ray ends a worker while its trial's thread still runs, with files closed under it."""
     script = f"""
-import atexit, threading, time
+import atexit, threading
 from pathlib import Path
 from search_spaces.recipe import load_recipe
 from tests.conftest import SMALL
@@ -286,8 +286,9 @@ def on_eval(point):
     return Decision.GO_ON
 
 arguments = (config, load_data(recipe.data, tokenizer), tokenizer, folder, on_eval)
-threading.Thread(target=run_trial, args=arguments, daemon=True).start()
-atexit.register(time.sleep, 3)
+trial = threading.Thread(target=run_trial, args=arguments, daemon=True)
+trial.start()
+atexit.register(trial.join, 60)
 evaluated.wait()
 """
     found = run_command([sys.executable, "-c", script], timeout=120)
