@@ -12,7 +12,7 @@ from orchestrator.run_folder import Search
 from search_spaces.schema import Choices, Recipe
 from trials.engine.planning import adapter_bytes
 from trials.engine.prediction import MemoryNeed, allowed_gib, predicted_memory
-from trials.engine.support import model_config, why_not
+from trials.engine.support import why_not
 from trials.errors import ModelError
 
 ASSUMED_GIB = 24.0
@@ -42,7 +42,7 @@ def corners(search: Search) -> list[Corner]:
     """All corners, the smallest need first; none for a base model whose memory can't be predicted."""
     recipe = search.recipe
     try:
-        model = model_config(recipe.model.name, recipe.model.revision)
+        base = search.shape
     except ModelError:
         return []
     longest = max((search.data.get(name, {}).get("longest", 0) for name in ("train", "eval")), default=0)
@@ -50,9 +50,9 @@ def corners(search: Search) -> list[Corner]:
     found = []
     for values in _extremes(recipe):
         config = recipe.trial_config(values)
-        in_engine = config.machine.engine == "shared" and why_not(config, search.ranks) is None
+        in_engine = config.machine.engine == "shared" and why_not(config, search.ranks, base) is None
         rows = longest or config.data.max_length_tokens
-        need = predicted_memory(config, model, rows, itemsize=itemsize, in_engine=in_engine)
+        need = predicted_memory(config, base, rows, itemsize=itemsize, in_engine=in_engine)
         if need is not None:
             parameters = need.adapter_bytes // adapter_bytes(1, config.hyperparameters, itemsize)
             found.append(Corner(values, need, parameters))

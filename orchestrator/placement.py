@@ -66,7 +66,7 @@ def why_no_engine(search: Search) -> str | None:
     """Why TRL trains the trials of this search, in a sentence; None: engines do."""
     if search.recipe.machine.engine == "trl":
         return "the recipe asks for TRL"
-    return _why_not_all_configurations(search.recipe, search.ranks)
+    return _why_not_all_configurations(search)
 
 
 def slots_per_engine(step_tokens: float, micro_step_tokens: int) -> int:
@@ -103,16 +103,17 @@ def smallest_batch(recipe: Recipe) -> int:
     return int(min([*_values(recipe, "effective_batch"), *starts]))
 
 
-def _why_not_all_configurations(recipe: Recipe, ranks: int) -> str | None:
-    """A reason why the engine can't run one of a recipe's configurations; None if it can run them all.
+def _why_not_all_configurations(search: Search) -> str | None:
+    """A reason why the engine can't run one of a search's configurations; None if it can run them all.
 
     Then TRL runs all of them: a process with an engine has no place for TRL's base model and random state, nor has the
     engine's GPU for another process.
     """
+    recipe = search.recipe
     proposed = itertools.product(*(_values(recipe, name) for name in _DECISIVE))
     suggestions = [dict(zip(_DECISIVE, values, strict=True)) for values in proposed]
     suggestions += [recipe.start_values(name) for name in recipe.start]
-    reasons = [why_not(recipe.trial_config(values), ranks) for values in suggestions]
+    reasons = [why_not(recipe.trial_config(values), search.ranks, search.base) for values in suggestions]
     found = next((reason for reason in reasons if reason is not None), None)
     return f"some configurations are not for it: {found}" if found and None in reasons else found
 

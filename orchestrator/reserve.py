@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.run_folder import Search
-from trials.engine.support import model_config
 from trials.errors import ModelError
 
 _SAFETY = 1.3
@@ -118,6 +117,6 @@ def _answer_tokens(rows: Mapping[str, Any]) -> int:
 
 def _layers(search: Search) -> int:
     try:
-        return int(model_config(search.recipe.model.name, search.recipe.model.revision).num_hidden_layers)
-    except (ModelError, AttributeError):
+        return search.shape.num_hidden_layers or _LAYERS
+    except ModelError:
         return _LAYERS

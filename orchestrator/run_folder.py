@@ -24,6 +24,7 @@ from orchestrator.deadline import Deadline
 from orchestrator.pace import Regrouped
 from orchestrator.rungs import rung_tokens
 from search_spaces.schema import Recipe
+from trials.engine.shape import BaseShape, base_shape
 from trials.errors import RunFolderError
 from trials.files import write_json
 from trials.records import TrialRecord, read_trial
@@ -73,6 +74,13 @@ class Search:
     """Near the end all GPUs of a machine may train one trial after the other; None: not so far, or never."""
     opening_seconds: float | None = None
     """From handing out the base model to its evaluation, its loading included; None: not measured yet."""
+    base: BaseShape | None = None
+    """Of the base model; None: nobody has read its config yet."""
+
+    @property
+    def shape(self) -> BaseShape:
+        """Of the base model. Raises `ModelError` if its config can't be read."""
+        return self.base or base_shape(self.recipe.model.name, self.recipe.model.revision)
 
     @property
     def rungs(self) -> list[int]:
@@ -127,6 +135,7 @@ class RunFolder:
             "regrouped": search.regrouped and asdict(search.regrouped),
             "opening_seconds": search.opening_seconds,
             "full_tokens": search.full_tokens,
+            "base": search.base and asdict(search.base),
             "rungs": search.rungs,
             "data": dict(search.data),
             "shortened": search.shortened,
@@ -166,6 +175,7 @@ class RunFolder:
                 ranks=content.get("ranks", 1),
                 regrouped=Regrouped(**content["regrouped"]) if content.get("regrouped") else None,
                 opening_seconds=content.get("opening_seconds"),
+                base=BaseShape(**content["base"]) if content.get("base") else None,
             )
         except (KeyError, ValueError, TypeError) as error:
             raise RunFolderError(f"{self.path / 'search.json'} can't be read: {error}. Restore it.") from error

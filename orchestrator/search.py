@@ -38,6 +38,7 @@ from search_spaces.recipe import DEFAULT_RECIPE, ResolvedRecipe, load_recipe
 from search_spaces.schema import Recipe
 from trials.command_line import run
 from trials.disk import disk_full_in, refuse_unwritable
+from trials.engine.shape import base_shape
 from trials.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -142,7 +143,8 @@ def _new(arguments: argparse.Namespace, started: datetime) -> _Job:
     out = arguments.out or f"runs/{recipe.name.replace('/', '-')}-{stamp}"
     refuse_taken_place(out)
     sizes = _check_input(recipe)
-    search = Search(recipe, sources, deadline, gpus, sizes.full_tokens, sizes.data, ranks=ranks)
+    base = base_shape(recipe.model.name, recipe.model.revision)
+    search = Search(recipe, sources, deadline, gpus, sizes.full_tokens, sizes.data, ranks=ranks, base=base)
     return _Job(search, sizes, None, out)
 
 
@@ -173,6 +175,7 @@ def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
         )
     sizes = _check_input(search.recipe)
     _refuse_other_data(search, sizes)
+    search = replace(search, base=search.shape)  # of a run folder from before it was written down
     return _Job(search, sizes, folder, arguments.resume)
 
 

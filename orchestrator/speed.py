@@ -19,7 +19,7 @@ from orchestrator.run_folder import Placement, Search, gpus_here
 from trials.engine.keep import Keep
 from trials.engine.planning import MOST_TOKENS, Plan, seconds_per_token
 from trials.engine.prediction import sizes_of
-from trials.engine.support import ARCHITECTURES, model_config
+from trials.engine.shape import ARCHITECTURES
 from trials.errors import ModelError
 from trials.files import write_json
 
@@ -112,12 +112,12 @@ def _estimated(search: Search) -> Speed | None:
     if gpu is None or not per_device:
         return None
     try:
-        model = model_config(search.recipe.model.name, search.recipe.model.revision)
+        base = search.shape
     except ModelError:
         return None
-    if model.model_type not in ARCHITECTURES:
+    if base.model_type not in ARCHITECTURES:
         return None
-    sizes = sizes_of(model, 2, is_quantized=search.recipe.model.quantization == "nf4")
+    sizes = sizes_of(base, 2, is_quantized=search.recipe.model.quantization == "nf4")
     share = _OF_RATES_TRL if why_no_engine(search) else _OF_RATES_ENGINE
     each = seconds_per_token(sizes, gpu.rates, Plan(MOST_TOKENS, (Keep.NO_MLP,) * sizes.layers)) / share
     each = max(each, _LEAST_SECONDS_PER_TOKEN)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.schema import Recipe
+from tests.commands import ROOT
 from trials import cache
 from trials.config import DataSettings
 from trials.data import TrialData, load_data, load_split
@@ -145,6 +149,16 @@ def test_a_seeded_subset_is_random_and_the_same_every_time(tmp_path: Path, token
     assert ids(1) != ids(2)
     assert len(set(ids(1))) == 20
     assert ids(1) != [f"r{n}" for n in range(20)]
+
+
+@pytest.mark.parametrize("moved_by", ["HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME"])
+def test_tokenised_rows_are_where_the_library_keeps_its_own(tmp_path: Path, moved_by: str) -> None:
+    script = "from trials.cache import cache_folder; from datasets import config; print(cache_folder())\n"
+    script += "assert cache_folder().parent == config.HF_DATASETS_CACHE"
+    environ = {name: value for name, value in os.environ.items() if name not in ("HF_HOME", "HF_DATASETS_CACHE")}
+    environ[moved_by] = str(tmp_path)
+    found = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, env=environ, text=True)
+    assert found.startswith(str(tmp_path))
 
 
 def test_rows_are_tokenised_once_and_again_when_anything_changed(

@@ -16,8 +16,9 @@ from trials.engine.frozen import freeze
 from trials.engine.keep import Keep
 from trials.engine.planning import adapter_bytes, workspace_bytes
 from trials.engine.prediction import allowed_gib, base_bytes, predicted_memory, sizes_of
+from trials.engine.shape import BaseShape
 
-MISTRAL = MistralConfig(sliding_window=None)
+MISTRAL = BaseShape.of(MistralConfig(sliding_window=None))
 """As its 7B model has it."""
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -29,10 +30,10 @@ def _config(**values: Any) -> TrialConfig:
 def test_sizes_are_those_of_the_model_that_is_loaded() -> None:
     model = model_of().to(torch.float32)
     frozen = freeze(model, torch.float32)
-    sizes = sizes_of(model.config, 4, is_quantized=False)
+    sizes = sizes_of(BaseShape.of(model.config), 4, is_quantized=False)
     assert sizes == frozen.sizes
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert base_bytes(model.config, sizes) == pytest.approx(4 * parameters, rel=0.01)  # without the norms
+    assert base_bytes(BaseShape.of(model.config), sizes) == pytest.approx(4 * parameters, rel=0.01)  # without the norms
 
 
 @pytest.mark.parametrize("modules", [["q_proj"], ["k_proj", "down_proj"], LINEAR], ids=len)
@@ -41,7 +42,7 @@ def test_adapters_are_those_that_are_trained(modules: list[str]) -> None:
     frozen = freeze(model, torch.float32)
     config = _config(target_modules=modules, lora_rank=8)
     config = config.model_copy(update={"model": config.model.model_copy(update={"quantization": "none"})})
-    need = predicted_memory(config, model.config, 100, itemsize=4)
+    need = predicted_memory(config, BaseShape.of(model.config), 100, itemsize=4)
     assert need is not None
     parameters = parameter_count(frozen.targets, config.hyperparameters)
     assert need.adapter_bytes == adapter_bytes(parameters, config.hyperparameters, 4)
@@ -80,11 +81,13 @@ def test_a_small_model_is_kept_as_matrix_products_take_it() -> None:
         num_key_value_heads=3,
         tie_word_embeddings=True,
     )
-    ours, trl = (predicted_memory(_config(), small, 512, in_engine=in_engine) for in_engine in (True, False))
+    ours, trl = (
+        predicted_memory(_config(), BaseShape.of(small), 512, in_engine=in_engine) for in_engine in (True, False)
+    )
     assert ours is not None
     assert trl is not None
     assert ours.base_bytes > 2 * trl.base_bytes
 
 
 def test_of_other_models_nothing_is_known() -> None:
-    assert predicted_memory(_config(), Qwen2Config(), 100) is None
+    assert predicted_memory(_config(), BaseShape.of(Qwen2Config()), 100) is None

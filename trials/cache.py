@@ -47,9 +47,10 @@ def kept(key: str, make: Callable[[Path], None]) -> Path:
 
 def cache_folder() -> Path:
     """`qlora-orchestrator` in the cache of `datasets`, which HF_HOME and HF_DATASETS_CACHE move."""
-    from datasets import config
+    # `datasets` says so too, but takes a second to load, and not everybody here needs it.
+    from huggingface_hub.constants import HF_HOME
 
-    return Path(config.HF_DATASETS_CACHE) / "qlora-orchestrator"
+    return Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets") / "qlora-orchestrator"
 
 
 def fingerprint(settings: DataSettings, sources: Mapping[str, Source], tokenizer: PreTrainedTokenizerBase) -> str:

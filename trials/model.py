@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trials.config import Hyperparameters, ModelSettings
+from trials.engine.shape import ARCHITECTURES, LINEAR_NAMES, base_shape
 from trials.errors import ModelError, first_line
 from trials.templates import chat_template
 
@@ -125,6 +126,9 @@ def lora_config(hyperparameters: Hyperparameters) -> LoraConfig:
 
 def check_targets(settings: ModelSettings, targets: Collection[str]) -> None:
     """Raises `ModelError` if one of the target modules isn't in the model; reads its config, loads no weights."""
+    if base_shape(settings.name, settings.revision).model_type in ARCHITECTURES:
+        _refuse_unknown_targets(targets, set(LINEAR_NAMES))  # without seconds of imports to make one
+        return
     try:
         config = AutoConfig.from_pretrained(settings.name, revision=settings.revision)
         with torch.device("meta"):

@@ -17,7 +17,7 @@ import torch
 from trials.checkpoints import resumed_stopwatch
 from trials.config import Machine, TrialConfig
 from trials.engine.prediction import predicted_memory
-from trials.engine.support import model_config
+from trials.engine.shape import base_shape
 from trials.memory_use import Attempt, MemoryUse, keep_memory_use, read_memory_use
 from trials.model import compute_dtype
 from trials.outcomes import CutOffError
@@ -162,10 +162,10 @@ class Splitter:
 
     def _predicted_bytes(self, split: BatchSplit) -> int | None:
         config = self._job.config
-        model = model_config(config.model.name, config.model.revision)
+        base = base_shape(config.model.name, config.model.revision)
         longest = split.rows * max(self._job.data.train.longest, 1)
         itemsize = compute_dtype(config.model).itemsize
         need = predicted_memory(
-            config, model, longest, itemsize=itemsize, in_engine=False, is_recomputed=split.recomputation
+            config, base, longest, itemsize=itemsize, in_engine=False, is_recomputed=split.recomputation
         )
         return None if need is None else need.total_bytes

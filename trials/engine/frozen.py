@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trials.engine.kernels import gpu_ops
 from trials.engine.planning import KEPT_DENSE_BYTES, Sizes
-from trials.engine.support import ARCHITECTURES
+from trials.engine.shape import ARCHITECTURES
 from trials.errors import ModelError
 
 QKV = ("q_proj", "k_proj", "v_proj")

@@ -7,12 +7,11 @@ trainer they are an estimate: whole layers recomputed, one row at a time.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from trials.config import TrialConfig
 from trials.engine.keep import Keep
 from trials.engine.planning import KEPT_DENSE_BYTES, MOST_OF_GPU, Sizes, adapter_bytes, workspace_bytes
-from trials.engine.support import ARCHITECTURES
+from trials.engine.shape import ARCHITECTURES, BaseShape
 
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight: half a byte, a scale of one byte for 64, and one of four bytes for 256 of those (arXiv 2305.14314)."""
@@ -44,7 +43,7 @@ class MemoryNeed:
 
 def predicted_memory(
     config: TrialConfig,
-    model: Any,
+    base: BaseShape,
     longest_row: int,
     *,
     itemsize: int = 2,
@@ -53,39 +52,37 @@ def predicted_memory(
 ) -> MemoryNeed | None:
     """The least GPU memory that a trial needs; None for a base model whose layers aren't Llama's or Mistral's.
 
-    `model` is transformers' config of the base (`trials.engine.support.model_config`), `longest_row` in tokens, of
-    training and evaluation. `itemsize` is in bytes of a number in a matrix product: 2 on a GPU. `in_engine`: whether
-    our engine trains it (`trials.engine.support.why_not` is None, and `machine.engine` isn't trl). `is_recomputed`:
-    whether activations may be computed again; TRL then begins with more, of more rows at once.
+    `longest_row` is in tokens, of training and evaluation. `itemsize` is in bytes of a number in a matrix product: 2 on
+    a GPU. `in_engine`: whether our engine trains it (`trials.engine.support.why_not` is None, and `machine.engine` is
+    not trl). `is_recomputed`: whether activations may be computed again; TRL then begins with more, of more rows.
     """
-    if model.model_type not in ARCHITECTURES:
+    if base.model_type not in ARCHITECTURES:
         return None
-    sizes = sizes_of(model, itemsize, is_quantized=config.model.quantization == "nf4")
+    sizes = sizes_of(base, itemsize, is_quantized=config.model.quantization == "nf4")
     keep = Keep.INPUT if is_recomputed else Keep.ALL
     need = workspace_bytes(sizes, (keep,) * sizes.layers, longest_row)
     factor = 1.0 if in_engine else _TRL_MICRO_STEP
-    base = base_bytes(model, sizes) + (_kept_dense_bytes(sizes) if in_engine else 0)
-    return MemoryNeed(base, _adapter_bytes(config, sizes, model), int(need * factor))
+    frozen_bytes = base_bytes(base, sizes) + (_kept_dense_bytes(sizes) if in_engine else 0)
+    return MemoryNeed(frozen_bytes, _adapter_bytes(config, sizes, base), int(need * factor))
 
 
-def sizes_of(model: Any, itemsize: int, *, is_quantized: bool) -> Sizes:
-    """What planning has to know of a base model, from transformers' config of it."""
-    head_size = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
+def sizes_of(base: BaseShape, itemsize: int, *, is_quantized: bool) -> Sizes:
+    """What planning has to know of a base model."""
     return Sizes(
-        layers=model.num_hidden_layers,
-        hidden=model.hidden_size,
-        intermediate=model.intermediate_size,
-        queries=model.num_attention_heads * head_size,
-        keys=model.num_key_value_heads * head_size,
+        layers=base.num_hidden_layers,
+        hidden=base.hidden_size,
+        intermediate=base.intermediate_size,
+        queries=base.num_attention_heads * base.head_size,
+        keys=base.num_key_value_heads * base.head_size,
         itemsize=itemsize,
         is_quantized=is_quantized,
     )
 
 
-def base_bytes(model: Any, sizes: Sizes) -> int:
+def base_bytes(base: BaseShape, sizes: Sizes) -> int:
     """Of the base model as it lies in memory: layers in 4 bits where they are quantised, embeddings and head never."""
     per_weight = _NF4_BYTES if sizes.is_quantized else sizes.itemsize
-    vocabulary: int = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
+    vocabulary = base.vocab_size * base.hidden_size * (1 if base.tie_word_embeddings else 2)
     return int(sizes.layers * sizes.layer_weights * per_weight) + vocabulary * sizes.itemsize
 
 
@@ -114,9 +111,9 @@ def linear_shapes(sizes: Sizes, vocabulary: int) -> dict[str, tuple[int, int, in
     }
 
 
-def _adapter_bytes(config: TrialConfig, sizes: Sizes, model: Any) -> int:
+def _adapter_bytes(config: TrialConfig, sizes: Sizes, base: BaseShape) -> int:
     hp = config.hyperparameters
-    shapes = linear_shapes(sizes, model.vocab_size)
+    shapes = linear_shapes(sizes, base.vocab_size)
     chosen = [shapes[name] for name in set(hp.target_modules) if name in shapes]
     parameters = sum((wide + tall) * hp.lora_rank * count for wide, tall, count in chosen)
     return adapter_bytes(parameters, hp, sizes.itemsize)
