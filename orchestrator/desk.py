@@ -55,7 +55,7 @@ class Desk:
     # The holder's side.
 
     def begin(self, assignment: Mapping[str, Any]) -> None:
-        """Puts one trial in the line; `assignment` is what `orchestrator.tuner` made of the conductor's."""
+        """Puts one trial in the line; `assignment` is what `orchestrator.tune_plugins` made of the conductor's."""
         turn = _Turn(assignment, Conversation())
         with self._changed:
             before = self._of_trial.get(assignment["trial_id"])

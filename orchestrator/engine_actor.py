@@ -47,7 +47,7 @@ class EngineActor:
         return self._workplace.seconds_since_progress()
 
     def begin(self, assignment: Mapping[str, Any]) -> None:
-        """Starts one trial in a thread; `assignment` is what `orchestrator.tuner` made of the conductor's.
+        """Starts one trial in a thread; `assignment` is what `orchestrator.tune_plugins` made of the conductor's.
 
         A trial that was here before, and is still on its way out, is waited for first: only one may write to a folder.
         """

@@ -22,7 +22,7 @@ class FailedInEngine(Exception):
 
 
 def hold_assignment(assignment: dict[str, Any]) -> None:
-    """Runs one trial in the engine that `assignment` names; `orchestrator.tuner` made it.
+    """Runs one trial in the engine that `assignment` names; `orchestrator.tune_plugins` made it.
 
     Where Tune stops the trial it raises SystemExit in `tune.report`, which has to reach Tune for this process to be
     used again. The engine is told by `orchestrator.engines`.

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from orchestrator.clock import SteadyClock
 from orchestrator.deadline import Deadline, from_budget, from_until
 from orchestrator.finding import Level, refuse_impossible
+from orchestrator.finish import finish
 from orchestrator.forecast import predict
 from orchestrator.pace import Pace
 from orchestrator.perseverance import SessionCode, persevere_with
@@ -32,7 +32,6 @@ from orchestrator.run_places import (
     publish,
     refuse_taken_place,
 )
-from orchestrator.timing import EXPORTED, TRAINING_OVER, note_moment, timed
 from search_spaces.layers import flatten
 from search_spaces.recipe import DEFAULT_RECIPE, ResolvedRecipe, load_recipe
 from search_spaces.schema import Recipe
@@ -42,15 +41,9 @@ from trials.engine.shape import base_shape
 from trials.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
-    EXIT_INTERRUPTED,
     InputError,
-    RunFolderError,
     SearchBroken,
-    TuningError,
 )
-
-_MOVING_SECONDS = 3.0
-"""Before the deadline an export that isn't proved yet is put in its place."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -111,7 +104,7 @@ def _search(arguments: argparse.Namespace, started: datetime) -> int:
             ended = SessionCode.BROKEN
         if ended is SessionCode.REFUSED:
             return EXIT_BAD_INPUT
-        code = _finish(folder, clock, interrupted=ended is not SessionCode.OVER)
+        code = finish(folder, clock, interrupted=ended is not SessionCode.OVER)
         publish(folder)
         if (place := place_of(folder)) != str(folder.path):
             print(f"all of it is on {place}")
@@ -238,58 +231,8 @@ def _check_input(recipe: Recipe) -> Sizes:
     return Sizes.of(recipe, data)
 
 
-def _finish(folder: RunFolder, clock: SteadyClock, *, interrupted: bool) -> int:
-    """Exports and reports whatever there is, and says where it is."""
-    from orchestrator.export import export_best
-    from orchestrator.report import write_report
-
-    code, problem = EXIT_INTERRUPTED if interrupted else EXIT_DONE, None
-    print("exporting the best trial, and loading it again in a fresh process to verify it", flush=True)
-    note_moment(folder, TRAINING_OVER, clock())
-    left = folder.read_search().deadline.seconds_left(clock()) - _MOVING_SECONDS
-    try:
-        with disk_full_in(folder.path), timed(folder, "export"):
-            # Who stopped the search, or resumed it after its end, waits for the proof.
-            exported = export_best(folder, due_seconds=None if interrupted or left < 0 else left)
-        note_moment(folder, EXPORTED, clock())
-    except TuningError as error:
-        code, problem = (EXIT_INTERRUPTED if interrupted else error.exit_code), error
-    try:
-        with timed(folder, "report"):
-            said = f"report: {write_report(folder)}"
-    except RunFolderError as error:
-        said = f"no report: {error}"
-    if problem is None:
-        manifest = exported.manifest
-        print(
-            f"best: trial {manifest['trial']}, eval loss {manifest['eval_loss']:.4f} "
-            f"(base {manifest['base_eval_loss']:.4f}), verified in a fresh process"
-        )
-        print(f"adapter: {exported.path}")
-    else:
-        sys.stderr.write(f"nothing exported: {problem}\n")
-    print(said)
-    if problem is None:
-        command = [_python(), "-m", "trials.generate", str(exported.path), "--prompt", _example_prompt(folder)]
-        print(f"try it: {shlex.join(command)}")
-    if interrupted:
-        print(f"go on: {shlex.join([_python(), '-m', 'orchestrator.search', '--resume', place_of(folder)])}")
-    return code
-
-
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-def _example_prompt(folder: RunFolder) -> str:
-    samples = folder.read_json("samples.json")
-    return samples[0]["prompt"] if samples else "TEXT"
-
-
-def _python() -> str:
-    """How this Python is called from here, as short as it gets."""
-    here, executable = Path.cwd(), Path(sys.executable)
-    return str(executable.relative_to(here)) if executable.is_relative_to(here) else "python"
 
 
 if __name__ == "__main__":

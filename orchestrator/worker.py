@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def run_assignment(assignment: dict[str, Any]) -> None:
-    """Runs one trial; `assignment` is what `orchestrator.tuner` made of the conductor's `Assignment`."""
+    """Runs one trial; `assignment` is what `orchestrator.tune_plugins` made of the conductor's `Assignment`."""
     quiet_libraries()
     keep_output(Path(assignment["log"]))
     with trial_copy(assignment) as copy, logged_stretch(copy.path, assignment):

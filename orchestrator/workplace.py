@@ -56,7 +56,10 @@ class Workplace:
     def run(
         self, assignment: Mapping[str, Any], on_eval: OnEval, is_called_off: Callable[[], bool], on_log: OnLog
     ) -> None:
-        """Runs one trial; `assignment` is what `orchestrator.tuner` made of the conductor's. Raises what ended it."""
+        """Runs one trial; `assignment` is what `orchestrator.tune_plugins` made of the conductor's.
+
+        Raises what ended it.
+        """
         is_first = self._ranks.is_first
         with trial_copy(assignment, is_kept=is_first) as copy:
             if not is_first:  # which alone writes, and is asked

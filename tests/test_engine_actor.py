@@ -27,7 +27,7 @@ Assign = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def assign(tmp_path: Path, small_recipe: Recipe, small_data: TrialData) -> Assign:
-    """An assignment as `orchestrator.tuner` makes it; keywords replace hyperparameters."""
+    """An assignment as `orchestrator.tune_plugins` makes it; keywords replace hyperparameters."""
 
     def of(
         trial_id: str,

@@ -31,6 +31,7 @@ BEHIND_THE_DOOR = {
     "orchestrator.metrics",
     "orchestrator.on_nodes",
     "orchestrator.preflight_cluster",
+    "orchestrator.tune_plugins",
     "orchestrator.tuner",
     "orchestrator.worker",
 }

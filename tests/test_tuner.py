@@ -18,7 +18,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator import tuner
+from orchestrator import tune_plugins, tuner
 from orchestrator.conductor import Conductor
 from orchestrator.engines import Engines
 from orchestrator.events import Event, TrialEvaluated, TrialStarted
@@ -50,7 +50,7 @@ def python_handles_sigint() -> Iterator[None]:
 
 
 def test_a_suggestion_is_all_that_a_worker_needs(conductor: Conductor, run: RunFolder, search: Search) -> None:
-    searcher = tuner._Searcher(conductor, run, Engines(search, APART))
+    searcher = tune_plugins.ConductedSearcher(conductor, run, Engines(search, APART))
     base = searcher.suggest("a")
     assert isinstance(base, dict)
     assert (base["trial_id"], base["origin"]) == ("0000", "base")
@@ -69,14 +69,14 @@ def test_a_suggestion_is_all_that_a_worker_needs(conductor: Conductor, run: RunF
 
 def test_the_searcher_is_finished_when_the_conductor_is(conductor: Conductor, run: RunFolder, search: Search) -> None:
     conductor.interrupt()
-    assert tuner._Searcher(conductor, run, Engines(search, APART)).suggest("a") == Searcher.FINISHED
+    assert tune_plugins.ConductedSearcher(conductor, run, Engines(search, APART)).suggest("a") == Searcher.FINISHED
 
 
 def test_a_trial_whose_process_died_goes_on_in_a_stretch_of_its_own(
     conductor: Conductor, run: RunFolder, search: Search
 ) -> None:
     run_base(run, conductor)
-    searcher = tuner._Searcher(conductor, run, Engines(search, APART))
+    searcher = tune_plugins.ConductedSearcher(conductor, run, Engines(search, APART))
     searcher.suggest("b")
     searcher.on_trial_complete("b", error=True)
     assert run.records()[1].ending is None
@@ -84,7 +84,7 @@ def test_a_trial_whose_process_died_goes_on_in_a_stretch_of_its_own(
     assert isinstance(again, dict)
     assert (again["trial_id"], again["stretch"]) == ("0001", "0001-2")
     (run.path / "ray" / "0001-3").mkdir(parents=True)  # of an earlier session
-    resumed = tuner._Searcher(conductor, run, Engines(search, APART))
+    resumed = tune_plugins.ConductedSearcher(conductor, run, Engines(search, APART))
     resumed._stretches |= {"0001", "0001-2"}
     searcher.on_trial_complete("c", error=True)
     last = resumed.suggest("d")
@@ -94,9 +94,9 @@ def test_a_trial_whose_process_died_goes_on_in_a_stretch_of_its_own(
 
 def test_the_scheduler_says_what_the_conductor_says(conductor: Conductor, run: RunFolder, search: Search) -> None:
     run_base(run, conductor, BASE_LOSS)
-    searcher = tuner._Searcher(conductor, run, Engines(search, APART))
+    searcher = tune_plugins.ConductedSearcher(conductor, run, Engines(search, APART))
     start, other = (SimpleNamespace(config=searcher.suggest(name)) for name in "bc")
-    scheduler = tuner._Scheduler(conductor)
+    scheduler = tune_plugins.ConductedScheduler(conductor)
     # A starting point runs to its end; one that is worse than the base after a third of it needn't go on.
     for trial, loss, word in ((start, 1.5, TrialScheduler.CONTINUE), (other, 9.0, TrialScheduler.STOP)):
         evaluation = point(loss, 300)
@@ -107,7 +107,7 @@ def test_the_scheduler_says_what_the_conductor_says(conductor: Conductor, run: R
 def test_a_process_that_has_become_free_is_the_newest_trial_s(conductor: Conductor) -> None:
     states = (Trial.TERMINATED, Trial.PENDING, Trial.PENDING, Trial.RUNNING)
     trials = [SimpleNamespace(status=state) for state in states]
-    scheduler = tuner._Scheduler(conductor)
+    scheduler = tune_plugins.ConductedScheduler(conductor)
     chosen = scheduler.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials))
     assert chosen is trials[2]
     assert scheduler.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials[:1])) is None
@@ -117,7 +117,7 @@ def test_a_machine_that_does_not_see_its_trial_is_named_in_the_log(
     conductor: Conductor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "error.txt").write_text(f"Traceback\n  File\nRunFolderError: third {UNSEEN}, /mnt/0001. Mount it.\n")
-    scheduler = tuner._Scheduler(conductor)
+    scheduler = tune_plugins.ConductedScheduler(conductor)
     scheduler.on_trial_error(None, SimpleNamespace(error_file=str(tmp_path / "error.txt")))
     assert caplog.messages == [f"RunFolderError: third {UNSEEN}, /mnt/0001. Mount it."]
     assert not conductor.must_stop
@@ -125,7 +125,7 @@ def test_a_machine_that_does_not_see_its_trial_is_named_in_the_log(
 
 def test_everything_stops_when_the_conductor_says_so(conductor: Conductor, run: RunFolder, search: Search) -> None:
     engines = Engines(search, APART)
-    stopper = tuner._Stopper(conductor, tuner._Searcher(conductor, run, engines), engines)
+    stopper = tune_plugins.ConductedStopper(conductor, tune_plugins.ConductedSearcher(conductor, run, engines), engines)
     assert not stopper.stop_all()
     assert not stopper("a", {})
     conductor.interrupt()
@@ -143,8 +143,9 @@ def test_the_first_interrupt_is_ours_the_second_is_pythons(conductor: Conductor,
 
 def test_what_tune_pickles_leaves_the_conductor_behind(conductor: Conductor, run: RunFolder, search: Search) -> None:
     engines = Engines(search, APART)
-    searcher = tuner._Searcher(conductor, run, engines)
-    for adapter in (searcher, tuner._Scheduler(conductor), tuner._Stopper(conductor, searcher, engines)):
+    searcher = tune_plugins.ConductedSearcher(conductor, run, engines)
+    scheduler = tune_plugins.ConductedScheduler(conductor)
+    for adapter in (searcher, scheduler, tune_plugins.ConductedStopper(conductor, searcher, engines)):
         assert pickle.loads(pickle.dumps(adapter)).__dict__ == {}
 
 
@@ -187,7 +188,7 @@ def test_several_trials_processes_start_side_by_side(
 
 
 def test_tune_prints_nothing_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
-    quiet = tuner._Quiet()
+    quiet = tune_plugins.QuietProgress()
     trial = SimpleNamespace(last_result={"done": True, "training_iteration": 1})
     quiet.on_trial_result(1, [], trial, trial.last_result)
     quiet.on_trial_complete(1, [], trial)
@@ -208,8 +209,8 @@ def test_what_can_wait_is_done_when_tune_has_nothing_to_ask(
 
     run_base(run, conductor)
     engines = Engines(search, APART)
-    searcher = tuner._Searcher(conductor, run, engines)
+    searcher = tune_plugins.ConductedSearcher(conductor, run, engines)
     searcher.suggest("b")
     assert known() == 0
-    assert not tuner._Stopper(conductor, searcher, engines).stop_all()
+    assert not tune_plugins.ConductedStopper(conductor, searcher, engines).stop_all()
     assert known() == 1
