@@ -251,16 +251,6 @@ def test_a_budget_that_leaves_no_time_for_an_evaluation_is_too_short(tmp_path: P
     assert "the budget is too short for one evaluation" in found.stderr
 
 
-def test_without_a_better_adapter_nothing_is_exported(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    options = ["learning_rate=1e-12", "space.lora_rank=null", "--out", str(out), "--trials", "1", "--budget", "5m"]
-    found = run_command([*small_search(), "evaluations=1", "warmup_fraction=0.99", "concurrent_trials=1", *options])
-    assert found.returncode == 3, found.stdout + found.stderr
-    assert "nothing exported: the best trial" in found.stderr
-    assert not (out / "export").exists()
-    assert (out / "report.html").is_file()
-
-
 def test_a_trial_cut_off_by_the_end_of_its_process_is_not_a_failure(tmp_path: Path) -> None:
     """Ray ends a worker while its trial's thread still runs, with files closed under it."""
     script = f"""
