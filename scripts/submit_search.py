@@ -36,6 +36,8 @@ _ANSWER_SECONDS = 60
 _AGAIN_SECONDS = 5.0
 _ENDING_SECONDS = 30.0
 _PATIENCE_SECONDS = 60.0
+_NO_AGENT = "No available agent"
+"""Says Ray (2.60) while the part of a node that starts jobs isn't there yet."""
 """Without an answer, as after a laptop has slept: the way to the cluster is gone then."""
 _RAY_SAYS = re.compile(r"Running entrypoint for job |\S+ \S+\sINFO job_manager.py:|.*\(raylet\).*|\s+\[|\s+\(\d\) ")
 """Beginnings of lines that Ray adds to what a search says; a daemon that died comes with its whole state."""
@@ -78,7 +80,7 @@ def _submit(client: JobSubmissionClient, address: str, options: Sequence[str]) -
     try:
         nodes = list_nodes(address=address, filters=[("state", "=", "ALIVE")], timeout=_ANSWER_SECONDS)
         gpus = int(any(node.resources_total.get("GPU") for node in nodes))
-        job: str = client.submit_job(entrypoint=entrypoint(options, gpus))
+        job = submit_job(client, entrypoint(options, gpus))
     except (OSError, RuntimeError, RayStateApiException) as error:  # the second is how Ray says that a request failed
         raise InputError(f"the cluster didn't take the search: {first_line(error)}. Try again.") from error
     print(
@@ -87,6 +89,21 @@ def _submit(client: JobSubmissionClient, address: str, options: Sequence[str]) -
         flush=True,
     )
     return job
+
+
+def submit_job(client: JobSubmissionClient, command: str) -> str:
+    """The id of a new job that runs this; a cluster that has just started may take some seconds until it takes any.
+
+    Raises RuntimeError if it doesn't.
+    """
+    ends = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=command))
+        except RuntimeError as error:
+            if _NO_AGENT not in str(error) or time.monotonic() > ends:
+                raise
+        time.sleep(1.0)
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:
@@ -101,6 +118,7 @@ def follow(client: JobSubmissionClient, job: str) -> int:
             asyncio.run(printer.tail(client, job))
             code, answered = _exit_code(client, job), time.monotonic()
             if code is not None:
+                asyncio.run(printer.tail(client, job))  # the rest, where the connection was closed before the end
                 return code
         except (OSError, RuntimeError, ClientError) as error:  # what Ray, requests and aiohttp make of it
             if time.monotonic() - answered > _PATIENCE_SECONDS:

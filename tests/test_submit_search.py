@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -80,6 +81,40 @@ def test_ctrl_c_leaves_a_search_running_which_can_be_followed_and_stopped(dashbo
     said, _ = following.communicate(timeout=SECONDS)
     assert f"run folder {run}" in said  # from its beginning
     assert following.returncode == 130
+
+
+BAD_START = """
+import sys
+from ray.job_submission import JobSubmissionClient
+from scripts.submit_search import follow, submit_job
+
+class BadStart(JobSubmissionClient):
+    # Nobody takes its job at first, and its first connection to the log is closed before anything came.
+    asked = tails = 0
+
+    def submit_job(self, **job):
+        self.asked += 1
+        if self.asked == 1:
+            raise RuntimeError("Request failed with status code 500: No available agent to submit job, try again")
+        return super().submit_job(**job)
+
+    async def tail_job_logs(self, job_id):
+        self.tails += 1
+        if self.tails > 1:
+            async for text in super().tail_job_logs(job_id):
+                yield text
+
+client = BadStart(sys.argv[1])
+sys.exit(follow(client, submit_job(client, "echo first; sleep 1; echo last; exit 3")))
+"""
+
+
+def test_a_cluster_that_is_just_starting_takes_a_job_whose_last_words_are_printed_once(dashboard: str) -> None:
+    command = [sys.executable, "-c", BAD_START, dashboard]
+    environ = {**os.environ, "RAY_API_SERVER_ADDRESS": dashboard}
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.splitlines() == ["first", "last"]
 
 
 def test_another_token_is_refused(dashboard: str, monkeypatch: pytest.MonkeyPatch) -> None:
