@@ -18,10 +18,15 @@ ROOT = Path(__file__).parent.parent
 SECONDS = 180.0
 RAY = """
 import ray, sys
-context = ray.init(num_cpus=1, include_dashboard=True, log_to_driver=False)
+from ray.cluster_utils import Cluster
+# Other tests have a Ray on this machine too, and the first one has the port at which Ray's agents take jobs.
+ports = {"dashboard_port": None, "dashboard_agent_listen_port": 0}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True, **ports})
+context = ray.init(cluster.address, log_to_driver=False)
 print(f"http://{context.dashboard_url}", flush=True)
 sys.stdin.read()
 ray.shutdown()
+cluster.shutdown()
 """
 
 
