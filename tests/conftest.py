@@ -142,7 +142,7 @@ def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_earlier_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache of its own: searches that other tests ran have left their speed in the session's."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
 
 
 @pytest.fixture
