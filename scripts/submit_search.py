@@ -38,6 +38,7 @@ _ENDING_SECONDS = 30.0
 _PATIENCE_SECONDS = 60.0
 _NO_AGENT = "No available agent"
 """Says Ray (2.60) while the part of a node that starts jobs isn't there yet."""
+_OTHER_RAY = "Where another Ray runs on the head, it has the port at which jobs are taken (52365): end that one"
 """Without an answer, as after a laptop has slept: the way to the cluster is gone then."""
 _RAY_SAYS = re.compile(r"Running entrypoint for job |\S+ \S+\sINFO job_manager.py:|.*\(raylet\).*|\s+\[|\s+\(\d\) ")
 """Beginnings of lines that Ray adds to what a search says; a daemon that died comes with its whole state."""
@@ -82,7 +83,8 @@ def _submit(client: JobSubmissionClient, address: str, options: Sequence[str]) -
         gpus = int(any(node.resources_total.get("GPU") for node in nodes))
         job = submit_job(client, entrypoint(options, gpus))
     except (OSError, RuntimeError, RayStateApiException) as error:  # the second is how Ray says that a request failed
-        raise InputError(f"the cluster didn't take the search: {first_line(error)}. Try again.") from error
+        remedy = _OTHER_RAY if _NO_AGENT in str(error) else "Try again"
+        raise InputError(f"the cluster didn't take the search: {first_line(error)} {remedy}.") from error
     print(
         f"job {job} on a cluster of {len(nodes)} machines. Ctrl-C leaves it running; until then its dashboard is at "
         f"{address}, and its token is what `ray get-auth-token` prints.",
