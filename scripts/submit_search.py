@@ -84,7 +84,7 @@ def _submit(client: JobSubmissionClient, address: str, options: Sequence[str]) -
         job = submit_job(client, entrypoint(options, gpus))
     except (OSError, RuntimeError, RayStateApiException) as error:  # the second is how Ray says that a request failed
         remedy = _OTHER_RAY if _NO_AGENT in str(error) else "Try again"
-        raise InputError(f"the cluster didn't take the search: {first_line(error)} {remedy}.") from error
+        raise InputError(f"the cluster didn't take the search: {first_line(error)}. {remedy}.") from error
     print(
         f"job {job} on a cluster of {len(nodes)} machines. Ctrl-C leaves it running; until then its dashboard is at "
         f"{address}, and its token is what `ray get-auth-token` prints.",
