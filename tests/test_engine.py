@@ -26,6 +26,7 @@ from trials.evaluation import evaluate_rows
 from trials.model import load_base
 from trials.records import EndingKind, Origin, TrialFolder, TrialRecord, read_trial
 from trials.supervisor import Decision
+from trials.threads import use_threads
 
 TRL_S_OWN = {
     *("train/entropy", "train/mean_token_accuracy", "train/num_tokens", "train/total_flos", "train/train_loss"),
@@ -47,7 +48,7 @@ def config(small_config: TrialConfig) -> TrialConfig:
 
 @pytest.fixture(scope="module")
 def engine(config: TrialConfig) -> Iterator[Engine]:
-    training.use_threads(config.machine)
+    use_threads(config.machine)
     engine = Engine(config.model, config.machine)
     yield engine
     engine.close()
