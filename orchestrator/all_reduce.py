@@ -1,13 +1,12 @@
 """Adds up a tensor over the GPUs of a machine, in processes of their own: whether that works, and how fast.
 
-python -m orchestrator.all_reduce RANK RANKS FILE
+python -m orchestrator.all_reduce RANK RANKS FOLDER
 
 NCCL can hang for ever where the hardware isn't what it takes it for, so nobody does this in a process that it needs.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ _GPU_NUMBERS, _CPU_NUMBERS = 2**24, 2**18
 """Of four bytes: 64 MiB, as the gradients of an adapter are, and 1 MiB."""
 _SECONDS = 90.0
 _LOOK_SECONDS = 0.05
+_FOUND = "gb-per-second"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ def measure(ranks: int, environ: Mapping[str, str], seconds: float = _SECONDS) -
     with tempfile.TemporaryDirectory() as folder:
         started = [_Rank.started(rank, ranks, Path(folder), environ) for rank in range(ranks)]
         try:
-            return _outcome(started, time.monotonic() + seconds, seconds)
+            problem = _problem(started, time.monotonic() + seconds)
+            found = None if problem else float((Path(folder) / _FOUND).read_text())
+            return AllReduce(ranks, found, problem)
         finally:
             for rank in started:
                 rank.process.kill()
@@ -55,49 +57,49 @@ def measure(ranks: int, environ: Mapping[str, str], seconds: float = _SECONDS) -
 
 @dataclass(frozen=True)
 class _Rank:
-    """A process, and files for what it says: a pipe would be full after a few lines of NCCL_DEBUG=INFO."""
+    """A process, and a file for what it says: a pipe would be full after a few lines of NCCL_DEBUG=INFO."""
 
     process: subprocess.Popen[bytes]
-    output: Path
     errors: Path
 
     @classmethod
     def started(cls, rank: int, ranks: int, folder: Path, environ: Mapping[str, str]) -> _Rank:
-        command = [sys.executable, "-m", "orchestrator.all_reduce", str(rank), str(ranks), str(folder / "store")]
-        output, errors = folder / f"output-{rank}", folder / f"errors-{rank}"
-        with output.open("wb") as out, errors.open("wb") as err:
-            process = subprocess.Popen(command, env={**os.environ, **environ}, stdout=out, stderr=err)
-        return cls(process, output, errors)
+        command = [sys.executable, "-m", "orchestrator.all_reduce", str(rank), str(ranks), str(folder)]
+        errors = folder / f"errors-{rank}"
+        with errors.open("wb") as file:
+            process = subprocess.Popen(command, env={**os.environ, **environ}, stdout=subprocess.DEVNULL, stderr=file)
+        return cls(process, errors)
 
 
-def _outcome(started: Sequence[_Rank], ends: float, seconds: float) -> AllReduce:
-    """As soon as it's known: the others wait long for a rank that has failed."""
+def _problem(started: Sequence[_Rank], ends: float) -> str:
+    """As soon as it's known, as others wait long for a rank that has failed; empty once all have done their part."""
+    began = time.monotonic()
     while True:
         codes = [rank.process.poll() for rank in started]
         failed = next((rank for rank, code in zip(started, codes, strict=True) if code), None)
         if failed is not None:
             lines = failed.errors.read_text(errors="replace").strip().splitlines()
-            return AllReduce(len(started), None, f"it fails ({lines[-1] if lines else failed.process.returncode})")
+            return f"it fails ({lines[-1] if lines else failed.process.returncode})"
         if all(code == 0 for code in codes):
-            return AllReduce(len(started), float(json.loads(started[0].output.read_text().splitlines()[-1])))
+            return ""
         if time.monotonic() > ends:
-            return AllReduce(len(started), None, f"it hangs ({seconds:.0f} s)")
+            return f"it hangs ({ends - began:.0f} s)"
         time.sleep(_LOOK_SECONDS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """One rank; the first one prints GB/s. Wrong sums are an error."""
+    """One rank; the first one writes GB/s to a file, as NCCL writes to stdout. Wrong sums are an error."""
     import torch
     import torch.distributed as dist
 
-    rank, ranks, store = argv or sys.argv[1:]
+    rank, ranks, folder = argv or sys.argv[1:]
     on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= int(ranks)
     device = torch.device("cuda", int(rank)) if on_gpus else torch.device("cpu")
     if on_gpus:
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if on_gpus else "gloo",
-        init_method=f"file://{store}",
+        init_method=f"file://{folder}/store",
         rank=int(rank),
         world_size=int(ranks),
         timeout=timedelta(seconds=_SECONDS),
@@ -116,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = (time.perf_counter() - began) / _TIMES
     if int(rank) == 0:
         bus_bytes = numbers * 4 * 2 * (int(ranks) - 1) / int(ranks)
-        print(json.dumps(bus_bytes / seconds / 1e9), flush=True)
+        (Path(folder) / _FOUND).write_text(repr(bus_bytes / seconds / 1e9))
     dist.destroy_process_group()
     return 0
 

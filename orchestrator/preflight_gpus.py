@@ -40,7 +40,14 @@ def all_reduce_findings(with_p2p: AllReduce, without_p2p: AllReduce, gpus_per_tr
     name, both = "NCCL", f"with P2P {with_p2p.in_words()}, without {without_p2p.in_words()}"
     text = f"all-reduce over {with_p2p.ranks} GPUs: {both}"
     if with_p2p.gb_per_second is None and without_p2p.gb_per_second is None:
-        return [Finding(name, bad, text, "Run with NCCL_DEBUG=INFO to see why, or give --gpus-per-trial 1")]
+        return [
+            Finding(
+                name,
+                bad,
+                text,
+                "export NCCL_DEBUG=INFO NCCL_DEBUG_FILE=nccl.%p to find why in those files, or give --gpus-per-trial 1",
+            )
+        ]
     if with_p2p.gb_per_second is None:
         return [Finding(name, Level.WARNING, text, f"export {'=1 '.join(WITHOUT_P2P)}=1 before the search")]
     if without_p2p.gb_per_second is not None and with_p2p.gb_per_second < _SLOWER * without_p2p.gb_per_second:

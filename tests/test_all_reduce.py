@@ -36,6 +36,13 @@ def test_two_processes_add_up() -> None:
     assert found.in_words().endswith(" GB/s")
 
 
+def test_what_nccl_prints_at_the_end_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "import atexit; atexit.register(print, 'NCCL INFO comm 0x1 rank 0 nranks 2 - Destroy COMPLETE')"
+    (tmp_path / "sitecustomize.py").write_text(said)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    assert measure(2, {"CUDA_VISIBLE_DEVICES": ""}).problem == ""
+
+
 def test_one_that_fails_says_why(broken_torch: None) -> None:
     assert measure(2, {}) == AllReduce(2, None, "it fails (RuntimeError: no such link)")
 

@@ -17,6 +17,7 @@ RTX_4090 = GpuState(0, "NVIDIA GeForce RTX 4090", 24 * GIB, int(23.5 * GIB))
 DRIVER = Driver("550.54.14", (12, 4), (RTX_4090,), "12.8")
 FAST, SLOW = AllReduce(2, 100.0), AllReduce(2, 10.0)
 HANGS = AllReduce(2, None, "it hangs (90 s)")
+NOBODY = "export NCCL_DEBUG=INFO NCCL_DEBUG_FILE=nccl.%p to find why in those files, or give --gpus-per-trial 1"
 
 
 def levels(driver: Driver | str | None, gpus: int = 1, least: float | None = 5.0, **environ: str) -> dict[str, Level]:
@@ -72,7 +73,7 @@ def test_an_old_driver_of_two_rtx_4000_needs_p2p_off() -> None:
         (SLOW, FAST, Level.WARNING, "export NCCL_P2P_DISABLE=1: it's faster without"),
         (HANGS, SLOW, Level.WARNING, "export NCCL_P2P_DISABLE=1 NCCL_IB_DISABLE=1 before the search"),
         (FAST, HANGS, Level.OK, ""),
-        (HANGS, HANGS, Level.IMPOSSIBLE, "Run with NCCL_DEBUG=INFO to see why, or give --gpus-per-trial 1"),
+        (HANGS, HANGS, Level.IMPOSSIBLE, NOBODY),
     ],
 )
 def test_gpus_add_up_one_way_or_the_other(with_p2p: AllReduce, without: AllReduce, level: Level, remedy: str) -> None:
