@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,10 @@ os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 # As the demo's trials run: sums in the same order, and no fight for cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+# What a shell starts in the background, as some CI systems do, begins with Ctrl-C ignored, and so would every command
+# that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in [name for name in os.environ if name.startswith("ORCHESTRATOR__")]:
     del os.environ[name]
 
