@@ -16,6 +16,7 @@ from orchestrator.run_folder import RunFolder, Search
 from tests.commands import ROOT
 from tests.searches import make_run
 from trials.config import ModelSettings
+from trials.engine.prediction import linear_shapes, sizes_of
 from trials.engine.shape import ARCHITECTURES, LINEAR_NAMES, BaseShape, base_shape
 from trials.errors import ModelError
 from trials.model import check_targets, linear_names
@@ -28,6 +29,8 @@ def test_the_linear_layers_are_those_of_the_model(config: Any) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert linear_names(model) == set(LINEAR_NAMES)
+    sizes = sizes_of(BaseShape.of(config), 4, is_quantized=False)
+    assert linear_shapes(sizes, config.vocab_size).keys() == set(LINEAR_NAMES)
 
 
 def test_the_shape_is_what_the_config_says() -> None:

@@ -55,11 +55,17 @@ def begin(url: str, search: Search) -> Mirror:
     return mirror
 
 
-def train(mirror: Mirror, config: TrialConfig) -> None:
-    """One trial with one evaluation, put on the store by its worker."""
+def handed_over(mirror: Mirror, config: TrialConfig) -> TrialFolder:
+    """A new trial, which its worker has from now on."""
     folder = TrialFolder(mirror.path / "trials" / "0001")
     folder.begin(config, Origin.PROPOSED, "proposed")
     mirror.hand_over(folder.path, "worker")
+    return folder
+
+
+def train(mirror: Mirror, config: TrialConfig) -> None:
+    """One trial with one evaluation, put on the store by its worker."""
+    folder = handed_over(mirror, config)
     with trial_copy(assignment(mirror)) as copy:
         worker = TrialFolder(copy.path)
         record(worker, point(2.0, 100))
@@ -176,9 +182,7 @@ def test_a_worker_that_lost_its_trial_or_the_store_was_cut_off(
     url: str, search: Search, small_config: TrialConfig
 ) -> None:
     mirror = begin(url, search)
-    folder = TrialFolder(mirror.path / "trials" / "0001")
-    folder.begin(small_config, Origin.PROPOSED, "proposed")
-    mirror.hand_over(folder.path, "worker")
+    folder = handed_over(mirror, small_config)
     with trial_copy(assignment(mirror)) as copy:
         copy.keep()
         mirror.take_back(folder.path, "worker")
@@ -195,9 +199,7 @@ def test_a_trial_that_was_stopped_puts_nothing_more_on_the_store(
     url: str, search: Search, small_config: TrialConfig
 ) -> None:
     mirror = begin(url, search)
-    folder = TrialFolder(mirror.path / "trials" / "0001")
-    folder.begin(small_config, Origin.PROPOSED, "proposed")
-    mirror.hand_over(folder.path, "worker")
+    folder = handed_over(mirror, small_config)
     with trial_copy(assignment(mirror)) as copy:
         record(TrialFolder(copy.path), point(2.0, 100))
         copy.keep()
