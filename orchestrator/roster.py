@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from orchestrator.promotion import Standing, State
 from orchestrator.run_folder import Search
 from orchestrator.study import INFEASIBLE
 from trials.config import TrialConfig
+from trials.files import remove_folder
 from trials.losses import RowLosses, compare
 from trials.records import Ending, EvalPoint, Origin, TrialRecord
 from trials.schedule import full_tokens
@@ -123,7 +123,7 @@ def standing(member: Member, search: Search) -> Standing:
 def remove_adapters(adapters: Iterable[Path]) -> None:
     """Takes them off the disk."""
     for adapter in adapters:
-        shutil.rmtree(adapter, ignore_errors=True)
+        remove_folder(adapter)
 
 
 def _plain(value: Any) -> Any:

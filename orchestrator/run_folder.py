@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -26,7 +27,7 @@ from orchestrator.rungs import rung_tokens
 from search_spaces.schema import Recipe
 from trials.engine.shape import BaseShape, base_shape
 from trials.errors import RunFolderError
-from trials.files import write_json
+from trials.files import make_folder, write_json
 from trials.records import TrialRecord, read_trial
 from trials.schedule import Epoch
 
@@ -214,9 +215,9 @@ def create_run_folder(path: Path) -> RunFolder:
     """A new, empty run folder. Raises `RunFolderError` if it can't be made or something is in it."""
     refuse_taken(path)
     try:
-        (path / "trials").mkdir(parents=True, exist_ok=True)
-        (path / ".writable").touch()
-        (path / ".writable").unlink()
+        make_folder(path / "trials")
+        with tempfile.TemporaryFile(dir=path):  # a name that nobody else has
+            pass
     except OSError as error:
         raise RunFolderError(f"can't write to {path}: {error.strerror}. Give another --out folder.") from error
     return RunFolder(path.absolute())

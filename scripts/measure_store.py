@@ -21,10 +21,11 @@ from pathlib import Path
 from orchestrator.object_store import ObjectStore
 from orchestrator.run_places import check_store
 from orchestrator.snapshots import TrialStore
+from trials.adapter_check import POINT_FILE
 from trials.checkpoints import CheckpointWriter, LogState
 from trials.command_line import run, whole_number
 from trials.files import append_json_line, replace_folder, write_json
-from trials.records import EVAL_ROWS_FILE, POINT_FILE, TrialFolder
+from trials.records import EVAL_ROWS_FILE, TrialFolder
 from trials.stopwatch import Stopwatch
 
 _ROWS = 2000

@@ -11,10 +11,13 @@ import pytest
 
 from trials.files import (
     append_json_line,
+    in_place,
     link_file,
     link_folder,
     read_json_lines,
+    remove_folder,
     replace_folder,
+    set_aside_name,
     settle_folder,
     write_json,
     write_text,
@@ -90,12 +93,21 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
 
 
 def test_a_crash_between_the_two_renames_leaves_the_old_folder(tmp_path: Path) -> None:
-    target = _folder(tmp_path / "adapter", "old")
-    with pytest.raises(FileNotFoundError):  # the new folder vanishes: the second rename never happens
-        replace_folder(tmp_path / "new", target)
-    assert not target.exists()
-    settle_folder(target)
-    assert (target / "weights").read_text() == "old"
+    target = tmp_path / "adapter"
+    for name in (set_aside_name(target).name, "adapter.old"):  # the second one is that of earlier versions
+        _folder(tmp_path / name, name)
+        assert (in_place(target) / "weights").read_text() == name
+        settle_folder(target)
+        assert (target / "weights").read_text() == name
+        remove_folder(target)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_removed_leaves_no_older_one_to_be_read_in_its_place(tmp_path: Path) -> None:
+    target = _folder(tmp_path / "adapter", "new")
+    _folder(set_aside_name(target), "older")
+    remove_folder(target)
+    assert not in_place(target).exists()
 
 
 def test_settling_never_touches_a_folder_in_its_place(tmp_path: Path) -> None:

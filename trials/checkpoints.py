@@ -23,9 +23,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from trials.adapter_check import POINT_FILE
 from trials.errors import RunFolderError
-from trials.files import link_file, link_folder, replace_folder, sync_folder, write_json
-from trials.records import EVAL_ROWS_FILE, POINT_FILE, TrialFolder
+from trials.files import link_file, link_folder, make_folder, move, replace_folder, write_json
+from trials.records import EVAL_ROWS_FILE, TrialFolder, eval_rows_file
 from trials.stopwatch import Stopwatch
 
 BEST_ADAPTER = "best_adapter"
@@ -112,6 +113,7 @@ class CheckpointWriter:
             watch = self._stopwatch
             progress = Progress(step, watch.seconds, watch.training_seconds, self._base_eval_loss, log)
             shutil.rmtree(self.unfinished, ignore_errors=True)
+            make_folder(self.unfinished)
             save()
             made = self.unfinished / f"checkpoint-{step}"
             self._add_best(made, step)
@@ -130,7 +132,7 @@ class CheckpointWriter:
         if not best.is_dir():
             return
         link_folder(best, made / BEST_ADAPTER)
-        link_file(self._folder / EVAL_ROWS_FILE, made / EVAL_ROWS_FILE)
+        link_file(eval_rows_file(self._folder), made / EVAL_ROWS_FILE)
         if json.loads((best / POINT_FILE).read_text())["step"] == step:
             link_file(best / _WEIGHTS, made / _WEIGHTS)  # the same weights: evaluations come before checkpoints
 
@@ -166,7 +168,8 @@ def set_broken_aside(folder: Path) -> None:
     for step, path in _named(folder):
         if _read(path, step) is None:
             aside = path.with_name(f"broken-{step}")
-            replace_folder(path, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+            move(path, aside)
             logger.warning("checkpoint %d is not whole, and not used; it's %s now", step, aside)
 
 
@@ -174,8 +177,8 @@ def move_newer_checkpoints(folder: Path, step: int, target: Path) -> None:
     """Moves those after a step into another trial's folder."""
     for newer, path in _named(folder):
         if newer > step:
-            (target / _FOLDER).mkdir(exist_ok=True)
-            path.rename(target / _FOLDER / path.name)
+            make_folder(target / _FOLDER)
+            move(path, target / _FOLDER / path.name)
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -191,7 +194,6 @@ def _named(folder: Path) -> list[tuple[int, Path]]:
 def _complete(made: Path, progress: Progress) -> None:
     sizes = {str(path.relative_to(made)): path.stat().st_size for path in made.rglob("*") if path.is_file()}
     write_json(made / _MARKER, asdict(_Marker(progress, sizes)))
-    sync_folder(made)
 
 
 def _read(path: Path, step: int) -> Checkpoint | None:

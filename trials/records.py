@@ -4,7 +4,8 @@ trials/<id>/config.json    origin, configuration, and the fingerprint of its row
 trials/<id>/metrics.jsonl  one `EvalPoint` a line, with the host name of the machine that made it (node)
 trials/<id>/eval_rows.json loss of every eval row at the best evaluation, for paired comparison
 trials/<id>/score_rows.jsonl  scores of answers, row by row, where they are asked for (trials.scorings)
-trials/<id>/adapter/       best adapter so far, PEFT format, with point.json, the evaluation that it had
+trials/<id>/adapter/       best adapter so far, PEFT format, with its own eval_rows.json and point.json: the evaluation
+                           that it had, and the size and SHA-256 of every file (trials.adapter_check)
 trials/<id>/wandb_run      id of its run in Weights & Biases, where there is one (trials.tracking)
 trials/<id>/ending.json    how it ended; absent: it's running, paused or was cut off
 """
@@ -12,6 +13,7 @@ trials/<id>/ending.json    how it ended; absent: it's running, paused or was cut
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -20,13 +22,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from trials.adapter_check import POINT_FILE, describe_files, why_not_there
 from trials.config import TrialConfig
 from trials.errors import RunFolderError
-from trials.files import append_json_line, read_json_lines, replace_folder, write_json
+from trials.files import append_json_line, in_place, make_folder, read_json_lines, replace_folder, write_json
 from trials.losses import RowLosses
 from trials.scorings import Scoring, read_scorings
 
-POINT_FILE = "point.json"
 EVAL_ROWS_FILE = "eval_rows.json"
 
 
@@ -117,13 +119,12 @@ class TrialRecord:
     @property
     def adapter(self) -> Path:
         """The best adapter so far; the one before it in the moment when it's being replaced."""
-        current, old = self.folder / "adapter", self.folder / "adapter.old"
-        return old if old.exists() and not current.exists() else current
+        return in_place(self.folder / "adapter")
 
     @property
     def has_adapter(self) -> bool:
-        """Whether its best adapter is still on disk."""
-        return (self.adapter / "adapter_config.json").is_file()
+        """Whether its best adapter is still on disk, by the sizes of its files (see `trials.adapter_check`)."""
+        return why_not_there(self.adapter) is None
 
     def row_losses(self) -> RowLosses | None:
         """Loss of every eval row at the best evaluation; None if it was never evaluated."""
@@ -158,7 +159,7 @@ class TrialFolder:
         Raises `RunFolderError` if a trial is there already.
         """
         self.refuse_taken()
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         content: dict[str, Any] = {"origin": origin.value, "name": name, "config": config.model_dump(mode="json")}
         if fingerprint is not None:
             content["data_fingerprint"] = fingerprint
@@ -176,7 +177,7 @@ class TrialFolder:
         """
         if self.is_written and point.eval_loss <= point.best_eval_loss:
             if save_adapter is not None:
-                self._replace_adapter(save_adapter, point)
+                self._replace_adapter(save_adapter, point, losses)
             write_json(self.path / EVAL_ROWS_FILE, asdict(losses))
 
     def log(self, point: EvalPoint) -> None:
@@ -190,12 +191,14 @@ class TrialFolder:
         if self.is_written and not path.exists():
             write_json(path, {"kind": ending.kind.value, "reason": ending.reason})
 
-    def _replace_adapter(self, save_adapter: Callable[[Path], None], point: EvalPoint) -> None:
+    def _replace_adapter(self, save_adapter: Callable[[Path], None], point: EvalPoint, losses: RowLosses) -> None:
         beside = self.path / "adapter.new"
-        beside.mkdir(exist_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
         save_adapter(beside)
-        # Swapped in together with the adapter: whenever the process dies, its loss on record is its own.
-        write_json(beside / POINT_FILE, asdict(point))
+        # Swapped in together with the adapter: whenever the process dies, losses on record are those of its weights.
+        write_json(beside / EVAL_ROWS_FILE, asdict(losses))
+        write_json(beside / POINT_FILE, {**asdict(point), "files": describe_files(beside)})
         replace_folder(beside, self.adapter)
 
 
@@ -222,9 +225,19 @@ def read_trial(folder: Path) -> TrialRecord:
     )
 
 
+def eval_rows_file(folder: Path) -> Path:
+    """The file with the loss of every eval row at a trial's best evaluation; it may not exist.
+
+    The one in the adapter's folder comes first: the one beside that folder is written after it, so a crash in between
+    leaves it one evaluation behind. The base model and run folders of earlier versions have only the latter.
+    """
+    with_adapter = in_place(folder / "adapter") / EVAL_ROWS_FILE
+    return with_adapter if with_adapter.exists() else folder / EVAL_ROWS_FILE
+
+
 def read_row_losses(folder: Path) -> RowLosses | None:
     """Loss of every eval row at a trial's best evaluation; None if it was never evaluated."""
-    path = folder / EVAL_ROWS_FILE
+    path = eval_rows_file(folder)
     return RowLosses(**json.loads(path.read_text())) if path.exists() else None
 
 

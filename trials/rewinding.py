@@ -15,6 +15,7 @@ import json
 import shutil
 from pathlib import Path
 
+from trials.adapter_check import POINT_FILE
 from trials.checkpoints import (
     BEST_ADAPTER,
     Checkpoint,
@@ -23,8 +24,18 @@ from trials.checkpoints import (
     whole_checkpoints,
 )
 from trials.errors import DataError, RunFolderError
-from trials.files import link_file, link_folder, read_json_lines, replace_folder, settle_folder, write_text
-from trials.records import EVAL_ROWS_FILE, POINT_FILE, Ending, EndingKind, Origin, TrialRecord, read_trial
+from trials.files import (
+    link_file,
+    link_folder,
+    move,
+    read_json_lines,
+    remove_folder,
+    replace_folder,
+    settle_folder,
+    sync_folder,
+    write_text,
+)
+from trials.records import EVAL_ROWS_FILE, Ending, EndingKind, Origin, TrialRecord, read_trial
 
 _LINES = ("metrics.jsonl", "score_rows.jsonl")
 _FILES = ("config.json", *_LINES, EVAL_ROWS_FILE, "ending.json")
@@ -134,7 +145,10 @@ def _keep(folder: Path, step: int) -> Path:
     if (folder / "adapter").exists():
         link_folder(folder / "adapter", beside / "adapter")
     names = (f"before-{step}", *(f"before-{step}-{again}" for again in range(2, 1000)))
-    return beside.rename(next(folder / name for name in names if not (folder / name).exists()))
+    kept = next(folder / name for name in names if not (folder / name).exists())
+    sync_folder(beside)
+    move(beside, kept)
+    return kept
 
 
 def _restore_best(folder: Path, checkpoint: Checkpoint) -> None:
@@ -144,13 +158,14 @@ def _restore_best(folder: Path, checkpoint: Checkpoint) -> None:
         return
     if not adapter.exists() or _step(adapter) != _step(best):
         beside = folder / "adapter.new"
+        shutil.rmtree(beside, ignore_errors=True)
         link_folder(best, beside)
         replace_folder(beside, adapter)
     link_file(checkpoint.path / EVAL_ROWS_FILE, folder / EVAL_ROWS_FILE)
 
 
 def _remove_best(folder: Path) -> None:
-    shutil.rmtree(folder / "adapter", ignore_errors=True)
+    remove_folder(folder / "adapter")
     (folder / EVAL_ROWS_FILE).unlink(missing_ok=True)
 
 

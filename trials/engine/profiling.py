@@ -6,13 +6,14 @@ left, torch's profiler (CUPTI) notes every kernel, and FILE gets their seconds a
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
+
+from trials.files import write_json
 
 
 class KernelClock:
@@ -44,10 +45,7 @@ class KernelClock:
         # Launches, and their waiting for room in the GPU's queue, are the host's time.
         events = (event for event in results.events() if event.device_type().name == self._device)
         spans = [(event.start_ns(), event.end_ns()) for event in events]
-        content = json.dumps({"kernel_seconds": covered(spans) / 1e9, "wall_seconds": wall})
-        beside = self._file.with_suffix(".new")
-        beside.write_text(content)
-        beside.rename(self._file)
+        write_json(self._file, {"kernel_seconds": covered(spans) / 1e9, "wall_seconds": wall})
 
 
 def kernel_clock() -> KernelClock | None:

@@ -1,0 +1,103 @@
+"""Whether an adapter's folder is whole: the size and SHA-256 of every file, as its point.json has them. Needs no torch.
+
+Hashing takes 0.08 to 0.13 seconds for 100 MB on a CPU with SHA instructions (measured), once when they are written.
+A folder of an earlier version has no hashes; its weights are then checked against the lengths in their own header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+POINT_FILE = "point.json"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+"""What PEFT needs of an adapter."""
+_LONGEST_HEADER = 100_000_000
+"""Bytes, as in the safetensors format's own limit."""
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file but point.json, by its path in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != POINT_FILE)
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in files
+    }
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def why_not_there(adapter: Path) -> str | None:
+    """What is missing of an adapter, or has another size than on record; None: nothing. Reads no weights."""
+    if not (adapter / CONFIG_FILE).is_file():
+        return f"{adapter / CONFIG_FILE} is missing"
+    for name, described in _on_record(adapter).items():
+        path = adapter / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != described.get("size"):
+            return f"{path} has {path.stat().st_size} bytes, and had {described.get('size')}"
+    return None
+
+
+def adapter_problem(adapter: Path) -> str | None:
+    """Why an adapter can't be used as it was saved, by reading all of it; None: it's whole."""
+    try:
+        problem = why_not_there(adapter)
+        if problem is not None:
+            return problem
+        on_record = _on_record(adapter)
+        for name, described in on_record.items():
+            if sha256_of(adapter / name) != described.get("sha256"):
+                return f"{adapter / name} is not what was saved: its SHA-256 is another one than in {POINT_FILE}"
+        missing = [adapter / name for name in ADAPTER_FILES if not (adapter / name).is_file()]
+        if missing:
+            return f"{missing[0]} is missing"
+        return None if on_record else _problem_without_hashes(adapter)
+    except OSError as error:
+        return f"{error.filename or adapter} can't be read: {error.strerror}"
+
+
+def _on_record(adapter: Path) -> dict[str, dict[str, Any]]:
+    """What point.json says of the files; empty where it says nothing, as in run folders of earlier versions."""
+    try:
+        found = json.loads((adapter / POINT_FILE).read_text(encoding="utf-8"))["files"]
+        return {str(name): dict(described) for name, described in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _problem_without_hashes(adapter: Path) -> str | None:
+    try:
+        json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        return f"{adapter / CONFIG_FILE} is no JSON: {error}"
+    path = adapter / WEIGHTS_FILE
+    expected = _length_by_header(path)
+    if expected != path.stat().st_size:
+        return f"{path} is damaged: it has {path.stat().st_size} bytes, and its header tells of {expected}"
+    return None
+
+
+def _length_by_header(path: Path) -> int | None:
+    """Bytes that a safetensors file has by its header; None: it has no such header.
+
+    The format: the header's length in 8 bytes, little-endian; the header, JSON with every tensor's `data_offsets`; the
+    tensors (https://huggingface.co/docs/safetensors).
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= _LONGEST_HEADER:
+            return None
+        header = file.read(length)
+    try:
+        tensors = [each for name, each in json.loads(header).items() if name != "__metadata__"]
+        return 8 + length + max((int(each["data_offsets"][1]) for each in tensors), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return None
