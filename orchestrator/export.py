@@ -6,28 +6,31 @@ python -m orchestrator.export RUN [--merge] [--to DIR]
 from __future__ import annotations
 
 import argparse
-import hashlib
+import logging
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.export_target import MANIFEST, Staging, refuse_target, set_strangers_aside, staging_beside
 from orchestrator.manifest_scores import manifest_scores
 from orchestrator.model_card import model_card
-from orchestrator.ranking import Best, gain_over, pick_best, rank
+from orchestrator.ranking import Best, Candidates, Skipped, candidates, gain_over, rank
 from orchestrator.run_folder import RunFolder, Search, versions
 from orchestrator.run_places import bring_weights, open_at, publish
 from orchestrator.verification import MERGED_TOLERANCE, TOLERANCE, Due, prove_export
+from trials.adapter_check import ADAPTER_FILES, adapter_problem, sha256_of
 from trials.command_line import run
-from trials.errors import ExportNotVerified
-from trials.files import replace_folder, write_json, write_text
+from trials.disk import disk_full_in
+from trials.errors import ExportNotVerified, first_line
+from trials.files import write_json, write_text
 from trials.records import Origin, TrialRecord
 
-# PEFT's own README and our bookkeeping stay behind; the export gets a card of its own.
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,62 +39,145 @@ class Exported:
 
     path: Path
     manifest: dict[str, Any]
+    kept: Path | None = None
+    """Where that is now which stood in the way of the run folder's own export; None: nothing did."""
+
+    def lines(self) -> list[str]:
+        """What people have to know of how it came about."""
+        said = [
+            f"trial {each['trial']} is better and was skipped: {each['reason']}" for each in self.manifest["skipped"]
+        ]
+        return said if self.kept is None else [*said, f"what was in {self.path} is in {self.kept} now"]
 
 
 def export_best(
     folder: RunFolder, to: Path | None = None, *, merge: bool = False, due_seconds: float | None = None
 ) -> Exported:
-    """Exports the best trial to `to` (default RUN/export); an earlier export stays until the new one is proved.
+    """Exports the best trial that can be proved to `to` (default RUN/export); an earlier export stays until then.
+
+    A trial whose adapter is damaged, can't be loaded or doesn't give its loss is skipped, and the next one that clearly
+    beats the base model is tried.
 
     With `to`, nothing is written to RUN, which may be read-only. Where the proof takes longer than `due_seconds` and
     there's no earlier export, it's put in its place unproved, which it says; it's proved there, or taken away again.
 
-    Raises `NothingToExport` if no trial beats the base model, `ExportNotVerified` if the export, loaded again in a
-    fresh process, doesn't give the trial's loss within 1e-3 nats per token.
+    Raises `RunFolderError` if `to` holds anything but an earlier export, `NothingToExport` if no trial beats the base
+    model, `ExportNotVerified` if no adapter of those, loaded again in a fresh process, gives the trial's loss within
+    1e-3 nats per token.
     """
-    search = folder.read_search()
-    records = folder.records()
-    best = pick_best(records)
-    bring_weights(best.trial)
-    target = (to or folder.export).absolute()
-    staging = target.with_name(target.name + ".new")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    for name in _ADAPTER_FILES:
-        shutil.copyfile(best.trial.adapter / name, staging / name)
-    _save_tokenizer(search, staging)
-    had_one = target.exists()
-    due = None
-    if due_seconds is not None and not had_one:
-        due = Due(due_seconds, lambda: _put_unproved(staging, target, _manifest(search, records, best, {}), search))
-    try:
-        found = prove_export(staging, search.recipe, best.loss, merge=merge, due=due)
-    except ExportNotVerified:
-        if not had_one:
-            shutil.rmtree(target, ignore_errors=True)
-        raise
-    manifest = _manifest(search, records, best, found)
-    _complete(staging, manifest, search)
-    replace_folder(staging, target)
+    if to is not None:
+        refuse_target(to.absolute(), folder.path)
+    target = folder.export.absolute() if to is None else to.resolve()
+    due = None if due_seconds is None else time.monotonic() + due_seconds
+    search, records = folder.read_search(), folder.records()
+    found = candidates(records)
+    with staging_beside(target, folder.path, may_set_aside=to is None) as staging:
+        kept = set_strangers_aside(target) if to is None else None
+        proved = _first_proved(_Attempts(search, records, staging, merge, due, target.exists()), found)
     if to is None:
+        _keep_samples(folder, proved.found)
+    return Exported(target, proved.manifest, kept)
+
+
+@dataclass(frozen=True)
+class _Proved:
+    manifest: dict[str, Any]
+    found: dict[str, Any]
+    """By the proof."""
+
+
+def _first_proved(attempts: _Attempts, found: Candidates) -> _Proved:
+    """Walks down the ranking until a trial's adapter is proved and in its place."""
+    skipped, last = list(found.skipped), ""
+    for best in found.best:
+        try:
+            return attempts.export(best, skipped)
+        except ExportNotVerified as error:
+            if len(found.best) == 1 and not skipped:
+                raise
+            reason = str(error).strip().splitlines()[-1].removeprefix("error: ")
+            skipped.append(Skipped(best.trial, reason))
+            if reason == last:  # the cause isn't in the adapters
+                break
+            last = reason
+    left = len(found.best) - len(skipped) + len(found.skipped)
+    words = [f"trial {each.trial.id}: {each.reason}" for each in skipped]
+    if left:
+        words.append(f"{left} more weren't tried, as the last two failed alike.")
+    raise ExportNotVerified("\n  ".join(["none of the trials that beat the base model can be exported.", *words]))
+
+
+@dataclass(frozen=True)
+class _Attempts:
+    """To export one trial after another to the same target."""
+
+    search: Search
+    records: Sequence[TrialRecord]
+    staging: Staging
+    merge: bool
+    due: float | None
+    """By the monotonic clock; None: a proof may take any time."""
+    had_one: bool
+    """Whether there is an earlier export, which stays until another one is proved."""
+
+    def export(self, best: Best, skipped: Sequence[Skipped]) -> _Proved:
+        """Proves a trial's adapter and puts it in its place. Raises `ExportNotVerified`."""
+        made = self._stage(best)
+        try:
+            found = prove_export(
+                made, self.search.recipe, best.loss, merge=self.merge, due=self._due(made, best, skipped)
+            )
+        except ExportNotVerified:
+            self.staging.take_away()
+            raise
+        return _Proved(self._put(made, best, skipped, found), found)
+
+    def _stage(self, best: Best) -> Path:
+        try:
+            bring_weights(best.trial)
+        except FileNotFoundError as error:
+            raise ExportNotVerified(f"its weights are no longer on the store: {error}") from error
+        problem = adapter_problem(best.trial.adapter)
+        if problem is not None:
+            raise ExportNotVerified(problem)
+        made = self.staging.empty("export")
+        for name in ADAPTER_FILES:
+            shutil.copyfile(best.trial.adapter / name, made / name)
+        _save_tokenizer(self.search, made)
+        return made
+
+    def _due(self, made: Path, best: Best, skipped: Sequence[Skipped]) -> Due | None:
+        """At the deadline it's put in its place unproved: a copy, since the proof reads what is staged."""
+        if self.due is None or self.had_one:
+            return None
+
+        def put_unproved() -> None:
+            unproved = self.staging.empty("unproved")
+            shutil.copytree(made, unproved, dirs_exist_ok=True)
+            self._put(unproved, best, skipped, {})
+
+        return Due(self.due - time.monotonic(), put_unproved)
+
+    def _put(self, made: Path, best: Best, skipped: Sequence[Skipped], found: dict[str, Any]) -> dict[str, Any]:
+        manifest = _manifest(self.search, self.records, best, found)
+        manifest["skipped"] = [each.as_json() for each in skipped]
+        _complete(made, manifest, self.search)
+        self.staging.put_in_place(made)
+        return manifest
+
+
+def _keep_samples(folder: RunFolder, found: dict[str, Any]) -> None:
+    try:
         write_json(folder.path / "samples.json", found.get("samples", []))
-    return Exported(target, manifest)
-
-
-def _put_unproved(staging: Path, target: Path, manifest: dict[str, Any], search: Search) -> None:
-    """A copy, since the proof reads what is staged."""
-    beside = target.with_name(target.name + ".unproved")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(staging, beside)
-    _complete(beside, manifest, search)
-    replace_folder(beside, target)
+    except OSError as error:  # the export is there
+        logger.warning("the samples aren't kept in samples.json: %s", error.strerror)
 
 
 def _complete(export: Path, manifest: dict[str, Any], search: Search) -> None:
     """Model card and manifest, with the hashes of all other files."""
     write_text(export / "README.md", model_card(manifest, search.recipe))
     manifest["files"] = _hashes(export)
-    write_json(export / "manifest.json", manifest)
+    write_json(export / MANIFEST, manifest)
 
 
 def _save_tokenizer(search: Search, staging: Path) -> None:
@@ -113,7 +199,7 @@ def _manifest(search: Search, records: Sequence[TrialRecord], best: Best, found:
         "verified": _verified(found, best.loss),
         "merged": {"eval_loss": found["merged"], "tolerance": MERGED_TOLERANCE} if "merged" in found else None,
         "test": found.get("test"),
-        "scores": manifest_scores(records, best),
+        "scores": _scores(records, best),
         "config": trial.config.model_dump(mode="json"),
         "points": [{"tokens_seen": point.tokens_seen, "eval_loss": point.eval_loss} for point in trial.points],
         "trials": len(rank(records)),
@@ -121,6 +207,15 @@ def _manifest(search: Search, records: Sequence[TrialRecord], best: Best, found:
         "versions": versions(),
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _scores(records: Sequence[TrialRecord], best: Best) -> dict[str, Any] | None:
+    """What is said of scores; None also where their files are damaged, as they decide nothing."""
+    try:
+        return manifest_scores(records, best)
+    except Exception as error:
+        logger.warning("the scores are left out, as they can't be read: %s", first_line(error))
+        return None
 
 
 def _verified(found: dict[str, Any], trial_loss: float) -> dict[str, float] | None:
@@ -143,7 +238,7 @@ def _against_start(start: TrialRecord, winner: TrialRecord) -> dict[str, Any]:
 def _hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file, by its path in the export."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -162,9 +257,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     folder = open_at(arguments.run)
-    exported = export_best(folder, arguments.to, merge=arguments.merge)
+    with disk_full_in(arguments.to or folder.path):
+        exported = export_best(folder, arguments.to, merge=arguments.merge)
     if arguments.to is None:
         publish(folder, "export", "samples.json")
+    for line in exported.lines():
+        sys.stderr.write(f"{line}\n")
     manifest = exported.manifest
     print(f"exported trial {manifest['trial']} to {exported.path}")
     print(f"eval loss {manifest['eval_loss']:.4f}, base {manifest['base_eval_loss']:.4f}; verified in a fresh process")

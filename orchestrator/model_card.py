@@ -24,6 +24,7 @@ def model_card(manifest: dict[str, Any], recipe: Recipe) -> str:
         "## Losses\n\nNats per completion token, token-weighted, on the same rows.\n\n" + _losses(manifest),
         *_scores(manifest.get("scores")),
         _verified(manifest["verified"]),
+        *_skipped(manifest.get("skipped") or []),
         "## Configuration\n\n" + _table(("hyperparameter", "value"), [(k, v) for k, v in settings.items()]),
         "## Loading it\n\n" + _loading(recipe),
     ]
@@ -90,6 +91,15 @@ def _verified(verified: dict[str, float] | None) -> str:
         f"Loaded again in a fresh process by `AutoPeftModelForCausalLM`, it has eval loss {verified['eval_loss']:.5f}, "
         f"{verified['difference']:.1e} from what the trial measured (allowed: {verified['tolerance']:g})."
     )
+
+
+def _skipped(skipped: list[dict[str, Any]]) -> list[str]:
+    """The section on better trials that could not be exported; none where there are none."""
+    if not skipped:
+        return []
+    rows = [(each["trial"], f"{each['eval_loss']:.4f}", each["reason"].replace("|", "\\|")) for each in skipped]
+    table = _table(("trial", "eval loss", "why"), rows)
+    return [f"## Skipped\n\nThese trials have a lower loss, and could not be exported:\n\n{table}"]
 
 
 def _loading(recipe: Recipe) -> str:
