@@ -14,6 +14,7 @@ from orchestrator.export import export_best, main
 from orchestrator.run_folder import RunFolder, Search
 from search_spaces.schema import Recipe
 from tests.searches import make_conductor, make_run, make_search, point, run_base, run_trial
+from tests.test_export_target import contents, make_export
 from trials.errors import ExportNotVerified
 from trials.losses import RowLosses
 from trials.records import Origin, TrialFolder, TrialRecord
@@ -81,10 +82,19 @@ def test_an_export_whose_proof_takes_too_long_is_there_at_the_deadline_and_says_
     assert sorted(path.name for path in trained.path.glob("export*")) == ["export"]
 
 
+def _promise(folder: Path, less: float) -> None:
+    """Lowers all losses on a trial's record, so that it ranks first and can't be what its adapter gives."""
+    metrics, own = folder / "metrics.jsonl", folder / "adapter" / "point.json"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    metrics.write_text("".join(json.dumps({**line, "eval_loss": line["eval_loss"] - less}) + "\n" for line in lines))
+    content = json.loads(own.read_text())
+    own.write_text(json.dumps({**content, "eval_loss": content["eval_loss"] - less}))
+
+
 def test_an_unproved_export_that_fails_its_proof_is_taken_away(trained: RunFolder) -> None:
-    (trained.trial("0001") / "adapter" / "adapter_model.safetensors").write_bytes(b"broken")
+    _promise(trained.trial("0001"), 0.1)
     watched = Watched(trained)
-    with pytest.raises(ExportNotVerified):
+    with pytest.raises(ExportNotVerified, match="but the trial measured"):
         export_best(trained, due_seconds=0.0)
     watched.is_over = True
     assert watched.seen
@@ -92,9 +102,57 @@ def test_an_unproved_export_that_fails_its_proof_is_taken_away(trained: RunFolde
 
 
 def test_an_earlier_export_stays_until_the_new_one_is_proved(trained: RunFolder) -> None:
-    trained.export.mkdir()
-    (trained.export / "manifest.json").write_text("{}")
-    (trained.trial("0001") / "adapter" / "adapter_model.safetensors").write_bytes(b"broken")
-    with pytest.raises(ExportNotVerified):
+    before = contents(make_export(trained.export))
+    _promise(trained.trial("0001"), 0.1)
+    with pytest.raises(ExportNotVerified, match="but the trial measured"):
         export_best(trained, due_seconds=0.0)
-    assert (trained.export / "manifest.json").read_text() == "{}"
+    assert contents(trained.export) == before
+
+
+def test_the_ranking_is_walked_down_until_a_trial_is_proved(
+    trained: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("0002", "0003", "0004", "0005"):
+        shutil.copytree(trained.trial("0001"), trained.trial(name))
+    for name, less in (("0002", 0.04), ("0003", 0.03), ("0004", 0.02), ("0005", 0.01)):
+        _promise(trained.trial(name), less)
+    weights = [trained.trial(name) / "adapter" / "adapter_model.safetensors" for name in ("0002", "0003", "0004")]
+    weights[0].write_bytes(b"")  # as a power cut leaves what was never synced
+    weights[1].unlink()
+    weights[2].write_bytes(bytes(reversed(weights[2].read_bytes())))
+    assert main([str(trained.path), "--to", str(tmp_path / "models")]) == 0
+    manifest = json.loads((tmp_path / "models" / "manifest.json").read_text())
+    assert manifest["trial"] == "0001"
+    assert [each["trial"] for each in manifest["skipped"]] == ["0002", "0003", "0004", "0005"]
+    words = (" has 0 bytes, and had ", " is missing", "its SHA-256 is another one", "but the trial measured")
+    card, said = (tmp_path / "models" / "README.md").read_text(), capsys.readouterr()
+    for each, why in zip(manifest["skipped"], words, strict=True):
+        assert why in each["reason"]
+        assert f"trial {each['trial']} is better and was skipped: {each['reason']}" in said.err
+        assert f"| {each['trial']} | {each['eval_loss']:.4f} | {each['reason']} |" in card
+    assert "exported trial 0001 to" in said.out
+
+
+def test_trials_that_fail_alike_for_another_reason_are_not_all_tried(trained: RunFolder) -> None:
+    for name in ("0002", "0003", "0004"):
+        shutil.copytree(trained.trial("0001"), trained.trial(name))
+    path = trained.path / "search.json"
+    content = json.loads(path.read_text())
+    content["recipe"]["data"]["eval"] = "gone.jsonl"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ExportNotVerified, match=r"(?s)trial 0001: .*gone.*trial 0002: .*gone.*2 more weren't tried"):
+        export_best(trained)
+    assert [path.name for path in trained.path.iterdir() if "export" in path.name] == []
+
+
+def test_a_search_of_an_earlier_version_has_no_hashes_and_is_exported(trained: RunFolder) -> None:
+    adapter = trained.trial("0001") / "adapter"
+    content = json.loads((adapter / "point.json").read_text())
+    del content["files"]
+    (adapter / "point.json").write_text(json.dumps(content))
+    (adapter / "eval_rows.json").unlink()
+    adapter.rename(adapter.with_name("adapter.old"))
+    assert export_best(trained).manifest["trial"] == "0001"
+    trained.trial("0001").joinpath("adapter.old", "adapter_model.safetensors").write_bytes(b"\x10")
+    with pytest.raises(ExportNotVerified, match="is damaged: it has 1 bytes, and its header tells of None"):
+        export_best(trained)
