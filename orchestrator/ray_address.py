@@ -82,11 +82,12 @@ def _own_text(path: Path) -> str | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
-    with os.fdopen(descriptor, errors="replace") as file:
+    try:
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            return None
-        return file.read(_LONGEST_ADDRESS)
+        is_own = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+        return os.read(descriptor, _LONGEST_ADDRESS).decode(errors="replace") if is_own else None
+    finally:
+        os.close(descriptor)
 
 
 def _host_and_port(address: str) -> tuple[str, int] | None:

@@ -116,7 +116,11 @@ def test_a_session_that_has_got_the_id_of_another_is_not_taken_for_it(leader: su
     assert not replace(mark, started=mark.started - 1).is_here
 
 
-@pytest.mark.parametrize(("token", "is_here"), [("ORPHAN-OF-THIS-TEST", True), ("another", False), ("", False)])
+@pytest.mark.parametrize(
+    ("token", "is_here"),
+    [("TOKEN-OF-THIS-TEST", True), ("ANOTHER-TOKEN", False), ("", False)],
+    ids=("its own", "another", "none"),  # pytest puts the id into the environment
+)
 def test_once_its_first_process_has_gone_another_must_have_the_token(token: str, is_here: bool) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", ORPHANING],
@@ -124,7 +128,7 @@ def test_once_its_first_process_has_gone_another_must_have_the_token(token: str,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "TOKEN": "ORPHAN-OF-THIS-TEST"},
+        env={**os.environ, "TOKEN": "TOKEN-OF-THIS-TEST"},
     )
     assert process.stdout is not None
     process.stdout.readline()
