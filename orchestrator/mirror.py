@@ -20,6 +20,7 @@ from pathlib import Path
 
 from orchestrator.object_store import ObjectStore
 from orchestrator.snapshots import TrialStore
+from orchestrator.store_names import refuse_way_out
 from trials.files import write_json
 
 _MARK = "store.json"
@@ -28,6 +29,7 @@ _OWN = frozenset({_MARK, "lock", "session.json", "ray", "trials", "probe", "chec
 """Nobody else's affair, or looked after elsewhere."""
 _PASSING = re.compile(r".*\.(new|old|unproved)|study\.db-.*|\..*")
 _INDEX = "/index.json"
+_IS_INDEX = re.compile(rf"trials/[^/]+{_INDEX}")
 _AT_ONCE = 8
 
 Signature = tuple[tuple[str, int, int, int], ...]
@@ -57,12 +59,14 @@ class Mirror:
     def pull_files(self) -> None:
         """Takes what isn't a trial's from the store."""
         names = [name for name in self.store.names() if _is_kept(name)]
+        for name in names:
+            refuse_way_out(self.path, name)
         self.store.download({name: self.path / name for name in names})
 
     def pull_trials(self) -> None:
         """Makes all trials what the store has."""
         names = self.store.names("trials/")
-        known = {name.removesuffix(_INDEX) for name in names if name.endswith(_INDEX)}
+        known = {name.removesuffix(_INDEX) for name in names if _IS_INDEX.fullmatch(name)}
         for folder in (self.path / "trials").iterdir():
             if f"trials/{folder.name}" not in known:
                 shutil.rmtree(folder)

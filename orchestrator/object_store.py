@@ -6,6 +6,7 @@ one name is there whole or not at all; nothing is renamed, and no two names chan
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from trials.errors import RunFolderError, StoreFailed, first_line
+from orchestrator.store_names import checked_name
+from trials.errors import RunFolderError, StoreDamaged, StoreFailed, first_line
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "file": "fsspec"}
 """What fsspec needs for each; `file` is a folder of this machine's, used as if it were a store."""
@@ -60,14 +62,22 @@ class ObjectStore:
         """Copies files to the store, several at once."""
         self._each(lambda item: self._tried(f"write {item[0]}", lambda: self._put(*item)), files.items())
 
-    def download(self, files: Mapping[str, Path]) -> None:
-        """Copies objects into files, several at once; a file is there whole or not at all."""
-        self._each(lambda item: self._tried(f"read {item[0]}", lambda: self._get(*item)), files.items())
+    def download(self, files: Mapping[str, Path], hashes: Mapping[str, str] | None = None) -> None:
+        """Copies objects into files, several at once; a file is there whole or not at all.
+
+        `hashes` are the SHA-256 that objects must have. Raises `StoreDamaged` if one has another.
+        """
+        known = hashes or {}
+        self._each(
+            lambda item: self._tried(f"read {item[0]}", lambda: self._get(item[0], item[1], known.get(item[0]))),
+            files.items(),
+        )
 
     def names(self, below: str = "") -> list[str]:
-        """Of all objects whose name begins with `below`, a folder's."""
+        """Of all objects whose name begins with `below`, a folder's. Raises `StoreDamaged` if one leads elsewhere."""
         found = self._tried("list", lambda: self._find(below))
-        return sorted(path.removeprefix(f"{self._root}/") for path in found)
+        names = (path.removeprefix(f"{self._root}/") for path in found)
+        return sorted(checked_name(name, f"the listing of {self.url}") for name in names if not name.endswith("/"))
 
     def modified(self, name: str) -> datetime:
         """When an object was written, by the store's own clock."""
@@ -93,11 +103,23 @@ class ObjectStore:
         self._make_parent(name)
         self._files.put_file(str(path), self._path(name))
 
-    def _get(self, name: str, path: Path) -> None:
+    def _get(self, name: str, path: Path, sha256: str | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(path.name + ".new")
         self._files.get_file(self._path(name), str(beside))
+        if sha256 is not None:
+            self._refuse_other(beside, name, sha256)
         beside.replace(path)
+
+    def _refuse_other(self, path: Path, name: str, sha256: str) -> None:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            path.unlink()
+            raise StoreDamaged(
+                f"{self.url}/{name} isn't what was put there: its SHA-256 is {found}, and should be {sha256}. "
+                "It's not used. Remove the trial that it belongs to."
+            )
 
     def _find(self, below: str) -> list[str]:
         self._files.invalidate_cache()
@@ -126,7 +148,7 @@ class ObjectStore:
         for wait in (*self._waits, None):
             try:
                 return act()
-            except (FileNotFoundError, FileExistsError):
+            except (FileNotFoundError, FileExistsError, StoreDamaged):
                 raise
             except Exception as error:  # whatever a library makes of it
                 if wait is None or isinstance(error, PermissionError | ValueError):

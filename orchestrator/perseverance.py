@@ -8,28 +8,26 @@ that none of them still writes into the run folder, or holds a GPU.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import IntEnum
 from types import FrameType
 
-from orchestrator.processes import SessionMark, end_session
+from orchestrator.processes import end_session
 from orchestrator.run_folder import RunFolder
+from orchestrator.session_mark import clear_session, end_last_session
 from trials.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, SearchBroken
-from trials.files import read_json_lines, write_json
+from trials.files import read_json_lines
 
 MOST_IN_A_ROW = 8
 """Sessions that break without anything new on disk, over some four minutes: then the cause isn't chance."""
 _LONGEST_WAIT_SECONDS = 60.0
-_MARK = "session.json"
 _SHOW_CURSOR = "\x1b[?25h"
 _LATEST = 0.75
 """Share of the reserve that a session may use up. It stops by itself at half of it (`Conductor.must_stop`)."""
@@ -128,26 +126,8 @@ def run_session(run: RunFolder, now: Callable[[], datetime]) -> int:
         process.wait()
         if sys.stdout.isatty():
             print(_SHOW_CURSOR, end="", flush=True)  # a table that was being drawn has hidden it
-        with suppress(OSError):  # it was made read-only meanwhile
-            (run.path / _MARK).unlink()
+        clear_session(run, broke=process.returncode not in set(SessionCode) - {SessionCode.BROKEN})
     return SessionCode.INTERRUPTED if was_asked() and code not in set(SessionCode) else code
-
-
-def mark_session(run: RunFolder) -> None:
-    """Says in the run folder whose processes are at work in it: those of the session that this process has opened."""
-    write_json(run.path / _MARK, asdict(SessionMark.of(os.getsid(0))))
-
-
-def end_last_session(run: RunFolder) -> None:
-    """Ends whatever is left of a session that nobody could clear up after, as the command was killed itself."""
-    path = run.path / _MARK
-    try:
-        mark = SessionMark(**json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
-        return
-    if mark.is_here and mark.session != os.getsid(0):
-        end_session(mark.session)
-    path.unlink(missing_ok=True)
 
 
 def _wait(process: subprocess.Popen[bytes], is_too_late: Callable[[], bool]) -> int:

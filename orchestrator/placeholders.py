@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from orchestrator.store_names import SHA256
+
 _MAGIC = b"qlora-orchestrator: the content is on the object store, sha256 "
 _LENGTH = len(_MAGIC) + 2 * hashlib.sha256().digest_size
 
@@ -29,4 +31,5 @@ def content_of(path: Path) -> str | None:
     """The hash of the content that a placeholder stands for; None: the file is itself."""
     with path.open("rb") as file:
         start = file.read(_LENGTH)
-    return start[len(_MAGIC) :].decode() if start.startswith(_MAGIC) and len(start) == _LENGTH else None
+    sha256 = start[len(_MAGIC) :].decode(errors="replace")
+    return sha256 if start.startswith(_MAGIC) and SHA256.fullmatch(sha256) else None

@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,17 +41,30 @@ class SessionMark:
     host: str
     boot: str
     session: int
+    started: int
+    """When its first process started, in clock ticks since the machine did: ids are given again, to strangers."""
+    user: int
+    token: str = ""
+    """A word that nobody else has in an environment or a command line, and processes of the session do."""
 
     @classmethod
-    def of(cls, session: int) -> SessionMark:
-        """Of a session on this machine, by its id."""
+    def of(cls, session: int, token: str = "") -> SessionMark:
+        """Of a session on this machine, by its id; its first process must be there."""
         boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
-        return cls(socket.gethostname(), boot, session)
+        return cls(socket.gethostname(), boot, session, _started(session) or 0, os.geteuid(), token)
 
     @property
     def is_here(self) -> bool:
-        """Whether its processes, if there are any left, run on this machine."""
-        return self == SessionMark.of(self.session)
+        """Whether processes of it may be left on this machine, and no others have its id by now.
+
+        Once its first process has gone, one of the others must have the token.
+        """
+        now = SessionMark.of(self.session, self.token)
+        if (self.host, self.boot, self.user) != (now.host, now.boot, now.user):
+            return False
+        if _started(self.session) is not None:
+            return self.started == now.started and _owner(self.session) == self.user
+        return any(_has(process.pid, self.token) for process in processes() if process.session == self.session)
 
 
 def processes() -> list[Process]:
@@ -65,7 +79,7 @@ def end_session(session: int, seconds: float = _ENDING_SECONDS) -> list[Process]
     Returns those that are still there after so many seconds, which only the system itself can hold up.
     """
     ends = time.monotonic() + seconds
-    while left := [found for found in processes() if found.session == session and found.pid != os.getpid()]:
+    while left := [found for found in processes() if found.session == session and _is_other_own(found.pid)]:
         for process in left:
             _kill(process.pid)
         if time.monotonic() > ends:
@@ -105,6 +119,36 @@ def _read(path: Path) -> Process | None:
     name, fields = text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 2 :].split()
     state, parent, _, session = fields[:4]
     return None if state in _GONE else Process(int(path.name), name, int(parent), int(session))
+
+
+def _started(pid: int) -> int | None:
+    """In clock ticks since the machine started; None: there's no such process. Zombies have one."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    return int(text[text.rindex(")") + 2 :].split()[19])
+
+
+def _owner(pid: int) -> int | None:
+    try:
+        return (_PROC / str(pid)).stat().st_uid
+    except OSError:
+        return None
+
+
+def _is_other_own(pid: int) -> bool:
+    """Whether it's another process than this one, and this user's."""
+    return pid != os.getpid() and _owner(pid) == os.geteuid()
+
+
+def _has(pid: int, token: str) -> bool:
+    """Whether a process has a word in its environment or command line. Other users' can't be asked."""
+    for file in ("environ", "cmdline"):
+        with suppress(OSError):
+            if token and token.encode() in (_PROC / str(pid) / file).read_bytes():
+                return True
+    return False
 
 
 def _kill(pid: int) -> None:

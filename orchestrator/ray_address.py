@@ -1,16 +1,22 @@
-"""Which Ray a search joins, found as Ray finds it, but without Ray: an address that nobody answers costs it minutes."""
+"""Which Ray a search joins, found as Ray finds it, but without Ray: an address that nobody answers costs it minutes.
+
+Unlike Ray, it takes a file with an address only from this user: Ray's folder for such files is everybody's.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import socket
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.finding import Finding, Level
+from orchestrator.ray_folder import bases, named_base, no_base, why_not
 
 _ANSWER_SECONDS = 3.0
+_LONGEST_ADDRESS = 4096
 _LOCAL = "local"
 _LOCALHOST = ("127.0.0.1", "::1")
 
@@ -24,19 +30,22 @@ def named_cluster(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def current_cluster(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The address that the last `ray start` on this machine left in a file; `ray stop` removes it."""
-    try:
-        return _file(environ).read_text().strip() or None
-    except OSError:
-        return None
+    """The address that this user's last `ray start` on this machine left in a file; `ray stop` removes it."""
+    text = _own_text(address_file(environ))
+    return (text or "").strip() or None
+
+
+def address_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where `ray start` leaves the address."""
+    return named_base(environ)[1] / "ray" / "ray_current_cluster"
 
 
 def address_finding(environ: Mapping[str, str] = os.environ) -> Finding:
     """Whether what RAY_ADDRESS and that file name answers, and is one and the same."""
     address, in_file = named_cluster(environ), current_cluster(environ)
-    says = "RAY_ADDRESS" if environ.get("RAY_ADDRESS", "") not in ("", "auto") else str(_file(environ))
+    says = "RAY_ADDRESS" if environ.get("RAY_ADDRESS", "") not in ("", "auto") else str(address_file(environ))
     if address is None:
-        return Finding("Ray", Level.OK, "no cluster is named; the search starts Ray on this machine")
+        return _own_ray_finding(environ)
     place = _host_and_port(address)
     if place is None:
         return Finding(
@@ -46,13 +55,39 @@ def address_finding(environ: Mapping[str, str] = os.environ) -> Finding:
         remedy = "Start the cluster, or name another; without one: export RAY_ADDRESS=local"
         return Finding("Ray", Level.IMPOSSIBLE, f"{says} names {address}, where nobody answers", remedy)
     if in_file is not None and not _same(in_file, address):
-        text = f"{says} names {address}, but {_file(environ)} names {in_file}, which parts of Ray may ask instead"
+        text = (
+            f"{says} names {address}, but {address_file(environ)} names {in_file}, which parts of Ray may ask instead"
+        )
         return Finding("Ray", Level.WARNING, text, "Name that one, or stop it by ray stop; the search joins the first")
     return Finding("Ray", Level.OK, f"{says} names {address}, which answers")
 
 
-def _file(environ: Mapping[str, str]) -> Path:
-    return Path(environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+def _own_ray_finding(environ: Mapping[str, str]) -> Finding:
+    """Whether the search can start a Ray of its own, and what it doesn't join."""
+    fit = bases(environ)
+    if not fit:
+        return Finding("Ray", Level.IMPOSSIBLE, no_base(environ), "Set TMPDIR=/tmp, or another short folder's path")
+    file = address_file(environ)
+    if environ.get("RAY_ADDRESS", "") != _LOCAL and os.path.lexists(file) and _own_text(file) is None:
+        text = f"{file} isn't yours, and is ignored; the search starts Ray on this machine"
+        return Finding("Ray", Level.WARNING, text, "To join that cluster all the same: export RAY_ADDRESS=HOST:PORT")
+    name, base = named_base(environ)
+    where = "" if fit[0] == base else f", in {fit[0]}, as {name} ({base}) {why_not(base)}"
+    return Finding("Ray", Level.OK, f"no cluster is named; the search starts Ray on this machine{where}")
+
+
+def _own_text(path: Path) -> str | None:
+    """What is in a file of this user's; None if there's no such file, or it's a link or somebody else's."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        found = os.fstat(descriptor)
+        is_own = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+        return os.read(descriptor, _LONGEST_ADDRESS).decode(errors="replace") if is_own else None
+    finally:
+        os.close(descriptor)
 
 
 def _host_and_port(address: str) -> tuple[str, int] | None:

@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING
 from orchestrator.events import Event, Message, in_turn
 from orchestrator.finding import Level, refuse_impossible
 from orchestrator.pace import Regrouped
-from orchestrator.perseverance import SessionCode, mark_session
+from orchestrator.perseverance import SessionCode
 from orchestrator.processes import children, die_with, is_alive
 from orchestrator.ray_address import named_cluster
+from orchestrator.ray_start import stay_on_loopback
 from orchestrator.run_folder import RunFolder, Search, open_run_folder
 from orchestrator.run_places import place_of
+from orchestrator.session_mark import mark_session
 from search_spaces.durations import format_duration
 from trials.command_line import run
 from trials.disk import is_disk_full
@@ -51,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _session(path: Path, ahead: float) -> int:
     folder = open_run_folder(path)
     try:
-        mark_session(folder)
-        return conduct(folder, ahead)
+        return conduct(folder, ahead, mark_session(folder))
     except Exception as error:
         if is_disk_full(error):
             sys.stderr.write(f"error: {disk_is_full(folder, error)}\n")
@@ -76,8 +77,12 @@ def disk_is_full(folder: RunFolder, error: Exception) -> str:
     )
 
 
-def conduct(folder: RunFolder, ahead: float = 0.0) -> SessionCode:
-    """Runs the search until it's over, interrupted or to be regrouped, on its own Ray or on the one that is named."""
+def conduct(folder: RunFolder, ahead: float = 0.0, temporary: Path | None = None) -> SessionCode:
+    """Runs the search until it's over, interrupted or to be regrouped, on its own Ray or on the one that is named.
+
+    `temporary` is for Ray's own files; None: a folder that is made for them, and removed.
+    """
+    stay_on_loopback()  # before Ray is imported
     from rich.console import Console
 
     from orchestrator.board import Board
@@ -93,7 +98,8 @@ def conduct(folder: RunFolder, ahead: float = 0.0) -> SessionCode:
     board = Board(tuple(search.recipe.space))
     with watch(board, search.deadline, Console()) as show:
         show(Message(f"run folder {place_of(folder)}"))
-        with ray_session(dashboard=search.recipe.search.dashboard or search.ranks > 1) as dashboard, ray_watch:
+        wants_dashboard = search.recipe.search.dashboard or search.ranks > 1
+        with ray_session(dashboard=wants_dashboard, folder=temporary) as dashboard, ray_watch:
             if dashboard:
                 show(Message(f"Ray dashboard {dashboard}"))
             if named_cluster() is not None:

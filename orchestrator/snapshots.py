@@ -19,7 +19,8 @@ from pathlib import Path
 
 from orchestrator.object_store import ObjectStore
 from orchestrator.placeholders import can_stand_in, content_of, write_placeholder
-from trials.errors import StoreFailed
+from orchestrator.store_names import checked_entry, checked_name, refuse_way_out
+from trials.errors import StoreDamaged, StoreFailed
 from trials.files import link_file
 
 SMALL_BYTES = 64 * 1024
@@ -69,12 +70,12 @@ class TrialStore:
         self._known: Snapshot | None = None
 
     def read(self) -> Snapshot | None:
-        """The index as it is now; None: there's no such trial."""
+        """The index as it is now; None: there's no such trial. Raises `StoreDamaged` if it's no index of ours."""
         try:
-            content = json.loads(self._store.read(self._index))
+            text = self._store.read(self._index)
         except FileNotFoundError:
             return None
-        return Snapshot(content["owner"], {name: Entry(**entry) for name, entry in content["files"].items()})
+        return _parsed(text, f"{self._store.url}/{self._index}")
 
     def push(self, folder: Path, *, owner: str | None, becomes: str | None) -> None:
         """Makes the store's trial what `folder` holds, if it's `owner`'s (or new), and gives it to `becomes`.
@@ -154,6 +155,7 @@ class TrialStore:
         wanted: dict[str, Path] = {}
         for name, entry in changed.items():
             path = folder / name
+            refuse_way_out(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             if entry.content is not None:
                 _write_small(path, base64.b64decode(entry.content))
@@ -162,7 +164,8 @@ class TrialStore:
             else:
                 path.unlink(missing_ok=True)
                 write_placeholder(path, entry.sha256, entry.size)
-        self._store.download({self._object(sha): path for sha, path in wanted.items()})
+        hashes = {self._object(sha): sha for sha in wanted}
+        self._store.download({self._object(sha): path for sha, path in wanted.items()}, hashes)
         for name, entry in changed.items():
             first = wanted.get(entry.sha256)
             if first is not None and first != folder / name:
@@ -178,6 +181,17 @@ class TrialStore:
 
     def _object(self, sha256: str) -> str:
         return f"{self._name}/objects/{sha256}"
+
+
+def _parsed(text: bytes, where: str) -> Snapshot:
+    try:
+        content = json.loads(text)
+        owner, files = content["owner"], content["files"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreDamaged(f"{where} is damaged: it's no index of a trial. Remove that trial.") from error
+    if owner is not None and not isinstance(owner, str):
+        raise StoreDamaged(f"{where} is damaged: {str(owner)[:100]!r} is no owner. Remove that trial.")
+    return Snapshot(owner, {checked_name(name, where): Entry(**checked_entry(entry, where)) for name, entry in files})
 
 
 def _scan(folder: Path, hashes: Hashes) -> dict[str, Entry]:

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,11 +17,13 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.tune import RunConfig, TuneConfig
 from ray.tune.error import TuneError
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
 from orchestrator.conductor import Conductor
 from orchestrator.engines import Engines, cores_of_nodes, gpus_of_nodes
 from orchestrator.holder import hold_assignment
 from orchestrator.placement import place
+from orchestrator.ray_start import surroundings
 from orchestrator.run_folder import Placement, RunFolder, Search
 from orchestrator.tune_plugins import ConductedScheduler, ConductedSearcher, ConductedStopper, QuietProgress
 from orchestrator.worker import run_assignment
@@ -34,16 +37,25 @@ _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # we resume from the run folder; Tune's own snapshots race with their clean-up
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output keeps quiet when it's told to
 }
+_SECRETS = frozenset(name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_"))
+"""What Tune puts into the runtime environment of trials' processes."""
 _HOLDER_CPUS = 0.01
 
 
 @contextmanager
-def ray_session(*, dashboard: bool) -> Iterator[str | None]:
+def ray_session(*, dashboard: bool, folder: Path | None = None) -> Iterator[str | None]:
     """Ray, started here or joined where it runs already; gives the dashboard's address where there is one.
 
-    Raises `SearchBroken` if that can't be done.
+    `folder` is for its files (`orchestrator.ray_start.surroundings`). Raises `SearchBroken` if that can't be done.
     """
     os.environ.update(_ENVIRONMENT)
+    # Ray logs them in clear. Here processes inherit them; on a cluster every node has its own.
+    ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)
+    with surroundings(folder):
+        yield from _ray(dashboard=dashboard)
+
+
+def _ray(*, dashboard: bool) -> Iterator[str | None]:
     try:
         context = ray.init(include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # whatever its parts raise

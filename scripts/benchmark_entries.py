@@ -65,14 +65,17 @@ def trl_entry(job: Job) -> Measured:
 
     on_gpu = device == "cuda"
     model = AutoModelForCausalLM.from_pretrained(
-        job.folder / "nf4", dtype=torch.bfloat16 if on_gpu else torch.float32, device_map={"": device}
+        job.folder / "nf4",
+        dtype=torch.bfloat16 if on_gpu else torch.float32,
+        device_map={"": device},
+        trust_remote_code=False,
     )
     model.config.use_cache = False
     trainer = Counting(
         model=model,
         args=_trl_arguments(job, on_gpu=on_gpu),
         train_dataset=as_dataset(job.folder / f"{job.rows}.jsonl"),
-        processing_class=AutoTokenizer.from_pretrained(job.folder / "nf4"),
+        processing_class=AutoTokenizer.from_pretrained(job.folder / "nf4", trust_remote_code=False),
         peft_config=_adapter(job),
         callbacks=[Clock()],
     )
@@ -126,7 +129,11 @@ def unsloth_entry(job: Job) -> Measured:
     window = Window(job, warm_up_steps=4)
     longest = 2048 if job.rows == "long" else 640
     model, _ = FastLanguageModel.from_pretrained(
-        str(job.folder / "bf16"), max_seq_length=longest, dtype=torch.bfloat16, load_in_4bit=True
+        str(job.folder / "bf16"),
+        max_seq_length=longest,
+        dtype=torch.bfloat16,
+        load_in_4bit=True,
+        trust_remote_code=False,
     )
     model = FastLanguageModel.get_peft_model(
         model,

@@ -62,14 +62,17 @@ def trial(config: dict[str, Any]) -> None:
             tune.report({"eval_loss": metrics["eval_loss"], "step": state.global_step})
 
     model = AutoModelForCausalLM.from_pretrained(
-        work / "nf4", dtype=torch.bfloat16 if on_gpu else torch.float32, device_map={"": device}
+        work / "nf4",
+        dtype=torch.bfloat16 if on_gpu else torch.float32,
+        device_map={"": device},
+        trust_remote_code=False,
     )
     SFTTrainer(
         model=model,
         args=_arguments(config, on_gpu=on_gpu),
         train_dataset=as_dataset(work / "short.jsonl", STEPS * STEP_ROWS),
         eval_dataset=as_dataset(work / "eval.jsonl", EVAL_ROWS),
-        processing_class=AutoTokenizer.from_pretrained(work / "nf4"),
+        processing_class=AutoTokenizer.from_pretrained(work / "nf4", trust_remote_code=False),
         callbacks=[Marks()],
         peft_config=_adapter(config),
     ).train()

@@ -133,7 +133,11 @@ def _write_nf4(source: Path, folder: Path, device: str) -> None:
     from trials.model import nf4_config
 
     model = AutoModelForCausalLM.from_pretrained(
-        source, quantization_config=nf4_config(torch.bfloat16), dtype=torch.bfloat16, device_map={"": device}
+        source,
+        quantization_config=nf4_config(torch.bfloat16),
+        dtype=torch.bfloat16,
+        device_map={"": device},
+        trust_remote_code=False,
     )
     beside = _empty_beside(folder)
     model.save_pretrained(beside)

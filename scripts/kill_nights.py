@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.perseverance import end_last_session
 from orchestrator.processes import Process, processes
 from orchestrator.run_folder import RunFolder
+from orchestrator.session_mark import end_last_session
 from scripts.kill_night_checks import Evaluations, evaluations, problems
 from trials.command_line import number_within, whole_number
 

@@ -17,7 +17,7 @@ from moto.server import ThreadedMotoServer
 from orchestrator.object_store import QUICK, ObjectStore
 from orchestrator.run_places import check_store, create_at
 from tests.object_stores import BUCKET, S3Server, s3_server
-from trials.errors import RunFolderError, StoreFailed
+from trials.errors import RunFolderError, StoreDamaged, StoreFailed
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +142,10 @@ def test_a_missing_package_is_named(url: str, package: str, monkeypatch: pytest.
 def test_other_addresses_are_no_place_for_a_run_folder(url: str) -> None:
     with pytest.raises(RunFolderError, match=r"is no place for a run folder\. Give s3://BUCKET/PREFIX"):
         ObjectStore(url)
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_name_that_leads_elsewhere_is_refused(store: ObjectStore) -> None:
+    store.write("trials/../../authorized_keys", b"")
+    with pytest.raises(StoreDamaged, match=r"the listing of .* names a file 'trials/\.\./\.\./authorized_keys'"):
+        store.names()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,13 +17,12 @@ import pytest
 from orchestrator.perseverance import (
     MOST_IN_A_ROW,
     SessionCode,
-    end_last_session,
     evaluations_on_disk,
     in_words,
     persevere,
     run_session,
 )
-from orchestrator.processes import SessionMark, is_alive
+from orchestrator.processes import is_alive
 from orchestrator.run_folder import RunFolder, Search
 from tests.commands import ROOT, environment
 from tests.searches import point, record
@@ -109,39 +106,6 @@ def test_endings_count_as_getting_on_as_evaluations_do(run: RunFolder) -> None:
     assert evaluations_on_disk(run) == 2
     folder.end(Ending(EndingKind.FINISHED, "made up"))
     assert evaluations_on_disk(run) == 3
-
-
-@pytest.fixture
-def left_behind() -> Iterator[subprocess.Popen[bytes]]:
-    """A process of a session whose command is gone."""
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-    yield process
-    process.kill()
-    process.wait()
-
-
-def test_what_a_killed_command_left_behind_is_ended(run: RunFolder, left_behind: subprocess.Popen[bytes]) -> None:
-    mark = SessionMark.of(left_behind.pid)
-    (run.path / "session.json").write_text(json.dumps(asdict(mark)))
-    end_last_session(run)
-    assert not is_alive(left_behind.pid)
-    assert not (run.path / "session.json").exists()
-
-
-def test_processes_of_another_machine_or_another_day_are_let_be(
-    run: RunFolder, left_behind: subprocess.Popen[bytes]
-) -> None:
-    mark = SessionMark.of(left_behind.pid)
-    for other in (replace(mark, host="another"), replace(mark, boot="yesterday's")):
-        (run.path / "session.json").write_text(json.dumps(asdict(other)))
-        end_last_session(run)
-        assert is_alive(left_behind.pid)
-
-
-@pytest.mark.parametrize("text", ["", "{", "{}", "[]"])
-def test_a_mark_that_was_half_written_is_no_mark(run: RunFolder, text: str) -> None:
-    (run.path / "session.json").write_text(text)
-    end_last_session(run)
 
 
 def make_session(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:

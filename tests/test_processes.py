@@ -102,8 +102,39 @@ def test_a_parent_that_is_gone_already_takes_its_child_along() -> None:
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
 
 
-def test_a_mark_is_of_this_machine_since_it_started() -> None:
-    mark = SessionMark.of(os.getsid(0))
+def test_a_mark_is_of_this_machine_since_it_started_and_of_this_user(leader: subprocess.Popen[str]) -> None:
+    mark = SessionMark.of(leader.pid)
     assert mark.is_here
     assert not replace(mark, host="another").is_here
     assert not replace(mark, boot="earlier").is_here
+    assert not replace(mark, user=mark.user + 1).is_here
+
+
+def test_a_session_that_has_got_the_id_of_another_is_not_taken_for_it(leader: subprocess.Popen[str]) -> None:
+    mark = SessionMark.of(leader.pid)
+    assert mark.started > 0
+    assert not replace(mark, started=mark.started - 1).is_here
+
+
+@pytest.mark.parametrize(
+    ("token", "is_here"),
+    [("TOKEN-OF-THIS-TEST", True), ("ANOTHER-TOKEN", False), ("", False)],
+    ids=("its own", "another", "none"),  # pytest puts the id into the environment
+)
+def test_once_its_first_process_has_gone_another_must_have_the_token(token: str, is_here: bool) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", ORPHANING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TOKEN": "TOKEN-OF-THIS-TEST"},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    mark = SessionMark.of(process.pid, token)
+    process.kill()
+    process.wait()
+    assert mark.is_here is is_here
+    assert not end_session(process.pid)
+    assert not mark.is_here

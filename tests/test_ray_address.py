@@ -93,6 +93,47 @@ def test_what_is_no_address_is_refused(tmp_path: Path, address: str) -> None:
     assert f"RAY_ADDRESS is {address!r}" in found.text
 
 
+def foreign(file: Path, kind: str, tmp_path: Path) -> None:
+    """Somebody else's address file, in place of this user's."""
+    address = file.read_text()
+    file.unlink()
+    if kind == "another's":
+        file.write_text(address)
+        os.chown(file, 12345, 12345)
+    elif kind == "link":
+        (tmp_path / "elsewhere").write_text(address)
+        file.symlink_to(tmp_path / "elsewhere")
+    elif kind == "fifo":
+        os.mkfifo(file)
+    else:
+        file.mkdir()
+
+
+@pytest.mark.parametrize("kind", ["another's", "link", "fifo", "folder"])
+def test_an_address_that_somebody_else_left_is_ignored_and_that_is_said(
+    tmp_path: Path, listening: int, kind: str
+) -> None:
+    if kind == "another's" and os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    environ = given(tmp_path, None, f"127.0.0.1:{listening}")
+    assert named_cluster(environ) == f"127.0.0.1:{listening}"
+    foreign(tmp_path / "ray" / "ray_current_cluster", kind, tmp_path)
+    assert named_cluster(environ) is None
+    found = address_finding(environ)
+    assert found.level is Level.WARNING
+    assert "ray_current_cluster isn't yours, and is ignored" in found.text
+    assert "export RAY_ADDRESS=" in found.remedy
+
+
+def test_tmpdir_is_where_ray_leaves_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given(tmp_path, None, "10.0.0.1:6379")
+    assert named_cluster({"TMPDIR": str(tmp_path)}) == "10.0.0.1:6379"
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert canonicalize_bootstrap_address(None) == "10.0.0.1:6379"
+
+
 def test_the_real_environment_is_the_default() -> None:
     assert os.environ["RAY_ADDRESS"] == "local"
     assert named_cluster() is None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,7 @@ from orchestrator.snapshots import SMALL_BYTES, NotTheOwner, TrialStore
 from tests.searches import point, row_losses
 from trials.checkpoints import CheckpointWriter, LogState, whole_checkpoints
 from trials.config import TrialConfig
-from trials.errors import StoreFailed
+from trials.errors import StoreDamaged, StoreFailed
 from trials.files import append_json_line, link_folder
 from trials.records import EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
 from trials.rewinding import go_back
@@ -254,3 +257,95 @@ def test_a_removed_trial_is_gone(store: ObjectStore, trial: TrialStore, folder: 
     trial.push(folder, owner=None, becomes=None)
     trial.remove()
     assert store.names() == []
+
+
+def change_index(tmp_path: Path, changed: Callable[[dict[str, Any]], None]) -> None:
+    """What somebody else who can write to the store may do."""
+    index = tmp_path / "store" / "trials" / "0001" / "index.json"
+    content = json.loads(index.read_text())
+    changed(content)
+    index.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../authorized_keys",
+        "/etc/passwd",
+        "adapter/../../x",
+        "adapter//x",
+        ".",
+        "..",
+        "",
+        "a\0b",
+        "a\nb",
+        "a\\..\\b",
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_name_that_leads_out_of_the_trial_is_refused_before_anything_is_written(
+    store: ObjectStore, trial: TrialStore, folder: Path, tmp_path: Path, name: str, whole: bool
+) -> None:
+    trial.push(folder, owner=None, becomes=None)
+    change_index(tmp_path, lambda content: content["files"].update({name: content["files"]["config.json"]}))
+    target = tmp_path / "a" / "b" / "0001"
+    target.mkdir(parents=True)
+    with pytest.raises(StoreDamaged, match=r"trials/0001/index.json names a file .*relative, without '\.\.'"):
+        again(store).pull(target, whole=whole)
+    assert not content(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sha256", "../../../objects"),
+        ("sha256", "A" * 64),
+        ("sha256", "0" * 64),
+        ("sha256", None),
+        ("size", -1),
+        ("size", "7"),
+        ("size", True),
+        ("content", "!"),
+        ("content", "YWJj"),
+        ("content", 7),
+        ("more", 1),
+    ],
+)
+def test_a_hash_or_a_content_that_is_none_is_refused(
+    store: ObjectStore, trial: TrialStore, folder: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    trial.push(folder, owner=None, becomes=None)
+    change_index(tmp_path, lambda content: content["files"]["config.json"].update({field: value}))
+    with pytest.raises(StoreDamaged, match=r"trials/0001/index\.json is damaged"):
+        again(store).pull(tmp_path / "other", whole=True)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"owner": null}', '{"owner": 1, "files": {}}'])
+def test_an_index_that_is_none_is_refused(store: ObjectStore, tmp_path: Path, text: str) -> None:
+    store.write("trials/0001/index.json", text.encode())
+    with pytest.raises(StoreDamaged, match=r"trials/0001/index\.json is damaged"):
+        again(store).read()
+
+
+def test_a_content_that_is_not_what_was_put_there_is_refused(
+    store: ObjectStore, trial: TrialStore, folder: Path, tmp_path: Path
+) -> None:
+    trial.push(folder, owner=None, becomes=None)
+    (name,) = objects(store)
+    store.write(name, weights("other"))
+    with pytest.raises(StoreDamaged, match=f"{name} isn't what was put there: its SHA-256 is"):
+        again(store).pull(tmp_path / "other", whole=True)
+    assert "adapter/weights" not in content(tmp_path / "other")
+
+
+def test_a_link_here_does_not_lead_out_of_the_trial(
+    store: ObjectStore, trial: TrialStore, folder: Path, tmp_path: Path
+) -> None:
+    trial.push(folder, owner=None, becomes=None)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "adapter").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreDamaged, match="by a link"):
+        again(store).pull(tmp_path / "other", whole=True)
+    assert not list((tmp_path / "elsewhere").iterdir())

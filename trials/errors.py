@@ -8,6 +8,7 @@
     |   +-- RunFolderError    a run folder that can't be used as asked
     +-- SearchBroken          Ray gave up; what there is is exported, the search can be resumed; exit code 130
     |   +-- StoreFailed       so did the object store that the run folder is on
+    |       +-- StoreDamaged  what is there is none of ours; exit code 2, as nothing is begun with it
     +-- DiskFull              a disk takes no more; what is on it is whole, and the search can be resumed; exit code 130
     +-- RankError             a trial failed on another of the processes that train it together
     +-- NothingToExport       the search ran, but no adapter is worth exporting; exit code 3
@@ -65,6 +66,12 @@ class SearchBroken(TuningError):
 
 class StoreFailed(SearchBroken):
     """An object store can't be used. What was put there is whole, and the search can be resumed."""
+
+
+class StoreDamaged(StoreFailed):
+    """What an object store has isn't what a search has put there: names that lead elsewhere, other contents."""
+
+    exit_code = EXIT_BAD_INPUT
 
 
 class DiskFull(TuningError):

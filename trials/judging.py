@@ -64,7 +64,7 @@ def load_judged(path: str, choices: Choices | None = None) -> Judged:
 
     try:
         arguments = weight_arguments(choices.over(base_settings(path)))
-        model = AutoPeftModelForCausalLM.from_pretrained(path, **arguments)
+        model = AutoPeftModelForCausalLM.from_pretrained(path, **arguments, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise cannot_load(path, error) from error
     keep_gradients_on_cpu(model)

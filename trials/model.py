@@ -23,7 +23,7 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, with a padding token. Raises `ModelError` if it can't be loaded."""
     _check_folder(settings.name, "tokenizer_config.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.name, revision=settings.revision)
+        tokenizer = AutoTokenizer.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"can't load the tokenizer of {settings.name!r}: {first_line(error)}. {_REMEDY}.") from error
     if tokenizer.pad_token is None:
@@ -43,7 +43,9 @@ def load_base(settings: ModelSettings) -> PreTrainedModel:
     _check_folder(settings.name, "config.json")
     try:
         arguments = weight_arguments(settings)
-        model = AutoModelForCausalLM.from_pretrained(settings.name, revision=settings.revision, **arguments)
+        model = AutoModelForCausalLM.from_pretrained(
+            settings.name, revision=settings.revision, **arguments, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ModelError(f"can't load the base model {settings.name!r}: {first_line(error)}. {_REMEDY}.") from error
     return as_base(model)
@@ -65,7 +67,7 @@ def weight_arguments(settings: ModelSettings) -> dict[str, Any]:
     """
     dtype = compute_dtype(settings)
     arguments: dict[str, Any] = {"dtype": dtype, "device_map": device_map()}
-    config = AutoConfig.from_pretrained(settings.name, revision=settings.revision)
+    config = AutoConfig.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
     if settings.quantization == "nf4" and getattr(config, "quantization_config", None) is None:
         arguments["quantization_config"] = nf4_config(dtype)
     return arguments
@@ -130,9 +132,9 @@ def check_targets(settings: ModelSettings, targets: Collection[str]) -> None:
         _refuse_unknown_targets(targets, set(LINEAR_NAMES))  # without seconds of imports to make one
         return
     try:
-        config = AutoConfig.from_pretrained(settings.name, revision=settings.revision)
+        config = AutoConfig.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"can't read the config of {settings.name!r}: {first_line(error)}. {_REMEDY}.") from error
     _refuse_unknown_targets(targets, linear_names(model))

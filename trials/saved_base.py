@@ -70,7 +70,7 @@ def saved_bases() -> Path:
 def _key(settings: ModelSettings) -> str | None:
     """Equal for equal weights; None: not to be quantised, or it can't be known which weights they are."""
     try:
-        config = AutoConfig.from_pretrained(settings.name, revision=settings.revision)
+        config = AutoConfig.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
         source = _source(settings)
     except (OSError, ValueError):
         return None  # what is wrong with it is said where it's loaded
@@ -99,7 +99,11 @@ def _read(folder: Path, settings: ModelSettings) -> PreTrainedModel | None:
         return None
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=compute_dtype(settings), device_map=device_map(), output_loading_info=True
+            str(folder),
+            dtype=compute_dtype(settings),
+            device_map=device_map(),
+            output_loading_info=True,
+            trust_remote_code=False,
         )
         if found["missing_keys"]:
             raise ValueError(f"{min(found['missing_keys'])} is missing")

@@ -55,7 +55,7 @@ def base_shape(name: str, revision: str | None) -> BaseShape:
     from transformers import AutoConfig
 
     try:
-        return BaseShape.of(AutoConfig.from_pretrained(name, revision=revision))
+        return BaseShape.of(AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"can't read the config of {name!r}: {first_line(error)}. Give a model folder, or a name on the hub."
