@@ -142,7 +142,7 @@ def end_last_session(run: RunFolder) -> None:
     """Ends whatever is left of a session that nobody could clear up after, as the command was killed itself."""
     path = run.path / _MARK
     try:
-        mark = SessionMark(**json.loads(path.read_text()))
+        mark = SessionMark(**json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return
     if mark.is_here and mark.session != os.getsid(0):

@@ -44,7 +44,7 @@ class SessionMark:
     @classmethod
     def of(cls, session: int) -> SessionMark:
         """Of a session on this machine, by its id."""
-        boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
+        boot = _BOOT_ID.read_text(encoding="utf-8").strip() if _BOOT_ID.exists() else ""
         return cls(socket.gethostname(), boot, session)
 
     @property
@@ -98,7 +98,7 @@ def is_alive(pid: int) -> bool:
 
 def _read(path: Path) -> Process | None:
     try:
-        text = (path / "stat").read_text(errors="replace")
+        text = (path / "stat").read_text(errors="replace", encoding="utf-8")
     except OSError:  # it ended meanwhile
         return None
     # The name stands in brackets, and may have brackets and spaces of its own.

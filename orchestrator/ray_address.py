@@ -26,7 +26,7 @@ def named_cluster(environ: Mapping[str, str] = os.environ) -> str | None:
 def current_cluster(environ: Mapping[str, str] = os.environ) -> str | None:
     """The address that the last `ray start` on this machine left in a file; `ray stop` removes it."""
     try:
-        return _file(environ).read_text().strip() or None
+        return _file(environ).read_text(encoding="utf-8").strip() or None
     except OSError:
         return None
 

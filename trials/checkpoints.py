@@ -131,7 +131,7 @@ class CheckpointWriter:
             return
         link_folder(best, made / BEST_ADAPTER)
         link_file(self._folder / EVAL_ROWS_FILE, made / EVAL_ROWS_FILE)
-        if json.loads((best / POINT_FILE).read_text())["step"] == step:
+        if json.loads((best / POINT_FILE).read_text(encoding="utf-8"))["step"] == step:
             link_file(best / _WEIGHTS, made / _WEIGHTS)  # the same weights: evaluations come before checkpoints
 
 

@@ -205,7 +205,7 @@ def read_trial(folder: Path) -> TrialRecord:
     if not path.is_file():
         raise RunFolderError(f"{folder} holds no trial: there is no config.json in it.")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         origin, name = Origin(content["origin"]), content["name"]
         config = TrialConfig.model_validate_json(json.dumps(content["config"]))
     except (KeyError, ValueError, TypeError) as error:
@@ -225,14 +225,14 @@ def read_trial(folder: Path) -> TrialRecord:
 def read_row_losses(folder: Path) -> RowLosses | None:
     """Loss of every eval row at a trial's best evaluation; None if it was never evaluated."""
     path = folder / EVAL_ROWS_FILE
-    return RowLosses(**json.loads(path.read_text())) if path.exists() else None
+    return RowLosses(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def _points(folder: Path) -> tuple[EvalPoint, ...]:
     """The evaluations in metrics.jsonl, and the adapter's own, if the process died before its line was written."""
     points = [_point(line) for line in read_json_lines(folder / "metrics.jsonl")]
     try:
-        own = _point(json.loads((folder / "adapter" / POINT_FILE).read_text()))
+        own = _point(json.loads((folder / "adapter" / POINT_FILE).read_text(encoding="utf-8")))
     except FileNotFoundError:  # no adapter, or it's being replaced at this moment
         return tuple(points)
     if not points or own.step > points[-1].step:
@@ -248,5 +248,5 @@ def _point(line: dict[str, Any]) -> EvalPoint:
 def _ending(path: Path) -> Ending | None:
     if not path.exists():
         return None
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     return Ending(EndingKind(content["kind"]), content["reason"])

@@ -46,7 +46,7 @@ class KernelClock:
         spans = [(event.start_ns(), event.end_ns()) for event in events]
         content = json.dumps({"kernel_seconds": covered(spans) / 1e9, "wall_seconds": wall})
         beside = self._file.with_suffix(".new")
-        beside.write_text(content)
+        beside.write_text(content, encoding="utf-8")
         beside.rename(self._file)
 
 
