@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.commands import ROOT
 
@@ -48,3 +54,44 @@ def constants(call: ast.Call) -> list[str]:
 
 def has(call: ast.Call, name: str) -> bool:
     return any(keyword.arg == name for keyword in call.keywords)
+
+
+@pytest.fixture(scope="module")
+def latin_1(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of an old account, whose locale is not UTF-8."""
+    if shutil.which("localedef") is None:
+        pytest.skip("localedef makes the locale, and isn't installed")
+    folder = tmp_path_factory.mktemp("locale")
+    made = subprocess.run(["localedef", "-i", "de_DE", "-f", "ISO-8859-1", folder / "de_DE.ISO-8859-1"], check=False)
+    if made.returncode:
+        pytest.skip("this machine has no sources of locales")
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUTF8"}
+    return {**kept, "LOCPATH": str(folder), "LC_ALL": "de_DE.ISO-8859-1"}
+
+
+def said(environ: dict[str, str], *command: str | bytes) -> tuple[int, bytes]:
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environ, capture_output=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_command_under_another_locale_is_in_utf_8(latin_1: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "läufe"
+    assert said(latin_1, "-c", "import sys; print(sys.getfilesystemencoding())") == (0, b"iso8859-1\n")
+    code, text = said(latin_1, "-m", "orchestrator.report", str(folder))
+    assert code == 2
+    assert str(folder).encode("utf-8") in text
+    assert "lÃ¤ufe".encode() not in text
+
+
+def test_a_name_that_is_not_utf_8_is_refused(latin_1: dict[str, str], tmp_path: Path) -> None:
+    for environ in (latin_1, dict(os.environ)):
+        code, text = said(environ, "-m", "orchestrator.report", os.fsencode(tmp_path) + b"/l\xe4ufe")
+        assert code == 2
+        assert b"is not UTF-8" in text
+        assert b"Traceback" not in text
+
+
+def test_a_program_of_somebody_elses_is_not_started_again(latin_1: dict[str, str], tmp_path: Path) -> None:
+    code, text = said(latin_1, "-c", "print('once'); from orchestrator.report import main; exit(main(['nowhere']))")
+    assert (code, text.count(b"once")) == (2, 1)
+    assert b"Set PYTHONUTF8=1" in text
