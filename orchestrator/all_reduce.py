@@ -47,7 +47,7 @@ def measure(ranks: int, environ: Mapping[str, str], seconds: float = _SECONDS) -
         started = [_Rank.started(rank, ranks, Path(folder), environ) for rank in range(ranks)]
         try:
             problem = _problem(started, time.monotonic() + seconds)
-            found = None if problem else float((Path(folder) / _FOUND).read_text())
+            found = None if problem else float((Path(folder) / _FOUND).read_text(encoding="utf-8"))
             return AllReduce(ranks, found, problem)
         finally:
             for rank in started:
@@ -78,7 +78,7 @@ def _problem(started: Sequence[_Rank], ends: float) -> str:
         codes = [rank.process.poll() for rank in started]
         failed = next((rank for rank, code in zip(started, codes, strict=True) if code), None)
         if failed is not None:
-            lines = failed.errors.read_text(errors="replace").strip().splitlines()
+            lines = failed.errors.read_text(errors="replace", encoding="utf-8").strip().splitlines()
             return f"it fails ({lines[-1] if lines else failed.process.returncode})"
         if all(code == 0 for code in codes):
             return ""
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = (time.perf_counter() - began) / _TIMES
     if int(rank) == 0:
         bus_bytes = numbers * 4 * 2 * (int(ranks) - 1) / int(ranks)
-        (Path(folder) / _FOUND).write_text(repr(bus_bytes / seconds / 1e9))
+        (Path(folder) / _FOUND).write_text(repr(bus_bytes / seconds / 1e9), encoding="utf-8")
     dist.destroy_process_group()
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta, tzinfo
 
 from search_spaces.durations import format_duration, parse_duration
 from trials.errors import InputError
@@ -26,6 +26,11 @@ class Deadline:
     def training_ends(self) -> datetime:
         """From here on nothing is trained: the rest belongs to verification, export and report."""
         return self.ends - timedelta(seconds=self.reserve_seconds)
+
+    @property
+    def shown_here(self) -> str:
+        """The end as this machine's clocks show it, in brackets, where a time of day was asked for."""
+        return f" ({self.ends.astimezone():%H:%M %Z} here)" if self.is_time_of_day else ""
 
     def seconds_left(self, now: datetime) -> float:
         """Until the end; negative after it."""
@@ -54,17 +59,32 @@ def from_budget(budget: str, reserve: str | None, started: datetime) -> Deadline
 
 
 def from_until(until: str, reserve: str | None, started: datetime) -> Deadline:
-    """A deadline at the next HH:MM of this machine's local time. Raises `InputError` for anything else."""
-    match = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", until.strip())
+    """A deadline at the next HH:MM that a clock on the wall shows here. Raises `InputError` for anything else."""
+    match = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", until.strip(), re.ASCII)
     if not match:
         raise InputError(f"--until {until!r} is no time of day. Write hours and minutes, such as 07:00.")
-    local = started.astimezone()
-    ends = local.replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
-    if ends <= local:
-        # By calendar, not by adding 24 hours: seven o'clock stays seven o'clock when clocks change overnight.
-        tomorrow = (local + timedelta(days=1)).date()
-        ends = datetime(tomorrow.year, tomorrow.month, tomorrow.day, int(match[1]), int(match[2])).astimezone()
-    return replace(_checked(started, ends.astimezone(UTC), reserve), is_time_of_day=True)
+    ends = next_time_of_day(time(int(match[1]), int(match[2])), started)
+    return replace(_checked(started, ends, reserve), is_time_of_day=True)
+
+
+def next_time_of_day(wanted: time, after: datetime, zone: tzinfo | None = None) -> datetime:
+    """The first moment (UTC) after another at which clocks show a time of day; `zone` None: this machine's.
+
+    Where clocks go back, they show some times twice: the first that is still to come is meant. Where they go forward,
+    some are never shown; such a time is counted from the hours before the change (as RFC 5545 does): 02:30 is then
+    03:30.
+    """
+    # By calendar, each day by its own rules: what `after` is ahead of UTC holds only until clocks are changed.
+    today = after.astimezone(zone).date()
+    days = (datetime.combine(today + timedelta(days=n), wanted, zone) for n in (-1, 0, 1, 2))
+    moments = (moment for day in days for moment in _moments(day))
+    return next(moment for moment in moments if moment > after)
+
+
+def _moments(local: datetime) -> list[datetime]:
+    """When clocks show a local time (UTC), in order: once, twice, or for one that is never shown what stands for it."""
+    first, second = (local.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
+    return [first] if second <= first else [first, second]
 
 
 def _checked(started: datetime, ends: datetime, reserve: str | None) -> Deadline:

@@ -45,7 +45,11 @@ def gpu_names() -> list[str]:
     """What the NVIDIA driver calls this machine's GPUs, without loading torch; none where there's no driver."""
     names = []
     for file in sorted(DRIVER.glob("*/information")):
-        models = [line.partition(":")[2].strip() for line in file.read_text().splitlines() if line.startswith("Model:")]
+        models = [
+            line.partition(":")[2].strip()
+            for line in file.read_text(encoding="utf-8").splitlines()
+            if line.startswith("Model:")
+        ]
         names += models[:1] or ["unknown"]
     return names
 

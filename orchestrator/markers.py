@@ -31,11 +31,11 @@ class MarkedFolder:
 
     def write(self, name: str, text: str) -> None:
         """Makes no folder: one that isn't there would be made on the machine's own disk. Raises `OSError`."""
-        (self._path / name).write_text(text)
+        (self._path / name).write_text(text, encoding="utf-8")
 
     def read(self, name: str) -> str:
         """Raises `OSError`."""
-        return (self._path / name).read_text()
+        return (self._path / name).read_text(encoding="utf-8")
 
     def remove(self, names: list[str]) -> None:
         """Those that are there."""

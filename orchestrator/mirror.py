@@ -134,7 +134,7 @@ class Mirror:
 def address(path: Path) -> str:
     """How people know a run folder: by its path, or by where it's a working copy of."""
     try:
-        return str(json.loads((path / _MARK).read_text())["url"])
+        return str(json.loads((path / _MARK).read_text(encoding="utf-8"))["url"])
     except (OSError, ValueError, KeyError):
         return str(path)
 

@@ -64,7 +64,7 @@ def describe(search: Search, sizes: Sizes, pace: Pace | None = None, now: dateti
     total = format_duration((deadline.ends - deadline.started).total_seconds())
     lines = [
         f"recipe {search.recipe.name}: {search.recipe.description}",
-        f"time: {total}, until {deadline.ends:%Y-%m-%d %H:%M:%S} UTC",
+        f"time: {total}, until {deadline.ends:%Y-%m-%d %H:%M:%S} UTC{deadline.shown_here}",
         f"base model: {search.recipe.model.name} ({search.recipe.model.quantization})",
         *data_lines(sizes.data),
         f"full trial: {sizes.full_tokens:,} tokens ({sizes.full_tokens / sizes.epoch_tokens:.2f} epochs)",

@@ -112,7 +112,7 @@ def is_alive(pid: int) -> bool:
 
 def _read(path: Path) -> Process | None:
     try:
-        text = (path / "stat").read_text(errors="replace")
+        text = (path / "stat").read_text(errors="replace", encoding="utf-8")
     except OSError:  # it ended meanwhile
         return None
     # The name stands in brackets, and may have brackets and spaces of its own.

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, replace
@@ -16,12 +17,14 @@ from orchestrator.gpus import gpu_names, known_gpu
 from orchestrator.pace import FIRST_START_SECONDS, Pace
 from orchestrator.placement import place, why_no_engine
 from orchestrator.run_folder import Placement, Search, gpus_here
+from trials.config import ModelSettings
 from trials.engine.keep import Keep
 from trials.engine.planning import MOST_TOKENS, Plan, seconds_per_token
 from trials.engine.prediction import sizes_of
 from trials.engine.shape import ARCHITECTURES
 from trials.errors import ModelError
 from trials.files import write_json
+from trials.shared_cache import is_ours, places
 
 MEASURED = "measured"
 EARLIER = "as an earlier search on this machine measured"
@@ -89,10 +92,14 @@ def remember_speed(search: Search, pace: Pace) -> None:
         "start_seconds": pace.start_seconds,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    try:
-        _file().parent.mkdir(parents=True, exist_ok=True)
-        write_json(_file(), {**_read(), _key(search): found})
-    except OSError:
+    for file in _files():
+        if os.path.lexists(file) and not is_ours(file):
+            continue
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, {**_speeds_in(file), _key(search): found})
+        except OSError:
+            continue
         return
 
 
@@ -146,18 +153,33 @@ def _key(search: Search) -> str:
     device = names[0] if names else f"CPU of {os.cpu_count()} cores, threads {machine.cpu_threads}"
     engine = "trl" if why_no_engine(search) else "shared"
     together = [f"{search.ranks} together"] if search.ranks > 1 else []
-    return " | ".join([model.name, str(model.revision), model.quantization, engine, device, *together])
+    return " | ".join([model.name, _revision(model), model.quantization, engine, device, *together])
 
 
-def _file() -> Path:
+def _revision(model: ModelSettings) -> str:
+    """A commit on the hub; of a folder, which may be replaced under its name, a digest of what shapes the model."""
+    try:
+        return hashlib.blake2b((Path(model.name) / "config.json").read_bytes(), digest_size=8).hexdigest()
+    except OSError:
+        return str(model.revision)
+
+
+def _files() -> tuple[Path, ...]:
+    """Where speeds are kept: the first may be another's, and is then only read."""
     from trials.cache import cache_folder
 
-    return cache_folder() / "speeds.json"
+    return places(cache_folder(), "speeds.json", "rows")
 
 
 def _read() -> dict[str, Any]:
+    """What is known, of several that know something this user's own."""
+    files = sorted(_files(), key=is_ours)
+    return {key: speed for file in files for key, speed in _speeds_in(file).items()}
+
+
+def _speeds_in(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(_file().read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

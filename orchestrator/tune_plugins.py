@@ -139,7 +139,7 @@ class ConductedScheduler(_StaysHere, FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Tune calls this for every trial that an error has ended."""
-        said = Path(trial.error_file).read_text(errors="replace")
+        said = Path(trial.error_file).read_text(errors="replace", encoding="utf-8")
         if self.disk_trouble is None and says_disk_full(said):
             self.disk_trouble = said.strip().splitlines()[-1]
             self._conductor.interrupt()

@@ -64,18 +64,20 @@ def check_loss(what: str, loss: float, trial_loss: float, tolerance: float) -> N
 def _run(job: ProofJob, due: Due | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
-        job_file.write_text(job.model_dump_json())
+        job_file.write_text(job.model_dump_json(), encoding="utf-8")
         command = [sys.executable, "-m", "trials.proof", str(job_file), str(result_file)]
         code, said = _said(command, due)
         if code != 0 or not result_file.exists():
             raise ExportNotVerified(f"the export could not be loaded again (exit code {code}):\n{said.strip()[-2000:]}")
-        found: dict[str, Any] = json.loads(result_file.read_text())
+        found: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
         return found
 
 
 def _said(command: list[str], due: Due | None) -> tuple[int, str]:
     """A command's exit code, and what it wrote to stderr."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace"
+    ) as process:
         try:
             _, said = process.communicate(timeout=None if due is None else max(0.0, due.seconds))
         except subprocess.TimeoutExpired:

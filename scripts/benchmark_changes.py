@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = measure(given.work, given.trials)
     print(json.dumps(found))
     if given.json:
-        given.json.write_text(json.dumps(found))
+        given.json.write_text(json.dumps(found), encoding="utf-8")
     return 0
 
 

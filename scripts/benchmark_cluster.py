@@ -55,13 +55,13 @@ class Memory:
 
 def driver_mib() -> float:
     """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / _MIB
 
 
 def available_gib() -> float:
     """Memory of this machine that is free, or could be at once."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable"))
 
 

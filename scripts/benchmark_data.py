@@ -29,10 +29,10 @@ _EVAL_ROWS = 200
 
 def write_rows(source: Path, target: Path, data_format: str, count: int, first: int = 0) -> None:
     """Writes `count` rows: those of the source, over and over, numbered from `first`."""
-    rows = [json.loads(line) for line in source.read_text().splitlines() if line.strip()]
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
     field = _UNIQUE[data_format]
     numbered: Iterator[tuple[int, dict[str, str]]] = enumerate(islice(cycle(rows), count), start=first)
-    with target.open("w") as file:
+    with target.open("w", encoding="utf-8") as file:
         for number, row in numbered:
             file.write(json.dumps({**row, "id": f"r{number}", field: f"{row[field]} ({number})"}) + "\n")
 
@@ -42,7 +42,7 @@ def measure(folder: Path, data_format: str, tokenizer: str) -> dict[str, float]:
     command = [sys.executable, "-m", "scripts.benchmark_data", "--measure", str(folder)]
     command += ["--format", data_format, "--tokenizer", tokenizer]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
     found: dict[str, float] = json.loads(done.stdout)

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     found = {"regret": regret, "deadlines": deadlines, "scale": scale}[given.what](given)
     if given.json is not None:
-        given.json.write_text(json.dumps(found, indent=1, default=str))
+        given.json.write_text(json.dumps(found, indent=1, default=str), encoding="utf-8")
     return 0
 
 

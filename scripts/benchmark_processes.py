@@ -49,7 +49,7 @@ class Children:
         for result, log in zip(self._results, self._logs, strict=True):
             result.unlink(missing_ok=True)
             command = [sys.executable, "-m", "scripts.benchmark_processes", _JOB.dump_json(job).decode(), str(result)]
-            with log.open("w") as output:
+            with log.open("w", encoding="utf-8") as output:
                 process = subprocess.Popen(
                     command,
                     stdin=subprocess.PIPE,
@@ -85,9 +85,13 @@ class Children:
 
     def _found(self, member: int) -> dict[str, Any]:
         if self._results[member].exists():
-            found: dict[str, Any] = json.loads(self._results[member].read_text())
+            found: dict[str, Any] = json.loads(self._results[member].read_text(encoding="utf-8"))
             return found
-        lines = [line for line in self._logs[member].read_text(errors="replace").splitlines() if line.strip()]
+        lines = [
+            line
+            for line in self._logs[member].read_text(errors="replace", encoding="utf-8").splitlines()
+            if line.strip()
+        ]
         return {"error": f"exit code {self._processes[member].returncode}: {lines[-1] if lines else 'no output'}"}
 
 
@@ -126,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
         traceback.print_exc()
         found = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
         found["out_of_memory"] = type(error).__name__ == "OutOfMemoryError"
-    result.write_text(json.dumps(found))
+    result.write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

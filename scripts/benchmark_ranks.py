@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found["changes"] = change_trials(recipe, given.work, given.stops, given.ranks)
     _say_changes(found["changes"], given.ranks)
     if given.json:
-        given.json.write_text(json.dumps(found))
+        given.json.write_text(json.dumps(found), encoding="utf-8")
     return 0
 
 
@@ -94,7 +94,7 @@ def write_recipe(work: Path) -> Path:
         },
     }
     path = work / "random7b.yaml"
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return path
 
 

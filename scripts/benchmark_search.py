@@ -114,7 +114,7 @@ def summary(spans: Sequence[Span], wall_seconds: float) -> dict[str, Any]:
 
 def stock_spans(out: Path) -> list[Span]:
     """Of the stock pipeline's trials."""
-    marks = [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]
+    marks = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(out.glob("*.json"))]
     return [Span(steps[0][0], steps[-1][1], sum(end - begin for begin, end in steps)) for steps in marks]
 
 
@@ -164,14 +164,14 @@ def _watched(name: str, command: list[str], out: Path, trials: int) -> dict[str,
     if name == "ours" and Path("/proc/driver/nvidia/version").exists():
         environment["ENGINE_PROFILE"] = f"{kernels}:{trials}"
     begins = time.time()
-    with Utilisation() as utilisation, log.open("w") as output:
+    with Utilisation() as utilisation, log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=output, stderr=output)
         code = _ending(process)
     ends = time.time()
     spans = stock_spans(out) if name == "stock" else our_spans(out)
     found = {"exit": code, **summary(spans, ends - begins), "gpu_busy": utilisation.mean(begins, ends)}
     if kernels.exists():
-        seconds = json.loads(kernels.read_text())
+        seconds = json.loads(kernels.read_text(encoding="utf-8"))
         found["kernel_share_of_wall"] = seconds["kernel_seconds"] / seconds["wall_seconds"]
     if spans:
         first, last = min(span.first for span in spans), max(span.last for span in spans)
@@ -200,7 +200,7 @@ def _stock(work: Path, out: Path, trials: int) -> list[str]:
 
 def _ours(work: Path, out: Path, trials: int) -> list[str]:
     path = work / "search.yaml"
-    path.write_text(yaml.safe_dump(recipe(work)))
+    path.write_text(yaml.safe_dump(recipe(work)), encoding="utf-8")
     command = [sys.executable, "-m", "orchestrator.search", str(path), "--out", str(out), "--trials", str(trials)]
     return [*command, "--budget", f"{_TIMEOUT_SECONDS}s"]
 

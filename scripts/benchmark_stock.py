@@ -58,7 +58,7 @@ def trial(config: dict[str, Any]) -> None:
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
             # Written before the report: Tune may end the thread there.
-            Path(config["out"], f"{begun}.json").write_text(json.dumps(steps))
+            Path(config["out"], f"{begun}.json").write_text(json.dumps(steps), encoding="utf-8")
             tune.report({"eval_loss": metrics["eval_loss"], "step": state.global_step})
 
     model = AutoModelForCausalLM.from_pretrained(

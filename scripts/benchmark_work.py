@@ -79,7 +79,7 @@ def prepare(work: Path, size: Size, device: str) -> None:
 
 def read_rows(path: Path, count: int | None = None) -> list[list[int]]:
     """Token ids of the first `count` rows of a file, as the tokenizer and its chat template give them."""
-    lines = path.read_text().splitlines()[:count]
+    lines = path.read_text(encoding="utf-8").splitlines()[:count]
     rows = [json.loads(line) for line in lines]
     words = [f"{row['prompt']} {row['completion']}".split() for row in rows]
     return [[BOS_ID, *(int(word[1:]) for word in row), EOS_ID] for row in words]
@@ -93,7 +93,7 @@ def _write_rows(path: Path, lengths: Sequence[int], vocabulary: int, seed: int) 
         prompt = length // 2 - 1  # and BOS
         lines.append(json.dumps({"prompt": " ".join(words[:prompt]), "completion": " ".join(words[prompt:])}))
     beside = path.with_suffix(".new")
-    beside.write_text("\n".join(lines) + "\n")
+    beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
     beside.rename(path)
 
 

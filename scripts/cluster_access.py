@@ -30,7 +30,7 @@ _TUNNEL_SECONDS = 60.0
 def read_cluster(path: Path) -> Mapping[str, Any]:
     """A cluster's configuration. Raises `InputError` if the file is none."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"{path} can't be read: {error}. Give the file that `ray up` was given.") from error
     if not isinstance(content, dict) or "provider" not in content:

@@ -126,11 +126,11 @@ def _lose(cluster: PlayedCluster, run: Path, host: Host, how: str, lose: Callabl
 
 
 def _check_run(run: Path) -> None:
-    deadline = json.loads((run / "search.json").read_text())["deadline"]
+    deadline = json.loads((run / "search.json").read_text(encoding="utf-8"))["deadline"]
     found = problems(RunFolder(run), evaluations(run, {}), deadline)
     _check(not found, "; ".join(found))
     by_node = ", ".join(f"{name}: {number}" for name, number in _trials_by_node(run).items())
-    best = json.loads((run / "export/manifest.json").read_text())
+    best = json.loads((run / "export/manifest.json").read_text(encoding="utf-8"))
     say(f"trials evaluated on {by_node}; exported trial {best['trial']}, eval loss {best['eval_loss']:.4f}")
 
 

@@ -46,7 +46,9 @@ def _end(path: Path) -> int:
 def _end_on(machine: str, config: Mapping[str, Any]) -> str | None:
     """Kills whatever is left on one machine; what stands in the way of that, in a sentence."""
     command = f"cd {FOLDER} && .venv/bin/python -m scripts.ray_processes --end"
-    done = subprocess.run([*_ssh(machine, config), command], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [*_ssh(machine, config), command], check=False, capture_output=True, text=True, encoding="utf-8"
+    )
     if done.returncode == 0:
         return None
     if done.returncode == _SSH_FAILED:

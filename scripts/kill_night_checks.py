@@ -34,7 +34,7 @@ def evaluations(run: Path, before: Evaluations) -> Evaluations:
 
 def problems(run: RunFolder, seen: Evaluations, deadline: str | None) -> list[str]:
     """What's wrong, in sentences; none if nothing is."""
-    search = json.loads((run.path / "search.json").read_text())
+    search = json.loads((run.path / "search.json").read_text(encoding="utf-8"))
     moved = [] if search["deadline"] == deadline else [f"the deadline was {deadline}, and is {search['deadline']}"]
     return [
         *moved,
@@ -89,7 +89,7 @@ def _export_problems(run: RunFolder) -> list[str]:
     path = run.export / "manifest.json"
     if not path.exists():
         return ["there is no export"]
-    manifest: dict[str, Any] = json.loads(path.read_text())
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     verified = manifest["verified"]
     found = [] if verified["difference"] <= verified["tolerance"] else [f"the export is not verified: {verified}"]
     for name, digest in manifest["files"].items():

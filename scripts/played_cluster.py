@@ -54,9 +54,11 @@ class PlayedCluster:
         """`ray up`. Its output is in ray-up.log."""
         self._call(RAY, "get-auth-token", "--generate")
         config = played(read_cluster(_ROOT / "cluster.yaml"), self.head, self.workers, self._key, self._operator)
-        self._config.write_text(yaml.safe_dump(config))
+        self._config.write_text(yaml.safe_dump(config), encoding="utf-8")
         began = time.monotonic()
-        (self.folder / "ray-up.log").write_text(self._call(RAY, "up", "--yes", "--no-config-cache", str(self._config)))
+        (self.folder / "ray-up.log").write_text(
+            self._call(RAY, "up", "--yes", "--no-config-cache", str(self._config)), encoding="utf-8"
+        )
         say(f"ray up cluster.yaml: {time.monotonic() - began:.0f} s")
 
     def alive(self) -> list[str]:
@@ -69,7 +71,7 @@ class PlayedCluster:
     def submit(self, options: Sequence[str]) -> tuple[subprocess.Popen[str], str]:
         """`scripts/submit`, and the job's name; what it says follows here, each line marked."""
         search = subprocess.Popen(
-            self._submit(options), cwd=_ROOT, env=self._environment, stdout=subprocess.PIPE, text=True
+            self._submit(options), cwd=_ROOT, env=self._environment, stdout=subprocess.PIPE, text=True, encoding="utf-8"
         )
         assert search.stdout is not None
         job = search.stdout.readline().split()[1]

@@ -52,7 +52,11 @@ def _command(pid: int) -> str:
     """Empty for other people's processes, and for those that have ended."""
     path = Path(f"/proc/{pid}/cmdline")
     try:
-        return path.read_text(errors="replace").replace("\0", " ").strip() if path.stat().st_uid == os.getuid() else ""
+        return (
+            path.read_text(errors="replace", encoding="utf-8").replace("\0", " ").strip()
+            if path.stat().st_uid == os.getuid()
+            else ""
+        )
     except OSError:
         return ""
 

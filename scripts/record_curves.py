@@ -112,14 +112,14 @@ def _open_engine() -> dict[str, Any]:
 def _done(out: Path) -> set[Run]:
     if not out.exists():
         return set()
-    with out.open(newline="") as file:
+    with out.open(newline="", encoding="utf-8") as file:
         return {Run(int(row["configuration"]), int(row["seed"])) for row in csv.DictReader(file)}
 
 
 def _append(out: Path, lines: Sequence[dict[str, Any]]) -> None:
     others = sorted(set(lines[0]) - set(_COLUMNS)) if lines else []
     is_new = not out.exists()
-    with out.open("a", newline="") as file:
+    with out.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*_COLUMNS[:3], *others, *_COLUMNS[3:]])
         if is_new:
             writer.writeheader()

@@ -35,7 +35,7 @@ class Recorded:
 def recorded(path: Path = TABLE) -> tuple[Recorded, ...]:
     """All configurations of a table; fractions are of the tokens of each trial's last evaluation."""
     runs: dict[tuple[int, int], list[dict[str, str]]] = {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             runs.setdefault((int(row["configuration"]), int(row["seed"])), []).append(row)
     found: dict[int, list[Sequence[tuple[float, float]]]] = {}

@@ -91,5 +91,5 @@ def _rows(loss: float) -> RowLosses:
 
 
 def _save_adapter(path: Path) -> None:
-    (path / "adapter_config.json").write_text("{}")
+    (path / "adapter_config.json").write_text("{}", encoding="utf-8")
     (path / "adapter_model.safetensors").write_bytes(b"weights")

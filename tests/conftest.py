@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from orchestrator.run_folder import RunFolder, Search
 from search_spaces.recipe import load_recipe
@@ -41,6 +42,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Nothing depends on luck or on how busy a machine is: everywhere the same examples, and none has a time limit.
+# HYPOTHESIS_PROFILE=search tries others, and more of them.
+settings.register_profile("same", derandomize=True, deadline=None, database=None, max_examples=60)
+settings.register_profile("search", deadline=None, database=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 for name in [name for name in os.environ if name.startswith("ORCHESTRATOR__")]:
     del os.environ[name]
 

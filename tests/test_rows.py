@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,3 +101,19 @@ def test_a_file_that_can_t_be_read_is_refused(tmp_path: Path, name: str, content
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         list(rows_of(parse_source(str(tmp_path / name))))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_that_was_replaced_under_the_same_time_stamp_is_read_anew(tmp_path: Path, name: str) -> None:
+    def prompts() -> list[str]:
+        return [row["prompt"] for _, row in rows_of(parse_source(str(file))) if not isinstance(row, BadRow)]
+
+    file = tmp_path / name
+    WRITERS[name](file)
+    os.utime(file, (1, 1))
+    assert prompts() == [row["prompt"] for row in ROWS]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "ROWS", [{"id": "d", "prompt": "new", "n": 4}])
+        WRITERS[name](file)
+    os.utime(file, (1, 1))
+    assert prompts() == ["new"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from search_spaces.recipe import RECIPE_FOLDER
@@ -46,18 +47,22 @@ def saved(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and "." not in path.name)
 
 
-def damage(weights: Path) -> None:
-    """Other bytes in as many places, at the same time: whoever reads them fails."""
-    times = weights.stat()
-    weights.write_bytes(b"\0" * times.st_size)
+def scale_norm(weights: Path, factor: float) -> None:
+    """Another number in one place of a file that is written anew, with the time stamp that it had."""
+    times, tensors = weights.stat(), load_file(str(weights))
+    tensors["model.norm.weight"] *= factor
+    save_file(tensors, str(weights), metadata={"format": "pt"})
     os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def last_norm(model: PreTrainedModel) -> torch.Tensor:
+    return model.state_dict()["model.norm.weight"]
 
 
 def test_the_second_engine_reads_what_the_first_one_quantised(
     original: Path, root: Path, small_data: TrialData
 ) -> None:
     first = load(original, root)
-    damage(original / "model.safetensors")
     second = load(original, root)
     weights, again = first.state_dict(), second.state_dict()
     assert weights.keys() == again.keys()
@@ -67,6 +72,16 @@ def test_the_second_engine_reads_what_the_first_one_quantised(
     assert evaluate_rows(second, rows, 4) == evaluate_rows(load_base(ModelSettings(name=str(DEMO))), rows, 4)
     assert second.name_or_path == second.config.name_or_path == str(original)
     assert not any(parameter.requires_grad for parameter in second.parameters())
+    (folder,) = saved(root)
+    scale_norm(folder / "model.safetensors", 2)
+    assert torch.equal(last_norm(load(original, root)), 2 * last_norm(first)), "read from where it was saved"
+
+
+def test_a_model_that_was_replaced_under_the_same_time_stamp_is_another(original: Path, root: Path) -> None:
+    first = load(original, root)
+    scale_norm(original / "model.safetensors", 4)
+    assert torch.equal(last_norm(load(original, root)), 4 * last_norm(first))
+    assert len(saved(root)) == 2
 
 
 def test_other_weights_are_saved_apart(original: Path, root: Path) -> None:
@@ -104,8 +119,6 @@ def test_a_damaged_one_is_set_aside_and_made_anew(
 
 
 def test_one_that_lacks_a_weight_is_damaged(original: Path, root: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     load(original, root)
     (folder,) = saved(root)
     weights = load_file(str(folder / "model.safetensors"))
@@ -140,9 +153,10 @@ def test_killed_in_the_middle_it_leaves_nothing_that_is_used(original: Path, roo
 
 
 def test_where_nothing_can_be_written_the_original_is_used(
-    original: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    original: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING):
         assert load(original, tmp_path / "file" / "nf4").config.model_type == "mistral"
     assert "can't be saved" in caplog.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +68,21 @@ def test_another_base_model_or_engine_was_not_measured(search: Search, pace: Pac
     assert speed_before(placed(other, 1, 2)) is None
 
 
+def test_a_model_that_was_replaced_in_its_folder_was_not_measured(search: Search, pace: Pace, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(search.recipe.model.name, tmp_path / "base"))
+    model = search.recipe.model.model_copy(update={"name": str(base)})
+    ours = placed(replace(search, recipe=search.recipe.model_copy(update={"model": model})), 1, 2)
+    remember_speed(ours, pace)
+    assert speed_before(ours) is not None
+    config = base / "config.json"
+    times = config.stat()
+    config.write_text(
+        config.read_text(encoding="utf-8").replace('"num_hidden_layers": ', '"num_hidden_layers": 1'), encoding="utf-8"
+    )
+    os.utime(config, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert speed_before(ours) is None
+
+
 def test_several_processes_together_are_as_fast_as_they_were(search: Search, pace: Pace) -> None:
     two = replace(placed(search, 1, 1), ranks=2)
     remember_speed(placed(search, 1, 1), pace)
@@ -91,8 +108,11 @@ def test_a_broken_cache_is_no_error(search: Search, pace: Pace, cache: Path, con
     assert speed_before(ours) is not None
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(search: Search, pace: Pace, cache: Path) -> None:
-    cache.parent.write_text("a file where a folder should be")
+def test_a_cache_that_cannot_be_written_is_no_error(
+    search: Search, pace: Pace, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.parent.write_text("a file where a folder should be", encoding="utf-8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
     remember_speed(placed(search, 1, 2), pace)
     assert speed_before(placed(search, 1, 2)) is None
 

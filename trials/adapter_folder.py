@@ -31,7 +31,7 @@ def trial_config(path: str) -> TrialConfig | None:
     if not is_adapter(path) or not config.is_file():
         return None
     try:
-        is_ours = json.loads(config.read_text())["origin"] in set(Origin)
+        is_ours = json.loads(config.read_text(encoding="utf-8"))["origin"] in set(Origin)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return read_trial(config.parent).config if is_ours else None
@@ -40,7 +40,7 @@ def trial_config(path: str) -> TrialConfig | None:
 def _exported_config(manifest: Path) -> TrialConfig | None:
     """None also for what another version exported: the adapter can be used without it."""
     try:
-        return TrialConfig.model_validate_json(json.dumps(json.loads(manifest.read_text())["config"]))
+        return TrialConfig.model_validate_json(json.dumps(json.loads(manifest.read_text(encoding="utf-8"))["config"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -49,7 +49,7 @@ def base_settings(path: str) -> ModelSettings:
     """The base that an adapter names, loaded as its trial did. Raises `ModelError` if it names none."""
     trial = trial_config(path)
     try:
-        config = json.loads((Path(path) / "adapter_config.json").read_text())
+        config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
         base = ModelSettings(name=config["base_model_name_or_path"], revision=config.get("revision"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise cannot_load(path, error) from error

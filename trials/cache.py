@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,35 +13,45 @@ from typing import TYPE_CHECKING, Any
 from trials.config import DataSettings
 from trials.errors import DataError
 from trials.rows import refuse_absent
+from trials.shared_cache import is_folder, places, set_aside, touch, write_entry
 from trials.source import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_log = logging.getLogger(__name__)
+
 VERSION = 1
 """Goes up whenever the same rows would be tokenised differently than before."""
 
 
-def kept(key: str, make: Callable[[Path], None]) -> Path:
-    """The folder that belongs to a key; made if it isn't there yet, whole or not at all, by whoever comes first."""
-    folder = cache_folder() / key
-    if folder.is_dir():
-        os.utime(folder)  # so that what nobody uses can be told by its date
+def kept(key: str, make: Callable[[Path], None], is_whole: Callable[[Path], bool]) -> Path:
+    """The folder that belongs to a key; made if it isn't there yet, whole or not at all, by whoever comes first.
+
+    What another has there is read, but never set aside if it's damaged: then one's own is made in another place.
+    Raises `DataError` where it can be written nowhere.
+    """
+    wanted = places(cache_folder(), key, "rows")
+    for folder in wanted:
+        if is_folder(folder) and is_whole(folder):
+            touch(folder)
+            return folder
+        if aside := set_aside(folder):
+            _log.warning("the tokenised rows in %s are damaged: moved to %s", folder, aside)
+    refused: list[str] = []
+    for folder in wanted:
+        if os.path.lexists(folder):
+            refused.append(f"{folder} is another's, and can't be read")
+            continue
+        try:
+            write_entry(folder, make)
+        except OSError as error:
+            refused.append(f"{folder.parent}: {error.strerror or error}")
+            continue
         return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=folder.parent))
-    except OSError as error:
-        raise DataError(f"can't write tokenised rows to {folder.parent}: {error.strerror}. Set HF_HOME.") from error
-    try:
-        make(beside)
-        beside.rename(folder)
-    except OSError as error:
-        if not folder.is_dir():
-            raise DataError(f"can't write tokenised rows to {folder}: {error}. Make room, or set HF_HOME.") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return folder
+    raise DataError(
+        f"can't write tokenised rows ({'; '.join(refused)}). Make room, or set HF_HOME to a folder of yours."
+    )
 
 
 def cache_folder() -> Path:
@@ -63,7 +72,7 @@ def fingerprint(settings: DataSettings, sources: Mapping[str, Source], tokenizer
 
 def _content(source: Source) -> list[Any]:
     if source.path is None:
-        return [source.text]
+        return [source.text, _commit(source)]
     refuse_absent(source.path)
     try:
         with source.path.open("rb") as file:
@@ -71,6 +80,15 @@ def _content(source: Source) -> list[Any]:
     except OSError as error:
         raise DataError(f"can't read {source.path}: {error.strerror}. Check its permissions.") from error
     return [source.path.suffix, digest, source.start, source.stop]
+
+
+def _commit(source: Source) -> str | None:
+    """What a name on the hub means now, where it's not fixed already: a branch moves."""
+    from trials.hub import COMMIT, pin_dataset
+
+    if COMMIT.fullmatch(source.revision or ""):
+        return source.revision
+    return pin_dataset(str(source.hub_name), source.revision)
 
 
 def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:

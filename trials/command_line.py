@@ -11,12 +11,14 @@ import warnings
 from collections.abc import Callable
 
 from trials.errors import EXIT_INTERRUPTED, TuningError
+from trials.utf8 import use_utf8
 
 
 def run(command: Callable[[], int]) -> int:
     """Runs a command; a `TuningError` becomes one message on stderr and its exit code."""
     quiet_libraries()
     try:
+        use_utf8()
         return command()
     except TuningError as error:
         if os.environ.get("RANK", "0") == "0":  # of several processes of one command under torchrun one says it

@@ -20,7 +20,7 @@ from trials.formats import Example
 from trials.nli import reader
 from trials.shortening import shorten
 from trials.source import Source, parse_source
-from trials.split import Counts, Split, open_split, write_counts, write_split
+from trials.split import Counts, Split, is_whole, open_split, write_counts, write_split
 from trials.tokenization import TokenizedRow, eos_id, tokenize
 
 if TYPE_CHECKING:
@@ -50,18 +50,21 @@ def load_data(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Tri
     """
     names = {TRAIN: settings.train, EVAL: settings.eval, TEST: settings.test}
     sources = {name: parse_source(text) for name, text in names.items() if text is not None}
-    folder = _tokenised(sources, settings, tokenizer)
+    key, folder = _tokenised(sources, settings, tokenizer)
     splits = {name: _comparable(name, open_split(folder, name), sources[name]) for name in sources}
-    return TrialData(splits[TRAIN], splits[EVAL], splits.get(TEST), fingerprint=folder.name)
+    return TrialData(splits[TRAIN], splits[EVAL], splits.get(TEST), fingerprint=key)
 
 
 def load_split(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Split:
     """The rows of `settings.eval` alone, `eval_rows` of them. Raises `DataError` as `load_data` does."""
-    folder = _tokenised({EVAL: parse_source(settings.eval)}, settings, tokenizer)
+    _, folder = _tokenised({EVAL: parse_source(settings.eval)}, settings, tokenizer)
     return open_split(folder, EVAL)
 
 
-def _tokenised(sources: Mapping[str, Source], settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Path:
+def _tokenised(
+    sources: Mapping[str, Source], settings: DataSettings, tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, Path]:
+    """The rows' fingerprint, and the folder that holds them."""
     if settings.format == "messages" and tokenizer.chat_template is None:
         raise DataError(
             "the base model has no chat template, and conversations need one. Set model.chat_template to zephyr, to "
@@ -69,7 +72,8 @@ def _tokenised(sources: Mapping[str, Source], settings: DataSettings, tokenizer:
         )
     key = fingerprint(settings, sources, tokenizer)
     with _all_cores():
-        return kept(key, lambda folder: _Building(sources, settings, tokenizer).write(folder))
+        building = _Building(sources, settings, tokenizer)
+        return key, kept(key, building.write, lambda folder: is_whole(folder, sources))
 
 
 @contextmanager

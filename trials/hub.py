@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 Kind = Literal["dataset", "model"]
 MAIN = "main"
 TIMEOUT_SECONDS = 30.0
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""What is fixed on the hub; a branch or a tag may move."""
 _ERRORS: dict[Kind, type[InputError]] = {"dataset": DataError, "model": ModelError}
 _NOUNS: dict[Kind, str] = {"dataset": "data set", "model": "model"}
 
@@ -44,7 +45,7 @@ def refuse_other_commit(rows: Dataset, name: str, commit: str | None) -> None:
     """
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    if not HF_HUB_OFFLINE or commit is None or not _COMMIT.fullmatch(commit):
+    if not HF_HUB_OFFLINE or commit is None or not COMMIT.fullmatch(commit):
         return
     if not all(commit in Path(file["filename"]).parts for file in rows.cache_files):
         raise DataError(

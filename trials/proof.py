@@ -62,7 +62,7 @@ def _judge(job: ProofJob, path: str, quantization: str) -> dict[str, Any]:
 def main() -> int:
     """Runs the command line; returns the exit code."""
     job_file, result_file = map(Path, sys.argv[1:3])
-    job = ProofJob.model_validate_json(job_file.read_text())
+    job = ProofJob.model_validate_json(job_file.read_text(encoding="utf-8"))
 
     def command() -> int:
         write_json(result_file, prove(job))

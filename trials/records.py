@@ -208,7 +208,7 @@ def read_trial(folder: Path) -> TrialRecord:
     if not path.is_file():
         raise RunFolderError(f"{folder} holds no trial: there is no config.json in it.")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         origin, name = Origin(content["origin"]), content["name"]
         config = TrialConfig.model_validate_json(json.dumps(content["config"]))
     except (KeyError, ValueError, TypeError) as error:
@@ -245,7 +245,7 @@ def _points(folder: Path) -> tuple[EvalPoint, ...]:
     """The evaluations in metrics.jsonl, and the adapter's own, if the process died before its line was written."""
     points = [_point(line) for line in read_json_lines(folder / "metrics.jsonl")]
     try:
-        own = _point(json.loads((folder / "adapter" / POINT_FILE).read_text()))
+        own = _point(json.loads((folder / "adapter" / POINT_FILE).read_text(encoding="utf-8")))
     except FileNotFoundError:  # no adapter, or it's being replaced at this moment
         return tuple(points)
     if not points or own.step > points[-1].step:
@@ -261,5 +261,5 @@ def _point(line: dict[str, Any]) -> EvalPoint:
 def _ending(path: Path) -> Ending | None:
     if not path.exists():
         return None
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     return Ending(EndingKind(content["kind"]), content["reason"])

@@ -170,7 +170,7 @@ def _remove_best(folder: Path) -> None:
 
 
 def _step(adapter: Path) -> int:
-    return int(json.loads((adapter / POINT_FILE).read_text())["step"])
+    return int(json.loads((adapter / POINT_FILE).read_text(encoding="utf-8"))["step"])
 
 
 def _cut(path: Path, step: int) -> None:

@@ -1,13 +1,13 @@
 """Reads rows from local files and from the hub, one at a time, each with its place for messages.
 
 JSON is read by the standard library line by line, because a file in which one field changes its type, or one line is
-broken, must be reported by line and not refused as a whole (as Arrow does). Tables and the hub go through `datasets`.
+broken, must be reported by line and not refused as a whole (as Arrow does). CSV and the hub go through `datasets`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ from trials.source import FORMS, SUFFIXES, Source
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_BATCH_ROWS = 1000
 
 
 def rows_of(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
@@ -43,13 +45,13 @@ def _with_id(place: str, row: Row | BadRow) -> Row | BadRow:
 
 def _numbered(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
     if source.path is None:
-        return _table(_from_hub(source))
+        return _numbered_from_one(_from_hub(source))
     path = source.path
     refuse_absent(path)
     if path.suffix in {".jsonl", ".json"}:
         return _json_rows(path)
     if path.suffix in {".csv", ".parquet"}:
-        return _table(_from_table(path))
+        return _numbered_from_one(_table_rows(path))
     raise DataError(f"can't tell the kind of {path} from its name. Allowed are: {', '.join(SUFFIXES)}.")
 
 
@@ -89,20 +91,37 @@ def _object(value: Any) -> Row | BadRow:
     return value if isinstance(value, Mapping) else BadRow(f"a JSON {kind_of(value)}, not an object")
 
 
-def _table(dataset: Dataset) -> Iterator[tuple[str, Row | BadRow]]:
-    return ((f"row {number}", row) for number, row in enumerate(dataset, start=1))
+def _numbered_from_one(rows: Iterable[Row]) -> Iterator[tuple[str, Row | BadRow]]:
+    return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _from_table(path: Path) -> Dataset:
-    from datasets import load_dataset
+def _table_rows(path: Path) -> Iterator[Row]:
+    """The rows of the file as it is now: nothing of it comes from, or goes to, the cache of `datasets`.
+
+    That knows a file by its path and time stamp (datasets 5.2), and gives the old rows of one that was replaced under
+    the same time stamp.
+    """
     from datasets.exceptions import DatasetGenerationError
 
-    # Pandas reads a cell that says None or NA as missing; here it's what somebody wrote.
-    options = {"keep_default_na": False} if path.suffix == ".csv" else {}
     try:
-        return load_dataset(path.suffix.removeprefix("."), data_files=str(path), split="train", **options)
+        yield from _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
     except (DatasetGenerationError, ValueError, OSError) as error:
         raise DataError(f"can't read {path}: {_cause(error)}. Mend the file.") from error
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    from datasets import load_dataset
+
+    # Pandas reads a cell that says None or NA as missing; here it's what somebody wrote.
+    yield from load_dataset("csv", data_files=str(path), split="train", streaming=True, keep_default_na=False)
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    from pyarrow.parquet import ParquetFile
+
+    with path.open("rb") as file:
+        for batch in ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS):
+            yield from batch.to_pylist()
 
 
 def _from_hub(source: Source) -> Dataset:

@@ -10,12 +10,9 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
-import re
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +22,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from trials.config import ModelSettings
 from trials.errors import first_line
+from trials.hub import COMMIT
 from trials.lock import takes_lock
 from trials.model import as_base, compute_dtype, device_map, load_base
+from trials.shared_cache import is_folder, is_ours, places, set_aside, touch, write_entry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +36,6 @@ LEAST_BYTES = 2**30
 _VERSION = 1
 """Goes up whenever the same model would be quantised differently than before."""
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _log = logging.getLogger(__name__)
 
 
@@ -52,13 +50,14 @@ def load_resident_base(
     key = _key(settings)
     if key is None:
         return load_base(settings)
-    folder = (root or saved_bases()) / key
-    saved = _read(folder, settings)
-    if saved is not None:
-        return saved
+    wanted = places(root or saved_bases(), key, "nf4")
+    for folder in wanted:
+        saved = _read(folder, settings)
+        if saved is not None:
+            return saved
     base = load_base(settings)
     if base.get_memory_footprint() >= least_bytes:
-        _save(base, folder)
+        _save(base, wanted)
     return base
 
 
@@ -84,18 +83,22 @@ def _key(settings: ModelSettings) -> str | None:
 
 
 def _source(settings: ModelSettings) -> list[Any] | None:
-    """A folder's files by size and date, or a commit on the hub; None for a branch, which moves."""
+    """What a folder's files are, or a commit on the hub; None for a branch, which moves.
+
+    14 GB aren't read at every start to tell whether they are the same: a file that was written to or replaced since
+    has another time of change (ctime) or inode, which nobody can set, as one can the time of modification.
+    """
     folder = Path(settings.name)
     if folder.is_dir():
         found = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
-        return [[file, stat.st_size, stat.st_mtime_ns] for file, stat in found]
-    is_pinned = _COMMIT.fullmatch(settings.revision or "") is not None
+        return [[file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] for file, stat in found]
+    is_pinned = COMMIT.fullmatch(settings.revision or "") is not None
     return [settings.name, settings.revision] if is_pinned else None
 
 
 def _read(folder: Path, settings: ModelSettings) -> PreTrainedModel | None:
-    """None if it isn't there, or can't be used; then it's there no more."""
-    if not folder.is_dir():
+    """None if it isn't there, or can't be used; then it's there no more, unless it's another's."""
+    if not is_folder(folder):
         return None
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -108,40 +111,44 @@ def _read(folder: Path, settings: ModelSettings) -> PreTrainedModel | None:
         if found["missing_keys"]:
             raise ValueError(f"{min(found['missing_keys'])} is missing")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        _set_aside(folder, error)
+        aside = set_aside(folder)
+        what = f"moved to {aside}" if aside else "another's; it's left alone, and not used"
+        _log.warning("the saved base model %s is damaged (%s): %s", folder, first_line(error), what)
         return None
     # By this name adapters and messages call the base.
     model.name_or_path = model.config.name_or_path = settings.name
-    with suppress(OSError):
-        os.utime(folder)  # so that what nobody uses can be told by its date
+    touch(folder)
     return as_base(model)
 
 
-def _set_aside(folder: Path, error: Exception) -> None:
-    aside = folder.with_name(f"{folder.name}.damaged")
-    _log.warning("the saved base model %s is damaged (%s): moved to %s", folder, first_line(error), aside)
-    shutil.rmtree(aside, ignore_errors=True)
-    with suppress(OSError):  # another process may have been faster
-        folder.rename(aside)
+def _save(base: PreTrainedModel, wanted: Sequence[Path]) -> None:
+    """Saves it in the first place that can be written to; that there's none is no error."""
+    refused: list[str] = []
+    for folder in wanted:
+        if is_ours(folder):
+            return  # saved meanwhile
+        if is_folder(folder):
+            continue  # another's, that can't be read
+        try:
+            with _only_writer(folder) as is_free:
+                if is_free and not is_folder(folder):
+                    _write(base, folder)
+            return
+        except (OSError, ValueError, SafetensorError) as error:
+            refused.append(f"{folder}: {first_line(error)}")
+    _log.warning("the quantised base model can't be saved (%s)", "; ".join(refused))
 
 
-def _save(base: PreTrainedModel, folder: Path) -> None:
-    """Writes beside and renames, so that nobody sees half of it."""
-    try:
-        with _only_writer(folder) as is_free:
-            if is_free and not folder.is_dir():
-                for leftover in folder.parent.glob(f"{folder.name}.new-*"):
-                    shutil.rmtree(leftover)  # its writer was killed
-                beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.new-", dir=folder.parent))
-                base.save_pretrained(str(beside))
-                beside.rename(folder)
-    except (OSError, ValueError, SafetensorError) as error:
-        _log.warning("the quantised base model can't be saved to %s: %s", folder, first_line(error))
+def _write(base: PreTrainedModel, folder: Path) -> None:
+    for leftover in folder.parent.glob(f"{folder.name}.new-*"):
+        if is_ours(leftover):
+            shutil.rmtree(leftover)  # its writer was killed
+    write_entry(folder, lambda beside: base.save_pretrained(str(beside)), for_all=True)
 
 
 @contextmanager
 def _only_writer(folder: Path) -> Iterator[bool]:
     """Whether nobody else writes this model."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+    with folder.with_name(f"{folder.name}.lock").open("w", encoding="utf-8") as lock:
         yield takes_lock(lock)

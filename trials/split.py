@@ -140,8 +140,16 @@ class Split:
 
 def open_split(folder: Path, name: str) -> Split:
     """A split that `write_split` wrote."""
-    counts = Counts(**json.loads((folder / f"{name}.json").read_text()))
+    counts = Counts(**json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
     return Split(folder / f"{name}.arrow", counts)
+
+
+def is_whole(folder: Path, names: Iterable[str]) -> bool:
+    """Whether all these splits can be read, with as many rows as were written."""
+    try:
+        return all(len(found.dataset) == len(found) for found in (open_split(folder, name) for name in names))
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def write_split(folder: Path, name: str, pairs: Iterable[tuple[Example, TokenizedRow]]) -> dict[str, int]:

@@ -68,7 +68,7 @@ def wandb_run(folder: Path, config: TrialConfig, group: str) -> Iterator[Log]:
 def _run_id(folder: Path, settings: TrackingSettings) -> tuple[str, bool]:
     """The W&B run's id, kept before the run begins, and whether it may have begun already."""
     path = folder / _RUN_ID_FILE
-    kept = path.read_text().strip() if path.exists() else ""
+    kept = path.read_text(encoding="utf-8").strip() if path.exists() else ""
     run_id = settings.run_id or kept or secrets.token_hex(4)
     if run_id != kept:
         write_text(path, run_id + "\n")
