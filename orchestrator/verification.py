@@ -74,12 +74,23 @@ def _run(job: ProofJob, due: Due | None) -> dict[str, Any]:
 
 
 def _said(command: list[str], due: Due | None) -> tuple[int, str]:
-    """A command's exit code, and what it wrote to stderr."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    """A command's exit code, and what it wrote to stderr. Signals of this process's terminal don't reach it."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
         try:
             _, said = process.communicate(timeout=None if due is None else max(0.0, due.seconds))
         except subprocess.TimeoutExpired:
             assert due is not None  # without it nothing times out
             due.otherwise()
             _, said = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
         return process.returncode, said
