@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -65,7 +66,14 @@ def _run(job: ProofJob, due: Due | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
         job_file.write_text(job.model_dump_json())
-        command = [sys.executable, "-m", "trials.proof", str(job_file), str(result_file)]
+        command = [
+            sys.executable,
+            "-m",
+            "orchestrator.proof_process",
+            str(os.getpid()),
+            str(job_file),
+            str(result_file),
+        ]
         code, said = _said(command, due)
         if code != 0 or not result_file.exists():
             raise ExportNotVerified(f"the export could not be loaded again (exit code {code}):\n{said.strip()[-2000:]}")
@@ -74,7 +82,7 @@ def _run(job: ProofJob, due: Due | None) -> dict[str, Any]:
 
 
 def _said(command: list[str], due: Due | None) -> tuple[int, str]:
-    """A command's exit code, and what it wrote to stderr. Signals of this process's terminal don't reach it."""
+    """A command's exit code, and what it wrote to stderr. Ctrl-C on this process's terminal doesn't reach it."""
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -29,8 +29,8 @@ def explained(error: BaseException) -> str:
     path = keep_traceback(error)
     words = str(error).strip().split("\n")[0].rstrip(".")
     said = f": {words}" if words else ""
-    where = f"the traceback is in {path}" if path else "its traceback couldn't be written anywhere"
-    return f"an unexpected {type(error).__name__}{said}. It's no fault of yours; {where}"
+    where = f"Its traceback is in {path}" if path else "Its traceback couldn't be written anywhere"
+    return f"an unexpected {type(error).__name__}{said}. {where}"
 
 
 def keep_traceback(error: BaseException) -> Path | None:
