@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -15,31 +15,53 @@ from orchestrator.board import Board, Row
 from orchestrator.deadline import Deadline
 from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
 from search_spaces.durations import format_duration
+from trials.unexpected import keep_traceback
 
 _SHOWN_ROWS = 24
 _STYLES = {"running": "bold", "finished": "green", "diverged": "red", "out_of_memory": "red", "failed": "red"}
 
 
+def unlogged(line: str) -> None:
+    """Told every line: there's no log."""
+
+
 @contextmanager
-def watch(board: Board, deadline: Deadline, console: Console) -> Iterator[Callable[[Event], None]]:
-    """Gives the listener for the conductor; shows what it hears until the block ends."""
+def watch(
+    board: Board, deadline: Deadline, console: Console, log: Callable[[str], object] = unlogged
+) -> Iterator[Callable[[Event], None]]:
+    """Gives the listener for the conductor; logs and then shows what it hears until the block ends.
+
+    The console must be one that outlives its readers (`trials.terminal`).
+    """
     if not console.is_terminal:
 
         def tell(event: Event) -> None:
             board.take(event)
-            console.print(line(event, board, deadline), soft_wrap=True, markup=False, highlight=False)
+            said = line(event, board, deadline)
+            log(said)
+            console.print(said, soft_wrap=True, markup=False, highlight=False)
 
         yield tell
         return
     messages: list[str] = []
-    with Live(get_renderable=lambda: table(board, deadline, messages), console=console, refresh_per_second=2):
+    with Live(get_renderable=lambda: _drawn(board, deadline, messages), console=console, refresh_per_second=2):
 
         def show(event: Event) -> None:
             board.take(event)
+            log(line(event, board, deadline))
             if isinstance(event, Message):
                 messages.append(event.text)
 
         yield show
+
+
+def _drawn(board: Board, deadline: Deadline, messages: list[str]) -> RenderableType:
+    """The live view. Whatever goes wrong in drawing it is no reason to end the search: it's drawn twice a second."""
+    try:
+        return table(board, deadline, list(messages))
+    except Exception as error:
+        keep_traceback(error)
+        return Text("the table can't be drawn")
 
 
 def line(event: Event, board: Board, deadline: Deadline) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from orchestrator.object_store import ObjectStore
 from orchestrator.processes import SessionMark
 from trials.errors import EXIT_INTERRUPTED, RunFolderError, StoreFailed
+from trials.terminal import settle
 
 _FOLDER = "lock"
 _RENEWED_SECONDS = 20.0
@@ -94,6 +95,7 @@ def _renew(store: ObjectStore, name: str, content: bytes, is_over: threading.Eve
             if is_over.is_set():
                 return
             sys.stderr.write(f"error: another command has taken over {store.url}, as this one couldn't reach it\n")
+            settle()
             # Whatever else this process would write to the store is another's affair by now.
             os._exit(EXIT_INTERRUPTED)
         except StoreFailed:

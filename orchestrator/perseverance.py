@@ -13,14 +13,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import IntEnum
-from types import FrameType
 
+from orchestrator.interruption import Interruption, held_back
 from orchestrator.processes import end_session
 from orchestrator.run_folder import RunFolder
+from orchestrator.search_log import last_error, search_log, size
 from orchestrator.session_mark import clear_session, end_last_session
 from trials.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, SearchBroken
 from trials.files import read_json_lines
@@ -32,6 +32,8 @@ _SHOW_CURSOR = "\x1b[?25h"
 _LATEST = 0.75
 """Share of the reserve that a session may use up. It stops by itself at half of it (`Conductor.must_stop`)."""
 _POLL_SECONDS = 2.0
+_PATIENCE = 3
+"""So many signals end a session that obeys none of them."""
 
 
 class SessionCode(IntEnum):
@@ -50,25 +52,33 @@ class SessionCode(IntEnum):
     """The next session is to go on, on other processes."""
 
 
+_OF_ITS_OWN = set(SessionCode) - {SessionCode.BROKEN}
+"""Codes that a session which was asked to stop ends with by itself."""
+
+
 def persevere(
     session: Callable[[], int],
     progress: Callable[[], int],
     seconds_left: Callable[[], float],
     say: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
+    is_asked: Callable[[], bool] = lambda: False,
+    last_error: Callable[[], str | None] = lambda: None,
 ) -> SessionCode:
     """Runs a session, and again where it breaks, until one ends by itself or no time is left; says how that ended.
 
-    `progress` grows with what is on disk. Raises `SearchBroken` if sessions break `MOST_IN_A_ROW` times without any.
+    `progress` grows with what is on disk, `last_error` is what a session that broke has said of the cause. Once the
+    search `is_asked` to stop, nothing begins again. Raises `SearchBroken` if sessions break `MOST_IN_A_ROW` times
+    without any progress.
     """
     in_a_row, known = 0, progress()
-    while True:
+    while not is_asked():
         code = session()
         if code == SessionCode.REGROUPED and seconds_left() > 0:
             continue
         if code == SessionCode.REGROUPED:
             return SessionCode.OVER
-        if code in set(SessionCode) - {SessionCode.BROKEN}:
+        if code in _OF_ITS_OWN:
             return SessionCode(code)
         if seconds_left() <= 0:
             return SessionCode.OVER
@@ -78,11 +88,12 @@ def persevere(
         if in_a_row == MOST_IN_A_ROW:
             raise SearchBroken(
                 f"the search broke {MOST_IN_A_ROW} times in a row without getting on, the last time with "
-                f"{in_words(code)}. What it said of the cause stands above."
+                f"{in_words(code)}: {last_error() or 'it left no word'}"
             )
         wait = min(2.0**in_a_row, _LONGEST_WAIT_SECONDS, max(0.0, seconds_left()))
         say(f"the search broke ({in_words(code)}), and goes on from what is on disk in {wait:.0f} s")
         sleep(wait)
+    return SessionCode.INTERRUPTED
 
 
 def in_words(code: int) -> str:
@@ -98,17 +109,29 @@ def evaluations_on_disk(run: RunFolder) -> int:
     return lines + len(list((run.path / "trials").glob("*/ending.json")))
 
 
-def persevere_with(run: RunFolder, now: Callable[[], datetime], say: Callable[[str], None]) -> SessionCode:
+def persevere_with(
+    run: RunFolder, now: Callable[[], datetime], say: Callable[[str], None], interruption: Interruption
+) -> SessionCode:
     """`persevere` with real sessions of the search in a run folder, by the clock of the search's command."""
+    log = search_log(run)
+    sizes = [size(log)]
+
+    def session() -> int:
+        sizes.append(size(log))
+        return run_session(run, now, interruption)
+
     return persevere(
-        lambda: run_session(run, now),
+        session,
         lambda: evaluations_on_disk(run),
         lambda: run.read_search().deadline.training_seconds_left(now()),
         say,
+        interruption.sleep,
+        lambda: interruption.is_asked,
+        lambda: last_error(log, sizes[-1]),
     )
 
 
-def run_session(run: RunFolder, now: Callable[[], datetime]) -> int:
+def run_session(run: RunFolder, now: Callable[[], datetime], interruption: Interruption) -> int:
     """Runs one session in a process of its own, until it ends or is too late to; returns its exit code.
 
     No process of it, or of one before it, is left afterwards. The first SIGINT or SIGTERM is the session's to obey: it
@@ -117,24 +140,27 @@ def run_session(run: RunFolder, now: Callable[[], datetime]) -> int:
     end_last_session(run)
     ahead = (now() - datetime.now(UTC)).total_seconds()
     command = [sys.executable, "-m", "orchestrator.session", str(run.path), str(os.getpid()), str(ahead)]
-    process = subprocess.Popen(command, start_new_session=True)
+    with held_back():
+        process = subprocess.Popen(command, start_new_session=True)
     try:
-        with _handed_on(process) as was_asked:
-            code = _wait(process, lambda: _is_too_late(run, now()))
+        with interruption.handed_on(process):
+            code = _wait(process, lambda: _is_too_late(run, now()), interruption)
     finally:
         end_session(process.pid)
         process.wait()
         if sys.stdout.isatty():
             print(_SHOW_CURSOR, end="", flush=True)  # a table that was being drawn has hidden it
-        clear_session(run, broke=process.returncode not in set(SessionCode) - {SessionCode.BROKEN})
-    return SessionCode.INTERRUPTED if was_asked() and code not in set(SessionCode) else code
+        clear_session(run, broke=process.returncode not in _OF_ITS_OWN)
+    return SessionCode.INTERRUPTED if interruption.is_asked and code not in _OF_ITS_OWN else code
 
 
-def _wait(process: subprocess.Popen[bytes], is_too_late: Callable[[], bool]) -> int:
+def _wait(process: subprocess.Popen[bytes], is_too_late: Callable[[], bool], interruption: Interruption) -> int:
     while True:
         try:
             return process.wait(_POLL_SECONDS)
         except subprocess.TimeoutExpired:
+            if interruption.times >= _PATIENCE:
+                return SessionCode.INTERRUPTED
             if is_too_late():
                 # It stops by itself earlier, unless it hangs; the rest of the time is the export's.
                 return SessionCode.OVER
@@ -143,20 +169,3 @@ def _wait(process: subprocess.Popen[bytes], is_too_late: Callable[[], bool]) -> 
 def _is_too_late(run: RunFolder, now: datetime) -> bool:
     deadline = run.read_search().deadline
     return -deadline.training_seconds_left(now) > _LATEST * deadline.reserve_seconds
-
-
-@contextmanager
-def _handed_on(process: subprocess.Popen[bytes]) -> Iterator[Callable[[], bool]]:
-    """Hands signals on to a session, which a terminal doesn't reach; gives whether there were any."""
-    asked: list[int] = []
-
-    def hand_on(number: int, _frame: FrameType | None) -> None:
-        asked.append(number)
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -25,6 +25,7 @@ from orchestrator.deadline import Deadline
 from orchestrator.pace import Regrouped
 from orchestrator.rungs import rung_tokens
 from search_spaces.schema import Recipe
+from trials.disk import refuse_unmakeable
 from trials.engine.shape import BaseShape, base_shape
 from trials.errors import RunFolderError
 from trials.files import make_folder, write_json
@@ -202,7 +203,8 @@ def _placement(content: Mapping[str, Any]) -> Placement:
 
 
 def refuse_taken(path: Path) -> None:
-    """Raises `RunFolderError` if the folder holds a search, or anything else."""
+    """Raises `RunFolderError` if the folder holds a search, or anything else, or can't be made."""
+    refuse_unmakeable(path, "--out")
     if (path / "search.json").exists():
         raise RunFolderError(
             f"{path} holds another search. Go on with it by --resume {path}, or give another --out folder."

@@ -17,6 +17,7 @@ from orchestrator.deadline import Deadline, from_budget, from_until
 from orchestrator.finding import Level, refuse_impossible
 from orchestrator.finish import finish
 from orchestrator.forecast import predict
+from orchestrator.interruption import Interruption, interruptible
 from orchestrator.pace import Pace
 from orchestrator.perseverance import SessionCode, persevere_with
 from orchestrator.placement import refuse_small_batches
@@ -32,18 +33,21 @@ from orchestrator.run_places import (
     publish,
     refuse_taken_place,
 )
+from orchestrator.search_log import logged_command
 from search_spaces.layers import flatten
 from search_spaces.recipe import DEFAULT_RECIPE, ResolvedRecipe, load_recipe
 from search_spaces.schema import Recipe
 from trials.command_line import run
-from trials.disk import disk_full_in, refuse_unwritable
+from trials.disk import disk_full_in, is_disk_full, refuse_unwritable
 from trials.engine.shape import base_shape
 from trials.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
+    EXIT_INTERRUPTED,
     InputError,
     SearchBroken,
 )
+from trials.unexpected import explained
 
 
 def parser() -> argparse.ArgumentParser:
@@ -93,22 +97,37 @@ def _search(arguments: argparse.Namespace, started: datetime) -> int:
         return _plan(job, started)
     refuse_impossible(decisive_findings(job.search))
     folder = job.folder or create_at(job.out)
-    with only_here_and_there(folder), disk_full_in(folder.path):
+    with (
+        only_here_and_there(folder),
+        logged_command(folder),
+        disk_full_in(folder.path),
+        interruptible() as interruption,
+    ):
         folder.write_search(job.search)
         publish(folder, "search.json")  # should it be refused now, it can be resumed all the same
         clock = SteadyClock(is_time_of_day=job.search.deadline.is_time_of_day)
-        try:
-            ended = persevere_with(folder, clock, _say)
-        except SearchBroken as error:
-            sys.stderr.write(f"error: {error}\n")
-            ended = SessionCode.BROKEN
+        ended = _ended(folder, clock, interruption)
         if ended is SessionCode.REFUSED:
             return EXIT_BAD_INPUT
-        code = finish(folder, clock, interrupted=ended is not SessionCode.OVER)
-        publish(folder)
+        with interruption.finishing():
+            code = finish(folder, clock, interrupted=ended is not SessionCode.OVER)
+            publish(folder)
         if (place := place_of(folder)) != str(folder.path):
             print(f"all of it is on {place}")
-        return code
+        return EXIT_INTERRUPTED if interruption.is_asked else code
+
+
+def _ended(folder: RunFolder, clock: SteadyClock, interruption: Interruption) -> SessionCode:
+    """How the sessions ended. Whatever went wrong with them, what they left is worth an export."""
+    try:
+        return persevere_with(folder, clock, _say, interruption)
+    except SearchBroken as error:
+        sys.stderr.write(f"error: {error}\n")
+    except Exception as error:
+        if is_disk_full(error):
+            raise
+        sys.stderr.write(f"error: {explained(error)}\n")
+    return SessionCode.BROKEN
 
 
 def _plan(job: _Job, started: datetime) -> int:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.events import Event, Message, in_turn
 from orchestrator.finding import Level, refuse_impossible
+from orchestrator.interruption import obey
 from orchestrator.pace import Regrouped
 from orchestrator.perseverance import SessionCode
 from orchestrator.processes import children, die_with, is_alive
@@ -29,10 +30,13 @@ from orchestrator.ray_start import stay_on_loopback
 from orchestrator.run_folder import RunFolder, Search, open_run_folder
 from orchestrator.run_places import place_of
 from orchestrator.session_mark import mark_session
+from orchestrator.search_log import log_session, search_log
 from search_spaces.durations import format_duration
 from trials.command_line import run
 from trials.disk import is_disk_full
 from trials.errors import InputError, SearchBroken, first_line
+from trials.terminal import settle, write_error
+from trials.unexpected import keep_traceback
 
 if TYPE_CHECKING:
     from orchestrator.board import Board
@@ -51,15 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _session(path: Path, ahead: float) -> int:
+    obey()
     folder = open_run_folder(path)
+    log_session(folder)
     try:
         return conduct(folder, ahead, mark_session(folder))
     except Exception as error:
         if is_disk_full(error):
+            keep_traceback(error)
             sys.stderr.write(f"error: {disk_is_full(folder, error)}\n")
             return SessionCode.DISK_FULL
         if not isinstance(error, SearchBroken):
             raise
+        keep_traceback(error)
         sys.stderr.write(f"error: {error}\n")
         return SessionCode.BROKEN
 
@@ -96,7 +104,7 @@ def conduct(folder: RunFolder, ahead: float = 0.0, temporary: Path | None = None
     clock = SteadyClock(is_time_of_day=search.deadline.is_time_of_day, wall=lambda: time.time() + ahead)
     ray_watch = RayWatch()
     board = Board(tuple(search.recipe.space))
-    with watch(board, search.deadline, Console()) as show:
+    with watch(board, search.deadline, Console(), search_log(folder).append) as show:
         show(Message(f"run folder {place_of(folder)}"))
         wants_dashboard = search.recipe.search.dashboard or search.ranks > 1
         with ray_session(dashboard=wants_dashboard, folder=temporary) as dashboard, ray_watch:
@@ -194,7 +202,8 @@ class RayWatch:
             if self._is_over.wait(_LOOK_SECONDS) or (is_complete and not daemons):
                 return
         if not self._is_over.is_set():
-            sys.stderr.write("error: a process of Ray has ended\n")
+            write_error("error: a process of Ray has ended\n")
+            settle()
             # What's on disk is whole at any moment, and the next session goes on from there.
             os._exit(SessionCode.BROKEN)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -65,7 +66,14 @@ def _run(job: ProofJob, due: Due | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
         job_file.write_text(job.model_dump_json(), encoding="utf-8")
-        command = [sys.executable, "-m", "trials.proof", str(job_file), str(result_file)]
+        command = [
+            sys.executable,
+            "-m",
+            "orchestrator.proof_process",
+            str(os.getpid()),
+            str(job_file),
+            str(result_file),
+        ]
         code, said = _said(command, due)
         if code != 0 or not result_file.exists():
             raise ExportNotVerified(f"the export could not be loaded again (exit code {code}):\n{said.strip()[-2000:]}")
@@ -74,9 +82,16 @@ def _run(job: ProofJob, due: Due | None) -> dict[str, Any]:
 
 
 def _said(command: list[str], due: Due | None) -> tuple[int, str]:
-    """A command's exit code, and what it wrote to stderr."""
+    """A command's exit code, and what it wrote to stderr. Ctrl-C on this process's terminal doesn't reach it."""
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace"
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
     ) as process:
         try:
             _, said = process.communicate(timeout=None if due is None else max(0.0, due.seconds))
@@ -84,4 +99,7 @@ def _said(command: list[str], due: Due | None) -> tuple[int, str]:
             assert due is not None  # without it nothing times out
             due.otherwise()
             _, said = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
         return process.returncode, said

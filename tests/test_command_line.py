@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from trials.command_line import number_within, run, whole_number
 from trials.errors import DataError, NothingToExport
+from trials.line_log import LineLog
+from trials.unexpected import keep_tracebacks_in
+
+STAMPED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z .")
 
 
 def _raising(error: BaseException) -> int:
@@ -35,9 +41,32 @@ def test_the_command_gives_the_code() -> None:
     assert run(lambda: 7) == 7
 
 
-def test_a_bug_keeps_its_traceback() -> None:
-    with pytest.raises(ZeroDivisionError):
-        run(lambda: 1 // 0)
+def test_a_bug_is_one_message_and_its_traceback_is_in_a_private_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lambda: 1 // 0) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: an unexpected ZeroDivisionError: integer division or modulo by zero. ")
+    assert said.count("\n") == 1
+    path = Path(said.strip().rsplit(" ", 1)[1])
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "Traceback (most recent call last)" in path.read_text()
+    path.unlink()
+
+
+def test_a_bug_s_traceback_goes_to_the_log_of_what_the_command_works_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = LineLog(tmp_path / "logs" / "search.log")
+
+    def command() -> int:
+        keep_tracebacks_in(log)
+        return int({}["x"])
+
+    assert run(command) == 1
+    assert capsys.readouterr().err == f"error: an unexpected KeyError: 'x'. Its traceback is in {log.path}\n"
+    assert all(STAMPED.match(line) for line in log.path.read_text().splitlines())
+    assert "KeyError: 'x'" in log.path.read_text()
+    assert run(lambda: 1 // 0) == 1  # the next command has nothing to do with that folder
+    assert "ZeroDivisionError" not in log.path.read_text()
 
 
 @pytest.mark.parametrize(("kind", "text"), [(whole_number(2), "2"), (number_within(0.0, 1.0), "1e-1")])

@@ -1,5 +1,6 @@
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -9,7 +10,9 @@ from orchestrator.console import headline, shown_rows, table, watch
 from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
 from search_spaces.schema import Recipe
 from tests.searches import make_search, point
+from trials.line_log import LineLog
 from trials.records import Ending, EndingKind, Origin
+from trials.unexpected import keep_tracebacks_in
 
 
 @pytest.fixture
@@ -26,9 +29,10 @@ def events(small_recipe: Recipe) -> list[Event]:
     ]
 
 
-def show(events: list[Event], recipe: Recipe, *, terminal: bool) -> str:
+def show(events: list[Event], recipe: Recipe, *, terminal: bool, log: list[str] | None = None) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=110)
-    with watch(Board(tuple(recipe.space)), make_search(recipe).deadline, console) as listener:
+    logged = [] if log is None else log
+    with watch(Board(tuple(recipe.space)), make_search(recipe).deadline, console, logged.append) as listener:
         for event in events:
             listener(event)
     assert isinstance(console.file, io.StringIO)
@@ -47,6 +51,28 @@ def test_a_terminal_gets_a_table(events: list[Event], small_recipe: Recipe) -> N
     shown = show(events, small_recipe, terminal=True)
     for word in ("trial", "state", "done", "11 %", "tokens/s", "0001 usual", "pruned", "base 3.0000", "best 2.5000"):
         assert word in shown
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_log_gets_the_lines_of_a_pipe_either_way(events: list[Event], small_recipe: Recipe, terminal: bool) -> None:
+    log: list[str] = []
+    show(events, small_recipe, terminal=terminal, log=log)
+    lines = show(events, small_recipe, terminal=False).splitlines()
+    assert [line.split("] ")[1] for line in log] == [line.split("] ")[1] for line in lines]
+
+
+def test_a_table_that_cannot_be_drawn_ends_nothing(
+    events: list[Event], small_recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("dictionary changed size during iteration")
+
+    kept = LineLog(tmp_path / "search.log")
+    keep_tracebacks_in(kept)
+    monkeypatch.setattr("orchestrator.console.table", broken)
+    assert "the table can't be drawn" in show(events, small_recipe, terminal=True)
+    assert "dictionary changed size" in kept.path.read_text()
+    keep_tracebacks_in(None)
 
 
 def test_pauses_and_returns_are_said(events: list[Event], small_recipe: Recipe) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.interruption import Interruption, interruptible
 from orchestrator.perseverance import (
     MOST_IN_A_ROW,
     SessionCode,
@@ -39,6 +40,9 @@ class Sessions:
         self.left = seconds_left
         self.said: list[str] = []
         self.waits: list[float] = []
+        self.is_asked = False
+        self.asked_after: list[float] | None = None
+        """Somebody wants the search to stop in the wait after these."""
 
     def __call__(self) -> int:
         code, more = self.codes.pop(0)
@@ -46,11 +50,16 @@ class Sessions:
         return code
 
     def wait(self, seconds: float) -> None:
+        self.is_asked = self.waits == self.asked_after
         self.waits.append(seconds)
         self.left -= seconds
 
     def persevere(self) -> SessionCode:
-        return persevere(self, lambda: self.on_disk, lambda: self.left, self.said.append, self.wait)
+        return persevere(
+            *(self, lambda: self.on_disk, lambda: self.left, self.said.append, self.wait),
+            is_asked=lambda: self.is_asked,
+            last_error=lambda: "no Ray",
+        )
 
 
 GOES_ON = (SessionCode.BROKEN, SessionCode.REGROUPED)
@@ -79,7 +88,7 @@ def test_what_breaks_begins_again_and_that_is_said(code: int) -> None:
 
 def test_breaking_again_and_again_without_getting_on_is_given_up() -> None:
     sessions = Sessions((1, 3), *[(1, 0)] * (MOST_IN_A_ROW - 1), (SessionCode.OVER, 0))
-    with pytest.raises(SearchBroken, match=f"{MOST_IN_A_ROW} times in a row without getting on.*exit code 1"):
+    with pytest.raises(SearchBroken, match=f"{MOST_IN_A_ROW} times in a row without getting on.*exit code 1: no Ray"):
         sessions.persevere()
     assert sessions.waits == [2, 4, 8, 16, 32, 60, 60]
     assert len(sessions.codes) == 1
@@ -95,6 +104,13 @@ def test_when_time_is_over_nothing_is_begun_again() -> None:
     assert sessions.persevere() is SessionCode.OVER
     assert sessions.waits == [2, 3]
     assert len(sessions.codes) == 0
+
+
+def test_asked_to_stop_between_two_sessions_it_begins_none_again() -> None:
+    sessions = Sessions((1, 0), (1, 0), (SessionCode.OVER, 1))
+    sessions.asked_after = [2]
+    assert sessions.persevere() is SessionCode.INTERRUPTED
+    assert (sessions.waits, len(sessions.codes)) == ([2, 4], 1)
 
 
 def test_endings_count_as_getting_on_as_evaluations_do(run: RunFolder) -> None:
@@ -136,25 +152,53 @@ def test_a_session_that_is_too_late_is_ended_with_all_its_processes(
     run.write_search(replace(search, deadline=deadline))
     make_session(tmp_path / "elsewhere", STUBBORN, monkeypatch)
     began = time.monotonic()
-    assert run_session(run, lambda: datetime.now(UTC)) == SessionCode.OVER
+    assert run_session(run, lambda: datetime.now(UTC), Interruption()) == SessionCode.OVER
     assert 3 <= time.monotonic() - began <= 8
     assert not is_alive(int(Path("pids").read_text()))
 
 
 OBEDIENT = """
+import sys, time
+sys.path.insert(0, {root!r})
+sys.modules.pop("orchestrator")
+open("ready", "w").close()
+time.sleep(1)  # it imports its modules, and is interrupted
+from orchestrator.interruption import obey
+from trials.command_line import run
+
+def session():
+    obey()
+    time.sleep(600)
+
+sys.exit(run(session))
+"""
+
+BREAKING = """
 import signal, sys, time
-signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+signal.signal(signal.SIGINT, lambda *_: sys.exit({code}))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 open("ready", "w").close()
 time.sleep(600)
 """
 
 
-@pytest.mark.parametrize(("script", "signals"), [(OBEDIENT, [signal.SIGINT]), (OBEDIENT, [signal.SIGTERM])])
+@pytest.mark.parametrize(
+    ("script", "signals"),
+    [
+        (OBEDIENT.format(root=str(ROOT)), [signal.SIGINT]),
+        (OBEDIENT.format(root=str(ROOT)), [signal.SIGTERM]),
+        (BREAKING.format(code=SessionCode.BROKEN), [signal.SIGINT]),
+        (BREAKING.format(code=1), [signal.SIGINT]),
+        (STUBBORN + "# ready", [signal.SIGINT] * 3),
+    ],
+    ids=["INT", "TERM", "Ray breaks over it", "an error comes of it", "three times, in vain"],
+)
 def test_signals_are_the_session_s_to_obey(
     run: RunFolder,
     search: Search,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
     script: str,
     signals: list[signal.Signals],
 ) -> None:
@@ -163,13 +207,17 @@ def test_signals_are_the_session_s_to_obey(
     make_session(tmp_path / "elsewhere", script, monkeypatch)
 
     def send() -> None:
-        while not Path("ready").exists():
+        while not (Path("ready").exists() or Path("pids").exists()):
             time.sleep(0.05)
         for number in signals:
             os.kill(os.getpid(), number)
+            time.sleep(0.2)  # the system hands on one of two of the same kind that come at once
 
     threading.Thread(target=send, daemon=True).start()
-    assert run_session(run, lambda: datetime.now(UTC)) == SessionCode.INTERRUPTED
+    with interruptible() as interruption:
+        assert run_session(run, lambda: datetime.now(UTC), interruption) == SessionCode.INTERRUPTED
+    assert interruption.is_asked
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_session_on_a_broken_search_json_is_refused_with_a_message(tmp_path: Path) -> None:

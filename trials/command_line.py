@@ -10,12 +10,20 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from trials.errors import EXIT_INTERRUPTED, TuningError
+from trials.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, TuningError
+from trials.terminal import settle, take_over
+from trials.unexpected import explain_background_errors, explained, keep_tracebacks_in
 from trials.utf8 import use_utf8
 
 
 def run(command: Callable[[], int]) -> int:
-    """Runs a command; a `TuningError` becomes one message on stderr and its exit code."""
+    """Runs a command; an error becomes one message on stderr and an exit code.
+
+    Those of a `TuningError` are its own. Any other error's traceback is kept in a file, which the message names.
+    """
+    if take_over():
+        explain_background_errors()
+    keep_tracebacks_in(None)
     quiet_libraries()
     try:
         use_utf8()
@@ -27,6 +35,11 @@ def run(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
+    except Exception as error:
+        sys.stderr.write(f"error: {explained(error)}\n")
+        return EXIT_UNEXPECTED
+    finally:
+        settle()
 
 
 def whole_number(least: int) -> Callable[[str], int]:

@@ -66,6 +66,22 @@ def refuse_unwritable(folder: Path) -> None:
         ) from error
 
 
+def refuse_unmakeable(folder: Path, option: str) -> None:
+    """Raises `RunFolderError` if a folder that an option names can't be made or written to; makes nothing."""
+    there = next((part for part in (folder, *folder.absolute().parents) if os.path.lexists(part)), None)
+    if there is None:
+        return
+    if there.is_dir():
+        reason = "" if os.access(there, os.W_OK | os.X_OK) else "Permission denied"
+    elif there.exists():
+        reason = "Not a directory"
+    else:
+        reason = f"a link to {there.readlink()}, where nothing is"
+    if reason:
+        where = "" if there == folder else f"{there}: "
+        raise RunFolderError(f"can't write to {folder}: {where}{reason}. Give another {option} folder.")
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -20,6 +20,8 @@ Every message says what was given, what is allowed and what to do.
 from __future__ import annotations
 
 EXIT_DONE = 0
+EXIT_UNEXPECTED = 1
+"""An error that nobody raised on purpose; its traceback is in a file."""
 EXIT_BAD_INPUT = 2
 EXIT_NOTHING_TO_EXPORT = 3
 EXIT_INTERRUPTED = 130

@@ -17,8 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trials.command_line import run, whole_number
+from trials.disk import refuse_unmakeable
 from trials.errors import EXIT_DONE, EXIT_NOTHING_TO_EXPORT, RecipeError, RunFolderError
+from trials.line_log import LineLog
 from trials.lock import only_here
+from trials.output import LOG_FILE
+from trials.terminal import outlives_terminal
+from trials.unexpected import keep_tracebacks_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,8 +70,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    arguments = parser().parse_args(argv)
-    return run(lambda: _train(arguments) if arguments.resume is None else _resume(arguments))
+    return run(lambda: _command(parser().parse_args(argv)))
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    return _train(arguments) if arguments.resume is None else _resume(arguments)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -88,6 +96,7 @@ def _train(arguments: argparse.Namespace) -> int:
         resolved.guide.log_unused()
         out, gpu = out or resolved.guide.output_dir, resolved.guide.gpu(os.environ)
     path = out or Path("runs") / f"trial-{name.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+    refuse_unmakeable(path, "--out")
     TrialFolder(path).refuse_taken()
     if "LOCAL_RANK" not in os.environ:  # torchrun gives every process one
         _use_gpu(gpu)
@@ -131,9 +140,12 @@ def _refuse_small_batch(config: TrialConfig, ranks: Ranks) -> None:
 
 @contextmanager
 def _held(path: Path, ranks: Ranks) -> Iterator[None]:
-    """`only_here`, by one process for all that train the trial."""
+    """`only_here`, by one process for all that train the trial; it logs all that is said in the trial's folder."""
     with ExitStack() as held:
         ranks.first(lambda: held.enter_context(only_here(path)))
+        log = LineLog(path / LOG_FILE)
+        keep_tracebacks_in(log)
+        held.enter_context(outlives_terminal(log if ranks.is_first else None))
         yield
 
 
