@@ -15,7 +15,7 @@ import yaml
 from search_spaces.schema import Recipe
 from trials.config import Hyperparameters, Settings
 from trials.errors import RecipeError
-from trials.source import bare_name, is_path, with_path
+from trials.source import bare_name, expanded, is_path, with_path
 
 RECIPE_FOLDER = Path(__file__).parent
 ENVIRONMENT_PREFIX = "ORCHESTRATOR__"
@@ -23,18 +23,43 @@ SET = "--set"
 """The source of what the command line says."""
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's numbers: PyYAML reads 2e-4 as text. And its unique keys: PyYAML takes the last of several."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As PyYAML's; raises its error if a key is there twice."""
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Puts what `<<` merges in before the mapping's own keys, which go before it, as PyYAML does.
+
+        Raises PyYAML's error if the mapping itself, before that, has a key twice.
+        """
+        if node in self._flattened:  # once for every `<<` that names it, and its own keys are unique no more
+            return
+        self._flattened.add(node)
         seen = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
+            # Several `<<` in one mapping are merged all, the last one first.
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        super().flatten_mapping(node)
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._flattened: set[yaml.MappingNode] = set()
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        """As PyYAML's, which leaves a character that JSON escapes in two halves, as JSON may, in halves."""
+        value = super().construct_scalar(node)
+        if not isinstance(value, str) or value.isascii():
+            return value
+        try:
+            return value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            said = "half of a character that is escaped in two halves"
+            raise yaml.constructor.ConstructorError(None, None, said, node.start_mark) from None
 
 
 _Loader.add_implicit_resolver(
@@ -164,7 +189,7 @@ def resolve_path(value: str, folder: Path) -> str:
     Names on a hub stay as they are. A slice of rows after the name is kept.
     """
     name = bare_name(value)
-    paths = [(base / Path(name).expanduser()).absolute() for base in (folder, Path.cwd())]
+    paths = [(base / expanded(name)).absolute() for base in (folder, Path.cwd())]
     found = next((path for path in paths if path.exists()), None)
     if found is None:
         if not is_path(name):

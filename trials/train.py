@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -211,7 +212,7 @@ def _run(
         ending = run_alone(config, data, tokenizer, folder, report, group=name, checkpoint=checkpoint, ranks=ranks)
     except KeyboardInterrupt:
         if ranks.is_first and whole_checkpoints(folder.path):
-            sys.stderr.write(f"go on with it: python -m trials.train --resume {folder.path}\n")
+            sys.stderr.write(f"go on with it: python -m trials.train --resume {shlex.quote(str(folder.path))}\n")
         raise
     if not ranks.is_first:
         return EXIT_DONE
