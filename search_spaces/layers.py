@@ -50,7 +50,7 @@ class _Loader(yaml.SafeLoader):
         super().__init__(stream)
         self._flattened: set[yaml.MappingNode] = set()
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         """As PyYAML's, which leaves a character that JSON escapes in two halves, as JSON may, in halves."""
         value = super().construct_scalar(node)
         if not isinstance(value, str) or value.isascii():
@@ -84,14 +84,20 @@ class Layers:
 
     def drop(self, key: str) -> None:
         """Forgets a key and everything under it."""
-        for known in [k for k in self.values if k == key or k.startswith(key + ".")]:
+        parts = split_key(key)
+        for known in [k for k, value in self.values.items() if split_key(k, value)[: len(parts)] == parts]:
             del self.values[known], self.sources[known]
+
+    def starting_points(self) -> set[str]:
+        """Names of the starting points that are set so far."""
+        parts = (split_key(key, value) for key, value in self.values.items())
+        return {name for section, name, *_ in (part for part in parts if len(part) > 1) if section == "start"}
 
     def nested(self) -> dict[str, Any]:
         """The values as the recipe's nested mappings."""
         root: dict[str, Any] = {}
         for key, value in self.values.items():
-            *parents, leaf = key.split(".")
+            *parents, leaf = split_key(key, value)
             node = root
             for parent in parents:
                 node = node.setdefault(parent, {})
@@ -105,6 +111,19 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{source} is no YAML: {' '.join(str(error).split())}. Mend it.") from error
+
+
+def split_key(key: str, value: Any = None) -> tuple[str, ...]:
+    """The parts of a dotted key. The name of a starting point may have dots of its own, as in start.lr2.5e-4.lora_rank.
+
+    What stands last there is a hyperparameter if it's a known one, or if `value` is what only a hyperparameter can be.
+    """
+    section, _, rest = key.partition(".")
+    if section != "start" or not rest:
+        return tuple(key.split("."))
+    name, _, last = rest.rpartition(".")
+    is_hyperparameter = last in Hyperparameters.model_fields or not (value is None or isinstance(value, Mapping))
+    return (section, name, last) if name and is_hyperparameter else (section, rest)
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

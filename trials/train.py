@@ -113,6 +113,7 @@ def _start(config: TrialConfig, name: str, path: Path) -> int:
     from trials.records import Origin, TrialFolder
 
     config = config.model_copy(update={"data": pinned_data(config.data), "model": pinned_model(config.model)})
+    config = _with_named_targets(config)
     with joined_ranks() as ranks:
         _refuse_small_batch(config, ranks)
         tokenizer, data = _load(config)
@@ -120,6 +121,14 @@ def _start(config: TrialConfig, name: str, path: Path) -> int:
         ranks.first(lambda: folder.begin(config, Origin.SINGLE, name, data.fingerprint))
         with _held(folder.path, ranks):
             return _run(config, data, tokenizer, name, folder, ranks)
+
+
+def _with_named_targets(config: TrialConfig) -> TrialConfig:
+    """The trial with the names of its base model's layers in place of `all-linear`."""
+    from trials.model import named_targets
+
+    targets = {"target_modules": named_targets(config.model, config.hyperparameters.target_modules)}
+    return config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update=targets)})
 
 
 def _refuse_small_batch(config: TrialConfig, ranks: Ranks) -> None:
