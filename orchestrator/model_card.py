@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from orchestrator.score_words import NAMES, shown
@@ -32,7 +33,7 @@ def model_card(manifest: dict[str, Any], recipe: Recipe) -> str:
 
 
 def _front_matter(manifest: dict[str, Any]) -> str:
-    base = manifest["base_model"]["name"]
+    base = json.dumps(manifest["base_model"]["name"], ensure_ascii=False)  # a path may hold what YAML reads otherwise
     lines = ["---", "library_name: peft", f"base_model: {base}", "tags: [qlora, lora, peft]", "---"]
     return "\n".join(lines)
 

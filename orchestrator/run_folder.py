@@ -14,7 +14,9 @@ import json
 import math
 import os
 import platform
+import shlex
 import tempfile
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -33,6 +35,8 @@ from trials.records import TrialRecord, read_trial
 from trials.schedule import Epoch
 
 BASE_TRIAL_ID = "0000"
+_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode's categories of control characters, of bytes that are no UTF-8, and of separators of lines."""
 _PACKAGES = ("ray", "optuna", "torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 
 
@@ -105,8 +109,14 @@ class RunFolder:
 
     @property
     def study_url(self) -> str:
-        """What Optuna and optuna-dashboard open."""
-        return f"sqlite:///{self.path / 'study.db'}"
+        """SQLAlchemy's URL of the study, which Optuna and optuna-dashboard open.
+
+        What a URL reserves is percent-encoded in it: a `?` in the path would else end the file's name, and Optuna takes
+        braces for placeholders.
+        """
+        from sqlalchemy.engine import URL  # half a second, and few need it
+
+        return str(URL.create("sqlite", database=str(self.path / "study.db")))
 
     @property
     def export(self) -> Path:
@@ -204,13 +214,26 @@ def _placement(content: Mapping[str, Any]) -> Placement:
 
 def refuse_taken(path: Path) -> None:
     """Raises `RunFolderError` if the folder holds a search, or anything else, or can't be made."""
+    refuse_unprintable(path)
     refuse_unmakeable(path, "--out")
     if (path / "search.json").exists():
         raise RunFolderError(
-            f"{path} holds another search. Go on with it by --resume {path}, or give another --out folder."
+            f"{path} holds another search. Go on with it by --resume {shlex.quote(str(path))}, or give another --out "
+            "folder."
         )
     if path.is_dir() and any(path.iterdir()):
         raise RunFolderError(f"{path} is not empty. Give a new or empty --out folder.")
+
+
+def refuse_unprintable(path: Path) -> None:
+    """Raises `RunFolderError` if a path can't be written down: line breaks, and bytes that are no UTF-8.
+
+    It stands in JSON files, in lines of logs and in commands that are to be typed.
+    """
+    if any(unicodedata.category(character) in _UNPRINTABLE for character in str(path.absolute())):
+        raise RunFolderError(
+            f"{str(path)!r} has a line break or another character that can't be printed. Give another --out folder."
+        )
 
 
 def create_run_folder(path: Path) -> RunFolder:

@@ -38,6 +38,7 @@ from search_spaces.layers import flatten
 from search_spaces.recipe import DEFAULT_RECIPE, ResolvedRecipe, load_recipe
 from search_spaces.schema import Recipe
 from trials.command_line import run
+from trials.config import ALL_LINEAR
 from trials.disk import disk_full_in, is_disk_full, refuse_unwritable
 from trials.engine.shape import base_shape
 from trials.errors import (
@@ -154,6 +155,7 @@ def _new(arguments: argparse.Namespace, started: datetime) -> _Job:
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
     out = arguments.out or f"runs/{recipe.name.replace('/', '-')}-{stamp}"
     refuse_taken_place(out)
+    recipe = _with_named_targets(recipe)
     sizes = _check_input(recipe)
     base = base_shape(recipe.model.name, recipe.model.revision)
     search = Search(recipe, sources, deadline, gpus, sizes.full_tokens, sizes.data, ranks=ranks, base=base)
@@ -205,6 +207,15 @@ def _pinned(resolved: ResolvedRecipe) -> tuple[Recipe, Mapping[str, str]]:
     before, after = flatten(recipe.model_dump()), flatten(pinned.model_dump())
     found = {key: "the hub, when the search began" for key, value in after.items() if before[key] != value}
     return pinned, {**resolved.sources, **found}
+
+
+def _with_named_targets(recipe: Recipe) -> Recipe:
+    """The recipe with the names of this base model's layers in place of `all-linear`."""
+    from trials.model import named_targets
+
+    if ALL_LINEAR not in recipe.all_targets():
+        return recipe
+    return recipe.with_targets(lambda targets: named_targets(recipe.model, targets))
 
 
 def _refuse_other_data(search: Search, sizes: Sizes) -> None:

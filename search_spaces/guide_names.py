@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trials.config import ALL_LINEAR
+
 DISTRIBUTED_GPUS = 2
 """What `distributed_training = True` stands for: the guide's preset is for two cards."""
 
@@ -45,6 +47,7 @@ COUNT = Kind("a whole number of at least 1", lambda value: _is_whole(value, 1))
 INDEX = Kind("a whole number of at least 0", lambda value: _is_whole(value, 0))
 NUMBER = Kind("a number", _is_number)
 LIST = Kind("a list of names", _is_list_of_names)
+TARGETS = Kind(f"{LIST.words}, or '{ALL_LINEAR}'", lambda value: value == ALL_LINEAR or LIST.holds(value))
 ANYTHING = Kind("anything", lambda _: True)
 
 # One name, one setting of ours, the same value.
@@ -59,7 +62,7 @@ _SAME: Mapping[str, tuple[Kind, str]] = {
     "lora_r": (COUNT, "hyperparameters.lora_rank"),
     "lora_alpha": (NUMBER, "hyperparameters.lora_alpha"),
     "lora_dropout": (NUMBER, "hyperparameters.lora_dropout"),
-    "target_modules": (LIST, "hyperparameters.target_modules"),
+    "target_modules": (TARGETS, "hyperparameters.target_modules"),
     "num_epochs": (NUMBER, "hyperparameters.epochs"),
     "learning_rate": (NUMBER, "hyperparameters.learning_rate"),
     "lr_scheduler": (TEXT, "hyperparameters.scheduler"),

@@ -15,7 +15,7 @@ import yaml
 from search_spaces.schema import Recipe
 from trials.config import Hyperparameters, Settings
 from trials.errors import RecipeError
-from trials.source import bare_name, is_path, with_path
+from trials.source import bare_name, expanded, is_path, with_path
 
 RECIPE_FOLDER = Path(__file__).parent
 ENVIRONMENT_PREFIX = "ORCHESTRATOR__"
@@ -23,18 +23,43 @@ SET = "--set"
 """The source of what the command line says."""
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's numbers: PyYAML reads 2e-4 as text. And its unique keys: PyYAML takes the last of several."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As PyYAML's; raises its error if a key is there twice."""
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Puts what `<<` merges in before the mapping's own keys, which go before it, as PyYAML does.
+
+        Raises PyYAML's error if the mapping itself, before that, has a key twice.
+        """
+        if node in self._flattened:  # once for every `<<` that names it, and its own keys are unique no more
+            return
+        self._flattened.add(node)
         seen = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
+            # Several `<<` in one mapping are merged all, the last one first.
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        super().flatten_mapping(node)
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._flattened: set[yaml.MappingNode] = set()
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """As PyYAML's, which leaves a character that JSON escapes in two halves, as JSON may, in halves."""
+        value = super().construct_scalar(node)
+        if not isinstance(value, str) or value.isascii():
+            return value
+        try:
+            return value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            said = "half of a character that is escaped in two halves"
+            raise yaml.constructor.ConstructorError(None, None, said, node.start_mark) from None
 
 
 _Loader.add_implicit_resolver(
@@ -59,14 +84,20 @@ class Layers:
 
     def drop(self, key: str) -> None:
         """Forgets a key and everything under it."""
-        for known in [k for k in self.values if k == key or k.startswith(key + ".")]:
+        parts = split_key(key)
+        for known in [k for k, value in self.values.items() if split_key(k, value)[: len(parts)] == parts]:
             del self.values[known], self.sources[known]
+
+    def starting_points(self) -> set[str]:
+        """Names of the starting points that are set so far."""
+        parts = (split_key(key, value) for key, value in self.values.items())
+        return {name for section, name, *_ in (part for part in parts if len(part) > 1) if section == "start"}
 
     def nested(self) -> dict[str, Any]:
         """The values as the recipe's nested mappings."""
         root: dict[str, Any] = {}
         for key, value in self.values.items():
-            *parents, leaf = key.split(".")
+            *parents, leaf = split_key(key, value)
             node = root
             for parent in parents:
                 node = node.setdefault(parent, {})
@@ -80,6 +111,19 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{source} is no YAML: {' '.join(str(error).split())}. Mend it.") from error
+
+
+def split_key(key: str, value: Any = None) -> tuple[str, ...]:
+    """The parts of a dotted key. The name of a starting point may have dots of its own, as in start.lr2.5e-4.lora_rank.
+
+    What stands last there is a hyperparameter if it's a known one, or if `value` is what only a hyperparameter can be.
+    """
+    section, _, rest = key.partition(".")
+    if section != "start" or not rest:
+        return tuple(key.split("."))
+    name, _, last = rest.rpartition(".")
+    is_hyperparameter = last in Hyperparameters.model_fields or not (value is None or isinstance(value, Mapping))
+    return (section, name, last) if name and is_hyperparameter else (section, rest)
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -164,7 +208,7 @@ def resolve_path(value: str, folder: Path) -> str:
     Names on a hub stay as they are. A slice of rows after the name is kept.
     """
     name = bare_name(value)
-    paths = [(base / Path(name).expanduser()).absolute() for base in (folder, Path.cwd())]
+    paths = [(base / expanded(name)).absolute() for base in (folder, Path.cwd())]
     found = next((path for path in paths if path.exists()), None)
     if found is None:
         if not is_path(name):

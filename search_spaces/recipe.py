@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from search_spaces.layers import (
     flatten,
     parse_yaml,
     resolve_path,
+    split_key,
     unknown_key,
 )
 from search_spaces.schema import Recipe
+from search_spaces.sweeps import written_here
 from trials.errors import RecipeError
 from trials.templates import TEMPLATES
 
@@ -65,7 +67,7 @@ def load_recipe(
     guide, ours = guide_config.overridden(assignments) if guide_config else (None, assignments)
     for settings in (
         guide.settings(of_command_line=False) if guide else {},
-        environment_settings(environ),
+        _as_the_recipe_spells(environment_settings(environ), layers.starting_points()),
         guide.settings(of_command_line=True) if guide else {},
         command_line_settings(ours),
     ):
@@ -73,6 +75,20 @@ def load_recipe(
             _override(layers, key, _absolute(key, value, Path.cwd()), source)
     layers.put("name", _recipe_name(file), "recipe's file name")
     return ResolvedRecipe(_validated(layers, file), dict(layers.sources), guide)
+
+
+def _as_the_recipe_spells(settings: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """The settings of an environment with the recipe's own spelling of its starting points' `names`.
+
+    A variable's name knows neither capitals nor, as two underscores stand for one, dots.
+    """
+    spelt = {name.lower().replace("__", "."): name for name in names}
+
+    def key_of(key: str, value: Any) -> str:
+        section, *rest = split_key(key, value)
+        return ".".join([section, spelt.get(rest[0], rest[0]), *rest[1:]]) if section == "start" and rest else key
+
+    return {key_of(key, found[0]): found for key, found in settings.items()}
 
 
 def recipe_file(name_or_path: str) -> Path:
@@ -129,7 +145,7 @@ def _override(layers: Layers, key: str, value: Any, source: str) -> None:
         for known in list(layers.values):
             if known.startswith("start.") and known.endswith(f".{name}"):
                 layers.drop(known)
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:
         layers.drop(key)
         for inner, inner_value in flatten(value, key + ".").items():
             layers.put(inner, inner_value, source)
@@ -154,6 +170,8 @@ def _refuse_unknown_sections(content: Mapping[str, Any], file: Path) -> None:
             hint = "a recipe is named by its file"
         elif homes:
             hint = f"{key!r} belongs into the section {homes[0].rpartition('.')[0]!r}"
+        elif key in {"parameters", "search_space"}:
+            hint = "what the search varies is the section 'space'"
         elif near:
             hint = f"did you mean {near[0]!r}?"
         else:
@@ -167,11 +185,17 @@ def _validated(layers: Layers, file: Path) -> Recipe:
     for name in space if isinstance(space, Mapping) else ():
         if f"space.{name}" not in KNOWN_KEYS:
             raise RecipeError(f"{file}: {unknown_key(f'space.{name}')}")
+    foreign = [written_here(name, value) for name, value in space.items()] if isinstance(space, Mapping) else []
+    if any(foreign):
+        raise _wrong(file, filter(None, foreign))
     try:
         return Recipe.model_validate(nested)
     except ValidationError as error:
-        problems = dict.fromkeys(_describe(detail, layers.sources) for detail in error.errors())
-        raise RecipeError(f"recipe {_recipe_name(file)!r}:\n" + "\n".join(f"  {p}" for p in problems)) from error
+        raise _wrong(file, (_describe(detail, layers.sources) for detail in error.errors())) from error
+
+
+def _wrong(file: Path, problems: Iterable[str]) -> RecipeError:
+    return RecipeError(f"recipe {_recipe_name(file)!r}:\n" + "\n".join(f"  {each}" for each in dict.fromkeys(problems)))
 
 
 def _describe(detail: Any, sources: Mapping[str, str]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator, model_validator
 
 from search_spaces.durations import parse_duration
 from trials.config import (
+    ALL_LINEAR,
     DataSettings,
     EvaluationSettings,
     Hyperparameters,
@@ -119,6 +120,20 @@ class Recipe(Settings):
     start: Mapping[str, Mapping[str, Any]] = Field(default={}, description="named starting points, tried first")
     space: Mapping[str, Dimension] = Field(default={}, description="what the search varies")
 
+    @field_validator("start", mode="after")
+    @classmethod
+    def _lists_in_start(cls, start: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+        return {name: _with_list(values) for name, values in start.items()}
+
+    @field_validator("space", mode="after")
+    @classmethod
+    def _lists_in_space(cls, space: Mapping[str, Dimension]) -> Mapping[str, Dimension]:
+        targets = space.get("target_modules")
+        if not isinstance(targets, Choices):
+            return space
+        choices = tuple([ALL_LINEAR] if choice == ALL_LINEAR else choice for choice in targets.choices)
+        return {**space, "target_modules": Choices(choices=choices)}
+
     @model_validator(mode="after")
     def _values_are_allowed(self) -> Recipe:
         for name, dimension in self.space.items():
@@ -148,6 +163,25 @@ class Recipe(Settings):
         chosen: list[Any] = list(dimension.choices) if isinstance(dimension, Choices) else []
         chosen += [values["target_modules"] for values in self.start.values() if "target_modules" in values]
         return found.union(*chosen)
+
+    def with_targets(self, name_targets: Callable[[Collection[str]], tuple[str, ...]]) -> Recipe:
+        """The recipe with what the function gives in place of every list of target modules."""
+
+        def named(values: Mapping[str, Any]) -> dict[str, Any]:
+            own = values.get("target_modules")
+            return {**values, **({} if own is None else {"target_modules": list(name_targets(own))})}
+
+        space, dimension = dict(self.space), self.space.get("target_modules")
+        if isinstance(dimension, Choices):
+            chosen = dict.fromkeys(name_targets(choice) for choice in dimension.choices if isinstance(choice, list))
+            space["target_modules"] = Choices(choices=tuple(map(list, chosen)))
+        targets = {"target_modules": name_targets(self.hyperparameters.target_modules)}
+        update = {
+            "hyperparameters": self.hyperparameters.model_copy(update=targets),
+            "start": {name: named(values) for name, values in self.start.items()},
+            "space": space,
+        }
+        return self.model_copy(update=update)
 
     def start_values(self, name: str) -> dict[str, Any]:
         """All hyperparameters of a starting point that differ from the recipe's or are varied by the search."""
@@ -183,6 +217,11 @@ class Recipe(Settings):
             tracking=self.tracking,
             seed=self.search.seed,
         )
+
+
+def _with_list(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    is_word = values.get("target_modules") == ALL_LINEAR
+    return {**values, "target_modules": [ALL_LINEAR]} if is_word else values
 
 
 def is_integer(name: str) -> bool:

@@ -38,8 +38,11 @@ class Done:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """One search of five configurations, one of which can only diverge; the first eval rows are answered and scored."""
-    out = tmp_path_factory.mktemp("search") / "run"
+    """One search of five configurations, one of which can only diverge; the first eval rows are answered and scored.
+
+    Its run folder has a name that URLs, patterns, format strings and shells would each read otherwise.
+    """
+    out = tmp_path_factory.mktemp("search") / "why?not 100%#[1] {x} ü" / "it's \"&\\ -r$n"
     options = ["--out", str(out), "--trials", "5", "--budget", "5m"]
     diverging = ["start.too_fast={learning_rate: 1.0, scheduler: constant}", "space.learning_rate.high=1.0"]
     settings = ["keep_adapters=2", "score_rows=2", "checkpoint_every_rows=4"]
@@ -54,6 +57,8 @@ def test_it_ends_with_an_export_and_says_where(done: Done) -> None:
     assert "try it: " in done.output
     assert (done.run.path / "report.html").stat().st_size > 10_000
     assert (done.run.path / "trials.csv").read_text().count("\n") >= 7
+    assert (done.run.path / "study.db").is_file()
+    assert [path.name for path in done.run.path.parent.parent.iterdir()] == [done.run.path.parent.name]
 
 
 def test_the_command_that_it_ends_with_generates_text(done: Done) -> None:

@@ -15,6 +15,8 @@ Scheduler = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
 DataFormat = Literal["nli_cot", "nli", "messages", "instruction", "prompt_completion", "title_body", "text"]
 TooLong = Literal["fail", "drop", "shorten"]
+ALL_LINEAR = "all-linear"
+"""PEFT's word for all linear layers but the head, in `target_modules`; a trial has their names in its place."""
 Share = int | float
 """A whole number of rows, or (below 1) a fraction of them."""
 
@@ -33,7 +35,8 @@ class Hyperparameters(Settings):
     lora_alpha: float = Field(default=32, gt=0, description="the adapter's output is scaled by alpha / rank")
     lora_dropout: float = Field(default=0.05, ge=0, lt=1, description="probability")
     target_modules: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = Field(
-        default=("q_proj", "k_proj", "v_proj", "o_proj"), description="names of the linear layers that get an adapter"
+        default=("q_proj", "k_proj", "v_proj", "o_proj"),
+        description="names of the linear layers that get an adapter; all-linear: every one but the head",
     )
     effective_batch: int = Field(default=16, ge=1, description="rows per optimizer step")
     warmup_fraction: float = Field(default=0.03, ge=0, lt=1, description="share of all steps")
@@ -50,6 +53,15 @@ class Hyperparameters(Settings):
     epochs: float | None = Field(default=None, gt=0, description="passes over the training rows")
     train_tokens: int | None = Field(default=None, ge=1, description="unpadded tokens of a full trial")
     rows_seen: int | None = Field(default=None, ge=1, description="rows of a full trial, repeated ones counted again")
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        if value == ALL_LINEAR:
+            return (ALL_LINEAR,)
+        if isinstance(value, str):
+            raise ValueError(f"give a list of names, such as [q_proj, v_proj], or {ALL_LINEAR}")
+        return value
 
     @model_validator(mode="after")
     def _one_length(self) -> Hyperparameters:

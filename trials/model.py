@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from trials.config import Hyperparameters, ModelSettings
+from trials.config import ALL_LINEAR, Hyperparameters, ModelSettings
 from trials.engine.shape import ARCHITECTURES, LINEAR_NAMES, base_shape
 from trials.errors import ModelError, first_line
 from trials.templates import chat_template
@@ -128,16 +128,43 @@ def lora_config(hyperparameters: Hyperparameters) -> LoraConfig:
 
 def check_targets(settings: ModelSettings, targets: Collection[str]) -> None:
     """Raises `ModelError` if one of the target modules isn't in the model; reads its config, loads no weights."""
+    named_targets(settings, targets)
+
+
+def named_targets(settings: ModelSettings, targets: Collection[str]) -> tuple[str, ...]:
+    """The target modules, with the names of all linear layers but the head in place of `all-linear`, each once.
+
+    Raises `ModelError` if one of them isn't in the model; reads its config, loads no weights.
+    """
+    names, head = _linear_layers(settings)
+    _refuse_unknown_targets(set(targets) - {ALL_LINEAR}, {*names, *head})
+    found = (names if target == ALL_LINEAR else (target,) for target in targets)
+    return tuple(dict.fromkeys(name for part in found for name in part))
+
+
+def _linear_layers(settings: ModelSettings) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The last part of the names of a model's linear layers, without the head's, and of its head's.
+
+    PEFT's `all-linear` leaves the output layer out (peft 0.21).
+    """
     if base_shape(settings.name, settings.revision).model_type in ARCHITECTURES:
-        _refuse_unknown_targets(targets, set(LINEAR_NAMES))  # without seconds of imports to make one
-        return
+        head = frozenset({"lm_head"})
+        return tuple(name for name in LINEAR_NAMES if name not in head), head  # without seconds of imports to make one
+    model = empty_model(settings)
+    output = model.get_output_embeddings()
+    head = frozenset(name.rpartition(".")[2] for name, module in model.named_modules() if module is output)
+    return tuple(sorted(linear_names(model) - head)), head
+
+
+def empty_model(settings: ModelSettings) -> PreTrainedModel:
+    """The base model's modules without their weights. Raises `ModelError` if its config can't be read."""
     try:
         config = AutoConfig.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"can't read the config of {settings.name!r}: {first_line(error)}. {_REMEDY}.") from error
-    _refuse_unknown_targets(targets, linear_names(model))
+    return model
 
 
 def _refuse_unknown_targets(targets: Collection[str], allowed: set[str]) -> None:

@@ -57,7 +57,7 @@ def parse_source(text: str) -> Source:
         if stop is not None and stop <= start:
             raise DataError(f"data source {text!r}: the slice holds no rows. Give its end above its start.")
     if is_path(name):
-        return Source(path=Path(name).expanduser(), start=start, stop=stop)
+        return Source(path=expanded(name), start=start, stop=stop)
     hub = _HUB.match(name)
     if hub is None:
         raise DataError(f"data source {text!r} is not understood. Give {FORMS}.")
@@ -68,6 +68,14 @@ def is_path(name: str) -> bool:
     """Whether a source without its slice names a local file, there or not."""
     looks_like_file = name.endswith(SUFFIXES) and ":" not in name
     return looks_like_file or name.startswith((".", "/", "~")) or Path(name).exists()
+
+
+def expanded(name: str) -> Path:
+    """A path with a home folder in place of its `~`; as it stands where nobody has that home."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def with_path(text: str, path: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -150,7 +151,8 @@ class Splitter:
             folder.end(Ending(EndingKind.OUT_OF_MEMORY, f"with {self._left[0]}, and nothing takes less"))
         logger.error("out of memory with %s, while other processes wait for this one's part of a step", self._left[0])
         return CutOffError(
-            f"memory ran out in the middle of a step. The trial goes on with less: --resume {folder.path}"
+            "memory ran out in the middle of a step. The trial goes on with less: --resume "
+            f"{shlex.quote(str(folder.path))}"
         )
 
     def _note(self, folder: TrialFolder, *, fits: bool) -> None:

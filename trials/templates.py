@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trials.errors import ModelError
+from trials.source import expanded
 
 _FOLDER = Path(__file__).parent / "chat_templates"
 TEMPLATES = tuple(sorted(file.stem for file in _FOLDER.glob("*.jinja")))
@@ -13,7 +14,7 @@ TEMPLATES = tuple(sorted(file.stem for file in _FOLDER.glob("*.jinja")))
 
 def chat_template(name: str) -> str:
     """The text of a template that ships with the project, or of a Jinja file. Raises `ModelError` if there is none."""
-    file = _FOLDER / f"{name}.jinja" if name in TEMPLATES else Path(name).expanduser()
+    file = _FOLDER / f"{name}.jinja" if name in TEMPLATES else expanded(name)
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -121,6 +122,7 @@ def _start(config: TrialConfig, name: str, path: Path) -> int:
     from trials.records import Origin, TrialFolder
 
     config = config.model_copy(update={"data": pinned_data(config.data), "model": pinned_model(config.model)})
+    config = _with_named_targets(config)
     with joined_ranks() as ranks:
         _refuse_small_batch(config, ranks)
         tokenizer, data = _load(config)
@@ -128,6 +130,14 @@ def _start(config: TrialConfig, name: str, path: Path) -> int:
         ranks.first(lambda: folder.begin(config, Origin.SINGLE, name, data.fingerprint))
         with _held(folder.path, ranks):
             return _run(config, data, tokenizer, name, folder, ranks)
+
+
+def _with_named_targets(config: TrialConfig) -> TrialConfig:
+    """The trial with the names of its base model's layers in place of `all-linear`."""
+    from trials.model import named_targets
+
+    targets = {"target_modules": named_targets(config.model, config.hyperparameters.target_modules)}
+    return config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update=targets)})
 
 
 def _refuse_small_batch(config: TrialConfig, ranks: Ranks) -> None:
@@ -223,7 +233,7 @@ def _run(
         ending = run_alone(config, data, tokenizer, folder, report, group=name, checkpoint=checkpoint, ranks=ranks)
     except KeyboardInterrupt:
         if ranks.is_first and whole_checkpoints(folder.path):
-            sys.stderr.write(f"go on with it: python -m trials.train --resume {folder.path}\n")
+            sys.stderr.write(f"go on with it: python -m trials.train --resume {shlex.quote(str(folder.path))}\n")
         raise
     if not ranks.is_first:
         return EXIT_DONE
