@@ -29,8 +29,8 @@ from orchestrator.ray_address import named_cluster
 from orchestrator.ray_start import stay_on_loopback
 from orchestrator.run_folder import RunFolder, Search, open_run_folder
 from orchestrator.run_places import place_of
-from orchestrator.session_mark import mark_session
 from orchestrator.search_log import log_session, search_log
+from orchestrator.session_mark import mark_session
 from search_spaces.durations import format_duration
 from trials.command_line import run
 from trials.disk import is_disk_full

@@ -62,7 +62,7 @@ def test_ctrl_c_that_ends_tee_as_well(tmp_path: Path) -> None:
         stderr=(tmp_path / "stderr.txt").open("wb"),
         stdout=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no thread runs here
     )
     wait_for(lambda: says(log, "trial 0001 at"), shell)
     session = session_of(run)
