@@ -33,7 +33,7 @@ from orchestrator.run_places import (
     publish,
     refuse_taken_place,
 )
-from orchestrator.search_log import logged_command
+from orchestrator.search_log import log_command
 from search_spaces.layers import flatten
 from search_spaces.recipe import DEFAULT_RECIPE, ResolvedRecipe, load_recipe
 from search_spaces.schema import Recipe
@@ -47,7 +47,9 @@ from trials.errors import (
     EXIT_INTERRUPTED,
     InputError,
     SearchBroken,
+    TuningError,
 )
+from trials.terminal import survives_hangup
 from trials.unexpected import explained
 
 
@@ -79,7 +81,14 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     started = datetime.now(UTC)
-    return run(lambda: _search(parser().parse_args(argv), started))
+    return run(lambda: _command(parser().parse_args(argv), started))
+
+
+def _command(arguments: argparse.Namespace, started: datetime) -> int:
+    if arguments.plan:
+        return _plan(_job(arguments, started), started)
+    with survives_hangup():
+        return _search(_job(arguments, started))
 
 
 @dataclass(frozen=True)
@@ -92,18 +101,15 @@ class _Job:
     out: str
 
 
-def _search(arguments: argparse.Namespace, started: datetime) -> int:
-    job = _resumed(arguments, started) if arguments.resume else _new(arguments, started)
-    if arguments.plan:
-        return _plan(job, started)
+def _job(arguments: argparse.Namespace, started: datetime) -> _Job:
+    return _resumed(arguments, started) if arguments.resume else _new(arguments, started)
+
+
+def _search(job: _Job) -> int:
     refuse_impossible(decisive_findings(job.search))
     folder = job.folder or create_at(job.out)
-    with (
-        only_here_and_there(folder),
-        logged_command(folder),
-        disk_full_in(folder.path),
-        interruptible() as interruption,
-    ):
+    with only_here_and_there(folder), disk_full_in(folder.path), interruptible() as interruption:
+        log_command(folder)
         folder.write_search(job.search)
         publish(folder, "search.json")  # should it be refused now, it can be resumed all the same
         clock = SteadyClock(is_time_of_day=job.search.deadline.is_time_of_day)
@@ -125,7 +131,7 @@ def _ended(folder: RunFolder, clock: SteadyClock, interruption: Interruption) ->
     except SearchBroken as error:
         sys.stderr.write(f"error: {error}\n")
     except Exception as error:
-        if is_disk_full(error):
+        if isinstance(error, TuningError) or is_disk_full(error):
             raise
         sys.stderr.write(f"error: {explained(error)}\n")
     return SessionCode.BROKEN

@@ -7,14 +7,13 @@ sees to the console.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from orchestrator.run_folder import RunFolder
 from trials.line_log import LineLog
-from trials.terminal import copy_output, divert_errors, ignore_hangup, outlives_terminal, write_behind
+from trials.terminal import copy_output, divert_errors, speak_into, write_behind
 from trials.unexpected import keep_tracebacks_in
 
 _ERROR = "error: "
@@ -25,25 +24,21 @@ def search_log(folder: RunFolder) -> LineLog:
     return LineLog(folder.logs / "search.log")
 
 
-@contextmanager
-def logged_command(folder: RunFolder) -> Iterator[LineLog]:
-    """Has the search's command log what it says, and outlive its terminal; it must have the run folder to itself."""
-    log = _begun(folder, "command")
-    with outlives_terminal(log):
-        yield log
+def log_command(folder: RunFolder) -> None:
+    """Has this process, the search's command, log all that it says; it must have the run folder to itself."""
+    speak_into(_begun(folder, "command"))
 
 
-def log_session(folder: RunFolder) -> LineLog:
-    """Has this process, a session, log its errors from now on, and outlive the command's terminal.
+def log_session(folder: RunFolder) -> None:
+    """Has this process, a session, log its errors from now on, and what is left of it should it crash.
 
     Its events are for `orchestrator.console.watch` to log, as they aren't lines where they're shown.
     """
     log = _begun(folder, "session")
     copy_output(log, stdout=False)
     divert_errors(log)
-    ignore_hangup()
+    faulthandler.enable(2)
     write_behind()
-    return log
 
 
 def size(log: LineLog) -> int:

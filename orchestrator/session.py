@@ -35,7 +35,7 @@ from search_spaces.durations import format_duration
 from trials.command_line import run
 from trials.disk import is_disk_full
 from trials.errors import InputError, SearchBroken, first_line
-from trials.terminal import settle, write_error
+from trials.terminal import settle, survives_hangup, write_error
 from trials.unexpected import keep_traceback
 
 if TYPE_CHECKING:
@@ -58,6 +58,12 @@ def _session(path: Path, ahead: float) -> int:
     obey()
     folder = open_run_folder(path)
     log_session(folder)
+    with survives_hangup():
+        return _code(folder, ahead)
+
+
+def _code(folder: RunFolder, ahead: float) -> int:
+    """What a session that has its log ends with."""
     try:
         return conduct(folder, ahead, mark_session(folder))
     except Exception as error:

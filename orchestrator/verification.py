@@ -74,14 +74,14 @@ def _run(job: ProofJob, due: Due | None) -> dict[str, Any]:
             str(job_file),
             str(result_file),
         ]
-        code, said = _said(command, due)
+        code, said = said_by(command, due)
         if code != 0 or not result_file.exists():
             raise ExportNotVerified(f"the export could not be loaded again (exit code {code}):\n{said.strip()[-2000:]}")
         found: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
         return found
 
 
-def _said(command: list[str], due: Due | None) -> tuple[int, str]:
+def said_by(command: list[str], due: Due | None) -> tuple[int, str]:
     """A command's exit code, and what it wrote to stderr. Ctrl-C on this process's terminal doesn't reach it."""
     with subprocess.Popen(
         command,

@@ -22,10 +22,8 @@ def session_of(run: Path) -> int:
 
 
 def stamped(log: Path) -> list[str]:
-    """What a log says, without the time of each line."""
-    lines = log.read_text().splitlines()
-    assert all(line[:4].isdecimal() and line[23:25] == "Z " for line in lines)
-    return [line[25:] for line in lines]
+    """What a log says, without the time of each line, and without what libraries in C have said."""
+    return [line[25:] for line in log.read_text().splitlines() if line[23:25] == "Z "]
 
 
 def test_a_closed_terminal_then_sigterm_during_the_export(tmp_path: Path) -> None:
@@ -56,25 +54,24 @@ def test_ctrl_c_that_ends_tee_as_well(tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "run/logs/search.log"
     command = " ".join(small_search("train_tokens=60000", *OPTIONS, str(run)))
     shell = subprocess.Popen(
-        ["bash", "-c", f"{command} | tee {tmp_path / 'tee.txt'}; echo ${{PIPESTATUS[0]}} > {tmp_path / 'code'}"],
+        ["bash", "-c", f"trap : INT; {command} | tee {tmp_path / 'tee.txt'}; exit ${{PIPESTATUS[0]}}"],
         cwd=ROOT,
         env=environment(),
-        stderr=(tmp_path / "stderr.txt").open("wb"),
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no thread runs here
     )
     wait_for(lambda: says(log, "trial 0001 at"), shell)
     session = session_of(run)
     os.killpg(shell.pid, signal.SIGINT)  # as the terminal does, to all of the pipeline
-    shell.wait(400)
-    wait_for(lambda: not [process for process in processes() if process.session == shell.pid], shell)
+    _, stderr = shell.communicate(timeout=400)
+    assert shell.returncode == 130, stderr
     said = stamped(log)
     assert "the console is gone (standard output: Broken pipe): this goes on without it" in said
     assert f"adapter: {run / 'export'}" in said
     assert any(line.startswith("go on: ") for line in said)
     assert (run / "export/manifest.json").exists()
-    assert "Traceback" not in log.read_text() + (tmp_path / "stderr.txt").read_text()
+    assert "Traceback" not in log.read_text() + stderr.decode()
     assert not [process for process in processes() if process.session == session]
 
 

@@ -16,12 +16,13 @@ import os, signal, sys, time
 from pathlib import Path
 from trials.command_line import run
 from trials.line_log import LineLog
-from trials.terminal import outlives_terminal
+from trials.terminal import speak_into, survives_hangup
 from trials.unexpected import keep_tracebacks_in
 
 def hours(log):
     keep_tracebacks_in(log)
-    with outlives_terminal(log):
+    with survives_hangup():
+        speak_into(log)
         return command(log.path.parent)
 """
 END = "\nsys.exit(run(lambda: hours(LineLog(Path(sys.argv[1])))))"
@@ -157,6 +158,18 @@ def test_a_person_who_reads_standard_error_is_told_where_all_is_said(tmp_path: P
         _, said = process.communicate(timeout=120)
     assert process.returncode == 7
     assert said.decode() == f"nobody reads the standard output any more: this goes on, and all is said in {log}\n"
+
+
+def test_a_console_that_was_gone_before_there_was_a_log_is_told_there(tmp_path: Path) -> None:
+    command = of_hours("print('x')\nreturn 7", tmp_path / "log.txt")
+    command[2] = command[2].replace(
+        "    keep_tracebacks_in", "    time.sleep(1); print('x' * 9999, flush=True)\n    keep_tracebacks_in"
+    )
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+    assert process.returncode == 7
+    assert "the console is gone (standard output: Broken pipe)" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_hangup_that_was_ignored_stays_ignored(tmp_path: Path) -> None:

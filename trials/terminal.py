@@ -44,7 +44,8 @@ class ConsoleStream(io.RawIOBase):
         """Writes for this stream; None: it waits itself until its console has taken everything."""
         self.on_gone: Callable[[ConsoleStream, str], None] | None = None
         self._descriptor = descriptor
-        self._is_gone = False
+        self._gone: str | None = None
+        """Why nobody reads it any more."""
 
     def fileno(self) -> int:
         """The descriptor."""
@@ -77,9 +78,15 @@ class ConsoleStream(io.RawIOBase):
         else:
             self.writer.put(self, piece)
 
+    def tell_if_gone(self, on_gone: Callable[[ConsoleStream, str], None]) -> None:
+        """Has somebody told when the console goes, or at once if it is gone already."""
+        self.on_gone = on_gone
+        if self._gone is not None:
+            on_gone(self, self._gone)
+
     def write_out(self, piece: bytes) -> None:
         """Writes to the descriptor, however long that takes; gives the console up if it is gone."""
-        while piece and not self._is_gone:
+        while piece and self._gone is None:
             try:
                 piece = piece[os.write(self._descriptor, piece) :]
             except BlockingIOError:  # another program has made the terminal that it shares non-blocking
@@ -90,10 +97,10 @@ class ConsoleStream(io.RawIOBase):
                 self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        self._is_gone = True
+        self._gone = os.strerror(error.errno or 0)
         lead_nowhere(self._descriptor)
         if self.on_gone is not None:
-            self.on_gone(self, os.strerror(error.errno or 0))
+            self.on_gone(self, self._gone)
 
 
 class _Writer:
@@ -150,24 +157,22 @@ def take_over() -> bool:
 
 
 @contextmanager
-def outlives_terminal(log: LineLog | None) -> Iterator[None]:
-    """For commands of hours: copies all that is said to a log, and doesn't wait for its console, or end with it.
+def survives_hangup() -> Iterator[None]:
+    """Has this process, and the children that it starts inside, go on when their terminal is closed.
 
-    What is said after the block is copied as well. To be entered by the main thread.
+    To be entered by the main thread.
     """
-    if log is not None:
-        copy_output(log)
-    write_behind()
-    before = ignore_hangup()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL if before is None else before)
 
 
-def ignore_hangup() -> Any:
-    """Has this process, and the children that it starts, go on when their terminal is closed; gives what was before."""
-    return signal.signal(signal.SIGHUP, signal.SIG_IGN) or signal.SIG_DFL
+def speak_into(log: LineLog) -> None:
+    """For commands of hours: from now on all that is said goes to a log first, and nothing waits for the console."""
+    copy_output(log)
+    write_behind()
 
 
 def copy_output(log: LineLog, *, stdout: bool = True) -> None:
@@ -175,7 +180,8 @@ def copy_output(log: LineLog, *, stdout: bool = True) -> None:
     for stream in _streams:
         if stdout or stream is not _streams[0]:
             stream.copies = [LineCopy(log)]
-        stream.on_gone = lambda gone, reason: _tell(log, gone, reason)
+    for stream in _streams:
+        stream.tell_if_gone(lambda gone, reason: _tell(log, gone, reason))
 
 
 def divert_errors(log: LineLog) -> None:

@@ -23,7 +23,7 @@ from trials.errors import EXIT_DONE, EXIT_NOTHING_TO_EXPORT, RecipeError, RunFol
 from trials.line_log import LineLog
 from trials.lock import only_here
 from trials.output import LOG_FILE
-from trials.terminal import outlives_terminal
+from trials.terminal import speak_into, survives_hangup, write_behind
 from trials.unexpected import keep_tracebacks_in
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    return _train(arguments) if arguments.resume is None else _resume(arguments)
+    with survives_hangup():
+        return _train(arguments) if arguments.resume is None else _resume(arguments)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -155,7 +156,10 @@ def _held(path: Path, ranks: Ranks) -> Iterator[None]:
         ranks.first(lambda: held.enter_context(only_here(path)))
         log = LineLog(path / LOG_FILE)
         keep_tracebacks_in(log)
-        held.enter_context(outlives_terminal(log if ranks.is_first else None))
+        if ranks.is_first:
+            speak_into(log)
+        else:
+            write_behind()
         yield
 
 
