@@ -14,6 +14,7 @@ from ray.util.metrics import Counter, Gauge
 from orchestrator.board import Board
 from orchestrator.events import Event
 from orchestrator.run_folder import RunFolder, Search
+from orchestrator.scrape_targets import ScrapeTargets
 from orchestrator.search_metrics import METRICS, Metric, SearchMetrics
 
 _SECONDS_BETWEEN = 5.0
@@ -28,6 +29,7 @@ class Metrics:
         self._name = {"search": run.path.name}
         self._metrics = {metric: _declared(metric) for metric in METRICS}
         self._told = dict.fromkeys([metric for metric in METRICS if metric.is_sum], 0.0)
+        self._targets = ScrapeTargets(run.path)
         self._lock, self._is_over = threading.Lock(), threading.Event()
 
     def __call__(self, event: Event) -> None:
@@ -41,9 +43,11 @@ class Metrics:
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
+        self._targets.remove()
 
     def _keep_telling(self) -> None:
         while not self._is_over.wait(_SECONDS_BETWEEN):
+            self._targets.refresh()
             self._tell()
 
     def _tell(self) -> None:

@@ -40,6 +40,14 @@ def address_file(environ: Mapping[str, str] = os.environ) -> Path:
     return named_base(environ)[1] / "ray" / "ray_current_cluster"
 
 
+def forget_dead_cluster(environ: Mapping[str, str] = os.environ) -> None:
+    """Removes this user's file with an address where nobody answers any more, as `ray stop` does."""
+    address = current_cluster(environ)
+    place = None if address is None else _host_and_port(address)
+    if place is not None and not _answers(*place):
+        address_file(environ).unlink(missing_ok=True)
+
+
 def address_finding(environ: Mapping[str, str] = os.environ) -> Finding:
     """Whether what RAY_ADDRESS and that file name answers, and is one and the same."""
     address, in_file = named_cluster(environ), current_cluster(environ)

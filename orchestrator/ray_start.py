@@ -14,6 +14,8 @@ from orchestrator.ray_token import mend_token, private_token
 
 _ON_ALL_ADDRESSES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Off, Ray takes 127.0.0.1 for this machine's address, as it does on Windows and macOS, and listens on no other."""
+_IN_HOME = ("TRITON_CACHE_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
+"""Say where libraries of trials write, if it's not to be the home."""
 
 
 def stay_on_loopback() -> None:
@@ -39,7 +41,8 @@ def surroundings(folder: Path | None = None) -> Iterator[None]:
 
 def _variables(folder: Path, cluster: str | None) -> Mapping[str, str]:
     if cluster is None:
-        return {"RAY_TMPDIR": str(folder), "RAY_ADDRESS": "local", **private_token(folder)}
+        caches = instead_of_home(folder)
+        return {"RAY_TMPDIR": str(folder), "RAY_ADDRESS": "local", **private_token(folder), **caches}
     mend_token()
     if os.environ.get("RAY_ADDRESS", "") not in ("", "auto"):
         return {"RAY_TMPDIR": str(folder)}
@@ -47,6 +50,17 @@ def _variables(folder: Path, cluster: str | None) -> Mapping[str, str]:
     (folder / "ray").mkdir(exist_ok=True)
     (folder / "ray" / "ray_current_cluster").write_text(cluster)
     return {"RAY_TMPDIR": str(folder)}
+
+
+def instead_of_home(folder: Path, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables by which libraries write elsewhere than to a home that can't be written; empty if it can.
+
+    They write to where HF_HOME is, which then has been set by hand, else to `folder`.
+    """
+    if os.access(environ.get("HOME") or "~", os.W_OK | os.X_OK):
+        return {}
+    place = Path(environ.get("HF_HOME") or folder) / "qlora-orchestrator"
+    return {name: environ.get(name) or str(place / name.lower()) for name in _IN_HOME}
 
 
 @contextmanager

@@ -1,21 +1,29 @@
-"""Ends a cluster, and looks on every machine whether anything of it is left.
+"""Ends a cluster, looks on every machine whether anything of it is left, and removes what was copied there for it.
 
 scripts/down [cluster.yaml]
 
-`ray down` ends machines that it has rented. Those on premises it only strikes off its list: it runs `ray stop` on the
-head, never on a worker. So here every one of them is asked over SSH, through the head, and what still runs is killed.
+`ray down` ends machines that it has rented, and containers. On premises it would run `ray stop` on the head, which ends
+every Ray of that user, and nothing on the workers. So there every machine is asked over SSH, through the head, and the
+cluster's own processes are killed. The key, the configuration and the token that `ray up` has copied go, too; the
+project's folder stays.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator.ray_token import token_path
 from scripts.cluster_access import FOLDER, RAY, read_cluster
+from scripts.ray_processes import state_files
 from trials.command_line import run
 from trials.errors import EXIT_DONE
 
@@ -33,22 +41,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _end(path: Path) -> int:
     config = read_cluster(path)
-    # First of all: Ray ends the searches, and its autoscaler, which would start again what is ended below.
-    code = subprocess.run([RAY, "down", "--yes", str(path)], check=False, stdout=sys.stderr).returncode
-    if config["provider"]["type"] != "local":
-        return code
+    if config["provider"]["type"] != "local" or "docker" in config:
+        return subprocess.run([RAY, "down", "--yes", str(path)], check=False, stdout=sys.stderr).returncode
+    # The head first: Ray's autoscaler there would start again what is ended elsewhere.
     machines = [config["provider"]["head_ip"], *config["provider"]["worker_ips"]]
-    problems = [problem for machine in machines if (problem := _end_on(machine, config)) is not None]
-    print("\n".join(problems) or f"nothing of Ray is left on {len(machines)} machines: {', '.join(machines)}")
+    with _kept(token_path()) as sha256:
+        problems = [problem for machine in machines if (problem := _end_on(machine, config, sha256)) is not None]
+    if not problems:
+        for file in state_files(config["cluster_name"]):
+            file.unlink(missing_ok=True)
+    print("\n".join(problems) or f"nothing of it is left on {len(machines)} machines: {', '.join(machines)}")
     return _LEFT if problems else EXIT_DONE
 
 
-def _end_on(machine: str, config: Mapping[str, Any]) -> str | None:
-    """Kills whatever is left on one machine; what stands in the way of that, in a sentence."""
-    command = f"cd {FOLDER} && .venv/bin/python -m scripts.ray_processes --end"
-    done = subprocess.run(
-        [*_ssh(machine, config), command], check=False, capture_output=True, text=True, encoding="utf-8"
-    )
+@contextmanager
+def _kept(token: Path) -> Iterator[str]:
+    """Gives the SHA-256 of this machine's token, which is left here even if this is one of the cluster's machines."""
+    content = token.read_bytes() if token.is_file() else b""
+    yield hashlib.sha256(content).hexdigest()
+    if content and not token.exists():
+        with os.fdopen(os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+            file.write(content)
+
+
+def _end_on(machine: str, config: Mapping[str, Any], token_sha256: str) -> str | None:
+    """Ends the cluster on one machine; what stands in the way of that, in a sentence."""
+    forget = f"--forget {shlex.quote(config['cluster_name'])} {token_sha256}"
+    command = f"cd {FOLDER} && .venv/bin/python -m scripts.ray_processes --end {forget}"
+    done = subprocess.run([*_ssh(machine, config), command], check=False, capture_output=True, text=True)
     if done.returncode == 0:
         return None
     if done.returncode == _SSH_FAILED:

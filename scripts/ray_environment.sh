@@ -6,7 +6,12 @@ PATH=$(cd "$scripts/../.venv/bin" && pwd):$PATH
 # shellcheck disable=SC2046  # several addresses
 python "$scripts/public_addresses.py" $(hostname -I) || return 2
 
-# Every call to the cluster carries the token in ~/.ray/auth_token.
+# By this scripts/down knows what is the cluster's, among all that runs on the machine (scripts/ray_processes.py).
+QLORA_CLUSTER=$(cd "$scripts/.." && pwd -P)
+export QLORA_CLUSTER
+
+# Every call to the cluster carries the token in ~/.ray/auth_token, which Ray makes readable for all.
+chmod go= ~/.ray ~/.ray/auth_token 2>/dev/null || true
 export RAY_AUTH_MODE=token
 
 # The head asks every machine each 3 s, and gives it up after 5 answers in a row that took longer than 4 s: 35 s after its

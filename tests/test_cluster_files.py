@@ -50,11 +50,20 @@ def test_every_machine_starts_ray_in_the_same_environment(path: Path) -> None:
     config = read(path)
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
         stop, start = commands
-        assert stop.endswith("ray stop")
+        # `ray stop` would end every Ray of that user.
+        assert re.fullmatch(r"cd (~/qlora-orchestrator|/app) && .venv/bin/python -m scripts.ray_processes --end", stop)
         assert re.match(r"\. \S+/scripts/ray_environment.sh && ray start ", start)
         assert "$node_options" in start
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][1]
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_key_is_one_for_the_cluster_alone(path: Path) -> None:
+    key = read(path)["auth"].get("ssh_private_key")
+    assert key == (None if path.stem == "aws" else "~/.ssh/qlora_cluster")  # on AWS Ray makes one
+    if key is not None:
+        assert f"-f {key}" in (ROOT / "docs/cluster.md").read_text()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -103,8 +112,9 @@ def machine(tmp_path: Path) -> Path:
 
 def environment_of(machine: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """What bash on a machine makes of scripts/ray_environment.sh."""
-    script = f". {machine}/scripts/ray_environment.sh && echo $node_options && echo $RAY_AUTH_MODE && echo $PATH"
-    path = {"PATH": "/usr/bin:/bin", "ADDRESSES": "192.168.1.10 10.0.0.3 fd00::10"}
+    printed = " && ".join(f"echo ${name}" for name in ("node_options", "RAY_AUTH_MODE", "PATH", "QLORA_CLUSTER"))
+    script = f". {machine}/scripts/ray_environment.sh && {printed}"
+    path = {"HOME": str(machine), "PATH": "/usr/bin:/bin", "ADDRESSES": "192.168.1.10 10.0.0.3 fd00::10"}
     return subprocess.run(
         ["bash", "-c", script], env={**path, **environment}, capture_output=True, text=True, check=False
     )
@@ -112,12 +122,20 @@ def environment_of(machine: Path, **environment: str) -> subprocess.CompletedPro
 
 def test_ray_listens_where_ssh_reached_the_machine(machine: Path) -> None:
     done = environment_of(machine, SSH_CONNECTION="192.168.1.2 50000 10.0.0.3 22")
-    options, mode, path = done.stdout.splitlines()
+    options, mode, path, cluster = done.stdout.splitlines()
     assert "--node-ip-address=10.0.0.3 " in options
+    assert cluster == str(machine)
     assert mode == "token"
     assert path.split(":")[0] == str(machine / ".venv/bin")
     assert "--node-ip-address=192.168.1.10 " in environment_of(machine).stdout  # in a container
     assert "--node-ip-address=10.1.1.1 " in environment_of(machine, NODE_ADDRESS="10.1.1.1").stdout
+
+
+def test_the_token_is_readable_for_its_owner_alone(machine: Path) -> None:
+    (machine / ".ray").mkdir(mode=0o755)
+    (machine / ".ray/auth_token").touch(mode=0o644)
+    assert environment_of(machine).returncode == 0
+    assert [(machine / name).stat().st_mode & 0o777 for name in (".ray", ".ray/auth_token")] == [0o700, 0o600]
 
 
 @pytest.mark.parametrize("public", ["8.8.8.8", "2a00:1450:4001::200e"])

@@ -18,6 +18,7 @@ from orchestrator.conductor import Conductor
 from orchestrator.events import in_turn
 from orchestrator.metrics import Metrics
 from orchestrator.run_folder import RunFolder, Search
+from orchestrator.scrape_targets import ScrapeTargets, folder
 from orchestrator.search_metrics import METRICS
 from orchestrator.tuner import ray_session
 from tests.searches import Clock, begin, evaluate, run_base
@@ -61,6 +62,23 @@ def test_prometheus_finds_a_trial_s_loss_and_goes_on_finding_it(run: RunFolder, 
     assert found["ray_qlora_search_trained_tokens_total", ""] == 400
     time.sleep(FORGETS_SECONDS)
     assert scraped()[wanted] == 2.5
+
+
+def test_prometheus_finds_the_list_of_addresses_where_it_may_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "ray").mkdir()
+    one, other = ScrapeTargets(tmp_path / "a" / "run"), ScrapeTargets(tmp_path / "b" / "run")
+    one.refresh()  # there's no dashboard
+    (tmp_path / "ray" / "prom_metrics_service_discovery.json").write_text("[1]")
+    one.refresh()
+    other.refresh()
+    assert [path.read_text() for path in folder().glob("*.json")] == ["[1]", "[1]"]
+    one.remove()
+    other.remove()
+    assert not list(folder().iterdir())
 
 
 def queries() -> list[str]:

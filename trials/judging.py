@@ -14,6 +14,7 @@ from trials.config import DataSettings, ModelSettings
 from trials.data import load_split
 from trials.errors import DataError, ModelError
 from trials.evaluation import evaluate_rows
+from trials.export_files import refuse_changed
 from trials.formats import LABELLED, Example
 from trials.generation import Sampling, generate
 from trials.judgement import Answers, Judgement, Rows, Task, rows_hash
@@ -72,7 +73,11 @@ def load_judged(path: str, choices: Choices | None = None) -> Judged:
 
 
 def load_tokenizer_of(path: str, choices: Choices | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer that `load_judged` gives, without the weights. Raises `ModelError` if it can't be loaded."""
+    """The tokenizer that `load_judged` gives, without the weights. Raises `ModelError` if it can't be loaded.
+
+    That is first of all if `path` is an export whose files aren't the proved ones any more.
+    """
+    refuse_changed(path)
     return load_tokenizer((choices or Choices()).over(tokenizer_settings(path)))
 
 
