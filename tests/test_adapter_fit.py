@@ -71,6 +71,7 @@ def test_an_adapter_on_its_base_passes(saved: Path, small_recipe: Recipe) -> Non
         {"layers_to_transform": [1, 2]},
         {"rank_pattern": {"q_proj": 2}},
         {"trainable_token_indices": [3, 4]},
+        {"target_modules": ["q_proj", "lm_head"]},
         {"pickled": True},
     ],
     ids=str,
