@@ -104,7 +104,8 @@ def table(board: Board, deadline: Deadline, messages: list[str]) -> Group:
         grid.add_column(name, justify="right")
     grid.add_column("configuration", overflow="ellipsis", no_wrap=True, ratio=1)
     for row in shown_rows(board):
-        grid.add_row(*_cells(row, has_scores=has_scores), style=_STYLES.get(row.state, "dim"))
+        # As text: in a string, brackets in a starting point's name would be rich's markup.
+        grid.add_row(*map(Text, _cells(row, has_scores=has_scores)), style=_STYLES.get(row.state, "dim"))
     return Group(headline(board, deadline), grid, *(Text(text, style="dim") for text in messages[-3:]))
 
 

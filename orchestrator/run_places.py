@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,9 @@ def refuse_taken_place(place: str) -> None:
         return
     names = _first_look(place)
     if "search.json" in names:
-        raise RunFolderError(f"{place} holds another search. Go on with it by --resume {place}, or give another --out.")
+        raise RunFolderError(
+            f"{place} holds another search. Go on with it by --resume {shlex.quote(place)}, or give another --out."
+        )
     if names:
         raise RunFolderError(f"{place} is not empty: {names[0]} is there. Give a new or empty --out.")
 

@@ -259,11 +259,13 @@ def _gpus_per_trial(asked: int | None) -> int:
 def _check_input(recipe: Recipe) -> Sizes:
     """Reads and tokenises all rows: whatever is wrong with them is said before a model loads or Ray starts."""
     from trials.data import load_data
-    from trials.model import check_targets, load_tokenizer
+    from trials.model import check_base, check_targets, load_tokenizer, refuse_unknown_tokens
 
     tokenizer = load_tokenizer(recipe.model)
+    check_base(recipe.model)
     check_targets(recipe.model, recipe.all_targets())
     data = load_data(recipe.data, tokenizer)
+    refuse_unknown_tokens(recipe.model, data, tokenizer)
     return Sizes.of(recipe, data)
 
 

@@ -88,6 +88,12 @@ class Layers:
         for known in [k for k, value in self.values.items() if split_key(k, value)[: len(parts)] == parts]:
             del self.values[known], self.sources[known]
 
+    def where(self, key: str) -> str:
+        """Who set a key or, last, what is under it, for a message; nothing if nobody did."""
+        parts = split_key(key)
+        found = [self.sources[k] for k, value in self.values.items() if split_key(k, value)[: len(parts)] == parts]
+        return f" (from {found[-1]})" if found else ""
+
     def starting_points(self) -> set[str]:
         """Names of the starting points that are set so far."""
         parts = (split_key(key, value) for key, value in self.values.items())

@@ -185,7 +185,8 @@ def _validated(layers: Layers, file: Path) -> Recipe:
     for name in space if isinstance(space, Mapping) else ():
         if f"space.{name}" not in KNOWN_KEYS:
             raise RecipeError(f"{file}: {unknown_key(f'space.{name}')}")
-    foreign = [written_here(name, value) for name, value in space.items()] if isinstance(space, Mapping) else []
+    dimensions = space.items() if isinstance(space, Mapping) else ()
+    foreign = [written_here(name, value, layers.where(f"space.{name}")) for name, value in dimensions]
     if any(foreign):
         raise _wrong(file, filter(None, foreign))
     try:

@@ -23,14 +23,14 @@ _CALL = re.compile(r"(?:\w+\.)*(?P<name>[a-z_]+)\((?P<arguments>.*)\)", re.IGNOR
 _EXAMPLES = "{low: 1e-5, high: 1e-3, log: true} or {choices: [8, 16, 32]}"
 
 
-def written_here(name: str, value: Any) -> str | None:
+def written_here(name: str, value: Any, where: str = "") -> str | None:
     """What is wrong with the `value` of `space.<name>`, and its line in our syntax; None if no other tool's is seen.
 
-    What is wrong in our own syntax is left to the recipe's schema.
+    What is wrong in our own syntax is left to the recipe's schema. `where` says who set it, for the message.
     """
     if isinstance(value, Mapping) and _FOREIGN.isdisjoint(str(key).lower() for key in value):
         return None
-    given = f"space.{name}={value!r} is not allowed"
+    given = f"space.{name}={value!r}{where} is not allowed"
     line = _line(name, value)
     if line is None:
         return f"{given}: give what is varied as {_EXAMPLES}"

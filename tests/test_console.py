@@ -113,3 +113,10 @@ def test_scores_are_shown_where_there_are_any(events: list[Event], small_recipe:
     shown = show(scored, small_recipe, terminal=True)
     assert "score" in shown
     assert "0.6250" in shown
+
+
+@pytest.mark.parametrize("name", ["[red]a", "a[/b]", "[link=x]y[/link]"])
+def test_brackets_in_a_name_are_shown(small_recipe: Recipe, name: str) -> None:
+    started = TrialStarted("0001", Origin.START, name, small_recipe.trial_config({}), 900)
+    assert f"0001 {name}" in show([started], small_recipe, terminal=True)
+    assert f"started: {name} " in show([started], small_recipe, terminal=False)

@@ -16,6 +16,7 @@ from search_spaces.layers import (
     full_key,
     parse_yaml,
     resolve_path,
+    split_key,
     unknown_key,
 )
 from trials.config import Hyperparameters
@@ -46,6 +47,39 @@ def test_a_key_that_is_there_twice_is_an_error() -> None:
     with pytest.raises(RecipeError, match=r"night\.yaml is no YAML: lora_rank is there twice .* line 3, column 3"):
         parse_yaml(text, "night.yaml")
     assert parse_yaml("a: {x: 1}\nb: {x: 1}", "night.yaml") == {"a": {"x": 1}, "b": {"x": 1}}
+
+
+def test_a_mapping_may_override_what_it_merges_in() -> None:
+    text = """
+short: &short {learning_rate: 1.0e-4, lora_rank: 16}
+long: &long
+  <<: *short
+  lora_rank: 32
+other: &other {weight_decay: 0.1, lora_rank: 64}
+all: {<<: [*long, *other], weight_decay: 0.2}
+again: {<<: *long, lora_rank: 8}
+both: {<<: *long, <<: *other, lora_alpha: 1}
+"""
+    found = parse_yaml(text, "night.yaml")
+    assert found["long"] == {"learning_rate": 1e-4, "lora_rank": 32}
+    assert found["all"] == {"learning_rate": 1e-4, "lora_rank": 32, "weight_decay": 0.2}
+    assert found["again"] == {"learning_rate": 1e-4, "lora_rank": 8}
+    assert found["both"] == {"learning_rate": 1e-4, "lora_rank": 64, "weight_decay": 0.1, "lora_alpha": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: &a {x: 1}\nb: {<<: *a, y: 1, y: 2}", "a: &a {x: 1, x: 2}\nb: {<<: *a}", "b: {<<: {x: 1, x: 2}, x: 3}"],
+)
+def test_what_is_there_twice_beside_a_merge_is_an_error_still(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"night\.yaml is no YAML: [xy] is there twice"):
+        parse_yaml(text, "night.yaml")
+
+
+def test_a_character_that_json_escapes_in_two_halves_is_one() -> None:
+    assert parse_yaml('"\\ud83d\\ude42"', "here") == "\U0001f642"
+    with pytest.raises(RecipeError, match="half of a character"):
+        parse_yaml('"\\ud83d"', "here")
 
 
 @pytest.mark.parametrize("text", ["!!python/object/apply:os.getcwd []", "!!python/name:os.system"])
@@ -175,3 +209,35 @@ def test_names_on_the_hub_stay_as_they_are(tmp_path: Path, name: str) -> None:
 def test_the_data_of_a_recipe_that_ships_with_the_project_is_the_user_s(in_tmp_path: Path) -> None:
     found = resolve_path("data/train.jsonl", RECIPE_FOLDER)
     assert found == str(in_tmp_path / "data/train.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parts"),
+    [
+        ("search.budget", "9h", ("search", "budget")),
+        ("space.lora_rank.low", 4, ("space", "lora_rank", "low")),
+        ("start.usual.lora_rank", 4, ("start", "usual", "lora_rank")),
+        ("start.usual", {"lora_rank": 4}, ("start", "usual")),
+        ("start.usual", None, ("start", "usual")),
+        ("start.lr2.5e-4.lora_rank", 4, ("start", "lr2.5e-4", "lora_rank")),
+        ("start.lr2.5e-4.lora_rank", None, ("start", "lr2.5e-4", "lora_rank")),
+        ("start.lr2.5e-4.lora_rnk", 4, ("start", "lr2.5e-4", "lora_rnk")),
+        ("start.lr2.5e-4", {"lora_rank": 4}, ("start", "lr2.5e-4")),
+        ("start.lr2.5e-4", None, ("start", "lr2.5e-4")),
+        ("start.v1.0.1", {}, ("start", "v1.0.1")),
+        ("start.lora_rank", {"lora_rank": 4}, ("start", "lora_rank")),
+    ],
+)
+def test_the_parts_of_a_key(key: str, value: object, parts: tuple[str, ...]) -> None:
+    assert split_key(key, value) == parts
+
+
+def test_a_starting_point_is_dropped_without_its_namesakes() -> None:
+    layers = Layers()
+    for name in ("a", "a.5", "a.5.1"):
+        layers.put(f"start.{name}.lora_rank", 4, "here")
+    assert layers.starting_points() == {"a", "a.5", "a.5.1"}
+    layers.put("start.a.5", None, "there")
+    assert layers.nested() == {"start": {"a": {"lora_rank": 4}, "a.5.1": {"lora_rank": 4}}}
+    layers.drop("start.a")
+    assert layers.starting_points() == {"a.5.1"}

@@ -10,14 +10,22 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from trials.config import Hyperparameters, ModelSettings, TrialConfig
 from trials.data import TrialData
 from trials.errors import ModelError
-from trials.model import attach_adapter, linear_names, load_base, load_tokenizer
+from trials.model import (
+    attach_adapter,
+    check_targets,
+    empty_model,
+    linear_names,
+    load_base,
+    load_tokenizer,
+    named_targets,
+)
 
 
 def _adapted(config: TrialConfig, **hyperparameters: Any) -> PeftModel:
@@ -122,3 +130,27 @@ def test_the_adapter_remembers_the_revision_of_its_base(small_config: TrialConfi
     model = attach_adapter(load_base(small_config.model), small_config.hyperparameters, revision="1f2e")
     model.save_pretrained(str(tmp_path), save_embedding_layers=False)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["revision"] == "1f2e"
+
+
+def _config_only(folder: Path, **config: Any) -> ModelSettings:
+    (folder / "config.json").write_text(json.dumps(config))
+    return ModelSettings(name=str(folder))
+
+
+def test_all_linear_is_what_peft_makes_of_it(small_config: TrialConfig, tmp_path: Path) -> None:
+    """Of a model that the engine knows, and of one whose modules have to be looked at."""
+    gpt = {"model_type": "gpt_neox", "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
+    for settings in (
+        small_config.model,
+        _config_only(tmp_path, **gpt, intermediate_size=32, vocab_size=64, rotary_pct=0.5),
+    ):
+        peft = get_peft_model(empty_model(settings), LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+        theirs = {name.rpartition(".")[2] for name in _lora_layers(peft)}
+        names = named_targets(settings, ["all-linear"])
+        assert set(names) == theirs
+        assert len(names) == len(theirs)
+        with pytest.raises(ModelError, match="target_modules c_attn not in the base model"):
+            check_targets(settings, ["all-linear", "c_attn"])
+    assert named_targets(small_config.model, ["v_proj", "all-linear", "lm_head"]) == (
+        *("v_proj", "q_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"),
+    )

@@ -96,7 +96,7 @@ def test_a_report_is_written_and_its_commands_can_be_typed(folder: Path, capsys:
 
 
 @each_name
-@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
 def test_rows_are_read_from_a_folder(folder: Path, name: str, suffix: str) -> None:
     for decoy in ("rows1", "a1", "b"):  # what a pattern would find in its place
         (folder / f"{decoy}{suffix}").write_text("decoy")

@@ -142,3 +142,61 @@ def test_what_a_file_must_not_say(tmp_path: Path, text: str, message: str) -> No
 
 def test_a_recipe_is_the_same_after_json(small_recipe: Recipe) -> None:
     assert Recipe.model_validate_json(small_recipe.model_dump_json()) == small_recipe
+
+
+def test_a_starting_point_may_have_dots_in_its_name(tmp_path: Path) -> None:
+    text = "extends: demo\nstart:\n  lr2.5e-4: {learning_rate: 2.5e-4}\n  Big.One__X: {lora_rank: 32}\n"
+    file = _write(tmp_path / "mine.yaml", text)
+    recipe = load_recipe(file, environ={}).recipe
+    assert recipe.start["lr2.5e-4"] == {"learning_rate": 2.5e-4}
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assignments = ["start.lr2.5e-4.lora_rank=8", "start.usual=null", "start.v1.0={lora_rank: 4}", "start.v1.1={}"]
+    environ = {
+        "ORCHESTRATOR__START__LR2.5E-4__LORA_ALPHA": "16",
+        "ORCHESTRATOR__START__BIG.ONE__X__LORA_ALPHA": "64",
+        "ORCHESTRATOR__START__NEW__LORA_RANK": "16",
+    }
+    changed = load_recipe(file, assignments, environ).recipe
+    assert changed.start == {
+        "lr2.5e-4": {"learning_rate": 2.5e-4, "lora_rank": 8, "lora_alpha": 16},
+        "Big.One__X": {"lora_rank": 32, "lora_alpha": 64},
+        "new": {"lora_rank": 16},
+        "v1.0": {"lora_rank": 4},
+        "v1.1": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("start.lr2.5e-4.lora_rnk=8", r"start\.lr2\.5e-4: unknown hyperparameter 'lora_rnk'"),
+        ("start.lr2.5e-4.lora_rank=5", r"start\.lr2\.5e-4: lora_rank=5 lies outside space\.lora_rank"),
+    ],
+)
+def test_what_is_wrong_in_a_starting_point_with_dots(assignment: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("demo", [assignment], environ={})
+
+
+def test_all_linear_is_a_list_of_one_until_the_model_is_known() -> None:
+    assignments = [
+        "space.target_modules={choices: [all-linear, [q_proj], [all-linear, lm_head]]}",
+        "start.all.target_modules=all-linear",
+        "start.some.target_modules=[q_proj]",
+        "start.usual.target_modules=[q_proj]",
+    ]
+    recipe = load_recipe("demo", assignments, environ={}).recipe
+    assert recipe.all_targets() == {*recipe.hyperparameters.target_modules, "all-linear", "q_proj", "lm_head"}
+    assert recipe.start_values("all")["target_modules"] == ["all-linear"]
+    assert recipe.trial_config({"target_modules": "all-linear"}).hyperparameters.target_modules == ("all-linear",)
+    named = recipe.with_targets(lambda targets: ("a", "b") if "all-linear" in targets else tuple(targets))
+    assert named.space["target_modules"] == Choices(choices=(["a", "b"], ["q_proj"]))
+    assert named.start["all"]["target_modules"] == ["a", "b"]
+    assert "target_modules" not in load_recipe("demo", environ={}).recipe.with_targets(tuple).start["usual"]
+
+
+def test_one_name_is_no_list_of_names() -> None:
+    with pytest.raises(
+        RecipeError, match=r"'q_proj' .*: give a list of names, such as \[q_proj, v_proj\], or all-linear"
+    ):
+        load_recipe("demo", ["target_modules=q_proj"], environ={})

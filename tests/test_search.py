@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -187,12 +188,17 @@ def _interrupted(command: list[str], after: str) -> tuple[str, int]:
 
 
 def test_interrupted_once_it_exports_and_can_be_resumed(tmp_path: Path) -> None:
-    """With two processes for each trial; in engines, the tests of kills, of stores and of the hub resume searches."""
-    out = tmp_path / "run"
+    """With two processes for each trial; in engines, the tests of kills, of stores and of the hub resume searches.
+
+    Meanwhile its run folder is moved, from one place with a name that URLs read otherwise to another.
+    """
+    out = tmp_path / "first?place 100%#" / "run"
     options = ["--gpus-per-trial", "2", "--out", str(out), "--budget", "9m", "--trials", "4"]
     output, code = _interrupted(small_search("train_tokens=9000", *options), after="trial 0001 at")
     assert code == 130, output
-    assert f"--resume {out}" in output
+    assert f"--resume {shlex.quote(str(out))}" in output
+    (tmp_path / "other [disk]").mkdir()
+    out = out.rename(tmp_path / "other [disk]" / "night 1")
     run = RunFolder(out)
     assert (run.export / "manifest.json").is_file()
     cut_off = [record for record in run.records() if record.ending is None]
@@ -217,6 +223,8 @@ def test_interrupted_once_it_exports_and_can_be_resumed(tmp_path: Path) -> None:
     for record in records.values():
         steps = [point.step for point in record.points]
         assert steps == sorted(set(steps))
+    assert list((tmp_path / "first?place 100%#").iterdir()) == []  # where it was, nothing is written any more
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first?place 100%#", "other [disk]"]
     assert list((out / "ray").glob("group-*"))  # Ray Train's own: processes did train together
     assert json.loads((run.export / "manifest.json").read_text())["verified"]["difference"] <= 1e-3
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trials.errors import InputError
 from trials.formats import ASSISTANT, SYSTEM, USER, Message
 from trials.generation import Sampling, answer
 from trials.tokenization import prompt_ids
+from trials.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,12 +22,18 @@ class Chat:
     """One conversation, with what the model is told before it, if anything."""
 
     def __init__(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, system: str | None = None
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        system: str | None = None,
+        known: Vocabulary | None = None,
     ) -> None:
         self._model = model
+        self._known = known
         self._tokenizer = tokenizer
         self._sampling = sampling
-        self._told = (Message(SYSTEM, system),) if system else ()
+        self._told = told(system)
         self._said: tuple[Message, ...] = ()
 
     @property
@@ -36,7 +44,7 @@ class Chat:
     def ask(self, question: str, *, printed: bool = False) -> str:
         """The answer; `printed`: also to stdout while it's made. Question and answer are remembered.
 
-        Raises `InputError` if the chat template can't render the conversation.
+        Raises `InputError` as `conversation_ids` does.
         """
         self._said = (*self._said, Message(USER, question.strip()))
         found = answer(self._model, self._tokenizer, self._fitting_ids(), self._sampling, printed=printed)
@@ -54,10 +62,29 @@ class Chat:
         return ids
 
     def _ids(self) -> list[int]:
-        from jinja2 import TemplateError
+        return conversation_ids(self.messages, self._tokenizer, self._known)
 
-        try:
-            return prompt_ids(self.messages, self._tokenizer)
-        except TemplateError as error:
-            remedy = "Leave --system out, or give another --chat-template." if self._told else "Mend the template."
-            raise InputError(f"the model's chat template can't render the conversation ({error}). {remedy}") from error
+
+def told(system: str | None) -> tuple[Message, ...]:
+    """What a model is told before a conversation begins."""
+    return (Message(SYSTEM, system),) if system else ()
+
+
+def conversation_ids(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, known: Vocabulary | None
+) -> list[int]:
+    """Ids of a conversation that is to be answered. Raises `InputError` if it can't be rendered.
+
+    Raises `ModelError` if it holds a token that the model doesn't know.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        ids = prompt_ids(messages, tokenizer)
+    except TemplateError as error:
+        was_told = messages[0].role == SYSTEM
+        remedy = "Leave --system out, or give another --chat-template." if was_told else "Mend the template."
+        raise InputError(f"the model's chat template can't render the conversation ({error}). {remedy}") from error
+    if known is not None:
+        known.refuse_prompt(ids, tokenizer)
+    return ids

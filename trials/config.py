@@ -76,7 +76,7 @@ class ModelSettings(Settings):
     name: str = Field(description="folder, or name on the model hub")
     revision: str | None = Field(default=None, description="commit or tag on the hub; None for the newest")
     chat_template: str | None = Field(
-        default=None, description="mistral, zephyr, or a Jinja file; None: the tokenizer's own"
+        default=None, description="mistral, zephyr, a Jinja file, or a name in the tokenizer; None: the tokenizer's own"
     )
     quantization: Literal["nf4", "none"] = Field(default="nf4", description="nf4: 4-bit with double quantisation")
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(

@@ -60,7 +60,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
         if not prompt.strip():
             raise InputError("the prompt is empty. Give --prompt some text.")
-    chat = _load(arguments)
+    chat = _load(arguments, prompt)
     if prompt is not None:
         print(chat.ask(prompt))
     else:
@@ -68,16 +68,20 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _load(arguments: argparse.Namespace) -> Chat:
+def _load(arguments: argparse.Namespace, prompt: str | None) -> Chat:
     from transformers import set_seed
 
-    from trials.chat import Chat
-    from trials.judging import Choices, load_judged
+    from trials.chat import Chat, conversation_ids, told
+    from trials.formats import USER, Message
+    from trials.judging import Choices, check_judged, load_judged
 
     choices = Choices(quantization=arguments.quantization, chat_template=arguments.chat_template)
+    tokenizer, known = check_judged(arguments.model, choices)
+    if prompt is not None:  # whether it can be asked is known before the weights are loaded
+        conversation_ids((*told(arguments.system), Message(USER, prompt.strip())), tokenizer, known)
     judged = load_judged(arguments.model, choices)
     set_seed(arguments.seed)
-    return Chat(judged.model, judged.tokenizer, _sampling(arguments), arguments.system)
+    return Chat(judged.model, judged.tokenizer, _sampling(arguments), arguments.system, known)
 
 
 def _sampling(arguments: argparse.Namespace) -> Sampling:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
+from trials.adapter_fit import check_adapter_files, check_fit, refuse_missing
 from trials.adapter_folder import base_settings, cannot_load, is_adapter, tokenizer_settings
 from trials.config import DataSettings, ModelSettings
 from trials.data import load_split
@@ -19,10 +24,12 @@ from trials.formats import LABELLED, Example
 from trials.generation import Sampling, generate
 from trials.judgement import Answers, Judgement, Rows, Task, rows_hash
 from trials.losses import RowLosses, compare
-from trials.model import keep_gradients_on_cpu, load_base, load_tokenizer, weight_arguments
+from trials.memory import is_out_of_memory
+from trials.model import check_base, keep_gradients_on_cpu, load_base, load_tokenizer, vocabulary, weight_arguments
 from trials.scores import has_words, task_score
 from trials.split import Split
 from trials.tokenization import encode
+from trials.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,18 +65,47 @@ def load_judged(path: str, choices: Choices | None = None) -> Judged:
     A trial's own `adapter/` is loaded on its base as the trial loaded that. Raises `ModelError` if it can't be loaded.
     """
     choices = choices or Choices()
-    tokenizer = load_tokenizer_of(path, choices)
+    tokenizer, _ = check_judged(path, choices)
     if not is_adapter(path):
         return Judged(load_base(choices.over(ModelSettings(name=path))), tokenizer, is_adapter=False)
     from peft import AutoPeftModelForCausalLM
 
+    base = base_settings(path)
     try:
-        arguments = weight_arguments(choices.over(base_settings(path)))
-        model = AutoPeftModelForCausalLM.from_pretrained(path, **arguments, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            arguments = weight_arguments(choices.over(base))
+            model = AutoPeftModelForCausalLM.from_pretrained(path, **arguments, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise cannot_load(path, error) from error
+    refuse_missing(said, Path(path), base)
     keep_gradients_on_cpu(model)
     return Judged(model, tokenizer, is_adapter=True)
+
+
+def check_judged(path: str, choices: Choices | None = None) -> tuple[PreTrainedTokenizerBase, Vocabulary | None]:
+    """The tokenizer of an adapter or a model and the tokens that the model knows, None if that can't be told.
+
+    Raises `ModelError` for all that can be seen to be wrong with it without loading its weights.
+    """
+    choices = choices or Choices()
+    if not is_adapter(path):
+        settings = choices.over(ModelSettings(name=path))
+        tokenizer = load_tokenizer_of(path, choices)
+        check_base(settings)
+        return tokenizer, vocabulary(settings)
+    check_adapter_files(Path(path))
+    base = base_settings(path)
+    tokenizer = load_tokenizer_of(path, choices)
+    check_base(base)
+    has_own = (Path(path) / "tokenizer_config.json").is_file()
+    try:
+        known = check_fit(Path(path), base, len(tokenizer) if has_own else None)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise cannot_load(path, error) from error
+    return tokenizer, vocabulary(base) if known is None else Vocabulary(path, known)
 
 
 def load_tokenizer_of(path: str, choices: Choices | None = None) -> PreTrainedTokenizerBase:
@@ -107,9 +143,12 @@ def prepare(path: str, choices: Choices, task: Task, settings: DataSettings) -> 
 
     An interval needs two rows: fewer are refused.
     """
-    split = load_split(settings, load_tokenizer_of(path, choices))
+    tokenizer, known = check_judged(path, choices)
+    split = load_split(settings, tokenizer)
     if len(split) < 2:
         raise DataError(f"{task.data}: only one row can be used, and an interval needs at least two. Give more.")
+    if known is not None:
+        known.refuse_rows({"the": split}, tokenizer)
     return Prepared(path, choices, task, split, _rows(path, task, split))
 
 

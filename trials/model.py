@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trials.config import ALL_LINEAR, Hyperparameters, ModelSettings
 from trials.engine.shape import ARCHITECTURES, LINEAR_NAMES, base_shape
 from trials.errors import ModelError, first_line
-from trials.templates import chat_template
+from trials.model_files import check_json_files, check_model_files, check_stored_weights
+from trials.templates import chosen_template
+from trials.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from trials.data import TrialData
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
@@ -24,15 +29,53 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     _check_folder(settings.name, "tokenizer_config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of the Rust library's errors most are plain Exceptions
         raise ModelError(f"can't load the tokenizer of {settings.name!r}: {first_line(error)}. {_REMEDY}.") from error
-    if tokenizer.pad_token is None:
-        # Padding is masked by position, so sharing the token with EOS never hides an EOS from the loss.
+    known = _known_tokens(settings)
+    if tokenizer.pad_token is None or (known is not None and tokenizer.pad_token_id >= known):
+        # Padding is masked by position, so sharing the token with EOS never hides an EOS from the loss. A padding token
+        # that was added to the tokenizer alone has no row in the model's embedding.
         tokenizer.pad_token = tokenizer.eos_token
-    if settings.chat_template is not None:
-        tokenizer.chat_template = chat_template(settings.chat_template)
+    tokenizer.chat_template = chosen_template(tokenizer.chat_template, settings)
     loaded: PreTrainedTokenizerBase = tokenizer
     return loaded
+
+
+def vocabulary(settings: ModelSettings) -> Vocabulary | None:
+    """The tokens that the base model knows; None where its config doesn't say, or can't be read."""
+    known = _known_tokens(settings)
+    return None if known is None else Vocabulary(settings.name, known)
+
+
+def refuse_unknown_tokens(settings: ModelSettings, data: TrialData, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `ModelError` if rows hold a token that the base model doesn't know."""
+    known = vocabulary(settings)
+    if known is not None:
+        splits = {"train": data.train, "eval": data.eval, "test": data.test}
+        known.refuse_rows({name: split for name, split in splits.items() if split is not None}, tokenizer)
+
+
+def _known_tokens(settings: ModelSettings) -> int | None:
+    try:
+        config = AutoConfig.from_pretrained(settings.name, revision=settings.revision)
+    except (OSError, ValueError):
+        return None  # an adapter's folder has none; what is wrong with a model's is said where it's loaded
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def check_base(settings: ModelSettings) -> None:
+    """Raises `ModelError` if a folder's weights are damaged, incomplete, or of another size than its config says.
+
+    Reads the beginnings of files only. A model on the hub isn't looked at: its files are checked as they are loaded.
+    """
+    folder = Path(settings.name)
+    if not folder.is_dir():
+        return
+    check_model_files(folder)
+    shape = base_shape(settings.name, settings.revision)
+    if shape.model_type in ARCHITECTURES:
+        check_stored_weights(folder, shape)
 
 
 def load_base(settings: ModelSettings) -> PreTrainedModel:
@@ -41,13 +84,19 @@ def load_base(settings: ModelSettings) -> PreTrainedModel:
     NF4 with double quantisation as in QLoRA (arXiv 2305.14314). A checkpoint that is saved quantised keeps its own.
     """
     _check_folder(settings.name, "config.json")
+    check_base(settings)
     try:
         arguments = weight_arguments(settings)
-        model = AutoModelForCausalLM.from_pretrained(
-            settings.name, revision=settings.revision, **arguments, trust_remote_code=False
+        model, found = AutoModelForCausalLM.from_pretrained(
+            settings.name, revision=settings.revision, output_loading_info=True, **arguments, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"can't load the base model {settings.name!r}: {first_line(error)}. {_REMEDY}.") from error
+    if found["missing_keys"]:  # transformers fills them with random numbers, and warns
+        raise ModelError(
+            f"the base model {settings.name!r} lacks {len(found['missing_keys'])} of its weights, such as "
+            f"{min(found['missing_keys'])}. {_REMEDY}."
+        )
     return as_base(model)
 
 
@@ -198,5 +247,8 @@ _REMEDY = "Give a folder with config.json, tokenizer and weights, or a name on t
 def _check_folder(name: str, needed: str) -> None:
     # A name on the hub has one slash at most.
     looks_like_path = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or Path(name).is_dir()
-    if looks_like_path and not (Path(name) / needed).is_file():
+    if not looks_like_path:
+        return
+    if not (Path(name) / needed).is_file():
         raise ModelError(f"no model in {name}: there is no {needed} in it. {_REMEDY}.")
+    check_json_files(Path(name))

@@ -205,11 +205,14 @@ def _refuse_other_settings(arguments: argparse.Namespace) -> None:
 
 def _load(config: TrialConfig) -> tuple[PreTrainedTokenizerBase, TrialData]:
     from trials.data import load_data
-    from trials.model import check_targets, load_tokenizer
+    from trials.model import check_base, check_targets, load_tokenizer, refuse_unknown_tokens
 
     tokenizer = load_tokenizer(config.model)
+    check_base(config.model)
     check_targets(config.model, config.hyperparameters.target_modules)
-    return tokenizer, load_data(config.data, tokenizer)
+    data = load_data(config.data, tokenizer)
+    refuse_unknown_tokens(config.model, data, tokenizer)
+    return tokenizer, data
 
 
 def _run(
