@@ -21,6 +21,8 @@ from __future__ import annotations
 EXIT_DONE = 0
 EXIT_BAD_INPUT = 2
 EXIT_NOTHING_TO_EXPORT = 3
+EXIT_GAVE_UP = 4
+"""A search gave up before its time: what there was is exported, and it can be resumed."""
 EXIT_INTERRUPTED = 130
 
 
