@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from orchestrator.configuration import trial_config
 from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
+from orchestrator.mishaps import MOST_MISHAPS, QUIETLY, How, Left, Mishaps
 from orchestrator.pace import Pace, Regrouped
 from orchestrator.preliminaries import PROBE_ID, Preliminaries
 from orchestrator.promotion import Fresh, Night, Promotion, Resume, Standing
@@ -29,6 +30,7 @@ from orchestrator.suspects import MOST_DEATHS, Suspects
 from trials.checkpoints import remove_checkpoints
 from trials.config import TrialConfig
 from trials.files import settle_folder
+from trials.output import LOG_FILE
 from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_row_losses, read_trial
 from trials.rewinding import go_back
 
@@ -43,7 +45,8 @@ Over = Literal["over"]
 class Assignment:
     """One trial to run: where, with what; `resumes`: it goes on from its newest checkpoint.
 
-    `remote`: where on an object store the trial is, and as whose, if the run folder is on one.
+    `remote`: where on an object store the trial is, and as whose, if the run folder is on one; `wandb_id` is its run in
+    W&B then, where there is one.
     """
 
     trial_id: str
@@ -53,6 +56,7 @@ class Assignment:
     folder: Path
     resumes: bool = False
     remote: Mapping[str, str] | None = None
+    wandb_id: str | None = None
 
 
 class Conductor:
@@ -79,7 +83,11 @@ class Conductor:
         self._suspects = Suspects()
         self._interrupted = threading.Event()
         self._failures_in_a_row = 0
-        self._gave_up = False
+        self._mishaps = Mishaps()
+        self._troubles: set[str] = set()
+        """What only reports and went wrong, and was said."""
+        self.gave_up: str | None = None
+        """Why nothing more is started, though there is time; None: nobody gave up."""
         self._is_done = False
         self._later: deque[Callable[[], None]] = deque()
         self.regrouped: Regrouped | None = None
@@ -123,11 +131,11 @@ class Conductor:
 
     def next_trial(self) -> Assignment | Wait | Over:
         """The next trial to run. The base model comes first, then what measures the speed, then everything else."""
-        if self._interrupted.is_set() or self._gave_up or self._seconds_left <= 0:
+        if self._interrupted.is_set() or self.gave_up is not None or self._seconds_left <= 0:
             return "over"
         if self.regrouped is not None:
             return "over"
-        if len(self._running) >= self._slots:
+        if len(self._running) >= self._slots or self._mishaps.are_to_wait_for(self._now()):
             return "wait"
         if not self._preliminaries.are_done:
             preliminary = self._preliminaries.next(self._running, self._now())
@@ -139,7 +147,8 @@ class Conductor:
         """Takes in an evaluation; True: the trial goes on. One that doesn't is over here, or pauses."""
         if trial_id in (BASE_TRIAL_ID, PROBE_ID):
             self._take_preliminary(trial_id, point)
-            return True
+            return True  # cut off, it comes again from its beginning: errors of what speaks for it still count
+        self._mishaps.clear(trial_id)
         member = self._roster[trial_id]
         self._take(member, point)
         self._emit(TrialEvaluated(trial_id, point))
@@ -154,17 +163,25 @@ class Conductor:
             self._emit(TrialPaused(trial_id, verdict.reason))
         return verdict.goes_on
 
-    def on_end(self, trial_id: str, *, died: bool = False) -> None:
-        """Takes in that nobody runs a trial any more, whatever the cause; `died`: its process is gone, wordlessly."""
+    def on_trouble(self, about: str, text: str) -> None:
+        """Takes in that something went wrong which only reports; it's said once a session, whichever trial it's of."""
+        if about not in self._troubles:
+            self._troubles.add(about)
+            self._emit(Message(f"warning: {about}: {text} (said once; the trials' log.txt have the rest)"))
+
+    def on_end(self, trial_id: str, left: Left = QUIETLY) -> None:
+        """Takes in that nobody runs a trial any more, and how it `left` what ran it."""
         self._running.pop(trial_id, None)
         if trial_id in (BASE_TRIAL_ID, PROBE_ID):
-            self._end_preliminary(trial_id, died=died)
+            self._end_preliminary(trial_id, left)
             return
         record = read_trial(self._run.trial(trial_id))
         member = self._roster.replace(record)
         member.is_running = False
-        if record.ending is None and died:
-            self._note_death(member)
+        if record.ending is None and left.how is How.DEATH:
+            self._note_death(member, left.error)
+        elif record.ending is None and left.how is How.MISHAP:
+            self._note_mishap(member, left.error)
         if record.ending is None and member.ending is None and self.must_stop and not self.was_interrupted:
             self._end(member, Ending(EndingKind.PRUNED, "the time for training was over"))
         elif member.ending is not None:
@@ -201,8 +218,10 @@ class Conductor:
     def _fill_slot(self) -> Assignment | Wait | Over:
         if self._unbegun:
             return self._begin(self._unbegun.popleft())
-        if self._unfinished:
-            return self._resume(self._unfinished.popleft())
+        while self._unfinished:
+            trial_id = self._unfinished.popleft()
+            if self._roster[trial_id].ending is None:
+                return self._resume(trial_id)
         choice = self._policy.next(self._night())
         if isinstance(choice, Resume):
             return self._resume(choice.trial_id)
@@ -290,13 +309,38 @@ class Conductor:
         if record.ending is not None:
             self._study.tell(number, record.ending.kind, record.best_eval_loss)
 
-    def _note_death(self, member: Member) -> None:
-        """Its process died, which isn't to blame on it the first time: others may have been in there too."""
-        if self._suspects.note_death(member.trial_id):
-            reason = f"its process ended without a word {MOST_DEATHS} times in a row; see ray/{member.trial_id}"
-            member.ending = Ending(EndingKind.FAILED, reason)
+    def _note_death(self, member: Member, error: str) -> None:
+        """What it ran in broke, which isn't to blame on it the first time: others may have been in there too."""
+        trial_id = member.trial_id
+        if self._suspects.note_death(trial_id):
+            what = f"{error}, {MOST_DEATHS} times" if error else f"its process ended without a word {MOST_DEATHS} times"
+            member.ending = Ending(EndingKind.FAILED, f"{what} in a row; see ray/{trial_id}")
+        elif error:
+            self._emit(Message(f"trial {trial_id} was cut off and goes on from its last checkpoint: {error}"))
         else:
-            self._emit(Message(f"the process of trial {member.trial_id} died; it goes on from its last checkpoint"))
+            self._emit(Message(f"the process of trial {trial_id} died; it goes on from its last checkpoint"))
+
+    def _note_mishap(self, member: Member, error: str) -> None:
+        """What speaks for it failed: it's handed out again soon, unless that goes on for it alone."""
+        if self._is_over_mishaps(member.trial_id, error):
+            reason = (
+                f"set aside through no fault of its own, as what speaks for it failed {MOST_MISHAPS} times: {error}"
+            )
+            member.ending = Ending(EndingKind.PRUNED, reason)
+        else:
+            self._unfinished.append(member.trial_id)
+
+    def _is_over_mishaps(self, trial_id: str, error: str) -> bool:
+        """Whether a trial has had too many; if trials have in a row, that's the search's trouble, and it gives up."""
+        if self._mishaps.note(trial_id, error, self._now()):
+            said = (
+                f"what speaks for trial {trial_id} failed, which isn't the trial's doing, and it is run again: {error}"
+            )
+            self._emit(Message(said))
+        if self._mishaps.in_a_row >= MOST_MISHAPS:
+            self._give_up(f"what speaks for trials failed {MOST_MISHAPS} times in a row, the last time with: {error}")
+            return False
+        return self._mishaps.of(trial_id) >= MOST_MISHAPS
 
     def _bound_paused(self) -> None:
         """Checkpoints take room, so not everything that is paused can be kept."""
@@ -323,12 +367,14 @@ class Conductor:
     def _count_failures(self, record: TrialRecord) -> None:
         failed = record.ending is not None and record.ending.kind is EndingKind.FAILED
         self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
-        if self._failures_in_a_row == MOST_FAILURES_IN_A_ROW:
-            self._give_up(f"{MOST_FAILURES_IN_A_ROW} trials in a row", record.folder)
+        if self._failures_in_a_row == MOST_FAILURES_IN_A_ROW and record.ending is not None:
+            said = f"{MOST_FAILURES_IN_A_ROW} trials in a row failed, the last one, {record.id}, with"
+            self._give_up(f"{said}: {_in_a_line(record.ending.reason)} (see {record.folder / LOG_FILE})")
 
-    def _give_up(self, what: str, folder: Path) -> None:
-        self._emit(Message(f"{what} failed, so nothing more is started; see {folder / 'ending.json'}"))
-        self._gave_up = True
+    def _give_up(self, reason: str) -> None:
+        if self.gave_up is None:
+            self.gave_up = reason
+            self._emit(Message(f"{reason}. Nothing more is started"))
 
     def _take_preliminary(self, trial_id: str, point: EvalPoint) -> None:
         self._preliminaries.take(trial_id, point)
@@ -337,8 +383,14 @@ class Conductor:
             self._policy.start_from(point.eval_loss)
         self._emit(TrialEvaluated(trial_id, point))
 
-    def _end_preliminary(self, trial_id: str, *, died: bool) -> None:
-        ending = self._preliminaries.end(trial_id, self._now(), died=died)
+    def _end_preliminary(self, trial_id: str, left: Left) -> None:
+        point = self._preliminaries.unheard_point(trial_id)
+        if point is not None:
+            self._take_preliminary(trial_id, point)
+        if left.how is How.MISHAP and self._preliminaries.is_cut_off(trial_id):
+            self._is_over_mishaps(trial_id, left.error)
+            return
+        ending = self._preliminaries.end(trial_id, self._now(), died=left.how is How.DEATH, error=left.error)
         if ending is None:
             self._emit(Message(f"{trial_id} was cut off, and is done again"))
             return
@@ -346,7 +398,7 @@ class Conductor:
         for sentence in self._preliminaries.findings():
             self._emit(Message(sentence))
         if ending.kind is EndingKind.FAILED and trial_id == BASE_TRIAL_ID:
-            self._give_up("the base model", self._run.trial(trial_id))
+            self._give_up(f"the base model's evaluation failed with: {_in_a_line(ending.reason)}")
 
     def _catch_up(self, trained: list[TrialRecord]) -> None:
         """Tells study and policy what is on disk, where the search was cut off before they were told."""
@@ -364,3 +416,8 @@ class Conductor:
 
     def _night(self) -> Night:
         return self._preliminaries.night(self._seconds_left, may_start=self._may_start)
+
+
+def _in_a_line(reason: str) -> str:
+    """An error's text for a sentence."""
+    return reason.strip().split("\n")[0].rstrip(".")

@@ -23,7 +23,14 @@ class Logged:
     figures: Mapping[str, float]
 
 
-Word = EvalPoint | Logged | Ended
+@dataclass(frozen=True)
+class Troubled:
+    """What went wrong, where the trial is, with something that only reports; by what it's about. Nobody answers it."""
+
+    troubles: Mapping[str, str]
+
+
+Word = EvalPoint | Logged | Troubled | Ended
 
 
 class Conversation:
@@ -45,6 +52,11 @@ class Conversation:
     def say(self, figures: Mapping[str, float]) -> None:
         """The trial's side: says what it logged, and goes on at once."""
         self._words.put(Logged(figures))
+
+    def warn(self, troubles: Mapping[str, str]) -> None:
+        """The trial's side: says what went wrong with reporting, if anything did, and goes on at once."""
+        if troubles:
+            self._words.put(Troubled(troubles))
 
     def end(self, error: str | None = None) -> None:
         """The trial's side: there will be nothing more."""

@@ -122,6 +122,10 @@ class Desk:
         """Says what the trial logged of its training."""
         self._turns[number].conversation.say(figures)
 
+    def warn(self, number: int, troubles: Mapping[str, str]) -> None:
+        """Says what went wrong with reporting."""
+        self._turns[number].conversation.warn(troubles)
+
     def called_off(self, number: int) -> None:
         """Waits until nobody waits for the trial any more, or it's over."""
         self._turns[number].is_called_off.wait()

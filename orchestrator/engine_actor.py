@@ -17,6 +17,7 @@ from orchestrator.workplace import Workplace, is_lost
 from trials.command_line import quiet_libraries
 from trials.output import keep_output
 from trials.records import EvalPoint
+from trials.troubles import TROUBLES
 
 if TYPE_CHECKING:
     from trials.supervisor import Decision
@@ -103,6 +104,7 @@ class EngineActor:
         from trials.supervisor import Decision
 
         def on_eval(point: EvalPoint) -> Decision:
+            conversation.warn(TROUBLES.take())
             return Decision.GO_ON if conversation.ask(point) else Decision.STOP
 
         self._workplace.run(assignment, on_eval, lambda: conversation.is_broken_off, conversation.say)

@@ -21,6 +21,7 @@ import ray
 from orchestrator.desk import Desk
 from trials.command_line import quiet_libraries
 from trials.output import keep_output
+from trials.troubles import TROUBLES
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -139,6 +140,9 @@ def _run(desk: Any, number: int, assignment: Mapping[str, Any], workplace: Workp
     called_off = desk.called_off.remote(number)
 
     def on_eval(point: EvalPoint) -> Decision:
+        troubles = TROUBLES.take()
+        if troubles:
+            desk.warn.remote(number, troubles)
         return Decision.GO_ON if ray.get(desk.ask.remote(number, point)) else Decision.STOP
 
     def is_called_off() -> bool:

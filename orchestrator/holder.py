@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
-from orchestrator.conversation import Ended, Logged
-from orchestrator.trial_copy import records_copy
+from orchestrator.conversation import Ended, Logged, Troubled
+from orchestrator.reporting import report_of, tracked
 from trials.config import TrialConfig
-from trials.tracking import figures, wandb_run
+from trials.output import logged_in
+from trials.tracking import figures
 
 _READY_SECONDS = 300.0
 """For an engine's process to start; the base model comes later."""
@@ -34,14 +36,18 @@ def hold_assignment(assignment: dict[str, Any]) -> None:
     ray.get(engine.ready.options(max_task_retries=-1).remote(), timeout=_READY_SECONDS)
     ray.get(engine.begin.remote(assignment))
     config = TrialConfig.model_validate_json(assignment["config"])
-    # While it trains already: W&B may take seconds.
-    with records_copy(assignment) as folder, wandb_run(folder, config, group=assignment["group"]) as log:
+    troubles: dict[str, str] = {}
+    log_file = nullcontext() if assignment.get("remote") else logged_in(Path(assignment["folder"]))
+    with log_file, tracked(assignment, config) as log:
         while not isinstance(word := ray.get(engine.next_word.remote(trial_id)), Ended):
             if isinstance(word, Logged):
                 log(word.figures)
                 continue
+            if isinstance(word, Troubled):
+                troubles.update(word.troubles)
+                continue
             log(figures(word))
-            tune.report(asdict(word))
+            tune.report(report_of(word, troubles))
             engine.go_on.remote(trial_id)
     if word.error is not None:
         raise FailedInEngine(word.error)

@@ -16,26 +16,33 @@ from orchestrator.events import Event
 from orchestrator.run_folder import RunFolder, Search
 from orchestrator.scrape_targets import ScrapeTargets
 from orchestrator.search_metrics import METRICS, Metric, SearchMetrics
+from trials.troubles import TROUBLES, only_reporting
 
+_ABOUT = "metrics"
 _SECONDS_BETWEEN = 5.0
 """Ray's agent forgets a gauge that nobody has set for 20 s, and evaluations may be minutes apart."""
 
 
 class Metrics:
-    """Listens to a search, after `board` has, until its block ends. The search is named after its run folder."""
+    """Listens to a search, after `board` has, until its block ends. The search is named after its run folder.
+
+    An error in here is one warning, and the search goes on without its metrics.
+    """
 
     def __init__(self, board: Board, run: RunFolder, search: Search, now: Callable[[], datetime]) -> None:
-        self._search = SearchMetrics(board, run, search, now)
         self._name = {"search": run.path.name}
-        self._metrics = {metric: _declared(metric) for metric in METRICS}
         self._told = dict.fromkeys([metric for metric in METRICS if metric.is_sum], 0.0)
         self._targets = ScrapeTargets(run.path)
         self._lock, self._is_over = threading.Lock(), threading.Event()
+        with only_reporting(_ABOUT, self._give_up):
+            self._search = SearchMetrics(board, run, search, now)
+            self._metrics = {metric: _declared(metric) for metric in METRICS}
 
     def __call__(self, event: Event) -> None:
         """Takes in one event."""
-        with self._lock:
-            self._search.take(event)
+        with only_reporting(_ABOUT, self._give_up), self._lock:
+            if not self._is_over.is_set():
+                self._search.take(event)
 
     def __enter__(self) -> Metrics:
         threading.Thread(target=self._keep_telling, daemon=True).start()
@@ -47,8 +54,13 @@ class Metrics:
 
     def _keep_telling(self) -> None:
         while not self._is_over.wait(_SECONDS_BETWEEN):
-            self._targets.refresh()
-            self._tell()
+            with only_reporting(_ABOUT, self._give_up):
+                self._targets.refresh()
+                self._tell()
+
+    def _give_up(self, about: str, text: str) -> None:
+        self._is_over.set()
+        TROUBLES.note(about, f"{text}. The search goes on without them")
 
     def _tell(self) -> None:
         with self._lock:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from orchestrator.conductor import Assignment, Conductor, Over, Wait
 from orchestrator.events import Event
 from orchestrator.mirror import Mirror
+from orchestrator.mishaps import QUIETLY, Left
 from orchestrator.run_folder import RunFolder, Search
 from trials.records import EvalPoint
 from trials.tracking import keep_run_id
@@ -57,26 +58,26 @@ class MirroredConductor(Conductor):
         answer = super().next_trial()
         if not isinstance(answer, Assignment):
             return answer
-        keep_run_id(answer.folder, answer.config.tracking)
+        wandb_id = keep_run_id(answer.folder, answer.config.tracking)
         owner = secrets.token_hex(8)
         self._mirror.push_files("search.json")
         self._mirror.hand_over(answer.folder, owner)
         self._handed[answer.trial_id] = (answer, owner)
         name = answer.folder.relative_to(self._run.path).as_posix()
-        return replace(answer, remote={"url": self._mirror.store.url, "name": name, "owner": owner})
+        return replace(answer, remote={"url": self._mirror.store.url, "name": name, "owner": owner}, wandb_id=wandb_id)
 
     def on_eval(self, trial_id: str, point: EvalPoint) -> bool:
         """As a conductor does."""
         self._mirror.pull(self._handed[trial_id][0].folder)
         return super().on_eval(trial_id, point)
 
-    def on_end(self, trial_id: str, *, died: bool = False) -> None:
+    def on_end(self, trial_id: str, left: Left = QUIETLY) -> None:
         """As a conductor does; the trial's worker puts nothing more on the store."""
         handed = self._handed.pop(trial_id, None)
         if handed is not None:
             assignment, owner = handed
             self._mirror.take_back(assignment.folder, owner)
-        super().on_end(trial_id, died=died)
+        super().on_end(trial_id, left)
 
     def tidy(self) -> None:
         """As a conductor does; every some seconds, what has changed is put on the store."""

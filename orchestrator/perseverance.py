@@ -22,7 +22,7 @@ from orchestrator.processes import end_session
 from orchestrator.run_folder import RunFolder
 from orchestrator.search_log import last_error, search_log, size
 from orchestrator.session_mark import clear_session, end_last_session
-from trials.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, SearchBroken
+from trials.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_GAVE_UP, EXIT_INTERRUPTED, SearchBroken
 from trials.files import read_json_lines
 
 MOST_IN_A_ROW = 8
@@ -42,6 +42,8 @@ class SessionCode(IntEnum):
     OVER = EXIT_DONE
     REFUSED = EXIT_BAD_INPUT
     """With a message of its own; so would the next one be."""
+    GAVE_UP = EXIT_GAVE_UP
+    """For a reason that is no chance (`Conductor.gave_up`): trials would go on failing."""
     INTERRUPTED = EXIT_INTERRUPTED
     """By a person."""
     DISK_FULL = 74

@@ -75,7 +75,19 @@ class Preliminaries:
         if trial_id == BASE_TRIAL_ID:
             self.base_eval_loss = point.eval_loss
 
-    def end(self, trial_id: str, now: datetime, *, died: bool) -> Ending | None:
+    def unheard_point(self, trial_id: str) -> EvalPoint | None:
+        """The base model's evaluation, where it's on disk and nobody said so: what speaks for it failed meanwhile."""
+        if trial_id != BASE_TRIAL_ID or self.base_eval_loss is not None:
+            return None
+        record = read_trial(self.folder(trial_id))
+        is_done = record.ending is not None and record.ending.kind is EndingKind.FINISHED
+        return record.points[-1] if is_done and record.points else None
+
+    def is_cut_off(self, trial_id: str) -> bool:
+        """Whether it has to be done again."""
+        return read_trial(self.folder(trial_id)).ending is None
+
+    def end(self, trial_id: str, now: datetime, *, died: bool, error: str = "") -> Ending | None:
         """How it ended; None: it was cut off, and comes again."""
         record = read_trial(self.folder(trial_id))
         ending = record.ending
@@ -83,7 +95,8 @@ class Preliminaries:
             self._tries[trial_id] += 1
             if self._tries[trial_id] < _MOST_TRIES:
                 return None
-            ending = Ending(EndingKind.FAILED, f"its process died {_MOST_TRIES} times")
+            what = f"{error}, {_MOST_TRIES} times" if error else f"its process died {_MOST_TRIES} times"
+            ending = Ending(EndingKind.FAILED, what)
         if trial_id == PROBE_ID:
             self._end_probe(record, ending, now)
         elif ending.kind is not EndingKind.FAILED:

@@ -17,6 +17,7 @@ from orchestrator.deadline import Deadline, from_budget, from_until
 from orchestrator.finding import Level, refuse_impossible
 from orchestrator.finish import finish
 from orchestrator.forecast import predict
+from orchestrator.giving_up import giving_up
 from orchestrator.interruption import Interruption, interruptible
 from orchestrator.pace import Pace
 from orchestrator.perseverance import SessionCode, persevere_with
@@ -44,6 +45,7 @@ from trials.engine.shape import base_shape
 from trials.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
+    EXIT_GAVE_UP,
     EXIT_INTERRUPTED,
     InputError,
     SearchBroken,
@@ -118,6 +120,9 @@ def _search(job: _Job) -> int:
             return EXIT_BAD_INPUT
         with interruption.finishing():
             code = finish(folder, clock, interrupted=ended is not SessionCode.OVER)
+            if ended is SessionCode.GAVE_UP:
+                sys.stderr.write(f"error: {giving_up(folder, clock())}\n")
+                code = EXIT_GAVE_UP
             publish(folder)
         if (place := place_of(folder)) != str(folder.path):
             print(f"all of it is on {place}")

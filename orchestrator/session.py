@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.events import Event, Message, in_turn
 from orchestrator.finding import Level, refuse_impossible
+from orchestrator.giving_up import note_giving_up
 from orchestrator.interruption import obey
 from orchestrator.pace import Regrouped
 from orchestrator.perseverance import SessionCode
@@ -144,6 +145,9 @@ def _conducted(
 def _code_of(conductor: Conductor, folder: RunFolder) -> SessionCode:
     """How the session ended. Raises `InputError` if not even one evaluation came about."""
     search = conductor.search
+    if conductor.gave_up is not None and not conductor.was_interrupted:
+        note_giving_up(folder, conductor.gave_up)
+        return SessionCode.GAVE_UP
     if not folder.records() and not conductor.was_interrupted:
         raise InputError(
             f"the budget is too short for one evaluation: when Ray had started, nothing was left of it but "

@@ -12,6 +12,7 @@ from typing import Any
 
 from trials.output import logged_in
 from trials.records import EvalPoint, read_trial
+from trials.troubles import only_reporting
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +28,10 @@ def logged_stretch(folder: Path, assignment: Mapping[str, Any]) -> Iterator[None
         except Exception:
             logger.exception("trial %s: an error ended it here", folder.name)
             raise
-        ending = read_trial(folder).ending
-        left = "it leaves, as its search says" if ending is None else f"{ending.kind.value}: {ending.reason}"
-        logger.info("trial %s: %s", folder.name, left)
+        with only_reporting("log"):
+            ending = read_trial(folder).ending
+            left = "it leaves, as its search says" if ending is None else f"{ending.kind.value}: {ending.reason}"
+            logger.info("trial %s: %s", folder.name, left)
 
 
 def log_evaluation(trial_id: str, point: EvalPoint) -> None:

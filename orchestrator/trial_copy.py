@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,8 +34,8 @@ class TrialCopy:
         self._owner = owner
 
     def keep(self) -> None:
-        """Puts the trial on the store as it is now. Raises `CutOffError` where that can't be done."""
-        from trials.outcomes import CutOffError  # loads torch, which a holder does without
+        """Puts the trial on the store as it is now. Raises `NotHeardError` where that can't be done."""
+        from trials.outcomes import NotHeardError  # loads torch, which a holder does without
 
         store, self._store = self._store, None
         if store is None:
@@ -44,7 +43,7 @@ class TrialCopy:
         try:
             store.push(self.path, owner=self._owner, becomes=self._owner)
         except (StoreFailed, NotTheOwner) as error:
-            raise CutOffError(str(error)) from error
+            raise NotHeardError(str(error)) from error
         self._store = store
 
     def kept_before(self, on_eval: OnEval) -> OnEval:
@@ -93,20 +92,6 @@ def trial_copy(assignment: Mapping[str, Any], *, is_kept: bool = True) -> Iterat
                 copy.keep()
     finally:
         shutil.rmtree(path.parent, ignore_errors=True)
-
-
-@contextmanager
-def records_copy(assignment: Mapping[str, Any]) -> Iterator[Path]:
-    """The trial's folder for who only reads its records, and keeps nothing there."""
-    remote = assignment.get("remote")
-    if remote is None:
-        yield Path(assignment["folder"])
-        return
-    with tempfile.TemporaryDirectory(prefix="trial-") as path:
-        folder = Path(path) / assignment["trial_id"]
-        folder.mkdir()
-        TrialStore(ObjectStore(remote["url"]), remote["name"]).pull(folder, whole=False)
-        yield folder
 
 
 def _copies_here() -> Path:

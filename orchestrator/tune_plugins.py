@@ -15,9 +15,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.conductor import Assignment, Conductor
+from orchestrator.departures import how_it_left
 from orchestrator.engines import Engines
 from orchestrator.markers import UNSEEN
+from orchestrator.mishaps import DIED, Left
 from orchestrator.placement import why_no_engine
+from orchestrator.reporting import TROUBLES_KEY
 from orchestrator.run_folder import RunFolder
 from trials.disk import says_disk_full
 from trials.records import EvalPoint
@@ -43,7 +46,8 @@ class ConductedSearcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ship
         self._conductor = conductor
         self._engines = engines
         self._our_ids: dict[str, str] = {}
-        self._leaving: list[str] = []
+        self._leaving: list[tuple[str, Left]] = []
+        self._errors: dict[str, Left] = {}
         self._group = run.path.name
         self._by_trl = why_no_engine(conductor.search) is not None
         self._logs = run.logs
@@ -68,6 +72,7 @@ class ConductedSearcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ship
             "config": answer.config.model_dump_json(),
             "folder": str(answer.folder),
             "remote": answer.remote,
+            "wandb_id": answer.wandb_id,
             "log": str(self._logs / f"{answer.trial_id}.log"),
             "group": self._group,
             "fingerprint": search.data.get("fingerprint"),
@@ -83,12 +88,16 @@ class ConductedSearcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ship
         self._stretches.add(name)
         return name
 
+    def note_error(self, trial_id: str, left: Left) -> None:
+        """How an error has ended a trial of Tune's, which Tune says next."""
+        self._errors[trial_id] = left
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune calls this for every trial that ended, however it did."""
         # First the slot: the conductor tidies up the trial's folder.
         self._engines.free_slot(self._our_ids[trial_id])
         if error:
-            self._leaving.append(self._our_ids[trial_id])
+            self._leaving.append((self._our_ids[trial_id], self._errors.pop(trial_id, DIED)))
             self.settle()
         else:
             self._conductor.on_end(self._our_ids[trial_id])
@@ -98,9 +107,9 @@ class ConductedSearcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ship
 
         A holder can die, and its trial still be in its engine, at work on an evaluation.
         """
-        for trial_id in [trial_id for trial_id in self._leaving if self._engines.has_left(trial_id)]:
-            self._leaving.remove(trial_id)
-            self._conductor.on_end(trial_id, died=True)
+        for leaving in [leaving for leaving in self._leaving if self._engines.has_left(leaving[0])]:
+            self._leaving.remove(leaving)
+            self._conductor.on_end(*leaving)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study and the records are on disk already."""
@@ -115,6 +124,10 @@ class QuietProgress(_StaysHere, TrialProgressCallback):  # type: ignore[misc]
     def log_result(self, trial: Trial, result: dict[str, Any], error: bool = False) -> None:
         """The conductor's listener tells of it."""
 
+    def note_error(self, trial_id: str, left: Left) -> None:
+        """How an error has ended a trial of Tune's, which Tune says next."""
+        self._errors[trial_id] = left
+
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The same."""
 
@@ -122,9 +135,10 @@ class QuietProgress(_StaysHere, TrialProgressCallback):  # type: ignore[misc]
 class ConductedScheduler(_StaysHere, FIFOScheduler):  # type: ignore[misc]
     """Hands every evaluation to the conductor, and its word back."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Conductor, searcher: ConductedSearcher) -> None:
         super().__init__()
         self._conductor = conductor
+        self._searcher = searcher
         self.disk_trouble: str | None = None
         """What a trial said that couldn't write to its disk any more: nothing can go on then."""
 
@@ -143,6 +157,8 @@ class ConductedScheduler(_StaysHere, FIFOScheduler):  # type: ignore[misc]
         if self.disk_trouble is None and says_disk_full(said):
             self.disk_trouble = said.strip().splitlines()[-1]
             self._conductor.interrupt()
+        is_held = trial.config["engine"] is not None
+        self._searcher.note_error(trial.trial_id, how_it_left(trial.get_pickled_error(), said, is_held=is_held))
         if UNSEEN in said:
             logger.warning("%s", said.strip().splitlines()[-1])
         super().on_trial_error(tune_controller, trial)
@@ -150,6 +166,8 @@ class ConductedScheduler(_StaysHere, FIFOScheduler):  # type: ignore[misc]
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Tune calls this for every report of a trial."""
         point = EvalPoint(**{name: result[name] for name in _POINT_FIELDS})
+        for about, text in result.get(TROUBLES_KEY, {}).items():
+            self._conductor.on_trouble(about, text)
         goes_on = self._conductor.on_eval(trial.config["trial_id"], point)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 

@@ -92,7 +92,8 @@ def run_tune(conductor: Conductor, run: RunFolder) -> None:
     search, placed = conductor.search, conductor.search.placement
     assert placed is not None
     engines = Engines(search, placed, run.path / "ray", run.logs)
-    searcher, scheduler = ConductedSearcher(conductor, run, engines), ConductedScheduler(conductor)
+    searcher = ConductedSearcher(conductor, run, engines)
+    scheduler = ConductedScheduler(conductor, searcher)
     tuner = tune.Tuner(
         _trainable(search, placed),
         tune_config=TuneConfig(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
 from orchestrator.loading import load_rows
+from orchestrator.reporting import report_of, tracked
 from orchestrator.stretch_log import log_evaluation, logged_stretch
 from orchestrator.trial_copy import TrialCopy, trial_copy
 from orchestrator.watchdog import Watchdog, ending_if_hung
@@ -17,7 +17,7 @@ from trials.command_line import quiet_libraries
 from trials.config import TrialConfig
 from trials.output import keep_output
 from trials.records import EvalPoint, Origin, TrialFolder
-from trials.tracking import figures, wandb_run
+from trials.tracking import Log, figures
 
 if TYPE_CHECKING:
     from trials.supervisor import Decision
@@ -44,38 +44,46 @@ def _run(assignment: dict[str, Any], copy: TrialCopy) -> SystemExit | None:
     use_threads(config.machine)
     tokenizer, data = load_rows(config.model, config.data, assignment["fingerprint"])
     limit = config.machine.step_limit_seconds
-    with wandb_run(folder.path, config, group=assignment["group"]) as log, ending_if_hung(limit) as watchdog:
-        report = _Report(assignment["trial_id"], watchdog, copy)
+    with tracked(assignment, config) as log, ending_if_hung(limit) as watchdog:
+        report = _Report(assignment["trial_id"], watchdog, copy, log)
         if assignment["origin"] == Origin.BASE.value:
             evaluate_base(config, data, tokenizer, folder, report)
-            log(report.last)
         else:
             checkpoint = choose_checkpoint(folder.path, None) if assignment["resumes"] else None
-            run_trial(config, data, tokenizer, folder, report, assignment["stop_at"], checkpoint)
+            run_trial(config, data, tokenizer, folder, report, assignment["stop_at"], checkpoint, on_log=log)
     return report.stopped
 
 
 class _Report:
     """Reports every evaluation to Tune, and turns Tune's way to stop a thread into the trial's word for it."""
 
-    def __init__(self, trial_id: str, watchdog: Watchdog, copy: TrialCopy) -> None:
+    def __init__(self, trial_id: str, watchdog: Watchdog, copy: TrialCopy, log: Log) -> None:
         self._trial_id = trial_id
         self._watchdog = watchdog
         self._copy = copy
+        self._log = log
         self.stopped: SystemExit | None = None
-        self.last: dict[str, float] = {}
 
     def __call__(self, point: EvalPoint) -> Decision:
         from trials.supervisor import Decision
 
-        self.last = figures(point)
+        self._log(figures(point))
         log_evaluation(self._trial_id, point)
         try:
             with self._watchdog.resting():
                 self._copy.keep()
-                tune.report(asdict(point))
+                self._report(point)
         except SystemExit as stop:
             self.stopped = stop
             self._copy.leave()
             return Decision.STOP
         return Decision.GO_ON
+
+    def _report(self, point: EvalPoint) -> None:
+        try:
+            tune.report(report_of(point))
+        except Exception as error:
+            from trials.outcomes import NotHeardError
+
+            # The trial did all that it was to do, and isn't to be recorded as failed.
+            raise NotHeardError(f"Ray Tune doesn't take an evaluation: {type(error).__name__}: {error}") from error

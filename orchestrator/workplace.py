@@ -86,13 +86,13 @@ class Workplace:
         from trials.threads import use_threads
 
         config = TrialConfig.model_validate_json(assignment["config"])
-        logs = wandb_is_wanted(config.tracking)
+        logs = wandb_is_wanted(config.tracking) and self._ranks.is_first
         config = self._adapted(config)
         use_threads(config.machine)
         heard = on_log if logs else unheard
         folder = TrialFolder(path, is_written=self._ranks.is_first)
         if assignment["by_trl"]:
-            self._run_under_trl(assignment, config, folder, on_eval)
+            self._run_under_trl(assignment, config, folder, on_eval, heard)
         else:
             self._run_in_engine(assignment, config, folder, on_eval, is_called_off, heard)
 
@@ -128,7 +128,7 @@ class Workplace:
         )
 
     def _run_under_trl(
-        self, assignment: Mapping[str, Any], config: TrialConfig, folder: TrialFolder, on_eval: OnEval
+        self, assignment: Mapping[str, Any], config: TrialConfig, folder: TrialFolder, on_eval: OnEval, on_log: OnLog
     ) -> None:
         from trials.training import evaluate_base, run_trial
 
@@ -139,7 +139,7 @@ class Workplace:
                 evaluate_base(config, data, tokenizer, folder, on_eval, ranks)
                 return
             checkpoint = choose_checkpoint(folder.path, None) if assignment["resumes"] else None
-            run_trial(config, data, tokenizer, folder, on_eval, assignment["stop_at"], checkpoint, ranks)
+            run_trial(config, data, tokenizer, folder, on_eval, assignment["stop_at"], checkpoint, ranks, on_log)
 
     @property
     def _ranks(self) -> Ranks:

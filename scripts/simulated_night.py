@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from orchestrator.conductor import Assignment, Conductor
 from orchestrator.events import Event
+from orchestrator.mishaps import DIED, Left
 from orchestrator.run_folder import RunFolder
 from trials.checkpoints import CheckpointWriter, LogState, choose_checkpoint
 from trials.config import Hyperparameters
@@ -319,7 +320,7 @@ class SimulatedNight:
         slot.assignment = None
         if assignment.origin not in (Origin.BASE, Origin.PROBE):
             self.account.busy_seconds += max(0.0, self._seconds - slot.began - self._machine.start)
-        self._timed(lambda: self.conductor.on_end(assignment.trial_id, died=died))
+        self._timed(lambda: self.conductor.on_end(assignment.trial_id, DIED if died else Left()))
 
     def _base_is_evaluated(self, slot: Slot) -> None:
         assert slot.assignment is not None

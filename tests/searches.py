@@ -10,6 +10,7 @@ from pathlib import Path
 from orchestrator.conductor import Assignment, Conductor
 from orchestrator.deadline import Deadline
 from orchestrator.events import Event
+from orchestrator.mishaps import DIED, Left
 from orchestrator.run_folder import RunFolder, Search
 from search_spaces.schema import Recipe
 from trials.losses import RowLosses
@@ -107,7 +108,7 @@ def finish(run: RunFolder, conductor: Conductor, assignment: Assignment, kind: E
 
 def leave(conductor: Conductor, assignment: Assignment, *, died: bool = False) -> None:
     """Nobody runs a trial any more."""
-    conductor.on_end(assignment.trial_id, died=died)
+    conductor.on_end(assignment.trial_id, DIED if died else Left())
     conductor.tidy()
 
 

@@ -7,6 +7,7 @@ from optuna.trial import TrialState
 
 from orchestrator.conductor import MOST_FAILURES_IN_A_ROW, Assignment, Conductor
 from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
+from orchestrator.mishaps import DIED, Left
 from orchestrator.run_folder import RunFolder, Search
 from orchestrator.study import STUDY_NAME, study_number, trial_id_of
 from orchestrator.suspects import MOST_DEATHS
@@ -336,7 +337,7 @@ def test_those_who_died_together_go_on_one_after_the_other(run: RunFolder, searc
 def test_a_base_whose_process_died_is_evaluated_again(run: RunFolder, search: Search) -> None:
     conductor = make_conductor(run, search)
     for _ in range(2):
-        conductor.on_end(begin(conductor).trial_id, died=True)
+        conductor.on_end(begin(conductor).trial_id, DIED)
     run_base(run, conductor)
     assert begin(conductor).trial_id == "0001"
 
@@ -344,7 +345,7 @@ def test_a_base_whose_process_died_is_evaluated_again(run: RunFolder, search: Se
 def test_a_base_whose_process_dies_every_time_ends_the_search(run: RunFolder, search: Search) -> None:
     conductor = make_conductor(run, search)
     for _ in range(3):
-        conductor.on_end(begin(conductor).trial_id, died=True)
+        conductor.on_end(begin(conductor).trial_id, DIED)
     assert conductor.next_trial() == "over"
 
 
@@ -470,7 +471,7 @@ def test_where_the_speed_cannot_be_measured_trials_begin_all_the_same(
     finish(run, conductor, base, EndingKind.FINISHED)
     probe = begin(conductor)
     TrialFolder(probe.folder).end(Ending(kind, "made up"))
-    conductor.on_end(probe.trial_id, died=kind is EndingKind.FAILED)
+    conductor.on_end(probe.trial_id, DIED if kind is EndingKind.FAILED else Left())
     if kind is EndingKind.FAILED:
         for _ in range(2):
             again = begin(conductor)

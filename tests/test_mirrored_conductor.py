@@ -11,6 +11,7 @@ import pytest
 from orchestrator.conductor import Assignment
 from orchestrator.mirror import Mirror
 from orchestrator.mirrored_conductor import MirroredConductor, conductor_of
+from orchestrator.mishaps import DIED, Left
 from orchestrator.run_folder import RunFolder, Search
 from orchestrator.run_places import create_at, open_at
 from orchestrator.snapshots import TrialStore
@@ -49,7 +50,7 @@ def work(conductor: MirroredConductor, assignment: Assignment, *losses: float, e
             conductor.on_eval(assignment.trial_id, evaluation)
         if ends:
             folder.end(Ending(EndingKind.FINISHED, "made up"))
-    conductor.on_end(assignment.trial_id, died=not ends)
+    conductor.on_end(assignment.trial_id, Left() if ends else DIED)
 
 
 def test_it_acts_on_what_workers_put_on_the_store(conductor: MirroredConductor, url: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from orchestrator.run_places import (
     refuse_taken_place,
 )
 from orchestrator.snapshots import SMALL_BYTES
-from orchestrator.trial_copy import records_copy, trial_copy
+from orchestrator.trial_copy import trial_copy
 from tests.searches import point, record
 from tests.test_lock import end, holder
 from trials.config import TrialConfig
@@ -234,16 +233,7 @@ def test_a_trial_in_a_folder_runs_there(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(RunFolderError, match=UNSEEN), trial_copy(given):
         pass
     (tmp_path / "config.json").touch()
-    with trial_copy(given) as copy, records_copy(given) as records:
+    with trial_copy(given) as copy:
         copy.keep()
-        assert copy.path == records == tmp_path
+        assert copy.path == tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-
-
-def test_who_only_reads_records_gets_them_without_weights(url: str, search: Search, small_config: TrialConfig) -> None:
-    mirror = begin(url, search)
-    train(mirror, small_config)
-    with records_copy(assignment(mirror)) as folder:
-        assert json.loads((folder / "ending.json").read_text())["kind"] == "finished"
-        assert folder.name == "0001"
-    assert not folder.exists()

@@ -24,6 +24,8 @@ EXIT_UNEXPECTED = 1
 """An error that nobody raised on purpose; its traceback is in a file."""
 EXIT_BAD_INPUT = 2
 EXIT_NOTHING_TO_EXPORT = 3
+EXIT_GAVE_UP = 4
+"""A search gave up before its time: what there was is exported, and it can be resumed."""
 EXIT_INTERRUPTED = 130
 
 

@@ -27,6 +27,10 @@ class CutOffError(TuningError):
     exit_code = EXIT_INTERRUPTED
 
 
+class NotHeardError(CutOffError):
+    """A trial was cut off as what it said isn't taken: by Ray, or by the store that its folder is on."""
+
+
 def recorded(folder: TrialFolder, train: Callable[[], Ending | None]) -> Ending | None:
     """Trains, and records how that ended; None: the callback stopped the trial, and writes the ending.
 

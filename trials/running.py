@@ -38,13 +38,15 @@ def run_alone(
     if not ranks.is_first:
         config = without_wandb(config)
     with wandb_run(folder.path, config, group=group) as log:
-        if not _engine_runs(config, ranks.count):
-            return run_trial(config, data, tokenizer, folder, on_eval, checkpoint=checkpoint, ranks=ranks)
 
         def log_and_ask(point: EvalPoint) -> Decision:
             log(figures(point))
             return on_eval(point)
 
+        if not _engine_runs(config, ranks.count):
+            return run_trial(
+                config, data, tokenizer, folder, log_and_ask, checkpoint=checkpoint, ranks=ranks, on_log=log
+            )
         from trials.engine.engine import Engine
 
         engine = Engine(config.model, config.machine, ranks)

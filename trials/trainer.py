@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations import TensorBoardCallback, rewrite_logs
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -22,6 +22,7 @@ from trials.checkpointing import CheckpointedTrainer, CheckpointTimes
 from trials.checkpoints import CheckpointWriter
 from trials.config import TrialConfig
 from trials.dropout import TokensInStep, count_dropout
+from trials.event_log import EventLog
 from trials.rank_batches import RankBatches, RankLoader, rows_of_a_rank, seen
 from trials.ranks import ALONE, Ranks
 from trials.records import TrialFolder
@@ -29,8 +30,7 @@ from trials.rehearsal import WorstRows, rehearse
 from trials.schedule import Length, Milestones, checkpoint_steps, logging_steps, micro_batch_rows
 from trials.sharding import Sharding, leave_base_out_of_ddp
 from trials.split import Split
-from trials.supervisor import OnRecord
-from trials.tracking import event_writer, wandb_is_wanted
+from trials.supervisor import OnLog, OnRecord, unheard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -141,6 +141,26 @@ class EvaluationTimes(TrainerCallback):  # type: ignore[misc]
         return control
 
 
+class TrainingFigures(TrainerCallback):  # type: ignore[misc]
+    """Tells what is logged of training steps, named as transformers' `WandbCallback` does. Others tell evaluations."""
+
+    def __init__(self, on_log: OnLog) -> None:
+        self._on_log = on_log
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Called by the trainer with every entry of its log."""
+        figures = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        if "loss" in figures:
+            self._on_log({**rewrite_logs(figures), "train/global_step": state.global_step})
+
+
 def build_trainer(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -153,6 +173,7 @@ def build_trainer(
     checkpoints: CheckpointWriter | None = None,
     steps_done: int = 0,
     ranks: Ranks = ALONE,
+    on_log: OnLog = unheard,
 ) -> _OurTrainer:
     """A trainer that is ready for `train()`, or for `go_on_from()` a checkpoint that has `steps_done`."""
     arguments = sft_config(config, train, length, folder.path, ranks)
@@ -164,7 +185,7 @@ def build_trainer(
             train_dataset=train.for_training,
             processing_class=tokenizer,
             data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
-            callbacks=[times, TensorBoardCallback(event_writer(folder, steps_done))],
+            callbacks=[times, TensorBoardCallback(EventLog(folder, steps_done)), TrainingFigures(on_log)],
             optimizers=(_loraplus_optimizer(model, arguments, config), None),
         )
     trainer.evaluate_trial = evaluate
@@ -242,7 +263,7 @@ def sft_config(config: TrialConfig, train: Split, length: Length, folder: Path, 
         save_strategy="no",  # TrialFolder keeps the best adapter, and CheckpointTimes asks for checkpoints
         logging_steps=logging_steps(length),
         logging_nan_inf_filter=False,
-        report_to=["wandb"] if wandb_is_wanted(config.tracking) else "none",
+        report_to="none",  # TrainingFigures tells W&B, TensorBoardCallback TensorBoard: neither can fail the trial
         disable_tqdm=True,
         seed=config.seed,
         data_seed=config.seed,

@@ -28,7 +28,7 @@ from trials.records import Ending, EndingKind, EvalPoint, TrialFolder
 from trials.schedule import evaluation_tokens, full_length
 from trials.scoring import Scorer
 from trials.splitting import Splitter
-from trials.supervisor import Job, OnEval, Supervisor, moment_of
+from trials.supervisor import Job, OnEval, OnLog, Supervisor, moment_of, unheard
 from trials.tokenization import TokenizedRow
 from trials.trainer import EvaluationTimes, build_trainer
 
@@ -45,15 +45,19 @@ def run_trial(
     stop_at: float = math.inf,
     checkpoint: Checkpoint | None = None,
     ranks: Ranks = ALONE,
+    on_log: OnLog = unheard,
 ) -> Ending | None:
     """Trains one adapter, and leaves its evaluations, best adapter and ending in `folder`.
 
     With a checkpoint it goes on from there, as if it had never stopped; `trials.rewinding.rewind` comes before that.
     `stop_at` is in seconds since the epoch; at that time the trial is evaluated once more and ends as pruned.
+    `on_log` is told what is logged between evaluations.
     Returns how the trial ended; None if the callback stopped it, who then writes the ending. Running out of memory
     is an ending; any other error is recorded as `failed` and raised.
     """
-    job = Job(config, data, folder, on_eval, stop_at, checkpoint, resumed_stopwatch(checkpoint), ranks=ranks)
+    job = Job(
+        config, data, folder, on_eval, stop_at, checkpoint, resumed_stopwatch(checkpoint), on_log=on_log, ranks=ranks
+    )
     return recorded(folder, lambda: _train_as_it_fits(job, tokenizer))
 
 
@@ -131,6 +135,7 @@ def _train(splitter: Splitter, tokenizer: PreTrainedTokenizerBase) -> Ending | N
         checkpoints,
         steps_done,
         job.ranks,
+        job.on_log,
     )
     trainer.worst_rows, trainer.on_fitting = splitter.worst_rows, splitter.fits
     splitter.begins()

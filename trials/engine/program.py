@@ -21,6 +21,7 @@ from trials.engine.stepping import Stepper
 from trials.engine.subject import EngineSubject
 from trials.engine.trainee import Trainee
 from trials.engine.training_log import TrainingLog
+from trials.event_log import EventLog
 from trials.memory import is_out_of_memory
 from trials.memory_use import Attempt, MemoryUse, keep_memory_use
 from trials.records import Ending, EndingKind
@@ -28,10 +29,8 @@ from trials.schedule import Milestones, checkpoint_steps, evaluation_tokens, ful
 from trials.scoring import Scorer
 from trials.supervisor import Job, Supervisor, moment_of
 from trials.tokenization import TokenizedRow
-from trials.tracking import event_writer
 
 if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
     from transformers import PreTrainedTokenizerBase
 
 
@@ -89,7 +88,7 @@ class Program:
             keep_memory_use(self._job.folder, now.after([*self._memory.tried, *tried]))
 
     def _train(self) -> Ending | None:
-        with event_writer(self._job.folder, self._state.global_step) as events:
+        with EventLog(self._job.folder, self._state.global_step) as events:
             while self._state.global_step < self._length.steps:
                 self._job.stopwatch.start_training()
                 try:
@@ -136,7 +135,7 @@ class Program:
         is_reached = self._evaluations.pass_by(self._tokens_seen)
         return is_reached or self._state.global_step >= self._length.steps or self._job.time_is_over()
 
-    def _note_steps(self, events: SummaryWriter) -> bool:
+    def _note_steps(self, events: EventLog) -> bool:
         """Logs the steps that were taken; False if a loss or gradient wasn't finite."""
         done, self._trainee.done = self._trainee.done, []
         read = [step.figures.read() for step in done]
@@ -150,7 +149,7 @@ class Program:
                 self._job.on_log({**rewrite_logs(entry), "train/global_step": self._state.global_step})
         return all(math.isfinite(figure) for figures in read for figure in figures)
 
-    def _evaluate(self, events: SummaryWriter) -> bool:
+    def _evaluate(self, events: EventLog) -> bool:
         def on_record(found: dict[str, float], with_checkpoint: bool) -> None:
             self._write(events, self._log.add(found))
             if with_checkpoint:
@@ -161,7 +160,7 @@ class Program:
     def _diverged(self) -> Ending:
         return Ending(EndingKind.DIVERGED, f"its loss or gradient is not finite after {self._state.global_step} steps")
 
-    def _write(self, events: SummaryWriter, entry: dict[str, float], at: float | None = None) -> None:
+    def _write(self, events: EventLog, entry: dict[str, float], at: float | None = None) -> None:
         for name, value in rewrite_logs(entry).items():
             events.add_scalar(name, value, self._state.global_step, walltime=at)
 
