@@ -19,7 +19,7 @@ from trials.source import Source
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 1
+VERSION = 2
 """Goes up whenever the same rows would be tokenised differently than before."""
 
 

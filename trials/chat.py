@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from trials.errors import InputError
 from trials.formats import ASSISTANT, SYSTEM, USER, Message
 from trials.generation import Sampling, answer
-from trials.tokenization import prompt_ids
+from trials.tokenization import NotRendered, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,10 +54,9 @@ class Chat:
         return ids
 
     def _ids(self) -> list[int]:
-        from jinja2 import TemplateError
-
         try:
             return prompt_ids(self.messages, self._tokenizer)
-        except TemplateError as error:
+        except NotRendered as error:
             remedy = "Leave --system out, or give another --chat-template." if self._told else "Mend the template."
-            raise InputError(f"the model's chat template can't render the conversation ({error}). {remedy}") from error
+            said = f"the model's chat template can't render the conversation ({error.cause}). {remedy}"
+            raise InputError(said) from error
