@@ -90,7 +90,7 @@ def _message(turn: Any, number: int, turn_fields: FieldCheck) -> Message:
     if role is not None and role not in (USER, ASSISTANT, SYSTEM):
         remedy = f"; {_OTHER_ROLES[role]}" if isinstance(role, str) and role in _OTHER_ROLES else ""
         raise BadRow(f"message {number} is of role {role!r}, not one of system, user, assistant{remedy}")
-    if len(turn) > 2:
+    if len(turn) > 2 or "content" not in turn:
         turn_fields.check(turn, f"message {number}: field ")
     if role is None or "content" not in turn:
         fields = ", ".join(map(str, turn))

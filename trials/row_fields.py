@@ -7,7 +7,7 @@ field says anything, its row is refused by name. All others (an id, a score) cha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -99,9 +99,14 @@ FORMAT_FIELDS: Mapping[str, Fields] = {
 """By `data.format`. The CoT-NLI guide's thoughts carry a `chat_history`, of which the thought is the last answer."""
 
 
+def is_empty(value: Any) -> bool:
+    """Whether a field says nothing at all."""
+    return value is None or (isinstance(value, str | list | tuple | Mapping) and not value)
+
+
 def changes_nothing(name: str, value: Any) -> bool:
     """Whether a refused field's value asks for nothing but what is done anyway: empty, null, or a weight of 1."""
-    if value is None or (isinstance(value, str | list | tuple | Mapping) and not value):
+    if is_empty(value):
         return True
     said = str(value).strip().casefold()
     if name in _ONLY_FALSE_COUNTS:
@@ -133,7 +138,7 @@ class FieldCheck:
         self._read = frozenset(read)
         self._refused = refused
         self._known = {plain(name): name for name in (*refused, *(name for name in read if name != "id"))}
-        self._shapes: dict[tuple[str, ...], tuple[tuple[str, str], ...]] = {}
+        self._shapes: dict[tuple[str, ...], tuple[tuple[str, str, Callable[[str, Any], bool]], ...]] = {}
         self.unread: dict[str, None] = {}
         """Names of fields that change nothing, in the order of the rows."""
 
@@ -144,20 +149,22 @@ class FieldCheck:
         suspects = self._shapes.get(names)
         if suspects is None:
             suspects = self._shapes[names] = self._suspects(names)
-        for name, reason in suspects:
-            if not changes_nothing(name, row[name]):
+        for name, reason, is_harmless in suspects:
+            if not is_harmless(name, row[name]):
                 raise BadRow(f"{what}{name!r} {reason}")
 
-    def _suspects(self, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-        found = []
+    def _suspects(self, names: tuple[str, ...]) -> tuple[tuple[str, str, Callable[[str, Any], bool]], ...]:
+        found: list[tuple[str, str, Callable[[str, Any], bool]]] = []
         for name in names:
             known = self._known.get(plain(name))
             if name in self._read:
                 continue
             if name in self._refused:
-                found.append((name, f"isn't used: {self._refused[name]}. Leave it out, or rename it"))
+                reason = f"isn't used: {self._refused[name]}. Remove the row, or the field if it changes nothing"
+                found.append((name, reason, changes_nothing))
             elif known is not None:
-                found.append((name, f"isn't read, but {known!r} is known. Rename it, or leave it out"))
+                reason = f"isn't read, but {known!r} is known. Rename it, or leave it out"
+                found.append((name, reason, lambda _, value: is_empty(value)))
             else:
                 self.unread[name] = None
         return tuple(found)
