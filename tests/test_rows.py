@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from trials.bad_rows import BadRow
 from trials.errors import DataError
+from trials.row_reader import RowReader
 from trials.rows import rows_of
 from trials.source import parse_source
 
@@ -102,3 +103,33 @@ def test_a_file_that_can_t_be_read_is_refused(tmp_path: Path, name: str, content
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         list(rows_of(parse_source(str(tmp_path / name))))
+
+
+def test_every_kind_of_parquet_column(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "prompt": pa.array(["a", "b"]).dictionary_encode(),
+        "completion": pa.array([7, 8]),
+        "share": pa.array([0.5, None]),
+        "large": pa.array(["x", None], pa.large_string()),
+        "turns": pa.array([[{"role": "user", "weight": None}], []]),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet", row_group_size=1)
+    found = [row for _, row in rows_of(parse_source(str(tmp_path / "rows.parquet")))]
+    assert found == [
+        {"id": "row-1", **{name: values.to_pylist()[0] for name, values in columns.items()}},
+        {"id": "row-2", **{name: values.to_pylist()[1] for name, values in columns.items()}},
+    ]
+    with pytest.raises(BadRow, match="field 'completion' is int, not text; make it text: \"7\""):
+        RowReader("prompt_completion")(found[0])
+
+
+def test_a_column_of_json_in_parquet_is_read_as_datasets_writes_it(tmp_path: Path) -> None:
+    turns = [[{"role": "user", "content": "x", "more": {"a": 1}}], [{"role": "user", "content": ["y"]}]]
+    Dataset.from_dict({"messages": turns}, on_mixed_types="use_json").to_parquet(tmp_path / "rows.parquet")
+    found = [
+        row["messages"] for _, row in rows_of(parse_source(str(tmp_path / "rows.parquet"))) if isinstance(row, dict)
+    ]
+    assert found == turns

@@ -148,7 +148,9 @@ def field_of(row: Row, name: str) -> Any:
 
 def _hint(name: str, fields: Sequence[str]) -> str:
     """What the missing field may be called in the row, or the format that the row is in."""
-    others = [other for other in formats_of(fields) if name not in FORMAT_FIELDS[other].read]
+    others = formats_of(fields)
+    if any(name in FORMAT_FIELDS[other].read for other in others):
+        return ""  # the row fits the format, in another of its shapes
     if others:
         return f"; this is a row of format {others[0]!r}"
     found = nearest(name, fields)
