@@ -90,8 +90,15 @@ def _together(search: Search) -> str:
 
 
 def data_lines(data: Mapping[str, Any]) -> list[str]:
-    """What became of the rows of every split, a line each; `data` as in search.json."""
-    return [f"{name} rows: {Counts(**data[name]).in_words()}" for name in ("train", "eval", "test") if name in data]
+    """What became of the rows of every split, a line each, and the columns not used; `data` as in search.json."""
+    splits = {name: Counts(**data[name]) for name in ("train", "eval", "test") if name in data}
+    unread = {name: counts.unread_in_words() for name, counts in splits.items() if counts.unread}
+    # Mostly all splits have the same columns.
+    where = {said: " and ".join(name for name in unread if unread[name] == said) for said in unread.values()}
+    return [
+        *(f"{name} rows: {counts.in_words()}" for name, counts in splits.items()),
+        *(f"columns not used, in {names}: {said}" for said, names in where.items()),
+    ]
 
 
 def placement_line(search: Search) -> str:

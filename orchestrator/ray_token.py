@@ -48,7 +48,7 @@ def ensure_token(path: Path) -> bool:
     if not path.exists():
         path.parent.mkdir(mode=0o700, exist_ok=True)
         _make(path)
-    return _mend(path) and bool(path.read_text().strip())
+    return _mend(path) and bool(path.read_text(encoding="utf-8").strip())
 
 
 def mend_token(environ: Mapping[str, str] = os.environ) -> None:

@@ -87,7 +87,7 @@ def _trained(loop: Loop, trainees: list[Trainee]) -> list[torch.Tensor | BaseExc
 
 def _size() -> int:
     """Of the address space, in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
 
 
 def _limit(size: int) -> None:

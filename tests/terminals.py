@@ -56,4 +56,4 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], se
 
 def says(log: Path, words: str) -> bool:
     """Whether a log says something by now."""
-    return log.exists() and words in log.read_text()
+    return log.exists() and words in log.read_text(encoding="utf-8")

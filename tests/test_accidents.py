@@ -23,7 +23,7 @@ def session_of(run: Path) -> int:
 
 def stamped(log: Path) -> list[str]:
     """What a log says, without the time of each line, and without what libraries in C have said."""
-    return [line[25:] for line in log.read_text().splitlines() if line[23:25] == "Z "]
+    return [line[25:] for line in log.read_text(encoding="utf-8").splitlines() if line[23:25] == "Z "]
 
 
 def test_a_closed_terminal_then_sigterm_during_the_export(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_trial_without_any(tmp_path: Path) -> None:
 
 
 def _cut(file: Path) -> None:
-    file.write_text(file.read_text()[:-3])
+    file.write_text(file.read_text(encoding="utf-8")[:-3], encoding="utf-8")
 
 
 @pytest.mark.parametrize(

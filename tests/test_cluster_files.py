@@ -25,7 +25,7 @@ OURS = [path for path in FILES if path.stem != "docker"]
 
 
 def read(path: Path) -> Mapping[str, Any]:
-    content = yaml.safe_load(path.read_text())
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert isinstance(content, dict)
     return content
 
@@ -70,7 +70,7 @@ def test_the_key_is_one_for_the_cluster_alone(path: Path) -> None:
 def test_every_setting_is_commented(path: Path) -> None:
     """Above a block or beside a line; what a file takes over as it is, is commented where it comes from."""
     explained = set(read(ROOT / "cluster.yaml")) if path.stem != "cluster" else set()
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines):
         if (key := re.match(r"([a-z_]+):", line)) and key[1] not in explained:
             block = [line, *(later for later in lines[number + 1 :][:8] if later.startswith(" "))]

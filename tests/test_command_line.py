@@ -48,7 +48,7 @@ def test_a_bug_is_one_message_and_its_traceback_is_in_a_private_file(capsys: pyt
     assert said.count("\n") == 1
     path = Path(said.strip().rsplit(" ", 1)[1])
     assert path.stat().st_mode & 0o777 == 0o600
-    assert "Traceback (most recent call last)" in path.read_text()
+    assert "Traceback (most recent call last)" in path.read_text(encoding="utf-8")
     path.unlink()
 
 

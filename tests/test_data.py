@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.schema import Recipe
@@ -20,6 +21,7 @@ from trials import cache
 from trials.config import DataSettings
 from trials.data import TrialData, load_data, load_split
 from trials.errors import DataError
+from trials.judgement import rows_hash
 
 
 def _row(number: int, words: int = 3) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def _settings(folder: Path, *, train: range, held_out: range, test: range | None
         if numbers is not None:
             files[name] = str(folder / f"{name}.jsonl")
             rows = [_row(n, words=3 if n % 5 else 60) for n in numbers]  # every fifth is long
-            Path(files[name]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+            Path(files[name]).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return DataSettings(**files, **more)
 
 
@@ -228,3 +230,101 @@ def test_a_selection_is_of_what_is_learned_not_of_what_judges(
     assert len(data["correct"].train) == 6
     assert data["correct"].eval.dataset["input_ids"][:] == data["reflected"].eval.dataset["input_ids"][:]
     assert data["correct"].train.counts.left_out == 3
+
+
+def _chats(folder: Path, name: str, *rows: list[dict[str, Any]]) -> str:
+    file = folder / f"{name}.jsonl"
+    file.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    return str(file)
+
+
+def _chat(number: int, *before: dict[str, Any], **mark: Any) -> list[dict[str, Any]]:
+    turns = [{"role": "user", "content": f"Ann is number {number}?"}, {"role": "assistant", "content": "yes"}]
+    return [*before, turns[0], {**turns[1], **mark}, *turns]
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def _chat_settings(folder: Path, *rows: list[dict[str, Any]], **more: Any) -> DataSettings:
+    train, held_out = _chats(folder, "train", *rows), _chats(folder, "eval", _chat(98), _chat(99))
+    return DataSettings(format="messages", train=train, eval=held_out, **more)
+
+
+def test_a_turn_marked_as_context_is_no_target_and_stays_marked(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    plain = load_data(_chat_settings(tmp_path, _chat(1), _chat(2)), tokenizer).train
+    marked = load_data(_chat_settings(tmp_path, _chat(1, weight=0), _chat(2)), tokenizer).train
+    assert marked.tokens == plain.tokens
+    assert marked.counts.completion_tokens < plain.counts.completion_tokens
+    assert [message.is_learned for message in marked.examples[0].messages] == [True, False, True, True]
+    assert rows_hash(marked.examples) != rows_hash(plain.examples)
+    assert rows_hash(marked.examples[1:]) == rows_hash(plain.examples[1:])
+
+
+def test_rows_that_the_template_refuses_are_named_or_dropped(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [_chat(1, SYSTEM), _chat(2), _chat(3, SYSTEM)]
+    with pytest.raises(
+        DataError, match=r"line 1, line 3: the tokenizer's chat template can't render it \(the roles are"
+    ):
+        load_data(_chat_settings(tmp_path, *rows), tokenizer)
+    with caplog.at_level(logging.WARNING, logger="trials.examples"):
+        data = load_data(_chat_settings(tmp_path, *rows, bad_rows="drop"), tokenizer)
+    assert "line 1, line 3: the tokenizer's chat template can't render it" in caplog.text
+    assert ([row.id for row in data.train.rows], data.train.counts.bad) == (["line-2"], 2)
+
+
+def test_a_row_whose_words_the_template_refuses_is_dropped_too(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    used = copy.deepcopy(tokenizer)
+    refusal = "{% if 'number 2' in messages[0]['content'] %}{{ raise_exception('no 2') }}{% endif %}"
+    used.chat_template = refusal + str(tokenizer.chat_template)
+    rows = [_chat(1), _chat(2), _chat(3)]
+    with pytest.raises(DataError, match=r"row line-2: .* can't render it \(no 2\)\. Mend the row, or set another"):
+        load_data(_chat_settings(tmp_path, *rows), used)
+    with caplog.at_level(logging.WARNING, logger="trials.fitting"):
+        data = load_data(_chat_settings(tmp_path, *rows, bad_rows="drop"), used)
+    assert ([row.id for row in data.train.rows], data.train.counts.bad) == (["line-1", "line-3"], 1)
+    assert "row line-2" in caplog.text
+
+
+def test_half_a_character_is_a_bad_row_in_every_kind_of_file(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    good = {"prompt": "Ann is tall?", "completion": "yes"}
+    halved = {**good, "prompt": "Bob is \ud83d"}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(halved)}\n{json.dumps(good)}\n")
+    (tmp_path / "rows.json").write_text(json.dumps([good, halved, good]))
+    cells = "".join(f"{row['prompt']},{row['completion']}\n" for row in (good, halved, good))
+    (tmp_path / "rows.csv").write_bytes(f"prompt,completion\n{cells}".encode("utf-8", "surrogatepass"))
+    for name, place in (("rows.jsonl", "line 2"), ("rows.json", "row 2"), ("rows.csv", r"row 2 \(line 3\)")):
+        settings = DataSettings(format="prompt_completion", train=str(tmp_path / name), eval=str(tmp_path / name))
+        with pytest.raises(DataError, match=rf"{place}: field 'prompt' holds half a character \(the lone surrogate"):
+            load_split(settings, tokenizer)
+        assert load_split(settings.model_copy(update={"bad_rows": "drop"}), tokenizer).counts.bad == 1
+
+
+def test_columns_that_nobody_reads_are_known(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = [{**_row(n), "source": "web", "url": None} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = DataSettings(train=str(tmp_path / "rows.jsonl"), eval=str(tmp_path / "rows.jsonl"))
+    assert list(load_split(settings, tokenizer).counts.unread) == ["source", "url"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
+def test_a_file_made_anew_under_the_same_time_is_read_anew(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, suffix: str
+) -> None:
+    file = tmp_path / f"rows{suffix}"
+    found = []
+    for words in (["old", "old"], ["new", "new", "new"]):
+        dataset = Dataset.from_list([{"prompt": f"{word} {n}?", "completion": word} for n, word in enumerate(words)])
+        {".csv": dataset.to_csv, ".parquet": dataset.to_parquet}.get(suffix, dataset.to_json)(file)
+        os.utime(file, (1_767_225_600, 1_767_225_600))
+        settings = DataSettings(format="prompt_completion", train=str(file), eval=str(file))
+        found.append([example.completion for example in load_split(settings, tokenizer).examples])
+    assert found == [["old"] * 2, ["new"] * 3]

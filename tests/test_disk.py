@@ -77,7 +77,7 @@ def test_the_error_names_the_file_and_other_errors_pass(tmp_path: Path) -> None:
     with pytest.raises(DiskFull, match=r"can't write to /dev/full: No space left on device"), disk_full_in(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/dev/full")
     with pytest.raises(DiskFull, match=f"can't write to {tmp_path}: No space"), disk_full_in(tmp_path):
-        Path("/dev/full").write_text("x")
+        Path("/dev/full").write_text("x", encoding="utf-8")
     with pytest.raises(DiskFull, match="can't write to /dev/full: No space"), disk_full_in(tmp_path):  # as shutil does
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "source", None, "/dev/full")
     with pytest.raises(ValueError, match="no"), disk_full_in(tmp_path):

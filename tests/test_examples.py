@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from trials.bad_rows import MAX_FAULTS_NAMED
 from trials.errors import DataError
-from trials.examples import MAX_ROWS_NAMED, Reading, check
-from trials.nli import reader
+from trials.examples import Reading, check
+from trials.row_reader import RowReader
 from trials.source import Source
 
 ROW = {"premise": "Ann is tall.", "hypothesis": "Ann is.", "thought_process": "step 1: yes.", "label": 1}
@@ -24,7 +25,7 @@ def _file(path: Path, *lines: Any) -> Source:
 
 
 def _reading(*, drop_bad: bool = False) -> Reading:
-    return Reading(reader("nli_cot"), ("<s>", "</s>"), drop_bad, "nli_cot")
+    return Reading(RowReader("nli_cot"), ("<s>", "</s>"), drop_bad, "nli_cot")
 
 
 def test_rows_come_in_file_order(tmp_path: Path) -> None:
@@ -49,13 +50,24 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: Any, message:
         check(source, _reading())
 
 
-def test_all_bad_rows_are_counted_and_the_first_are_named(tmp_path: Path) -> None:
+def test_all_bad_rows_are_counted_and_the_first_faults_are_named(tmp_path: Path) -> None:
+    lines = ["?" * number + "rubbish" for number in range(5)] + ['{"a"' + " " * n + "rubbish" for n in range(20)]
     with pytest.raises(DataError) as caught:
-        check(_file(tmp_path, *["rubbish"] * (MAX_ROWS_NAMED + 5), ROW), _reading())
+        check(_file(tmp_path, *lines, ROW), _reading())
     message = str(caught.value)
-    assert f"{MAX_ROWS_NAMED + 5} row(s) can't be used" in message
-    assert message.count("no JSON") == MAX_ROWS_NAMED
-    assert "... and 5 more" in message
+    assert f"{len(lines)} row(s) can't be used" in message
+    assert message.count("no JSON") == MAX_FAULTS_NAMED
+    assert "\n  line 1, line 2, line 3, line 4, line 5: no JSON (Expecting value at column 1)\n" in message
+    assert "... and 1 more" in message
+
+
+def test_rows_with_the_same_fault_are_named_together(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        check(_file(tmp_path, *["rubbish"] * 25, {**ROW, "label": 2}), _reading())
+    assert str(caught.value).splitlines()[1:3] == [
+        "  line 1, line 2, line 3, line 4, line 5 and 20 more: no JSON (Expecting value at column 1)",
+        "  line 26: field 'label' is 2, not one of 0, 1",
+    ]
 
 
 def test_bad_rows_can_be_dropped_but_not_silently(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -80,6 +92,6 @@ def test_a_file_without_rows(tmp_path: Path, lines: list[str]) -> None:
 
 def test_a_selection_that_leaves_nothing_says_so(tmp_path: Path) -> None:
     thought = {**ROW, "true_label": 1, "predicted_label": 0}
-    reading = Reading(reader("nli_cot", "correct"), (), drop_bad=True, format="nli_cot")
+    reading = Reading(RowReader("nli_cot", "correct"), (), drop_bad=True, format="nli_cot")
     with pytest.raises(DataError, match=r"no rows that can be used \(1 don't fit the format, 1 aren't among those sel"):
         check(_file(tmp_path, thought, "rubbish"), reading)

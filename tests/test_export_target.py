@@ -67,7 +67,7 @@ def _export_and_more(at: Path) -> None:
 
 
 def _file(at: Path) -> None:
-    at.write_text("a file")
+    at.write_text("a file", encoding="utf-8")
 
 
 def _link(at: Path) -> None:

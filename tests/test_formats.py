@@ -6,22 +6,24 @@ from typing import Any, get_args
 
 import pytest
 
+from trials.bad_rows import BadRow
 from trials.config import DataFormat
-from trials.formats import TEXT_FORMATS, BadRow, Example, Message, example
-from trials.nli import reader
+from trials.formats import TEXT_FORMATS, Example, Message, example
+from trials.row_fields import FORMAT_FIELDS
+from trials.row_reader import RowReader
 
 USER_TURN, ANSWER = {"role": "user", "content": " Hi. "}, {"role": "assistant", "content": "Hello."}
 
 
 def _read(data_format: str, row: dict[str, Any]) -> Example:
-    found = reader(data_format)(row)
+    found = RowReader(data_format)(row)
     assert found is not None
     return found
 
 
 def test_every_format_of_the_settings_can_be_read() -> None:
-    assert {*TEXT_FORMATS, "nli_cot", "nli"} == set(get_args(DataFormat))
-    assert all(callable(reader(data_format)) for data_format in get_args(DataFormat))
+    assert {*TEXT_FORMATS, "messages", "nli_cot", "nli"} == set(FORMAT_FIELDS) == set(get_args(DataFormat))
+    assert all(callable(RowReader(data_format)) for data_format in get_args(DataFormat))
 
 
 @pytest.mark.parametrize(
@@ -102,4 +104,4 @@ def test_a_plain_text_has_no_prompt() -> None:
 )
 def test_what_is_wrong_with_a_row_is_said(data_format: str, row: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRow, match=message):
-        reader(data_format)({"id": "r1", **row})
+        RowReader(data_format)({"id": "r1", **row})

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trials.formats import BadRow
+from trials.bad_rows import BadRow
 from trials.nli import Select, nli_cot_example, nli_example
 
 PAIR = {"id": "r1", "premise": " Ann is tall. ", "hypothesis": "Ann is."}

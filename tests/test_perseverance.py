@@ -154,7 +154,7 @@ def test_a_session_that_is_too_late_is_ended_with_all_its_processes(
     began = time.monotonic()
     assert run_session(run, lambda: datetime.now(UTC), Interruption()) == SessionCode.OVER
     assert 3 <= time.monotonic() - began <= 8
-    assert not is_alive(int(Path("pids").read_text()))
+    assert not is_alive(int(Path("pids").read_text(encoding="utf-8")))
 
 
 OBEDIENT = """

@@ -63,6 +63,18 @@ def test_what_became_of_the_rows_is_said_in_words() -> None:
     assert found == [f"train rows: {said}; {aside}"]
 
 
+def test_columns_that_are_not_used_are_named_once() -> None:
+    counts = dict.fromkeys(
+        ("read", "rows", "bad", "left_out", "not_sampled", "overlapping", "too_long", "shortened"), 0
+    )
+    counts.update(tokens=0, completion_tokens=0, longest=0)
+    unread = {"train": ["source", "score"], "eval": ["source", "score"], "test": ["url"]}
+    found = data_lines({name: {**counts, "unread": names} for name, names in unread.items()})
+    assert found[3:] == ["columns not used, in train and eval: source, score", "columns not used, in test: url"]
+    many = data_lines({"train": {**counts, "unread": [f"c{number}" for number in range(12)]}})
+    assert many[1].endswith(": c0, c1, c2, c3, c4, c5, c6, c7, c8, c9 and 2 more")
+
+
 def test_the_plan_says_where_trials_run(small_recipe: Recipe, small_data: TrialData) -> None:
     recipe = load_recipe("demo", ["cpu_threads=null", "concurrent_trials=3"], environ={}).recipe
     sizes = Sizes.of(small_recipe, small_data)

@@ -95,10 +95,10 @@ def test_what_is_no_address_is_refused(tmp_path: Path, address: str) -> None:
 
 def foreign(file: Path, kind: str, tmp_path: Path) -> None:
     """Somebody else's address file, in place of this user's."""
-    address = file.read_text()
+    address = file.read_text(encoding="utf-8")
     file.unlink()
     if kind == "another's":
-        file.write_text(address)
+        file.write_text(address, encoding="utf-8")
         os.chown(file, 12345, 12345)
     elif kind == "link":
         (tmp_path / "elsewhere").write_text(address)

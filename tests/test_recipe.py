@@ -13,7 +13,7 @@ from trials.errors import RecipeError
 
 def _write(path: Path, text: str) -> str:
     path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return str(path)
 
 

@@ -20,7 +20,7 @@ WITHOUT_CODE = {"PeftModel"}
 
 
 def loading_calls(path: Path) -> list[ast.Call]:
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     return [
         call
         for call in calls

@@ -101,8 +101,8 @@ def test_nothing_measured_is_nothing_remembered(search: Search, cache: Path) -> 
 def test_a_broken_cache_is_no_error(search: Search, pace: Pace, cache: Path, content: str) -> None:
     ours = placed(search, 1, 2)
     remember_speed(ours, pace)
-    key = cache.read_text().split('"')[1]
-    cache.write_text(content.replace("KEY", key))
+    key = cache.read_text(encoding="utf-8").split('"')[1]
+    cache.write_text(content.replace("KEY", key), encoding="utf-8")
     assert speed_before(ours) is None
     remember_speed(ours, pace)
     assert speed_before(ours) is not None

@@ -15,7 +15,7 @@ from trials.data import TrialData
 from trials.errors import DataError
 from trials.formats import Example, Message, example
 from trials.templates import chat_template
-from trials.tokenization import TokenizedRow, prompt_ids, tokenize
+from trials.tokenization import TokenizedRow, encode, encode_alike, prompt_ids, render, tokenize
 
 MISTRAL = Path("/work/shared/data/mistral_tokenizer")
 EXAMPLE = example("r1", "Premise: Ann is tall.", '{"thought_process": "step 1", "predicted_label": 1}', 1)
@@ -150,6 +150,35 @@ def test_every_answer_of_a_conversation_is_learned_with_its_end(
     assert list(row.input_ids[: len(second)]) == second
     assert row.labels[len(second) - 1] == -100
     assert row.labels[len(second)] == row.input_ids[len(second)]
+
+
+@pytest.mark.parametrize("template", [chat_template("zephyr"), chat_template("mistral"), None, WITH_EOS])
+def test_an_answer_that_is_only_context_is_seen_and_not_learned(
+    tokenizer: PreTrainedTokenizerBase, template: str | None
+) -> None:
+    used = copy.deepcopy(tokenizer)
+    used.chat_template = template
+    first, answer, *rest = CHAT.messages
+    row = tokenized(Example("r2", (first, Message("assistant", answer.content, is_learned=False), *rest)), used)
+    assert row.input_ids == tokenized(CHAT, used).input_ids
+    assert "".join(_learned(row, used).split()) == "Bobissmall.</s>"
+
+
+@pytest.mark.skipif(not MISTRAL.is_dir(), reason="Mistral's tokenizer isn't on this machine")
+@pytest.mark.parametrize("template", [chat_template("zephyr"), chat_template("mistral"), None, WITH_EOS])
+def test_long_conversations_have_the_tokens_of_short_ones(
+    tokenizer: PreTrainedTokenizerBase, template: str | None
+) -> None:
+    turns = [Message(m.role, f"{m.content} {n}  \n no") for n in range(6) for m in CHAT.messages[:2]]
+    for used in (copy.deepcopy(tokenizer), AutoTokenizer.from_pretrained(MISTRAL)):
+        used.chat_template = template
+        row = tokenized(Example("r1", tuple(turns)), used)
+        for index in range(1, len(turns), 2):
+            start = prompt_ids(turns[:index], used)
+            assert list(row.input_ids[: len(start)]) == start
+        whole = render(turns, used, is_open=False)
+        texts = [whole, *(render(turns[:index], used, is_open=True) for index in range(1, len(turns), 2))]
+        assert encode_alike(texts, used) == encode(texts, used)
 
 
 def test_only_the_last_answer_is_learned_where_earlier_ones_are_rendered_differently(

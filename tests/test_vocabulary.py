@@ -30,7 +30,9 @@ def model(small_recipe: Recipe, tmp_path: Path) -> Path:
 
 
 def _rows(path: Path, *texts: str) -> str:
-    path.write_text("".join(json.dumps({"prompt": text, "completion": "yes"}) + "\n" for text in texts))
+    path.write_text(
+        "".join(json.dumps({"prompt": text, "completion": "yes"}) + "\n" for text in texts), encoding="utf-8"
+    )
     return str(path)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trials.errors import InputError
 from trials.formats import ASSISTANT, SYSTEM, USER, Message
 from trials.generation import Sampling, answer
-from trials.tokenization import prompt_ids
+from trials.tokenization import NotRendered, prompt_ids
 from trials.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -77,14 +77,13 @@ def conversation_ids(
 
     Raises `ModelError` if it holds a token that the model doesn't know.
     """
-    from jinja2 import TemplateError
-
     try:
         ids = prompt_ids(messages, tokenizer)
-    except TemplateError as error:
+    except NotRendered as error:
         was_told = messages[0].role == SYSTEM
         remedy = "Leave --system out, or give another --chat-template." if was_told else "Mend the template."
-        raise InputError(f"the model's chat template can't render the conversation ({error}). {remedy}") from error
+        said = f"the model's chat template can't render the conversation ({error.cause}). {remedy}"
+        raise InputError(said) from error
     if known is not None:
         known.refuse_prompt(ids, tokenizer)
     return ids

@@ -8,7 +8,6 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,18 +15,17 @@ from trials.cache import fingerprint, kept
 from trials.config import DataSettings
 from trials.errors import DataError
 from trials.examples import Checked, Reading, check
-from trials.formats import Example
-from trials.nli import reader
-from trials.shortening import shorten
+from trials.fitting import Fitting
+from trials.row_reader import RowReader
 from trials.source import Source, parse_source
 from trials.split import Counts, Split, is_whole, open_split, write_counts, write_split
-from trials.tokenization import TokenizedRow, eos_id, tokenize
+from trials.template_check import TemplateCheck
+from trials.tokenization import eos_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TRAIN, EVAL, TEST = "train", "eval", "test"
-_BATCH_ROWS = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +112,8 @@ class _Building:
         # What is selected is what's learned from; what all are judged by stays the same.
         select = self._settings.select if name == TRAIN else "all"
         return Reading(
-            to_example=reader(self._settings.format, select),
+            to_example=RowReader(self._settings.format, select),
+            template=TemplateCheck(self._tokenizer),
             forbidden=self._forbidden,
             drop_bad=self._settings.bad_rows == "drop",
             format=self._settings.format,
@@ -158,64 +157,22 @@ class _Building:
     def _write_split(
         self, folder: Path, name: str, source: Source, checked: Checked, sampled: frozenset[int], used: frozenset[int]
     ) -> None:
-        fitting = _Fitting(self._settings, self._tokenizer)
+        fitting = Fitting(self._settings, self._tokenizer)
         good = (example for i, example in enumerate(self._reading(name).good(source)) if i in used)
         written = write_split(folder, name, fitting.fit(good))
         fitting.report(source, kept=written["rows"], used=len(used))
         counts = Counts(
             read=len(checked.ids) + checked.bad + checked.left_out,
-            bad=checked.bad,
+            bad=checked.bad + fitting.not_rendered,
             left_out=checked.left_out,
             not_sampled=len(checked.ids) - len(sampled),
             overlapping=len(sampled) - len(used),
             too_long=fitting.too_long,
             shortened=fitting.shortened,
+            unread=checked.unread,
             **written,
         )
         write_counts(folder, name, counts)
-
-
-class _Fitting:
-    """Tokenises examples, and sees to it that every row is within the maximum length."""
-
-    def __init__(self, settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._settings = settings
-        self._tokenizer = tokenizer
-        self.too_long = 0
-        self.shortened = 0
-        self._longest = 0
-
-    def fit(self, examples: Iterator[Example]) -> Iterator[tuple[Example, TokenizedRow]]:
-        """The rows that fit, or were made to."""
-        while batch := list(islice(examples, _BATCH_ROWS)):
-            for example, row in zip(batch, tokenize(batch, self._tokenizer), strict=True):
-                self._longest = max(self._longest, len(row.input_ids))
-                if len(row.input_ids) <= self._settings.max_length_tokens:
-                    yield example, row
-                    continue
-                shorter = self._shorter(example)
-                if shorter is not None:
-                    yield shorter
-
-    def _shorter(self, example: Example) -> tuple[Example, TokenizedRow] | None:
-        if self._settings.too_long == "shorten":
-            found = shorten(example, self._settings.max_length_tokens, self._tokenizer)
-            if found is not None:
-                self.shortened += 1
-                return found
-        self.too_long += 1
-        return None
-
-    def report(self, source: Source, *, kept: int, used: int) -> None:
-        """Raises `DataError` if rows that are too long were not to be dropped, or nothing is left."""
-        if not self.too_long:
-            return
-        limit = self._settings.max_length_tokens
-        said = f"{source.text}: {self.too_long} of {used} rows are longer than data.max_length_tokens={limit} "
-        said += f"(the longest has {self._longest})"
-        if self._settings.too_long == "fail" or not kept:
-            raise DataError(f"{said}. Raise data.max_length_tokens, or set data.too_long to drop or shorten.")
-        logger.warning("%s; they are dropped, as data.too_long says", said)
 
 
 def _comparable(name: str, split: Split, source: Source) -> Split:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from trials.bad_rows import BadRow, BadRows
 from trials.errors import DataError
-from trials.formats import BadRow, Example
-from trials.nli import Reader
+from trials.formats import Example
+from trials.row_reader import RowReader
 from trials.rows import rows_of
 from trials.source import Source
-
-MAX_ROWS_NAMED = 20
+from trials.template_check import TemplateCheck
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +22,13 @@ logger = logging.getLogger(__name__)
 class Reading:
     """How to read a source: what makes examples of its rows, what they mustn't contain, what happens to bad ones."""
 
-    to_example: Reader
+    to_example: RowReader
     forbidden: tuple[str, ...]
     """Texts such as </s>, which begin or end a sequence."""
     drop_bad: bool
     format: str
+    template: TemplateCheck | None = None
+    """None: no template will have to render the rows."""
 
     def examples(self, source: Source) -> Iterator[tuple[str, Example | BadRow | None]]:
         """Every row of a source: its place, and an example, what is wrong with it, or None if it wasn't asked for."""
@@ -38,6 +40,8 @@ class Reading:
                 found = self.to_example(row)
                 if found is not None:
                     self._refuse_specials(found)
+                    if self.template is not None:
+                        self.template.check(found)
                 yield place, found
             except BadRow as problem:
                 yield place, problem
@@ -67,24 +71,24 @@ class Checked:
     bad: int = 0
     left_out: int = 0
     """Good rows that `data.select` doesn't ask for."""
+    unread: tuple[str, ...] = ()
+    """Fields of the rows that nothing reads, and that change nothing."""
 
 
 def check(source: Source, reading: Reading) -> Checked:
-    """Reads all rows. Raises `DataError` that names up to 20 bad ones, unless those are to be dropped."""
-    checked = Checked()
-    problems: list[str] = []
+    """Reads all rows. Raises `DataError` that names the bad ones, up to 20 faults, unless those are to be dropped."""
+    checked, problems = Checked(), BadRows()
     for place, found in reading.examples(source):
         if found is None:
             checked.left_out += 1
         elif isinstance(found, BadRow):
-            checked.bad += 1
-            if len(problems) < MAX_ROWS_NAMED:
-                problems.append(f"{place}: {found}")
+            problems.add(place, found)
         else:
             checked.ids.append(found.id)
             checked.keys.append(_key(found))
-    if checked.bad:
-        _say_what_is_bad(source, reading, problems, checked.bad)
+    checked.bad, checked.unread = problems.count, reading.to_example.unread
+    if problems.count:
+        _say_what_is_bad(source, reading, problems)
     if not checked.ids:
         raise DataError(f"{source.text} has no rows{_of_which(checked)}. Give a source with one row or more.")
     return checked
@@ -103,10 +107,8 @@ def _key(example: Example) -> bytes:
     return digest.digest()
 
 
-def _say_what_is_bad(source: Source, reading: Reading, problems: list[str], count: int) -> None:
-    more = [f"  ... and {count - len(problems)} more"] if count > len(problems) else []
-    listed = "\n".join([*(f"  {problem}" for problem in problems), *more])
-    found = f"{source.text}: {count} row(s) can't be used as format '{reading.format}'"
+def _say_what_is_bad(source: Source, reading: Reading, problems: BadRows) -> None:
+    found = f"{source.text}: {problems.count} row(s) can't be used as format '{reading.format}'"
     if not reading.drop_bad:
-        raise DataError(f"{found}:\n{listed}\nMend or remove these rows, or set data.bad_rows to drop.")
-    logger.warning("%s; they are dropped, as data.bad_rows says:\n%s", found, listed)
+        raise DataError(f"{found}:\n{problems.listed()}\nMend or remove these rows, or set data.bad_rows to drop.")
+    logger.warning("%s; they are dropped, as data.bad_rows says:\n%s", found, problems.listed())

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from trials.bad_rows import BadRow, printable
+from trials.row_fields import FORMAT_FIELDS, formats_of, nearest
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 NLI_LABELS = (0, 1)
@@ -20,16 +23,19 @@ LABELLED = ("nli_cot", "nli")
 Row = Mapping[str, Any]
 
 
-class BadRow(ValueError):
-    """A row doesn't fit its format; the message names the field and the reason."""
-
-
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation; its role is system, user or assistant."""
 
     role: str
     content: str
+    is_learned: bool = True
+    """False for an answer of the assistant that is only context. What others say is never learned."""
+
+    @property
+    def parts(self) -> tuple[str | bool, ...]:
+        """The message as it's written and hashed: `is_learned` is named only where it's False."""
+        return (self.role, self.content) if self.is_learned else (self.role, self.content, False)
 
 
 @dataclass(frozen=True)
@@ -64,34 +70,16 @@ def example(identity: str, prompt: str, completion: str, label: int | None = Non
     return Example(identity, (Message(USER, prompt), Message(ASSISTANT, completion)), label)
 
 
-def messages_example(row: Row) -> Example:
-    """A chat row `{messages: [{role, content}, ...]}` that ends with the assistant. Raises `BadRow`."""
-    turns = field_of(row, "messages")
-    if not isinstance(turns, list) or not turns:
-        raise BadRow(f"field 'messages' is {kind_of(turns)}, not a list of messages")
-    messages = tuple(_message(turn, number) for number, turn in enumerate(turns, start=1))
-    for number, (before, after) in enumerate(zip((None, *messages), messages, strict=False), start=1):
-        if before is None and after.role == ASSISTANT:
-            raise BadRow("message 1 is the assistant's, but a conversation begins with the user")
-        if before is not None and after.role in {SYSTEM, before.role}:
-            raise BadRow(
-                f"message {number} is of role {after.role!r} after {before.role!r}; user and assistant alternate"
-            )
-    if messages[-1].role != ASSISTANT:
-        raise BadRow(f"the last message is of role {messages[-1].role!r}, so there's no answer to learn")
-    return Example(identity_of(row), messages)
-
-
 def instruction_example(row: Row) -> Example:
     """An instruction row `{instruction, context, response}`; without a context the prompt has none. Raises `BadRow`.
 
     Alpaca's names `input` and `output` are understood too.
     """
-    context = _optional_text(row, "context" if "context" in row else "input")
+    context = _optional_text(row, _one_of(row, "context", "input"))
     prompt = text_of(row, "instruction")
     if context:
         prompt += f"\n\nContext:\n{context}"
-    answer = "output" if "output" in row and "response" not in row else "response"
+    answer = _one_of(row, "response", "output")
     return example(identity_of(row), prompt, text_of(row, answer))
 
 
@@ -145,20 +133,33 @@ def without_specials(text: str) -> str:
 
 def identity_of(row: Row) -> str:
     """The row's own id, in words that a message can use."""
-    return str(row.get("id", ""))
+    return printable(str(row.get("id", "")))
 
 
 def field_of(row: Row, name: str) -> Any:
     """A field's value. Raises `BadRow` if the row hasn't got it."""
     if row.get(name) is None:
-        fields = ", ".join(key for key, value in row.items() if value is not None)
-        raise BadRow(f"field '{name}' is missing (the row has: {fields or 'no fields'})")
+        fields = [key for key, value in row.items() if value is not None]
+        raise BadRow(
+            f"field '{name}' is missing (the row has: {', '.join(fields) or 'no fields'}){_hint(name, fields)}"
+        )
     return row[name]
+
+
+def _hint(name: str, fields: Sequence[str]) -> str:
+    """What the missing field may be called in the row, or the format that the row is in."""
+    others = formats_of(fields)
+    if any(name in FORMAT_FIELDS[other].read for other in others):
+        return ""  # the row fits the format, in another of its shapes
+    if others:
+        return f"; this is a row of format {others[0]!r}"
+    found = nearest(name, fields)
+    return f"; rename {found!r} to {name!r}" if found is not None else ""
 
 
 def text_of(row: Row, name: str) -> str:
     """A field's text, without white space around it. Raises `BadRow` if it's missing, empty or no text."""
-    return _checked_text(field_of(row, name), f"field '{name}'")
+    return checked_text(field_of(row, name), f"field '{name}'")
 
 
 def json_answer(thought_process: str | None, label: int) -> str:
@@ -167,29 +168,46 @@ def json_answer(thought_process: str | None, label: int) -> str:
     return json.dumps({**thought, "predicted_label": label}, ensure_ascii=False)
 
 
+def _one_of(row: Row, name: str, other: str) -> str:
+    """Which of two names for the same field the row uses. Raises `BadRow` if both say something, and not the same."""
+    values = [row.get(key) for key in (name, other)]
+    if all(value not in (None, "") for value in values) and values[0] != values[1]:
+        raise BadRow(f"fields {name!r} and {other!r} mean the same, but differ. Leave one of them out")
+    return other if values[0] in (None, "") and other in row else name
+
+
 def _optional_text(row: Row, name: str) -> str:
     value = row.get(name)
     if value is None or (isinstance(value, float) and math.isnan(value)):  # an empty cell of a table
         return ""
+    if isinstance(value, str) and not value.strip():
+        return ""
+    return checked_text(value, f"field '{name}'")
+
+
+def checked_text(value: Any, what: str) -> str:
+    """Text without white space around it. Raises `BadRow` if it's no text, empty, or holds what no tokenizer takes."""
     if not isinstance(value, str):
-        raise BadRow(f"field '{name}' is {kind_of(value)}, not text")
-    return value.strip()
-
-
-def _message(turn: Any, number: int) -> Message:
-    if not isinstance(turn, Mapping) or "role" not in turn or "content" not in turn:
-        raise BadRow(f"message {number} is {kind_of(turn)} without role and content")
-    if turn["role"] not in {USER, ASSISTANT, SYSTEM}:
-        raise BadRow(f"message {number} is of role {turn['role']!r}, not one of system, user, assistant")
-    return Message(turn["role"], _checked_text(turn["content"], f"the content of message {number}"))
-
-
-def _checked_text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise BadRow(f"{what} is {kind_of(value)}, not text")
-    if not value.strip():
+        as_text = f'; make it text: "{str(value).lower()}"' if isinstance(value, int | float) else ""
+        raise BadRow(f"{what} is {kind_of(value)}, not text{as_text}")
+    text = value.strip()
+    if not text:
         raise BadRow(f"{what} is empty")
-    return value.strip()
+    refuse_broken(text, what)
+    return text
+
+
+def refuse_broken(text: str, what: str) -> None:
+    """Raises `BadRow` for text with half a character (a lone surrogate) or the character NUL."""
+    if "\0" in text:
+        raise BadRow(f"{what} holds a NUL character at {text.index(chr(0)) + 1}")
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"{text[error.start]!a}".strip("'")
+        raise BadRow(f"{what} holds half a character (the lone surrogate {half} at {error.start + 1})") from error
 
 
 def kind_of(value: Any) -> str:
@@ -198,9 +216,9 @@ def kind_of(value: Any) -> str:
 
 
 TEXT_FORMATS: Mapping[str, Callable[[Row], Example]] = {
-    "messages": messages_example,
     "instruction": instruction_example,
     "prompt_completion": prompt_completion_example,
     "title_body": title_body_example,
     "text": text_example,
 }
+"""The formats with one question or none, and no label."""

@@ -87,7 +87,7 @@ def rows_hash(examples: Iterable[Example]) -> str:
     """SHA-256 of what the rows say; their ids and the model's template don't matter."""
     digest = hashlib.sha256()
     for example in examples:
-        content = [[(message.role, message.content) for message in example.messages], example.label]
+        content = [[message.parts for message in example.messages], example.label]
         digest.update(json.dumps(content).encode() + b"\n")
     return digest.hexdigest()
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
+from trials.bad_rows import BadRow
 from trials.formats import (
     NLI_LABELS,
-    TEXT_FORMATS,
-    BadRow,
     Example,
     Row,
     example,
@@ -22,23 +21,12 @@ from trials.formats import (
 )
 
 Select = Literal["all", "correct", "reflected"]
-Reader = Callable[[Row], Example | None]
-"""Makes an example of a row; None: the row is good, but isn't among those that were asked for. Raises `BadRow`."""
 
 NLI_INSTRUCTION = (
     "Does the premise entail the hypothesis? Reason in steps, then answer in JSON: "
     '{"thought_process": "...", "predicted_label": 0 or 1}'
 )
 LABEL_INSTRUCTION = 'Does the premise entail the hypothesis? Answer in JSON: {"predicted_label": 0 or 1}'
-
-
-def reader(data_format: str, select: Select = "all") -> Reader:
-    """What makes examples of a format's rows."""
-    if data_format == "nli_cot":
-        return lambda row: nli_cot_example(row, select)
-    if data_format == "nli":
-        return nli_example
-    return TEXT_FORMATS[data_format]
 
 
 def nli_prompt(premise: str, hypothesis: str, instruction: str = NLI_INSTRUCTION) -> str:

@@ -1,26 +1,26 @@
 """Reads rows from local files and from the hub, one at a time, each with its place for messages.
 
-JSON is read by the standard library line by line, because a file in which one field changes its type, or one line is
-broken, must be reported by line and not refused as a whole (as Arrow does). CSV and the hub go through `datasets`.
+Local files are read as they are now, without a cache. The hub goes through `datasets`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trials.bad_rows import BadRow
+from trials.csv_rows import csv_rows
 from trials.errors import DataError
-from trials.formats import BadRow, Row, kind_of
+from trials.formats import Row
 from trials.hub import refuse_other_commit
+from trials.json_rows import json_rows
 from trials.source import FORMS, SUFFIXES, Source
+from trials.text_files import refuse_other_kinds
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-_BATCH_ROWS = 1000
 
 
 def rows_of(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
@@ -40,88 +40,38 @@ def refuse_absent(path: Path) -> None:
 
 
 def _with_id(place: str, row: Row | BadRow) -> Row | BadRow:
-    return row if isinstance(row, BadRow) else {"id": place.replace(" ", "-"), **row}
+    return row if isinstance(row, BadRow) else {"id": "-".join(place.split()[:2]), **row}
 
 
 def _numbered(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
     if source.path is None:
-        return _numbered_from_one(_from_hub(source))
+        return _counted(_from_hub(source))
     path = source.path
     refuse_absent(path)
-    if path.suffix in {".jsonl", ".json"}:
-        return _json_rows(path)
-    if path.suffix in {".csv", ".parquet"}:
-        return _numbered_from_one(_table_rows(path))
-    raise DataError(f"can't tell the kind of {path} from its name. Allowed are: {', '.join(SUFFIXES)}.")
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"can't tell the kind of {path} from its name. Allowed are: {', '.join(SUFFIXES)}.")
+    refuse_other_kinds(path)
+    if path.suffix == ".csv":
+        return csv_rows(path)
+    return _counted(_parquet_rows(path)) if path.suffix == ".parquet" else json_rows(path)
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            beginning = file.read(1000).lstrip()
-            file.seek(0)
-            if beginning.startswith("["):
-                yield from ((f"row {n}", _object(value)) for n, value in enumerate(_whole(path), start=1))
-                return
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"line {number}", _json_line(line.rstrip("\r\n"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason}). Save it in UTF-8.") from error
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror}. Check its permissions.") from error
-
-
-def _whole(path: Path) -> list[Any]:
-    try:
-        values: list[Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} begins as a JSON list, but line {error.lineno} is no JSON ({error.msg}).") from error
-    return values
-
-
-def _json_line(line: str) -> Row | BadRow:
-    try:
-        return _object(json.loads(line))
-    except json.JSONDecodeError as error:
-        return BadRow(f"no JSON ({error.msg} at column {error.colno})")
-
-
-def _object(value: Any) -> Row | BadRow:
-    return value if isinstance(value, Mapping) else BadRow(f"a JSON {kind_of(value)}, not an object")
-
-
-def _numbered_from_one(rows: Iterable[Row]) -> Iterator[tuple[str, Row | BadRow]]:
+def _counted(rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
     return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _table_rows(path: Path) -> Iterator[Row]:
-    """The rows of the file as it is now: nothing of it comes from, or goes to, the cache of `datasets`.
-
-    That knows a file by its path and time stamp (datasets 5.2), and gives the old rows of one that was replaced under
-    the same time stamp.
-    """
-    from datasets.exceptions import DatasetGenerationError
-
-    try:
-        yield from _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        raise DataError(f"can't read {path}: {_cause(error)}. Mend the file.") from error
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    from datasets import load_dataset
-
-    # Pandas reads a cell that says None or NA as missing; here it's what somebody wrote.
-    yield from load_dataset("csv", data_files=str(path), split="train", streaming=True, keep_default_na=False)
-
-
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    from pyarrow.parquet import ParquetFile
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    from datasets import Dataset
 
-    with path.open("rb") as file:
-        for batch in ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS):
-            yield from batch.to_pylist()
+    # Read directly: `load_dataset` keeps a copy of every file, which it finds again by the file's time.
+    try:
+        file = pq.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            yield from Dataset(file.read_row_group(group))
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise DataError(f"can't read {path}: {_cause(error)}. Mend the file.") from error
 
 
 def _from_hub(source: Source) -> Dataset:

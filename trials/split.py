@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _WRITE_ROWS = 1000
+_SHOWN_FIELDS = 10
 _ASIDE = {
     "bad": "that don't fit the format",
     "left_out": "not selected",
@@ -48,6 +49,8 @@ class Counts:
     tokens: int
     completion_tokens: int
     longest: int
+    unread: Sequence[str] = ()
+    """Fields of the rows that the format doesn't read, and that change nothing."""
 
     def in_words(self) -> str:
         """For people: how many rows of how many tokens, and why not more."""
@@ -58,6 +61,11 @@ class Counts:
             f"{self.rows:,} of {self.tokens:,} tokens, {self.completion_tokens:,} of them learned, the longest row has "
             f"{self.longest:,}{shortened}{without}"
         )
+
+    def unread_in_words(self) -> str:
+        """For people: the columns that aren't used; empty if all are."""
+        more = len(self.unread) - _SHOWN_FIELDS
+        return ", ".join(self.unread[:_SHOWN_FIELDS]) + (f" and {more} more" if more > 0 else "")
 
 
 class _Lazy(Sequence[T], Generic[T]):
@@ -92,7 +100,7 @@ class _Rows(_Lazy[TokenizedRow]):
 
 class _Examples(_Lazy[Example]):
     def _made(self, row: dict[str, Any]) -> Example:
-        messages = tuple(Message(role, content) for role, content in json.loads(row["messages"]))
+        messages = tuple(Message(*parts) for parts in json.loads(row["messages"]))
         return Example(row["id"], messages, row["label"])
 
 
@@ -174,7 +182,7 @@ def write_counts(folder: Path, name: str, counts: Counts) -> None:
 
 
 def _as_columns(example: Example, row: TokenizedRow) -> dict[str, Any]:
-    messages = json.dumps([(message.role, message.content) for message in example.messages], ensure_ascii=False)
+    messages = json.dumps([message.parts for message in example.messages], ensure_ascii=False)
     return {
         "id": example.id,
         "messages": messages,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trials.errors import DataError
+from trials.errors import DataError, first_line
 from trials.formats import ASSISTANT, Example, Message
 
 if TYPE_CHECKING:
@@ -14,6 +14,18 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The target of a token that carries no loss, as in torch's cross-entropy."""
+MANY_ANSWERS = 4
+"""Conversations with more are tokenised one by one and piece by piece, at a cost that grows with their length."""
+
+
+class NotRendered(DataError):
+    """The chat template can't render a conversation."""
+
+    def __init__(self, cause: str, row: str = "") -> None:
+        """`cause` is what the template says."""
+        self.cause = cause
+        self.reason = f"the tokenizer's chat template can't render it ({cause})"
+        super().__init__(f"{row}{self.reason}. Mend the row, or set another model.chat_template.")
 
 
 @dataclass(frozen=True)
@@ -32,24 +44,51 @@ class TokenizedRow:
 
 def prompt_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of a conversation so far, ready for the model to answer: one BOS where the tokenizer has one, no EOS."""
-    text = _render(messages, tokenizer, is_open=True)
+    text = render(messages, tokenizer, is_open=True)
     return _with_one_bos(encode([text], tokenizer)[0], tokenizer)
 
 
 def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedRow]:
     """Rows in the tokenizer's chat template, in which every answer of the assistant is learned with its EOS.
 
-    Where a template renders earlier turns differently once they are answered, only the last answer is learned. A
-    plain text is learned whole, BOS excepted. Raises `DataError` if the template can't render a row, or ends an answer
-    too early.
+    An answer that is mere context isn't learned. Where a template renders earlier turns differently once they are
+    answered, only the last answer is learned. A plain text is learned whole, BOS excepted. Raises `NotRendered` if the
+    template can't render a row, `DataError` if it ends an answer too early.
     """
     eos = eos_id(tokenizer)
-    texts = [list(_texts(example, tokenizer)) for example in examples]
+    few = [example for example in examples if answers_of(example) <= MANY_ANSWERS]
+    texts = [list(_texts(example, tokenizer)) for example in few]
     encoded = iter(encode([text for row in texts for text in row], tokenizer))
+    rows = iter(
+        [
+            _tokenized(example, [_with_one_bos(next(encoded), tokenizer) for _ in row], eos, tokenizer)
+            for example, row in zip(few, texts, strict=True)
+        ]
+    )
     return [
-        _tokenized(example, [_with_one_bos(next(encoded), tokenizer) for _ in row], eos, tokenizer)
-        for example, row in zip(examples, texts, strict=True)
+        next(rows) if answers_of(example) <= MANY_ANSWERS else _tokenized_by_pieces(example, eos, tokenizer)
+        for example in examples
     ]
+
+
+def answers_of(example: Example) -> int:
+    """How many turns are the assistant's."""
+    return sum(message.role == ASSISTANT for message in example.messages)
+
+
+def closed_length(example: Example, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of a conversation as its template renders it once, at a cost that grows with its length.
+
+    It's the length of the row that `tokenize` makes, unless earlier turns are rendered differently once answered.
+    """
+    text = render(example.messages, tokenizer, is_open=False)
+    return len(_with_one_eos(_with_one_bos(encode([text], tokenizer)[0], tokenizer), eos_id(tokenizer)))
+
+
+def _tokenized_by_pieces(example: Example, eos: int, tokenizer: PreTrainedTokenizerBase) -> TokenizedRow:
+    texts = list(_texts(example, tokenizer))
+    ids = [_with_one_bos(found, tokenizer) for found in encode_alike(texts, tokenizer)]
+    return _tokenized(example, ids, eos, tokenizer)
 
 
 def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -66,15 +105,12 @@ def _texts(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[str
         yield example.completion
         return
     try:
-        yield _render(example.messages, tokenizer, is_open=False)
+        yield render(example.messages, tokenizer, is_open=False)
         for index, message in enumerate(example.messages):
             if message.role == ASSISTANT:
-                yield _render(example.messages[:index], tokenizer, is_open=True)
-    except _template_errors() as error:
-        raise DataError(
-            f"row {example.id}: the tokenizer's chat template can't render it ({error}). "
-            "Mend the row, or set another model.chat_template."
-        ) from error
+                yield render(example.messages[:index], tokenizer, is_open=True)
+    except NotRendered as error:
+        raise NotRendered(error.cause, f"row {example.id}: ") from error
 
 
 def _tokenized(example: Example, ids: list[list[int]], eos: int, tokenizer: PreTrainedTokenizerBase) -> TokenizedRow:
@@ -89,13 +125,17 @@ def _tokenized(example: Example, ids: list[list[int]], eos: int, tokenizer: PreT
         whole = [*starts[0], *encode([example.completion], tokenizer)[0]]
     first = len(starts[-1])
     whole = [*whole[:first], *_with_one_eos(whole[first:], eos)]
-    labels = _labels(example, whole, [len(start) for start in starts], eos)
+    answers = [message for message in example.messages if message.role == ASSISTANT]
+    learned = [message.is_learned for message in answers[-len(starts) :]]
+    labels = _labels(example, whole, list(zip(map(len, starts), learned, strict=True)), eos)
     return TokenizedRow(example.id, whole, labels)
 
 
-def _labels(example: Example, ids: list[int], starts: list[int], eos: int) -> list[int]:
+def _labels(example: Example, ids: list[int], answers: list[tuple[int, bool]], eos: int) -> list[int]:
+    """The targets; `answers` are the places where answers begin, and whether they are learned."""
     labels = [IGNORED] * len(ids)
-    for start, limit in zip(starts, [*starts[1:], len(ids)], strict=True):
+    limits = [*(start for start, _ in answers[1:]), len(ids)]
+    for (start, is_learned), limit in zip(answers, limits, strict=True):
         if eos not in ids[start:limit]:
             raise DataError(
                 f"row {example.id}: the chat template puts no end-of-sequence token after an answer, "
@@ -107,22 +147,46 @@ def _labels(example: Example, ids: list[int], starts: list[int], eos: int) -> li
                 f"row {example.id}: the chat template puts the end-of-sequence token inside the answer, "
                 "where it would end. Mend the template."
             )
-        labels[start:end] = ids[start:end]
+        if is_learned:
+            labels[start:end] = ids[start:end]
     return labels
 
 
-def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, is_open: bool) -> str:
+def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, is_open: bool) -> str:
+    """A conversation as the chat template writes it; `is_open`: ready for an answer. Raises `NotRendered`."""
     if tokenizer.chat_template is None:
         # Base models come without a template: the prompt, a line break, the completion and its end.
         after = {ASSISTANT: str(tokenizer.eos_token)}
         return "".join(message.content + after.get(message.role, "\n") for message in messages)
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_open))
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_open))
+    except Exception as error:  # a template is a program, and can raise anything
+        raise NotRendered(first_line(error)) from error
 
 
 def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Ids of texts as they are: neither template nor BOS nor EOS is added."""
-    return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    # Tokenizers of transformers 5.23 raise IndexError for no texts.
+    return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+
+
+def encode_alike(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """What `encode` gives, for texts that begin alike, of which the first holds nearly all; each piece encoded once.
+
+    Tokenizers cut texts at special tokens before all else, so what stands between two EOS can be encoded by itself.
+    Where that doesn't hold, by the first text's ids, all are encoded whole.
+    """
+    eos, eos_id = str(tokenizer.eos_token), tokenizer.eos_token_id
+    cut = [text.split(eos) for text in texts]
+    # The EOS before a piece tells the tokenizer that it isn't at a text's beginning, where some add a space.
+    pieces = list(dict.fromkeys(eos + piece for first, *rest in cut for piece in rest))
+    beginnings = list(dict.fromkeys(first for first, *_ in cut))
+    ids = dict(zip((*beginnings, *pieces), encode([*beginnings, *pieces], tokenizer), strict=True))
+    found = [[*ids[first], *(token for piece in rest for token in ids[eos + piece])] for first, *rest in cut]
+    if any(ids[piece][:1] != [eos_id] for piece in pieces) or found[0] != encode(texts[:1], tokenizer)[0]:
+        return encode(texts, tokenizer)
+    return found
 
 
 def _with_one_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -144,9 +208,3 @@ def _with_one_eos(ids: list[int], eos: int) -> list[int]:
     while end > 0 and ids[end - 1] == eos:
         end -= 1
     return [*ids[:end], eos]
-
-
-def _template_errors() -> tuple[type[Exception], ...]:
-    from jinja2 import TemplateError
-
-    return (TemplateError, TypeError, KeyError)
