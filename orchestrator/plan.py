@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -90,8 +91,13 @@ def _together(search: Search) -> str:
 
 
 def data_lines(data: Mapping[str, Any]) -> list[str]:
-    """What became of the rows of every split, a line each; `data` as in search.json."""
-    return [f"{name} rows: {Counts(**data[name]).in_words()}" for name in ("train", "eval", "test") if name in data]
+    """What became of the rows of every split, a line each; `data` as in search.json. A damaged split has no line."""
+    lines = []
+    for name in ("train", "eval", "test"):
+        if name in data:
+            with suppress(TypeError, ValueError):
+                lines.append(f"{name} rows: {Counts(**data[name]).in_words()}")
+    return lines
 
 
 def placement_line(search: Search) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trials.errors import NothingToExport
 from trials.losses import LossDifference, compare
-from trials.records import Origin, TrialRecord
+from trials.records import EVAL_ROWS_FILE, Origin, TrialRecord
 
 LEAST_GAIN = 1e-3
 """Nats per token. An export is verified to within this, so a smaller gain couldn't be shown to be in it."""
@@ -46,14 +46,19 @@ def pick_best(records: Sequence[TrialRecord]) -> Best:
     base = base_of(records)
     ranked = [record for record in rank(records) if record.has_adapter]
     base_rows = base.row_losses() if base else None
+    if base is not None and base_rows is None:
+        raise NothingToExport(
+            f"the base model's {EVAL_ROWS_FILE} is gone or can't be read, so nothing can be shown to beat it. Resume "
+            "the search, which evaluates it again."
+        )
     if base is None or base_rows is None:
         raise NothingToExport(
             "the base model was not evaluated, so nothing can be shown to beat it. Resume the search."
         )
     if not ranked:
         raise NothingToExport("no trial was evaluated, so there is no adapter. Give the search more time.")
-    winner = ranked[0]
-    rows = winner.row_losses()
+    # One whose file was damaged is passed over: the next one can be shown to be better than the base.
+    winner, rows = next(((r, rows) for r in ranked if (rows := r.row_losses()) is not None), (ranked[0], None))
     if rows is None:
         raise NothingToExport(f"trial {winner.id} has no eval_rows.json, so nothing can be shown of it. Restore it.")
     try:
