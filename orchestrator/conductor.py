@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,16 +23,29 @@ from orchestrator.preliminaries import PROBE_ID, Preliminaries
 from orchestrator.promotion import Fresh, Night, Promotion, Resume, Standing
 from orchestrator.regrouping import is_near_the_end, regrouped
 from orchestrator.reserve import most_lateness
-from orchestrator.restoring import settle_study
 from orchestrator.roster import Member, Roster, remove_adapters, standing
 from orchestrator.run_folder import BASE_TRIAL_ID, RunFolder, Search
 from orchestrator.study import Study, Suggestion, study_number, trial_id_of
+from orchestrator.study_writer import StudyWriter
 from orchestrator.suspects import MOST_DEATHS, Suspects
+from orchestrator.trial_folders import ids_set_aside, set_aside
 from trials.checkpoints import remove_checkpoints
 from trials.config import TrialConfig
+from trials.disk import is_disk_full
+from trials.errors import RunFolderError, first_line
 from trials.files import settle_folder
 from trials.output import LOG_FILE
-from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_row_losses, read_trial
+from trials.records import (
+    DamagedTrial,
+    Ending,
+    EndingKind,
+    EvalPoint,
+    Origin,
+    TrialFolder,
+    TrialRecord,
+    read_row_losses,
+    read_trial,
+)
 from trials.rewinding import go_back
 
 MOST_FAILURES_IN_A_ROW = 5
@@ -89,16 +103,13 @@ class Conductor:
         self.gave_up: str | None = None
         """Why nothing more is started, though there is time; None: nobody gave up."""
         self._is_done = False
-        self._later: deque[Callable[[], None]] = deque()
         self.regrouped: Regrouped | None = None
         """Nothing more is started: the next session is to train each trial on so many GPUs."""
-        for folder in (run.path / "trials").iterdir():
-            settle_folder(folder / "adapter")
-        records = run.records()
+        records = self._sound_records()
         trained = [record for record in records if record.origin is not Origin.BASE]
         self._preliminaries = Preliminaries(run, search, slots, records)
-        settle_study(run, search.recipe, records)
-        self._study = Study(run.study_url, search.recipe)
+        lost = ids_set_aside(run.path, records)
+        self._writer = StudyWriter(run, search.recipe, records, lost, lambda text: self._emit(Message(text)))
         self._roster = Roster(trained, search.recipe.search.keep_adapters)
         self._policy = Promotion(search.recipe.space, search.recipe.search, only)
         if self._preliminaries.base_eval_loss is not None:
@@ -124,6 +135,10 @@ class Conductor:
     def was_interrupted(self) -> bool:
         """Whether a person stopped the search."""
         return self._interrupted.is_set()
+
+    @property
+    def _study(self) -> Study:
+        return self._writer.study
 
     def interrupt(self) -> None:
         """Starts nothing more; `must_stop` is true from now on. Safe to call from a signal handler."""
@@ -175,9 +190,14 @@ class Conductor:
         if trial_id in (BASE_TRIAL_ID, PROBE_ID):
             self._end_preliminary(trial_id, left)
             return
-        record = read_trial(self._run.trial(trial_id))
-        member = self._roster.replace(record)
+        member = self._roster[trial_id]
         member.is_running = False
+        try:
+            record = read_trial(self._run.trial(trial_id))
+        except RunFolderError as error:
+            self._lose(member, error)
+            return
+        self._roster.replace(record)
         if record.ending is None and left.how is How.DEATH:
             self._note_death(member, left.error)
         elif record.ending is None and left.how is How.MISHAP:
@@ -198,7 +218,7 @@ class Conductor:
             self._policy.refresh(self._night())
             self._bound_paused()
             self._consider_regrouping()
-        self._write_later()
+        self._writer.flush()
 
     def close(self) -> None:
         """Takes in the end of all that runs. What is paused has had its chance if the search is over by itself."""
@@ -209,7 +229,7 @@ class Conductor:
                 if member.ending is None:
                     reason = f"paused at {member.tokens_seen:,} tokens; others promised more until the end"
                     self._end(member, Ending(EndingKind.PRUNED, reason))
-        self._write_later()
+        self._writer.flush(at_once=True)
 
     @property
     def _seconds_left(self) -> float:
@@ -227,7 +247,7 @@ class Conductor:
             return self._resume(choice.trial_id)
         if isinstance(choice, Fresh) and self._may_start:
             suggestion = self._study.ask(self._policy.propose)
-            self._later.append(lambda: self._study.begin(suggestion))
+            self._writer.tell_later(lambda: self._study.begin(suggestion))
             return self._begin(suggestion)
         if self._running:
             return "wait"
@@ -245,11 +265,17 @@ class Conductor:
         self._roster.add(member)
         return self._run_member(member, resumes=False)
 
-    def _resume(self, trial_id: str) -> Assignment:
+    def _resume(self, trial_id: str) -> Assignment | Wait | Over:
         member = self._roster[trial_id]
         before = member.tokens_seen
-        checkpoint = go_back(self._run.trial(trial_id))
-        member.points = list(read_trial(self._run.trial(trial_id)).points)
+        try:
+            checkpoint = go_back(self._run.trial(trial_id))
+            member.points = list(read_trial(self._run.trial(trial_id)).points)
+        except (RunFolderError, OSError) as error:
+            if is_disk_full(error):
+                raise
+            self._lose(member, error)
+            return self.next_trial()
         if member.tokens_seen != before:
             self._emit(Message(f"trial {trial_id} goes back to {member.tokens_seen:,} tokens, its last checkpoint"))
         return self._run_member(member, resumes=checkpoint is not None)
@@ -281,7 +307,7 @@ class Conductor:
         self._suspects.clear(member.trial_id)
         if point.eval_loss <= point.best_eval_loss:
             self._roster.note_rows(member, read_row_losses(self._run.trial(member.trial_id)))
-        self._later.append(lambda: self._study.report(study_number(member.trial_id), point))
+        self._writer.tell_later(lambda: self._study.report(study_number(member.trial_id), point))
         self._policy.update(self._standing(member))
 
     def _end(self, member: Member, ending: Ending) -> None:
@@ -293,21 +319,42 @@ class Conductor:
         remove_checkpoints(folder)
         remove_adapters(folder.glob("before-*/adapter"))  # of what was trained again
         self._suspects.clear(member.trial_id)
-        self._later.append(lambda: self._tell_study(record))
+        self._writer.tell_later(lambda: self._writer.tell(record))
         remove_adapters(self._roster.end(record))
         self._policy.update(self._standing(member))
         self._count_failures(record)
         assert record.ending is not None  # it was written above, if not before
         self._emit(TrialEnded(member.trial_id, record.ending, record.best_eval_loss))
 
-    def _tell_study(self, record: TrialRecord) -> None:
-        number = study_number(record.id)
-        if not self._study.is_open(number):
-            return
-        for point in record.points:
-            self._study.report(number, point)  # the last one of a trial that diverged was not asked about
-        if record.ending is not None:
-            self._study.tell(number, record.ending.kind, record.best_eval_loss)
+    def _sound_records(self) -> list[TrialRecord]:
+        """All trials that can be used; the others are set aside, and every damaged file is named once."""
+        trials = self._run.path / "trials"
+        trials.mkdir(exist_ok=True)
+        for folder in trials.iterdir():
+            settle_folder(folder / "adapter")
+        found = self._run.read_trials()
+        lost = [*found.damaged, *(_of_no_use(r) for r in found.records if r.origin is Origin.BASE and _has_no_rows(r))]
+        for trial_id, path in set_aside(self._run.path, lost).items():
+            reason = next(each.reason for each in lost if each.id == trial_id)
+            self._emit(Message(f"trial {trial_id} can't be used ({reason}), and is set aside: it's {path} now"))
+        sound = [record for record in found.records if record.folder.exists()]
+        for record in sound:
+            for damage in record.all_damage():
+                self._emit(Message(f"trial {record.id}: {damage}"))
+        return sound
+
+    def _lose(self, member: Member, error: Exception) -> None:
+        """A trial's folder was damaged while the search ran, or can't be put back to a checkpoint."""
+        folder = self._run.trial(member.trial_id)
+        reason = f"its folder can't be used: {first_line(error)}"
+        moved = set_aside(self._run.path, [DamagedTrial(member.trial_id, folder, reason)] if folder.exists() else [])
+        where = "".join(f"; what is left of it is {path}" for path in moved.values())
+        member.ending, member.points = Ending(EndingKind.FAILED, reason + where), []
+        self._suspects.clear(member.trial_id)
+        self._policy.update(self._standing(member))
+        number = study_number(member.trial_id)
+        self._writer.tell_later(lambda: self._study.lose(number))
+        self._emit(TrialEnded(member.trial_id, member.ending, None))
 
     def _note_death(self, member: Member, error: str) -> None:
         """What it ran in broke, which isn't to blame on it the first time: others may have been in there too."""
@@ -351,10 +398,6 @@ class Conductor:
             )
             self._end(member, Ending(EndingKind.PRUNED, reason))
 
-    def _write_later(self) -> None:
-        while self._later:
-            self._later.popleft()()
-
     def _consider_regrouping(self) -> None:
         left = self._seconds_left
         if self.regrouped is None and left > 0 and is_near_the_end(self.search, self.pace, left):
@@ -379,7 +422,7 @@ class Conductor:
     def _take_preliminary(self, trial_id: str, point: EvalPoint) -> None:
         self._preliminaries.take(trial_id, point)
         if trial_id == BASE_TRIAL_ID:
-            self._study.record_base(point.eval_loss, point.score)
+            self._writer.tell_later(lambda: self._study.record_base(point.eval_loss, point.score))
             self._policy.start_from(point.eval_loss)
         self._emit(TrialEvaluated(trial_id, point))
 
@@ -403,8 +446,9 @@ class Conductor:
     def _catch_up(self, trained: list[TrialRecord]) -> None:
         """Tells study and policy what is on disk, where the search was cut off before they were told."""
         for record in trained:
-            self._tell_study(record)
+            self._writer.tell_later(partial(self._writer.tell, record))
             self._policy.update(self._standing(self._roster[record.id]))
+        self._writer.flush()
         begun = {study_number(record.id) for record in trained}
         self._unbegun = deque(self._study.unbegun(begun))
         open_ones = [member for member in self._roster if member.ending is None]
@@ -421,3 +465,12 @@ class Conductor:
 def _in_a_line(reason: str) -> str:
     """An error's text for a sentence."""
     return reason.strip().split("\n")[0].rstrip(".")
+
+
+def _has_no_rows(record: TrialRecord) -> bool:
+    return bool(record.points) and record.row_losses() is None
+
+
+def _of_no_use(base: TrialRecord) -> DamagedTrial:
+    """A base without losses row by row shows no trial to be better than it; it's evaluated again in a minute."""
+    return DamagedTrial(base.id, base.folder, "; ".join(base.all_damage()))

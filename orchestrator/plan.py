@@ -90,8 +90,11 @@ def _together(search: Search) -> str:
 
 
 def data_lines(data: Mapping[str, Any]) -> list[str]:
-    """What became of the rows of every split, a line each, and the columns not used; `data` as in search.json."""
-    splits = {name: Counts(**data[name]) for name in ("train", "eval", "test") if name in data}
+    """What became of the rows of every split, a line each, and the columns not used; `data` as in search.json.
+
+    A damaged split has no line.
+    """
+    splits = {name: counts for name in ("train", "eval", "test") if (counts := _counts(data.get(name))) is not None}
     unread = {name: counts.unread_in_words() for name, counts in splits.items() if counts.unread}
     # Mostly all splits have the same columns.
     where = {said: " and ".join(name for name in unread if unread[name] == said) for said in unread.values()}
@@ -99,6 +102,13 @@ def data_lines(data: Mapping[str, Any]) -> list[str]:
         *(f"{name} rows: {counts.in_words()}" for name, counts in splits.items()),
         *(f"columns not used, in {names}: {said}" for said, names in where.items()),
     ]
+
+
+def _counts(described: Any) -> Counts | None:
+    try:
+        return None if described is None else Counts(**described)
+    except (TypeError, ValueError):
+        return None
 
 
 def placement_line(search: Search) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from trials.adapter_check import why_not_there
 from trials.errors import NothingToExport
 from trials.losses import LossDifference, RowLosses, compare
-from trials.records import Origin, TrialRecord
+from trials.records import EVAL_ROWS_FILE, Origin, TrialRecord
 
 LEAST_GAIN = 1e-3
 """Nats per token. An export is verified to within this, so a smaller gain couldn't be shown to be in it."""
@@ -77,6 +77,11 @@ def candidates(records: Sequence[TrialRecord]) -> Candidates:
     """All trials that may be exported. Raises `NothingToExport` if there is none."""
     base = base_of(records)
     base_rows = base.row_losses() if base else None
+    if base is not None and base_rows is None:
+        raise NothingToExport(
+            f"the base model's {EVAL_ROWS_FILE} is gone or can't be read, so nothing can be shown to beat it. Resume "
+            "the search, which evaluates it again."
+        )
     if base is None or base_rows is None:
         raise NothingToExport(
             "the base model was not evaluated, so nothing can be shown to beat it. Resume the search."
@@ -102,7 +107,7 @@ def _against(base: TrialRecord, base_rows: RowLosses, trial: TrialRecord) -> Bes
         return problem
     rows = trial.row_losses()
     if rows is None:
-        return "it has no eval_rows.json, so nothing can be shown of it"
+        return f"its {EVAL_ROWS_FILE} is gone or can't be read, so nothing can be shown of it"
     try:
         return Best(trial, base, compare(rows, base_rows))
     except ValueError as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.export_files import read_manifest, read_samples
 from orchestrator.ranking import Best, base_of, pick_best, rank
 from orchestrator.run_folder import RunFolder, Search
 from orchestrator.timing import read_timing
@@ -39,6 +40,8 @@ class Findings:
     samples: tuple[Mapping[str, Any], ...]
     timing: Mapping[str, Any]
     """What the end of the search took (orchestrator.timing); empty before."""
+    damage: tuple[str, ...] = ()
+    """Sentences about what of the run folder can't be used: trials that are left out, and files."""
 
     @property
     def base(self) -> TrialRecord | None:
@@ -68,10 +71,11 @@ class Findings:
 def read_findings(run: RunFolder) -> Findings:
     """Reads a run folder at any moment of its life. Raises `RunFolderError` if it holds no readable search."""
     search = run.read_search()
-    records = tuple(run.records())
+    trials = run.read_trials()
+    records = trials.records
     best, why_nothing = _pick(records)
-    manifest = run.read_json("export/manifest.json")
-    samples = run.read_json("samples.json")
+    manifest, manifest_damage = read_manifest(run)
+    samples, samples_damage = read_samples(run)
     return Findings(
         path=run.path.absolute(),
         search=search,
@@ -79,11 +83,12 @@ def read_findings(run: RunFolder) -> Findings:
         best=best,
         why_nothing=why_nothing,
         rungs=tuple(search.rungs),
-        last_written=_last_written(run, search),
+        last_written=_last_written(run, search, records),
         search_json=run.read_json("search.json") or {},
-        manifest=manifest if isinstance(manifest, dict) else None,
-        samples=tuple(s for s in samples if isinstance(s, dict)) if isinstance(samples, list) else (),
+        manifest=manifest,
+        samples=samples,
         timing=read_timing(run),
+        damage=(*trials.lines(), *manifest_damage, *samples_damage),
     )
 
 
@@ -109,11 +114,15 @@ def _pick(records: tuple[TrialRecord, ...]) -> tuple[Best | None, str | None]:
         return None, str(error)
 
 
-def _last_written(run: RunFolder, search: Search) -> datetime:
+def _last_written(run: RunFolder, search: Search, records: Iterable[TrialRecord]) -> datetime:
     """By the files' dates: nothing in the folder says when a search ended."""
-    files = [file for name in _WRITTEN_BY_TRIALS for file in (run.path / "trials").glob(f"*/{name}")]
-    manifest = run.export / "manifest.json"
-    if manifest.exists():
-        files.append(manifest)
-    times = [datetime.fromtimestamp(file.stat().st_mtime, UTC) for file in files]
+    files = [record.folder / name for record in records for name in _WRITTEN_BY_TRIALS]
+    times = [time for file in (*files, run.export / "manifest.json") if (time := _written(file)) is not None]
     return max(times, default=search.deadline.started)
+
+
+def _written(file: Path) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(file.stat().st_mtime, UTC)
+    except (OSError, ValueError, OverflowError):
+        return None

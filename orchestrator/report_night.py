@@ -43,10 +43,11 @@ def night_section(findings: Findings) -> NightSection | None:
         return None
     try:
         prediction = Prediction.from_json(content)
-    except (KeyError, TypeError, ValueError):
+        rows = [make(findings, prediction) for make in _ROWS]
+        sentences = tuple(_sentences(findings, prediction))
+    except (KeyError, TypeError, ValueError):  # of another version, or damaged
         return None
-    rows = [make(findings, prediction) for make in _ROWS]
-    return NightSection(tuple(_sentences(findings, prediction)), tuple(row for row in rows if row is not None))
+    return NightSection(sentences, tuple(row for row in rows if row is not None))
 
 
 def _sentences(findings: Findings, prediction: Prediction) -> Iterator[str]:

@@ -1,22 +1,36 @@
 """Makes a search's study anew from its trials' folders, where the study is damaged or gone.
 
-The folders are what a search knows; study.db tells it to Optuna and to people. A damaged one is set aside.
+The folders are what a search knows; study.db tells it to Optuna and to people. A damaged one is set aside; one that
+another program holds is not damaged (orchestrator.study_writer).
 """
 
 from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
+from pathlib import Path
 
 import optuna
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import DatabaseError
 
 from orchestrator.run_folder import RunFolder
-from orchestrator.study import CONSTRAINT, INFEASIBLE, NAME, STUDY_NAME, distribution, encode, state_of, trial_id_of
+from orchestrator.study import (
+    CONSTRAINT,
+    INFEASIBLE,
+    LOCK_SECONDS,
+    NAME,
+    STUDY_NAME,
+    distribution,
+    encode,
+    is_locked,
+    open_storage,
+    state_of,
+    trial_id_of,
+)
 from search_spaces.schema import Recipe
 from trials.records import Origin, TrialRecord
 
@@ -25,58 +39,90 @@ _MOST_SET_ASIDE = 1000
 logger = logging.getLogger(__name__)
 
 
-def settle_study(run: RunFolder, recipe: Recipe, records: Sequence[TrialRecord]) -> None:
-    """Leaves a study that holds every trial on record, or none at all if there is none; `records` are all of them.
+def settle_study(
+    run: RunFolder, recipe: Recipe, records: Sequence[TrialRecord], lost: Collection[str] = ()
+) -> Path | None:
+    """Leaves a study that holds every trial on record; `records` are all of them, `lost` ids that are set aside.
 
-    It may be behind the folders by some trials, as it's written when there is time for that (Conductor.tidy).
+    It may be behind the folders by some trials, as it's written when there is time for that (Conductor.tidy). Returns
+    where a damaged one is now; None: it was sound, or gone. Raises an error that `is_locked` knows, and changes nothing
+    then, where another program holds it.
     """
-    trained = {record.id: record for record in records if record.origin is not Origin.BASE}
-    if not trained:
-        return
-    if _is_sound(run, trained):
-        study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
+    trained = trained_by_id(records)
+    aside = None
+    if is_sound(run, trained):
+        study = optuna.load_study(study_name=STUDY_NAME, storage=open_storage(run.study_url))
     else:
-        _set_aside(run)
-        study = _new_study(run)
+        aside = _set_aside(run)
+        if not trained and not lost:
+            return aside
+        study = _new_study(open_storage(run.study_url), records)
         logger.warning("study.db was damaged or gone; it's made anew from the %d trials on disk", len(trained))
-    _add_missing(study, recipe, trained)
+    _add_missing(study, recipe, trained, lost)
+    return aside
 
 
-def _is_sound(run: RunFolder, trained: dict[str, TrialRecord]) -> bool:
-    """Whether the study can be read, and waits for those of its trials that can go on."""
+def study_in_memory(recipe: Recipe, records: Sequence[TrialRecord], lost: Collection[str]) -> InMemoryStorage:
+    """Return what study.db would hold, made from the trials' folders."""
+    storage = InMemoryStorage()
+    _add_missing(_new_study(storage, records), recipe, trained_by_id(records), lost)
+    return storage
+
+
+def is_sound(run: RunFolder, trained: Mapping[str, TrialRecord]) -> bool:
+    """Whether the study can be read, and waits for those of its trials that can go on.
+
+    Raises an error that `is_locked` knows where another program holds it.
+    """
     path = run.path / "study.db"
-    if not path.exists():
+    if not path.is_file():
         return False
     try:
-        with closing(sqlite3.connect(path)) as connection:
+        with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
             if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
                 return False
-        trials = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).get_trials(deepcopy=False)
-    except (sqlite3.DatabaseError, DatabaseError, KeyError):
+        study = optuna.load_study(study_name=STUDY_NAME, storage=open_storage(run.study_url))
+        trials = study.get_trials(deepcopy=False)
+    except Exception as error:
+        if is_locked(error):
+            raise
+        # Errors of SQLite, SQLAlchemy, Alembic and Optuna, and of values in it that aren't Optuna's.
+        logger.debug("study.db can't be read", exc_info=True)
         return False
     can_go_on = {each for each, record in trained.items() if record.ending is None}
     return all(trial.state is TrialState.RUNNING for trial in trials if trial_id_of(trial.number) in can_go_on)
 
 
-def _set_aside(run: RunFolder) -> None:
+def trained_by_id(records: Sequence[TrialRecord]) -> dict[str, TrialRecord]:
+    """Return all trials but the base model, by id."""
+    return {record.id: record for record in records if record.origin is not Origin.BASE}
+
+
+def _set_aside(run: RunFolder) -> Path | None:
+    aside = None
     for name in ("study.db", "study.db-journal", "study.db-wal", "study.db-shm"):
         path = run.path / name
-        if path.exists():
+        if path.exists() or path.is_symlink():
             names = (f"{name}.broken-{number}" for number in range(1, _MOST_SET_ASIDE))
-            path.rename(next(run.path / free for free in names if not (run.path / free).exists()))
+            moved = path.rename(next(run.path / free for free in names if not (run.path / free).exists()))
+            aside = aside or moved
+    return aside
 
 
-def _new_study(run: RunFolder) -> optuna.Study:
-    study = optuna.create_study(study_name=STUDY_NAME, storage=run.study_url, direction="minimize")
-    base = next((record for record in run.records() if record.origin is Origin.BASE and record.points), None)
+def _new_study(storage: BaseStorage, records: Sequence[TrialRecord]) -> optuna.Study:
+    study = optuna.create_study(study_name=STUDY_NAME, storage=storage, direction="minimize")
+    base = next((record for record in records if record.origin is Origin.BASE and record.points), None)
     if base is not None:
         study.set_user_attr("base_eval_loss", base.best_eval_loss)
     return study
 
 
-def _add_missing(study: optuna.Study, recipe: Recipe, trained: dict[str, TrialRecord]) -> None:
-    """Every trial under its own number; a number without a folder was asked for and never began."""
-    for number in range(len(study.get_trials(deepcopy=False)), max(int(each) for each in trained)):
+def _add_missing(
+    study: optuna.Study, recipe: Recipe, trained: Mapping[str, TrialRecord], lost: Collection[str]
+) -> None:
+    """Every trial under its own number; a number without a folder never began, or its folder was set aside."""
+    most = max((int(each) for each in (*trained, *lost)), default=0)
+    for number in range(len(study.get_trials(deepcopy=False)), most):
         record = trained.get(trial_id_of(number))
         study.add_trial(create_trial(state=TrialState.FAIL) if record is None else _as_in_study(record, recipe))
 

@@ -3,6 +3,7 @@
 RUN/search.json    resolved recipe, deadline, versions, seeds, hardware
 RUN/study.db       Optuna's storage
 RUN/trials/<id>/   one folder a trial; 0000 is the base model
+RUN/damaged/       trials that could not be used when the search was resumed (orchestrator.trial_folders)
 RUN/export/        the verified winner
 RUN/trials.csv  report.html  samples.json
 """
@@ -10,7 +11,6 @@ RUN/trials.csv  report.html  samples.json
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -19,22 +19,24 @@ import tempfile
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from orchestrator.deadline import Deadline
 from orchestrator.pace import Regrouped
 from orchestrator.rungs import rung_tokens
+from orchestrator.search_file import FORMAT, SearchFile, read_search_file
+from orchestrator.trial_folders import BASE_ID, Trials, read_trials
 from search_spaces.schema import Recipe
+from trials.damage import read_value
 from trials.disk import refuse_unmakeable
 from trials.engine.shape import BaseShape, base_shape
 from trials.errors import RunFolderError
 from trials.files import make_folder, write_json
-from trials.records import TrialRecord, read_trial
+from trials.records import TrialRecord
 from trials.schedule import Epoch
 
-BASE_TRIAL_ID = "0000"
+BASE_TRIAL_ID = BASE_ID
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's categories of control characters, of bytes that are no UTF-8, and of separators of lines."""
 _PACKAGES = ("ray", "optuna", "torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
@@ -136,6 +138,7 @@ class RunFolder:
         """Writes search.json; again whenever more is known: where trials run, how long they are, what is reserved."""
         deadline = search.deadline
         content = {
+            "format": FORMAT,
             "recipe": search.recipe.model_dump(mode="json"),
             "sources": dict(search.sources),
             "started": deadline.started.isoformat(),
@@ -162,54 +165,37 @@ class RunFolder:
 
     def read_search(self) -> Search:
         """Reads search.json. Raises `RunFolderError` if there is none or it can't be read."""
-        content = self.read_json("search.json")
-        if content is None:
-            raise RunFolderError(f"{self.path} holds no search: there is no search.json in it. Give a run folder.")
-        try:
-            deadline = Deadline(
-                datetime.fromisoformat(content["started"]),
-                datetime.fromisoformat(content["deadline"]),
-                content["reserve_seconds"],
-                content.get("is_time_of_day", False),
-            )
-            recipe = Recipe.model_validate_json(json.dumps(content["recipe"]))
-            sizes = content["gpus_per_trial"], content["full_tokens"]
-            placement = _placement(content) if "engines" in content else None
-            return Search(
-                recipe,
-                content["sources"],
-                deadline,
-                *sizes,
-                data=content.get("data", {}),
-                shortened=content.get("shortened"),
-                prediction=content.get("prediction"),
-                placement=placement,
-                ranks=content.get("ranks", 1),
-                regrouped=Regrouped(**content["regrouped"]) if content.get("regrouped") else None,
-                opening_seconds=content.get("opening_seconds"),
-                base=BaseShape(**content["base"]) if content.get("base") else None,
-            )
-        except (KeyError, ValueError, TypeError) as error:
-            raise RunFolderError(f"{self.path / 'search.json'} can't be read: {error}. Restore it.") from error
+        return _search_of(read_search_file(self.path / "search.json"))
 
     def read_json(self, name: str) -> Any | None:
-        """A JSON file of the folder; None if it isn't there. Raises `RunFolderError` if it's no JSON."""
-        path = self.path / name
-        if not path.is_file():
-            return None
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise RunFolderError(f"{path} is no JSON: {error}. Restore it, or remove it.") from error
+        """A JSON file of the folder; None if it isn't there. Raises `DamagedFile` if it can't be read."""
+        return read_value(self.path / name)
 
     def records(self) -> list[TrialRecord]:
-        """All trials on disk, by id."""
-        folders = sorted((self.path / "trials").glob("*/config.json"))
-        return [read_trial(file.parent) for file in folders]
+        """All trials on disk that can be used, by id."""
+        return list(self.read_trials().records)
+
+    def read_trials(self) -> Trials:
+        """All trials on disk, and those among them that are damaged."""
+        return read_trials(self.path / "trials")
 
 
-def _placement(content: Mapping[str, Any]) -> Placement:
-    return Placement(content["engines"], content["slots"], content.get("most_ranks", 1))
+def _search_of(file: SearchFile) -> Search:
+    return Search(
+        file.recipe,
+        file.sources,
+        Deadline(file.started, file.deadline, file.reserve_seconds, file.is_time_of_day),
+        file.gpus_per_trial,
+        file.full_tokens,
+        data=file.data,
+        shortened=file.shortened,
+        prediction=file.prediction,
+        placement=None if file.engines is None else Placement(file.engines, file.slots, file.most_ranks),
+        ranks=file.ranks,
+        regrouped=file.regrouped,
+        opening_seconds=file.opening_seconds,
+        base=file.base,
+    )
 
 
 def refuse_taken(path: Path) -> None:

@@ -144,8 +144,11 @@ def _ended(folder: RunFolder, clock: SteadyClock, interruption: Interruption) ->
 
 def _plan(job: _Job, started: datetime) -> int:
     """Says what would happen, and what stands in its way. What makes the search impossible is bad input here too."""
-    pace = None if job.folder is None else Pace.from_records(job.folder.records(), job.search.regrouped)
+    trials = None if job.folder is None else job.folder.read_trials()
+    pace = None if trials is None else Pace.from_records(trials.records, job.search.regrouped)
     print(describe(job.search, job.sizes, pace, None if pace is None else started), flush=True)
+    if trials is not None and trials.lines():
+        print("\n  ".join(["damaged, and left out or set aside by --resume:", *trials.lines()]), flush=True)
     found = preflight(job.search, job.out, predict(job.search, pace, started).disk_gib)
     print(preflight_lines(found))
     return EXIT_BAD_INPUT if any(finding.level is Level.IMPOSSIBLE for finding in found) else EXIT_DONE

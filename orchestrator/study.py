@@ -12,13 +12,15 @@ sampler, which would take a paused trial for a bad one.
 
 from __future__ import annotations
 
+import sqlite3
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from search_spaces.schema import Choices, Dimension, Recipe, is_integer
@@ -29,6 +31,8 @@ CONSTRAINT = "can_be_trained"
 NAME, _SCORE = "name", "score"
 INFEASIBLE = frozenset({EndingKind.DIVERGED, EndingKind.OUT_OF_MEMORY})
 _SEPARATOR = "+"
+LOCK_SECONDS = 0.5
+"""How long another program's lock is waited for; a browser of the study holds it for as long as it likes."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,17 @@ Propose = Callable[[int], Mapping[str, Any]]
 
 
 class Study:
-    """One search's study in its SQLite file; opening it again goes on where it was."""
+    """One search's study in its SQLite file; opening it again goes on where it was.
 
-    def __init__(self, url: str, recipe: Recipe) -> None:
+    `lost` are numbers of trials whose folders were set aside as damaged: they failed, and starting points among them
+    are begun again. Where another program holds the file, opening and telling raise an error that `is_locked` knows.
+    """
+
+    def __init__(self, storage: str | BaseStorage, recipe: Recipe, lost: Set[int] = frozenset()) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._recipe = recipe
         self._space = {name: distribution(name, dimension) for name, dimension in recipe.space.items()}
-        self._storage = optuna.storages.RDBStorage(url)
+        self._storage = open_storage(storage) if isinstance(storage, str) else storage
         self._study = optuna.create_study(
             study_name=STUDY_NAME,
             storage=self._storage,
@@ -65,8 +73,10 @@ class Study:
         self._open = {trial.number: optuna.Trial(self._study, trial._trial_id) for trial in running}
         self._reported = {trial.number: set(trial.intermediate_values) for trial in running}
         self._asked = len(known)
-        begun = {trial.user_attrs.get(NAME) for trial in known}
+        begun = {trial.user_attrs.get(NAME) for trial in known if trial.number not in lost}
         self._starts = deque(name for name in recipe.start if name not in begun)
+        for number in lost:
+            self.lose(number)
 
     def ask(self, propose: Propose) -> Suggestion:
         """The next configuration: starting points first, then what is proposed. It's in the study once it is begun."""
@@ -108,12 +118,17 @@ class Study:
             self._reported[number].add(point.tokens_seen)
 
     def tell(self, number: int, kind: EndingKind, best_eval_loss: float | None) -> None:
-        """How a trial ended."""
-        trial = self._open.pop(number)
-        del self._reported[number]
+        """How a trial ended. Said again after an error, it's as if it were said once."""
+        trial = self._open[number]
         trial.set_constraint(CONSTRAINT, 1.0 if kind in INFEASIBLE else 0.0)
         state = state_of(kind, best_eval_loss)
         self._study.tell(trial, best_eval_loss if state is TrialState.COMPLETE else None, state=state)
+        del self._open[number], self._reported[number]
+
+    def lose(self, number: int) -> None:
+        """A trial can't be used any more, whatever it was."""
+        if self.is_open(number):
+            self.tell(number, EndingKind.FAILED, None)
 
     def record_base(self, base_eval_loss: float, base_score: float | None = None) -> None:
         """Notes the base model's figures beside the trials: without hyperparameters it's no trial of the study."""
@@ -131,6 +146,20 @@ class Study:
         if name is not None:
             values = {**self._recipe.start_values(name), **values}
         return Suggestion(trial.number, values, name)
+
+
+def open_storage(url: str) -> RDBStorage:
+    """Open a study's storage, which waits for another program's lock no longer than `LOCK_SECONDS`."""
+    return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}})
+
+
+def is_locked(error: BaseException | None) -> bool:
+    """Whether an error of SQLite, SQLAlchemy or Optuna says that another program holds the database."""
+    while error is not None:
+        if isinstance(error, sqlite3.OperationalError):
+            return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        error = getattr(error, "orig", None) or error.__cause__
+    return False
 
 
 def distribution(name: str, dimension: Dimension) -> BaseDistribution:

@@ -21,9 +21,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from trials.adapter_check import POINT_FILE
+from trials.damage import DamagedFile, read_as
 from trials.errors import RunFolderError
 from trials.files import link_file, link_folder, make_folder, move, replace_folder, write_json
 from trials.records import EVAL_ROWS_FILE, TrialFolder, eval_rows_file
@@ -163,6 +164,11 @@ def choose_checkpoint(folder: Path, step: int | None) -> Checkpoint:
     raise RunFolderError(f"{folder} holds no whole checkpoint of step {step}. Give --checkpoint one of: {known}.")
 
 
+def broken_checkpoints(folder: Path) -> list[Path]:
+    """What has the name of a checkpoint and isn't one: half-written, or damaged later."""
+    return [path for step, path in _named(folder) if _read(path, step) is None]
+
+
 def set_broken_aside(folder: Path) -> None:
     """Takes the name of a checkpoint from everything that isn't one: half-written, or damaged later."""
     for step, path in _named(folder):
@@ -198,8 +204,10 @@ def _complete(made: Path, progress: Progress) -> None:
 
 def _read(path: Path, step: int) -> Checkpoint | None:
     try:
-        marker = _MARKERS.validate_json((path / _MARKER).read_bytes())
+        marker = read_as(path / _MARKER, _MARKERS)
+        if marker is None:
+            return None
         whole = all((path / name).stat().st_size == size for name, size in marker.files.items())
-    except (OSError, ValidationError):
+    except (OSError, DamagedFile):
         return None
     return Checkpoint(path, marker.progress) if whole and marker.progress.step == step else None

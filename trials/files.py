@@ -62,8 +62,8 @@ def append_json_line(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON objects; none if there is no file."""
-    if not path.exists():
+    """The whole lines of a file of JSON objects; none if there is no file, or something else in its place."""
+    if not path.is_file():
         return []
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -19,9 +19,10 @@ _NAME = "lock"
 def only_here(folder: Path) -> Iterator[None]:
     """Keeps others from working in `folder`; the system gives it free when this process ends, however it does.
 
-    Raises `RunFolderError` while another holds it, on this machine or, where the file system passes locks on, another.
+    Raises `RunFolderError` while another holds it, on this machine or, where the file system passes locks on, another;
+    and where something that is no file has its name, or it can't be written.
     """
-    with (folder / _NAME).open("a+", encoding="utf-8") as file:
+    with _opened(folder / _NAME) as file:
         if _is_anothers(file):
             file.seek(0)
             holder = file.read().strip() or "another command"
@@ -42,6 +43,15 @@ def takes_lock(file: TextIO) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        if path.exists() and not path.is_file():
+            raise RunFolderError(f"{path} is no file, so nobody can tell who is at work there. Remove it.")
+        return path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(f"can't write {path}: {error.strerror}. Allow it, or remove it.") from error
 
 
 def _is_anothers(file: TextIO) -> bool:

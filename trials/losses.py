@@ -24,6 +24,13 @@ class RowLosses:
         return RowLosses(self.loss_sums[:rows], self.token_counts[:rows])
 
     @property
+    def flaw(self) -> str | None:
+        """Why nothing can be computed from them, where a file of them was damaged; None: it can."""
+        if not self.loss_sums or len(self.loss_sums) != len(self.token_counts):
+            return f"it has {len(self.loss_sums)} losses and {len(self.token_counts)} numbers of tokens"
+        return "a row has no tokens" if min(self.token_counts) < 1 else None
+
+    @property
     def standard_error(self) -> float:
         """Of the mean, in nats per token, over rows as in `compare`. Raises ValueError for fewer than two rows."""
         return _standard_error(self.loss_sums, self.token_counts)

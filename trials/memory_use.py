@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
+from trials.damage import DamagedFile, read_as
 from trials.files import write_json
 from trials.records import TrialFolder
 
@@ -60,6 +61,6 @@ def keep_memory_use(folder: TrialFolder, use: MemoryUse) -> None:
 def read_memory_use(folder: Path) -> MemoryUse | None:
     """Of a trial; None where nothing is known, or it can't be read: nothing depends on it."""
     try:
-        return _USES.validate_json((folder / MEMORY_FILE).read_bytes())
-    except (OSError, ValidationError):
+        return read_as(folder / MEMORY_FILE, _USES)
+    except DamagedFile:
         return None

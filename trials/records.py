@@ -12,24 +12,28 @@ trials/<id>/ending.json    how it ended; absent: it's running, paused or was cut
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from trials.adapter_check import POINT_FILE, describe_files, why_not_there
 from trials.config import TrialConfig
+from trials.damage import DamagedFile, Lines, read_as, read_lines_as
 from trials.errors import RunFolderError
-from trials.files import append_json_line, in_place, make_folder, read_json_lines, replace_folder, write_json
+from trials.files import append_json_line, in_place, make_folder, replace_folder, write_json
 from trials.losses import RowLosses
 from trials.scorings import Scoring, read_scorings
 
 EVAL_ROWS_FILE = "eval_rows.json"
+_MOST = 2**53
+"""No step, number of tokens, time or loss is as large; SQLite has no larger whole numbers than 2**63."""
 
 
 class EndingKind(StrEnum):
@@ -81,6 +85,22 @@ class EvalPoint:
     ranks: int = 1
     """Processes that trained it together when it was evaluated, a GPU each."""
 
+    @property
+    def flaw(self) -> str | None:
+        """Why it can't be an evaluation, where its file was damaged; None: it can."""
+        numbers = {name: number for name, number in asdict(self).items() if number is not None}
+        beyond = (f"{name} is {number:g}" for name, number in numbers.items() if not 0 <= number < _MOST)
+        return next(beyond, None)
+
+
+@dataclass(frozen=True)
+class DamagedTrial:
+    """A folder of a trial that can't be used; `id` is the folder's name, `reason` a sentence without a full stop."""
+
+    id: str
+    folder: Path
+    reason: str
+
 
 @dataclass(frozen=True)
 class TrialRecord:
@@ -95,6 +115,8 @@ class TrialRecord:
     folder: Path
     fingerprint: str | None = None
     """Of the rows that it began with; None where nobody said."""
+    damage: tuple[str, ...] = ()
+    """What of config, evaluations and ending can't be read, and what is taken in its place."""
 
     @property
     def best_eval_loss(self) -> float | None:
@@ -127,12 +149,20 @@ class TrialRecord:
         return why_not_there(self.adapter) is None
 
     def row_losses(self) -> RowLosses | None:
-        """Loss of every eval row at the best evaluation; None if it was never evaluated."""
+        """Loss of every eval row at the best evaluation; None if it was never evaluated, or can't be read."""
         return read_row_losses(self.folder)
 
-    @cached_property
+    @property
     def scorings(self) -> tuple[Scoring, ...]:
         """Scores and losses of rows at every evaluation that was scored, in order; read when first asked for."""
+        return self._scorings.values
+
+    def all_damage(self) -> tuple[str, ...]:
+        """Return what of its files can't be read, and what that costs. Reads all files but those of adapters."""
+        return (*self.damage, *_row_damage(self), *self._scorings.damage)
+
+    @cached_property
+    def _scorings(self) -> Lines[Scoring]:
         return read_scorings(self.folder)
 
 
@@ -204,24 +234,19 @@ class TrialFolder:
 
 def read_trial(folder: Path) -> TrialRecord:
     """The record of one trial folder, which may be written to meanwhile. Raises `RunFolderError` if it holds none."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise RunFolderError(f"{folder} holds no trial: there is no config.json in it.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        origin, name = Origin(content["origin"]), content["name"]
-        config = TrialConfig.model_validate_json(json.dumps(content["config"]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise RunFolderError(f"{path} can't be read: {error}. Restore it, or remove that trial's folder.") from error
+    begun = _begun(folder)
+    points = _points(folder)
+    ending, ending_damage = _ending(folder)
     return TrialRecord(
         id=folder.name,
-        origin=origin,
-        name=name,
-        config=config,
-        points=_points(folder),
-        ending=_ending(folder / "ending.json"),
+        origin=begun.origin,
+        name=begun.name,
+        config=begun.config,
+        points=points.values,
+        ending=ending,
         folder=folder,
-        fingerprint=content.get("data_fingerprint"),
+        fingerprint=begun.data_fingerprint,
+        damage=(*points.damage, *ending_damage),
     )
 
 
@@ -236,30 +261,79 @@ def eval_rows_file(folder: Path) -> Path:
 
 
 def read_row_losses(folder: Path) -> RowLosses | None:
-    """Loss of every eval row at a trial's best evaluation; None if it was never evaluated."""
-    path = eval_rows_file(folder)
-    return RowLosses(**json.loads(path.read_text())) if path.exists() else None
-
-
-def _points(folder: Path) -> tuple[EvalPoint, ...]:
-    """The evaluations in metrics.jsonl, and the adapter's own, if the process died before its line was written."""
-    points = [_point(line) for line in read_json_lines(folder / "metrics.jsonl")]
+    """Loss of every eval row at a trial's best evaluation; None if it was never evaluated, or they can't be read."""
     try:
-        own = _point(json.loads((folder / "adapter" / POINT_FILE).read_text(encoding="utf-8")))
-    except FileNotFoundError:  # no adapter, or it's being replaced at this moment
-        return tuple(points)
-    if not points or own.step > points[-1].step:
-        points.append(own)
-    return tuple(points)
-
-
-def _point(line: dict[str, Any]) -> EvalPoint:
-    known = {field.name for field in fields(EvalPoint)}
-    return EvalPoint(**{key: value for key, value in line.items() if key in known})
-
-
-def _ending(path: Path) -> Ending | None:
-    if not path.exists():
+        return read_as(eval_rows_file(folder), _ROWS)
+    except DamagedFile:
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return Ending(EndingKind(content["kind"]), content["reason"])
+
+
+def read_point(adapter: Path) -> EvalPoint | None:
+    """The evaluation that an adapter had; None where nobody said. Raises `DamagedFile`."""
+    return read_as(adapter / POINT_FILE, POINTS)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What config.json says."""
+
+    origin: Origin
+    name: str
+    config: TrialConfig
+    data_fingerprint: str | None = None
+
+
+_BEGUN = TypeAdapter(_Begun)
+_ENDINGS = TypeAdapter(Ending)
+POINTS = TypeAdapter(EvalPoint)
+_ROWS = TypeAdapter(RowLosses)
+
+
+def _begun(folder: Path) -> _Begun:
+    try:
+        begun = read_as(folder / "config.json", _BEGUN, strict=False)
+    except DamagedFile as error:
+        raise RunFolderError(
+            f"{error.path} can't be read: {error.reason}. Restore it, or remove that trial's folder."
+        ) from error
+    if begun is None:
+        raise RunFolderError(f"{folder} holds no trial: there is no config.json in it.")
+    return begun
+
+
+def _points(folder: Path) -> Lines[EvalPoint]:
+    """The evaluations in metrics.jsonl, and the adapter's own, if the process died before its line was written."""
+    lines = read_lines_as(folder / "metrics.jsonl", POINTS)
+    points, damage = {point.step: point for point in reversed(lines.values)}, lines.damage
+    if len(points) < len(lines.values):
+        damage = (*damage, "metrics.jsonl has evaluations of one step twice, of which the first counts")
+    try:
+        own = read_point(folder / "adapter")
+    except DamagedFile as error:
+        own, damage = None, (*damage, f"{_in_trial(error.path)} can't be read: {error.reason}")
+    if own is not None:  # None: no adapter, or it's being replaced at this moment
+        points.setdefault(own.step, own)
+    return Lines(tuple(points[step] for step in sorted(points)), damage)
+
+
+def _ending(folder: Path) -> tuple[Ending | None, tuple[str, ...]]:
+    """Who has an ending that can't be read has ended all the same: its checkpoints are gone."""
+    try:
+        return read_as(folder / "ending.json", _ENDINGS), ()
+    except DamagedFile as error:
+        said = f"ending.json can't be read: {error.reason}"
+        return Ending(EndingKind.PRUNED, f"it isn't known how it ended, as {said}"), (f"{said}; it counts as pruned",)
+
+
+def _row_damage(record: TrialRecord) -> tuple[str, ...]:
+    """What is wrong with its eval_rows.json, which every trial that was evaluated has."""
+    cost = "so it's compared with no other trial row by row"
+    try:
+        rows = read_as(eval_rows_file(record.folder), _ROWS)
+    except DamagedFile as error:
+        return (f"{EVAL_ROWS_FILE} can't be read: {error.reason}; {cost}",)
+    return (f"{EVAL_ROWS_FILE} is gone, {cost}",) if rows is None and record.points else ()
+
+
+def _in_trial(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"

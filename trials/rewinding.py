@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
-from trials.adapter_check import POINT_FILE
 from trials.checkpoints import (
     BEST_ADAPTER,
     Checkpoint,
@@ -23,6 +23,7 @@ from trials.checkpoints import (
     set_broken_aside,
     whole_checkpoints,
 )
+from trials.damage import DamagedFile
 from trials.errors import DataError, RunFolderError
 from trials.files import (
     link_file,
@@ -35,7 +36,7 @@ from trials.files import (
     sync_folder,
     write_text,
 )
-from trials.records import EVAL_ROWS_FILE, Ending, EndingKind, Origin, TrialRecord, read_trial
+from trials.records import EVAL_ROWS_FILE, Ending, EndingKind, Origin, TrialRecord, read_point, read_trial
 
 _LINES = ("metrics.jsonl", "score_rows.jsonl")
 _FILES = ("config.json", *_LINES, EVAL_ROWS_FILE, "ending.json")
@@ -122,7 +123,7 @@ def rewind(record: TrialRecord, checkpoint: Checkpoint) -> Path | None:
     shutil.rmtree(folder / "adapter.new", ignore_errors=True)
     newer = [found for found in whole_checkpoints(folder) if found.step > step]
     steps = [*(point.step for point in record.points), *(scoring.step for scoring in record.scorings)]
-    if not (newer or record.ending or max(steps, default=0) > step):
+    if not (newer or record.ending or max(steps, default=0) > step or _has_lost_best(folder, checkpoint)):
         return None
     before = _keep(folder, step)
     # In this order: a later checkpoint must not find its evaluations cut, nor an ending that they are missing.
@@ -151,6 +152,11 @@ def _keep(folder: Path, step: int) -> Path:
     return kept
 
 
+def _has_lost_best(folder: Path, checkpoint: Checkpoint) -> bool:
+    """Whether the best adapter is gone or unknown in the folder, and is in the checkpoint."""
+    return (checkpoint.path / BEST_ADAPTER).exists() and _step(folder / "adapter") is None
+
+
 def _restore_best(folder: Path, checkpoint: Checkpoint) -> None:
     adapter, best = folder / "adapter", checkpoint.path / BEST_ADAPTER
     if not best.exists():  # no evaluation before the checkpoint
@@ -169,12 +175,21 @@ def _remove_best(folder: Path) -> None:
     (folder / EVAL_ROWS_FILE).unlink(missing_ok=True)
 
 
-def _step(adapter: Path) -> int:
-    return int(json.loads((adapter / POINT_FILE).read_text(encoding="utf-8"))["step"])
+def _step(adapter: Path) -> int | None:
+    """None: nobody knows of which step the adapter is."""
+    try:
+        point = read_point(adapter)
+    except DamagedFile:
+        return None
+    return None if point is None else point.step
+
+
+def _is_up_to(line: dict[str, Any], step: int) -> bool:
+    return isinstance(line.get("step"), int) and line["step"] <= step
 
 
 def _cut(path: Path, step: int) -> None:
     """Leaves the lines up to a step."""
     if path.exists():
-        kept = [line for line in read_json_lines(path) if line["step"] <= step]
+        kept = [line for line in read_json_lines(path) if _is_up_to(line, step)]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

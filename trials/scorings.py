@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from trials.errors import RunFolderError
-from trials.files import append_json_line, read_json_lines
+from trials.damage import Lines, read_lines_as
+from trials.files import append_json_line
 from trials.intervals import Estimate, bootstrap_mean, wilson
 from trials.losses import RowLosses
 from trials.scores import Measure, RowScores
 
-_FILE = "score_rows.jsonl"
+SCORINGS_FILE = "score_rows.jsonl"
 
 
 @dataclass(frozen=True)
@@ -31,25 +31,23 @@ class Scoring:
     losses: RowLosses
     scores: RowScores
 
+    @property
+    def flaw(self) -> str | None:
+        """Why it can't be used, where the file was damaged; None: it can."""
+        return self.losses.flaw if self.scores.values else "it has no scores"
 
-_SCORINGS = TypeAdapter(Scoring)
+
+SCORINGS = TypeAdapter(Scoring)
 
 
 def keep_scoring(folder: Path, scoring: Scoring) -> None:
     """Adds a scoring to a trial's folder."""
-    append_json_line(folder / _FILE, asdict(scoring))
+    append_json_line(folder / SCORINGS_FILE, asdict(scoring))
 
 
-def read_scorings(folder: Path) -> tuple[Scoring, ...]:
-    """All scorings of a trial, in order; none where no score was asked for. Raises `RunFolderError` if unreadable."""
-    try:
-        return tuple(_SCORINGS.validate_python(line) for line in read_json_lines(folder / _FILE))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RunFolderError(
-            f"{folder / _FILE} can't be read: {where}: {first['msg']}. Restore it, or remove it."
-        ) from error
+def read_scorings(folder: Path) -> Lines[Scoring]:
+    """Return a trial's scorings, in order, and what is wrong with lines that are none."""
+    return read_lines_as(folder / SCORINGS_FILE, SCORINGS)
 
 
 def estimate(scores: RowScores) -> Estimate:

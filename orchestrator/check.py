@@ -1,0 +1,97 @@
+"""Command line: says what of a run folder is there and what is not, hashes included, and mends what can be mended.
+
+python -m orchestrator.check RUN [--repair] [--json]
+
+Exit codes: 0 all is whole, or mended; 2 no run folder, or --repair while a search is at work in it; 3 damage is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from orchestrator.mirror import Mirror
+from orchestrator.problems import Problem, problems
+from orchestrator.run_folder import RunFolder
+from orchestrator.run_places import only_here_and_there, open_at, place_of, publish
+from trials.command_line import run as run_command
+from trials.errors import EXIT_DONE
+
+EXIT_DAMAGED = 3
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A problem, and what was done about it; None: nothing."""
+
+    problem: Problem
+    done: str | None
+
+    def line(self) -> str:
+        """One line for people."""
+        found = f"{self.problem.where}: {self.problem.what}"
+        if self.done is not None:
+            return f"{found}: {self.done}"
+        return found if self.problem.mend is None else f"{found} (--repair mends it)"
+
+
+def check(folder: RunFolder, *, repair: bool = False) -> list[Checked]:
+    """Look at everything, and mend what can be mended if asked to; nothing is deleted."""
+    found: list[Checked] = []
+    seen: set[tuple[str, str]] = set()
+    weights = Mirror.of(folder.path) is None
+    # Again after every mending: one may settle more than it was meant for, or show what was hidden.
+    while True:
+        fresh = [each for each in problems(folder, weights=weights) if (each.where, each.what) not in seen]
+        if not fresh:
+            return found
+        for problem in fresh:
+            seen.add((problem.where, problem.what))
+            done = problem.mend() if repair and problem.mend is not None else None
+            found.append(Checked(problem, done))
+            if done is not None:
+                break
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m orchestrator.check", description="Say what of a run folder is there, and what is damaged."
+    )
+    arguments.add_argument("run", metavar="RUN", help="run folder of a search, running or over")
+    arguments.add_argument(
+        "--repair", action="store_true", help="set aside what can't be used, and make study.db anew; deletes nothing"
+    )
+    arguments.add_argument("--json", action="store_true", help="say it as JSON")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    return run_command(lambda: _check(parser().parse_args(argv)))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    folder = open_at(arguments.run)
+    with only_here_and_there(folder) if arguments.repair else nullcontext():
+        found = check(folder, repair=arguments.repair)
+        if arguments.repair:
+            publish(folder)
+    left = [each for each in found if each.done is None]
+    trials = folder.read_trials()
+    if arguments.json:
+        rows = [{"where": each.problem.where, "what": each.problem.what, "done": each.done} for each in found]
+        said = {"run": place_of(folder), "trials": len(trials.records), "whole": not left, "problems": rows}
+        print(json.dumps(said, indent=2))
+    else:
+        print(f"{place_of(folder)}: {len(trials.records)} trials, the base model included")
+        print("\n".join(each.line() for each in found) or "all is whole")
+    return EXIT_DAMAGED if left else EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

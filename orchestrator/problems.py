@@ -1,0 +1,212 @@
+"""Finds what of a run folder is missing or damaged, and what mends it. Reads everything, hashes included.
+
+Needs neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import NonNegativeInt, TypeAdapter
+
+from orchestrator.export_files import read_manifest, read_samples
+from orchestrator.restoring import is_sound, settle_study, trained_by_id
+from orchestrator.run_folder import RunFolder
+from orchestrator.study import is_locked
+from orchestrator.trial_folders import free_place, ids_set_aside, set_aside
+from trials.checkpoints import broken_checkpoints, set_broken_aside
+from trials.damage import DamagedFile, is_value, read_as, read_bytes, read_value
+from trials.files import write_text
+from trials.records import POINT_FILE, POINTS, DamagedTrial, TrialFolder, TrialRecord
+from trials.scorings import SCORINGS, SCORINGS_FILE
+
+_WEIGHTS = "adapter_model.safetensors"
+_PIECE_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong, where, and what mends it; `mend` returns what it did, in words. None: nothing does."""
+
+    where: str
+    what: str
+    mend: Callable[[], str] | None = None
+
+
+@dataclass(frozen=True)
+class _File:
+    """What point.json says of one of the adapter's files."""
+
+    size: NonNegativeInt
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Files:
+    files: Mapping[str, _File] = field(default_factory=dict)
+
+
+_FILES = TypeAdapter(_Files)
+
+
+def problems(run: RunFolder, *, weights: bool = True) -> Iterator[Problem]:
+    """Yield everything that is wrong with a run folder; what is mended meanwhile is looked at as it is then.
+
+    `weights` False: those of adapters are not looked at, as a working copy of a folder on a store has none.
+    """
+    trials = run.read_trials()
+    for damaged in trials.damaged:
+        yield Problem(f"trials/{damaged.id}", damaged.reason, partial(_moved, run, damaged))
+    for record in trials.records:
+        yield from _of_trial(run, record, weights=weights)
+    yield from _of_study(run)
+    for name, damage in (("export/manifest.json", read_manifest(run)[1]), ("samples.json", read_samples(run)[1])):
+        for what in damage:
+            yield Problem(name, what, partial(_put_aside, run, run.path / name, Path(name).name))
+    yield from _of_json(run, "timing.json")
+    yield from _of_export(run)
+
+
+def _of_trial(run: RunFolder, record: TrialRecord, *, weights: bool) -> Iterator[Problem]:
+    where = f"trials/{record.id}"
+    for what in record.all_damage():
+        yield Problem(where, what, _mending(run, record, what))
+    for name in ("metrics.jsonl", SCORINGS_FILE):
+        if _is_cut(record.folder / name):
+            yield Problem(where, f"the last line of {name} is cut", partial(_whole_lines, run, record, name))
+    for what in _of_adapter(record) if weights else ():
+        yield Problem(where, what, lambda: _put_aside(run, record.adapter, f"{record.id}-adapter"))
+    for path in broken_checkpoints(record.folder):
+        yield Problem(where, f"{path.name} isn't whole, and not used", lambda: _without_broken(record))
+
+
+def _of_adapter(record: TrialRecord) -> list[str]:
+    """What is wrong with a trial's adapter; there needn't be one, as only the best are kept."""
+    adapter = record.adapter
+    if not adapter.exists() or not record.points:
+        return []
+    try:
+        said = read_as(adapter / POINT_FILE, _FILES)
+    except DamagedFile:
+        said = None  # it's named already
+    files = {} if said is None else said.files
+    if not files:
+        missing = [name for name in ("adapter_config.json", _WEIGHTS) if not (adapter / name).is_file()]
+        return [f"adapter/{name} is missing" for name in missing]
+    wrong = ((name, _difference(adapter / name, file.sha256, file.size)) for name, file in files.items())
+    return [f"adapter/{name} {difference}" for name, difference in wrong if difference is not None]
+
+
+def _of_study(run: RunFolder) -> Iterator[Problem]:
+    records = run.records()
+    trained = trained_by_id(records)
+    if not trained:
+        return
+    try:
+        sound = is_sound(run, trained)
+    except Exception as error:
+        if not is_locked(error):
+            raise
+        yield Problem("study.db", "another program holds it, so it wasn't looked at")
+        return
+    if not sound:
+        yield Problem("study.db", "it is damaged or gone", lambda: _made_anew(run))
+
+
+def _of_json(run: RunFolder, name: str) -> Iterator[Problem]:
+    try:
+        read_value(run.path / name)
+    except DamagedFile as error:
+        yield Problem(name, error.reason, lambda: _put_aside(run, run.path / name, name))
+
+
+def _of_export(run: RunFolder) -> Iterator[Problem]:
+    manifest = read_manifest(run)[0]
+    files: Any = (manifest or {}).get("files", {})
+    for name, sha256 in files.items() if isinstance(files, dict) else ():
+        difference = _difference(run.export / name, sha256)
+        if difference is not None:
+            yield Problem("export", f"{name} {difference}; python -m orchestrator.export makes it again")
+
+
+def _difference(path: Path, sha256: str, size: int | None = None) -> str | None:
+    """How a file differs from what is on record of it, in words that follow its name; None: not at all."""
+    try:
+        if not path.is_file():
+            return "is missing"
+        found = path.stat().st_size
+        if size is not None and found != size:
+            return f"has {found:,} bytes, where {size:,} were written"
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                digest.update(piece)
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+    return None if digest.hexdigest() == sha256 else "isn't what was written: its SHA-256 differs"
+
+
+def _is_cut(path: Path) -> bool:
+    try:
+        content = read_bytes(path)
+    except DamagedFile:
+        return False
+    return content is not None and content[-1:] not in (b"", b"\n")
+
+
+def _mending(run: RunFolder, record: TrialRecord, what: str) -> Callable[[], str] | None:
+    """What mends a damaged file of a trial: what can't be used of it moves aside."""
+    if "metrics.jsonl" in what or SCORINGS_FILE in what:
+        name = SCORINGS_FILE if SCORINGS_FILE in what else "metrics.jsonl"
+        return lambda: _whole_lines(run, record, name)
+    if what.startswith("ending.json"):
+        return lambda: _new_ending(run, record)
+    name = what.partition(" can't be read")[0]
+    return (
+        None if " is gone" in what else lambda: _put_aside(run, record.folder / name, f"{record.id}-{Path(name).name}")
+    )
+
+
+def _moved(run: RunFolder, damaged: DamagedTrial) -> str:
+    (path,) = set_aside(run.path, [damaged]).values()
+    return f"set aside: it's {path} now"
+
+
+def _put_aside(run: RunFolder, path: Path, name: str) -> str:
+    return f"set aside: it's {path.rename(free_place(run.path, name))} now"
+
+
+def _new_ending(run: RunFolder, record: TrialRecord) -> str:
+    said = _put_aside(run, record.folder / "ending.json", f"{record.id}-ending.json")
+    if record.ending is not None:
+        TrialFolder(record.folder).end(record.ending)
+    return f"{said}, and the trial counts as pruned"
+
+
+def _whole_lines(run: RunFolder, record: TrialRecord, name: str) -> str:
+    """Leave the lines that can be read; the file as it was moves aside."""
+    path = record.folder / name
+    if not path.is_file():
+        return _put_aside(run, path, f"{record.id}-{name}")
+    shape: TypeAdapter[Any] = SCORINGS if name == SCORINGS_FILE else POINTS
+    lines = [line for line in (read_bytes(path) or b"").split(b"\n")[:-1] if is_value(line, shape)]
+    kept = {shape.validate_json(line).step: line for line in reversed(lines)}
+    said = _put_aside(run, path, f"{record.id}-{name}")
+    write_text(path, b"".join(kept[step] + b"\n" for step in sorted(kept)).decode())
+    return f"{said}, and {len(kept)} of its lines are left"
+
+
+def _without_broken(record: TrialRecord) -> str:
+    set_broken_aside(record.folder)
+    return "its name is broken-<step> now"
+
+
+def _made_anew(run: RunFolder) -> str:
+    records = run.records()
+    aside = settle_study(run, run.read_search().recipe, records, ids_set_aside(run.path, records))
+    return "made anew from the trials' folders" + (f"; what was there is {aside} now" if aside else "")
