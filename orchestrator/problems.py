@@ -19,10 +19,11 @@ from orchestrator.restoring import is_sound, settle_study, trained_by_id
 from orchestrator.run_folder import RunFolder
 from orchestrator.study import is_locked
 from orchestrator.trial_folders import free_place, ids_set_aside, set_aside
+from trials.adapter_check import POINT_FILE
 from trials.checkpoints import broken_checkpoints, set_broken_aside
 from trials.damage import DamagedFile, is_value, read_as, read_bytes, read_value
 from trials.files import write_text
-from trials.records import POINT_FILE, POINTS, DamagedTrial, TrialFolder, TrialRecord
+from trials.records import POINTS, DamagedTrial, TrialFolder, TrialRecord
 from trials.scorings import SCORINGS, SCORINGS_FILE
 
 _WEIGHTS = "adapter_model.safetensors"

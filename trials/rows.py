@@ -61,8 +61,8 @@ def _counted(rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     from datasets import Dataset
 
     # Read directly: `load_dataset` keeps a copy of every file, which it finds again by the file's time.
