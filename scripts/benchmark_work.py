@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from trials.files import write_text
 
 UNK_ID, BOS_ID, EOS_ID, PAD_ID, FIRST_WORD_ID = range(5)
 LONG_ROW_TOKENS = 2048
@@ -92,9 +95,7 @@ def _write_rows(path: Path, lengths: Sequence[int], vocabulary: int, seed: int) 
         words = [f"t{token}" for token in rng.integers(FIRST_WORD_ID, vocabulary, length - 2)]
         prompt = length // 2 - 1  # and BOS
         lines.append(json.dumps({"prompt": " ".join(words[:prompt]), "completion": " ".join(words[prompt:])}))
-    beside = path.with_suffix(".new")
-    beside.write_text("\n".join(lines) + "\n")
-    beside.rename(path)
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _write_model(folder: Path, size: Size, device: str) -> None:
@@ -162,6 +163,4 @@ def _write_tokenizer(folder: Path, vocabulary: int) -> None:
 
 def _empty_beside(folder: Path) -> Path:
     """A folder that takes the real name when it's whole: a run that was cut off leaves nothing half made."""
-    beside = folder.with_suffix(".new")
-    shutil.rmtree(beside, ignore_errors=True)
-    return beside
+    return Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -59,11 +59,15 @@ class Disk:
     root: Path
     stop_at: int | None = None
     """The change that doesn't happen, counted from 0; None: all happen."""
+    stop_before: str | None = None
+    """A pattern instead: the first change in whose line in `log` it's found doesn't happen."""
     log: list[str] = field(default_factory=list)
     _changes: list[_Change] = field(default_factory=list)
     _synced: dict[int, bytes] = field(default_factory=dict)
     """Of files that were opened for writing, by inode: the content that is on disk for sure."""
     _removed: int = 0
+    was_torn: bool = False
+    """Whether half a write went out before the power was cut."""
 
     @property
     def is_off(self) -> bool:
@@ -76,6 +80,8 @@ class Disk:
             raise PowerCut
         names = [_TOKEN.sub(".*.new", path.relative_to(self.root).as_posix()) for path in paths]
         self.log.append(" ".join([what, *names]))
+        if self.stop_at is None and self.stop_before and re.search(self.stop_before, self.log[-1]):
+            self.stop_at = len(self.log) - 1
         if self.is_off:
             raise PowerCut
 
@@ -129,8 +135,8 @@ class _File:
         try:
             self._disk.note("write", self._path)
         except PowerCut:
-            if len(self._disk.log) - 1 == self._disk.stop_at and not getattr(self._disk, "was_cut", False):
-                self._disk.was_cut = True  # type: ignore[attr-defined]
+            if not self._disk.was_torn and self._disk.log[-1].startswith("write "):
+                self._disk.was_torn = True
                 self._file.write(data[: len(data) // 2])
                 self._file.flush()
             raise
