@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from trials.disk import is_disk_full
 from trials.errors import RunFolderError
-from trials.files import make_folder, move, sync_folder
+from trials.files import make_folder, move, sync_directory, sync_folder
 from trials.lock import takes_lock
 
 MANIFEST = "manifest.json"
@@ -154,6 +154,8 @@ def staging_beside(target: Path, run: Path, *, may_set_aside: bool) -> Iterator[
             _lock(file)
             file.write(f"{_SAYS}: process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
+            sync_folder(path)
+            sync_directory(path.parent)
             yield Staging(path, target, run, may_set_aside=may_set_aside)
     finally:
         _remove(path, target)

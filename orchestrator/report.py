@@ -25,15 +25,26 @@ from orchestrator.report_headline import export_lines, headline, time_line
 from orchestrator.report_importance import Importance, importance
 from orchestrator.report_night import night_section
 from orchestrator.report_scores import score_section
-from orchestrator.report_tables import counts_line, csv_text, ranking_rows, settings, stopped_rows, surroundings
+from orchestrator.report_tables import (
+    counts_line,
+    csv_text,
+    is_csv_text,
+    ranking_rows,
+    settings,
+    stopped_rows,
+    surroundings,
+)
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_places import open_at, place_of, publish
 from search_spaces.schema import Range
 from trials.command_line import run as run_command
 from trials.errors import EXIT_DONE, RunFolderError
 from trials.files import write_text
+from trials.overwriting import refuse_to_replace
 
 _TEMPLATE = "report.html.j2"
+_TITLE = ": report of the search</title>"
+"""By which a report is known."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +162,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     folder = open_at(arguments.run)
+    if arguments.to is not None:
+        refuse_to_replace(arguments.to / "trials.csv", is_csv_text, "Give another folder by --to.")
+        refuse_to_replace(
+            arguments.to / "report.html", lambda text: _TITLE in text[:1000], "Give another folder by --to."
+        )
     print(f"report: {write_report(folder, arguments.to)}")
     if arguments.to is None:
         publish(folder, "report.html", "trials.csv")

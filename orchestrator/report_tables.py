@@ -132,6 +132,11 @@ def surroundings(findings: Findings) -> list[tuple[str, str]]:
     return pairs
 
 
+def is_csv_text(text: str) -> bool:
+    """Whether a file's text is a trials.csv, of this version or another."""
+    return text.startswith(",".join(_CSV_HEAD[:3]) + ",")
+
+
 def csv_text(records: Sequence[TrialRecord]) -> str:
     """trials.csv: one row a trial, by id; numbers in full precision, absent values empty."""
     names = list(Hyperparameters.model_fields)

@@ -38,7 +38,8 @@ def create_at(place: str) -> RunFolder:
     check_store(ObjectStore(place, QUICK))
     path = working_copy(place)
     if path.exists():  # of a search that isn't on the store any more
-        path.rename(path.with_name(f"{path.name}.{secrets.token_hex(4)}"))
+        with only_here(path):
+            path.rename(path.with_name(f"{path.name}.{secrets.token_hex(4)}"))
     folder = create_run_folder(path)
     Mirror(place, folder.path).begin()
     return folder

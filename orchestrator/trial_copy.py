@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,13 @@ from orchestrator.object_store import ObjectStore
 from orchestrator.processes import is_alive
 from orchestrator.snapshots import NotTheOwner, TrialStore
 from trials.errors import RunFolderError, StoreFailed
+from trials.lock import takes_lock
 from trials.records import EvalPoint
 
 if TYPE_CHECKING:
     from trials.supervisor import OnEval
+
+_LOCK = "lock"
 
 
 class TrialCopy:
@@ -82,14 +85,15 @@ def trial_copy(assignment: Mapping[str, Any], *, is_kept: bool = True) -> Iterat
     store = TrialStore(ObjectStore(remote["url"]), remote["name"])
     try:
         path.mkdir(parents=True)
-        if store.pull(path, whole=True) is None:
-            raise RunFolderError(f"{remote['url']} has no trial {remote['name']}. Was it removed meanwhile?")
-        copy = TrialCopy(path, store if is_kept else None, remote["owner"])
-        try:
-            yield copy
-        finally:
-            if (path / "ending.json").exists():
-                copy.keep()
+        with _in_use(path.parent):
+            if store.pull(path, whole=True) is None:
+                raise RunFolderError(f"{remote['url']} has no trial {remote['name']}. Was it removed meanwhile?")
+            copy = TrialCopy(path, store if is_kept else None, remote["owner"])
+            try:
+                yield copy
+            finally:
+                if (path / "ending.json").exists():
+                    copy.keep()
     finally:
         shutil.rmtree(path.parent, ignore_errors=True)
 
@@ -99,8 +103,24 @@ def _copies_here() -> Path:
     return copies() / "trials" / socket.gethostname()
 
 
+@contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    """Holds a lock that tells others that this copy has a process."""
+    with (folder / _LOCK).open("a") as file:
+        with suppress(OSError):  # of file systems that have no locks
+            takes_lock(file)
+        yield
+
+
 def _remove_left_over() -> None:
-    """Copies of processes that were killed."""
+    """Copies of processes that were killed.
+
+    A process of another container may have the same host name, and a number that isn't known here: it holds the lock.
+    """
     for path in _copies_here().glob("*-*"):
-        if not is_alive(int(path.name.split("-")[0])):
-            shutil.rmtree(path, ignore_errors=True)
+        number = path.name.split("-")[0]
+        if not number.isdecimal() or is_alive(int(number)):
+            continue
+        with suppress(OSError), (path / _LOCK).open("a") as file:
+            if takes_lock(file):
+                shutil.rmtree(path, ignore_errors=True)

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from trials.files import write_text
 
 UNK_ID, BOS_ID, EOS_ID, PAD_ID, FIRST_WORD_ID = range(5)
 LONG_ROW_TOKENS = 2048
@@ -166,6 +169,4 @@ def _write_tokenizer(folder: Path, vocabulary: int) -> None:
 
 def _empty_beside(folder: Path) -> Path:
     """A folder that takes the real name when it's whole: a run that was cut off leaves nothing half made."""
-    beside = folder.with_suffix(".new")
-    shutil.rmtree(beside, ignore_errors=True)
-    return beside
+    return Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -134,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the night and prints what became of it; 1 if anything was lost."""
     arguments = _parser().parse_args(argv)
     out = arguments.out or Path(tempfile.mkdtemp(prefix="kill-night-")) / "run"
+    if out.exists():  # it would go on with a search that is there, and kill it
+        sys.exit(f"{out} is there already. Give a new folder by --out.")
     options = ["--budget", arguments.budget, "--set", "search.dashboard=false", *arguments.set]
     night = Night(out, options, most_seconds=arguments.most_seconds)
     run_night(night, arguments.kills, random.Random(arguments.seed))

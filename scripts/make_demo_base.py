@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,6 +134,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arguments = vars(_arguments())
     folder: Path = arguments.pop("to")
+    if folder != DEMO_FOLDER / "base" and folder.exists() and any(folder.iterdir()):
+        sys.exit(f"{folder} is not empty. Give a new or empty folder by --to.")
     plan = replace(Pretraining(), **arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     excluded = excluded_premises()

@@ -70,6 +70,8 @@ def main() -> None:
         path: Path = arguments.to / f"{split}.jsonl"
         text = to_jsonl(split, cases)
         if not arguments.check:
+            if arguments.to != DEMO_FOLDER and path.exists():
+                sys.exit(f"{path} is there already. It's left as it is. Give another folder by --to.")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="\n")
         elif not path.is_file() or path.read_bytes() != text.encode():

@@ -289,3 +289,13 @@ def test_options_out_of_bounds_end_with_2(
 def test_no_model_ends_with_2(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), *command[1:]]) == 2
     assert f"no model in {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", '{"prompt": "a row"}', "[1]"])
+def test_a_file_that_it_has_not_written_is_left_as_it_is(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows").write_text(content)
+    assert main(["base", "--data", "rows.jsonl", "--json", str(tmp_path / "rows")]) == 2
+    assert "is there already, and this command hasn't written it" in capsys.readouterr().err
+    assert (tmp_path / "rows").read_text() == content

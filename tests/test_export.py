@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -10,10 +11,14 @@ from typing import Any
 
 import pytest
 
+from orchestrator.clock import SteadyClock
 from orchestrator.export import export_best, main
+from orchestrator.export_target import settle
+from orchestrator.finish import finish
 from orchestrator.run_folder import RunFolder, Search
 from search_spaces.schema import Recipe
-from tests.searches import make_conductor, make_run, make_search, point, run_base, run_trial
+from tests.power_cut import Disk, watched
+from tests.searches import START, make_conductor, make_run, make_search, point, run_base, run_trial
 from tests.test_export_target import contents, make_export
 from trials.errors import ExportNotVerified
 from trials.losses import RowLosses
@@ -156,3 +161,33 @@ def test_a_search_of_an_earlier_version_has_no_hashes_and_is_exported(trained: R
     trained.trial("0001").joinpath("adapter.old", "adapter_model.safetensors").write_bytes(b"\x10")
     with pytest.raises(ExportNotVerified, match="is damaged: it has 1 bytes, and its header tells of None"):
         export_best(trained)
+
+
+def test_a_winner_is_exported_though_the_report_fails_and_files_are_in_its_way(
+    trained: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.export.mkdir()
+    (trained.export / "notes.txt").write_text("mine")
+    monkeypatch.setitem(sys.modules, "orchestrator.report", None)  # as where plotly isn't installed
+    clock = SteadyClock(is_time_of_day=False, wall=START.timestamp)
+    assert finish(trained, clock, interrupted=False) == 0
+    said = capsys.readouterr()
+    assert "warning: no report: " in said.err
+    assert f"what was in {trained.export} is in {trained.export}.kept-1 now" in said.err
+    assert f"adapter: {trained.export}" in said.out
+    assert (trained.path / "export.kept-1" / "notes.txt").read_text() == "mine"
+
+
+def test_killed_between_its_two_renames_the_earlier_export_comes_back_and_the_next_one_is_proved(
+    trained: RunFolder,
+) -> None:
+    before = contents(make_export(trained.export, "old"))
+    disk = Disk(trained.path, stop_before=r"rename \S*/export export$")
+    with watched(disk):
+        export_best(trained)
+    assert disk.is_off
+    assert not trained.export.exists()
+    settle(trained.export)
+    assert contents(trained.export) == before
+    assert export_best(trained).manifest["verified"] is not None
+    assert sorted(path.name for path in trained.path.glob("*export*")) == ["export"]

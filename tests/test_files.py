@@ -138,3 +138,24 @@ def test_where_the_disk_has_no_links_a_copy_does(tmp_path: Path, monkeypatch: py
     link_file(first / "weights", tmp_path / "second" / "weights")  # in the place of the one that's there
     assert (tmp_path / "second" / "weights").read_text() == "content"
     assert (tmp_path / "second" / "weights").stat().st_ino != (first / "weights").stat().st_ino
+
+
+def test_a_link_is_followed_and_a_device_or_a_pipe_is_written_to(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere/file")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "elsewhere" / "file").read_text() == "new"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "new")
+    assert os.read(reader, 10) == b"new"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_files_beside_it_that_are_called_alike_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "report.html.new").write_text("the user's")
+    write_text(tmp_path / "report.html", "ours")
+    assert (tmp_path / "report.html.new").read_text() == "the user's"

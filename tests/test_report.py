@@ -212,6 +212,21 @@ def test_a_folder_that_can_not_be_written_to_is_bad_input(tmp_path: Path) -> Non
         write_report(run)
 
 
+@pytest.mark.parametrize("name", ["report.html", "trials.csv"])
+def test_a_file_of_somebody_else_under_its_names_is_left_as_it_is(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = new_run(tmp_path / "run")
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / name).write_text("of another project")
+    assert main([str(run.path), "--to", str(tmp_path / "to")]) == 2
+    assert f"{name} is there already, and this command hasn't written it" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "to").iterdir()] == [name]
+    (tmp_path / "to" / name).unlink()
+    for _ in range(2):  # its own files it replaces
+        assert main([str(run.path), "--to", str(tmp_path / "to")]) == 0
+
+
 def test_loss_and_score_have_a_section_where_scores_were_asked_for(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", ["evaluation.score_rows=40"])
     base = replace(BASE, scores={1: right(4)})

@@ -227,6 +227,34 @@ def test_copies_of_killed_processes_are_removed_and_those_of_others_are_not(
     assert elsewhere.exists()  # machines may share a home
 
 
+def test_a_copy_whose_process_has_no_number_here_is_left_alone_while_it_lives(
+    url: str, search: Search, small_config: TrialConfig
+) -> None:
+    """As in another container of the same host name."""
+    mirror = begin(url, search)
+    copy = copies() / "trials" / socket.gethostname() / f"{2**22 + 1}-owner"
+    (copy / "0009").mkdir(parents=True)
+    (copy.parent / "notes-of-mine").mkdir()
+    other = holder(copy)
+    try:
+        train(mirror, small_config)
+        assert (copy / "0009").exists()
+    finally:
+        end(other)
+    assert (copy.parent / "notes-of-mine").exists()
+
+
+def test_a_working_copy_that_another_search_is_about_to_use_is_not_moved_away(url: str, search: Search) -> None:
+    working_copy(url).mkdir(parents=True)
+    other = holder(working_copy(url))
+    try:
+        with pytest.raises(RunFolderError, match="is in use by process"):
+            create_at(url)
+    finally:
+        end(other)
+    create_at(url)
+
+
 def test_a_trial_in_a_folder_runs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"trial_id": "0001", "folder": str(tmp_path), "remote": None}
     monkeypatch.setattr("orchestrator.markers._SEEN_SECONDS", 0.2)

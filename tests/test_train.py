@@ -71,6 +71,18 @@ def test_a_folder_that_holds_a_trial_is_left_alone(in_tmp_path: Path, capsys: py
     assert (in_tmp_path / "config.json").read_text() == "{}"
 
 
+@pytest.mark.parametrize("name", ["adapter", "checkpoints", "metrics.jsonl", "lock", "tensorboard"])
+def test_files_of_others_under_a_trials_names_are_left_alone(
+    name: str, in_tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = in_tmp_path / "models" / name
+    others.mkdir(parents=True)
+    (others / "weights").write_text("of another project")
+    assert main(["--out", "models"]) == 2
+    assert f"models/{name} is there already, and a trial would replace it" in capsys.readouterr().err
+    assert [path.name for path in in_tmp_path.rglob("*")] == ["models", name, "weights"]
+
+
 CONFIG = """
 output_dir = "models/mine"
 batch_size = 2

@@ -35,12 +35,12 @@ def sha256_of(path: Path) -> str:
 
 def why_not_there(adapter: Path) -> str | None:
     """What is missing of an adapter, or has another size than on record; None: nothing. Reads no weights."""
-    if not (adapter / CONFIG_FILE).is_file():
-        return f"{adapter / CONFIG_FILE} is missing"
-    for name, described in _on_record(adapter).items():
+    on_record = _on_record(adapter)
+    for name in (CONFIG_FILE, *(on_record or (WEIGHTS_FILE,))):
+        if not (adapter / name).is_file():
+            return f"{adapter / name} is missing"
+    for name, described in on_record.items():
         path = adapter / name
-        if not path.is_file():
-            return f"{path} is missing"
         if path.stat().st_size != described.get("size"):
             return f"{path} has {path.stat().st_size} bytes, and had {described.get('size')}"
     return None

@@ -166,6 +166,11 @@ def _refuse_contradictions(arguments: argparse.Namespace) -> None:
     _refuse_data(arguments, models)
     if arguments.json and not arguments.json.parent.is_dir():
         raise InputError(f"can't write {arguments.json}: there's no folder {arguments.json.parent}. Make it first.")
+    if arguments.json:
+        from trials.judgement import is_written_by_json
+        from trials.overwriting import refuse_to_replace
+
+        refuse_to_replace(arguments.json, is_written_by_json, "Give another file by --json.")
 
 
 def _refuse_data(arguments: argparse.Namespace, models: Sequence[str]) -> None:

@@ -140,6 +140,12 @@ def as_json(judgement: Judgement) -> dict[str, Any]:
     return {**found, "judged": asdict(judgement)}
 
 
+def is_written_by_json(text: str) -> bool:
+    """Whether a file's text is what `--json` writes, of one model or of two. Raises `ValueError` if it's no JSON."""
+    found = json.loads(text)
+    return isinstance(found, dict) and ("judged" in found or {"a", "b", "comparison"} <= found.keys())
+
+
 def read_judgement(path: Path) -> Judgement:
     """A file that `--json` wrote. Raises `DataError` for any other."""
     try:

@@ -35,6 +35,24 @@ if TYPE_CHECKING:
     from trials.ranks import Ranks
     from trials.records import TrialFolder
 
+_WRITTEN = (
+    "adapter",
+    "adapter.new",
+    "adapter.old",
+    "before.new",
+    "checkpoints",
+    "ending.json",
+    "eval_rows.json",
+    "lock",
+    "log.txt",
+    "memory.json",
+    "metrics.jsonl",
+    "score_rows.jsonl",
+    "tensorboard",
+    "wandb_run",
+)
+"""Names in a trial's folder."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
@@ -100,9 +118,17 @@ def _train(arguments: argparse.Namespace) -> int:
     path = out or Path("runs") / f"trial-{name.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
     refuse_unmakeable(path, "--out")
     TrialFolder(path).refuse_taken()
+    _refuse_other_files(path)
     if "LOCAL_RANK" not in os.environ:  # torchrun gives every process one
         _use_gpu(gpu)
     return _start(resolved.recipe.trial_config({}), name, path)
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Raises `RunFolderError` if a trial in that folder would replace or add to files that no trial has written."""
+    taken = next((path / name for name in _WRITTEN if os.path.lexists(path / name)), None)
+    if taken is not None:
+        raise RunFolderError(f"{taken} is there already, and a trial would replace it. Give another --out folder.")
 
 
 def _use_gpu(number: str | None) -> None:
