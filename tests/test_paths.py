@@ -54,6 +54,7 @@ NAMES = (
     "a=b,c",
     "owner",
 )
+MIXED = ("why?not 100%#[1] {x} ü", "it's \"&\\ -r$n `x`; ~a", "<b>&amp; [red]a [bold]")
 # By number: pytest makes a folder's name of a test's own name, and that isn't what is tried here.
 each_name = pytest.mark.parametrize("name", NAMES, ids=[f"name{number}" for number in range(len(NAMES))])
 ROWS = [{"prompt": "one", "completion": "two"}, {"prompt": "three", "completion": "four"}]
@@ -80,7 +81,7 @@ def test_the_url_of_a_study_in_a_plain_folder_is_as_documented(tmp_path: Path) -
     assert RunFolder(Path("/data/runs/demo-2026")).study_url == "sqlite:////data/runs/demo-2026/study.db"
 
 
-@each_name
+@pytest.mark.parametrize("name", MIXED, ids=["urls", "shells", "pages"])
 def test_a_report_is_written_and_its_commands_can_be_typed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = new_run(folder / "run")
     write_trial(run, BASE)
