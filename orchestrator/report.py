@@ -32,6 +32,7 @@ from search_spaces.schema import Range
 from trials.command_line import run as run_command
 from trials.errors import EXIT_DONE, RunFolderError
 from trials.files import write_text
+from trials.source import expanded
 
 _TEMPLATE = "report.html.j2"
 
@@ -140,7 +141,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m orchestrator.report", description="Write report.html and trials.csv of a run folder."
     )
     arguments.add_argument("run", metavar="RUN", help="run folder of a search, running or over")
-    arguments.add_argument("--to", type=Path, metavar="DIR", help="where report.html and trials.csv go (default: RUN)")
+    arguments.add_argument(
+        "--to", type=expanded, metavar="DIR", help="where report.html and trials.csv go (default: RUN)"
+    )
     return arguments
 
 

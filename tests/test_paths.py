@@ -16,9 +16,11 @@ import yaml
 from report_case import BASE, Told, new_run, write_export, write_trial
 
 from orchestrator.report import main as report
+from orchestrator.report import parser as report_parser
 from orchestrator.restoring import settle_study
 from orchestrator.run_folder import RunFolder, create_run_folder
 from orchestrator.run_places import place_of
+from orchestrator.search import parser as search_parser
 from search_spaces.recipe import load_recipe
 from trials.adapter_folder import base_settings, is_adapter
 from trials.config import DataSettings, ModelSettings
@@ -27,6 +29,7 @@ from trials.model import check_targets, load_tokenizer
 from trials.rows import rows_of
 from trials.source import parse_source
 from trials.templates import chat_template
+from trials.train import parser as train_parser
 
 NAMES = (
     "plain",
@@ -136,6 +139,17 @@ def test_what_cannot_be_printed_is_no_name_of_a_run_folder(tmp_path: Path, name:
     with pytest.raises(RunFolderError, match="character that can't be printed"):
         create_run_folder(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_home_folder_that_a_shell_left_in_an_option_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does in --out=~/runs; a folder named `~` would be a trap."""
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert search_parser().parse_args(["--out=~/runs/x"]).out == "/home/ann/runs/x"
+    assert search_parser().parse_args(["--resume=~/runs/x"]).resume == "/home/ann/runs/x"
+    assert search_parser().parse_args(["--out=s3://bucket/~x"]).out == "s3://bucket/~x"
+    assert train_parser().parse_args(["--out=~/runs/x"]).out == Path("/home/ann/runs/x")
+    assert report_parser().parse_args(["run", "--to=~/x"]).to == Path("/home/ann/x")
+    assert str(parse_source("~/rows.jsonl").path) == "/home/ann/rows.jsonl"
 
 
 def _commands(page: str) -> list[list[str]]:

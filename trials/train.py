@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from trials.command_line import run, whole_number
 from trials.errors import EXIT_DONE, EXIT_NOTHING_TO_EXPORT, RecipeError, RunFolderError
 from trials.lock import only_here
+from trials.source import expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,10 +51,12 @@ def parser() -> argparse.ArgumentParser:
         help="override anything in the recipe; with --config, the guide's names are understood too",
     )
     arguments.add_argument(
-        "--out", type=Path, help="trial folder (default: the config file's output_dir, or runs/trial-<space>-<time>)"
+        "--out",
+        type=expanded,
+        help="trial folder (default: the config file's output_dir, or runs/trial-<space>-<time>)",
     )
     arguments.add_argument(
-        "--resume", type=Path, metavar="DIR", help="go on with the trial in this folder, from its newest checkpoint"
+        "--resume", type=expanded, metavar="DIR", help="go on with the trial in this folder, from its newest checkpoint"
     )
     arguments.add_argument(
         "--checkpoint",
