@@ -151,7 +151,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m orchestrator.report", description="Write report.html and trials.csv of a run folder."
     )
     arguments.add_argument("run", metavar="RUN", help="run folder of a search, running or over")
-    arguments.add_argument("--to", type=Path, metavar="DIR", help="where report.html and trials.csv go (default: RUN)")
+    arguments.add_argument(
+        "--to", type=expanded, metavar="DIR", help="where report.html and trials.csv go (default: RUN)"
+    )
     return arguments
 
 

@@ -64,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
     length = arguments.add_mutually_exclusive_group()
     length.add_argument("--budget", metavar="9h", help="wall clock from now to the exported adapter")
     length.add_argument("--until", metavar="07:00", help="the same, as a time of day")
-    arguments.add_argument("--out", metavar="DIR", help="run folder, or s3://... (default: runs/<space>-<date>-<time>)")
+    arguments.add_argument(
+        "--out", type=with_home, metavar="DIR", help="run folder, or s3://... (default: runs/<space>-<date>-<time>)"
+    )
     arguments.add_argument(
         "--gpus-per-trial",
         type=int,
@@ -75,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="key=value", help="override anything in the recipe"
     )
-    arguments.add_argument("--resume", metavar="DIR", help="go on with a run folder")
+    arguments.add_argument("--resume", type=with_home, metavar="DIR", help="go on with a run folder")
     arguments.add_argument("--plan", action="store_true", help="say what would happen, run nothing")
     return arguments
 

@@ -59,7 +59,7 @@ def _of_mapping(name: str, value: Mapping[str, Any]) -> str | None:
     if "value" in value:
         return _fixed(name, value["value"])
     low, high = (next((value[key] for key in keys if key in value), None) for keys in (_LOW, _HIGH))
-    if not (_is_number(low) and _is_number(high)):
+    if low is None or not (_is_number(low) and _is_number(high)):
         return None
     kind = " ".join(str(value[key]).lower() for key in _KIND if key in value)
     # W&B's log_uniform, unlike log_uniform_values, gives exponents of e.

@@ -103,8 +103,8 @@ def test_dora_without_its_magnitudes(small_recipe: Recipe, tmp_path: Path) -> No
             r"it lacks 4 weights, such as .*layers\.5\.",
         ),
         (
-            lambda weights: {**weights, **{n.replace("layers.5", "layers.6"): v for n, v in weights.items()}},
-            r"only 24 of its 28 weights belongs to a layer of it \(no layer for .*layers\.6\.",
+            lambda weights: {**weights, **{n.replace("layers.5", "layers.6"): v.clone() for n, v in weights.items()}},
+            r"only 24 of its 28 weights belong to a layer of it \(no layer for .*layers\.6\.",
         ),
         (
             lambda weights: {n: torch.cat([v, v], dim=1) if "lora_A" in n else v for n, v in weights.items()},

@@ -144,6 +144,13 @@ def test_what_only_loading_shows_is_said_as_well(model: Path) -> None:
         load_base(ModelSettings(name=str(model)))
 
 
+def test_weights_of_other_shapes_than_the_config_says(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
+    with pytest.raises(ModelError, match=r"have other shapes than its config\.json says"):
+        load_base(ModelSettings(name=str(model)))
+
+
 def test_an_embedding_of_another_size_than_the_config_says(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "vocab_size": 1540}))

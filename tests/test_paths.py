@@ -16,9 +16,11 @@ import yaml
 from report_case import BASE, Told, new_run, write_export, write_trial
 
 from orchestrator.report import main as report
+from orchestrator.report import parser as report_parser
 from orchestrator.restoring import settle_study
 from orchestrator.run_folder import RunFolder, create_run_folder
 from orchestrator.run_places import place_of
+from orchestrator.search import parser as search_parser
 from search_spaces.recipe import load_recipe
 from trials.adapter_folder import base_settings, is_adapter
 from trials.config import DataSettings, ModelSettings
@@ -27,6 +29,7 @@ from trials.model import check_targets, load_tokenizer
 from trials.rows import rows_of
 from trials.source import parse_source
 from trials.templates import chat_template
+from trials.train import parser as train_parser
 
 NAMES = (
     "plain",
@@ -54,6 +57,7 @@ NAMES = (
     "a=b,c",
     "owner",
 )
+MIXED = ("why?not 100%#[1] {x} ü", "it's \"&\\ -r$n `x`; ~a", "<b>&amp; [red]a [bold]")
 # By number: pytest makes a folder's name of a test's own name, and that isn't what is tried here.
 each_name = pytest.mark.parametrize("name", NAMES, ids=[f"name{number}" for number in range(len(NAMES))])
 ROWS = [{"prompt": "one", "completion": "two"}, {"prompt": "three", "completion": "four"}]
@@ -80,7 +84,7 @@ def test_the_url_of_a_study_in_a_plain_folder_is_as_documented(tmp_path: Path) -
     assert RunFolder(Path("/data/runs/demo-2026")).study_url == "sqlite:////data/runs/demo-2026/study.db"
 
 
-@each_name
+@pytest.mark.parametrize("name", MIXED, ids=["urls", "shells", "pages"])
 def test_a_report_is_written_and_its_commands_can_be_typed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = new_run(folder / "run")
     write_trial(run, BASE)
@@ -135,6 +139,17 @@ def test_what_cannot_be_printed_is_no_name_of_a_run_folder(tmp_path: Path, name:
     with pytest.raises(RunFolderError, match="character that can't be printed"):
         create_run_folder(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_home_folder_that_a_shell_left_in_an_option_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does in --out=~/runs; a folder named `~` would be a trap."""
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert search_parser().parse_args(["--out=~/runs/x"]).out == "/home/ann/runs/x"
+    assert search_parser().parse_args(["--resume=~/runs/x"]).resume == "/home/ann/runs/x"
+    assert search_parser().parse_args(["--out=s3://bucket/~x"]).out == "s3://bucket/~x"
+    assert train_parser().parse_args(["--out=~/runs/x"]).out == Path("/home/ann/runs/x")
+    assert report_parser().parse_args(["run", "--to=~/x"]).to == Path("/home/ann/x")
+    assert str(parse_source("~/rows.jsonl").path) == "/home/ann/rows.jsonl"
 
 
 def _commands(page: str) -> list[list[str]]:

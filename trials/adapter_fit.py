@@ -16,7 +16,7 @@ import torch
 from trials.config import ModelSettings
 from trials.errors import ModelError, first_line
 from trials.model import empty_model
-from trials.model_files import StoredTensor, check_json_files, check_weights, stored_tensors
+from trials.model_files import StoredTensor, check_weights, stored_tensors
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -25,12 +25,12 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _MISMATCH = re.compile(
     r"size mismatch for (?P<name>\S+): .*?torch\.Size\(\[(?P<theirs>[\d, ]*)\]\).*?torch\.Size\(\[(?P<ours>[\d, ]*)\]\)"
 )
+_NOT_ONE = "not one of its {} weights belongs"
 _PREFIX = "base_model.model."
 
 
 def check_adapter_files(folder: Path) -> Path:
     """The file that holds an adapter's weights. Raises `ModelError` if there is none, or it isn't what it's named."""
-    check_json_files(folder)
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise ModelError(
@@ -139,8 +139,9 @@ def _other_names(
 ) -> ModelError:
     parts = []
     if unexpected:
-        count = "not one" if len(unexpected) >= len(stored) else f"only {len(stored) - len(unexpected)}"
-        parts.append(f"{count} of its {len(stored)} weights belongs to a layer of it (no layer for {min(unexpected)})")
+        fitting = len(stored) - len(unexpected)
+        belong = f"only {fitting} of its {len(stored)} weights belong" if fitting > 0 else _NOT_ONE.format(len(stored))
+        parts.append(f"{belong} to a layer of it (no layer for {min(unexpected)})")
     if missing:
         parts.append(f"it lacks {len(missing)} weights, such as {min(missing).replace('.default', '')}")
     return _doesnt_fit(folder, base, "; ".join(parts))

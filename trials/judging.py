@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from trials.adapter_fit import check_adapter_files, check_fit, refuse_missing
+from trials.adapter_fit import check_fit, refuse_missing
 from trials.adapter_folder import base_settings, cannot_load, is_adapter, tokenizer_settings
 from trials.config import DataSettings, ModelSettings
 from trials.data import load_split
@@ -26,6 +26,7 @@ from trials.judgement import Answers, Judgement, Rows, Task, rows_hash
 from trials.losses import RowLosses, compare
 from trials.memory import is_out_of_memory
 from trials.model import check_base, keep_gradients_on_cpu, load_base, load_tokenizer, vocabulary, weight_arguments
+from trials.model_files import check_json_files
 from trials.scores import has_words, task_score
 from trials.split import Split
 from trials.tokenization import encode
@@ -96,7 +97,7 @@ def check_judged(path: str, choices: Choices | None = None) -> tuple[PreTrainedT
         tokenizer = load_tokenizer_of(path, choices)
         check_base(settings)
         return tokenizer, vocabulary(settings)
-    check_adapter_files(Path(path))
+    check_json_files(Path(path))
     base = base_settings(path)
     tokenizer = load_tokenizer_of(path, choices)
     check_base(base)

@@ -92,6 +92,12 @@ def load_base(settings: ModelSettings) -> PreTrainedModel:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"can't load the base model {settings.name!r}: {first_line(error)}. {_REMEDY}.") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ModelError(
+            f"the weights of the base model {settings.name!r} have other shapes than its config.json says. {_REMEDY}."
+        ) from error
     if found["missing_keys"]:  # transformers fills them with random numbers, and warns
         raise ModelError(
             f"the base model {settings.name!r} lacks {len(found['missing_keys'])} of its weights, such as "

@@ -78,6 +78,11 @@ def expanded(name: str) -> Path:
         return Path(name)
 
 
+def with_home(text: str) -> str:
+    """A path or an address from a command line: shells leave the `~` of `--out=~/runs` as it is."""
+    return str(expanded(text)) if text.startswith("~") else text
+
+
 def with_path(text: str, path: Path) -> str:
     """The source with another path and its own slice."""
     match = _SLICE.match(text)

@@ -73,10 +73,12 @@ def parser() -> argparse.ArgumentParser:
         help="override anything in the recipe; with --config, the guide's names are understood too",
     )
     arguments.add_argument(
-        "--out", type=Path, help="trial folder (default: the config file's output_dir, or runs/trial-<space>-<time>)"
+        "--out",
+        type=expanded,
+        help="trial folder (default: the config file's output_dir, or runs/trial-<space>-<time>)",
     )
     arguments.add_argument(
-        "--resume", type=Path, metavar="DIR", help="go on with the trial in this folder, from its newest checkpoint"
+        "--resume", type=expanded, metavar="DIR", help="go on with the trial in this folder, from its newest checkpoint"
     )
     arguments.add_argument(
         "--checkpoint",
