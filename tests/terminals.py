@@ -45,7 +45,7 @@ class Terminal:
         os.close(self._master)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 400) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 900) -> None:
     """Waits until something is so while a process runs."""
     ends = time.monotonic() + seconds
     while not condition():

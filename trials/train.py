@@ -185,6 +185,7 @@ def _held(path: Path, ranks: Ranks) -> Iterator[None]:
         log = LineLog(path / LOG_FILE)
         keep_tracebacks_in(log)
         if ranks.is_first:
+            log.append(f"the trial is trained by process {os.getpid()} on {socket.gethostname()}")
             speak_into(log)
         else:
             write_behind()
