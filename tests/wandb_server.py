@@ -55,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.logged += files.get("wandb-history.jsonl", {}).get("content", [])
             self._answer(200, json.dumps(_found(asked, self.server.url)))
 
-    do_GET = do_PUT = do_POST
+    do_GET = do_PUT = do_POST  # noqa: N815  # as the base class calls them
 
     def _answer(self, code: int, text: str) -> None:
         self.send_response(code)
