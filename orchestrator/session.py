@@ -84,6 +84,7 @@ def conduct(folder: RunFolder, ahead: float = 0.0) -> SessionCode:
     from orchestrator.board import Board
     from orchestrator.clock import SteadyClock
     from orchestrator.console import watch
+    from orchestrator.preflight_tracking import check_tracking
     from orchestrator.shared_storage import refuse_blind_nodes
     from orchestrator.speed import remember_speed
     from orchestrator.tuner import placed, ray_session
@@ -94,6 +95,7 @@ def conduct(folder: RunFolder, ahead: float = 0.0) -> SessionCode:
     board = Board(tuple(search.recipe.space))
     with watch(board, search.deadline, Console()) as show:
         show(Message(f"run folder {place_of(folder)}"))
+        check_tracking(search, lambda finding: show(Message(str(finding))))
         with ray_session(dashboard=search.recipe.search.dashboard or search.ranks > 1) as dashboard, ray_watch:
             if dashboard:
                 show(Message(f"Ray dashboard {dashboard}"))

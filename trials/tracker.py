@@ -332,6 +332,10 @@ def check_key(seconds: float) -> str:
     Raises `TrackingError` with what is wrong, after `seconds` at most.
     """
     ends = time.monotonic() + seconds
-    with _process(seconds) as process:
+    process = _Process()
+    try:
+        process.start(seconds)
         left = max(0.1, ends - time.monotonic())
         return str(process.ask({"check": max(1.0, left - 1.0)}, left)["host"])
+    finally:
+        process.close()
