@@ -13,6 +13,7 @@ from orchestrator.finding import Finding, Level
 from orchestrator.nvml import driver_here
 from orchestrator.object_store import is_url
 from orchestrator.preflight_gpus import all_reduce_findings, driver_findings
+from orchestrator.preflight_tracking import tracking_findings
 from orchestrator.ray_address import address_finding, named_cluster
 from orchestrator.run_folder import Search, gpus_here
 from trials.errors import SearchBroken
@@ -29,6 +30,7 @@ def preflight(search: Search, place: str, needed_gib: float | None) -> list[Find
         found.append(disk_finding(Path.cwd() if is_url(place) else Path(place), needed_gib))
     if any(finding.level is Level.IMPOSSIBLE for finding in found):
         return found
+    found += tracking_findings(search)
     if named_cluster() is not None:
         return found + _of_cluster(search, place)
     if gpus_here() > 1:

@@ -103,6 +103,7 @@ def conduct(folder: RunFolder, ahead: float = 0.0, temporary: Path | None = None
     from orchestrator.board import Board
     from orchestrator.clock import SteadyClock
     from orchestrator.console import watch
+    from orchestrator.preflight_tracking import check_tracking
     from orchestrator.shared_storage import refuse_blind_nodes
     from orchestrator.speed import remember_speed
     from orchestrator.tuner import placed, ray_session

@@ -166,7 +166,7 @@ class ConductedScheduler(_StaysHere, FIFOScheduler):  # type: ignore[misc]
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Tune calls this for every report of a trial."""
         point = EvalPoint(**{name: result[name] for name in _POINT_FIELDS})
-        for about, text in result.get(TROUBLES_KEY, {}).items():
+        for about, text in result.get(TROUBLES_KEY, ()):
             self._conductor.on_trouble(about, text)
         goes_on = self._conductor.on_eval(trial.config["trial_id"], point)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)

@@ -7,7 +7,7 @@ from optuna.trial import TrialState
 
 from orchestrator.conductor import MOST_FAILURES_IN_A_ROW, Assignment, Conductor
 from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
-from orchestrator.mishaps import DIED, Left
+from orchestrator.mishaps import DIED, MOST_MISHAPS, How, Left
 from orchestrator.run_folder import RunFolder, Search
 from orchestrator.study import STUDY_NAME, study_number, trial_id_of
 from orchestrator.suspects import MOST_DEATHS
@@ -25,6 +25,7 @@ from tests.searches import (
     point,
     record,
     run_base,
+    run_probe,
     run_trial,
 )
 from trials.checkpoints import whole_checkpoints
@@ -119,7 +120,10 @@ def test_when_the_base_fails_the_search_is_over(run: RunFolder, search: Search) 
     conductor = make_conductor(run, search, events=events)
     finish(run, conductor, begin(conductor), EndingKind.FAILED)
     assert conductor.next_trial() == "over"
-    assert any(isinstance(event, Message) and "the base model failed" in event.text for event in events)
+    assert any(
+        isinstance(event, Message) and "the base model's evaluation failed with: made up: failed" in event.text
+        for event in events
+    )
     resumed = make_conductor(run, search)
     run_base(run, resumed)
     assert run.records()[0].ending == Ending(EndingKind.FINISHED, "made up: finished")
@@ -130,8 +134,86 @@ def test_failing_again_and_again_ends_the_search(run: RunFolder, search: Search)
     run_base(run, conductor)
     for kind in [EndingKind.FAILED] * 4 + [EndingKind.FINISHED] + [EndingKind.FAILED] * 4:
         finish(run, conductor, begin(conductor), kind)
-    finish(run, conductor, begin(conductor), EndingKind.FAILED)
+    finish(run, conductor, last := begin(conductor), EndingKind.FAILED)
     assert conductor.next_trial() == "over"
+    assert conductor.gave_up is not None
+    assert f"5 trials in a row failed, the last one, {last.trial_id}, with: made up: failed (see " in conductor.gave_up
+
+
+def test_an_error_of_what_speaks_for_a_trial_is_not_the_trial_s(run: RunFolder, search: Search) -> None:
+    clock, events = Clock(), list[Event]()
+    conductor = make_conductor(run, search, clock=clock, events=events)
+    run_base(run, conductor)
+    spoken_for = begin(conductor)
+    for _ in range(MOST_MISHAPS - 1):
+        conductor.on_end(spoken_for.trial_id, Left(How.MISHAP, "OSError: no threads left"))
+        assert conductor.next_trial() == "wait"  # what is short may come back
+        clock.forward(60)
+        assert begin(conductor).trial_id == spoken_for.trial_id
+    assert evaluate(run, conductor, spoken_for, 2.0, 100)
+    conductor.on_end(spoken_for.trial_id, Left(How.MISHAP, "OSError: no threads left"))
+    clock.forward(60)
+    assert begin(conductor).trial_id == spoken_for.trial_id
+    assert read_trial(spoken_for.folder).ending is None
+    assert conductor.gave_up is None
+    said = [event.text for event in events if isinstance(event, Message) and "no threads left" in event.text]
+    assert len(said) == 1
+
+
+def test_a_trial_alone_with_such_errors_is_set_aside_and_has_not_failed(run: RunFolder, search: Search) -> None:
+    clock = Clock()
+    conductor = make_conductor(run, search, clock=clock)
+    run_base(run, conductor)
+    spoken_for, other = begin(conductor), begin(conductor)
+    for number in range(MOST_MISHAPS):
+        evaluate(run, conductor, other, 2.0, 10 * (number + 1))
+        conductor.on_end(spoken_for.trial_id, Left(How.MISHAP, "OSError: no"))
+        clock.forward(10)
+        if number < MOST_MISHAPS - 1:
+            assert begin(conductor).trial_id == spoken_for.trial_id
+    ending = read_trial(spoken_for.folder).ending
+    assert ending is not None
+    assert ending.kind is EndingKind.PRUNED
+    assert "through no fault of its own" in ending.reason
+    assert "OSError: no" in ending.reason
+
+
+@pytest.mark.parametrize("of_the_base", [True, False])
+def test_if_what_speaks_for_trials_fails_every_time_the_search_gives_up_and_says_why(
+    run: RunFolder, search: Search, *, of_the_base: bool
+) -> None:
+    clock = Clock()
+    conductor = make_conductor(run, search, clock=clock)
+    if not of_the_base:
+        run_base(run, conductor)
+    for _ in range(MOST_MISHAPS):
+        assignment = begin(conductor)
+        conductor.on_end(assignment.trial_id, Left(How.MISHAP, "ImportError: no tune"))
+        clock.forward(60)
+    assert conductor.next_trial() == "over"
+    assert conductor.gave_up is not None
+    assert "ImportError: no tune" in conductor.gave_up
+    assert not [record for record in run.records() if record.ending is not None and record.id != "0000"]
+
+
+def test_a_base_that_is_evaluated_and_was_not_heard_of_is_not_evaluated_again(run: RunFolder, search: Search) -> None:
+    conductor = make_conductor(run, search)
+    base = begin(conductor)
+    record(TrialFolder(base.folder), point(BASE_LOSS, 0), base=True)
+    TrialFolder(base.folder).end(Ending(EndingKind.FINISHED, "made up: finished"))
+    conductor.on_end(base.trial_id, Left(How.MISHAP, "wandb.Error: no"))
+    run_probe(conductor)
+    assert begin(conductor).config.base_eval_loss == BASE_LOSS
+
+
+def test_trouble_with_reporting_is_said_once_a_session(run: RunFolder, search: Search) -> None:
+    events: list[Event] = []
+    conductor = make_conductor(run, search, events=events)
+    for text in ("no network", "no network", "still none"):
+        conductor.on_trouble("W&B", text)
+    conductor.on_trouble("TensorBoard", "disk full")
+    said = [event.text for event in events if isinstance(event, Message)]
+    assert [text.split(" (")[0] for text in said] == ["warning: W&B: no network", "warning: TensorBoard: disk full"]
 
 
 def test_an_evaluation_that_nobody_was_asked_about_reaches_the_study(run: RunFolder, search: Search) -> None:

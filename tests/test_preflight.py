@@ -51,6 +51,18 @@ def test_the_plan_ends_with_it(capsys: pytest.CaptureFixture[str], in_tmp_path: 
     assert not list(in_tmp_path.iterdir())
 
 
+def test_a_wrong_key_of_w_and_b_is_a_warning_and_no_reason_not_to_search(
+    search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "abc")
+    found = {finding.name: finding for finding in preflight(search, str(tmp_path), 0.1)}["W&B"]
+    assert found.level is Level.WARNING
+    assert "WANDB_API_KEY" in str(found)  # its format, or on a very busy machine that nothing was heard
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert "W&B" not in {finding.name for finding in preflight(search, str(tmp_path), 0.1)}
+
+
 def test_what_makes_the_search_impossible_is_bad_input_to_plan_and_search_alike(
     capsys: pytest.CaptureFixture[str], in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

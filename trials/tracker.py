@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 ABOUT = "W&B"
 _PROGRAM = Path(__file__).with_name("tracker_process.py")
 _MOST_AT_ONCE = 100
-_LEAST_OFFLINE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class Limits:
     """Until it has begun a run, logged something or finished the run, where its server takes part."""
     offline: float = 60.0
     """The same without a server."""
+    farewell: float = 20.0
+    """At least, after a trial's end, to put on disk what its server didn't take."""
     again: float = 300.0
     """From a failure until its server is asked again, in this process."""
     entries: int = 10_000
@@ -136,7 +137,7 @@ class Tracker:
         self._thread.join(seconds)
         if self._thread.is_alive() and not self._is_offline:
             self._end_process(f"it wasn't through {seconds:.0f} s after the trial's end")
-        self._thread.join(max(seconds, _LEAST_OFFLINE_SECONDS))
+        self._thread.join(max(seconds, self._limits.farewell))
         if self._thread.is_alive():
             self._is_given_up = True
             self._end_process("")
@@ -183,7 +184,7 @@ class Tracker:
         """Logs all that comes in a run. `reason`: why it isn't the run that was wanted, to be warned of."""
         cut_off, self._folder = self._folder, None
         with _process(self._limits.start) as self._process:
-            begin = {**asdict(self._run), "mode": mode, "seconds": max(1.0, seconds - 2.0), "parent": os.getpid()}
+            begin = {**asdict(self._run), "mode": mode, "seconds": 0.75 * seconds, "parent": os.getpid()}
             begun = self._process.ask({"begin": begin}, seconds)
             self._folder = begun["folder"]
             if reason is not None:
@@ -331,6 +332,10 @@ def check_key(seconds: float) -> str:
     Raises `TrackingError` with what is wrong, after `seconds` at most.
     """
     ends = time.monotonic() + seconds
-    with _process(seconds) as process:
+    process = _Process()
+    try:
+        process.start(seconds)
         left = max(0.1, ends - time.monotonic())
         return str(process.ask({"check": max(1.0, left - 1.0)}, left)["host"])
+    finally:
+        process.close()

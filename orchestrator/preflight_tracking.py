@@ -1,0 +1,39 @@
+"""Whether W&B takes the key that trials would log with: asked once, for some seconds, and never in a search's way."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from orchestrator.finding import Finding, Level
+from orchestrator.run_folder import Search
+from trials.tracker import TrackingError, check_key
+from trials.tracking import wandb_is_wanted
+
+_SECONDS = 10.0
+_OFFLINE = "Trials are logged offline in their folders until then, to be uploaded by wandb sync"
+
+
+def tracking_findings(search: Search) -> list[Finding]:
+    """Nothing where nobody wants W&B, or wants it offline."""
+    if not wandb_is_wanted(search.recipe.tracking) or os.environ.get("WANDB_MODE") == "offline":
+        return []
+    try:
+        return [Finding("W&B", Level.OK, f"{check_key(_SECONDS)} takes the key in WANDB_API_KEY")]
+    except TrackingError as error:
+        remedy = "Set WANDB_API_KEY right (and WANDB_BASE_URL of one's own server), or give --set wandb=false"
+        return [Finding("W&B", Level.WARNING, str(error), f"{remedy}. {_OFFLINE}")]
+    except Exception as error:  # no process can be started, or whatever else: a check is no reason not to search
+        return [Finding("W&B", Level.WARNING, f"can't be checked: {type(error).__name__}: {error}", _OFFLINE)]
+
+
+def check_tracking(search: Search, tell: Callable[[Finding], None]) -> None:
+    """The same beside all else; `tell` is called from another thread, with what isn't fine."""
+
+    def check() -> None:
+        for finding in tracking_findings(search):
+            if finding.level is not Level.OK:
+                tell(finding)
+
+    threading.Thread(target=check, daemon=True).start()

@@ -1,0 +1,21 @@
+"""What speaks for a trial under Ray, broken at first: an error of its own, while the trial is in its engine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from orchestrator.holder import hold_assignment
+
+BREAKS = 2
+
+
+def hold_after_breaking(assignment: dict[str, Any]) -> None:
+    """Fails so many times for trial 0001, whose marks are in BREAKS_IN; else it holds a trial as ever."""
+    marks = Path(os.environ["BREAKS_IN"])
+    broken = len(list(marks.iterdir()))
+    if assignment["trial_id"] == "0001" and broken < BREAKS:
+        (marks / str(broken)).touch()
+        raise OSError("no more threads for who speaks")
+    hold_assignment(assignment)

@@ -1,0 +1,57 @@
+"""Whose doing an error was that has ended a trial of Tune's."""
+
+from __future__ import annotations
+
+import pytest
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
+
+from orchestrator.departures import how_it_left
+from orchestrator.holder import FailedInEngine
+from orchestrator.markers import UNSEEN
+from orchestrator.mishaps import DIED, How, Left
+
+IN_ENGINE = """Traceback (most recent call last):
+  File "engine.py", line 1, in run
+    raise {kind}("text")
+{kind}: text
+  with a second line
+"""
+
+
+def task_error(cause: Exception) -> RayTaskError:
+    """As Tune keeps what a trial's process has raised."""
+    said = f"Traceback (most recent call last):\n  File 'x.py', line 1, in f\n{type(cause).__name__}: {cause}"
+    return RayTaskError("f", said, cause)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_held", "left"),
+    [
+        (ActorDiedError(), True, DIED),
+        (task_error(ActorDiedError()), True, DIED),
+        (task_error(OSError("no threads left")), True, Left(How.MISHAP, "OSError: no threads left")),
+        (task_error(GetTimeoutError("it takes long")), True, Left(How.MISHAP, "GetTimeoutError: it takes long")),
+        (task_error(OSError("no such file")), False, Left(How.DEATH, "OSError: no such file")),
+        (
+            task_error(FailedInEngine(IN_ENGINE.format(kind="torch.cuda.CudaError"))),
+            True,
+            Left(How.DEATH, "torch.cuda.CudaError: text"),
+        ),
+        (
+            task_error(FailedInEngine(IN_ENGINE.format(kind="trials.outcomes.NotHeardError"))),
+            True,
+            Left(How.MISHAP, "text"),
+        ),
+    ],
+)
+def test_whose_doing_it_was(error: Exception, left: Left, *, is_held: bool) -> None:
+    assert how_it_left(error, str(error), is_held=is_held) == left
+
+
+def test_a_node_that_does_not_see_the_run_folder_is_no_trial_s_doing() -> None:
+    error = task_error(FailedInEngine(f"Traceback:\n  File\nRunFolderError: node {UNSEEN} it"))
+    assert how_it_left(error, str(error), is_held=True).how is How.MISHAP
+
+
+def test_what_tune_kept_no_error_of_has_its_text() -> None:
+    assert how_it_left(None, "Traceback:\n  File\nKeyError: 'x'\n", is_held=True) == Left(How.MISHAP, "KeyError: 'x'")
