@@ -45,6 +45,10 @@ def session_of(out: Path) -> int:
     return int(json.loads((out / "session.json").read_text())["session"])
 
 
+def ray_folder_of(out: Path) -> Path:
+    return Path(json.loads((out / "session.json").read_text())["ray_folder"])
+
+
 def kill_in_session(out: Path, name: str) -> None:
     """Kills the process of this name in the session that's at work in a run folder."""
     session = session_of(out)
@@ -83,6 +87,9 @@ def without_its_daemons(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFo
         for name, words in (("raylet", "trial 0001 at"), ("gcs_server", "goes on from ")):
             output += read_until(process, words)
             sessions.append(session_of(out))
+            assert ray_folder_of(out).is_dir()
+            with (out / "ray_folders").open("a") as file:
+                file.write(f"{ray_folder_of(out)}\n")
             seen = evaluations(out, seen)
             kill_in_session(out, name)
             output += read_until(process, "the search broke")
@@ -116,6 +123,14 @@ def test_nothing_of_a_broken_ray_is_left(
     run, _, _, sessions, _ = without_its_daemons
     assert not [process for process in processes() if process.session in sessions]
     assert not (run.path / "session.json").exists()
+    folders = (run.path / "ray_folders").read_text().splitlines()
+    assert len(set(folders)) == 2
+    assert not [folder for folder in folders if Path(folder).exists()]
+
+
+def test_what_a_broken_ray_said_last_is_kept(without_its_daemons: tuple[RunFolder, str, int, list[int], dict]) -> None:
+    run, *_ = without_its_daemons
+    assert len(list(run.logs.glob("ray-*/raylet.out"))) == 2
 
 
 FULL = """
