@@ -84,6 +84,8 @@ class Preliminaries:
             if self._tries[trial_id] < _MOST_TRIES:
                 return None
             ending = Ending(EndingKind.FAILED, f"its process died {_MOST_TRIES} times")
+        if trial_id == BASE_TRIAL_ID and not record.points:
+            ending = Ending(EndingKind.FAILED, ending.reason)  # out of memory, for instance: no trial will fit either
         if trial_id == PROBE_ID:
             self._end_probe(record, ending, now)
         elif ending.kind is not EndingKind.FAILED:
