@@ -18,7 +18,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 # The packages' folders are empty here, so that a change of our code doesn't install gigabytes again.
 WORKDIR /app
 COPY pyproject.toml README.md ./
-COPY scripts/setup scripts/constraints-cpu.txt scripts/
+COPY scripts/setup scripts/constraints-cuda.txt scripts/
 RUN mkdir orchestrator search_spaces trials && scripts/setup
 
 COPY orchestrator orchestrator

@@ -115,10 +115,11 @@ def test_trial_ids_and_study_numbers_are_one_apart() -> None:
     assert study_number(trial_id_of(41)) == 41
 
 
-def test_when_the_base_fails_the_search_is_over(run: RunFolder, search: Search) -> None:
+@pytest.mark.parametrize("kind", [EndingKind.FAILED, EndingKind.OUT_OF_MEMORY])
+def test_when_the_base_fails_the_search_is_over(run: RunFolder, search: Search, kind: EndingKind) -> None:
     events: list[Event] = []
     conductor = make_conductor(run, search, events=events)
-    finish(run, conductor, begin(conductor), EndingKind.FAILED)
+    finish(run, conductor, begin(conductor), kind)
     assert conductor.next_trial() == "over"
     assert any(
         isinstance(event, Message) and "the base model's evaluation failed with: made up: failed" in event.text

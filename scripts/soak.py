@@ -1,0 +1,231 @@
+"""Does a long search leak? One search of the demo, with what it takes on record every minute, and how fast that grows.
+
+    python -m scripts.soak --minutes 60
+
+Memory, open files and threads are summed by kind of process: the command, its session, Ray's daemons, its workers. The
+run folder grows with the trials that it keeps, as it should. What grows is told by least squares, without the first
+tenth of the time, in which everything starts.
+
+<out>.samples.jsonl    every sample        <out>.log    what the search said
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from orchestrator.processes import Process, processes
+from trials.command_line import number_within
+from trials.files import append_json_line
+
+_ROOT = Path(__file__).parent.parent
+_SHARED_TEMPORARY = "/tmp/ray"
+_SMALL = ("train_tokens=20000", "eval_rows=40", "test_rows=20", "search.samples=2", "search.full_trials=null")
+_MIB = 2**20
+_MOST_PER_HOUR: dict[str, float] = {"memory": 64 * _MIB, "open files": 10, "threads": 10, "temporary": 256 * _MIB}
+"""Growth that is no leak: allocators and logs take their time to settle."""
+_WORDS = {"memory": "MiB", "temporary": "MiB", "run folder": "MiB"}
+
+Sample = Mapping[str, float]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Soaks and prints the table; 1 if something grows that shouldn't, or the search failed."""
+    given = _parser().parse_args(argv)
+    out = given.out or Path(tempfile.mkdtemp(prefix="soak-")) / "run"
+    samples, code = soak(out, given.minutes, given.every, given.set)
+    grown = growth(samples)
+    print("\n".join(table(samples, grown)))
+    print(f"the search ended with {code}; {len(samples)} samples in {out.with_suffix('.samples.jsonl')}")
+    return 1 if code or any(is_a_leak(name, per_hour) for name, per_hour in grown.items()) else 0
+
+
+def soak(out: Path, minutes: float, every: float, settings: Sequence[str]) -> tuple[list[Sample], int]:
+    """One search of so many minutes, looked at every so many seconds; its samples and exit code."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    options = ["--budget", f"{minutes * 60:.0f}s", "--out", str(out), "--set", *_SMALL, *settings]
+    environment = {**os.environ, "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    samples: list[Sample] = []
+    began = time.monotonic()
+    with out.with_suffix(".log").open("ab") as log:
+        command = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.search", "demo", *options],
+            cwd=_ROOT, env=environment, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        while command.poll() is None:
+            sample = {"hours": (time.monotonic() - began) / 3600, **look(command.pid, out)}
+            append_json_line(out.with_suffix(".samples.jsonl"), sample)
+            samples.append(sample)
+            _wait(command, every)
+    finally:
+        if command.poll() is None:
+            command.send_signal(signal.SIGINT)  # it exports what it has, as for a person
+            command.wait()
+    return samples, command.returncode
+
+
+def look(command: int, out: Path) -> dict[str, float]:
+    """What the search takes now: of its processes by kind, of its folders as a whole."""
+    ours = family(command, _session(out))
+    found: dict[str, float] = {}
+    for process in ours:
+        for name, value in _taken(process.pid).items():
+            key = f"{name} of {_kind(process, command)}"
+            found[key] = found.get(key, 0) + value
+    for name, folder in (("run folder", out), ("temporary", temporary_folder(ours))):
+        size, files = _size(folder)
+        found |= {name: size, f"files of {name}": files}
+    return found | {"processes": len(ours), "trials": len(list(out.glob("trials/*/config.json")))}
+
+
+def family(command: int, session: int | None) -> list[Process]:
+    """A command, all that it started, and all of its search's session."""
+    alive = processes()
+    known, size = {command}, 0
+    while len(known) > size:
+        size = len(known)
+        known |= {p.pid for p in alive if p.parent in known or (session is not None and p.session == session)}
+    return [process for process in alive if process.pid in known]
+
+
+def temporary_folder(ours: Iterable[Process]) -> Path | None:
+    """Ray's, as its raylet was told; of a folder that all searches share only this one's."""
+    for process in ours:
+        words = _words(process.pid)
+        for name in ("temp_dir", "session_dir"):
+            found = next((word.partition("=")[2] for word in words if re.match(f"--{name}=", word)), None)
+            if process.name == "raylet" and found and found != _SHARED_TEMPORARY:
+                return Path(found)
+    return None
+
+
+def growth(samples: Sequence[Sample]) -> dict[str, float]:
+    """By how much each figure grows in an hour, by least squares, without the first tenth of the samples."""
+    settled = samples[len(samples) // 10 :]
+    names = sorted({name for sample in settled for name in sample} - {"hours"})
+    return {name: _slope([(s["hours"], s[name]) for s in settled if name in s]) for name in names}
+
+
+def is_a_leak(name: str, per_hour: float) -> bool:
+    """Whether a figure grows by more than it may; the run folder and what counts it may grow."""
+    return per_hour > _MOST_PER_HOUR.get(name.partition(" of ")[0], float("inf"))
+
+
+def table(samples: Sequence[Sample], grown: Mapping[str, float]) -> list[str]:
+    """A line a figure: at first, at most, at last, by how much it grows, and whether that's too much."""
+    lines = [f"{'':<34}{'first':>12}{'most':>12}{'last':>12}{'per hour':>12}"]
+    for name, per_hour in grown.items():
+        values = [sample[name] for sample in samples if name in sample]
+        unit = next((word for start, word in _WORDS.items() if name.startswith(start)), "")
+        each = _MIB if unit else 1
+        shown = "".join(f"{value / each:>12,.1f}" for value in (values[0], max(values), values[-1], per_hour))
+        lines.append(f"{name + (f', {unit}' if unit else ''):<34}{shown}  {_verdict(name, per_hour)}")
+    return lines
+
+
+def _verdict(name: str, per_hour: float) -> str:
+    if is_a_leak(name, per_hour):
+        return "GROWS"
+    return "ok" if name.partition(" of ")[0] in _MOST_PER_HOUR else ""
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> float:
+    if len(points) < 3:
+        return 0.0
+    hours, values = np.array(points).T
+    return float(np.polyfit(hours - hours.mean(), values, 1)[0])
+
+
+@dataclass(frozen=True)
+class _Daemon:
+    """A word of a command line that tells one kind of process from the others."""
+
+    word: str
+    kind: str
+
+
+_KINDS = (
+    _Daemon("orchestrator.session", "session"),
+    _Daemon("raylet/raylet", "raylet"),
+    _Daemon("gcs_server", "gcs"),
+    _Daemon("dashboard", "dashboard"),
+    _Daemon("ray::", "workers"),
+    _Daemon("default_worker.py", "workers"),
+)
+
+
+def _kind(process: Process, command: int) -> str:
+    if process.pid == command:
+        return "command"
+    line = " ".join(_words(process.pid)[:6])
+    return next((known.kind for known in _KINDS if known.word in line), "others")
+
+
+def _words(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def _taken(pid: int) -> dict[str, float]:
+    """Resident memory in bytes, open files and threads of a process; nothing of one that is gone."""
+    folder = Path(f"/proc/{pid}")
+    try:
+        pages = int((folder / "statm").read_text(encoding="utf-8").split()[1])
+        files, threads = (len(list((folder / name).iterdir())) for name in ("fd", "task"))
+    except (OSError, ValueError, IndexError):
+        return {}
+    return {"memory": pages * os.sysconf("SC_PAGE_SIZE"), "open files": files, "threads": threads}
+
+
+def _size(folder: Path | None) -> tuple[float, float]:
+    """Bytes and number of the files of a folder, each counted once whatever its names."""
+    found: dict[int, int] = {}
+    for path in folder.rglob("*") if folder is not None else ():
+        try:
+            stat = path.lstat()
+        except OSError:  # gone meanwhile
+            continue
+        found[stat.st_ino] = stat.st_blocks * 512
+    return sum(found.values()), len(found)
+
+
+def _session(out: Path) -> int | None:
+    try:
+        return int(json.loads((out / "session.json").read_text(encoding="utf-8"))["session"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _wait(command: subprocess.Popen[bytes], seconds: float) -> None:
+    try:
+        command.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def _parser() -> argparse.ArgumentParser:
+    arguments = argparse.ArgumentParser(prog="python -m scripts.soak", description="Watch what a long search takes.")
+    arguments.add_argument("--minutes", type=number_within(1, 24 * 60), default=60.0, help="of the search's budget")
+    arguments.add_argument("--every", type=number_within(1, 3600), default=60.0, help="seconds from sample to sample")
+    arguments.add_argument("--out", type=Path, help="run folder (default: a new one in the system's temporary folder)")
+    arguments.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())
