@@ -196,9 +196,10 @@ def _whole_lines(run: RunFolder, record: TrialRecord, name: str) -> str:
         return _put_aside(run, path, f"{record.id}-{name}")
     shape: TypeAdapter[Any] = SCORINGS if name == SCORINGS_FILE else POINTS
     lines = [line for line in (read_bytes(path) or b"").split(b"\n")[:-1] if is_value(line, shape)]
-    kept = {shape.validate_json(line).step: line for line in reversed(lines)}
+    values = ((shape.validate_json(line), line) for line in reversed(lines))
+    kept = {(value.step, value.tokens_seen): line for value, line in values}
     said = _put_aside(run, path, f"{record.id}-{name}")
-    write_text(path, b"".join(kept[step] + b"\n" for step in sorted(kept)).decode())
+    write_text(path, b"".join(kept[at] + b"\n" for at in sorted(kept)).decode())
     return f"{said}, and {len(kept)} of its lines are left"
 
 

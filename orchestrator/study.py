@@ -73,6 +73,7 @@ class Study:
         self._open = {trial.number: optuna.Trial(self._study, trial._trial_id) for trial in running}
         self._reported = {trial.number: set(trial.intermediate_values) for trial in running}
         self._asked = len(known)
+        self._lost = len(lost)
         begun = {trial.user_attrs.get(NAME) for trial in known if trial.number not in lost}
         self._starts = deque(name for name in recipe.start if name not in begun)
         for number in lost:
@@ -137,8 +138,8 @@ class Study:
             self._study.set_user_attr("base_score", base_score)
 
     def has_more(self, limit: int | None) -> bool:
-        """Whether another configuration may be asked for: at most `limit` in all sessions of this search."""
-        return limit is None or self._asked < limit
+        """Whether another configuration may be asked for: at most `limit`, without those that are lost."""
+        return limit is None or self._asked - self._lost < limit
 
     def _suggestion(self, trial: optuna.Trial) -> Suggestion:
         name = trial.user_attrs.get(NAME)

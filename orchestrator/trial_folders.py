@@ -102,8 +102,9 @@ def _in_its_place(record: TrialRecord, before: list[TrialRecord]) -> TrialRecord
     if int(record.id) - max((int(other.id) for other in before), default=0) > _MOST_MISSING:
         return "the search gave no trial so high a number"
     for other in before:
-        # Seconds are measured to the microsecond: no two trials have the same.
-        if record.points and (record.points, record.config) == (other.points, other.config) and other.id != BASE_ID:
+        # Seconds and losses are measured to many digits: no two trials have the same.
+        same = record.points and other.id != BASE_ID and (record.points, record.config) == (other.points, other.config)
+        if same and record.row_losses() == other.row_losses():
             return f"it's a copy of trial {other.id}"
     return record
 

@@ -304,7 +304,7 @@ def _begun(folder: Path) -> _Begun:
 def _points(folder: Path) -> Lines[EvalPoint]:
     """The evaluations in metrics.jsonl, and the adapter's own, if the process died before its line was written."""
     lines = read_lines_as(folder / "metrics.jsonl", POINTS)
-    points, damage = {point.step: point for point in reversed(lines.values)}, lines.damage
+    points, damage = {(each.step, each.tokens_seen): each for each in reversed(lines.values)}, lines.damage
     if len(points) < len(lines.values):
         damage = (*damage, "metrics.jsonl has evaluations of one step twice, of which the first counts")
     try:
@@ -312,8 +312,8 @@ def _points(folder: Path) -> Lines[EvalPoint]:
     except DamagedFile as error:
         own, damage = None, (*damage, f"{_in_trial(error.path)} can't be read: {error.reason}")
     if own is not None:  # None: no adapter, or it's being replaced at this moment
-        points.setdefault(own.step, own)
-    return Lines(tuple(points[step] for step in sorted(points)), damage)
+        points.setdefault((own.step, own.tokens_seen), own)
+    return Lines(tuple(points[at] for at in sorted(points)), damage)
 
 
 def _ending(folder: Path) -> tuple[Ending | None, tuple[str, ...]]:

@@ -4,6 +4,7 @@ python -m tests.golden.make NAME      writes tests/golden/NAME; takes a minute
 
 What is left out, because it is large and no reader needs it: report.html, the output of processes (logs/, ray/),
 what states that a session runs (lock, session.json), and the exported tokenizer.json, which is the demo base's own.
+`copy_golden` puts that back. Paths of the repository are replaced in search.json and in the trials' config.json.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-_HERE = Path(__file__).parent
+from tests.golden import HERE, PLACE, ROOT
+
 _LEFT_OUT = (
     "report.html",
     "tokenizer.json",
@@ -43,7 +45,9 @@ def main() -> None:
             while search.poll() is None and not _is_enough(run):
                 time.sleep(0.02)
             search.send_signal(signal.SIGINT)
-        shutil.copytree(run, _HERE / sys.argv[1], ignore=shutil.ignore_patterns(*_LEFT_OUT))
+        made_here = shutil.copytree(run, HERE / sys.argv[1], ignore=shutil.ignore_patterns(*_LEFT_OUT))
+    for file in (made_here / "search.json", *made_here.glob("trials/*/config.json")):
+        file.write_text(file.read_text().replace(str(ROOT), PLACE))
 
 
 def _is_enough(run: Path) -> bool:
