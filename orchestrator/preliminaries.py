@@ -97,6 +97,8 @@ class Preliminaries:
                 return None
             what = f"{error}, {_MOST_TRIES} times" if error else f"its process died {_MOST_TRIES} times"
             ending = Ending(EndingKind.FAILED, what)
+        if trial_id == BASE_TRIAL_ID and not record.points:
+            ending = Ending(EndingKind.FAILED, ending.reason)  # out of memory, for instance: no trial will fit either
         if trial_id == PROBE_ID:
             self._end_probe(record, ending, now)
         elif ending.kind is not EndingKind.FAILED:

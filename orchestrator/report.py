@@ -41,6 +41,7 @@ from trials.command_line import run as run_command
 from trials.errors import EXIT_DONE, RunFolderError
 from trials.files import write_text
 from trials.overwriting import refuse_to_replace
+from trials.source import expanded
 
 _TEMPLATE = "report.html.j2"
 _TITLE = ": report of the search</title>"

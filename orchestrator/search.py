@@ -51,6 +51,7 @@ from trials.errors import (
     SearchBroken,
     TuningError,
 )
+from trials.source import with_home
 from trials.terminal import survives_hangup
 from trials.unexpected import explained
 

@@ -114,6 +114,7 @@ def conduct(folder: RunFolder, ahead: float = 0.0, temporary: Path | None = None
     board = Board(tuple(search.recipe.space))
     with watch(board, search.deadline, Console(), search_log(folder).append) as show:
         show(Message(f"run folder {place_of(folder)}"))
+        check_tracking(search, lambda finding: show(Message(str(finding))))
         wants_dashboard = search.recipe.search.dashboard or search.ranks > 1
         with ray_session(dashboard=wants_dashboard, folder=temporary) as dashboard, ray_watch:
             if dashboard:

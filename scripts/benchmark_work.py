@@ -95,9 +95,7 @@ def _write_rows(path: Path, lengths: Sequence[int], vocabulary: int, seed: int) 
         words = [f"t{token}" for token in rng.integers(FIRST_WORD_ID, vocabulary, length - 2)]
         prompt = length // 2 - 1  # and BOS
         lines.append(json.dumps({"prompt": " ".join(words[:prompt]), "completion": " ".join(words[prompt:])}))
-    beside = path.with_suffix(".new")
-    beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    beside.rename(path)
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _write_model(folder: Path, size: Size, device: str) -> None:

@@ -81,6 +81,19 @@ def test_prometheus_finds_the_list_of_addresses_where_it_may_read(
     assert not list(folder().iterdir())
 
 
+def test_metrics_that_fail_are_one_warning_and_the_search_goes_on(
+    run: RunFolder, search: Search, caplog: pytest.LogCaptureFixture
+) -> None:
+    board, clock = Board(tuple(search.recipe.space)), Clock()
+    with Metrics(board, run, search, clock) as metrics:
+        # Nobody told the board, so the metrics know nothing of a trial that is evaluated.
+        conductor = Conductor(run, search, 2, metrics, now=clock)
+        run_base(run, conductor)
+        evaluate(run, conductor, begin(conductor), 2.5, 300)
+    (warning,) = [message for message in caplog.messages if message.startswith("metrics: ")]
+    assert warning.endswith("The search goes on without them")
+
+
 def queries() -> list[str]:
     dashboard = json.loads(DASHBOARD.read_text())
     variables = [variable["query"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ from trials.errors import EXIT_DONE, EXIT_NOTHING_TO_EXPORT, RecipeError, RunFol
 from trials.line_log import LineLog
 from trials.lock import only_here
 from trials.output import LOG_FILE
+from trials.source import expanded
 from trials.terminal import speak_into, survives_hangup, write_behind
 from trials.unexpected import keep_tracebacks_in
 
