@@ -57,7 +57,7 @@ class Vocabulary:
 
 def _largest_id(split: Split) -> int:
     """The largest id in any row, read from the memory-mapped file without making Python objects of it."""
-    import pyarrow.compute as pc  # type: ignore[import-untyped]
+    import pyarrow.compute as pc
 
     chunks = split.dataset.data.column("input_ids").chunks
     found = (pc.max(pc.list_flatten(chunk)).as_py() for chunk in chunks)
