@@ -44,11 +44,22 @@ def export_lines(findings: Findings) -> list[str]:
     lines = [_verification(manifest)]
     exported = manifest.get("trial")
     if findings.best is not None and exported is not None and exported != findings.best.trial.id:
-        lines.append(f"The export holds trial {exported}; trial {findings.best.trial.id} is better by now.")
+        best = findings.best.trial.id
+        why = _why_skipped(manifest, best)
+        lines.append(f"The export holds trial {exported}; trial {best} {why or 'is better by now.'}")
     test = manifest.get("test")
     if isinstance(test, dict) and "eval_loss" in test:
         lines.append(_on_test_rows(test))
     return lines
+
+
+def _why_skipped(manifest: Mapping[str, Any], trial_id: str) -> str | None:
+    """Why the export passed a better trial over; None: it didn't."""
+    skipped = manifest.get("skipped")
+    for each in skipped if isinstance(skipped, list) else []:
+        if isinstance(each, dict) and each.get("trial") == trial_id:
+            return f"has a lower loss, and was skipped: {each.get('reason')}"
+    return None
 
 
 def time_line(findings: Findings) -> str:

@@ -1,3 +1,4 @@
+import json
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -108,6 +109,19 @@ def test_export_lines_say_that_a_better_trial_came_later(run: RunFolder) -> None
     write_trial(run, Told("0002", [1.1]))
     write_export(run, "0001", 1.2, test=None)
     assert "The export holds trial 0001; trial 0002 is better by now." in export_lines(read_findings(run))
+
+
+def test_export_lines_say_that_a_better_trial_was_skipped(run: RunFolder) -> None:
+    write_trial(run, Told("0001", [1.2]))
+    write_trial(run, Told("0002", [1.1]))
+    write_export(run, "0001", 1.2, test=None)
+    path = run.export / "manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({**content, "skipped": [{"trial": "0002", "eval_loss": 1.1, "reason": "it is damaged"}]})
+    )
+    said = "The export holds trial 0001; trial 0002 has a lower loss, and was skipped: it is damaged"
+    assert said in export_lines(read_findings(run))
 
 
 def test_export_lines_before_the_export(run: RunFolder) -> None:
