@@ -163,6 +163,7 @@ TABLE = (
     Kind("base's eval rows", _cut(_T0 + "eval_rows.json"), "eval_rows.json", set_aside=(BASE,), winner=None),
     # the adapter
     Kind("empty point", _write(_T2 + "adapter/point.json", ""), "adapter/point.json can't be read: it is empty"),
+    Kind("point is a pipe", _pipe(_T3 + "adapter/point.json"), "a pipe or a device is in its place"),
     Kind("point is a list", _write(_T3 + "adapter/point.json", "[]"), "adapter/point.json can't be read"),
     Kind("weights gone", _remove(_T3 + "adapter/adapter_model.safetensors")),
     Kind("adapter gone", _remove(_T2 + "adapter"), winner=SECOND),
