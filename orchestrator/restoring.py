@@ -81,6 +81,9 @@ def is_sound(run: RunFolder, trained: Mapping[str, TrialRecord]) -> bool:
         with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
             if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
                 return False
+            # Optuna would write its tables into an empty file, also for who only looks.
+            if connection.execute("SELECT name FROM sqlite_master WHERE name = 'studies'").fetchone() is None:
+                return False
         study = optuna.load_study(study_name=STUDY_NAME, storage=open_storage(run.study_url))
         trials = study.get_trials(deepcopy=False)
     except Exception as error:
@@ -110,6 +113,7 @@ def _set_aside(run: RunFolder) -> Path | None:
 
 
 def _new_study(storage: BaseStorage, records: Sequence[TrialRecord]) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name=STUDY_NAME, storage=storage, direction="minimize")
     base = next((record for record in records if record.origin is Origin.BASE and record.points), None)
     if base is not None:

@@ -31,8 +31,6 @@ class Kind:
     """Trials that a resumed search sets aside; None: those that are left out."""
     winner: str | None = BEST
     """The trial that is exported; None: nothing is."""
-    is_mended: bool = True
-    """Whether `check --repair` leaves nothing to say of it."""
 
 
 def _write(name: str, content: str | bytes) -> Callable[[Path], object]:
@@ -159,12 +157,13 @@ TABLE = (
     # eval_rows.json: the trial can't be compared, and so not be exported
     Kind("cut eval rows", _cut(_T3 + "eval_rows.json"), "compared with no other trial"),
     Kind("eval rows of the best", _cut(_T2 + "eval_rows.json"), "compared with no other", winner=SECOND),
-    Kind("eval rows gone", _remove(_T3 + "eval_rows.json"), "eval_rows.json is gone", is_mended=False),
+    Kind("eval rows gone", _remove(_T3 + "eval_rows.json"), "eval_rows.json is gone"),
     Kind("eval rows of no tokens", _change(_T3 + "eval_rows.json", token_counts=[0] * 12), "a row has no tokens"),
     Kind("eval rows of text", _change(_T3 + "eval_rows.json", loss_sums="many"), "compared with no other"),
     Kind("base's eval rows", _cut(_T0 + "eval_rows.json"), "eval_rows.json", set_aside=(BASE,), winner=None),
     # the adapter
     Kind("empty point", _write(_T2 + "adapter/point.json", ""), "adapter/point.json can't be read: it is empty"),
+    Kind("point is a pipe", _pipe(_T3 + "adapter/point.json"), "a pipe or a device is in its place"),
     Kind("point is a list", _write(_T3 + "adapter/point.json", "[]"), "adapter/point.json can't be read"),
     Kind("weights gone", _remove(_T3 + "adapter/adapter_model.safetensors")),
     Kind("adapter gone", _remove(_T2 + "adapter"), winner=SECOND),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import sqlite3
 from collections import Counter
@@ -10,10 +11,12 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.trial import TrialState
 
 from orchestrator import check, export, report
-from orchestrator.conductor import Assignment, Conductor
+from orchestrator.conductor import Conductor
 from orchestrator.events import Event, Message
 from orchestrator.export import _manifest
 from orchestrator.forecast import predict
@@ -21,13 +24,14 @@ from orchestrator.pace import Pace
 from orchestrator.ranking import pick_best
 from orchestrator.run_folder import RunFolder
 from orchestrator.search import main as search_main
+from orchestrator.study import STUDY_NAME
 from orchestrator.trial_folders import Trials
 from tests.damage_table import BASE, REFUSED, TABLE, Kind
 from tests.golden import NAMES, copy_golden
-from tests.searches import begin, finish, make_conductor, run_base, run_trial
+from tests.searches import begin, finish
 from trials.errors import NothingToExport
 from trials.lock import only_here
-from trials.records import EndingKind, read_trial
+from trials.records import EndingKind
 
 IDS = [kind.name for kind in TABLE]
 
@@ -93,10 +97,11 @@ def test_a_resumed_search_sets_it_aside_and_goes_on(golden: RunFolder, kind: Kin
     first = begin(conductor)
     assert first.trial_id not in {each for each in left_out if each != BASE}
     assert not golden.read_trials().damaged
-    again: list[Event] = []
-    resumed(golden, again)  # as after a crash: nothing is set aside twice
-    assert "can't be used" not in texts(again)
-    assert len(list(golden.path.glob("damaged/*"))) == len(left_out)
+    if left_out:  # as after a crash: nothing is set aside twice
+        again: list[Event] = []
+        resumed(golden, again)
+        assert "can't be used" not in texts(again)
+        assert len(list(golden.path.glob("damaged/*"))) == len(left_out)
 
 
 @pytest.mark.parametrize("kind", TABLE, ids=IDS)
@@ -105,13 +110,14 @@ def test_check_says_it_and_repair_deletes_nothing(
 ) -> None:
     kind.do(golden.path)
     before = contents(golden.path)
-    assert check.main([str(golden.path)]) == (0 if not check.check(golden) else 3)
+    assert check.main([str(golden.path)]) == 3 or not kind.says
     assert kind.says in capsys.readouterr().out
+    assert contents(golden.path) == before
     code = check.main([str(golden.path), "--repair"])
-    assert code == check.main([str(golden.path)]), capsys.readouterr().out
-    assert not kind.is_mended or not any(each.problem.mend for each in check.check(golden))
+    left = check.check(golden)
+    assert code == (3 if left else 0)
+    assert not any(each.problem.mend for each in left)
     assert not before - contents(golden.path)
-    capsys.readouterr()
 
 
 @pytest.mark.parametrize(("do", "says"), [each[1:] for each in REFUSED], ids=[each[0] for each in REFUSED])
@@ -125,3 +131,121 @@ def test_without_a_search_there_is_one_clear_error(
         assert says in said
         assert said.startswith("error: ")
         assert len(said.splitlines()) == 1
+
+
+def test_plan_names_what_resume_would_set_aside(golden: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(golden.trial("0003"), golden.path / "trials" / "0003 copy")
+    (golden.trial("0001") / "eval_rows.json").write_text("{")
+    assert search_main(["--resume", str(golden.path), "--plan", "--budget", "1h"]) in (0, 2)  # 2: too small a machine
+    said = capsys.readouterr().out
+    assert "trial 0003 copy is left out: its name is no number of a trial" in said
+    assert "trial 0001: eval_rows.json can't be read" in said
+    assert (golden.path / "trials" / "0003 copy").exists()
+
+
+def test_a_lost_starting_point_is_begun_again_under_another_number(golden: RunFolder) -> None:
+    (golden.trial("0001") / "config.json").write_text("")
+    conductor = resumed(golden, [])
+    begun = [begin(conductor) for _ in range(2)]
+    assert ("0004", "usual") in {(each.trial_id, each.name) for each in begun}
+
+
+def test_an_id_that_was_set_aside_is_given_to_no_other_trial_also_by_a_new_study(golden: RunFolder) -> None:
+    (golden.trial("0003") / "config.json").write_text("")
+    (golden.path / "study.db").unlink()
+    search = golden.read_search()
+    more = search.recipe.search.model_copy(update={"trials": 9})
+    golden.write_search(replace(search, recipe=search.recipe.model_copy(update={"search": more})))
+    conductor = resumed(golden, [])
+    assert {begin(conductor).trial_id for _ in range(2)} <= {"0002", "0004", "0005"}
+
+
+def test_a_trial_that_is_damaged_while_it_runs_ends_alone(golden: RunFolder) -> None:
+    events: list[Event] = []
+    conductor = resumed(golden, events)
+    running = begin(conductor)
+    (running.folder / "config.json").write_text("")
+    conductor.on_end(running.trial_id)
+    conductor.tidy()
+    assert (golden.path / "damaged" / f"{running.trial_id}-1" / "metrics.jsonl").exists()
+    assert conductor.next_trial() in ("over", "wait")
+
+
+def test_check_needs_the_run_folder_for_itself_to_repair(golden: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    with only_here(golden.path):
+        assert check.main([str(golden.path), "--repair"]) == 2
+    assert "is in use by process" in capsys.readouterr().err
+
+
+def test_check_compares_adapters_and_export_with_their_hashes(
+    golden: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check.main([str(golden.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["whole"]
+    adapter = golden.trial("0003") / "adapter"
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in adapter.glob("adapter_*")
+    }
+    point = {**json.loads((adapter / "point.json").read_text()), "files": files}
+    (adapter / "point.json").write_text(json.dumps(point))
+    assert not check.check(golden)
+    for weights in (adapter / "adapter_model.safetensors", golden.export / "adapter_model.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert check.main([str(golden.path), "--json"]) == 3
+    said = json.loads(capsys.readouterr().out)
+    assert [each["where"] for each in said["problems"]] == ["trials/0003", "export"]
+    assert all("its SHA-256 differs" in each["what"] for each in said["problems"])
+    assert check.main([str(golden.path), "--repair"]) == 3  # the export is made again by its own command
+    assert (golden.path / "damaged" / "0003-adapter-1" / "adapter_model.safetensors").exists()
+
+
+def locked(run: RunFolder, how: str) -> sqlite3.Connection:
+    """Another program, such as a database browser, that holds study.db: with a change not written yet, or all of it."""
+    browser = sqlite3.connect(run.path / "study.db", isolation_level=None)
+    browser.execute(f"BEGIN {how}")
+    return browser
+
+
+@pytest.mark.parametrize("how", ["IMMEDIATE", "EXCLUSIVE"])
+def test_a_locked_study_holds_nothing_up_and_is_told_later(golden: RunFolder, how: str) -> None:
+    browser = locked(golden, how)
+    events: list[Event] = []
+    conductor = resumed(golden, events)
+    open_trial = begin(conductor)
+    finish(golden, conductor, open_trial, EndingKind.FINISHED)
+    assert conductor.next_trial() == "over"
+    conductor.close()
+    assert texts(events).count("another program holds study.db") == 1
+    assert not list(golden.path.glob("study.db.broken*"))
+    browser.rollback()
+    resumed(golden, events)
+    study = optuna.load_study(study_name=STUDY_NAME, storage=golden.study_url)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
+
+
+def test_a_study_that_is_free_again_is_told_at_the_end(golden: RunFolder) -> None:
+    browser = locked(golden, "EXCLUSIVE")
+    conductor = resumed(golden, [])
+    finish(golden, conductor, begin(conductor), EndingKind.FINISHED)
+    browser.rollback()
+    assert conductor.next_trial() == "over"
+    conductor.close()
+    study = optuna.load_study(study_name=STUDY_NAME, storage=golden.study_url)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
+
+
+def test_report_and_check_do_not_wait_for_a_locked_study(golden: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    browser = locked(golden, "EXCLUSIVE")
+    assert report.main([str(golden.path)]) == 0
+    assert check.main([str(golden.path)]) == 3
+    assert "study.db: another program holds it" in capsys.readouterr().out
+    browser.close()
+
+
+def test_a_folder_in_the_place_of_the_lock_is_one_clear_error(
+    golden: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (golden.path / "lock").mkdir()
+    assert check.main([str(golden.path), "--repair"]) == 2
+    assert "lock is no file, so nobody can tell who is at work there. Remove it." in capsys.readouterr().err

@@ -262,10 +262,7 @@ def eval_rows_file(folder: Path) -> Path:
 
 def read_row_losses(folder: Path) -> RowLosses | None:
     """Loss of every eval row at a trial's best evaluation; None if it was never evaluated, or they can't be read."""
-    try:
-        return read_as(eval_rows_file(folder), _ROWS)
-    except DamagedFile:
-        return None
+    return _rows(folder)[0]
 
 
 def read_point(adapter: Path) -> EvalPoint | None:
@@ -328,11 +325,26 @@ def _ending(folder: Path) -> tuple[Ending | None, tuple[str, ...]]:
 def _row_damage(record: TrialRecord) -> tuple[str, ...]:
     """What is wrong with its eval_rows.json, which every trial that was evaluated has."""
     cost = "so it's compared with no other trial row by row"
-    try:
-        rows = read_as(eval_rows_file(record.folder), _ROWS)
-    except DamagedFile as error:
-        return (f"{EVAL_ROWS_FILE} can't be read: {error.reason}; {cost}",)
-    return (f"{EVAL_ROWS_FILE} is gone, {cost}",) if rows is None and record.points else ()
+    rows, damage = _rows(record.folder)
+    if rows is not None:
+        return damage
+    if damage:
+        return tuple(f"{each}; {cost}" for each in damage)
+    return (f"{EVAL_ROWS_FILE} is gone, {cost}",) if record.points else ()
+
+
+def _rows(folder: Path) -> tuple[RowLosses | None, tuple[str, ...]]:
+    """The row losses beside the best adapter's weights, else those in the trial's folder; and what is damaged."""
+    damage = []
+    for path in (in_place(folder / "adapter") / EVAL_ROWS_FILE, folder / EVAL_ROWS_FILE):
+        try:
+            rows = read_as(path, _ROWS)
+        except DamagedFile as error:
+            damage.append(f"{path.relative_to(folder)} can't be read: {error.reason}")
+            continue
+        if rows is not None:
+            return rows, tuple(damage)
+    return None, tuple(damage)
 
 
 def _in_trial(path: Path) -> str:
