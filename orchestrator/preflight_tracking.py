@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import threading
 from collections.abc import Callable
 
 from orchestrator.finding import Finding, Level
-from orchestrator.run_folder import Search
+from orchestrator.run_folder import RunFolder, Search
 from trials.tracker import TrackingError, check_key
 from trials.tracking import wandb_is_wanted
 
@@ -37,3 +38,13 @@ def check_tracking(search: Search, tell: Callable[[Finding], None]) -> None:
                 tell(finding)
 
     threading.Thread(target=check, daemon=True).start()
+
+
+def runs_on_disk(folder: RunFolder) -> str | None:
+    """What to say at the end of runs that should be on W&B's server and aren't; None: nothing."""
+    if os.environ.get("WANDB_MODE") == "offline":
+        return None
+    found = [path for path in folder.path.glob("trials/*/wandb/offline-run-*") if path.is_dir()]
+    where = shlex.quote(str(folder.path / "trials"))
+    said = f"W&B: {len(found)} run(s) are on disk only. Upload them: wandb sync {where}/*/wandb/offline-run-*"
+    return said if found else None

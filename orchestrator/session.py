@@ -135,12 +135,15 @@ def _conducted(
     """Runs the trials of a search that has its place; gives the conductor, which has nothing to run any more."""
     from orchestrator.metrics import Metrics
     from orchestrator.mirrored_conductor import conductor_of
+    from orchestrator.preflight_tracking import runs_on_disk
     from orchestrator.tuner import run_tune
 
     assert search.placement is not None
     with Metrics(board, folder, search, clock) as metrics:
         conductor = conductor_of(folder, search, search.placement.slots, in_turn(show, metrics), now=clock)
         run_tune(conductor, folder)
+    if (note := runs_on_disk(folder)) is not None:
+        show(Message(note))
     return conductor
 
 
