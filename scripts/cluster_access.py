@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from orchestrator.ray_token import mend_token
 from trials.errors import InputError
 
 FOLDER = "~/qlora-orchestrator"
@@ -45,6 +46,7 @@ def tunnel(cluster: Path) -> Iterator[str]:
     Raises `InputError` if that can't be done.
     """
     read_cluster(cluster)
+    mend_token()  # Ray, which makes it, leaves it readable for all
     port = _free_port()
     command = [RAY, "dashboard", "--port", str(port), "--remote-port", str(DASHBOARD_PORT), str(cluster)]
     # In a session of its own, which Ctrl-C in a terminal doesn't reach, and which can be ended as one.
