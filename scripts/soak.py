@@ -3,8 +3,8 @@
     python -m scripts.soak --minutes 60
 
 Memory, open files and threads are summed by kind of process: the command, its session, Ray's daemons, its workers. The
-run folder grows with the trials that it keeps, as it should. What grows is told by least squares, without the first
-tenth of the time, in which everything starts.
+run folder grows with the trials that it keeps, as it should. What grows is told by least squares over the time in which
+trials run, without the first ten minutes, in which everything starts and allocators settle.
 
 <out>.samples.jsonl    every sample        <out>.log    what the search said
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import signal
@@ -34,6 +35,8 @@ _ROOT = Path(__file__).parent.parent
 _SHARED_TEMPORARY = "/tmp/ray"
 _SMALL = ("train_tokens=20000", "eval_rows=40", "test_rows=20", "search.samples=2", "search.full_trials=null")
 _MIB = 2**20
+_SETTLED_HOURS = 1 / 6
+_LEAST_SAMPLES = 10
 _MOST_PER_HOUR: dict[str, float] = {"memory": 64 * _MIB, "open files": 10, "threads": 10, "temporary": 256 * _MIB}
 """Growth that is no leak: allocators and logs take their time to settle."""
 _WORDS = {"memory": "MiB", "temporary": "MiB", "run folder": "MiB"}
@@ -112,11 +115,17 @@ def temporary_folder(ours: Iterable[Process]) -> Path | None:
     return None
 
 
+def settled(samples: Sequence[Sample]) -> list[Sample]:
+    """Those from ten minutes after workers began until they ended."""
+    working = [sample for sample in samples if "memory of workers" in sample]
+    return [sample for sample in working if sample["hours"] >= working[0]["hours"] + _SETTLED_HOURS]
+
+
 def growth(samples: Sequence[Sample]) -> dict[str, float]:
-    """By how much each figure grows in an hour, by least squares, without the first tenth of the samples."""
-    settled = samples[len(samples) // 10 :]
-    names = sorted({name for sample in settled for name in sample} - {"hours"})
-    return {name: _slope([(s["hours"], s[name]) for s in settled if name in s]) for name in names}
+    """By how much each figure grows in an hour, by least squares over what is settled; NaN where that's too little."""
+    of = settled(samples)
+    names = sorted({name for sample in samples for name in sample} - {"hours"})
+    return {name: _slope([(sample["hours"], sample[name]) for sample in of if name in sample]) for name in names}
 
 
 def is_a_leak(name: str, per_hour: float) -> bool:
@@ -137,14 +146,16 @@ def table(samples: Sequence[Sample], grown: Mapping[str, float]) -> list[str]:
 
 
 def _verdict(name: str, per_hour: float) -> str:
+    if math.isnan(per_hour):
+        return "too short to tell"
     if is_a_leak(name, per_hour):
         return "GROWS"
     return "ok" if name.partition(" of ")[0] in _MOST_PER_HOUR else ""
 
 
 def _slope(points: Sequence[tuple[float, float]]) -> float:
-    if len(points) < 3:
-        return 0.0
+    if len(points) < _LEAST_SAMPLES:
+        return math.nan
     hours, values = np.array(points).T
     return float(np.polyfit(hours - hours.mean(), values, 1)[0])
 
