@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from trials.errors import InputError
 from trials.formats import ASSISTANT, SYSTEM, USER, Message
 from trials.generation import Sampling, answer
+from trials.texts import refuse_unreadable
 from trials.tokenization import NotRendered, prompt_ids
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ class Chat:
     def ask(self, question: str, *, printed: bool = False) -> str:
         """The answer; `printed`: also to stdout while it's made. Question and answer are remembered.
 
-        Raises `InputError` if the chat template can't render the conversation.
+        Raises `InputError` if the chat template can't render the conversation, or no tokenizer takes the question.
         """
+        refuse_unreadable(question, "the question")
         self._said = (*self._said, Message(USER, question.strip()))
         found = answer(self._model, self._tokenizer, self._fitting_ids(), self._sampling, printed=printed)
         self._said = (*self._said, Message(ASSISTANT, found))
