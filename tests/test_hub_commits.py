@@ -145,3 +145,12 @@ def test_offline_rows_of_another_commit_are_refused(hub: Hub, tmp_path: Path) ->
         f"offline, and the cache has another commit of the data set 'ann/rows' than {new}. "
         "Load it once with network, or give the revision that the cache has."
     )
+
+
+def test_a_csv_file_of_the_hub_is_read_as_a_local_one(hub: Hub, tmp_path: Path) -> None:
+    first = hub.commit("datasets", "ann/table", {"data/train.csv": "text,n\n007,1\nNA,2\n"})
+    hub.commit("datasets", "ann/table", {"data/train.csv": "text,n\n008,1\n"})
+    assert load(hub, tmp_path / "home", "ann/table:data/train.csv") == "008"
+    assert load(hub, tmp_path / "home", f"ann/table@{first}:data/train.csv") == "007 NA"
+    assert load(hub, tmp_path / "home", f"ann/table@{first}:data/train.csv", HF_HUB_OFFLINE="1") == "007 NA"
+    assert "can't load 'ann/table:gone.csv' from the hub" in load(hub, tmp_path / "home", "ann/table:gone.csv")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trials.errors import InputError
 from trials.formats import ASSISTANT, SYSTEM, USER, Message
 from trials.generation import Sampling, answer
+from trials.texts import refuse_unreadable
 from trials.tokenization import NotRendered, prompt_ids
 from trials.vocabulary import Vocabulary
 
@@ -44,8 +45,9 @@ class Chat:
     def ask(self, question: str, *, printed: bool = False) -> str:
         """The answer; `printed`: also to stdout while it's made. Question and answer are remembered.
 
-        Raises `InputError` as `conversation_ids` does.
+        Raises `InputError` as `conversation_ids` does, and if no tokenizer takes the question.
         """
+        refuse_unreadable(question, "the question")
         self._said = (*self._said, Message(USER, question.strip()))
         found = answer(self._model, self._tokenizer, self._fitting_ids(), self._sampling, printed=printed)
         self._said = (*self._said, Message(ASSISTANT, found))

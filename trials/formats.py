@@ -14,6 +14,7 @@ from typing import Any
 
 from trials.bad_rows import BadRow, printable
 from trials.row_fields import FORMAT_FIELDS, formats_of, nearest
+from trials.texts import fault_in
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 NLI_LABELS = (0, 1)
@@ -193,21 +194,10 @@ def checked_text(value: Any, what: str) -> str:
     text = value.strip()
     if not text:
         raise BadRow(f"{what} is empty")
-    refuse_broken(text, what)
+    fault = fault_in(text)
+    if fault is not None:
+        raise BadRow(f"{what} holds {fault}")
     return text
-
-
-def refuse_broken(text: str, what: str) -> None:
-    """Raises `BadRow` for text with half a character (a lone surrogate) or the character NUL."""
-    if "\0" in text:
-        raise BadRow(f"{what} holds a NUL character at {text.index(chr(0)) + 1}")
-    if text.isascii():
-        return
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = f"{text[error.start]!a}".strip("'")
-        raise BadRow(f"{what} holds half a character (the lone surrogate {half} at {error.start + 1})") from error
 
 
 def kind_of(value: Any) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from trials.command_line import number_within, run, whole_number
 from trials.errors import InputError
+from trials.texts import refuse_unreadable
 
 if TYPE_CHECKING:
     from trials.chat import Chat
@@ -57,15 +58,25 @@ def _generate(arguments: argparse.Namespace) -> int:
         raise InputError("--sample draws tokens, and --temperature 0 never does. Give one of them.")
     prompt = None
     if not arguments.chat:
-        prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-        if not prompt.strip():
-            raise InputError("the prompt is empty. Give --prompt some text.")
+        prompt = _prompt(arguments.prompt)
+    for name, text in (("the prompt", prompt), ("--system", arguments.system)):
+        refuse_unreadable(text or "", name)
     chat = _load(arguments, prompt)
     if prompt is not None:
         print(chat.ask(prompt))
     else:
         _converse(chat)
     return 0
+
+
+def _prompt(given: str) -> str:
+    try:
+        prompt = sys.stdin.read() if given == "-" else given
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not {error.encoding} text ({error.reason}). Give it in UTF-8.") from error
+    if not prompt.strip():
+        raise InputError("the prompt is empty. Give --prompt some text.")
+    return prompt
 
 
 def _load(arguments: argparse.Namespace, prompt: str | None) -> Chat:
@@ -110,6 +121,10 @@ def _converse(chat: Chat) -> None:
             line = input("> " if on_terminal else "")
         except EOFError:
             break
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"standard input is not {error.encoding} text ({error.reason}). Give it in UTF-8."
+            ) from error
         if line.strip() == "/exit":
             break
         if line.strip():

@@ -48,6 +48,7 @@ _TRUE_CHANGES_NOTHING = frozenset(
 """Fields that ask for what is done anyway where they're 1 or true. Others ask for nothing where they're 0 or false."""
 _ONLY_FALSE_COUNTS = frozenset({"label"})
 """In other data sets a label is a class, which changes nothing."""
+_MAX_REMEMBERED = 1000
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,8 @@ class FieldCheck:
         names = tuple(row)
         suspects = self._shapes.get(names)
         if suspects is None:
+            if len(self._shapes) >= _MAX_REMEMBERED:  # rows whose fields are data
+                self._shapes.clear()
             suspects = self._shapes[names] = self._suspects(names)
         for name, reason, is_harmless in suspects:
             if not is_harmless(name, row[name]):
@@ -165,6 +168,6 @@ class FieldCheck:
             elif known is not None:
                 reason = f"isn't read, but {known!r} is known. Rename it, or leave it out"
                 found.append((name, reason, lambda _, value: is_empty(value)))
-            else:
+            elif len(self.unread) < _MAX_REMEMBERED:
                 self.unread[name] = None
         return tuple(found)

@@ -5,7 +5,9 @@ Local files are read as they are now, without a cache. The hub goes through `dat
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,8 @@ from trials.text_files import refuse_other_kinds
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 
 def rows_of(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
@@ -45,7 +49,8 @@ def _with_id(place: str, row: Row | BadRow) -> Row | BadRow:
 
 def _numbered(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
     if source.path is None:
-        return _counted(_from_hub(source))
+        # `datasets` would make numbers of a CSV file's columns where it can, and nothing of NA.
+        return csv_rows(_file_of_hub(source)) if source.split.endswith(".csv") else _counted(_from_hub(source))
     path = source.path
     refuse_absent(path)
     if path.suffix not in SUFFIXES:
@@ -80,15 +85,36 @@ def _from_hub(source: Source) -> Dataset:
     is_file = "." in source.split
     options: dict[str, Any] = {"data_files": source.split} if is_file else {"name": source.config}
     split = "train" if is_file else source.split
-    try:
+    with _hub_errors(source):
         loaded = load_dataset(source.hub_name, split=split, revision=source.revision, **options)
+    if getattr(loaded.info, "builder_name", None) == "csv":
+        logger.warning(
+            "%s is CSV that the library `datasets` reads: 007 becomes 7, and NA is nothing. To have all cells as text, "
+            "name the file, as in %s:train.csv",
+            source.text,
+            source.hub_name,
+        )
+    refuse_other_commit(loaded, str(source.hub_name), source.revision)
+    return loaded
+
+
+def _file_of_hub(source: Source) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with _hub_errors(source):
+        name = str(source.hub_name)
+        return Path(hf_hub_download(name, source.split, repo_type="dataset", revision=source.revision))
+
+
+@contextmanager
+def _hub_errors(source: Source) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # the hub's client raises whatever its HTTP library does
         raise DataError(
             f"can't load {source.text!r} from the hub: {_cause(error)}. "
             f"Give {FORMS}. For a gated data set, accept its terms on the hub and set HF_TOKEN."
         ) from error
-    refuse_other_commit(loaded, str(source.hub_name), source.revision)
-    return loaded
 
 
 def _cause(error: BaseException) -> str:

@@ -160,9 +160,11 @@ def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, i
         return "".join(message.content + after.get(message.role, "\n") for message in messages)
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_open))
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_open))
+        text.encode()  # a tokenizer takes no half of a character, which a template can write by an escape
     except Exception as error:  # a template is a program, and can raise anything
         raise NotRendered(first_line(error)) from error
+    return text
 
 
 def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
