@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trials.engine.shape import LINEAR_NAMES, BaseShape
+from trials.engine.shape import BaseShape
 from trials.errors import ModelError
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
@@ -27,6 +27,8 @@ _JSON_FILES = (
     "adapter_config.json",
 )
 _POINTER = b"version https://git-lfs.github.com/spec/"
+_PACKED = "U8"
+"""The dtype of weights that are saved in 4 bits, two to a byte."""
 _LENGTH_BYTES = 8
 _MOST_HEADER_BYTES = 100_000_000
 """As in the safetensors library (0.7)."""
@@ -51,37 +53,55 @@ def check_model_files(folder: Path) -> None:
 
 
 def check_stored_weights(folder: Path, shape: BaseShape) -> None:
-    """Raises `ModelError` if safetensors files lack weights of a Llama or Mistral model, or hold another vocabulary's.
+    """Raises `ModelError` if safetensors files lack weights of a Llama or Mistral model, or hold another model's.
 
-    Transformers would fill in random numbers for weights that are missing or have other names. Not looked at are
-    pickled files, and checkpoints whose quantisation has weights of other names than bitsandbytes'.
+    Transformers (5.23) fills in random numbers for weights that are missing or have other names, and with NF4 takes no
+    notice of weights of other shapes. Not looked at are pickled files, and checkpoints whose quantisation has weights
+    of other names than bitsandbytes'.
     """
     files = weight_files(folder)
     quantization = _read_json(folder / "config.json").get("quantization_config") or {}
     if files[0].suffix != ".safetensors" or quantization.get("quant_method", "bitsandbytes") != "bitsandbytes":
         return
     stored = {name.removeprefix("model."): each for file in files for name, each in stored_tensors(file).items()}
-    missing = [name for name in _expected_names(shape) if name not in stored]
+    expected = _expected_shapes(shape)
+    missing = [name for name in expected if name not in stored]
     if missing:
         raise ModelError(
             f"the weights in {folder} lack {len(missing)} that its config.json announces, such as model.{missing[0]}; "
             f"there are {len(stored)}, such as {min(stored, default='none')}. {_REMEDY}"
         )
-    rows = stored["embed_tokens.weight"].shape[0]
-    if rows != shape.vocab_size:
-        raise ModelError(
-            f"the weights in {folder} have an embedding of {rows:,} tokens, and its config.json says "
-            f"{shape.vocab_size:,}. {_REMEDY}"
-        )
+    for name, wanted in expected.items():
+        if stored[name].shape != wanted and stored[name].dtype != _PACKED:
+            found, announced = (" x ".join(map(str, each)) for each in (stored[name].shape, wanted))
+            raise ModelError(
+                f"the weights in {folder} are of another model than its config.json: model.{name} is {found}, and by "
+                f"the config it would be {announced}. {_REMEDY}"
+            )
 
 
-def _expected_names(shape: BaseShape) -> list[str]:
-    """Names of the weights of a Llama or Mistral model, without the prefix `model.` that a bare decoder hasn't."""
-    parts = [f"self_attn.{name}" for name in LINEAR_NAMES[:4]] + [f"mlp.{name}" for name in LINEAR_NAMES[4:7]]
-    parts += ["input_layernorm", "post_attention_layernorm"]
-    layers = [f"layers.{index}.{part}.weight" for index in range(shape.num_hidden_layers) for part in parts]
-    head = [] if shape.tie_word_embeddings else ["lm_head.weight"]
-    return ["embed_tokens.weight", *layers, "norm.weight", *head]
+def _expected_shapes(shape: BaseShape) -> dict[str, tuple[int, ...]]:
+    """Shapes of a Llama or Mistral model's weights by name, without the prefix `model.` that a bare decoder hasn't."""
+    wide, inner = shape.hidden_size, shape.intermediate_size
+    heads, groups = (count * shape.head_size for count in (shape.num_attention_heads, shape.num_key_value_heads))
+    layer = {
+        "self_attn.q_proj": (heads, wide),
+        "self_attn.k_proj": (groups, wide),
+        "self_attn.v_proj": (groups, wide),
+        "self_attn.o_proj": (wide, heads),
+        "mlp.gate_proj": (inner, wide),
+        "mlp.up_proj": (inner, wide),
+        "mlp.down_proj": (wide, inner),
+        "input_layernorm": (wide,),
+        "post_attention_layernorm": (wide,),
+    }
+    embedding = (shape.vocab_size, wide)
+    return {
+        "embed_tokens.weight": embedding,
+        **{f"layers.{n}.{name}.weight": each for n in range(shape.num_hidden_layers) for name, each in layer.items()},
+        "norm.weight": (wide,),
+        **({} if shape.tie_word_embeddings else {"lm_head.weight": embedding}),
+    }
 
 
 def check_json_files(folder: Path) -> None:
