@@ -62,7 +62,8 @@ def test_headline_when_a_starting_point_was_not_evaluated(run: RunFolder) -> Non
 
 def test_headline_when_a_starting_point_has_no_row_losses(run: RunFolder) -> None:
     folder = write_trial(run, start("0001", 1.4))
-    (folder.path / "eval_rows.json").unlink()
+    for path in folder.path.rglob("eval_rows.json"):
+        path.unlink()
     write_trial(run, Told("0002", [1.2]))
     assert "starting point usual has 1.4000, without a comparison row by row" in headline(read_findings(run))
 

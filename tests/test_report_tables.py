@@ -64,7 +64,8 @@ def test_ranking_leaves_out_a_difference_between_other_rows(run: RunFolder) -> N
     write_trial(run, BASE)
     write_trial(run, Told("0001", [1.2]))
     folder = write_trial(run, Told("0002", [1.5]))
-    (folder.path / "eval_rows.json").write_text('{"loss_sums": [1.0, 2.0], "token_counts": [3, 4]}')
+    for path in folder.path.rglob("eval_rows.json"):
+        path.write_text('{"loss_sums": [1.0, 2.0], "token_counts": [3, 4]}')
     assert {row.id: row.behind for row in ranking_rows(read_findings(run))}["0002"] == NOTHING
 
 

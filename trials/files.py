@@ -31,7 +31,7 @@ def write_text(path: Path, text: str) -> None:
         with beside.open("x", encoding="utf-8") as file:
             file.write(text)
         replace_file(beside, path)
-    except Exception:
+    except BaseException:  # an interrupt too leaves nothing beside it
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         raise
