@@ -120,16 +120,26 @@ def _use_gpu(number: str | None) -> None:
 def _start(config: TrialConfig, name: str, path: Path) -> int:
     from trials.pinning import pinned_data, pinned_model
     from trials.ranks import joined_ranks
-    from trials.records import Origin, TrialFolder
+    from trials.records import TrialFolder
 
     config = config.model_copy(update={"data": pinned_data(config.data), "model": pinned_model(config.model)})
     with joined_ranks() as ranks:
         _refuse_small_batch(config, ranks)
         tokenizer, data = _load(config)
         folder = TrialFolder(ranks.first(lambda: path), is_written=ranks.is_first)
-        ranks.first(lambda: folder.begin(config, Origin.SINGLE, name, data.fingerprint))
+        ranks.first(lambda: _begin(folder, config, name, data.fingerprint))
         with _held(folder.path, ranks):
             return _run(config, data, tokenizer, name, folder, ranks)
+
+
+def _begin(folder: TrialFolder, config: TrialConfig, name: str, fingerprint: str) -> None:
+    """`TrialFolder.begin`. Raises `RunFolderError` if the folder can't be made after all."""
+    from trials.records import Origin
+
+    try:
+        folder.begin(config, Origin.SINGLE, name, fingerprint)
+    except OSError as error:
+        raise RunFolderError(f"can't write to {folder.path}: {error.strerror}. Give another --out folder.") from error
 
 
 def _refuse_small_batch(config: TrialConfig, ranks: Ranks) -> None:
