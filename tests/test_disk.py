@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import ROOT
-from trials.disk import disk_full_in, is_disk_full, refuse_unwritable, says_disk_full
+from trials.disk import disk_full_in, is_disk_full, refuse_unmakeable, refuse_unwritable, says_disk_full
 from trials.errors import DiskFull, RunFolderError
 
 
@@ -92,3 +93,34 @@ def test_a_folder_that_can_be_written_to_is_left_as_it_was(tmp_path: Path) -> No
 def test_a_folder_that_cannot_be_written_to_is_refused() -> None:
     with pytest.raises(RunFolderError, match=r"can't write to /proc/self: .* Make room or give it write access"):
         refuse_unwritable(Path("/proc/self"))
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("file", "Not a directory"),
+        ("file/trial", "{tmp}/file: Not a directory"),
+        ("link", "a link to {tmp}/gone, where nothing is"),
+        ("link/trial", "{tmp}/link: a link to {tmp}/gone, where nothing is"),
+        ("loop/trial", "{tmp}/loop: a link to loop, where nothing is"),
+        ("read-only/a/b", "{tmp}/read-only: Permission denied"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_else(
+    place: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "read-only").mkdir(mode=0o555)
+    if os.geteuid() == 0 and place.startswith("read-only"):
+        monkeypatch.setattr(os, "access", lambda path, _: Path(path).stat().st_mode & 0o222)  # root may write anywhere
+    said = f"can't write to {tmp_path / place}: {reason.format(tmp=tmp_path)}. Give another --out folder."
+    with pytest.raises(RunFolderError, match=f"^{re.escape(said)}$"):
+        refuse_unmakeable(tmp_path / place, "--out")
+
+
+def test_a_folder_that_can_be_made_is_not_made_yet(tmp_path: Path) -> None:
+    refuse_unmakeable(tmp_path / "a" / "b", "--out")
+    refuse_unmakeable(tmp_path, "--out")
+    assert list(tmp_path.iterdir()) == []

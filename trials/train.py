@@ -150,7 +150,7 @@ def _use_gpu(number: str | None) -> None:
 def _start(config: TrialConfig, name: str, path: Path) -> int:
     from trials.pinning import pinned_data, pinned_model
     from trials.ranks import joined_ranks
-    from trials.records import Origin, TrialFolder
+    from trials.records import TrialFolder
 
     config = config.model_copy(update={"data": pinned_data(config.data), "model": pinned_model(config.model)})
     config = _with_named_targets(config)
@@ -158,7 +158,7 @@ def _start(config: TrialConfig, name: str, path: Path) -> int:
         _refuse_small_batch(config, ranks)
         tokenizer, data = _load(config)
         folder = TrialFolder(ranks.first(lambda: path), is_written=ranks.is_first)
-        ranks.first(lambda: folder.begin(config, Origin.SINGLE, name, data.fingerprint))
+        ranks.first(lambda: _begin(folder, config, name, data.fingerprint))
         with _held(folder.path, ranks):
             return _run(config, data, tokenizer, name, folder, ranks)
 
@@ -169,6 +169,16 @@ def _with_named_targets(config: TrialConfig) -> TrialConfig:
 
     targets = {"target_modules": named_targets(config.model, config.hyperparameters.target_modules)}
     return config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update=targets)})
+
+
+def _begin(folder: TrialFolder, config: TrialConfig, name: str, fingerprint: str) -> None:
+    """`TrialFolder.begin`. Raises `RunFolderError` if the folder can't be made after all."""
+    from trials.records import Origin
+
+    try:
+        folder.begin(config, Origin.SINGLE, name, fingerprint)
+    except OSError as error:
+        raise RunFolderError(f"can't write to {folder.path}: {error.strerror}. Give another --out folder.") from error
 
 
 def _refuse_small_batch(config: TrialConfig, ranks: Ranks) -> None:
