@@ -55,7 +55,7 @@ run_project() { # native|docker GPUS MODULE [ARGUMENT ...]
   shift 2
   [ ! -f "$root/.env" ] || load_env "$root/.env"
   if [ "$how" = native ]; then
-    [ -x "$root/.venv/bin/python" ] || "$root/scripts/setup"
+    { [ -x "$root/.venv/bin/python" ] && [ ! -e "$root/.venv/unfinished" ]; } || "$root/scripts/setup"
     exec "$root/.venv/bin/python" -m "$@"
   fi
   command -v docker >/dev/null || fail "--docker: docker isn't installed. Install it, or leave out --docker."
