@@ -58,8 +58,9 @@ def test_other_delimiters_are_read_and_said(
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="trials.csv_rows"):
         found = _cells(tmp_path, f"prompt{delimiter}completion\nHi, you{delimiter}1,5\n")
+        assert _cells(tmp_path, f"prompt{delimiter}completion\nHi, you{delimiter}1,5\n") == found
     assert found == [{"prompt": "Hi, you", "completion": "1,5"}]
-    assert f"its columns are separated by {shown}, not by commas" in caplog.text
+    assert caplog.text.count(f"its columns are separated by {shown}, not by commas") == 1
 
 
 def test_rows_have_their_lines_and_those_with_too_many_or_too_few_cells_are_bad(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
@@ -54,8 +55,13 @@ def _delimiter(path: Path, first: str) -> str:
     found = max(_OTHER_DELIMITERS, key=lambda delimiter: counts[delimiter])
     if counts[","] > 1 or counts[found] == 1:
         return ","
-    logger.warning("%s: its columns are separated by %r, not by commas, and it's read so", path, found)
+    _say_once(path, found)
     return found
+
+
+@cache  # a source is read twice: to check it, and to tokenise it
+def _say_once(path: Path, delimiter: str) -> None:
+    logger.warning("%s: its columns are separated by %r, not by commas, and it's read so", path, delimiter)
 
 
 def _cells(line: str, delimiter: str) -> Sequence[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,14 +89,19 @@ def _from_hub(source: Source) -> Dataset:
     with _hub_errors(source):
         loaded = load_dataset(source.hub_name, split=split, revision=source.revision, **options)
     if getattr(loaded.info, "builder_name", None) == "csv":
-        logger.warning(
-            "%s is CSV that the library `datasets` reads: 007 becomes 7, and NA is nothing. To have all cells as text, "
-            "name the file, as in %s:train.csv",
-            source.text,
-            source.hub_name,
-        )
+        _say_that_csv_has_types(source.text, str(source.hub_name))
     refuse_other_commit(loaded, str(source.hub_name), source.revision)
     return loaded
+
+
+@cache  # a source is read twice: to check it, and to tokenise it
+def _say_that_csv_has_types(source: str, name: str) -> None:
+    logger.warning(
+        "%s is CSV that the library `datasets` reads: 007 becomes 7, and NA is nothing. To have all cells as text, "
+        "name the file, as in %s:train.csv",
+        source,
+        name,
+    )
 
 
 def _file_of_hub(source: Source) -> Path:
