@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 import traceback
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.clock import SteadyClock
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_places import place_of
+from orchestrator.search_log import search_log
 from orchestrator.timing import EXPORTED, TRAINING_OVER, note_moment, timed
 from trials.disk import disk_full_in
 from trials.errors import (
@@ -94,10 +94,7 @@ def _reported(folder: RunFolder) -> Path | Exception:
 
 def note_traceback(folder: RunFolder, error: Exception) -> None:
     """Adds an error's traceback to RUN/logs/search.log; where that can't be written, it's left out."""
-    with suppress(OSError):
-        folder.logs.mkdir(exist_ok=True)
-        with (folder.logs / "search.log").open("a", encoding="utf-8") as log:
-            log.write("".join(traceback.format_exception(error)))
+    search_log(folder).append("".join(traceback.format_exception(error)))
 
 
 def _in_words(error: Exception) -> str:

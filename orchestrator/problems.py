@@ -5,7 +5,6 @@ Needs neither torch nor Ray.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,15 +18,12 @@ from orchestrator.restoring import is_sound, settle_study, trained_by_id
 from orchestrator.run_folder import RunFolder
 from orchestrator.study import is_locked
 from orchestrator.trial_folders import free_place, ids_set_aside, set_aside
-from trials.adapter_check import POINT_FILE
+from trials.adapter_check import ADAPTER_FILES, POINT_FILE, sha256_of
 from trials.checkpoints import broken_checkpoints, set_broken_aside
 from trials.damage import DamagedFile, is_value, read_as, read_bytes, read_value
 from trials.files import write_text
 from trials.records import POINTS, DamagedTrial, TrialFolder, TrialRecord
 from trials.scorings import SCORINGS, SCORINGS_FILE
-
-_WEIGHTS = "adapter_model.safetensors"
-_PIECE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def _of_adapter(record: TrialRecord) -> list[str]:
         said = None  # it's named already
     files = {} if said is None else said.files
     if not files:
-        missing = [name for name in ("adapter_config.json", _WEIGHTS) if not (adapter / name).is_file()]
+        missing = [name for name in ADAPTER_FILES if not (adapter / name).is_file()]
         return [f"adapter/{name} is missing" for name in missing]
     wrong = ((name, _difference(adapter / name, file.sha256, file.size)) for name, file in files.items())
     return [f"adapter/{name} {difference}" for name, difference in wrong if difference is not None]
@@ -143,13 +139,10 @@ def _difference(path: Path, sha256: str, size: int | None = None) -> str | None:
         found = path.stat().st_size
         if size is not None and found != size:
             return f"has {found:,} bytes, where {size:,} were written"
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE_BYTES):
-                digest.update(piece)
+        digest = sha256_of(path)
     except OSError as error:
         return f"can't be read: {error.strerror}"
-    return None if digest.hexdigest() == sha256 else "isn't what was written: its SHA-256 differs"
+    return None if digest == sha256 else "isn't what was written: its SHA-256 differs"
 
 
 def _is_cut(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,35 @@ def test_what_is_not_whole_is_set_aside_and_the_one_before_is_used(
     assert (broken.name[:-1], whole.name) == ("broken-", "checkpoint-3")
     write_checkpoint(tmp_path, 6)
     assert _steps(tmp_path) == [3, 6]
+
+
+def test_what_was_set_aside_before_stays(tmp_path: Path) -> None:
+    for word in ("one", "another"):
+        (write_checkpoint(tmp_path, 6) / "optimizer.pt").write_text(word)
+        set_broken_aside(tmp_path)
+    kept = sorted((tmp_path / "checkpoints").glob("broken-*"))
+    assert [(path.name, (path / "optimizer.pt").read_text()) for path in kept] == [
+        ("broken-6", "one"),
+        ("broken-6-2", "another"),
+    ]
+
+
+def _is_a_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, _cut, _is_a_pipe], ids=["missing", "cut", "a pipe"])
+def test_a_trial_goes_on_after_the_record_of_its_best_adapter_was_damaged(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    for name in ("point.json", "eval_rows.json"):
+        folder = TrialFolder(tmp_path / name)
+        folder.path.mkdir()
+        evaluate(folder, 3, 2.0, 2.0)
+        damage(folder.adapter / name)
+        write_checkpoint(folder.path, 3)
+        assert choose_checkpoint(folder.path, None).step == 3
 
 
 KILLED = """

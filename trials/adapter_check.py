@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trials.damage import DamagedFile, read_value
+
 POINT_FILE = "point.json"
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
@@ -67,17 +69,17 @@ def adapter_problem(adapter: Path) -> str | None:
 def _on_record(adapter: Path) -> dict[str, dict[str, Any]]:
     """What point.json says of the files; empty where it says nothing, as in run folders of earlier versions."""
     try:
-        found = json.loads((adapter / POINT_FILE).read_text(encoding="utf-8"))["files"]
+        found = (read_value(adapter / POINT_FILE) or {})["files"]
         return {str(name): dict(described) for name, described in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (DamagedFile, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def _problem_without_hashes(adapter: Path) -> str | None:
     try:
-        json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        return f"{adapter / CONFIG_FILE} is no JSON: {error}"
+        read_value(adapter / CONFIG_FILE)
+    except DamagedFile as error:
+        return str(error)
     path = adapter / WEIGHTS_FILE
     expected = _length_by_header(path)
     if expected != path.stat().st_size:

@@ -13,7 +13,6 @@ name (a hard link) for files that are there anyway, and takes room of its own, 0
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
@@ -23,11 +22,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from trials.adapter_check import POINT_FILE
 from trials.damage import DamagedFile, read_as
 from trials.errors import RunFolderError
 from trials.files import link_file, link_folder, make_folder, move, replace_folder, write_json
-from trials.records import EVAL_ROWS_FILE, TrialFolder, eval_rows_file
+from trials.records import EVAL_ROWS_FILE, TrialFolder, eval_rows_file, step_of
 from trials.stopwatch import Stopwatch
 
 BEST_ADAPTER = "best_adapter"
@@ -133,8 +131,9 @@ class CheckpointWriter:
         if not best.is_dir():
             return
         link_folder(best, made / BEST_ADAPTER)
-        link_file(eval_rows_file(self._folder), made / EVAL_ROWS_FILE)
-        if json.loads((best / POINT_FILE).read_text())["step"] == step:
+        if (rows := eval_rows_file(self._folder)).is_file():
+            link_file(rows, made / EVAL_ROWS_FILE)
+        if step_of(best) == step:
             link_file(best / _WEIGHTS, made / _WEIGHTS)  # the same weights: evaluations come before checkpoints
 
 
@@ -173,8 +172,8 @@ def set_broken_aside(folder: Path) -> None:
     """Takes the name of a checkpoint from everything that isn't one: half-written, or damaged later."""
     for step, path in _named(folder):
         if _read(path, step) is None:
-            aside = path.with_name(f"broken-{step}")
-            shutil.rmtree(aside, ignore_errors=True)
+            names = (f"broken-{step}", *(f"broken-{step}-{again}" for again in range(2, 1000)))
+            aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
             move(path, aside)
             logger.warning("checkpoint %d is not whole, and not used; it's %s now", step, aside)
 

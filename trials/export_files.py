@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from trials.adapter_check import sha256_of
 from trials.errors import ModelError
 
 _MANIFEST = "manifest.json"
@@ -23,7 +23,7 @@ def refuse_changed(path: str) -> None:
         file = folder / name
         if not file.is_file():
             raise ModelError(f"{path} isn't the export that was proved: {name} is missing. Export it again.")
-        found = _hash(file)
+        found = sha256_of(file)
         if found != sha256:
             raise ModelError(
                 f"{path} isn't the export that was proved: {name} has SHA-256 {found}, and {_MANIFEST} says {sha256}. "
@@ -49,8 +49,3 @@ def _files(folder: Path) -> dict[str, str]:
         return {name: sha256 for name, sha256 in files.items() if isinstance(sha256, str)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

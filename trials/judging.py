@@ -89,17 +89,19 @@ def load_judged(path: str, choices: Choices | None = None) -> Judged:
 def check_judged(path: str, choices: Choices | None = None) -> tuple[PreTrainedTokenizerBase, Vocabulary | None]:
     """The tokenizer of an adapter or a model and the tokens that the model knows, None if that can't be told.
 
-    Raises `ModelError` for all that can be seen to be wrong with it without loading its weights.
+    Raises `ModelError` for all that can be seen to be wrong with it without loading its weights; first of all for an
+    export whose files aren't the proved ones any more.
     """
     choices = choices or Choices()
+    refuse_changed(path)
     if not is_adapter(path):
         settings = choices.over(ModelSettings(name=path))
-        tokenizer = load_tokenizer_of(path, choices)
+        tokenizer = _tokenizer_of(path, choices)
         check_base(settings)
         return tokenizer, vocabulary(settings)
     check_json_files(Path(path))
     base = base_settings(path)
-    tokenizer = load_tokenizer_of(path, choices)
+    tokenizer = _tokenizer_of(path, choices)
     check_base(base)
     has_own = (Path(path) / "tokenizer_config.json").is_file()
     try:
@@ -109,13 +111,8 @@ def check_judged(path: str, choices: Choices | None = None) -> tuple[PreTrainedT
     return tokenizer, vocabulary(base) if known is None else Vocabulary(path, known)
 
 
-def load_tokenizer_of(path: str, choices: Choices | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer that `load_judged` gives, without the weights. Raises `ModelError` if it can't be loaded.
-
-    That is first of all if `path` is an export whose files aren't the proved ones any more.
-    """
-    refuse_changed(path)
-    return load_tokenizer((choices or Choices()).over(tokenizer_settings(path)))
+def _tokenizer_of(path: str, choices: Choices) -> PreTrainedTokenizerBase:
+    return load_tokenizer(choices.over(tokenizer_settings(path)))
 
 
 @dataclass(frozen=True)

@@ -270,6 +270,15 @@ def read_point(adapter: Path) -> EvalPoint | None:
     return read_as(adapter / POINT_FILE, POINTS)
 
 
+def step_of(adapter: Path) -> int | None:
+    """Optimizer steps that an adapter has; None: nobody knows."""
+    try:
+        point = read_point(adapter)
+    except DamagedFile:
+        return None
+    return None if point is None else point.step
+
+
 @dataclass(frozen=True)
 class _Begun:
     """What config.json says."""

@@ -23,7 +23,6 @@ from trials.checkpoints import (
     set_broken_aside,
     whole_checkpoints,
 )
-from trials.damage import DamagedFile
 from trials.errors import DataError, RunFolderError
 from trials.files import (
     link_file,
@@ -36,7 +35,7 @@ from trials.files import (
     sync_folder,
     write_text,
 )
-from trials.records import EVAL_ROWS_FILE, Ending, EndingKind, Origin, TrialRecord, read_point, read_trial
+from trials.records import EVAL_ROWS_FILE, Ending, EndingKind, Origin, TrialRecord, read_trial, step_of
 
 _LINES = ("metrics.jsonl", "score_rows.jsonl")
 _FILES = ("config.json", *_LINES, EVAL_ROWS_FILE, "ending.json")
@@ -154,7 +153,7 @@ def _keep(folder: Path, step: int) -> Path:
 
 def _has_lost_best(folder: Path, checkpoint: Checkpoint) -> bool:
     """Whether the best adapter is gone or unknown in the folder, and is in the checkpoint."""
-    return (checkpoint.path / BEST_ADAPTER).exists() and _step(folder / "adapter") is None
+    return (checkpoint.path / BEST_ADAPTER).exists() and step_of(folder / "adapter") is None
 
 
 def _restore_best(folder: Path, checkpoint: Checkpoint) -> None:
@@ -162,26 +161,18 @@ def _restore_best(folder: Path, checkpoint: Checkpoint) -> None:
     if not best.exists():  # no evaluation before the checkpoint
         _remove_best(folder)
         return
-    if not adapter.exists() or _step(adapter) != _step(best):
+    if not adapter.exists() or step_of(adapter) != step_of(best):
         beside = folder / "adapter.new"
         shutil.rmtree(beside, ignore_errors=True)
         link_folder(best, beside)
         replace_folder(beside, adapter)
-    link_file(checkpoint.path / EVAL_ROWS_FILE, folder / EVAL_ROWS_FILE)
+    if (rows := checkpoint.path / EVAL_ROWS_FILE).is_file():  # else they were damaged when the checkpoint was made
+        link_file(rows, folder / EVAL_ROWS_FILE)
 
 
 def _remove_best(folder: Path) -> None:
     remove_folder(folder / "adapter")
     (folder / EVAL_ROWS_FILE).unlink(missing_ok=True)
-
-
-def _step(adapter: Path) -> int | None:
-    """None: nobody knows of which step the adapter is."""
-    try:
-        point = read_point(adapter)
-    except DamagedFile:
-        return None
-    return None if point is None else point.step
 
 
 def _is_up_to(line: dict[str, Any], step: int) -> bool:
