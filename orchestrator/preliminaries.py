@@ -22,7 +22,7 @@ from orchestrator.roster import Member
 from orchestrator.run_folder import BASE_TRIAL_ID, RunFolder, Search
 from search_spaces.durations import format_duration
 from trials.config import TrialConfig
-from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialRecord, read_trial
+from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
 
 PROBE_ID = "probe"
 _MOST_TRIES = 3
@@ -97,6 +97,7 @@ class Preliminaries:
                 return None
             what = f"{error}, {_MOST_TRIES} times" if error else f"its process died {_MOST_TRIES} times"
             ending = Ending(EndingKind.FAILED, what)
+            TrialFolder(self.folder(trial_id)).end(ending)
         if trial_id == BASE_TRIAL_ID and not record.points:
             ending = Ending(EndingKind.FAILED, ending.reason)  # out of memory, for instance: no trial will fit either
         if trial_id == PROBE_ID:

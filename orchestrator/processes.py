@@ -50,7 +50,7 @@ class SessionMark:
     @classmethod
     def of(cls, session: int, token: str = "") -> SessionMark:
         """Of a session on this machine, by its id; its first process must be there."""
-        boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
+        boot = _BOOT_ID.read_text(encoding="utf-8").strip() if _BOOT_ID.exists() else ""
         return cls(socket.gethostname(), boot, session, _started(session) or 0, os.geteuid(), token)
 
     @property
@@ -124,7 +124,7 @@ def _read(path: Path) -> Process | None:
 def _started(pid: int) -> int | None:
     """In clock ticks since the machine started; None: there's no such process. Zombies have one."""
     try:
-        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+        text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     return int(text[text.rindex(")") + 2 :].split()[19])

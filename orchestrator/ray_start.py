@@ -48,7 +48,7 @@ def _variables(folder: Path, cluster: str | None) -> Mapping[str, str]:
         return {"RAY_TMPDIR": str(folder)}
     # Ray shall find the address that was looked at, not what may stand in that folder for all by now.
     (folder / "ray").mkdir(exist_ok=True)
-    (folder / "ray" / "ray_current_cluster").write_text(cluster)
+    (folder / "ray" / "ray_current_cluster").write_text(cluster, encoding="utf-8")
     return {"RAY_TMPDIR": str(folder)}
 
 

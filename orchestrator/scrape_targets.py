@@ -27,12 +27,12 @@ class ScrapeTargets:
     def refresh(self) -> None:
         """Copies Ray's list if it has changed."""
         with suppress(OSError, RuntimeError):
-            text = self._source.read_text()
+            text = self._source.read_text(encoding="utf-8")
             if text != self._known:
                 target = folder() / self._name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 beside = target.with_suffix(".new")
-                beside.write_text(text)
+                beside.write_text(text, encoding="utf-8")
                 beside.replace(target)
                 self._known = text
 

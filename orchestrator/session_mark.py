@@ -63,7 +63,7 @@ def clear_session(run: RunFolder, *, broke: bool) -> None:
 def _read(run: RunFolder) -> dict[str, Any]:
     """Empty without a file, if it's damaged or of an earlier version, and in a copy of the run folder it's about."""
     try:
-        content: dict[str, Any] = json.loads((run.path / _NAME).read_text())
+        content: dict[str, Any] = json.loads((run.path / _NAME).read_text(encoding="utf-8"))
         return content if content["run"] == run.path.stat().st_ino and content["ray_folder"] else {}
     except (OSError, ValueError, TypeError, KeyError):
         return {}

@@ -106,7 +106,7 @@ def _copies_here() -> Path:
 @contextmanager
 def _in_use(folder: Path) -> Iterator[None]:
     """Holds a lock that tells others that this copy has a process."""
-    with (folder / _LOCK).open("a") as file:
+    with (folder / _LOCK).open("a", encoding="utf-8") as file:
         with suppress(OSError):  # of file systems that have no locks
             takes_lock(file)
         yield
@@ -121,6 +121,6 @@ def _remove_left_over() -> None:
         number = path.name.split("-")[0]
         if not number.isdecimal() or is_alive(int(number)):
             continue
-        with suppress(OSError), (path / _LOCK).open("a") as file:
+        with suppress(OSError), (path / _LOCK).open("a", encoding="utf-8") as file:
             if takes_lock(file):
                 shutil.rmtree(path, ignore_errors=True)

@@ -68,7 +68,9 @@ def _end_on(machine: str, config: Mapping[str, Any], token_sha256: str) -> str |
     """Ends the cluster on one machine; what stands in the way of that, in a sentence."""
     forget = f"--forget {shlex.quote(config['cluster_name'])} {token_sha256}"
     command = f"cd {FOLDER} && .venv/bin/python -m scripts.ray_processes --end {forget}"
-    done = subprocess.run([*_ssh(machine, config), command], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [*_ssh(machine, config), command], check=False, capture_output=True, text=True, encoding="utf-8"
+    )
     if done.returncode == 0:
         return None
     if done.returncode == _SSH_FAILED:

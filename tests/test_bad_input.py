@@ -96,7 +96,7 @@ def test_bad_input(
         (["--resume", "gone", "--set", "learning_rate=1e-4"], "--resume goes on with what the run folder says"),
         (["demo", "--resume", "gone"], "--resume goes on with what the run folder says: leave out SPACE"),
         (["--resume", "gone", "--out", "there"], "--resume goes on with what the run folder says"),
-        (["--resume", "broken"], "broken/search.json is no JSON"),
+        (["--resume", "broken"], "broken/search.json can't be read: it is no JSON"),
     ],
 )
 def test_nothing_to_resume(

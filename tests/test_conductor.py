@@ -122,7 +122,7 @@ def test_when_the_base_fails_the_search_is_over(run: RunFolder, search: Search, 
     finish(run, conductor, begin(conductor), kind)
     assert conductor.next_trial() == "over"
     assert any(
-        isinstance(event, Message) and "the base model's evaluation failed with: made up: failed" in event.text
+        isinstance(event, Message) and f"the base model's evaluation failed with: made up: {kind.value}" in event.text
         for event in events
     )
     resumed = make_conductor(run, search)

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from orchestrator.conductor import Assignment, Conductor
 from orchestrator.events import Event, TrialEnded, TrialEvaluated, TrialStarted
+from orchestrator.mishaps import DIED, Left
 from orchestrator.preliminaries import PROBE_ID
 from search_spaces.recipe import load_recipe
 from tests.checkpoint_case import write_checkpoint
@@ -157,7 +158,7 @@ class Searches(RuleBasedStateMachine):
 
     def leave(self, trial_id: str, *, died: bool = False) -> None:
         self.leaving = frozenset([trial_id])
-        self.conductor.on_end(trial_id, died=died)
+        self.conductor.on_end(trial_id, DIED if died else Left())
         self.conductor.tidy()
         self.leaving = frozenset()
         del self.running[trial_id]

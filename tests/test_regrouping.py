@@ -37,7 +37,7 @@ TWO = Regrouped(2, 1.6, "0002", "it promises most", START.isoformat())
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Speeds of earlier searches on this machine stay out of it."""
-    monkeypatch.setattr(speed, "_file", lambda: tmp_path / "speeds.json")
+    monkeypatch.setattr(speed, "_files", lambda: (tmp_path / "speeds.json",))
 
 
 def search_for(*settings: str) -> Search:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from trials.config import ModelSettings
 from trials.errors import ModelError
@@ -15,7 +17,7 @@ from trials.model import load_base, load_tokenizer
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for folder in ("trials", "orchestrator", "scripts") for path in (ROOT / folder).rglob("*.py"))
 LOADERS = {"from_pretrained", "from_config"}
-WITHOUT_CODE = {"PeftModel"}
+WITHOUT_CODE = {"PeftConfig", "PeftModel"}
 """Loads weights into a model that is there already."""
 
 
@@ -47,11 +49,12 @@ def with_code(tmp_path: Path) -> ModelSettings:
     auto = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model", "AutoTokenizer": ["code.T", None]}
     for name in ("config.json", "tokenizer_config.json"):
         (tmp_path / name).write_text(json.dumps({"model_type": "of_its_own", "auto_map": auto}))
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
     return ModelSettings(name=str(tmp_path))
 
 
 def test_a_model_that_brings_code_is_refused_without_a_question(with_code: ModelSettings) -> None:
-    with pytest.raises(ModelError, match="can't load the base model"):
+    with pytest.raises(ModelError, match="contains custom code"):
         load_base(with_code)
     with pytest.raises(ModelError, match="can't load the tokenizer"):
         load_tokenizer(with_code)

@@ -96,7 +96,7 @@ def test_the_scheduler_says_what_the_conductor_says(conductor: Conductor, run: R
     run_base(run, conductor, BASE_LOSS)
     searcher = tune_plugins.ConductedSearcher(conductor, run, Engines(search, APART))
     start, other = (SimpleNamespace(config=searcher.suggest(name)) for name in "bc")
-    scheduler = tune_plugins.ConductedScheduler(conductor)
+    scheduler = tune_plugins.ConductedScheduler(conductor, searcher)
     # A starting point runs to its end; one that is worse than the base after a third of it needn't go on.
     for trial, loss, word in ((start, 1.5, TrialScheduler.CONTINUE), (other, 9.0, TrialScheduler.STOP)):
         evaluation = point(loss, 300)
@@ -104,21 +104,26 @@ def test_the_scheduler_says_what_the_conductor_says(conductor: Conductor, run: R
         assert scheduler.on_trial_result(None, trial, {**asdict(evaluation), "training_iteration": 1}) == word
 
 
-def test_a_process_that_has_become_free_is_the_newest_trial_s(conductor: Conductor) -> None:
+@pytest.fixture
+def scheduler(conductor: Conductor, run: RunFolder, search: Search) -> tune_plugins.ConductedScheduler:
+    searcher = tune_plugins.ConductedSearcher(conductor, run, Engines(search, APART))
+    return tune_plugins.ConductedScheduler(conductor, searcher)
+
+
+def test_a_process_that_has_become_free_is_the_newest_trial_s(scheduler: tune_plugins.ConductedScheduler) -> None:
     states = (Trial.TERMINATED, Trial.PENDING, Trial.PENDING, Trial.RUNNING)
     trials = [SimpleNamespace(status=state) for state in states]
-    scheduler = tune_plugins.ConductedScheduler(conductor)
     chosen = scheduler.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials))
     assert chosen is trials[2]
     assert scheduler.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials[:1])) is None
 
 
 def test_a_machine_that_does_not_see_its_trial_is_named_in_the_log(
-    conductor: Conductor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    conductor: Conductor, scheduler: tune_plugins.ConductedScheduler, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "error.txt").write_text(f"Traceback\n  File\nRunFolderError: third {UNSEEN}, /mnt/0001. Mount it.\n")
-    scheduler = tune_plugins.ConductedScheduler(conductor)
-    scheduler.on_trial_error(None, SimpleNamespace(error_file=str(tmp_path / "error.txt")))
+    trial = {"trial_id": "a", "config": {"engine": None}, "get_pickled_error": lambda: None}
+    scheduler.on_trial_error(None, SimpleNamespace(error_file=str(tmp_path / "error.txt"), **trial))
     assert caplog.messages == [f"RunFolderError: third {UNSEEN}, /mnt/0001. Mount it."]
     assert not conductor.must_stop
 
@@ -144,7 +149,7 @@ def test_the_first_interrupt_is_ours_the_second_is_pythons(conductor: Conductor,
 def test_what_tune_pickles_leaves_the_conductor_behind(conductor: Conductor, run: RunFolder, search: Search) -> None:
     engines = Engines(search, APART)
     searcher = tune_plugins.ConductedSearcher(conductor, run, engines)
-    scheduler = tune_plugins.ConductedScheduler(conductor)
+    scheduler = tune_plugins.ConductedScheduler(conductor, searcher)
     for adapter in (searcher, scheduler, tune_plugins.ConductedStopper(conductor, searcher, engines)):
         assert pickle.loads(pickle.dumps(adapter)).__dict__ == {}
 

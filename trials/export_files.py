@@ -45,7 +45,7 @@ def _wanted(folder: Path) -> Mapping[str, str]:
 def _files(folder: Path) -> dict[str, str]:
     """Empty without a manifest of ours."""
     try:
-        files = json.loads((folder / _MANIFEST).read_text())["files"]
+        files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
         return {name: sha256 for name, sha256 in files.items() if isinstance(sha256, str)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

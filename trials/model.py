@@ -57,7 +57,7 @@ def refuse_unknown_tokens(settings: ModelSettings, data: TrialData, tokenizer: P
 
 def _known_tokens(settings: ModelSettings) -> int | None:
     try:
-        config = AutoConfig.from_pretrained(settings.name, revision=settings.revision)
+        config = AutoConfig.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
     except (OSError, ValueError):
         return None  # an adapter's folder has none; what is wrong with a model's is said where it's loaded
     size = getattr(config.get_text_config(), "vocab_size", None)

@@ -88,7 +88,7 @@ def _run_id(folder: Path, settings: TrackingSettings) -> tuple[str, bool]:
 def _kept_id(folder: Path) -> str:
     """Empty where there is none, or none that can be read."""
     try:
-        found = (folder / _RUN_ID_FILE).read_text().strip()
+        found = (folder / _RUN_ID_FILE).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         return ""
     return found if re.fullmatch(r"[\w-]{1,64}", found) else ""
