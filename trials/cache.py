@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-VERSION = 2
-"""Goes up whenever the same rows would be tokenised differently than before."""
+VERSIONS = {"messages": 2}
+"""By format, 1 for those not named: goes up whenever the same rows would be tokenised differently than before.
+
+It's a part of what a search knows its rows by, so one that was begun before can't be resumed.
+"""
 
 
 def kept(key: str, make: Callable[[Path], None], is_whole: Callable[[Path], bool]) -> Path:
@@ -66,7 +69,7 @@ def fingerprint(settings: DataSettings, sources: Mapping[str, Source], tokenizer
     """Equal if, and only if, the same content is tokenised in the same way."""
     choices = settings.model_dump(mode="json", exclude={"train", "eval", "test"})
     content = {name: _content(source) for name, source in sources.items()}
-    parts: list[Any] = [VERSION, choices, content, _tokenizer_content(tokenizer)]
+    parts: list[Any] = [VERSIONS.get(settings.format, 1), choices, content, _tokenizer_content(tokenizer)]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

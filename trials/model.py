@@ -191,6 +191,7 @@ def named_targets(settings: ModelSettings, targets: Collection[str]) -> tuple[st
 
     Raises `ModelError` if one of them isn't in the model; reads its config, loads no weights.
     """
+    _check_folder(settings.name, "config.json")
     names, head = _linear_layers(settings)
     _refuse_unknown_targets(set(targets) - {ALL_LINEAR}, {*names, *head})
     found = (names if target == ALL_LINEAR else (target,) for target in targets)
