@@ -34,7 +34,7 @@ def processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
 
 def tracking_processes() -> list[psutil.Process]:
     mine = psutil.Process().children(recursive=True)
-    return [process for process in mine if {"wandb", "tracker"} & set(re.split(r"[-_/. ]", _command(process)))]
+    return [process for process in mine if re.search(r"/tracker_process\.py|/wandb/bin/", _command(process))]
 
 
 def _command(process: psutil.Process) -> str:
