@@ -139,8 +139,9 @@ def test_the_ranking_is_walked_down_until_a_trial_is_proved(
 
 
 def test_trials_that_fail_alike_for_another_reason_are_not_all_tried(trained: RunFolder) -> None:
-    for name in ("0002", "0003", "0004"):
+    for name, worse in (("0002", 0.01), ("0003", 0.02), ("0004", 0.03)):
         shutil.copytree(trained.trial("0001"), trained.trial(name))
+        _promise(trained.trial(name), -worse)
     path = trained.path / "search.json"
     content = json.loads(path.read_text())
     content["recipe"]["data"]["eval"] = "gone.jsonl"
