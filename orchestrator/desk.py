@@ -20,6 +20,8 @@ _OPENING_FACTOR = 4.0
 """Starting the processes may take so many times as long as a step."""
 _FAREWELL_SECONDS = 30.0
 """The others end soon after a rank that failed, unless they wait for it in vain."""
+_MISSING_SECONDS = 10.0
+"""A rank says every second how it gets on; one that hasn't for so long doesn't, whatever it said last."""
 
 
 @dataclass
@@ -95,7 +97,12 @@ class Desk:
         leaving = [turn for turn in list(self._turns.values()) if turn.ended]
         if any(now - turn.ended_at > _FAREWELL_SECONDS for turn in leaving):
             return float("inf")
-        found = [seconds + now - told for seconds, told in self._silent.values() if seconds is not None]
+        # A process that was stopped while it had nothing to do says nothing of the work that it gets next.
+        found = [
+            (seconds or 0.0) + now - told
+            for seconds, told in self._silent.values()
+            if seconds is not None or now - told > _MISSING_SECONDS
+        ]
         return max(found, default=None)
 
     # The ranks' side.

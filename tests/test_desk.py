@@ -222,6 +222,15 @@ def test_the_rank_that_is_silent_longest_counts(desk: Desk) -> None:
     assert desk.seconds_since_progress() is None
 
 
+def test_a_rank_that_had_nothing_to_do_and_is_not_heard_of_any_more_is_missed(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk_module, "_MISSING_SECONDS", 0.2)
+    desk.beat(0, None)
+    desk.beat(1, None)  # and is stopped
+    wait_until(lambda: (desk.seconds_since_progress() or 0.0) > 0.4)
+
+
 def test_processes_that_never_come_are_missed(desk: Desk) -> None:
     desk.beat(0, None)
     first = desk.seconds_since_progress()
