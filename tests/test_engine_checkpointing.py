@@ -41,6 +41,8 @@ from trials.training import run_trial
 
 BASE_LOSS = 3.0
 ROUNDING = 5e-5
+NORM_ROUNDING = 5e-4
+"""Of a gradient's norm in float32, which processors sum up in other orders: 1.0e-4 on an AMD EPYC."""
 CASES: list[tuple[int, dict[str, Any]]] = [
     (64, {"machine": {"micro_batch_rows": 1}}),
     (18, {"loraplus_ratio": 4.0, "weight_decay": 0.1}),  # the checkpoint is in the second epoch
@@ -156,7 +158,8 @@ def test_either_goes_on_from_the_other_s_checkpoint(
     by_us = PlainTrial(config, data.train, checkpoint).train_to(STEPS)
     for history in (_history(by_trl, STEPS), by_us.state.log_history):
         for found, wanted in zip(_of_steps(history), expected, strict=True):
-            assert found == pytest.approx(wanted, rel=ROUNDING)
+            assert found.pop("grad_norm") == pytest.approx(wanted["grad_norm"], rel=NORM_ROUNDING)
+            assert found == pytest.approx({key: wanted[key] for key in found}, rel=ROUNDING)
 
 
 def test_our_own_goes_on_bit_by_bit_and_leaves_what_trl_leaves(
