@@ -21,6 +21,8 @@ from orchestrator.run_folder import Placement, Search
 
 _MOST_SECONDS_BETWEEN_LOOKS = 5.0
 _AWAY_SECONDS = 30.0
+_MOST_SECONDS_TO_LEAVE = 60.0
+"""A group waits for its processes for a third of that."""
 _ENGINE_CPUS = 0.01
 """Without a GPU: so little that it's always there, but not on a machine that has no core for trials."""
 
@@ -50,6 +52,7 @@ class Engines:
             self._actors = {name: self._start(name, home) for name, home in zip(_names(len(homes)), homes, strict=True)}
         self._are_groups = search.ranks > 1
         self._looks: dict[str, _Look] = {}
+        self._leaves: dict[str, _Leave] = {}
 
     @property
     def has_room(self) -> bool:
@@ -103,12 +106,9 @@ class Engines:
 
         Returns the trials that were in them. Never waits for an engine, so that it may be called often.
         """
-        hung = [name for name in self._actors if self._hangs(name)]
+        hung = [name for name in self._actors if not self._is_leaving(name) and self._hangs(name)]
         for name in hung:
-            if self._are_groups:
-                self._actors[name].leave.remote()
-            else:
-                ray.kill(self._actors[name], no_restart=False)
+            self._restart(name)
         return [trial_id for trial_id, name in self._engine_of.items() if name in hung]
 
     def close(self) -> None:
@@ -124,9 +124,27 @@ class Engines:
             self._looks[name] = _Look(answer, was_away=self._is_away(name))
             return False
         silent = look.seconds_silent()
-        if silent is None or silent <= self._limit:
+        return silent is not None and silent > self._limit
+
+    def _restart(self, name: str) -> None:
+        """A group that answers ends its processes itself, and waits until their GPUs are free."""
+        look = self._looks.pop(name)
+        if self._are_groups and not look.is_unanswered:
+            self._leaves[name] = _Leave(self._actors[name].leave.remote(), time.monotonic())
+        else:
+            ray.kill(self._actors[name], no_restart=False)
+
+    def _is_leaving(self, name: str) -> bool:
+        """Whether a group that was told to leave is still about it; one that can't is ended."""
+        leave = self._leaves.get(name)
+        if leave is None:
             return False
-        del self._looks[name]
+        if ray.wait([leave.answer], timeout=0)[0]:
+            del self._leaves[name]
+            return False
+        if time.monotonic() - leave.told > _MOST_SECONDS_TO_LEAVE:
+            del self._leaves[name]
+            ray.kill(self._actors[name], no_restart=False)
         return True
 
     def _is_cut_off(self, name: str, answer: Any) -> bool:
@@ -153,6 +171,14 @@ class Engines:
         actor = ray.remote(EngineActor).options(**options, **home.options)
         log = None if self._logs is None else self._logs / f"{name}.log"
         return actor.remote(self._slots, home.cpu_threads, log)
+
+
+@dataclass(frozen=True)
+class _Leave:
+    """A group was told to leave at a time of the monotonic clock; `answer` comes when its process has ended."""
+
+    answer: Any
+    told: float
 
 
 class _Look:

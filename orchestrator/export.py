@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.export_target import MANIFEST, Staging, refuse_target, set_strangers_aside, staging_beside
+from orchestrator.export_target import Staging, refuse_target, set_strangers_aside, staging_beside
 from orchestrator.manifest_scores import manifest_scores
 from orchestrator.model_card import model_card
 from orchestrator.ranking import Best, Candidates, Skipped, candidates, gain_over, rank
@@ -27,6 +27,7 @@ from trials.adapter_check import ADAPTER_FILES, adapter_problem, sha256_of
 from trials.command_line import run
 from trials.disk import disk_full_in
 from trials.errors import ExportNotVerified, first_line
+from trials.export_files import MANIFEST
 from trials.files import write_json, write_text
 from trials.records import Origin, TrialRecord
 

@@ -42,7 +42,7 @@ _MANIFESTS = TypeAdapter(_Manifest)
 _SAMPLE_LISTS = TypeAdapter(list[dict[str, Any]])
 
 
-def read_manifest(run: RunFolder) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
+def read_description(run: RunFolder) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
     """Return export/manifest.json, None without an export, and what is wrong with it."""
     try:
         read_as(run.path / _MANIFEST, _MANIFESTS)

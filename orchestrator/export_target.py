@@ -8,24 +8,22 @@
 
 from __future__ import annotations
 
-import json
+import glob
 import os
-import re
 import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from trials.disk import is_disk_full
 from trials.errors import RunFolderError
+from trials.export_files import MANIFEST, read_manifest
 from trials.files import make_folder, move, sync_directory, sync_folder
 from trials.lock import takes_lock
 
-MANIFEST = "manifest.json"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _PROCESS = "process"
 _SAYS = "an export that python -m orchestrator.export is making"
 _ADVICE = "Give a new or empty folder, or an earlier export."
@@ -67,18 +65,6 @@ def set_strangers_aside(target: Path) -> Path | None:
     kept = next(name for name in names if not name.exists() and not name.is_symlink())
     move(target, kept)
     return kept
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an export of this project; None: the folder is none."""
-    try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        hashes = found["files"]
-        is_ours = {"trial", "eval_loss", "verified", "base_model", "config"} <= found.keys() and bool(hashes)
-        is_ours = is_ours and all(_SHA256.fullmatch(digest) for digest in hashes.values())
-        return found if is_ours else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def _not_ours(folder: Path) -> str | None:
@@ -163,7 +149,7 @@ def staging_beside(target: Path, run: Path, *, may_set_aside: bool) -> Iterator[
 
 def settle(target: Path) -> None:
     """Puts an earlier export back that was being replaced when its process was killed, and removes what that left."""
-    for path in sorted(target.parent.glob(f"{_escaped(_prefix(target))}*")):
+    for path in sorted(target.parent.glob(f"{glob.escape(_prefix(target))}*")):
         if _is_left_over(path):
             _remove(path, target)
 
@@ -197,7 +183,3 @@ def _lock(file: TextIO) -> None:
 
 def _prefix(target: Path) -> str:
     return f".{target.name[:60]}.export-"
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", text)

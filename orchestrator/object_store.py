@@ -6,7 +6,6 @@ one name is there whole or not at all; nothing is renamed, and no two names chan
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from orchestrator.store_names import checked_name
+from trials.adapter_check import sha256_of
 from trials.errors import RunFolderError, StoreDamaged, StoreFailed, first_line
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "file": "fsspec"}
@@ -112,8 +112,7 @@ class ObjectStore:
         beside.replace(path)
 
     def _refuse_other(self, path: Path, name: str, sha256: str) -> None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(path)
         if found != sha256:
             path.unlink()
             raise StoreDamaged(

@@ -5,22 +5,22 @@ Needs neither torch nor Ray.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import NonNegativeInt, TypeAdapter
+from pydantic import TypeAdapter
 
-from orchestrator.export_files import read_manifest, read_samples
+from orchestrator.export_files import read_description, read_samples
 from orchestrator.restoring import is_sound, settle_study, trained_by_id
 from orchestrator.run_folder import RunFolder
 from orchestrator.study import is_locked
 from orchestrator.trial_folders import free_place, ids_set_aside, set_aside
-from trials.adapter_check import ADAPTER_FILES, POINT_FILE, sha256_of
+from trials.adapter_check import adapter_problems, how_it_differs
 from trials.checkpoints import broken_checkpoints, set_broken_aside
-from trials.damage import DamagedFile, is_value, read_as, read_bytes, read_value
+from trials.damage import DamagedFile, is_value, read_bytes, read_value
 from trials.files import write_text
 from trials.records import POINTS, DamagedTrial, TrialFolder, TrialRecord
 from trials.scorings import SCORINGS, SCORINGS_FILE
@@ -35,22 +35,6 @@ class Problem:
     mend: Callable[[], str] | None = None
 
 
-@dataclass(frozen=True)
-class _File:
-    """What point.json says of one of the adapter's files."""
-
-    size: NonNegativeInt
-    sha256: str
-
-
-@dataclass(frozen=True)
-class _Files:
-    files: Mapping[str, _File] = field(default_factory=dict)
-
-
-_FILES = TypeAdapter(_Files)
-
-
 def problems(run: RunFolder, *, weights: bool = True) -> Iterator[Problem]:
     """Yield everything that is wrong with a run folder; what is mended meanwhile is looked at as it is then.
 
@@ -62,7 +46,7 @@ def problems(run: RunFolder, *, weights: bool = True) -> Iterator[Problem]:
     for record in trials.records:
         yield from _of_trial(run, record, weights=weights)
     yield from _of_study(run)
-    for name, damage in (("export/manifest.json", read_manifest(run)[1]), ("samples.json", read_samples(run)[1])):
+    for name, damage in (("export/manifest.json", read_description(run)[1]), ("samples.json", read_samples(run)[1])):
         for what in damage:
             yield Problem(name, what, partial(_put_aside, run, run.path / name, Path(name).name))
     yield from _of_json(run, "timing.json")
@@ -82,21 +66,10 @@ def _of_trial(run: RunFolder, record: TrialRecord, *, weights: bool) -> Iterator
         yield Problem(where, f"{path.name} isn't whole, and not used", lambda: _without_broken(record))
 
 
-def _of_adapter(record: TrialRecord) -> list[str]:
-    """What is wrong with a trial's adapter; there needn't be one, as only the best are kept."""
-    adapter = record.adapter
-    if not adapter.exists() or not record.points:
-        return []
-    try:
-        said = read_as(adapter / POINT_FILE, _FILES)
-    except DamagedFile:
-        said = None  # it's named already
-    files = {} if said is None else said.files
-    if not files:
-        missing = [name for name in ADAPTER_FILES if not (adapter / name).is_file()]
-        return [f"adapter/{name} is missing" for name in missing]
-    wrong = ((name, _difference(adapter / name, file.sha256, file.size)) for name, file in files.items())
-    return [f"adapter/{name} {difference}" for name, difference in wrong if difference is not None]
+def _of_adapter(record: TrialRecord) -> Iterator[str]:
+    """Yield what is wrong with a trial's adapter; there needn't be one, as only the best are kept."""
+    if record.adapter.exists() and record.points:
+        yield from (f"adapter/{problem}" for problem in adapter_problems(record.adapter))
 
 
 def _of_study(run: RunFolder) -> Iterator[Problem]:
@@ -123,26 +96,12 @@ def _of_json(run: RunFolder, name: str) -> Iterator[Problem]:
 
 
 def _of_export(run: RunFolder) -> Iterator[Problem]:
-    manifest = read_manifest(run)[0]
+    manifest = read_description(run)[0]
     files: Any = (manifest or {}).get("files", {})
     for name, sha256 in files.items() if isinstance(files, dict) else ():
-        difference = _difference(run.export / name, sha256)
+        difference = how_it_differs(run.export / name, sha256)
         if difference is not None:
             yield Problem("export", f"{name} {difference}; python -m orchestrator.export makes it again")
-
-
-def _difference(path: Path, sha256: str, size: int | None = None) -> str | None:
-    """How a file differs from what is on record of it, in words that follow its name; None: not at all."""
-    try:
-        if not path.is_file():
-            return "is missing"
-        found = path.stat().st_size
-        if size is not None and found != size:
-            return f"has {found:,} bytes, where {size:,} were written"
-        digest = sha256_of(path)
-    except OSError as error:
-        return f"can't be read: {error.strerror}"
-    return None if digest == sha256 else "isn't what was written: its SHA-256 differs"
 
 
 def _is_cut(path: Path) -> bool:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.export_files import read_manifest, read_samples
+from orchestrator.export_files import read_description, read_samples
 from orchestrator.ranking import Best, base_of, pick_best, rank
 from orchestrator.run_folder import RunFolder, Search
 from orchestrator.timing import read_timing
@@ -74,7 +74,7 @@ def read_findings(run: RunFolder) -> Findings:
     trials = run.read_trials()
     records = trials.records
     best, why_nothing = _pick(records)
-    manifest, manifest_damage = read_manifest(run)
+    manifest, manifest_damage = read_description(run)
     samples, samples_damage = read_samples(run)
     return Findings(
         path=run.path.absolute(),

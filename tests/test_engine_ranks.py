@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import pytest
 
 from tests.ranks_case import RankTrial, evaluate_base, shortages, train
-from tests.together import Together
+from tests.together import ENDED, Together
 from tests.workshop import CHECKPOINT, Workshop, step_losses
 from trials.checkpoints import choose_checkpoint
 from trials.config import TrialConfig
 from trials.data import TrialData
-from trials.ranks import ALONE
+from trials.outcomes import CutOffError
+from trials.ranks import ALONE, Ranks
 from trials.records import EndingKind, Origin, TrialFolder, TrialRecord, read_trial
 from trials.rewinding import rewind
 
@@ -180,3 +182,26 @@ def test_both_leave_when_one_is_called_off(workshop: Workshop, pair: Together) -
     assert (left.points, left.ending) == ((), None)
     following = begun(workshop, "next", workshop.config())
     assert [ending.kind for ending in pair.run(train, following)] == [EndingKind.FINISHED] * 2
+
+
+def left_alone(ranks: Ranks, trial: RankTrial, work: Callable[[Ranks, RankTrial], Any]) -> Any:
+    """The second process ends when the first has begun."""
+    if not ranks.is_first:
+        os._exit(1)
+    return work(ranks, trial)
+
+
+@pytest.mark.parametrize("work", [train, evaluate_base])
+def test_who_loses_the_other_process_is_cut_off_and_has_not_failed(
+    workshop: Workshop, work: Callable[[Ranks, RankTrial], Any]
+) -> None:
+    trial = begun(workshop, "alone", workshop.config())
+    pair = Together(2)
+    try:
+        found, ended = pair.run(left_alone, trial, work)
+    finally:
+        pair.close()
+    assert ended == ENDED
+    assert isinstance(found, CutOffError), repr(found)
+    assert str(found).startswith("another of the trial's processes has ended: ")
+    assert read_trial(trial.folder).ending is None

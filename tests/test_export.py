@@ -129,7 +129,7 @@ def test_the_ranking_is_walked_down_until_a_trial_is_proved(
     manifest = json.loads((tmp_path / "models" / "manifest.json").read_text())
     assert manifest["trial"] == "0001"
     assert [each["trial"] for each in manifest["skipped"]] == ["0002", "0003", "0004", "0005"]
-    words = (" has 0 bytes, and had ", " is missing", "its SHA-256 is another one", "but the trial measured")
+    words = (" has 0 bytes, where ", " is missing", "its SHA-256 differs", "but the trial measured")
     card, said = (tmp_path / "models" / "README.md").read_text(), capsys.readouterr()
     for each, why in zip(manifest["skipped"], words, strict=True):
         assert why in each["reason"]

@@ -23,7 +23,8 @@ def export(tmp_path: Path) -> Path:
     for name in FILES:
         (export / name).write_text(f"what was proved: {name}")
     hashes = {name: hashlib.sha256((export / name).read_bytes()).hexdigest() for name in FILES}
-    (export / "manifest.json").write_text(json.dumps({"trial": "0003", "files": hashes}))
+    manifest = {"trial": "0003", "eval_loss": 1.0, "verified": {}, "base_model": {}, "config": {}, "files": hashes}
+    (export / "manifest.json").write_text(json.dumps(manifest))
     return export
 
 
@@ -43,7 +44,9 @@ def test_a_file_that_is_another_is_refused_by_name(export: Path, name: str, how:
         file.unlink()
     else:
         file.write_text("another" if how == "changed" else "")
-    with pytest.raises(ModelError, match=f"isn't the export that was proved: {file.name} "):
+    with pytest.raises(
+        ModelError, match=f"isn't the export that was proved: {file.name} (is missing|isn't what was written)"
+    ):
         refuse_changed(str(file.parent))
 
 
@@ -52,7 +55,18 @@ def test_merged_weights_do_not_matter_to_the_adapter(export: Path) -> None:
     refuse_changed(str(export))
 
 
-@pytest.mark.parametrize("manifest", [None, "", "[]", "{}", '{"files": 1}', '{"files": {"tokenizer.json": 1}}'])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        None,
+        "",
+        "[]",
+        "{}",
+        '{"files": 1}',
+        '{"files": {"tokenizer.json": 1}}',
+        f'{{"files": {{"tokenizer.json": "{"0" * 64}"}}}}',
+    ],
+)
 def test_without_hashes_of_ours_nothing_is_refused(export: Path, manifest: str | None) -> None:
     (export / "manifest.json").unlink()
     if manifest is not None:
@@ -70,6 +84,6 @@ def test_names_on_the_hub_and_folders_elsewhere_are_none_of_its_affairs(tmp_path
 def test_the_commands_end_with_exit_code_2(export: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (export / "adapter_model.safetensors").write_text("cut")
     assert generate.main([str(export), "--prompt", "hello"]) == 2
-    assert "adapter_model.safetensors has SHA-256" in capsys.readouterr().err
+    assert "adapter_model.safetensors isn't what was written: its SHA-256 differs" in capsys.readouterr().err
     assert evaluate.main([str(export), "--data", "rows.jsonl"]) == 2
-    assert "adapter_model.safetensors has SHA-256" in capsys.readouterr().err
+    assert "adapter_model.safetensors isn't what was written: its SHA-256 differs" in capsys.readouterr().err

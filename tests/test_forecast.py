@@ -16,8 +16,6 @@ from orchestrator.speed import MEASURED
 from search_spaces.schema import Recipe
 from tests.searches import START
 
-pytestmark = pytest.mark.usefixtures("no_earlier_searches")
-
 
 @pytest.fixture
 def pace(small_recipe: Recipe) -> Pace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import statistics
@@ -93,46 +94,74 @@ class RankAccidents:
             os.kill(victim(), number)
 
 
+class Warnings(logging.Handler):
+    """Keeps what the search warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+@dataclass(frozen=True)
+class Survived:
+    """What came of a search with accidents."""
+
+    run: RunFolder
+    accidents: RankAccidents
+    left: list[str]
+    """The placement groups that were still there at its end."""
+    warnings: list[str]
+
+
 @pytest.fixture(scope="module")
-def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, RankAccidents, list[str]]:
-    """A search of four trials in one group: one of its ranks hangs, one is killed, and then the group's own process."""
+def survived(tmp_path_factory: pytest.TempPathFactory) -> Survived:
+    """A search of five trials in one group: a rank hangs, a rank is killed, the group's own process is, and hangs."""
     accidents = RankAccidents(
         {
             "0001": (lambda: rank_processes()[-1], signal.SIGSTOP),
             "0002": (lambda: rank_processes()[0], signal.SIGKILL),
             "0003": (group_process, signal.SIGKILL),
+            "0004": (group_process, signal.SIGSTOP),
         }
     )
-    settings = ("machine.step_limit_seconds=20", "trials=4", "train_tokens=3000")
+    settings = ("machine.step_limit_seconds=20", "trials=5", "train_tokens=3000")
     search = replace(
         make_engine_search(*settings), ranks=RANKS, placement=Placement(engines=1, slots=1), full_tokens=3000
     )
     run = make_run(tmp_path_factory.mktemp("search") / "run", search)
-    with tuner.ray_session(dashboard=True):
-        tuner.run_tune(Conductor(run, search, 1, accidents), run)
-        wait_until(lambda: not open_groups())
-        left = open_groups()
-    return run, accidents, left
-
-
-Survived = tuple[RunFolder, RankAccidents, list[str]]
+    warnings = Warnings()
+    logger = logging.getLogger("orchestrator")
+    logger.addHandler(warnings)
+    try:
+        with tuner.ray_session(dashboard=True):
+            tuner.run_tune(Conductor(run, search, 1, accidents), run)
+            wait_until(lambda: not open_groups())
+            left = open_groups()
+    finally:
+        logger.removeHandler(warnings)
+    return Survived(run, accidents, left, warnings.said)
 
 
 def test_the_search_outlives_its_ranks_and_its_group(survived: Survived) -> None:
-    run, accidents, _ = survived
-    assert accidents.at == {}
-    assert_all_is_well(run, trials=4)
-    stretches = {path.name for path in (run.path / "ray").iterdir() if path.is_dir()}
-    assert {"0001-2", "0002-2", "0003-2"} <= stretches  # they went on under their own ids
+    assert survived.accidents.at == {}
+    assert_all_is_well(survived.run, trials=5)
+    stretches = {path.name for path in (survived.run.path / "ray").iterdir() if path.is_dir()}
+    assert {"0001-2", "0002-2", "0003-2", "0004-2"} <= stretches  # they went on under their own ids
 
 
 def test_after_every_accident_there_is_another_group(survived: Survived) -> None:
-    _, accidents, _ = survived
-    groups = [accidents.groups[trial] for trial in ("0001", "0002", "0003", "0004")]
-    assert len(set(groups)) == 4
+    groups = [survived.accidents.groups[trial] for trial in ("0001", "0002", "0003", "0004", "0005")]
+    assert len(set(groups)) == 5
     assert not [group for group in groups if is_alive(group)]
 
 
+def test_of_what_hangs_is_warned_once(survived: Survived) -> None:
+    hung = [warning for warning in survived.warnings if "hangs and is started again" in warning]
+    assert len(hung) == 2, hung
+
+
 def test_no_placement_group_is_left_behind(survived: Survived) -> None:
-    _, _, left = survived
-    assert left == []
+    assert survived.left == []

@@ -1,8 +1,6 @@
 from dataclasses import replace
 from datetime import timedelta
 
-import pytest
-
 from orchestrator.pace import Pace
 from orchestrator.plan import Sizes, data_lines, describe, placement_line
 from orchestrator.run_folder import Placement, Search
@@ -10,8 +8,6 @@ from search_spaces.recipe import load_recipe
 from search_spaces.schema import Recipe
 from tests.searches import make_search
 from trials.data import TrialData
-
-pytestmark = pytest.mark.usefixtures("no_earlier_searches")
 
 
 def test_sizes_are_counted_on_tokens(small_recipe: Recipe, small_data: TrialData) -> None:

@@ -22,8 +22,6 @@ from trials.schedule import Epoch
 
 EPOCH = Epoch(rows=50, tokens=1000)
 
-pytestmark = pytest.mark.usefixtures("no_earlier_searches")
-
 
 @pytest.fixture
 def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:

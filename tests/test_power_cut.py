@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.export_target import read_manifest, settle, staging_beside
+from orchestrator.export_target import settle, staging_beside
 from orchestrator.ranking import pick_best
 from orchestrator.run_folder import RunFolder, Search
 from tests.checkpoint_case import evaluate, trained, write_checkpoint
@@ -22,6 +22,7 @@ from tests.test_export_target import make_export
 from trials.adapter_check import adapter_problem
 from trials.checkpoints import choose_checkpoint, set_broken_aside, whole_checkpoints
 from trials.config import TrialConfig
+from trials.export_files import read_manifest
 from trials.files import append_json_line, make_folder, replace_folder, settle_folder, write_json, write_text
 from trials.losses import RowLosses
 from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial

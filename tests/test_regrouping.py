@@ -34,12 +34,6 @@ from trials.records import EndingKind, TrialFolder
 TWO = Regrouped(2, 1.6, "0002", "it promises most", START.isoformat())
 
 
-@pytest.fixture(autouse=True)
-def nothing_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Speeds of earlier searches on this machine stay out of it."""
-    monkeypatch.setattr(speed, "_files", lambda: (tmp_path / "speeds.json",))
-
-
 def search_for(*settings: str) -> Search:
     usual = ("engine=shared", "train_tokens=900", "full_trials=null", "search.regroup=true")
     recipe = load_recipe("demo", [*SMALL, *usual, *settings], environ={}).recipe

@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 _PATIENCE_SECONDS = 300.0
+ENDED = "its process has ended"
 
 
 class Together:
@@ -24,11 +25,12 @@ class Together:
             spawn.Process(target=_serve, args=(theirs, number, count, port), daemon=True)
             for number, (_, theirs) in enumerate(pairs)
         ]
-        for process in self._processes:
+        for process, (_, theirs) in zip(self._processes, pairs, strict=True):
             process.start()
+            theirs.close()  # so that the end of the process is noticed
 
     def run(self, work: Callable[..., Any], *given: Any) -> list[Any]:
-        """What `work(ranks, *given)` gives in each of them, or the error that it raises there.
+        """What `work(ranks, *given)` gives in each of them, the error that it raises there, or `ENDED`.
 
         Raises TimeoutError if one of them doesn't answer: then it waits for another in vain.
         """
@@ -46,7 +48,10 @@ class Together:
         if not self._ours[number].poll(_PATIENCE_SECONDS):
             self.close()
             raise TimeoutError(f"rank {number} doesn't answer")
-        return self._ours[number].recv()
+        try:
+            return self._ours[number].recv()
+        except EOFError:
+            return ENDED
 
 
 def _free_port() -> int:

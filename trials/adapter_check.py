@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,23 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def how_it_differs(path: Path, sha256: Any, size: Any = None) -> str | None:
+    """How a file differs from what is on record of it, in words that follow its name; None: not at all.
+
+    Without `size`, in bytes, only the content's hash is compared. Never raises.
+    """
+    try:
+        if not path.is_file():
+            return "is missing"
+        found = path.stat().st_size
+        if size is not None and found != size:
+            return f"has {found:,} bytes, where {size:,} were written"
+        digest = sha256_of(path)
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+    return None if digest == sha256 else "isn't what was written: its SHA-256 differs"
+
+
 def why_not_there(adapter: Path) -> str | None:
     """What is missing of an adapter, or has another size than on record; None: nothing. Reads no weights."""
     on_record = _on_record(adapter)
@@ -43,47 +61,52 @@ def why_not_there(adapter: Path) -> str | None:
             return f"{adapter / name} is missing"
     for name, described in on_record.items():
         path = adapter / name
-        if path.stat().st_size != described.get("size"):
-            return f"{path} has {path.stat().st_size} bytes, and had {described.get('size')}"
+        if path.stat().st_size != described["size"]:
+            return f"{path} has {path.stat().st_size:,} bytes, where {described['size']:,} were written"
     return None
+
+
+def adapter_problems(adapter: Path) -> Iterator[str]:
+    """Yield what is wrong with an adapter's files, by reading all of them; each begins with a file's name."""
+    on_record = _on_record(adapter)
+    missing = [name for name in ADAPTER_FILES if name not in on_record and not (adapter / name).is_file()]
+    yield from (f"{name} is missing" for name in missing)
+    for name, described in on_record.items():
+        if difference := how_it_differs(adapter / name, described["sha256"], described["size"]):
+            yield f"{name} {difference}"
+    if not on_record and not missing and (problem := _problem_without_hashes(adapter)):
+        yield problem
 
 
 def adapter_problem(adapter: Path) -> str | None:
     """Why an adapter can't be used as it was saved, by reading all of it; None: it's whole."""
-    try:
-        problem = why_not_there(adapter)
-        if problem is not None:
-            return problem
-        on_record = _on_record(adapter)
-        for name, described in on_record.items():
-            if sha256_of(adapter / name) != described.get("sha256"):
-                return f"{adapter / name} is not what was saved: its SHA-256 is another one than in {POINT_FILE}"
-        missing = [adapter / name for name in ADAPTER_FILES if not (adapter / name).is_file()]
-        if missing:
-            return f"{missing[0]} is missing"
-        return None if on_record else _problem_without_hashes(adapter)
-    except OSError as error:
-        return f"{error.filename or adapter} can't be read: {error.strerror}"
+    problem = next(adapter_problems(adapter), None)
+    return None if problem is None else f"{adapter}/{problem}"
 
 
 def _on_record(adapter: Path) -> dict[str, dict[str, Any]]:
     """What point.json says of the files; empty where it says nothing, as in run folders of earlier versions."""
     try:
         found = (read_value(adapter / POINT_FILE) or {})["files"]
-        return {str(name): dict(described) for name, described in found.items()}
+        return {
+            str(name): {"size": int(described["size"]), "sha256": str(described["sha256"])}
+            for name, described in found.items()
+        }
     except (DamagedFile, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def _problem_without_hashes(adapter: Path) -> str | None:
+    path = adapter / WEIGHTS_FILE
     try:
         read_value(adapter / CONFIG_FILE)
+        found, expected = path.stat().st_size, _length_by_header(path)
     except DamagedFile as error:
-        return str(error)
-    path = adapter / WEIGHTS_FILE
-    expected = _length_by_header(path)
-    if expected != path.stat().st_size:
-        return f"{path} is damaged: it has {path.stat().st_size} bytes, and its header tells of {expected}"
+        return f"{CONFIG_FILE} can't be read: {error.reason}"
+    except OSError as error:
+        return f"{WEIGHTS_FILE} can't be read: {error.strerror}"
+    if expected != found:
+        return f"{WEIGHTS_FILE} is damaged: it has {found:,} bytes, and its header tells of {expected or 0:,}"
     return None
 
 

@@ -67,7 +67,7 @@ def read_as(path: Path, shape: TypeAdapter[T], *, strict: bool = True) -> T | No
     content = read_bytes(path)
     if content is None:
         return None
-    _value(path, content)
+    _value(path, content)  # pydantic alone would pass NaN and 1e999; and what _value gives has no dates or tuples
     try:
         value = shape.validate_json(content, strict=strict)
     except ValidationError as error:

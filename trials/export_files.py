@@ -1,16 +1,32 @@
-"""Whether the files of an export are still those that were proved, by the hashes in its manifest.json. No torch."""
+"""An export's manifest.json, and whether the files are still those that were proved. Needs no torch."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from trials.adapter_check import sha256_of
+from trials.adapter_check import how_it_differs
 from trials.errors import ModelError
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
+_NEEDED = frozenset({"trial", "eval_loss", "verified", "base_model", "config", "files"})
+"""What the manifest of every version has. Other programs call their files manifest.json too."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _FOR_PEOPLE = frozenset({"README.md"})
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of an export of this project; None: the folder is none."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        hashes = found["files"]
+        is_ours = found.keys() >= _NEEDED and bool(hashes)
+        return found if is_ours and all(map(_SHA256.fullmatch, hashes.values())) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def refuse_changed(path: str) -> None:
@@ -20,14 +36,11 @@ def refuse_changed(path: str) -> None:
     """
     folder = Path(path)
     for name, sha256 in _wanted(folder).items():
-        file = folder / name
-        if not file.is_file():
-            raise ModelError(f"{path} isn't the export that was proved: {name} is missing. Export it again.")
-        found = sha256_of(file)
-        if found != sha256:
+        difference = how_it_differs(folder / name, sha256)
+        if difference is not None:
             raise ModelError(
-                f"{path} isn't the export that was proved: {name} has SHA-256 {found}, and {_MANIFEST} says {sha256}. "
-                f"Export it again, or copy it again; to use it as it is, remove {_MANIFEST}."
+                f"{path} isn't the export that was proved: {name} {difference}. Export it again, or copy it again; "
+                f"to use it as it is, remove {MANIFEST}."
             )
 
 
@@ -44,8 +57,5 @@ def _wanted(folder: Path) -> Mapping[str, str]:
 
 def _files(folder: Path) -> dict[str, str]:
     """Empty without a manifest of ours."""
-    try:
-        files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
-        return {name: sha256 for name, sha256 in files.items() if isinstance(sha256, str)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+    files: dict[str, str] = (read_manifest(folder) or {}).get("files", {})
+    return files

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from trials.config import TrialConfig
 from trials.data import TrialData
 from trials.disk import disk_full_in
-from trials.errors import EXIT_INTERRUPTED, DiskFull, TuningError
+from trials.errors import EXIT_INTERRUPTED, DiskFull, TuningError, first_line
 from trials.memory import is_out_of_memory
 from trials.ranks import ALONE, Ranks
 from trials.records import Ending, EndingKind, EvalPoint, TrialFolder
@@ -31,14 +32,14 @@ class NotHeardError(CutOffError):
     """A trial was cut off as what it said isn't taken: by Ray, or by the store that its folder is on."""
 
 
-def recorded(folder: TrialFolder, train: Callable[[], Ending | None]) -> Ending | None:
+def recorded(folder: TrialFolder, train: Callable[[], Ending | None], ranks: Ranks = ALONE) -> Ending | None:
     """Trains, and records how that ended; None: the callback stopped the trial, and writes the ending.
 
     Running out of memory is an ending; any other error but `CutOffError` and `DiskFull`, which cut it off, is recorded
-    as `failed`. Errors are raised.
+    as `failed`. Errors are raised. That another of the trial's processes has ended cuts it off: raises `CutOffError`.
     """
     try:
-        with disk_full_in(folder.path):
+        with disk_full_in(folder.path), _cut_off_with_others(ranks):
             ending = train()
     except Exception as error:
         if not is_out_of_memory(error):
@@ -63,7 +64,7 @@ def evaluate_untrained(
     """Evaluates the base model without any adapter: what every trial has to beat. Errors are recorded and raised."""
     stopwatch = Stopwatch()
     try:
-        with disk_full_in(folder.path):
+        with disk_full_in(folder.path), _cut_off_with_others(ranks):
             subject = make_subject()
             losses = subject.losses()
             point = EvalPoint(0, 0, losses.mean, losses.mean, stopwatch.seconds)
@@ -79,6 +80,17 @@ def evaluate_untrained(
     ending = Ending(EndingKind.FINISHED, "the base model is evaluated, not trained")
     folder.end(ending)
     return ending
+
+
+@contextmanager
+def _cut_off_with_others(ranks: Ranks) -> Iterator[None]:
+    """What a collective raises when another rank has ended is no failure of this one."""
+    try:
+        yield
+    except Exception as error:
+        if ranks.lost_one(error):
+            raise CutOffError(f"another of the trial's processes has ended: {first_line(error)}") from error
+        raise
 
 
 def _record_failure(folder: TrialFolder, error: Exception) -> None:

@@ -251,13 +251,9 @@ def read_trial(folder: Path) -> TrialRecord:
 
 
 def eval_rows_file(folder: Path) -> Path:
-    """The file with the loss of every eval row at a trial's best evaluation; it may not exist.
-
-    The one in the adapter's folder comes first: the one beside that folder is written after it, so a crash in between
-    leaves it one evaluation behind. The base model and run folders of earlier versions have only the latter.
-    """
-    with_adapter = in_place(folder / "adapter") / EVAL_ROWS_FILE
-    return with_adapter if with_adapter.exists() else folder / EVAL_ROWS_FILE
+    """The file with the loss of every eval row at a trial's best evaluation; it may not exist."""
+    with_adapter, beside = _eval_rows_files(folder)
+    return with_adapter if with_adapter.exists() else beside
 
 
 def read_row_losses(folder: Path) -> RowLosses | None:
@@ -345,7 +341,7 @@ def _row_damage(record: TrialRecord) -> tuple[str, ...]:
 def _rows(folder: Path) -> tuple[RowLosses | None, tuple[str, ...]]:
     """The row losses beside the best adapter's weights, else those in the trial's folder; and what is damaged."""
     damage = []
-    for path in (in_place(folder / "adapter") / EVAL_ROWS_FILE, folder / EVAL_ROWS_FILE):
+    for path in _eval_rows_files(folder):
         try:
             rows = read_as(path, _ROWS)
         except DamagedFile as error:
@@ -354,6 +350,15 @@ def _rows(folder: Path) -> tuple[RowLosses | None, tuple[str, ...]]:
         if rows is not None:
             return rows, tuple(damage)
     return None, tuple(damage)
+
+
+def _eval_rows_files(folder: Path) -> tuple[Path, Path]:
+    """The file in the adapter's folder, and the one beside that folder.
+
+    The latter is written second, so a crash in between leaves it one evaluation behind. The base model and run folders
+    of earlier versions have only that one.
+    """
+    return in_place(folder / "adapter") / EVAL_ROWS_FILE, folder / EVAL_ROWS_FILE
 
 
 def _in_trial(path: Path) -> str:

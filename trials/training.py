@@ -17,12 +17,11 @@ from transformers import set_seed
 from trials.checkpoints import Checkpoint, CheckpointWriter, resumed_stopwatch
 from trials.config import TrialConfig
 from trials.data import TrialData
-from trials.errors import first_line
 from trials.evaluation import evaluate_rows
 from trials.losses import RowLosses
 from trials.memory import is_out_of_memory
 from trials.model import attach_adapter, load_base
-from trials.outcomes import CutOffError, evaluate_untrained, recorded
+from trials.outcomes import evaluate_untrained, recorded
 from trials.ranks import ALONE, Ranks
 from trials.records import Ending, EndingKind, EvalPoint, TrialFolder
 from trials.schedule import evaluation_tokens, full_length
@@ -58,7 +57,7 @@ def run_trial(
     job = Job(
         config, data, folder, on_eval, stop_at, checkpoint, resumed_stopwatch(checkpoint), on_log=on_log, ranks=ranks
     )
-    return recorded(folder, lambda: _train_as_it_fits(job, tokenizer))
+    return recorded(folder, lambda: _train_as_it_fits(job, tokenizer), ranks)
 
 
 def evaluate_base(
@@ -94,8 +93,6 @@ def _train_as_it_fits(job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | 
         try:
             return _train(splitter, tokenizer)
         except Exception as error:
-            if job.ranks.lost_one(error):
-                raise CutOffError(f"another of the trial's processes has ended: {first_line(error)}") from error
             if not is_out_of_memory(error):
                 raise
             if job.ranks.count > 1 and (splitter.has_begun if job.is_sharded else splitter.has_fitted):

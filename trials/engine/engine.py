@@ -25,7 +25,7 @@ from trials.engine.warm_up import warm_up
 from trials.errors import ModelError, first_line
 from trials.memory import is_out_of_memory
 from trials.model import compute_dtype
-from trials.outcomes import CutOffError, evaluate_untrained, recorded
+from trials.outcomes import evaluate_untrained, recorded
 from trials.ranks import ALONE, Ranks
 from trials.records import Ending, EvalPoint, TrialFolder
 from trials.saved_base import load_resident_base
@@ -79,7 +79,7 @@ class Engine:
         asked = self._asked(on_eval)
         job = Job(config, data, folder, asked, stop_at, checkpoint, stopwatch, is_called_off, on_log, self._ranks)
         with self._loop.pulse.working():
-            return recorded(folder, lambda: self._in_its_room(job, tokenizer))
+            return recorded(folder, lambda: self._in_its_room(job, tokenizer), self._ranks)
 
     def evaluate_base(
         self,
@@ -118,13 +118,8 @@ class Engine:
 
     def _in_its_room(self, job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
         guest = guest_of(job.config.hyperparameters, job.data, self._loop.frozen, self._ranks.count)
-        try:
-            with self._loop.relying_on_gpu(), self._room_for(guest, id(job)):
-                return Program(job, tokenizer, self._loop, self._eval_rows(job.data)).run()
-        except Exception as error:
-            if self._ranks.lost_one(error):
-                raise CutOffError(f"another of the trial's processes has ended: {first_line(error)}") from error
-            raise
+        with self._loop.relying_on_gpu(), self._room_for(guest, id(job)):
+            return Program(job, tokenizer, self._loop, self._eval_rows(job.data)).run()
 
     @contextmanager
     def _room_for(self, guest: Guest, key: int) -> Iterator[None]:
