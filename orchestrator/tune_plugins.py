@@ -124,10 +124,6 @@ class QuietProgress(_StaysHere, TrialProgressCallback):  # type: ignore[misc]
     def log_result(self, trial: Trial, result: dict[str, Any], error: bool = False) -> None:
         """The conductor's listener tells of it."""
 
-    def note_error(self, trial_id: str, left: Left) -> None:
-        """How an error has ended a trial of Tune's, which Tune says next."""
-        self._errors[trial_id] = left
-
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The same."""
 
