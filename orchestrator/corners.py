@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.gpus import gpu_names, known_gpu
 from orchestrator.run_folder import Search
 from search_spaces.schema import Choices, Recipe
 from trials.engine.planning import adapter_bytes
 from trials.engine.prediction import MemoryNeed, allowed_gib, predicted_memory
 from trials.engine.support import why_not
 from trials.errors import ModelError
+from trials.gpus import GpuState, gpus_here
 
 ASSUMED_GIB = 24.0
 """Of a GPU, where the machine that plans has none."""
+_CONTEXT_GIB = 0.5
+"""CUDA's own, in each process that uses a GPU."""
 _DECISIVE = ("lora_rank", "target_modules", "optimizer")
 """The hyperparameters that change the least memory that a trial needs."""
 
@@ -60,15 +62,22 @@ def corners(search: Search) -> list[Corner]:
 
 
 def allowed(search: Search) -> Allowed:
-    """What one trial may take of a GPU: the recipe's word, this machine's GPU, or one of 24 GiB."""
+    """What one trial may take of a GPU: the recipe's word, this machine's GPU as it is now, or one of 24 GiB."""
     given = search.recipe.machine.gpu_memory_gib
     if given is not None:
         return Allowed(given, "machine.gpu_memory_gib")
-    names = gpu_names()
-    gpu = known_gpu(names[0]) if names else None
-    if gpu is not None:
-        return Allowed(allowed_gib(gpu.memory_gib), names[0])
+    told = [_of(gpu) for gpu in gpus_here() if gpu.memory_bytes is not None]
+    if told:
+        return min(told, key=lambda each: each.gib)
     return Allowed(allowed_gib(ASSUMED_GIB), f"a GPU of {ASSUMED_GIB:g} GiB is assumed")
+
+
+def _of(gpu: GpuState) -> Allowed:
+    """Of a GPU that others use too, what they leave."""
+    usual, free = allowed_gib((gpu.memory_bytes or 0) / 2**30), (gpu.free_bytes or 0) / 2**30 - _CONTEXT_GIB
+    if free >= usual:
+        return Allowed(usual, gpu.name)
+    return Allowed(max(0.0, free), f"{gpu.name}, as others have taken the rest")
 
 
 def _extremes(recipe: Recipe) -> list[dict[str, Any]]:

@@ -12,11 +12,12 @@ from orchestrator.forecast import predict
 from orchestrator.pace import Pace
 from orchestrator.placement import place, why_no_engine
 from orchestrator.plan_lines import night_lines
-from orchestrator.run_folder import Search, gpus_here
+from orchestrator.run_folder import Search
 from search_spaces.durations import format_duration
 from search_spaces.layers import flatten
 from search_spaces.schema import Choices, Recipe
 from trials.data import TrialData
+from trials.gpus import gpu_count
 from trials.schedule import Epoch, full_tokens
 from trials.split import Counts
 
@@ -113,7 +114,7 @@ def _counts(described: Any) -> Counts | None:
 
 def placement_line(search: Search) -> str:
     """Which engine runs the trials and why, and how many at once on this machine; a Ray cluster may have more."""
-    placement = place(search, gpus=gpus_here(), cores=[os.cpu_count() or 1])
+    placement = place(search, gpus=gpu_count(), cores=[os.cpu_count() or 1])
     reason = why_no_engine(search)
     engine = "shared (it can run every configuration of this search)" if reason is None else f"TRL ({reason})"
     if search.ranks > 1 and placement.slots:

@@ -10,13 +10,13 @@ from pathlib import Path
 from orchestrator.all_reduce import measure
 from orchestrator.corners import corners
 from orchestrator.finding import Finding, Level
-from orchestrator.nvml import driver_here
 from orchestrator.object_store import is_url
 from orchestrator.preflight_gpus import all_reduce_findings, driver_findings
 from orchestrator.preflight_tracking import tracking_findings
 from orchestrator.ray_address import address_finding, named_cluster
-from orchestrator.run_folder import Search, gpus_here
+from orchestrator.run_folder import Search
 from trials.errors import SearchBroken
+from trials.gpus import driver_here, gpu_count
 
 
 def preflight(search: Search, place: str, needed_gib: float | None) -> list[Finding]:
@@ -33,8 +33,8 @@ def preflight(search: Search, place: str, needed_gib: float | None) -> list[Find
     found += tracking_findings(search)
     if named_cluster() is not None:
         return found + _of_cluster(search, place)
-    if gpus_here() > 1:
-        both = [measure(gpus_here(), {"NCCL_P2P_DISABLE": disabled}) for disabled in ("0", "1")]
+    if gpu_count() > 1:
+        both = [measure(gpu_count(), {"NCCL_P2P_DISABLE": disabled}) for disabled in ("0", "1")]
         found += all_reduce_findings(both[0], both[1], search.gpus_per_trial)
     return found
 

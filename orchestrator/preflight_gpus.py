@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from orchestrator.all_reduce import AllReduce
 from orchestrator.finding import Finding, Level
-from orchestrator.nvml import Driver
+from trials.gpus import VISIBLE, Driver, GpuState, visible
 
 _GIB = 2**30
 _IDLE_BYTES = _GIB
@@ -30,7 +30,11 @@ def driver_findings(
     if isinstance(driver, str):
         remedy = "After an update of the driver restart the machine; in a container pass the GPUs in (--gpus all)"
         return [Finding("driver", bad, f"it can't be asked about its GPUs ({driver})", remedy)]
-    found = [_cuda(driver, bad), *_memory(driver, least_gib)]
+    gpus = visible(driver.gpus, environ.get(VISIBLE))
+    if not gpus:
+        text = f"{VISIBLE}={environ.get(VISIBLE)} leaves none of {len(driver.gpus)}; trials would run on the CPU"
+        return [Finding("GPUs", Level.OK, text)]
+    found = [_cuda(driver, bad), *(_memory(gpu, least_gib) for gpu in gpus)]
     return found + _old_driver(driver, gpus_per_trial, environ)
 
 
@@ -56,29 +60,31 @@ def all_reduce_findings(with_p2p: AllReduce, without_p2p: AllReduce, gpus_per_tr
 
 
 def _cuda(driver: Driver, bad: Level) -> Finding:
-    text = f"{driver.version}, for CUDA {driver.cuda[0]}.{driver.cuda[1]}; torch is built for "
+    knows = "" if driver.cuda is None else f", for CUDA {driver.cuda[0]}.{driver.cuda[1]}"
+    text = f"{driver.version}{knows}; torch is built for "
     if driver.torch_cuda is None:
         remedy = "Install a build of torch with CUDA: TORCH=cuda scripts/setup"
         return Finding("driver", bad, text + "none", remedy)
     # A driver runs what was built for any release of its own major version, and for older ones.
-    if int(driver.torch_cuda.split(".")[0]) > driver.cuda[0]:
+    if driver.cuda is not None and int(driver.torch_cuda.split(".")[0]) > driver.cuda[0]:
         remedy = f"Install a newer driver, or a torch that is built for CUDA {driver.cuda[0]}"
         return Finding("driver", bad, f"{text}CUDA {driver.torch_cuda}", remedy)
     return Finding("driver", Level.OK, f"{text}CUDA {driver.torch_cuda}")
 
 
-def _memory(driver: Driver, least_gib: float | None) -> list[Finding]:
-    found = []
-    for gpu in driver.gpus:
-        free = gpu.free_bytes / _GIB
-        text = f"{gpu.name}, {free:.1f} of {gpu.memory_bytes / _GIB:.1f} GiB free"
-        remedy, level = "", Level.OK
-        if least_gib is not None and free < least_gib:
-            level, remedy = Level.WARNING, f"The smallest trial takes {least_gib:.1f} GiB. End what nvidia-smi lists"
-        elif gpu.memory_bytes - gpu.free_bytes > _IDLE_BYTES:
-            level, remedy = Level.WARNING, "Others use it: trials take what is left. nvidia-smi lists them"
-        found.append(Finding(f"GPU {gpu.index}", level, text, remedy))
-    return found
+def _memory(gpu: GpuState, least_gib: float | None) -> Finding:
+    name = f"GPU {gpu.index}"
+    if gpu.memory_bytes is None or gpu.free_bytes is None:
+        remedy = "In a container start it with NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+        return Finding(name, Level.WARNING, f"{gpu.name}; the driver doesn't tell its memory", remedy)
+    free = gpu.free_bytes / _GIB
+    text = f"{gpu.name}, {free:.1f} of {gpu.memory_bytes / _GIB:.1f} GiB free"
+    if least_gib is not None and free < least_gib:
+        remedy = f"The smallest trial takes {least_gib:.1f} GiB. End what nvidia-smi lists"
+        return Finding(name, Level.WARNING, text, remedy)
+    if gpu.memory_bytes - gpu.free_bytes > _IDLE_BYTES:
+        return Finding(name, Level.WARNING, text, "Others use it: trials take what is left. nvidia-smi lists them")
+    return Finding(name, Level.OK, text)
 
 
 def _old_driver(driver: Driver, gpus_per_trial: int, environ: Mapping[str, str]) -> list[Finding]:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.finding import Finding, Level
-from orchestrator.nvml import Driver, driver_here
 from orchestrator.preflight_gpus import WITHOUT_P2P, driver_findings
 from orchestrator.run_folder import versions
 from trials.config import TrackingSettings
+from trials.gpus import Driver, driver_here
 from trials.tracking import wandb_is_wanted
 
 _CODE = ("orchestrator", "search_spaces", "trials")

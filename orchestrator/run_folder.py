@@ -33,6 +33,7 @@ from trials.disk import refuse_unmakeable
 from trials.engine.shape import BaseShape, base_shape
 from trials.errors import RunFolderError
 from trials.files import make_folder, write_json
+from trials.gpus import gpu_count
 from trials.records import TrialRecord
 from trials.schedule import Epoch
 
@@ -241,11 +242,6 @@ def open_run_folder(path: Path) -> RunFolder:
     return folder
 
 
-def gpus_here() -> int:
-    """GPUs of this machine that the NVIDIA driver shows, without loading torch."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-
-
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that shape a result; absent ones are left out."""
     found = {"python": platform.python_version()}
@@ -264,5 +260,5 @@ def hardware() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu_cores": os.cpu_count(),
         "memory_gib": round(memory, 1),
-        "gpus": gpus_here(),
+        "gpus": gpu_count(),
     }

@@ -25,7 +25,7 @@ from orchestrator.placement import refuse_small_batches
 from orchestrator.plan import Sizes, describe
 from orchestrator.preflight import decisive_findings, preflight, preflight_lines
 from orchestrator.ray_address import named_cluster
-from orchestrator.run_folder import RunFolder, Search, gpus_here
+from orchestrator.run_folder import RunFolder, Search
 from orchestrator.run_places import (
     create_at,
     only_here_and_there,
@@ -51,6 +51,7 @@ from trials.errors import (
     SearchBroken,
     TuningError,
 )
+from trials.gpus import gpu_count
 from trials.source import with_home
 from trials.terminal import survives_hangup
 from trials.unexpected import explained
@@ -252,7 +253,7 @@ def _gpus_per_trial(asked: int | None) -> int:
     """
     if asked is not None and asked < 0:
         raise InputError(f"--gpus-per-trial {asked} is negative. Give 0, 1 or more.")
-    here = gpus_here()
+    here = gpu_count()
     if asked is None:
         return int(here > 0)
     if named_cluster() is None:

@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.gpus import gpu_names, known_gpu
+from orchestrator.gpu_specs import known_rates
 from orchestrator.pace import FIRST_START_SECONDS, Pace
 from orchestrator.placement import place, why_no_engine
-from orchestrator.run_folder import Placement, Search, gpus_here
+from orchestrator.run_folder import Placement, Search
 from trials.config import ModelSettings
 from trials.engine.keep import Keep
 from trials.engine.planning import MOST_TOKENS, Plan, seconds_per_token
@@ -24,6 +24,7 @@ from trials.engine.prediction import sizes_of
 from trials.engine.shape import ARCHITECTURES
 from trials.errors import ModelError
 from trials.files import write_json
+from trials.gpus import gpu_count, gpu_names
 from trials.shared_cache import is_ours, places
 
 MEASURED = "measured"
@@ -79,7 +80,7 @@ def assumed_scaling(ranks: int) -> float:
 
 def placement_of(search: Search) -> Placement:
     """Where trials run: what Ray has said, or else what this machine alone would give."""
-    return search.placement or place(search, gpus=gpus_here(), cores=[os.cpu_count() or 1])
+    return search.placement or place(search, gpus=gpu_count(), cores=[os.cpu_count() or 1])
 
 
 def remember_speed(search: Search, pace: Pace) -> None:
@@ -115,8 +116,8 @@ def _remembered(search: Search) -> Speed | None:
 
 def _estimated(search: Search) -> Speed | None:
     names, per_device = gpu_names(), _slots_per_device(search)
-    gpu = known_gpu(names[0]) if names and search.gpus_per_trial else None
-    if gpu is None or not per_device:
+    rates = known_rates(names[0]) if names and search.gpus_per_trial else None
+    if rates is None or not per_device:
         return None
     try:
         base = search.shape
@@ -126,7 +127,7 @@ def _estimated(search: Search) -> Speed | None:
         return None
     sizes = sizes_of(base, 2, is_quantized=search.recipe.model.quantization == "nf4")
     share = _OF_RATES_TRL if why_no_engine(search) else _OF_RATES_ENGINE
-    each = seconds_per_token(sizes, gpu.rates, Plan(MOST_TOKENS, (Keep.NO_MLP,) * sizes.layers)) / share
+    each = seconds_per_token(sizes, rates, Plan(MOST_TOKENS, (Keep.NO_MLP,) * sizes.layers)) / share
     each = max(each, _LEAST_SECONDS_PER_TOKEN)
     if search.ranks > 1:
         each /= assumed_scaling(search.ranks)

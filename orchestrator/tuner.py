@@ -23,11 +23,13 @@ from orchestrator.conductor import Conductor
 from orchestrator.engines import Engines, cores_of_nodes, gpus_of_nodes
 from orchestrator.holder import hold_assignment
 from orchestrator.placement import place
+from orchestrator.ray_address import named_cluster
 from orchestrator.ray_start import surroundings
 from orchestrator.run_folder import Placement, RunFolder, Search
 from orchestrator.tune_plugins import ConductedScheduler, ConductedSearcher, ConductedStopper, QuietProgress
 from orchestrator.worker import run_assignment
 from trials.errors import DiskFull, InputError, SearchBroken, first_line
+from trials.gpus import ORDER, gpu_count
 
 # A stopped trial's thread may have to finish its W&B run before its process can take the next trial.
 _ENVIRONMENT = {
@@ -57,7 +59,7 @@ def ray_session(*, dashboard: bool, folder: Path | None = None) -> Iterator[str 
 
 def _ray(*, dashboard: bool) -> Iterator[str | None]:
     try:
-        context = ray.init(include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+        context = ray.init(include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR, **_gpus())
     except Exception as error:  # whatever its parts raise
         raise SearchBroken(f"Ray can't be started or joined: {first_line(error)}") from error
     # A traceback for every trial whose process dies. They're in ray/, and what is done about it is said by us.
@@ -66,6 +68,12 @@ def _ray(*, dashboard: bool) -> Iterator[str | None]:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:
         ray.shutdown()
+
+
+def _gpus() -> dict[str, int]:
+    """For a Ray that is started here: it asks NVML only, and finds no GPU where that is missing."""
+    os.environ.setdefault(ORDER, "PCI_BUS_ID")
+    return {"num_gpus": gpu_count()} if named_cluster() is None else {}
 
 
 def placed(search: Search) -> Search:

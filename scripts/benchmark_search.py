@@ -28,6 +28,7 @@ import yaml
 
 from scripts.benchmark_stock import EVAL_ROWS, EVALUATIONS, HIGHEST_RATE, LOWEST_RATE, RANKS, STEP_ROWS, STEPS
 from trials.files import read_json_lines
+from trials.gpus import gpu_count
 
 STOCK_TRIALS, OUR_TRIALS = 3, 24
 _TIMEOUT_SECONDS = 420
@@ -161,7 +162,7 @@ def _watched(name: str, command: list[str], out: Path, trials: int) -> dict[str,
     kernels = out.with_suffix(".kernels.json")
     kernels.unlink(missing_ok=True)
     environment = {**os.environ, "RAY_ADDRESS": "local", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
-    if name == "ours" and Path("/proc/driver/nvidia/version").exists():
+    if name == "ours" and gpu_count():
         environment["ENGINE_PROFILE"] = f"{kernels}:{trials}"
     begins = time.time()
     with Utilisation() as utilisation, log.open("w", encoding="utf-8") as output:

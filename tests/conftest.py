@@ -16,6 +16,7 @@ from hypothesis import settings
 from orchestrator.run_folder import RunFolder, Search
 from search_spaces.recipe import load_recipe
 from search_spaces.schema import Recipe
+from tests.fake_driver import FakeDriver
 from tests.searches import make_run, make_search
 from trials.config import TrialConfig
 
@@ -155,6 +156,12 @@ def no_earlier_searches() -> None:
     """What the searches of other tests measured would plan this one's: on a busy machine, shorter trials."""
     for file in Path(os.environ["HF_DATASETS_CACHE"]).glob("*/speeds.json*"):
         file.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def fake_driver(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """A machine without a GPU, whatever this one has; call it to put some in."""
+    return FakeDriver(tmp_path_factory.mktemp("driver"), monkeypatch)
 
 
 @pytest.fixture

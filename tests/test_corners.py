@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config, MistralConfig
 
-from orchestrator import gpus
 from orchestrator.corners import allowed, corners
 from orchestrator.disk import disk_gib
 from orchestrator.run_folder import Search
 from search_spaces.recipe import load_recipe
+from tests.fake_driver import FakeDriver
 from tests.searches import make_search
-from tests.test_gpus import write_driver
 
 
 def mistral_night(folder: Path) -> Search:
@@ -54,12 +53,14 @@ def test_a_model_that_nobody_can_predict_has_no_corners(night: Search, tmp_path:
     assert disk_gib(replace(night, recipe=recipe), 1, 30) is None
 
 
-def test_what_a_trial_may_take(night: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "DRIVER", tmp_path / "driver")
+def test_what_a_trial_may_take(night: Search, fake_driver: FakeDriver) -> None:
     assert allowed(night).gib == pytest.approx(24 * 0.94)
     assert allowed(night).reason == "a GPU of 24 GiB is assumed"
-    write_driver(tmp_path / "driver", "NVIDIA H100 80GB HBM3")
-    assert allowed(night).gib == pytest.approx(79.2 * 0.94)
+    fake_driver("NVIDIA Unheard Of", total_mib="81920", free_mib="81000")
+    assert (allowed(night).gib, allowed(night).reason) == (pytest.approx(80 * 0.94), "NVIDIA Unheard Of")
+    fake_driver("NVIDIA GeForce RTX 4090", total_mib="24576", free_mib="18432")
+    assert allowed(night).gib == pytest.approx(18 - 0.5)
+    assert allowed(night).reason == "NVIDIA GeForce RTX 4090, as others have taken the rest"
     machine = night.recipe.machine.model_copy(update={"gpu_memory_gib": 20.0})
     given = replace(night, recipe=night.recipe.model_copy(update={"machine": machine}))
     assert (allowed(given).gib, allowed(given).reason) == (20.0, "machine.gpu_memory_gib")

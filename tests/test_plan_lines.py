@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config
 
-from orchestrator import gpus
 from orchestrator.forecast import Prediction, predict
 from orchestrator.pace import Pace
 from orchestrator.plan_lines import cost_lines, memory_lines, milestones_line, night_lines, reserve_line, speed_lines
 from orchestrator.run_folder import Placement, Search
 from search_spaces.recipe import load_recipe
 from search_spaces.schema import Recipe
+from tests.fake_driver import FakeDriver
 from tests.searches import START, make_search
 from tests.test_corners import mistral_night
 from trials.schedule import Epoch
@@ -24,9 +24,8 @@ EPOCH = Epoch(rows=50, tokens=1000)
 
 
 @pytest.fixture
-def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
+def night(tmp_path: Path, fake_driver: FakeDriver) -> Search:
     """The CoT-NLI recipe, planned on a machine without a GPU."""
-    monkeypatch.setattr(gpus, "DRIVER", tmp_path / "driver")
     return mistral_night(tmp_path)
 
 

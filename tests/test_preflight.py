@@ -9,10 +9,11 @@ import pytest
 
 from orchestrator.finding import Finding, Level, refuse_impossible
 from orchestrator.preflight import disk_finding, preflight, preflight_lines
-from orchestrator.run_folder import Search, gpus_here
+from orchestrator.run_folder import Search
 from orchestrator.search import main
 from tests.conftest import SMALL
 from trials.errors import InputError
+from trials.gpus import gpu_count
 
 PLAN = ["demo", "--plan", "--set", *SMALL]
 
@@ -34,7 +35,7 @@ def test_the_disk_is_the_run_folder_s(tmp_path: Path) -> None:
     assert fine.text.startswith(f"{shutil.disk_usage(tmp_path).free / 2**30:.0f}"[:1])
 
 
-@pytest.mark.skipif(gpus_here() > 0, reason="there is more to say of GPUs")
+@pytest.mark.skipif(gpu_count() > 0, reason="there is more to say of GPUs")
 def test_a_machine_by_itself_has_three_lines(search: Search, tmp_path: Path) -> None:
     found = preflight(search, str(tmp_path), 0.1)
     assert [(finding.name, finding.level) for finding in found] == [

@@ -8,9 +8,8 @@ import pytest
 
 from orchestrator.all_reduce import AllReduce
 from orchestrator.finding import Level
-from orchestrator.nvml import Driver, GpuState, driver_here, torch_cuda
 from orchestrator.preflight_gpus import all_reduce_findings, driver_findings
-from orchestrator.run_folder import gpus_here
+from trials.gpus import Driver, GpuState, driver_here, gpu_count, torch_cuda
 
 GIB = 2**30
 RTX_4090 = GpuState(0, "NVIDIA GeForce RTX 4090", 24 * GIB, int(23.5 * GIB))
@@ -54,6 +53,22 @@ def test_memory_that_others_have_is_pointed_out() -> None:
     assert "takes 5.0 GiB" in found.remedy
 
 
+def test_a_driver_that_tells_less_is_not_judged_by_it() -> None:
+    """As `nvidia-smi` or the driver's files tell, in some containers."""
+    assert levels(replace(DRIVER, cuda=None, torch_cuda="99.0"))["driver"] is Level.OK
+    without = replace(DRIVER, gpus=(replace(RTX_4090, memory_bytes=None, free_bytes=None),))
+    found = driver_findings(without, 1, 5.0, {})[1]
+    assert (found.level, found.text) == (Level.WARNING, "NVIDIA GeForce RTX 4090; the driver doesn't tell its memory")
+    assert "NVIDIA_DRIVER_CAPABILITIES" in found.remedy
+
+
+def test_gpus_that_are_hidden_are_said_to_be() -> None:
+    two = replace(DRIVER, gpus=(RTX_4090, replace(RTX_4090, index=1)))
+    assert levels(two, CUDA_VISIBLE_DEVICES="1") == {"driver": Level.OK, "GPU 1": Level.OK}
+    (found,) = driver_findings(two, 0, 5.0, {"CUDA_VISIBLE_DEVICES": ""})
+    assert found.text == "CUDA_VISIBLE_DEVICES= leaves none of 2; trials would run on the CPU"
+
+
 def test_an_old_driver_of_two_rtx_4000_needs_p2p_off() -> None:
     two = replace(DRIVER, version="535.183.01", gpus=(RTX_4090, replace(RTX_4090, index=1)))
     assert levels(two, gpus=1)["P2P"] is Level.WARNING
@@ -88,7 +103,7 @@ def test_this_machine_is_asked_for_real() -> None:
 
     assert torch_cuda() == torch.version.cuda
     found = driver_here()
-    if gpus_here():
+    if gpu_count():
         assert isinstance(found, Driver)
         assert len(found.gpus) == torch.cuda.device_count()
     else:

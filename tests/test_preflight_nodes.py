@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.finding import Finding, Level
-from orchestrator.nvml import Driver, GpuState
 from orchestrator.preflight_nodes import Clock, NodeReport, clock_findings, node_findings, this_node
 from tests.commands import ROOT
+from trials.gpus import Driver, GpuState
 
 
 @pytest.fixture(scope="module")

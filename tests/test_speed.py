@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import gpus
 from orchestrator.pace import Pace
 from orchestrator.run_folder import Placement, Search
 from orchestrator.speed import EARLIER, ESTIMATED, MEASURED, measured_speed, remember_speed, speed_before
 from search_spaces.schema import Recipe
-from tests.test_gpus import write_driver
+from tests.fake_driver import FakeDriver
 
 
 @pytest.fixture(autouse=True)
@@ -117,15 +116,8 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     assert speed_before(placed(search, 1, 2)) is None
 
 
-@pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where NVIDIA's driver shows GPUs, empty."""
-    monkeypatch.setattr(gpus, "DRIVER", tmp_path / "driver")
-    return tmp_path / "driver"
-
-
-def test_a_known_gpu_is_worked_out_and_said_to_be_an_estimate(search: Search, driver: Path) -> None:
-    write_driver(driver, "NVIDIA GeForce RTX 4090")
+def test_a_known_gpu_is_worked_out_and_said_to_be_an_estimate(search: Search, fake_driver: FakeDriver) -> None:
+    fake_driver("NVIDIA GeForce RTX 4090")
     on_gpu = replace(search, gpus_per_trial=1, placement=Placement(1, 4))
     found = speed_before(on_gpu)
     assert found is not None
@@ -139,8 +131,8 @@ def test_a_known_gpu_is_worked_out_and_said_to_be_an_estimate(search: Search, dr
     assert evaluated.seconds_per_token > 50 * found.seconds_per_token
 
 
-def test_several_gpus_are_estimated_to_be_nearly_as_many_times_as_fast(search: Search, driver: Path) -> None:
-    write_driver(driver, "NVIDIA GeForce RTX 4090")
+def test_several_gpus_are_estimated_to_be_nearly_as_many_times_as_fast(search: Search, fake_driver: FakeDriver) -> None:
+    fake_driver("NVIDIA GeForce RTX 4090")
     one = speed_before(replace(search, gpus_per_trial=1, placement=Placement(1, 1)))
     two = speed_before(replace(search, gpus_per_trial=2, ranks=2, placement=Placement(1, 1)))
     assert one is not None
@@ -148,6 +140,6 @@ def test_several_gpus_are_estimated_to_be_nearly_as_many_times_as_fast(search: S
     assert one.seconds_per_token / 2 < two.seconds_per_token < one.seconds_per_token
 
 
-def test_an_unknown_gpu_is_not_guessed(search: Search, driver: Path) -> None:
-    write_driver(driver, "NVIDIA Unknown 1")
+def test_an_unknown_gpu_is_not_guessed(search: Search, fake_driver: FakeDriver) -> None:
+    fake_driver("NVIDIA Unknown 1")
     assert speed_before(replace(search, gpus_per_trial=1, placement=Placement(1, 4))) is None

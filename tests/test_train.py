@@ -15,6 +15,7 @@ import pytest
 from search_spaces.recipe import RECIPE_FOLDER
 from tests.commands import ROOT, environment, run_command
 from tests.conftest import SMALL
+from tests.fake_driver import FakeDriver
 from tests.guide_files import BY_PATH, write
 from trials.checkpoints import whole_checkpoints
 from trials.records import EndingKind, Origin, TrialFolder, read_trial
@@ -112,6 +113,23 @@ def test_a_guides_config_file_is_a_trial(any_gpu: None, in_tmp_path: Path) -> No
     assert record.config.machine.micro_batch_rows == 2
     assert (record.config.machine.gradient_checkpointing, record.config.tracking.wandb) == (False, False)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+@pytest.mark.parametrize("engine", ["trl", "shared"])
+def test_on_a_machine_of_two_gpus_a_trial_takes_one(in_tmp_path: Path, fake_driver: FakeDriver, engine: str) -> None:
+    """Seeing two, Transformers would have wrapped the model in DataParallel, and failed."""
+    fake_driver("NVIDIA H200", "NVIDIA H200")
+    assert main(["demo", "--out", "out", "--set", *TINY, f"engine={engine}"]) == 0
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_a_gpu_that_is_not_there_is_refused(
+    in_tmp_path: Path, fake_driver: FakeDriver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_driver("NVIDIA H200")
+    file = write(in_tmp_path / "mine.py", CONFIG)
+    assert main(["demo", "--config", str(file), "--set", *TINY]) == 2
+    assert "gpu_id = 1: this machine has no such GPU" in capsys.readouterr().err
 
 
 def test_the_command_line_goes_before_the_config_file(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from trials.command_line import run, whole_number
 from trials.disk import refuse_unmakeable
 from trials.errors import EXIT_DONE, EXIT_NOTHING_TO_EXPORT, RecipeError, RunFolderError
+from trials.gpus import use_one_gpu
 from trials.line_log import LineLog
 from trials.lock import only_here
 from trials.output import LOG_FILE
@@ -136,14 +137,8 @@ def _refuse_other_files(path: Path) -> None:
 
 
 def _use_gpu(number: str | None) -> None:
-    """Hides all GPUs but one, before torch looks for them. Raises `RecipeError` if there is no such GPU."""
-    if number is None:
-        return
-    os.environ["CUDA_VISIBLE_DEVICES"] = number
-    import torch
-
-    has_driver = Path("/proc/driver/nvidia/version").exists()
-    if has_driver and not torch.cuda.is_available():
+    """One process trains on one GPU. Raises `RecipeError` if there is none of that number."""
+    if not use_one_gpu(number):
         raise RecipeError(f"gpu_id = {number}: this machine has no such GPU. Give one that nvidia-smi lists.")
 
 

@@ -1,0 +1,228 @@
+"""The NVIDIA GPUs of this machine, asked without torch, CUDA or Ray.
+
+The driver's management library (NVML) is asked first, then `nvidia-smi`, then the driver's files. WSL2 and many
+containers have no /proc/driver/nvidia; containers that were given no utilities of the driver have nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import runpy
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+ORDER = "CUDA_DEVICE_ORDER"
+"""Unless it is PCI_BUS_ID, CUDA counts the fastest GPU first, and its numbers are not those of nvidia-smi."""
+UNKNOWN = "unknown NVIDIA GPU"
+_PROC, _DEVICES = Path("/proc/driver/nvidia"), Path("/dev")
+_SMI_PATHS = ("nvidia-smi", "/usr/lib/wsl/lib/nvidia-smi")
+_SMI_FIELDS = "index,uuid,name,memory.total,memory.free,driver_version"
+_SMI_SECONDS = 30.0
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """One GPU; memory in bytes, None where the driver does not tell."""
+
+    index: int
+    name: str
+    memory_bytes: int | None
+    free_bytes: int | None
+    uuid: str = ""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The driver of a machine, all its GPUs, and what torch there was built for."""
+
+    version: str
+    cuda: tuple[int, int] | None
+    """The newest CUDA that it knows; None: it does not tell."""
+    gpus: tuple[GpuState, ...]
+    torch_cuda: str | None
+    """None: torch was built without CUDA."""
+
+
+def driver_here() -> Driver | str | None:
+    """Ask this machine's driver about all GPUs; None if there is no GPU, in words why the driver can't be asked."""
+    found = _by_nvml()
+    if isinstance(found, Driver) and found.gpus:
+        return found
+    by_command = _by_command()
+    if by_command is not None:
+        return by_command
+    return found if isinstance(found, str) else _by_files()
+
+
+def gpus_here(environ: Mapping[str, str] = os.environ) -> tuple[GpuState, ...]:
+    """Return the GPUs that a process with these variables may use, with the memory that is free now."""
+    found = driver_here()
+    return visible(found.gpus, environ.get(VISIBLE)) if isinstance(found, Driver) else ()
+
+
+def gpu_names() -> list[str]:
+    """Return the names of the GPUs that this process may use, as the driver calls them."""
+    found = _known(os.environ.get("PATH", ""))
+    return [gpu.name for gpu in visible(found.gpus, os.environ.get(VISIBLE))] if isinstance(found, Driver) else []
+
+
+def gpu_count() -> int:
+    """Return how many GPUs this process may use.
+
+    One, if a driver is there that can't be asked: a search on the CPU instead would be a surprise.
+    """
+    if isinstance(_known(os.environ.get("PATH", "")), str):
+        return int(os.environ.get(VISIBLE) != "")
+    return len(gpu_names())
+
+
+def visible(gpus: Sequence[GpuState], given: str | None) -> tuple[GpuState, ...]:
+    """Return those that CUDA_VISIBLE_DEVICES names, by number or by the beginning of a UUID, in its order.
+
+    As CUDA does, it stops at the first that isn't there. None: all.
+    """
+    if given is None:
+        return tuple(gpus)
+    found: list[GpuState] = []
+    for word in (word.strip() for word in given.split(",")):
+        named = [gpu for gpu in gpus if word == str(gpu.index) or (len(word) > 4 and gpu.uuid.startswith(word))]
+        gpu = _instance(word) if word.startswith("MIG-") else named[0] if len(named) == 1 else None
+        if gpu is None or gpu in found:
+            break
+        found.append(gpu)
+    return tuple(found)
+
+
+def use_one_gpu(number: str | None = None) -> bool:
+    """Hide all GPUs but one from this process: the one of that number, or the first that it may use.
+
+    False: the driver has no GPU of that number. This has to come before CUDA starts. Transformers wraps the model of a
+    process that sees several GPUs in DataParallel, which a quantised base can't be trained in.
+    """
+    os.environ.setdefault(ORDER, "PCI_BUS_ID")
+    found = driver_here()
+    gpus = found.gpus if isinstance(found, Driver) else None
+    if number is not None:
+        os.environ[VISIBLE] = number
+        return gpus is None or bool(visible(gpus, number))
+    given = os.environ.get(VISIBLE)
+    if gpus is not None and visible(gpus, given):
+        os.environ[VISIBLE] = "0" if given is None else given.split(",")[0].strip()
+    return True
+
+
+def torch_cuda() -> str | None:
+    """Return the CUDA version that the installed torch was built for; None: for none. Reads a file, no torch."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return None
+    version: str | None = runpy.run_path(str(Path(found.origin).with_name("version.py")))["cuda"]
+    return version
+
+
+@lru_cache(maxsize=4)
+def _known(path: str) -> Driver | str | None:  # noqa: ARG001 - who finds another nvidia-smi asks again
+    """What does not change while a process runs."""
+    return driver_here()
+
+
+def _by_nvml() -> Driver | str | None:
+    """None: the library isn't there, or sees no driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        absent = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+        return None if error.value in absent else str(error)
+    try:
+        number = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+        gpus = tuple(_of_nvml(index) for index in range(pynvml.nvmlDeviceGetCount()))
+        version = str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError as error:
+        return str(error)
+    finally:
+        pynvml.nvmlShutdown()
+    return Driver(version, (number // 1000, number % 1000 // 10), gpus, torch_cuda())
+
+
+def _of_nvml(index: int) -> GpuState:
+    import pynvml
+
+    return _state(index, pynvml.nvmlDeviceGetHandleByIndex(index))
+
+
+def _state(index: int, handle: object) -> GpuState:
+    import pynvml
+
+    name, uuid = str(pynvml.nvmlDeviceGetName(handle)), str(pynvml.nvmlDeviceGetUUID(handle))
+    try:
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    except pynvml.NVMLError:  # a GPU that shares the machine's memory has none of its own
+        return GpuState(index, name, None, None, uuid)
+    return GpuState(index, name, int(memory.total), int(memory.free), uuid)
+
+
+def _instance(uuid: str) -> GpuState | None:
+    """A part of a GPU that is divided (MIG); only NVML knows them."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return _state(0, pynvml.nvmlDeviceGetHandleByUUID(uuid))
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _by_command() -> Driver | None:
+    command = next((found for path in _SMI_PATHS if (found := shutil.which(path))), None)
+    if command is None:
+        return None
+    rows = _said(command, f"--query-gpu={_SMI_FIELDS}", "--format=csv,noheader,nounits")
+    table = [[field.strip() for field in line.split(",")] for line in rows.splitlines()]
+    gpus = [row for row in table if len(row) == len(_SMI_FIELDS.split(",")) and row[0].isdecimal()]
+    if not gpus:
+        return None
+    cuda = re.search(r"CUDA Version:\s*(\d+)\.(\d+)", _said(command))
+    states = tuple(GpuState(int(row[0]), row[2], _bytes(row[3]), _bytes(row[4]), row[1]) for row in gpus)
+    return Driver(gpus[0][5], (int(cuda[1]), int(cuda[2])) if cuda else None, states, torch_cuda())
+
+
+def _said(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _bytes(mib: str) -> int | None:
+    return int(mib) * _MIB if mib.isdecimal() else None
+
+
+def _by_files() -> Driver | None:
+    """Names only, from the driver's files; where they are missing too, the device files show how many there are."""
+    names = [_model(file) for file in sorted((_PROC / "gpus").glob("*/information"))]
+    names = names or [UNKNOWN for _ in _DEVICES.glob("nvidia[0-9]*")]
+    if not names:
+        return None
+    states = tuple(GpuState(index, name, None, None) for index, name in enumerate(names))
+    return Driver("of unknown version", None, states, torch_cuda())
+
+
+def _model(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("Model:")), UNKNOWN)
