@@ -15,26 +15,32 @@ import pytest
 from orchestrator.processes import SessionMark, children, end_session, is_alive, processes
 from tests.commands import ROOT
 
-# Starts a child that goes on without it, in a process group of its own, as Ray's workers are.
+# Starts a child that says its id and goes on without it, in a process group of its own, as Ray's workers are.
 ORPHANING = """
 import os, subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=0)
-print(child.pid, flush=True)
+script = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", script], process_group=0)
 sys.stdin.read()
 os._exit(0)
 """
 
 
-@pytest.fixture
-def leader() -> Iterator[subprocess.Popen[str]]:
-    """The process that opened a session."""
-    process = subprocess.Popen(
+def open_session(**variables: str) -> subprocess.Popen[str]:
+    """Starts a process that opens a session; its child's id is its first line."""
+    return subprocess.Popen(
         [sys.executable, "-c", ORPHANING],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env={**os.environ, **variables},
     )
+
+
+@pytest.fixture
+def leader() -> Iterator[subprocess.Popen[str]]:
+    """The process that opened a session."""
+    process = open_session()
     yield process
     end_session(process.pid)
     process.communicate()
@@ -76,20 +82,24 @@ def test_own_children_are_found_by_name_until_they_are_zombies() -> None:
     child.wait()
 
 
-PARENTING = """
-import subprocess, sys, time
-script = "import os, time; from orchestrator.processes import die_with; die_with(os.getppid()); time.sleep(600)"
-child = subprocess.Popen([sys.executable, "-c", script])
-print(child.pid, flush=True)
+PARENTING = '''
+import os, subprocess, sys, time
+script = """
+import os, sys, time
+from orchestrator.processes import die_with
+die_with(int(sys.argv[1]))
+print(os.getpid(), flush=True)
 time.sleep(600)
 """
+subprocess.Popen([sys.executable, "-c", script, str(os.getpid())])
+time.sleep(600)
+'''
 
 
 def test_a_process_dies_with_its_parent_even_of_sigkill() -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENTING], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    time.sleep(1.0)
     assert is_alive(child)
     parent.send_signal(signal.SIGKILL)
     parent.communicate()
@@ -122,14 +132,7 @@ def test_a_session_that_has_got_the_id_of_another_is_not_taken_for_it(leader: su
     ids=("its own", "another", "none"),  # pytest puts the id into the environment
 )
 def test_once_its_first_process_has_gone_another_must_have_the_token(token: str, is_here: bool) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", ORPHANING],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "TOKEN": "TOKEN-OF-THIS-TEST"},
-    )
+    process = open_session(TOKEN="TOKEN-OF-THIS-TEST")
     assert process.stdout is not None
     process.stdout.readline()
     mark = SessionMark.of(process.pid, token)

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -203,11 +204,7 @@ def test_a_server_that_falls_silent_in_mid_run_leaves_all_of_it_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     troubles = Troubles()
-    with wandb_server("well") as server:
-        ask_for(monkeypatch, server.url)
-        tracker = Tracker(tracked(tmp_path), online=True, outage=Outage(), troubles=troubles)
-        tracker.log({"train/loss": 1.0, "train/global_step": 0})
-        _wait_for_history(server)
+    with _begun(tmp_path, monkeypatch, troubles) as (server, tracker):
         server.manner = "silent"
         for step in range(1, 50):
             tracker.log({"train/loss": 1.0, "train/global_step": step})
@@ -218,20 +215,23 @@ def test_a_server_that_falls_silent_in_mid_run_leaves_all_of_it_on_disk(
     assert not list(tmp_path.glob("wandb/offline-run-*"))
 
 
-def _wait_for_history(server: WandbServer) -> None:
-    while not server.logged:
-        time.sleep(0.1)
+@contextmanager
+def _begun(path: Path, monkeypatch: pytest.MonkeyPatch, troubles: Troubles) -> Iterator[tuple[WandbServer, Tracker]]:
+    """Tracking of which a server that is well has the first figures."""
+    with wandb_server("well") as server:
+        ask_for(monkeypatch, server.url)
+        tracker = Tracker(tracked(path), online=True, outage=Outage(), troubles=troubles)
+        tracker.log({"train/loss": 1.0, "train/global_step": 0})
+        while not server.logged:
+            time.sleep(0.1)
+        yield server, tracker
 
 
 def test_what_logs_may_die_and_what_it_had_not_logged_is_logged_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     troubles = Troubles()
-    with wandb_server("well") as server:
-        ask_for(monkeypatch, server.url)
-        tracker = Tracker(tracked(tmp_path), online=True, outage=Outage(), troubles=troubles)
-        tracker.log({"train/loss": 1.0, "train/global_step": 0})
-        _wait_for_history(server)
+    with _begun(tmp_path, monkeypatch, troubles) as (_, tracker):
         for process in tracking_processes():
             process.kill()
         tracker.log({"train/later": 1.0, "train/global_step": 1})
