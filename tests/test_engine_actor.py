@@ -194,7 +194,7 @@ def test_an_engine_that_takes_its_time_to_open_does_not_hang(assign: Assign, mon
     time.sleep(2.0)
     silent = actor.seconds_since_progress()
     assert silent is not None
-    assert 0 < silent < 1
+    assert 0 < silent < 2
     is_open.set()
     assert hold(actor, "0001")[0]
 

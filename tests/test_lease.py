@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,18 +75,32 @@ def test_the_same_working_copy_is_free_at_once_when_its_holder_was_killed(store:
 def test_another_machine_waits_until_a_killed_holder_is_forgotten(
     store: ObjectStore, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "_DEAD_SECONDS", 3.0)
+    monkeypatch.setattr(lease, "_DEAD_SECONDS", 5.0)
     process = holder(url, "/one")
     try:
-        time.sleep(4)  # it renews its lease meanwhile
+        begun = store.modified("lock/1.json")
+        wait_until(lambda: (store.modified("lock/1.json") - begun).total_seconds() > 5)
         with pytest.raises(RunFolderError, match="in use"), only_command(store, Path("/two")):
             pass
     finally:
         process.kill()
         process.communicate()
-    time.sleep(3.5)
-    with only_command(store, Path("/two")):
-        pass
+    wait_until(lambda: is_free(store))
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+
+
+def is_free(store: ObjectStore) -> bool:
+    try:
+        with only_command(store, Path("/two")):
+            return True
+    except RunFolderError:
+        return False
 
 
 def test_who_was_taken_over_ends(store: ObjectStore, url: str) -> None:
