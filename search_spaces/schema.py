@@ -62,10 +62,10 @@ class SearchSettings(Settings):
 
     budget: str = Field(default="9h", description="wall clock from the start of the command to the exported adapter")
     reserve: str | None = Field(
-        default=None, description="kept for last evaluations, verification, export and report; None: as measured"
+        default=None, description="kept for last evaluations, verification, export and report; null: as measured"
     )
     full_trials: float | None = Field(
-        default=6, gt=0, description="so many full trials must fit, else trials are shortened; None: never"
+        default=6, gt=0, description="so many full trials must fit, else trials are shortened; null: never"
     )
     trials: int | None = Field(default=None, ge=1, description="at most so many trained configurations")
     seed: int = Field(default=0, ge=0, description="of the searcher, and of every trial's training")
@@ -74,7 +74,7 @@ class SearchSettings(Settings):
         default=2, ge=0, description="below full length: where the report compares trials, and answers are scored"
     )
     concurrent_trials: int | None = Field(
-        default=None, ge=1, description="on all machines together; None: enough to fill the engines"
+        default=None, ge=1, description="on all machines together; null: enough to fill the engines"
     )
     keep_adapters: int = Field(default=3, ge=1, description="of ended trials, the best; disk is bounded by it")
     keep_paused: int = Field(
@@ -89,7 +89,7 @@ class SearchSettings(Settings):
     dashboard: bool = Field(default=True, description="start Ray's dashboard")
     gpu_watts: float = Field(default=450.0, gt=0, description="drawn by one GPU at work, for the energy in the plan")
     price_per_gpu_hour: float | None = Field(
-        default=None, ge=0, description="in a currency of your choice, for the cost in the plan; None: no cost"
+        default=None, ge=0, description="in a currency of your choice, for the cost in the plan; null: no cost"
     )
 
     @field_validator("budget", "reserve", mode="before")
@@ -109,7 +109,7 @@ class Recipe(Settings):
     """A whole recipe, resolved and validated."""
 
     name: str
-    description: str = ""
+    description: str = Field(default="", description="a sentence, which the plan begins with")
     model: ModelSettings
     data: DataSettings
     hyperparameters: Hyperparameters

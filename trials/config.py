@@ -44,7 +44,7 @@ class Hyperparameters(Settings):
     weight_decay: float = Field(default=0.01, ge=0, le=1, description="decoupled, per unit of learning rate")
     optimizer: Optimizer = Field(default="adamw_torch", description="its name in transformers")
     max_grad_norm: float | None = Field(
-        default=1.0, gt=0, description="L2 norm over all adapter gradients; None: gradients are not clipped"
+        default=1.0, gt=0, description="L2 norm over all adapter gradients; null: gradients are not clipped"
     )
     neftune_noise_alpha: float = Field(default=0.0, ge=0, description="NEFTune noise (arXiv 2310.05914); 0 is off")
     use_rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank) (arXiv 2312.03732)")
@@ -74,9 +74,9 @@ class ModelSettings(Settings):
     """The frozen base model."""
 
     name: str = Field(description="folder, or name on the model hub")
-    revision: str | None = Field(default=None, description="commit or tag on the hub; None for the newest")
+    revision: str | None = Field(default=None, description="commit or tag on the hub; null for the newest")
     chat_template: str | None = Field(
-        default=None, description="mistral, zephyr, a Jinja file, or a name in the tokenizer; None: the tokenizer's own"
+        default=None, description="mistral, zephyr, a Jinja file, or a name in the tokenizer; null: the tokenizer's own"
     )
     quantization: Literal["nf4", "none"] = Field(default="nf4", description="nf4: 4-bit with double quantisation")
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -95,10 +95,10 @@ class DataSettings(Settings):
     train: str = Field(description="source of the rows that are trained on")
     eval: str = Field(description="source of the rows that the search is judged on")
     test: str | None = Field(default=None, description="source of rows that only the finished search looks at")
-    train_rows: Share | None = Field(default=None, description="at most so many rows, or this fraction; None: all")
+    train_rows: Share | None = Field(default=None, description="at most so many rows, or this fraction; null: all")
     eval_rows: Share | None = Field(default=None, description="the same for eval")
     test_rows: Share | None = Field(default=None, description="the same for test")
-    subset_seed: int | None = Field(default=None, ge=0, description="of a random subset; None: rows from the top")
+    subset_seed: int | None = Field(default=None, ge=0, description="of a random subset; null: rows from the top")
     select: Literal["all", "correct", "reflected"] = Field(
         default="all", description="thoughts to train on: right at once, mended by reflection, or both"
     )
@@ -131,7 +131,7 @@ class EvaluationSettings(Settings):
     divergence_factor: float = Field(default=2.0, gt=1, description="ends a trial above so many times the base's loss")
     batch_rows: int = Field(default=16, ge=1, description="rows evaluated at once; doesn't change the loss")
     score_rows: int | None = Field(
-        default=None, ge=2, description="first eval rows, answered and scored at rungs and at the end; None: none"
+        default=None, ge=2, description="first eval rows, answered and scored at rungs and at the end; null: none"
     )
 
 
@@ -147,7 +147,7 @@ class Machine(Settings):
     )
     micro_batch_rows: int | None = Field(default=None, ge=1, description="at most so many rows of one forward pass")
     gpu_memory_gib: float | None = Field(
-        default=None, gt=0, description="GPU memory that the engine may reserve; None: 94 % of the GPU's"
+        default=None, gt=0, description="GPU memory that the engine may reserve; null: 94 % of the GPU's"
     )
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations to save memory; the engine plans it"
@@ -158,12 +158,12 @@ class Machine(Settings):
     )
     cpu_threads: int | None = Field(default=None, ge=1, description="torch threads of one trial on a CPU")
     checkpoint_every_rows: int | None = Field(
-        default=None, ge=1, description="training rows from one checkpoint to the next; None: none are written"
+        default=None, ge=1, description="training rows from one checkpoint to the next; null: none are written"
     )
     checkpoint_evaluations: bool = Field(
         default=False, description="also one at every evaluation, before anybody is asked whether the trial goes on"
     )
-    keep_checkpoints: int | None = Field(default=None, ge=1, description="the newest so many; None: all")
+    keep_checkpoints: int | None = Field(default=None, ge=1, description="the newest so many; null: all")
     step_limit_seconds: float = Field(
         default=600.0,
         gt=0,
@@ -176,7 +176,7 @@ class TrackingSettings(Settings):
 
     wandb: bool = Field(default=True, description="log there, if the environment has what it needs")
     project: str = Field(default="qlora-search", description="a WANDB_PROJECT in the environment goes before it")
-    run_name: str | None = Field(default=None, description="None: search and trial")
+    run_name: str | None = Field(default=None, description="null: search and trial")
     run_id: str | None = Field(default=None, description="of a run to go on with")
 
 
