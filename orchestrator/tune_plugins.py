@@ -119,13 +119,27 @@ class ConductedSearcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ship
 
 
 class QuietProgress(_StaysHere, TrialProgressCallback):  # type: ignore[misc]
-    """In place of Tune's own, which prints a line for some trials at whatever verbosity."""
+    """Stands in for Tune's own, which prints a line for some trials at whatever verbosity, and makes ended trials small.
+
+    Tune writes all its trials to a file when the search is over, within the reserve. With the statistics that it keeps
+    of every metric that took 20 s for 2,293 stretches of the demo on two cores.
+    """
 
     def log_result(self, trial: Trial, result: dict[str, Any], error: bool = False) -> None:
-        """The conductor's listener tells of it."""
+        """Does nothing: the conductor's listener tells of it."""
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """The same."""
+        """Tune calls this last for every trial that ended without an error."""
+        _drop_results(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tune calls this last for every trial that an error has ended."""
+        _drop_results(trial)
+
+
+def _drop_results(trial: Trial) -> None:
+    kept = trial.run_metadata
+    kept.metric_analysis, kept.metric_n_steps, kept.last_result = {}, {}, {}
 
 
 class ConductedScheduler(_StaysHere, FIFOScheduler):  # type: ignore[misc]

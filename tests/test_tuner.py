@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import signal
 from collections.abc import Iterator
@@ -190,11 +191,16 @@ def test_several_trials_processes_start_side_by_side(
         (TrialStarted, "0002"),
         (TrialStarted, "0003"),
     ]
+    # What Tune writes at the end, within the reserve, has no results of the trials.
+    (state,) = (run.path / "ray").glob("experiment_state-*.json")
+    kept = [json.loads(metadata) for _, metadata in json.loads(state.read_text())["trial_data"]]
+    assert len(kept) == 4
+    assert not any(each["metric_analysis"] or each["metric_n_steps"] or each["last_result"] for each in kept)
 
 
 def test_tune_prints_nothing_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
     quiet = tune_plugins.QuietProgress()
-    trial = SimpleNamespace(last_result={"done": True, "training_iteration": 1})
+    trial = SimpleNamespace(last_result={"done": True, "training_iteration": 1}, run_metadata=SimpleNamespace())
     quiet.on_trial_result(1, [], trial, trial.last_result)
     quiet.on_trial_complete(1, [], trial)
     quiet.on_trial_complete(2, [], trial)
