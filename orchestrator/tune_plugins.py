@@ -119,7 +119,7 @@ class ConductedSearcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ship
 
 
 class QuietProgress(_StaysHere, TrialProgressCallback):  # type: ignore[misc]
-    """Stands in for Tune's own, which prints a line for some trials at whatever verbosity, and makes ended trials small.
+    """Stands in for Tune's own, which prints lines at whatever verbosity, and makes ended trials small.
 
     Tune writes all its trials to a file when the search is over, within the reserve. With the statistics that it keeps
     of every metric that took 20 s for 2,293 stretches of the demo on two cores.
