@@ -138,7 +138,7 @@ def test_an_export_that_fails_leaves_the_users_folders_beside_it(
         _other_adapters(tmp_path / name)
     before = contents(tmp_path)
     assert main([str(won.path), "--to", str(tmp_path / "models")]) == 3
-    assert "adapter_model.safetensors is not what was saved: its SHA-256" in capsys.readouterr().err
+    assert "adapter_model.safetensors isn't what was written: its SHA-256" in capsys.readouterr().err
     assert contents(tmp_path) == before
 
 
