@@ -22,8 +22,9 @@ from trials.config import Hyperparameters
 
 DOCS = Path(__file__).parent.parent / "docs"
 REFERENCE, SCHEMA = "recipe.md", "recipe.schema.json"
-_NO_KEYS = ("name",)
-"""A recipe's name is that of its file."""
+_WHOLE = ("Range", "Choices")
+"""What other recipes add nothing to."""
+_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _INTRODUCTION = f"""# Keys of a recipe
 
 A recipe is a YAML file; those that ship are in `search_spaces/`. A key that a recipe leaves out has the value of the
@@ -63,10 +64,9 @@ def files() -> dict[str, str]:
 def schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe file, whose every key may come from the recipe that it extends."""
     made = Recipe.model_json_schema()
-    definitions = {name: _partial(each) for name, each in made["$defs"].items()}
-    for name in ("Range", "Choices"):  # nothing is added to these by other recipes
-        definitions[name] = made["$defs"][name]
-    keys = {name: each for name, each in made["properties"].items() if name not in _NO_KEYS}
+    definitions = {name: each if name in _WHOLE else _partial(each) for name, each in made["$defs"].items()}
+    # A recipe's name is that of its file.
+    keys = {name: each for name, each in made["properties"].items() if name != "name"}
     keys |= {"extends": _EXTENDS, "space": _space(), "start": _start()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -130,9 +130,6 @@ def _allowed(key: Mapping[str, Any]) -> str:
     words = {"null": "`null`", "boolean": "`true`, `false`", "string": "text", "integer": "whole number"}
     bounds = [f"{sign} {key[name]:g}" for name, sign in _BOUNDS.items() if name in key]
     return " ".join([words.get(key["type"], "number"), ", ".join(bounds)]).strip()
-
-
-_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
 if __name__ == "__main__":

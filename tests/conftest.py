@@ -18,6 +18,7 @@ from search_spaces.recipe import load_recipe
 from search_spaces.schema import Recipe
 from tests.fake_driver import FakeDriver
 from tests.searches import make_run, make_search
+from trials import gpus
 from trials.config import TrialConfig
 
 if TYPE_CHECKING:
@@ -159,9 +160,10 @@ def no_earlier_searches() -> None:
 
 
 @pytest.fixture
-def fake_driver(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+def fake_driver(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
     """A machine without a GPU, whatever this one has; call it to put some in."""
-    return FakeDriver(tmp_path_factory.mktemp("driver"), monkeypatch)
+    yield FakeDriver(tmp_path_factory.mktemp("driver"), monkeypatch)
+    gpus._known.cache_clear()
 
 
 @pytest.fixture

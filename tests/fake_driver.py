@@ -29,6 +29,7 @@ class FakeDriver:
         patch.setenv(gpus.ORDER, "PCI_BUS_ID")
         patch.setenv(gpus.VISIBLE, "")  # so that what a test sets is gone after it
         patch.delenv(gpus.VISIBLE)
+        gpus._known.cache_clear()
 
     def __call__(self, *names: str, total_mib: str = "24564", free_mib: str = "24083") -> None:
         """Has these GPUs from now on."""
@@ -37,6 +38,7 @@ class FakeDriver:
         folder.mkdir(parents=True)
         self._patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
         _write_command(folder, names, f"{total_mib}, {free_mib}")
+        gpus._known.cache_clear()
 
 
 def _write_command(folder: Path, names: Sequence[str], memory: str) -> None:

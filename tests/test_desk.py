@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
 from typing import Any
@@ -15,6 +15,7 @@ from orchestrator import desk as desk_module
 from orchestrator.conversation import Ended, Logged
 from orchestrator.desk import Desk
 from tests.searches import point
+from tests.waiting import wait_until
 
 WAIT = 20
 AT_ONCE = 0.3
@@ -196,7 +197,7 @@ def test_a_rank_that_fails_alone_leaves_the_others_waiting(desk: Desk, monkeypat
     number, _ = taken(desk)
     desk.end(number, 0, OF_ITS_OWN)
     assert desk.seconds_since_progress() is None  # the others may be on their way out
-    wait_until(lambda: desk.seconds_since_progress() == float("inf"))
+    assert wait_until(lambda: desk.seconds_since_progress() == float("inf"), WAIT)
     desk.end(number, 1, HEARD)
     assert desk.seconds_since_progress() is None
 
@@ -228,14 +229,14 @@ def test_a_rank_that_had_nothing_to_do_and_is_not_heard_of_any_more_is_missed(
     monkeypatch.setattr(desk_module, "_MISSING_SECONDS", 0.2)
     desk.beat(0, None)
     desk.beat(1, None)  # and is stopped
-    wait_until(lambda: (desk.seconds_since_progress() or 0.0) > 0.4)
+    assert wait_until(lambda: (desk.seconds_since_progress() or 0.0) > 0.4, WAIT)
 
 
 def test_processes_that_never_come_are_missed(desk: Desk) -> None:
     desk.beat(0, None)
     first = desk.seconds_since_progress()
     assert first is not None
-    wait_until(lambda: (desk.seconds_since_progress() or 0.0) > first)
+    assert wait_until(lambda: (desk.seconds_since_progress() or 0.0) > first, WAIT)
 
 
 def test_a_trial_that_is_not_there_has_ended(desk: Desk) -> None:
@@ -283,10 +284,3 @@ def test_trials_come_and_go_from_many_threads(desk: Desk, calls: ThreadPoolExecu
     desk.close()
     first, second = (rank.result(WAIT) for rank in ranks)
     assert first == second >= 1
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    ends = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.05)

@@ -30,6 +30,7 @@ from search_spaces.recipe import load_recipe
 from tests.conftest import SMALL
 from tests.hanging import HangingOnce
 from tests.searches import make_run, make_search
+from tests.waiting import wait_until
 from trials.output import LOG_FILE
 from trials.records import EndingKind, Origin, TrialFolder
 
@@ -245,13 +246,6 @@ def test_a_trial_has_left_once_nothing_of_it_runs(two_gpus: None, tmp_path: Path
     time.sleep(2.0)
     assert process.cpu_times().user - spent < 1.0
     engines.close()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    ends = time.monotonic() + seconds
-    while not condition() and time.monotonic() < ends:
-        time.sleep(0.1)
-    return condition()
 
 
 def test_where_trials_have_processes_of_their_own_there_is_no_engine(search: Search) -> None:

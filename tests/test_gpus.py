@@ -65,7 +65,6 @@ def test_a_driver_that_cannot_be_asked_is_no_machine_without_a_gpu(
     gpus._known.cache_clear()
     assert driver_here() == "Driver/library version mismatch"
     assert gpu_count() == 1
-    gpus._known.cache_clear()
 
 
 FOUR = tuple(GpuState(number, ADA, 1, 1, f"GPU-{number}aaa") for number in range(4))

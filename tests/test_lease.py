@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from orchestrator import lease
 from orchestrator.lease import only_command
 from orchestrator.object_store import ObjectStore
 from tests.commands import ROOT, environment
+from tests.waiting import wait_until
 from trials.errors import EXIT_INTERRUPTED, RunFolderError
 
 HOLD = """
@@ -79,20 +79,13 @@ def test_another_machine_waits_until_a_killed_holder_is_forgotten(
     process = holder(url, "/one")
     try:
         begun = store.modified("lock/1.json")
-        wait_until(lambda: (store.modified("lock/1.json") - begun).total_seconds() > 5)
+        assert wait_until(lambda: (store.modified("lock/1.json") - begun).total_seconds() > 5, 60)
         with pytest.raises(RunFolderError, match="in use"), only_command(store, Path("/two")):
             pass
     finally:
         process.kill()
         process.communicate()
-    wait_until(lambda: is_free(store))
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < ends
-        time.sleep(0.1)
+    assert wait_until(lambda: is_free(store), 60)
 
 
 def is_free(store: ObjectStore) -> bool:

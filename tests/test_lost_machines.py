@@ -15,7 +15,8 @@ from ray.cluster_utils import Cluster
 from orchestrator import tuner
 from orchestrator.engines import Engines, cores_of_nodes
 from orchestrator.run_folder import Placement
-from tests.test_engines import make_engine_search, wait_until
+from tests.test_engines import make_engine_search
+from tests.waiting import wait_until
 from trials.errors import InputError
 
 

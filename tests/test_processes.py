@@ -6,14 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from orchestrator.processes import SessionMark, children, end_session, is_alive, processes
 from tests.commands import ROOT
+from tests.waiting import wait_until
 
 # Starts a child that says its id and goes on without it, in a process group of its own, as Ray's workers are.
 ORPHANING = """
@@ -44,13 +44,6 @@ def leader() -> Iterator[subprocess.Popen[str]]:
     yield process
     end_session(process.pid)
     process.communicate()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    ends = time.monotonic() + seconds
-    while not condition() and time.monotonic() < ends:
-        time.sleep(0.05)
-    return condition()
 
 
 def test_a_session_is_ended_with_processes_whose_parent_is_gone(leader: subprocess.Popen[str]) -> None:

@@ -12,9 +12,9 @@ import re
 import runpy
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -62,16 +62,14 @@ def driver_here() -> Driver | str | None:
     return found if isinstance(found, str) else _by_files()
 
 
-def gpus_here(environ: Mapping[str, str] = os.environ) -> tuple[GpuState, ...]:
-    """Return the GPUs that a process with these variables may use, with the memory that is free now."""
-    found = driver_here()
-    return visible(found.gpus, environ.get(VISIBLE)) if isinstance(found, Driver) else ()
+def gpus_here() -> tuple[GpuState, ...]:
+    """Return the GPUs that this process may use, with the memory that is free now."""
+    return _usable(driver_here())
 
 
 def gpu_names() -> list[str]:
     """Return the names of the GPUs that this process may use, as the driver calls them."""
-    found = _known(os.environ.get("PATH", ""))
-    return [gpu.name for gpu in visible(found.gpus, os.environ.get(VISIBLE))] if isinstance(found, Driver) else []
+    return [gpu.name for gpu in _usable(_known())]
 
 
 def gpu_count() -> int:
@@ -79,9 +77,8 @@ def gpu_count() -> int:
 
     One, if a driver is there that can't be asked: a search on the CPU instead would be a surprise.
     """
-    if isinstance(_known(os.environ.get("PATH", "")), str):
-        return int(os.environ.get(VISIBLE) != "")
-    return len(gpu_names())
+    found = _known()
+    return int(os.environ.get(VISIBLE) != "") if isinstance(found, str) else len(_usable(found))
 
 
 def visible(gpus: Sequence[GpuState], given: str | None) -> tuple[GpuState, ...]:
@@ -128,10 +125,14 @@ def torch_cuda() -> str | None:
     return version
 
 
-@lru_cache(maxsize=4)
-def _known(path: str) -> Driver | str | None:  # noqa: ARG001 - who finds another nvidia-smi asks again
-    """What does not change while a process runs."""
+@cache
+def _known() -> Driver | str | None:
+    """As `driver_here`, asked once: names and numbers do not change while a process runs."""
     return driver_here()
+
+
+def _usable(found: Driver | str | None) -> tuple[GpuState, ...]:
+    return visible(found.gpus, os.environ.get(VISIBLE)) if isinstance(found, Driver) else ()
 
 
 def _by_nvml() -> Driver | str | None:
@@ -145,19 +146,14 @@ def _by_nvml() -> Driver | str | None:
         return None if error.value in absent else str(error)
     try:
         number = pynvml.nvmlSystemGetCudaDriverVersion_v2()
-        gpus = tuple(_of_nvml(index) for index in range(pynvml.nvmlDeviceGetCount()))
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        gpus = tuple(_state(index, handle) for index, handle in enumerate(handles))
         version = str(pynvml.nvmlSystemGetDriverVersion())
     except pynvml.NVMLError as error:
         return str(error)
     finally:
         pynvml.nvmlShutdown()
     return Driver(version, (number // 1000, number % 1000 // 10), gpus, torch_cuda())
-
-
-def _of_nvml(index: int) -> GpuState:
-    import pynvml
-
-    return _state(index, pynvml.nvmlDeviceGetHandleByIndex(index))
 
 
 def _state(index: int, handle: object) -> GpuState:
