@@ -50,9 +50,9 @@ def only_command(store: ObjectStore, copy: Path) -> Iterator[None]:
     `RunFolderError` while another holds it. Should this one be out of the store's reach for so long that another takes
     it over, this process ends.
     """
-    name = _take(store, Holder.of_this(copy))
-    is_over = threading.Event()
-    content = store.read(name)
+    holder = Holder.of_this(copy)
+    name = _take(store, holder)
+    is_over, content = threading.Event(), _content(holder)
     threading.Thread(target=_renew, args=(store, name, content, is_over), daemon=True).start()
     try:
         yield
@@ -65,8 +65,8 @@ def only_command(store: ObjectStore, copy: Path) -> Iterator[None]:
 def _take(store: ObjectStore, holder: Holder) -> str:
     """The name of a lease that is this process's from now on."""
     number = max(_numbers(store), default=0) + 1
-    name, content = _name(number), json.dumps(asdict(holder)).encode()
-    if not store.create(name, content):
+    name = _name(number)
+    if not store.create(name, _content(holder)):
         raise _taken(store, _holder(store, name))
     for other in [other for other in _numbers(store) if other < number]:
         its = _holder(store, _name(other))
@@ -110,11 +110,19 @@ def _taken(store: ObjectStore, holder: Holder | None) -> RunFolderError:
     )
 
 
+def _content(holder: Holder) -> bytes:
+    return json.dumps(asdict(holder)).encode()
+
+
 def _holder(store: ObjectStore, name: str) -> Holder | None:
+    """None where the lease has been given back."""
     try:
         return Holder(**json.loads(store.read(name)))
-    except (FileNotFoundError, ValueError, TypeError):
+    except FileNotFoundError:
         return None
+    except (ValueError, TypeError):
+        # In a folder of this machine a lease is there before its content is: it counts as held, until it's too old.
+        return Holder("another command", "")
 
 
 def _numbers(store: ObjectStore) -> list[int]:

@@ -160,7 +160,7 @@ def test_a_search_of_an_earlier_version_has_no_hashes_and_is_exported(trained: R
     adapter.rename(adapter.with_name("adapter.old"))
     assert export_best(trained).manifest["trial"] == "0001"
     trained.trial("0001").joinpath("adapter.old", "adapter_model.safetensors").write_bytes(b"\x10")
-    with pytest.raises(ExportNotVerified, match="is damaged: it has 1 bytes, and its header tells of None"):
+    with pytest.raises(ExportNotVerified, match="is damaged: it has 1 bytes, and its header tells of 0"):
         export_best(trained)
 
 

@@ -105,6 +105,13 @@ def test_who_was_taken_over_ends(store: ObjectStore, url: str) -> None:
     assert store.names("lock/") == []
 
 
+def test_a_lease_whose_content_is_not_written_yet_is_held(store: ObjectStore) -> None:
+    store.write("lock/1.json", b"")
+    with pytest.raises(RunFolderError, match="is in use by another command"), only_command(store, Path("/one")):
+        raise AssertionError("two have it")
+    assert store.names("lock/") == ["lock/1.json"]
+
+
 def test_of_many_at_once_one_has_it_at_most(store: ObjectStore) -> None:
     inside, most, refused, lock = [0], [0], [0], threading.Lock()
     begin = threading.Barrier(8)
