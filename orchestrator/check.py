@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from orchestrator.mirror import Mirror
-from orchestrator.problems import Problem, problems
-from orchestrator.run_folder import RunFolder
-from orchestrator.run_places import only_here_and_there, open_at, place_of, publish
-from trials.command_line import run as run_command
+from orchestrator.integrity.problems import Problem, problems
+from orchestrator.state.run_dir import RunFolder
+from orchestrator.storage.locations import only_here_and_there, open_at, place_of, publish
+from orchestrator.storage.mirror import Mirror
+from trials.cli import run as run_command
 from trials.errors import EXIT_DONE
 
 EXIT_DAMAGED = 3

@@ -12,21 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from orchestrator.clock import SteadyClock
-from orchestrator.deadline import Deadline, from_budget, from_until
-from orchestrator.finding import Level, refuse_impossible
-from orchestrator.finish import finish
-from orchestrator.forecast import predict
-from orchestrator.giving_up import giving_up
-from orchestrator.interruption import Interruption, interruptible
-from orchestrator.pace import Pace
-from orchestrator.perseverance import SessionCode, persevere_with
-from orchestrator.placement import refuse_small_batches
-from orchestrator.plan import Sizes, describe
-from orchestrator.preflight import decisive_findings, preflight, preflight_lines
-from orchestrator.ray_address import named_cluster
-from orchestrator.run_folder import RunFolder, Search
-from orchestrator.run_places import (
+from orchestrator.monitoring.search_log import log_command
+from orchestrator.planning.forecast import predict
+from orchestrator.planning.placement import refuse_small_batches
+from orchestrator.planning.plan_text import Sizes, describe
+from orchestrator.planning.throughput import Pace
+from orchestrator.preflight.checks import decisive_findings, preflight, preflight_lines
+from orchestrator.ray_setup.address import named_cluster
+from orchestrator.state.check_result import Level, refuse_impossible
+from orchestrator.state.clock import SteadyClock
+from orchestrator.state.deadline import Deadline, from_budget, from_until
+from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.storage.locations import (
     create_at,
     only_here_and_there,
     open_at,
@@ -34,14 +31,17 @@ from orchestrator.run_places import (
     publish,
     refuse_taken_place,
 )
-from orchestrator.search_log import log_command
+from orchestrator.supervisor.finalize import finish
+from orchestrator.supervisor.give_up import giving_up
+from orchestrator.supervisor.interruption import Interruption, interruptible
+from orchestrator.supervisor.supervisor import SessionCode, persevere_with
 from search_spaces.layers import flatten
-from search_spaces.recipe import DEFAULT_RECIPE, ResolvedRecipe, load_recipe
+from search_spaces.loader import DEFAULT_RECIPE, ResolvedRecipe, load_recipe
 from search_spaces.schema import Recipe
-from trials.command_line import run
+from trials.cli import run
 from trials.config import ALL_LINEAR
-from trials.disk import disk_full_in, is_disk_full, refuse_unwritable
-from trials.engine.shape import base_shape
+from trials.console.terminal import survives_hangup
+from trials.console.unexpected import explained
 from trials.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -51,10 +51,10 @@ from trials.errors import (
     SearchBroken,
     TuningError,
 )
-from trials.gpus import gpu_count
-from trials.source import with_home
-from trials.terminal import survives_hangup
-from trials.unexpected import explained
+from trials.model.architecture import base_shape
+from trials.sources.source import with_home
+from trials.system.disk_full import disk_full_in, is_disk_full, refuse_unwritable
+from trials.system.gpus import gpu_count
 
 
 def parser() -> argparse.ArgumentParser:
@@ -218,7 +218,7 @@ def _moved(deadline: Deadline, to: Deadline) -> Deadline:
 
 def _pinned(resolved: ResolvedRecipe) -> tuple[Recipe, Mapping[str, str]]:
     """The recipe with the commits that its names on the hub mean now, and where they came from."""
-    from trials.pinning import pinned_data, pinned_model
+    from trials.sources.pinning import pinned_data, pinned_model
 
     recipe = resolved.recipe
     pinned = recipe.model_copy(update={"data": pinned_data(recipe.data), "model": pinned_model(recipe.model)})
@@ -229,7 +229,7 @@ def _pinned(resolved: ResolvedRecipe) -> tuple[Recipe, Mapping[str, str]]:
 
 def _with_named_targets(recipe: Recipe) -> Recipe:
     """The recipe with the names of this base model's layers in place of `all-linear`."""
-    from trials.model import named_targets
+    from trials.model.loading import named_targets
 
     if ALL_LINEAR not in recipe.all_targets():
         return recipe
@@ -270,8 +270,8 @@ def _gpus_per_trial(asked: int | None) -> int:
 
 def _check_input(recipe: Recipe) -> Sizes:
     """Reads and tokenises all rows: whatever is wrong with them is said before a model loads or Ray starts."""
-    from trials.data import load_data
-    from trials.model import check_base, check_targets, load_tokenizer, refuse_unknown_tokens
+    from trials.data.dataset import load_data
+    from trials.model.loading import check_base, check_targets, load_tokenizer, refuse_unknown_tokens
 
     tokenizer = load_tokenizer(recipe.model)
     check_base(recipe.model)

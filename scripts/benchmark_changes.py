@@ -36,11 +36,11 @@ def measure(work: Path, trials: int) -> dict[str, Any]:
     import torch
 
     from trials.config import DataSettings, EvaluationSettings, Hyperparameters, Machine, ModelSettings, TrialConfig
-    from trials.data import load_data
+    from trials.data.dataset import load_data
     from trials.engine.engine import Engine
-    from trials.model import load_tokenizer
-    from trials.records import Origin, TrialFolder
-    from trials.supervisor import Decision
+    from trials.model.loading import load_tokenizer
+    from trials.records.trial_dir import Origin, TrialFolder
+    from trials.training.evaluation_loop import Decision
 
     settings = ModelSettings(name=str(work / "nf4"))
     rows = DataSettings(

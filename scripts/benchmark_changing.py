@@ -13,14 +13,14 @@ from typing import Any
 import ray
 from ray.util import placement_group_table
 
-from orchestrator.conversation import Ended
-from orchestrator.deadline import from_budget
-from orchestrator.engines import Engines
-from orchestrator.run_folder import Search
-from orchestrator.tuner import placed, ray_session
-from search_spaces.recipe import load_recipe
+from orchestrator.execution.channel import Ended
+from orchestrator.execution.tune_run import placed, ray_session
+from orchestrator.execution.worker_pool import Engines
+from orchestrator.state.deadline import from_budget
+from orchestrator.state.run_dir import Search
+from search_spaces.loader import load_recipe
 from trials.config import TrialConfig
-from trials.records import Origin, TrialFolder
+from trials.records.trial_dir import Origin, TrialFolder
 
 _PATIENCE_SECONDS = 120.0
 

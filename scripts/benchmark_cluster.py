@@ -26,15 +26,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from orchestrator.board import Board
-from orchestrator.clock import SteadyClock
-from orchestrator.deadline import Deadline
-from orchestrator.events import Event, TrialStarted, in_turn
-from orchestrator.finding import Finding
-from orchestrator.run_folder import BASE_TRIAL_ID, RunFolder, Search, create_run_folder
+from orchestrator.controller.events import Event, TrialStarted, in_turn
+from orchestrator.monitoring.progress import Board
+from orchestrator.state.check_result import Finding
+from orchestrator.state.clock import SteadyClock
+from orchestrator.state.deadline import Deadline
+from orchestrator.state.run_dir import BASE_TRIAL_ID, RunFolder, Search, create_run_folder
 from scripts.sleeping_engine import STRETCHES, SleepingEngine
-from search_spaces.recipe import load_recipe
-from trials.files import read_json_lines
+from search_spaces.loader import load_recipe
+from trials.system.files import read_json_lines
 
 _MIB = 2**20
 _OBJECT_STORE_BYTES = 80 * _MIB
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 def _cluster(nodes: int) -> Iterator[None]:
     from ray.cluster_utils import Cluster
 
-    from orchestrator.tuner import ray_session
+    from orchestrator.execution.tune_run import ray_session
 
     options = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": _OBJECT_STORE_BYTES}
     # Also without a dashboard Ray wants a port for it, and another Ray on this machine may have the usual one.
@@ -155,8 +155,8 @@ def _free_port() -> int:
 
 def _prepared(run: RunFolder, arguments: argparse.Namespace) -> tuple[Search, list[Finding], float]:
     """The search with its place, what the preflight found, and how long that took."""
-    from orchestrator.preflight_cluster import cluster_findings
-    from orchestrator.tuner import placed
+    from orchestrator.execution.tune_run import placed
+    from orchestrator.preflight.cluster import cluster_findings
 
     settings = [
         f"train_tokens={round(arguments.seconds * 1000)}",
@@ -181,9 +181,10 @@ def _prepared(run: RunFolder, arguments: argparse.Namespace) -> tuple[Search, li
 
 
 def _search(run: RunFolder, search: Search, memory: Memory) -> None:
-    from orchestrator import engines, tuner
-    from orchestrator.conductor import Conductor
-    from orchestrator.metrics import Metrics
+    from orchestrator.controller.controller import Conductor
+    from orchestrator.execution import tune_run as tuner
+    from orchestrator.execution import worker_pool as engines
+    from orchestrator.monitoring.prometheus import Metrics
 
     engines.EngineActor = SleepingEngine  # type: ignore[attr-defined]
     board, clock = Board(tuple(search.recipe.space)), SteadyClock()

@@ -50,10 +50,10 @@ def measure(folder: Path, data_format: str, tokenizer: str) -> dict[str, float]:
 
 
 def _measured(folder: Path, data_format: str, tokenizer: str) -> dict[str, float]:
-    from trials.command_line import quiet_libraries
+    from trials.cli import quiet_libraries
     from trials.config import DataSettings, ModelSettings
-    from trials.data import load_data
-    from trials.model import load_tokenizer
+    from trials.data.dataset import load_data
+    from trials.model.loading import load_tokenizer
 
     quiet_libraries()
     loaded = load_tokenizer(ModelSettings(name=tokenizer, chat_template="mistral"))

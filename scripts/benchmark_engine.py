@@ -14,9 +14,9 @@ _FURTHER_STEPS = 8
 def engine_entry(job: Job) -> Measured:
     """Our engine with `job.engine.trials` trials on rows of `job.rows`, each taking its optimizer steps for ever."""
     from trials.config import Machine, ModelSettings
-    from trials.engine.frozen import freeze
-    from trials.engine.loop import Loop
-    from trials.model import compute_dtype, load_base
+    from trials.engine.model.frozen_base import freeze
+    from trials.engine.runtime.step_loop import Loop
+    from trials.model.loading import compute_dtype, load_base
 
     assert job.engine is not None
     settings = ModelSettings(name=str(job.folder / "nf4"))
@@ -40,13 +40,13 @@ def engine_entry(job: Job) -> Measured:
 
 def _trainee(job: Job, loop: Any, number: int, rows: Sequence[Any]) -> Any:
     from trials.config import DataSettings, Hyperparameters, ModelSettings, TrialConfig
-    from trials.engine.adapter import Adapter, parameter_count
-    from trials.engine.experience import Guest
-    from trials.engine.order import RowOrder
-    from trials.engine.planning import adapter_bytes
-    from trials.engine.stepping import Stepper
-    from trials.engine.trainee import Trainee
+    from trials.engine.lora.adapter import Adapter, parameter_count
+    from trials.engine.memory.oom_history import Guest
+    from trials.engine.optim.flat import Stepper
+    from trials.engine.runtime.adapter_trainer import Trainee
+    from trials.model.memory_plan import adapter_bytes
     from trials.schedule import Length
+    from trials.training.row_order import RowOrder
 
     assert job.engine is not None
     work = job.engine
@@ -75,7 +75,7 @@ def _trainee(job: Job, loop: Any, number: int, rows: Sequence[Any]) -> Any:
 
 def _tokenized(job: Job) -> list[Any]:
     """The second half of each row is learned."""
-    from trials.tokenization import IGNORED, TokenizedRow
+    from trials.data.tokenization import IGNORED, TokenizedRow
 
     rows = []
     for number, ids in enumerate(read_rows(job.folder / f"{job.rows}.jsonl")):

@@ -26,7 +26,7 @@ import yaml
 
 from scripts.benchmark_changing import change_trials
 from scripts.benchmark_work import MISTRAL_7B, TINY, prepare
-from trials.records import EvalPoint, read_trial
+from trials.records.trial_dir import EvalPoint, read_trial
 
 _EVALUATIONS = 4
 _MEMORY_GIB = 22.5

@@ -27,8 +27,8 @@ from typing import Any
 import yaml
 
 from scripts.benchmark_stock import EVAL_ROWS, EVALUATIONS, HIGHEST_RATE, LOWEST_RATE, RANKS, STEP_ROWS, STEPS
-from trials.files import read_json_lines
-from trials.gpus import gpu_count
+from trials.system.files import read_json_lines
+from trials.system.gpus import gpu_count
 
 STOCK_TRIALS, OUR_TRIALS = 3, 24
 _TIMEOUT_SECONDS = 420

@@ -26,7 +26,7 @@ from scripts.benchmark_processes import Children
 from scripts.benchmark_search import compare_searches
 from scripts.benchmark_table import floors_text, rows_of, table
 from scripts.benchmark_work import MISTRAL_7B, TINY, row_lengths
-from trials.files import write_json
+from trials.system.files import write_json
 
 ENTRY_SECONDS = 150
 """An entry that takes longer is ended; a hanging one mustn't take the others' time."""

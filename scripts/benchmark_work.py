@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trials.files import write_text
+from trials.system.files import write_text
 
 UNK_ID, BOS_ID, EOS_ID, PAD_ID, FIRST_WORD_ID = range(5)
 LONG_ROW_TOKENS = 2048
@@ -131,7 +131,7 @@ def _write_nf4(source: Path, folder: Path, device: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from trials.model import nf4_config
+    from trials.model.loading import nf4_config
 
     model = AutoModelForCausalLM.from_pretrained(
         source,

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.ray_token import mend_token
+from orchestrator.ray_setup.token import mend_token
 from trials.errors import InputError
 
 FOLDER = "~/qlora-orchestrator"

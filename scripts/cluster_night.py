@@ -22,13 +22,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.run_folder import RunFolder
+from orchestrator.state.run_dir import RunFolder
 from scripts import namespaces
 from scripts.kill_night_checks import evaluations, problems
 from scripts.namespaces import Host
 from scripts.played_cluster import PlayedCluster, say
 from trials.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED
-from trials.files import read_json_lines
+from trials.system.files import read_json_lines
 
 _CANNOT = 3
 _SEARCH = ["demo", "--budget", "20m", "--set", "data.eval_rows=60"]

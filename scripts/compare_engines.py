@@ -35,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(count: int) -> Iterator[tuple[str, list[float]]]:
     """What is compared, and the largest relative difference of each configuration's curves."""
-    from search_spaces.recipe import load_recipe
-    from trials.data import load_data
+    from search_spaces.loader import load_recipe
+    from trials.data.dataset import load_data
     from trials.engine.engine import Engine
-    from trials.model import load_tokenizer
-    from trials.training import run_trial
+    from trials.model.loading import load_tokenizer
+    from trials.trl.backend import run_trial
 
     recipe = load_recipe("demo", ["train_tokens=14000", "eval_rows=32", "evaluations=3"], environ={}).recipe
     configs = [_drawn(recipe, number) for number in range(max(count, AT_ONCE))]
@@ -82,8 +82,8 @@ def _with_micro_batch(config: Any, rows: int) -> Any:
 
 
 def _curve(run: Callable[..., Any], config: Any, data: Any, tokenizer: Any) -> Curve:
-    from trials.records import Origin, TrialFolder, read_trial
-    from trials.supervisor import Decision
+    from trials.records.trial_dir import Origin, TrialFolder, read_trial
+    from trials.training.evaluation_loop import Decision
 
     with tempfile.TemporaryDirectory() as folder:
         trial = TrialFolder(Path(folder) / "trial")

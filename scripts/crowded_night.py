@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.deadline import Deadline
-from orchestrator.run_folder import Placement, RunFolder, Search
+from orchestrator.state.deadline import Deadline
+from orchestrator.state.run_dir import Placement, RunFolder, Search
 from scripts.modelled_curves import ModelledCurves
 from scripts.simulated_night import Machine, SimulatedNight
-from search_spaces.recipe import load_recipe
+from search_spaces.loader import load_recipe
 
 _NIGHT = 9 * 3600.0
 _RESERVE = 300.0

@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ray_token import token_path
+from orchestrator.ray_setup.token import token_path
 from scripts.cluster_access import FOLDER, RAY, read_cluster
 from scripts.ray_processes import state_files
-from trials.command_line import run
+from trials.cli import run
 from trials.errors import EXIT_DONE
 
 _LEFT = 1

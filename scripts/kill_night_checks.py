@@ -10,10 +10,10 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.run_folder import BASE_TRIAL_ID, RunFolder
-from orchestrator.study import STUDY_NAME
-from trials.files import read_json_lines
-from trials.records import EndingKind, TrialRecord
+from orchestrator.controller.study import STUDY_NAME
+from orchestrator.state.run_dir import BASE_TRIAL_ID, RunFolder
+from trials.records.trial_dir import EndingKind, TrialRecord
+from trials.system.files import read_json_lines
 
 Evaluations = dict[str, dict[int, float]]
 """Eval losses of every trial by step, in nats per token."""

@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.processes import Process, processes
-from orchestrator.run_folder import RunFolder
-from orchestrator.session_mark import end_last_session
+from orchestrator.state.run_dir import RunFolder
+from orchestrator.supervisor.session_mark import end_last_session
 from scripts.kill_night_checks import Evaluations, evaluations, problems
-from trials.command_line import number_within, whole_number
+from trials.cli import number_within, whole_number
+from trials.system.processes import Process, processes
 
 _ROOT = Path(__file__).parent.parent
 _NAMES = {"engine": "ray::EngineActor", "holder": "ray::ImplicitFunc", "raylet": "raylet", "gcs": "gcs_server"}

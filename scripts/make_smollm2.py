@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts.smollm2_gguf import read_model, read_tokenizer, refuse_other_models
-from trials.command_line import run
+from trials.cli import run
 from trials.errors import EXIT_DONE, ModelError
 
 if TYPE_CHECKING:

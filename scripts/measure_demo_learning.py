@@ -14,17 +14,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from search_spaces.recipe import load_recipe
-from trials.command_line import quiet_libraries
-from trials.data import load_data, load_split
-from trials.judgement import Task, labels_of
-from trials.judging import judge, load_judged
-from trials.labels import LabelReport
-from trials.model import load_tokenizer
-from trials.records import Ending, Origin, TrialFolder, read_trial
-from trials.supervisor import Decision
-from trials.threads import use_threads
-from trials.training import run_trial
+from search_spaces.loader import load_recipe
+from trials.cli import quiet_libraries
+from trials.data.dataset import load_data, load_split
+from trials.evaluation.evaluator import judge, load_judged
+from trials.evaluation.result import Task, labels_of
+from trials.metrics.classification import LabelReport
+from trials.model.loading import load_tokenizer
+from trials.records.trial_dir import Ending, Origin, TrialFolder, read_trial
+from trials.system.threads import use_threads
+from trials.training.evaluation_loop import Decision
+from trials.trl.backend import run_trial
 
 RATES = (1e-5, 2e-4, 1e-3, 3e-3, 1e-2)
 

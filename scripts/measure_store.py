@@ -18,15 +18,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from orchestrator.object_store import ObjectStore
-from orchestrator.run_places import check_store
-from orchestrator.snapshots import TrialStore
-from trials.adapter_check import POINT_FILE
-from trials.checkpoints import CheckpointWriter, LogState
-from trials.command_line import run, whole_number
-from trials.files import append_json_line, replace_folder, write_json
-from trials.records import EVAL_ROWS_FILE, TrialFolder
-from trials.stopwatch import Stopwatch
+from orchestrator.storage.locations import check_store
+from orchestrator.storage.object_store import ObjectStore
+from orchestrator.storage.trial_snapshots import TrialStore
+from trials.cli import run, whole_number
+from trials.records.adapter_check import POINT_FILE
+from trials.records.checkpoints import CheckpointWriter, LogState
+from trials.records.trial_dir import EVAL_ROWS_FILE, TrialFolder
+from trials.system.files import append_json_line, replace_folder, write_json
+from trials.system.timer import Stopwatch
 
 _ROWS = 2000
 _MIB = 2**20

@@ -12,7 +12,7 @@ import random
 
 from scripts.simulated_night import Curve
 from trials.config import Hyperparameters
-from trials.records import EndingKind
+from trials.records.trial_dir import EndingKind
 
 _EVALUATIONS = 36
 

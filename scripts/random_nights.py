@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from orchestrator.deadline import Deadline, first_reserve
-from orchestrator.reserve import expected_seconds
-from orchestrator.run_folder import Placement, RunFolder, Search
+from orchestrator.planning.export_reserve import expected_seconds
+from orchestrator.state.deadline import Deadline, first_reserve
+from orchestrator.state.run_dir import Placement, RunFolder, Search
 from scripts.modelled_curves import ModelledCurves
 from scripts.simulated_night import Accident, Machine, SimulatedNight
-from search_spaces.recipe import load_recipe
-from trials.records import EndingKind, Origin
+from search_spaces.loader import load_recipe
+from trials.records.trial_dir import EndingKind, Origin
 
 _STARTED = datetime(2026, 1, 1, 22, 0, tzinfo=UTC)
 _SHORTEST, _LONGEST = 20 * 60.0, 12 * 3600.0

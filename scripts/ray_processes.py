@@ -21,9 +21,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.processes import Process, processes
-from orchestrator.ray_address import forget_dead_cluster
-from orchestrator.ray_folder import named_base
+from orchestrator.ray_setup.address import forget_dead_cluster
+from orchestrator.ray_setup.folder import named_base
+from trials.system.processes import Process, processes
 
 VARIABLE = "QLORA_CLUSTER"
 ROOT = Path(__file__).resolve().parent.parent

@@ -76,8 +76,8 @@ def drawn(space: dict[str, Any], number: int) -> dict[str, Any]:
 
 def record(run: Run, opened: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Trains it; a line of the table for every evaluation."""
-    from trials.records import Origin, TrialFolder, read_trial
-    from trials.supervisor import Decision
+    from trials.records.trial_dir import Origin, TrialFolder, read_trial
+    from trials.training.evaluation_loop import Decision
 
     values = drawn(opened["recipe"].space, run.configuration)
     known = {"seed": run.seed, "base_eval_loss": opened["base"]}
@@ -95,10 +95,10 @@ def record(run: Run, opened: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _open_engine() -> dict[str, Any]:
     """The demo's recipe, its rows, and its base in an engine."""
-    from search_spaces.recipe import load_recipe
-    from trials.data import load_data
+    from search_spaces.loader import load_recipe
+    from trials.data.dataset import load_data
     from trials.engine.engine import Engine
-    from trials.model import load_tokenizer
+    from trials.model.loading import load_tokenizer
 
     never = ["evaluation.patience=1000", "evaluation.divergence_factor=1000", "wandb=false"]
     recipe = load_recipe("demo", [f"evaluations={EVALUATIONS}", *never], environ={}).recipe

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.simulated_night import Curve
-from search_spaces.recipe import load_recipe
+from search_spaces.loader import load_recipe
 from search_spaces.schema import Choices, Dimension, Recipe
 from trials.config import Hyperparameters
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from orchestrator.deadline import Deadline
-from orchestrator.run_folder import Placement, RunFolder, Search
+from orchestrator.state.deadline import Deadline
+from orchestrator.state.run_dir import Placement, RunFolder, Search
 from scripts.modelled_curves import ModelledCurves
 from scripts.recorded_curves import RecordedCurves, best_final, demo_space
 from scripts.simulated_night import Curve, Landscape, Machine, SimulatedNight
 from scripts.stock_night import Stock, StockNight
-from search_spaces.recipe import load_recipe
+from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from trials.config import Hyperparameters
 

@@ -14,15 +14,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from orchestrator.conductor import Assignment, Conductor
-from orchestrator.events import Event
-from orchestrator.mishaps import DIED, Left
-from orchestrator.run_folder import RunFolder
-from trials.checkpoints import CheckpointWriter, LogState, choose_checkpoint
+from orchestrator.controller.controller import Assignment, Conductor
+from orchestrator.controller.events import Event
+from orchestrator.controller.proxy_errors import DIED, Left
+from orchestrator.state.run_dir import RunFolder
 from trials.config import Hyperparameters
-from trials.losses import RowLosses
-from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder
-from trials.stopwatch import Stopwatch
+from trials.metrics.row_losses import RowLosses
+from trials.records.checkpoints import CheckpointWriter, LogState, choose_checkpoint
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder
+from trials.system.timer import Stopwatch
 
 T = TypeVar("T")
 

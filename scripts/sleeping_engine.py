@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.conversation import Conversation
-from orchestrator.engine_actor import EngineActor
-from orchestrator.stretch_log import log_evaluation, logged_stretch
+from orchestrator.execution.channel import Conversation
+from orchestrator.execution.engine_worker import EngineActor
+from orchestrator.execution.segment_log import log_evaluation, logged_stretch
 from scripts.modelled_curves import ModelledCurves
-from trials.checkpoints import CheckpointWriter, LogState, choose_checkpoint
 from trials.config import TrialConfig
-from trials.files import append_json_line
-from trials.losses import RowLosses
-from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder
-from trials.stopwatch import Stopwatch
+from trials.metrics.row_losses import RowLosses
+from trials.records.checkpoints import CheckpointWriter, LogState, choose_checkpoint
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder
+from trials.system.files import append_json_line
+from trials.system.timer import Stopwatch
 
 STRETCHES = "stretches"
 """In the run folder: a file per engine, a line for every stretch of a trial in it."""

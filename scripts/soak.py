@@ -27,9 +27,9 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.processes import Process, processes
-from trials.command_line import number_within
-from trials.files import append_json_line
+from trials.cli import number_within
+from trials.system.files import append_json_line
+from trials.system.processes import Process, processes
 
 _ROOT = Path(__file__).parent.parent
 _SHARED_TEMPORARY = "/tmp/ray"
@@ -181,7 +181,7 @@ class _Daemon:
 
 
 _KINDS = (
-    _Daemon("orchestrator.session", "session"),
+    _Daemon("orchestrator.supervisor.session", "session"),
     _Daemon("raylet/raylet", "raylet"),
     _Daemon("gcs_server", "gcs"),
     _Daemon("dashboard", "dashboard"),

@@ -28,7 +28,7 @@ from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
 from scripts.cluster_access import FOLDER, tunnel
-from trials.command_line import run
+from trials.cli import run
 from trials.errors import EXIT_DONE, EXIT_INTERRUPTED, InputError, first_line
 
 _FAILED = 1

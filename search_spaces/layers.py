@@ -15,7 +15,7 @@ import yaml
 from search_spaces.schema import Recipe
 from trials.config import Hyperparameters, Settings
 from trials.errors import RecipeError
-from trials.source import bare_name, expanded, is_path, with_path
+from trials.sources.source import bare_name, expanded, is_path, with_path
 
 RECIPE_FOLDER = Path(__file__).parent
 ENVIRONMENT_PREFIX = "ORCHESTRATOR__"

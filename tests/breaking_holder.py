@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from orchestrator.holder import hold_assignment
+from orchestrator.execution.trial_proxy import hold_assignment
 
 BREAKS = 2
 

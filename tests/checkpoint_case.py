@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trials.checkpoints import CheckpointWriter, LogState
 from trials.config import TrialConfig
-from trials.losses import RowLosses
-from trials.records import Ending, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
-from trials.scores import Measure, RowScores
-from trials.scorings import Scoring, keep_scoring
-from trials.stopwatch import Stopwatch
+from trials.metrics.row_losses import RowLosses
+from trials.metrics.task_scores import Measure, RowScores
+from trials.records.checkpoints import CheckpointWriter, LogState
+from trials.records.score_log import Scoring, keep_scoring
+from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.system.timer import Stopwatch
 
 LOG = LogState(step=1, loss_sum=2.5)
 FINGERPRINT = "rows"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from orchestrator.run_folder import RunFolder, Search
-from search_spaces.recipe import load_recipe
+from orchestrator.state.run_dir import RunFolder, Search
+from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from tests.fake_driver import FakeDriver
 from tests.searches import make_run, make_search
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tests.workshop import Workshop
-    from trials.data import TrialData
+    from trials.data.dataset import TrialData
     from trials.engine.engine import Engine
-    from trials.records import TrialRecord
+    from trials.records.trial_dir import TrialRecord
 
 # No test may join a cluster that happens to run on this machine, log to a service, or ask a model hub.
 os.environ["RAY_ADDRESS"] = "local"
@@ -101,14 +101,14 @@ def small_config(small_recipe: Recipe) -> TrialConfig:
 
 @pytest.fixture(scope="session")
 def tokenizer(small_recipe: Recipe) -> PreTrainedTokenizerBase:
-    from trials.model import load_tokenizer
+    from trials.model.loading import load_tokenizer
 
     return load_tokenizer(small_recipe.model)
 
 
 @pytest.fixture(scope="session")
 def small_data(small_recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TrialData:
-    from trials.data import load_data
+    from trials.data.dataset import load_data
 
     return load_data(small_recipe.data, tokenizer)
 
@@ -121,10 +121,10 @@ def small_trial(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> TrialRecord:
     """A trial that was really trained: two seconds, once a session. Read it, don't write to its folder."""
-    from trials.records import Origin, TrialFolder, read_trial
-    from trials.supervisor import Decision
-    from trials.threads import use_threads
-    from trials.training import run_trial
+    from trials.records.trial_dir import Origin, TrialFolder, read_trial
+    from trials.system.threads import use_threads
+    from trials.training.evaluation_loop import Decision
+    from trials.trl.backend import run_trial
 
     folder = TrialFolder(tmp_path_factory.mktemp("trained") / "0001")
     folder.begin(small_config, Origin.SINGLE, "demo")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trials import gpus
+from trials.system import gpus
 
 _HEADER = "| NVIDIA-SMI 550.54.14    Driver Version: 550.54.14    CUDA Version: 12.4 |"
 

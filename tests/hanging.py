@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import workplace
-from orchestrator.engine_actor import EngineActor
-from orchestrator.loading import load_rows
-from trials.data import TrialData
-from trials.tokenization import TokenizedRow
+from orchestrator.execution import trial_runner as workplace
+from orchestrator.execution.engine_worker import EngineActor
+from orchestrator.execution.loading import load_rows
+from trials.data.dataset import TrialData
+from trials.data.tokenization import TokenizedRow
 
 
 class Hangs(Sequence[TokenizedRow]):

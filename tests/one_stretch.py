@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.splits import first_rows
-from trials.data import load_data
+from trials.data.dataset import load_data
 from trials.engine.engine import Engine
-from trials.model import load_tokenizer
-from trials.records import TrialFolder, read_trial
-from trials.rewinding import go_back
-from trials.supervisor import Decision
-from trials.threads import use_threads
+from trials.model.loading import load_tokenizer
+from trials.records.rewind import go_back
+from trials.records.trial_dir import TrialFolder, read_trial
+from trials.system.threads import use_threads
+from trials.training.evaluation_loop import Decision
 
 
 def main(folder: Path, rows: int) -> None:

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 
 from tests.splits import first_rows
-from trials.checkpoints import choose_checkpoint
 from trials.config import TrialConfig
-from trials.data import load_data
-from trials.engine.batch import Batch
-from trials.engine.decoder import Decoder
+from trials.data.dataset import load_data
 from trials.engine.engine import Engine
-from trials.model import load_tokenizer
-from trials.ranks import Ranks
-from trials.records import Ending, TrialFolder
-from trials.supervisor import Decision
-from trials.threads import use_threads
+from trials.engine.model.decoder import Decoder
+from trials.engine.model.packed_batch import Batch
+from trials.model.loading import load_tokenizer
+from trials.records.checkpoints import choose_checkpoint
+from trials.records.trial_dir import Ending, TrialFolder
+from trials.system.distributed import Ranks
+from trials.system.threads import use_threads
+from trials.training.evaluation_loop import Decision
 
 
 @dataclass(frozen=True)

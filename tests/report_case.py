@@ -13,19 +13,19 @@ from typing import Any
 
 import optuna
 
-from orchestrator.deadline import Deadline
-from orchestrator.forecast import Prediction
-from orchestrator.run_folder import BASE_TRIAL_ID, Placement, RunFolder, Search
-from orchestrator.speed import MEASURED
-from orchestrator.study import Study, Suggestion, decode, distribution, trial_id_of
-from search_spaces.recipe import load_recipe
+from orchestrator.controller.study import Study, Suggestion, decode, distribution, trial_id_of
+from orchestrator.planning.forecast import Prediction
+from orchestrator.planning.speed_cache import MEASURED
+from orchestrator.state.deadline import Deadline
+from orchestrator.state.run_dir import BASE_TRIAL_ID, Placement, RunFolder, Search
+from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from trials.config import TrialConfig
-from trials.losses import RowLosses
-from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder
-from trials.scores import Measure, RowScores
-from trials.scorings import Scoring, keep_scoring
-from trials.split import Counts
+from trials.data.split import Counts
+from trials.metrics.row_losses import RowLosses
+from trials.metrics.task_scores import Measure, RowScores
+from trials.records.score_log import Scoring, keep_scoring
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder
 
 ROWS = 60
 BASE_LOSS = 1.90

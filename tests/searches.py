@@ -7,14 +7,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from orchestrator.conductor import Assignment, Conductor
-from orchestrator.deadline import Deadline
-from orchestrator.events import Event
-from orchestrator.mishaps import DIED, Left
-from orchestrator.run_folder import RunFolder, Search
+from orchestrator.controller.controller import Assignment, Conductor
+from orchestrator.controller.events import Event
+from orchestrator.controller.proxy_errors import DIED, Left
+from orchestrator.state.deadline import Deadline
+from orchestrator.state.run_dir import RunFolder, Search
 from search_spaces.schema import Recipe
-from trials.losses import RowLosses
-from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder
+from trials.metrics.row_losses import RowLosses
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder
 
 START = datetime(2026, 1, 1, 22, 0, tzinfo=UTC)
 BASE_LOSS = 3.0

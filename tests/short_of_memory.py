@@ -14,16 +14,16 @@ import torch
 from transformers import MistralConfig
 from transformers.models.auto import AutoModelForCausalLM
 
-from search_spaces.recipe import load_recipe
+from search_spaces.loader import load_recipe
 from tests.test_engine_decoder import SIZES, rows_of_lengths
 from trials.config import Machine
-from trials.engine.adapter import Adapter
-from trials.engine.experience import Guest
-from trials.engine.frozen import FrozenDecoder, freeze
-from trials.engine.loop import Loop
-from trials.engine.stepping import Stepper
-from trials.engine.trainee import Trainee
-from trials.losses import RowLosses
+from trials.engine.lora.adapter import Adapter
+from trials.engine.memory.oom_history import Guest
+from trials.engine.model.frozen_base import FrozenDecoder, freeze
+from trials.engine.optim.flat import Stepper
+from trials.engine.runtime.adapter_trainer import Trainee
+from trials.engine.runtime.step_loop import Loop
+from trials.metrics.row_losses import RowLosses
 from trials.schedule import Length
 
 MIB = 2**20
@@ -40,7 +40,7 @@ def main() -> None:
     (enough,) = _trained(loop, [_trainee(frozen, *ROWS)])
     evaluated = loop.evaluate(None, rows_of_lengths([ROWS[1]] * 2 * ROWS[0], seed=0))
     warnings = _Warnings()
-    logging.getLogger("trials.engine.micro_steps").addHandler(warnings)
+    logging.getLogger("trials.engine.runtime.micro_batches").addHandler(warnings)
     size = _size()
     for allowed in range(80, 0, -10):  # how much the process had in reserve nobody knows
         _limit(size + allowed * MIB)

@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from trials.formats import Example
-from trials.split import Counts, Split, open_split, write_counts, write_split
-from trials.tokenization import TokenizedRow
+from trials.data.split import Counts, Split, open_split, write_counts, write_split
+from trials.data.tokenization import TokenizedRow
+from trials.formats.conversations import Example
 
 
 def make_split(pairs: Iterable[tuple[Example, TokenizedRow]]) -> Split:

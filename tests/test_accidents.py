@@ -9,10 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from orchestrator.processes import processes
 from tests.commands import ROOT, environment, small_search
 from tests.conftest import SMALL
 from tests.terminals import Terminal, says, wait_for
+from trials.system.processes import processes
 
 OPTIONS = ["search.concurrent_trials=1", "test=null", "--budget", "20m", "--trials", "1", "--out"]
 

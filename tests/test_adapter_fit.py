@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from search_spaces.schema import Recipe
 from trials import evaluate, generate
-from trials.adapter_fit import refuse_missing
 from trials.errors import ModelError
-from trials.judging import check_judged
+from trials.evaluation.evaluator import check_judged
+from trials.model.adapter_fit import refuse_missing
 
 WEIGHTS = "adapter_model.safetensors"
 Weights = dict[str, torch.Tensor]

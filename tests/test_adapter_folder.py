@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from trials.adapter_folder import base_settings, is_adapter, tokenizer_settings, trial_config
 from trials.config import ModelSettings
 from trials.errors import ModelError, RunFolderError
-from trials.records import TrialRecord
+from trials.records.adapter_dir import base_settings, is_adapter, tokenizer_settings, trial_config
+from trials.records.trial_dir import TrialRecord
 
 
 @pytest.fixture

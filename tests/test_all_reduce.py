@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.all_reduce import AllReduce, measure
+from orchestrator.preflight.all_reduce import AllReduce, measure
 from tests.commands import ROOT
 
 BROKEN = """
@@ -57,4 +57,6 @@ def test_one_that_hangs_is_given_up_and_leaves_no_process(broken_torch: None) ->
     found = measure(2, {"BREAKS": "hangs"}, seconds=3)
     assert found == AllReduce(2, None, "it hangs (3 s)")
     assert time.monotonic() - began < 60
-    assert [child for child in psutil.Process().children() if "orchestrator.all_reduce" in child.cmdline()] == []
+    assert [
+        child for child in psutil.Process().children() if "orchestrator.preflight.all_reduce" in child.cmdline()
+    ] == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trials.answers import first_object, parse_label
+from trials.formats.answers import first_object, parse_label
 
 
 @pytest.mark.parametrize(

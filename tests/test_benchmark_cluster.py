@@ -7,11 +7,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from orchestrator.run_folder import RunFolder
+from orchestrator.state.run_dir import RunFolder
 from scripts.benchmark_cluster import overheads
 from tests.commands import run_command
-from trials.files import append_json_line
-from trials.records import EndingKind
+from trials.records.trial_dir import EndingKind
+from trials.system.files import append_json_line
 
 
 def test_overhead_is_what_a_slot_was_neither_free_nor_trained_in(tmp_path: Path) -> None:

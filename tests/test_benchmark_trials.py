@@ -166,8 +166,8 @@ def test_a_run_measures_real_tokens(tiny_run: Path) -> None:
 
 def test_trials_read_the_same_rows(tiny_run: Path) -> None:
     from search_spaces.schema import Recipe
-    from trials.data import load_data
-    from trials.model import load_tokenizer
+    from trials.data.dataset import load_data
+    from trials.model.loading import load_tokenizer
 
     settings = Recipe.model_validate({"name": "short", **recipe(tiny_run)})
     tokenizer = load_tokenizer(settings.model)

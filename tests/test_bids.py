@@ -1,4 +1,4 @@
-from orchestrator.bids import Bids
+from orchestrator.scheduling.bids import Bids
 
 
 def test_the_highest_of_what_is_bid_now() -> None:

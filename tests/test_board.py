@@ -1,10 +1,10 @@
 import pytest
 
-from orchestrator.board import Board
-from orchestrator.events import Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
+from orchestrator.controller.events import Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
+from orchestrator.monitoring.progress import Board
 from search_spaces.schema import Recipe
 from tests.searches import point
-from trials.records import Ending, EndingKind, Origin
+from trials.records.trial_dir import Ending, EndingKind, Origin
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.processes import processes
 from tests.commands import ROOT, environment, small_search
+from trials.system.processes import processes
 
 SECRETS = {
     name: f"canary-{number}-of-{name.lower()}-{number * 7919}"

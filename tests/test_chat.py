@@ -7,12 +7,12 @@ import logging
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trials.chat import Chat
 from trials.config import TrialConfig
 from trials.errors import InputError
-from trials.formats import ASSISTANT, SYSTEM, USER, Message
-from trials.generation import Sampling, generate
-from trials.model import load_base, load_tokenizer
+from trials.evaluation.chat import Chat
+from trials.evaluation.generation import Sampling, generate
+from trials.formats.conversations import ASSISTANT, SYSTEM, USER, Message
+from trials.model.loading import load_base, load_tokenizer
 
 SHORT = Sampling(max_new_tokens=8)
 

@@ -16,16 +16,16 @@ import pytest
 
 from tests.checkpoint_case import LOG, evaluate, save, write_checkpoint, writer
 from tests.commands import ROOT
-from trials.checkpoints import (
+from trials.errors import RunFolderError
+from trials.records.checkpoints import (
     choose_checkpoint,
     move_newer_checkpoints,
     remove_checkpoints,
     set_broken_aside,
     whole_checkpoints,
 )
-from trials.errors import RunFolderError
-from trials.records import TrialFolder
-from trials.stopwatch import Stopwatch
+from trials.records.trial_dir import TrialFolder
+from trials.system.timer import Stopwatch
 
 
 def _steps(folder: Path) -> list[int]:

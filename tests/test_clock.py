@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from orchestrator.clock import SteadyClock, steady_seconds
+from orchestrator.state.clock import SteadyClock, steady_seconds
 
 START = datetime(2026, 3, 1, 21, 30, tzinfo=UTC)
 

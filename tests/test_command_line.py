@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from trials.command_line import number_within, run, whole_number
+from trials.cli import number_within, run, whole_number
+from trials.console.line_log import LineLog
+from trials.console.unexpected import keep_tracebacks_in
 from trials.errors import DataError, NothingToExport
-from trials.line_log import LineLog
-from trials.unexpected import keep_tracebacks_in
 
 STAMPED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z .")
 
@@ -88,5 +88,5 @@ def test_no_number_within(text: str) -> None:
 
 def test_only_our_own_loggers_speak_below_error() -> None:
     run(lambda: 0)
-    assert logging.getLogger("trials.data").isEnabledFor(logging.INFO)
+    assert logging.getLogger("trials.data.dataset").isEnabledFor(logging.INFO)
     assert not logging.getLogger("transformers.some.module").isEnabledFor(logging.INFO)

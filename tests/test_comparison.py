@@ -10,7 +10,9 @@ from math import comb
 import numpy as np
 import pytest
 
-from trials.comparison import (
+from trials.errors import DataError
+from trials.evaluation.result import Answers, Judgement, Rows
+from trials.metrics.paired_tests import (
     LabelComparison,
     ScoreComparison,
     compare_judgements,
@@ -19,10 +21,8 @@ from trials.comparison import (
     compare_scores,
     mcnemar,
 )
-from trials.errors import DataError
-from trials.judgement import Answers, Judgement, Rows
-from trials.losses import RowLosses
-from trials.scores import Measure, RowScores
+from trials.metrics.row_losses import RowLosses
+from trials.metrics.task_scores import Measure, RowScores
 
 
 def _labels(both: int, only_a: int, only_b: int, neither: int) -> tuple[list[bool], list[bool]]:

@@ -5,12 +5,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from orchestrator.conductor import MOST_FAILURES_IN_A_ROW, Assignment, Conductor
-from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
-from orchestrator.mishaps import DIED, MOST_MISHAPS, How, Left
-from orchestrator.run_folder import RunFolder, Search
-from orchestrator.study import STUDY_NAME, study_number, trial_id_of
-from orchestrator.suspects import MOST_DEATHS
+from orchestrator.controller.controller import MOST_FAILURES_IN_A_ROW, Assignment, Conductor
+from orchestrator.controller.crash_tracker import MOST_DEATHS
+from orchestrator.controller.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
+from orchestrator.controller.proxy_errors import DIED, MOST_MISHAPS, How, Left
+from orchestrator.controller.study import STUDY_NAME, study_number, trial_id_of
+from orchestrator.state.run_dir import RunFolder, Search
 from search_spaces.schema import Recipe
 from tests.checkpoint_case import write_checkpoint
 from tests.searches import (
@@ -28,8 +28,8 @@ from tests.searches import (
     run_probe,
     run_trial,
 )
-from trials.checkpoints import whole_checkpoints
-from trials.records import Ending, EndingKind, Origin, TrialFolder, read_trial
+from trials.records.checkpoints import whole_checkpoints
+from trials.records.trial_dir import Ending, EndingKind, Origin, TrialFolder, read_trial
 
 FULL = [(100, 2.0), (300, 1.5), (900, 1.0)]
 

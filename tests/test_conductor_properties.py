@@ -11,15 +11,15 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from orchestrator.conductor import Assignment, Conductor
-from orchestrator.events import Event, TrialEnded, TrialEvaluated, TrialStarted
-from orchestrator.mishaps import DIED, Left
-from orchestrator.preliminaries import PROBE_ID
-from search_spaces.recipe import load_recipe
+from orchestrator.controller.calibration import PROBE_ID
+from orchestrator.controller.controller import Assignment, Conductor
+from orchestrator.controller.events import Event, TrialEnded, TrialEvaluated, TrialStarted
+from orchestrator.controller.proxy_errors import DIED, Left
+from search_spaces.loader import load_recipe
 from tests.checkpoint_case import write_checkpoint
 from tests.conftest import SMALL
 from tests.searches import BASE_LOSS, Clock, make_run, make_search, point, record, run_base
-from trials.records import Ending, EndingKind, Origin, TrialFolder, TrialRecord, read_trial
+from trials.records.trial_dir import Ending, EndingKind, Origin, TrialFolder, TrialRecord, read_trial
 
 MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 SLOTS, TRIALS, FULL_TOKENS, TOKENS_PER_SECOND = 2, 6, 900, 100.0

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator.board import Board
-from orchestrator.console import headline, shown_rows, table, watch
-from orchestrator.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
+from orchestrator.controller.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
+from orchestrator.monitoring.console import headline, shown_rows, table, watch
+from orchestrator.monitoring.progress import Board
 from search_spaces.schema import Recipe
 from tests.searches import make_search, point
-from trials.line_log import LineLog
-from trials.records import Ending, EndingKind, Origin
-from trials.unexpected import keep_tracebacks_in
+from trials.console.line_log import LineLog
+from trials.console.unexpected import keep_tracebacks_in
+from trials.records.trial_dir import Ending, EndingKind, Origin
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_table_that_cannot_be_drawn_ends_nothing(
 
     kept = LineLog(tmp_path / "search.log")
     keep_tracebacks_in(kept)
-    monkeypatch.setattr("orchestrator.console.table", broken)
+    monkeypatch.setattr("orchestrator.monitoring.console.table", broken)
     assert "the table can't be drawn" in show(events, small_recipe, terminal=True)
     assert "dictionary changed size" in kept.path.read_text()
     keep_tracebacks_in(None)

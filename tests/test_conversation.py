@@ -4,7 +4,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from orchestrator.conversation import Conversation, Ended, Logged
+from orchestrator.execution.channel import Conversation, Ended, Logged
 from tests.searches import point
 
 

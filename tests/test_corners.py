@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config, MistralConfig
 
-from orchestrator.corners import allowed, corners
-from orchestrator.disk import disk_gib
-from orchestrator.run_folder import Search
-from search_spaces.recipe import load_recipe
+from orchestrator.planning.disk_usage import disk_gib
+from orchestrator.planning.memory_bounds import allowed, corners
+from orchestrator.state.run_dir import Search
+from search_spaces.loader import load_recipe
 from tests.fake_driver import FakeDriver
 from tests.searches import make_search
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from trials.bad_rows import BadRow
 from trials.errors import DataError
-from trials.rows import rows_of
-from trials.source import Source
+from trials.formats.bad_rows import BadRow
+from trials.sources.readers import rows_of
+from trials.sources.source import Source
 
 
 def _rows(path: Path, content: str | bytes, encoding: str = "utf-8") -> list[Any]:
@@ -56,7 +56,7 @@ def test_labels_are_numbers_as_in_other_files(tmp_path: Path) -> None:
 def test_other_delimiters_are_read_and_said(
     tmp_path: Path, delimiter: str, shown: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, logger="trials.csv_rows"):
+    with caplog.at_level(logging.WARNING, logger="trials.sources.csv_rows"):
         found = _cells(tmp_path, f"prompt{delimiter}completion\nHi, you{delimiter}1,5\n")
         assert _cells(tmp_path, f"prompt{delimiter}completion\nHi, you{delimiter}1,5\n") == found
     assert found == [{"prompt": "Hi, you", "completion": "1,5"}]

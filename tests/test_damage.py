@@ -15,23 +15,25 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from orchestrator import check, export, report
-from orchestrator.conductor import Conductor
-from orchestrator.events import Event, Message
-from orchestrator.export import _manifest
-from orchestrator.forecast import predict
-from orchestrator.pace import Pace
-from orchestrator.ranking import pick_best
-from orchestrator.run_folder import RunFolder
+from orchestrator import check
+from orchestrator.controller.controller import Conductor
+from orchestrator.controller.events import Event, Message
+from orchestrator.controller.study import STUDY_NAME
+from orchestrator.export import exporter as export
+from orchestrator.export.exporter import _manifest
+from orchestrator.planning.forecast import predict
+from orchestrator.planning.throughput import Pace
+from orchestrator.report import render as report
 from orchestrator.search import main as search_main
-from orchestrator.study import STUDY_NAME
-from orchestrator.trial_folders import Trials
+from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.selection import pick_best
+from orchestrator.state.trial_folders import Trials
 from tests.damage_table import BASE, REFUSED, TABLE, Kind
 from tests.golden import NAMES, copy_golden
 from tests.searches import begin, finish
 from trials.errors import NothingToExport
-from trials.lock import only_here
-from trials.records import EndingKind
+from trials.records.trial_dir import EndingKind
+from trials.system.locks import only_here
 
 IDS = [kind.name for kind in TABLE]
 

@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerBase
 
 from search_spaces.schema import Recipe
 from tests.commands import ROOT
-from trials import cache
 from trials.config import DataSettings
-from trials.data import TrialData, load_data, load_split
+from trials.data import cache
+from trials.data.dataset import TrialData, load_data, load_split
 from trials.errors import DataError
-from trials.judgement import rows_hash
+from trials.evaluation.result import rows_hash
 
 
 def _row(number: int, words: int = 3) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def test_rows_that_are_too_long_can_be_dropped_but_never_cut(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = _settings(tmp_path, train=range(1, 11), held_out=range(11, 14), max_length_tokens=110, too_long="drop")
-    with caplog.at_level(logging.WARNING, logger="trials.data"):
+    with caplog.at_level(logging.WARNING, logger="trials.data.dataset"):
         data = load_data(settings, tokenizer)
     assert data.train.counts.too_long == 2
     assert [row.id for row in data.train.rows] == [f"r{n}" for n in range(1, 11) if n % 5]
@@ -113,7 +113,7 @@ def test_overlapping_rows_can_be_left_out_of_what_is_held_out(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = _settings(tmp_path, train=range(1, 10), held_out=range(7, 13), test=range(9, 20), overlap="drop")
-    with caplog.at_level(logging.WARNING, logger="trials.data"):
+    with caplog.at_level(logging.WARNING, logger="trials.data.dataset"):
         data = load_data(settings, tokenizer)
     assert data.test is not None
     assert len(data.train) == 9
@@ -155,7 +155,7 @@ def test_a_seeded_subset_is_random_and_the_same_every_time(tmp_path: Path, token
 
 @pytest.mark.parametrize("moved_by", ["HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME"])
 def test_tokenised_rows_are_where_the_library_keeps_its_own(tmp_path: Path, moved_by: str) -> None:
-    script = "from trials.cache import cache_folder; from datasets import config; print(cache_folder())\n"
+    script = "from trials.data.cache import cache_folder; from datasets import config; print(cache_folder())\n"
     script += "assert cache_folder().parent == config.HF_DATASETS_CACHE"
     environ = {name: value for name, value in os.environ.items() if name not in ("HF_HOME", "HF_DATASETS_CACHE")}
     environ[moved_by] = str(tmp_path)
@@ -271,7 +271,7 @@ def test_rows_that_the_template_refuses_are_named_or_dropped(
         DataError, match=r"line 1, line 3: the tokenizer's chat template can't render it \(the roles are"
     ):
         load_data(_chat_settings(tmp_path, *rows), tokenizer)
-    with caplog.at_level(logging.WARNING, logger="trials.examples"):
+    with caplog.at_level(logging.WARNING, logger="trials.formats.validation"):
         data = load_data(_chat_settings(tmp_path, *rows, bad_rows="drop"), tokenizer)
     assert "line 1, line 3: the tokenizer's chat template can't render it" in caplog.text
     assert ([row.id for row in data.train.rows], data.train.counts.bad) == (["line-2"], 2)
@@ -286,7 +286,7 @@ def test_a_row_whose_words_the_template_refuses_is_dropped_too(
     rows = [_chat(1), _chat(2), _chat(3)]
     with pytest.raises(DataError, match=r"row line-2: .* can't render it \(no 2\)\. Mend the row, or set another"):
         load_data(_chat_settings(tmp_path, *rows), used)
-    with caplog.at_level(logging.WARNING, logger="trials.fitting"):
+    with caplog.at_level(logging.WARNING, logger="trials.data.fitting"):
         data = load_data(_chat_settings(tmp_path, *rows, bad_rows="drop"), used)
     assert ([row.id for row in data.train.rows], data.train.counts.bad) == (["line-1", "line-3"], 1)
     assert "row line-2" in caplog.text

@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from orchestrator.deadline import from_budget, from_until
+from orchestrator.state.deadline import from_budget, from_until
 from trials.errors import InputError
 
 START = datetime(2026, 3, 1, 21, 30, tzinfo=UTC)

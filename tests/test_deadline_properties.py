@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from orchestrator.deadline import from_budget, from_until, next_time_of_day
+from orchestrator.state.deadline import from_budget, from_until, next_time_of_day
 from search_spaces.durations import format_duration, parse_duration
 from trials.errors import InputError, RecipeError
 

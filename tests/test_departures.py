@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
 
-from orchestrator.departures import how_it_left
-from orchestrator.holder import FailedInEngine
-from orchestrator.markers import UNSEEN
-from orchestrator.mishaps import DIED, How, Left
+from orchestrator.controller.proxy_errors import DIED, How, Left
+from orchestrator.execution.exit_reasons import how_it_left
+from orchestrator.execution.trial_proxy import FailedInEngine
+from orchestrator.storage.visibility import UNSEEN
 
 IN_ENGINE = """Traceback (most recent call last):
   File "engine.py", line 1, in run
@@ -38,7 +38,7 @@ def task_error(cause: Exception) -> RayTaskError:
             Left(How.DEATH, "torch.cuda.CudaError: text"),
         ),
         (
-            task_error(FailedInEngine(IN_ENGINE.format(kind="trials.outcomes.NotHeardError"))),
+            task_error(FailedInEngine(IN_ENGINE.format(kind="trials.training.outcome.NotHeardError"))),
             True,
             Left(How.MISHAP, "text"),
         ),

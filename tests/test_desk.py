@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator import desk as desk_module
-from orchestrator.conversation import Ended, Logged
-from orchestrator.desk import Desk
+from orchestrator.execution import group_queue as desk_module
+from orchestrator.execution.channel import Ended, Logged
+from orchestrator.execution.group_queue import Desk
 from tests.searches import point
 from tests.waiting import wait_until
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 from report_case import STEP_TOKENS, Told, new_run, right, write_trial
 
-from orchestrator.disagreement import ScoredTrial, agreement, at_end, at_rung, contradictions, latest
-from orchestrator.run_folder import RunFolder
-from trials.records import Ending, EndingKind
-from trials.scores import Measure, RowScores
+from orchestrator.report.score_agreement import ScoredTrial, agreement, at_end, at_rung, contradictions, latest
+from orchestrator.state.run_dir import RunFolder
+from trials.metrics.task_scores import Measure, RowScores
+from trials.records.trial_dir import Ending, EndingKind
 
 RUNG = STEP_TOKENS - 1
 PRUNED = Ending(EndingKind.PRUNED, "doesn't pass")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.commands import ROOT
-from trials.disk import disk_full_in, is_disk_full, refuse_unmakeable, refuse_unwritable, says_disk_full
 from trials.errors import DiskFull, RunFolderError
+from trials.system.disk_full import disk_full_in, is_disk_full, refuse_unmakeable, refuse_unwritable, says_disk_full
 
 
 def may_mount() -> bool:
@@ -32,7 +32,7 @@ def on_small_disk(folder: Path, script: str) -> str:
     """What a script that writes to `target` and catches its error prints."""
     folder.mkdir()
     (folder.parent / "script.py").write_text(
-        "import sys\nfrom trials.disk import is_disk_full\n"
+        "import sys\nfrom trials.system.disk_full import is_disk_full\n"
         "target = sys.argv[1] + '/file'\n"
         f"try:\n    {script}\nexcept Exception as error:\n    print(is_disk_full(error), repr(error))\n"
     )

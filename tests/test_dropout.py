@@ -14,13 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from search_spaces.schema import Recipe
 from tests.splits import first_rows
-from trials.data import TrialData
-from trials.dropout import CountedDropout, TokensInStep, count_dropout, dropped, feature_keys, fmix32, token_keys
-from trials.model import attach_adapter, load_base
-from trials.records import TrialFolder
+from trials.data.dataset import TrialData
+from trials.data.split import Split
+from trials.model.dropout import CountedDropout, TokensInStep, count_dropout, dropped, feature_keys, fmix32, token_keys
+from trials.model.loading import attach_adapter, load_base
+from trials.records.trial_dir import TrialFolder
 from trials.schedule import Length
-from trials.split import Split
-from trials.trainer import EvaluationTimes, build_trainer
+from trials.trl.trainer import EvaluationTimes, build_trainer
 
 TOKENS, FEATURES = 512, 768
 NAME = "model.layers.0.self_attn.q_proj"

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from orchestrator.outlook_space import Coordinates
-from orchestrator.study import decode, distribution, encode
+from orchestrator.controller.study import decode, distribution, encode
+from orchestrator.scheduling.encoding import Coordinates
 from search_spaces.schema import Choices, Dimension, Range, Recipe, is_integer
-from trials.formats import ASSISTANT, USER, Example, Message
-from trials.tokenization import IGNORED, tokenize
+from trials.data.tokenization import IGNORED, tokenize
+from trials.formats.conversations import ASSISTANT, USER, Example, Message
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -92,6 +92,8 @@ def test_a_name_that_is_not_utf_8_is_refused(latin_1: dict[str, str], tmp_path: 
 
 
 def test_a_program_of_somebody_elses_is_not_started_again(latin_1: dict[str, str], tmp_path: Path) -> None:
-    code, text = said(latin_1, "-c", "print('once'); from orchestrator.report import main; exit(main(['nowhere']))")
+    code, text = said(
+        latin_1, "-c", "print('once'); from orchestrator.report.render import main; exit(main(['nowhere']))"
+    )
     assert (code, text.count(b"once")) == (2, 1)
     assert b"Set PYTHONUTF8=1" in text

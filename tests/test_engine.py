@@ -15,18 +15,18 @@ from transformers import PreTrainedTokenizerBase
 
 from tests.splits import first_rows
 from tests.test_resuming import events
-from trials import training
 from trials.config import TrialConfig
-from trials.data import TrialData
-from trials.engine.adapter import Adapter
+from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
-from trials.engine.trainee import Trainee
+from trials.engine.lora.adapter import Adapter
+from trials.engine.runtime.adapter_trainer import Trainee
 from trials.errors import ModelError
-from trials.evaluation import evaluate_rows
-from trials.model import load_base
-from trials.records import EndingKind, Origin, TrialFolder, TrialRecord, read_trial
-from trials.supervisor import Decision
-from trials.threads import use_threads
+from trials.evaluation.eval_loss import evaluate_rows
+from trials.model.loading import load_base
+from trials.records.trial_dir import EndingKind, Origin, TrialFolder, TrialRecord, read_trial
+from trials.system.threads import use_threads
+from trials.training.evaluation_loop import Decision
+from trials.trl import backend as training
 
 TRL_S_OWN = {
     *("train/entropy", "train/mean_token_accuracy", "train/num_tokens", "train/total_flos", "train/train_loss"),

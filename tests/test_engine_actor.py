@@ -12,22 +12,22 @@ from typing import Any
 
 import pytest
 
-from orchestrator import workplace
-from orchestrator.conversation import Ended
-from orchestrator.engine_actor import EngineActor
-from orchestrator.loading import load_rows
+from orchestrator.execution import trial_runner as workplace
+from orchestrator.execution.channel import Ended
+from orchestrator.execution.engine_worker import EngineActor
+from orchestrator.execution.loading import load_rows
 from search_spaces.schema import Recipe
 from tests.hanging import Hangs
-from trials.data import TrialData
-from trials.disk import says_disk_full
-from trials.records import EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.data.dataset import TrialData
+from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.system.disk_full import says_disk_full
 
 Assign = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
 def assign(tmp_path: Path, small_recipe: Recipe, small_data: TrialData) -> Assign:
-    """An assignment as `orchestrator.tune_plugins` makes it; keywords replace hyperparameters."""
+    """An assignment as `orchestrator.execution.tune_adapters` makes it; keywords replace hyperparameters."""
 
     def of(
         trial_id: str,

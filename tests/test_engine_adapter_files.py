@@ -12,8 +12,8 @@ from peft import PeftModel
 
 from search_spaces.schema import Recipe
 from trials.config import TrialConfig
-from trials.engine.adapter_files import read_adapter, save_adapter
-from trials.model import attach_adapter, load_base
+from trials.model.adapter_files import read_adapter, save_adapter
+from trials.model.loading import attach_adapter, load_base
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tests.commands import run_command
 _OPENS = """
 import torch
 torch._C._accelerator_getAllocatorSettings()  # reads the environment, as the first use of CUDA does
-from search_spaces.recipe import load_recipe
+from search_spaces.loader import load_recipe
 from trials.engine.engine import Engine
 recipe = load_recipe("demo", environ={}).recipe
 Engine(recipe.model, recipe.machine).close()

@@ -13,17 +13,17 @@ from search_spaces.schema import Recipe
 from tests.test_engine_decoder import model_of, rows_of_lengths
 from tests.workshop import Workshop
 from trials.config import Machine
-from trials.engine.adapter import Adapter
-from trials.engine.breakdown import is_breakdown
-from trials.engine.decoder import Decoder
 from trials.engine.engine import Engine
-from trials.engine.experience import Guest
-from trials.engine.frozen import freeze
-from trials.engine.later import Later
-from trials.engine.loop import EngineClosedError, Loop
-from trials.engine.rehearsal import Rehearsal
-from trials.engine.stepping import Stepper
-from trials.engine.trainee import Trainee
+from trials.engine.kernels.async_scalars import Later
+from trials.engine.lora.adapter import Adapter
+from trials.engine.memory.dry_run import Rehearsal
+from trials.engine.memory.oom_history import Guest
+from trials.engine.model.decoder import Decoder
+from trials.engine.model.frozen_base import freeze
+from trials.engine.optim.flat import Stepper
+from trials.engine.runtime.adapter_trainer import Trainee
+from trials.engine.runtime.gpu_errors import is_breakdown
+from trials.engine.runtime.step_loop import EngineClosedError, Loop
 from trials.schedule import Length
 
 FAILED = "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb, m, n, k, ... )`"
@@ -123,7 +123,7 @@ def test_a_trial_has_no_ending_then(
 def test_a_trial_that_sees_it_in_its_own_thread_ends_the_engine(
     workshop: Workshop, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("trials.engine.program.write_checkpoint", _fail)
+    monkeypatch.setattr("trials.engine.runtime.trial_thread.write_checkpoint", _fail)
     with pytest.raises(EngineClosedError, match="EXECUTION_FAILED"):
         workshop.run("cut off", workshop.config(), 18, by=engine.run_trial)
     assert engine.has_ended

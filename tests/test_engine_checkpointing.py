@@ -19,25 +19,25 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from tests.splits import first_rows
 from tests.workshop import CHECKPOINT, STEPS, TOLERANCE, Workshop, step_losses
-from trials.checkpoints import Checkpoint, CheckpointWriter, choose_checkpoint
 from trials.config import TrialConfig
-from trials.data import TrialData
-from trials.dropout import count_dropout
-from trials.engine.adapter import Adapter
-from trials.engine.checkpointing import first_state, read_checkpoint, write_checkpoint
-from trials.engine.frozen import freeze
-from trials.engine.optimizer import NamedParameters
-from trials.engine.order import RowOrder
-from trials.engine.stepping import Stepper
-from trials.engine.training_log import TrainingLog
+from trials.data.dataset import TrialData
+from trials.data.split import Split
+from trials.engine.lora.adapter import Adapter
+from trials.engine.model.frozen_base import freeze
+from trials.engine.optim.build import NamedParameters
+from trials.engine.optim.flat import Stepper
+from trials.engine.runtime.checkpointing import first_state, read_checkpoint, write_checkpoint
+from trials.engine.runtime.training_log import TrainingLog
 from trials.errors import RunFolderError
-from trials.model import attach_adapter, load_base
-from trials.records import Origin, TrialFolder, TrialRecord, read_trial
+from trials.model.dropout import count_dropout
+from trials.model.loading import attach_adapter, load_base
+from trials.records.checkpoints import Checkpoint, CheckpointWriter, choose_checkpoint
+from trials.records.trial_dir import Origin, TrialFolder, TrialRecord, read_trial
 from trials.schedule import full_length
-from trials.split import Split
-from trials.stopwatch import Stopwatch
-from trials.supervisor import Decision
-from trials.training import run_trial
+from trials.system.timer import Stopwatch
+from trials.training.evaluation_loop import Decision
+from trials.training.row_order import RowOrder
+from trials.trl.backend import run_trial
 
 BASE_LOSS = 3.0
 ROUNDING = 5e-5

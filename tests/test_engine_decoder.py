@@ -12,14 +12,14 @@ from transformers import LlamaConfig, MistralConfig, PreTrainedModel
 from transformers.models.auto import AutoModelForCausalLM
 
 from trials.config import Hyperparameters
-from trials.engine.adapter import Adapter
-from trials.engine.batch import Share, make_batch
-from trials.engine.decoder import Decoder
-from trials.engine.frozen import freeze
-from trials.engine.keep import Keep
-from trials.engine.workspace import Workspace
+from trials.data.tokenization import IGNORED, TokenizedRow
+from trials.engine.lora.adapter import Adapter
+from trials.engine.model.activations import Workspace
+from trials.engine.model.decoder import Decoder
+from trials.engine.model.frozen_base import freeze
+from trials.engine.model.packed_batch import Share, make_batch
 from trials.errors import ModelError
-from trials.tokenization import IGNORED, TokenizedRow
+from trials.model.activation_policy import Keep
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL = (*ATTENTION, "gate_proj", "up_proj", "down_proj")

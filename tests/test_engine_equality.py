@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerBase
 from search_spaces.schema import Recipe
 from tests.workshop import RunTrial, Workshop
 from trials.config import TrialConfig
-from trials.data import TrialData
-from trials.engine.batch import Batch
-from trials.engine.decoder import Decoder
+from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
-from trials.records import EndingKind, TrialRecord
-from trials.training import run_trial
+from trials.engine.model.decoder import Decoder
+from trials.engine.model.packed_batch import Batch
+from trials.records.trial_dir import EndingKind, TrialRecord
+from trials.trl.backend import run_trial
 
 DRAWN, AT_ONCE, STEPS, ROWS = 12, 8, 4, 24
 TOLERANCE = 1e-4

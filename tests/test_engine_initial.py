@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from trials.config import Hyperparameters, TrialConfig
-from trials.engine.initial import initial_weights
-from trials.model import attach_adapter, load_base
+from trials.engine.lora.init import initial_weights
+from trials.model.loading import attach_adapter, load_base
 
 SOME = ("v_proj", "q_proj", "down_proj")
 

@@ -12,17 +12,17 @@ import torch
 from search_spaces.schema import Recipe
 from tests.test_engine_decoder import model_of, rows_of_lengths
 from trials.config import Machine
-from trials.engine.adapter import Adapter
-from trials.engine.batch import Batch
-from trials.engine.decoder import Decoder
-from trials.engine.frozen import freeze
-from trials.engine.loop import EngineClosedError, Loop
-from trials.engine.micro_steps import DivergedError
-from trials.engine.stepping import Stepper
-from trials.engine.trainee import Trainee
-from trials.engine.warm_up import warm_up
+from trials.data.tokenization import TokenizedRow
+from trials.engine.lora.adapter import Adapter
+from trials.engine.model.decoder import Decoder
+from trials.engine.model.frozen_base import freeze
+from trials.engine.model.packed_batch import Batch
+from trials.engine.optim.flat import Stepper
+from trials.engine.runtime.adapter_trainer import Trainee
+from trials.engine.runtime.micro_batches import DivergedError
+from trials.engine.runtime.step_loop import EngineClosedError, Loop
+from trials.engine.runtime.warmup import warm_up
 from trials.schedule import Length
-from trials.tokenization import TokenizedRow
 
 MICRO_STEP, ROW = 100, 10
 """Tokens."""

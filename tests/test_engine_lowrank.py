@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from tests.test_engine_decoder import ALL, adapter_of, model_of, rows_of_lengths
-from trials.engine.adapter import Adapter
-from trials.engine.batch import Batch, Share, make_batch
-from trials.engine.decoder import GATE_UP
-from trials.engine.kernels import PLAIN
-from trials.engine.lowrank import LowRank, low_rank
+from trials.engine.kernels.dispatch import PLAIN
+from trials.engine.lora.adapter import Adapter
+from trials.engine.lora.multi_lora import LowRank, low_rank
+from trials.engine.model.decoder import GATE_UP
+from trials.engine.model.packed_batch import Batch, Share, make_batch
 
 TARGETS = (("q_proj",), ("gate_proj",), ("up_proj", "gate_proj"), ALL, ("v_proj",))
 """Of five adapters; the middle three have modules of the MLP."""

@@ -6,7 +6,7 @@ import json
 import sys
 
 from tests.commands import run_command
-from trials.memory import is_out_of_memory
+from trials.system.oom import is_out_of_memory
 
 
 def test_a_micro_step_for_which_memory_runs_out_is_taken_in_parts_and_a_single_row_ends_its_trial_alone() -> None:

@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from search_spaces.schema import Recipe
 from tests.splits import first_rows
-from trials.data import TrialData
-from trials.engine.optimizer import build_optimizer
-from trials.model import attach_adapter, load_base
-from trials.records import TrialFolder
+from trials.data.dataset import TrialData
+from trials.engine.optim.build import build_optimizer
+from trials.model.loading import attach_adapter, load_base
+from trials.records.trial_dir import TrialFolder
 from trials.schedule import Length
-from trials.trainer import EvaluationTimes, build_trainer
+from trials.trl.trainer import EvaluationTimes, build_trainer
 
 LENGTH = Length(steps=7, tokens=10**9)
 Built = tuple[list[torch.nn.Parameter], torch.optim.Optimizer, LRScheduler]

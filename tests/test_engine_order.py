@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from search_spaces.schema import Recipe
 from tests.splits import first_rows
-from trials.data import TrialData
-from trials.engine.order import RowOrder
-from trials.model import attach_adapter, load_base
-from trials.records import TrialFolder
+from trials.data.dataset import TrialData
+from trials.data.split import Split
+from trials.model.loading import attach_adapter, load_base
+from trials.records.trial_dir import TrialFolder
 from trials.schedule import Length
-from trials.split import Split
-from trials.trainer import EvaluationTimes, build_trainer
+from trials.training.row_order import RowOrder
+from trials.trl.trainer import EvaluationTimes, build_trainer
 
 Ids = tuple[int, ...]
 

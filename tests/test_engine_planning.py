@@ -11,11 +11,13 @@ from torch import Tensor
 
 from tests.test_engine_decoder import model_of
 from trials.config import Machine
-from trials.engine import room as room_module
-from trials.engine.experience import Guest
-from trials.engine.frozen import FrozenDecoder, freeze
-from trials.engine.keep import Keep
-from trials.engine.planning import (
+from trials.engine.memory import manager as room_module
+from trials.engine.memory.manager import Room
+from trials.engine.memory.oom_history import Guest
+from trials.engine.model.activations import Workspace
+from trials.engine.model.frozen_base import FrozenDecoder, freeze
+from trials.model.activation_policy import Keep
+from trials.model.memory_plan import (
     MOST_TOKENS,
     Plan,
     Rates,
@@ -25,9 +27,7 @@ from trials.engine.planning import (
     seconds_per_token,
     workspace_bytes,
 )
-from trials.engine.room import Room
-from trials.engine.workspace import Workspace
-from trials.memory import is_out_of_memory
+from trials.system.oom import is_out_of_memory
 
 GIB = 2**30
 MISTRAL = Sizes(32, hidden=4096, intermediate=14336, queries=4096, keys=1024, itemsize=2, is_quantized=True)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
-from search_spaces.recipe import load_recipe
+from search_spaces.loader import load_recipe
 from tests.test_engine_decoder import model_of
 from trials.config import TrialConfig
-from trials.engine.adapter import parameter_count
-from trials.engine.frozen import freeze
-from trials.engine.keep import Keep
-from trials.engine.planning import adapter_bytes, workspace_bytes
-from trials.engine.prediction import allowed_gib, base_bytes, predicted_memory, sizes_of
-from trials.engine.shape import BaseShape
+from trials.engine.lora.adapter import parameter_count
+from trials.engine.model.frozen_base import freeze
+from trials.model.activation_policy import Keep
+from trials.model.architecture import BaseShape
+from trials.model.memory_estimate import allowed_gib, base_bytes, predicted_memory, sizes_of
+from trials.model.memory_plan import adapter_bytes, workspace_bytes
 
 MISTRAL = BaseShape.of(MistralConfig(sliding_window=None))
 """As its 7B model has it."""

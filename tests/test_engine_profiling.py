@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity
 
-from trials.engine.profiling import KernelClock, covered, kernel_clock
+from trials.engine.runtime.profiling import KernelClock, covered, kernel_clock
 
 
 def test_overlapping_spans_count_once() -> None:

@@ -13,12 +13,12 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from tests.workshop import Workshop
-from trials.data import TrialData
+from trials.data.dataset import TrialData
+from trials.data.tokenization import TokenizedRow
 from trials.engine.engine import Engine
-from trials.engine.pulse import Pulse
-from trials.records import EvalPoint, Origin, TrialFolder
-from trials.supervisor import Decision
-from trials.tokenization import TokenizedRow
+from trials.engine.runtime.heartbeat import Pulse
+from trials.records.trial_dir import EvalPoint, Origin, TrialFolder
+from trials.training.evaluation_loop import Decision
 
 
 def test_who_has_been_silent_longest_counts_and_who_rests_does_not() -> None:

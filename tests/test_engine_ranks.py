@@ -14,13 +14,13 @@ import pytest
 from tests.ranks_case import RankTrial, evaluate_base, shortages, train
 from tests.together import ENDED, Together
 from tests.workshop import CHECKPOINT, Workshop, step_losses
-from trials.checkpoints import choose_checkpoint
 from trials.config import TrialConfig
-from trials.data import TrialData
-from trials.outcomes import CutOffError
-from trials.ranks import ALONE, Ranks
-from trials.records import EndingKind, Origin, TrialFolder, TrialRecord, read_trial
-from trials.rewinding import rewind
+from trials.data.dataset import TrialData
+from trials.records.checkpoints import choose_checkpoint
+from trials.records.rewind import rewind
+from trials.records.trial_dir import EndingKind, Origin, TrialFolder, TrialRecord, read_trial
+from trials.system.distributed import ALONE, Ranks
+from trials.training.outcome import CutOffError
 
 ROWS = 17
 """Every epoch ends with a step of one row, of which one of the two processes has none."""

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from tests.splits import first_rows
 from tests.workshop import Workshop
-from trials.data import TrialData
-from trials.engine.adapter import Adapter
-from trials.engine.batch import Batch
-from trials.engine.decoder import Decoder
+from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
-from trials.engine.experience import Experience, Guest, Proof
-from trials.engine.keep import Keep
-from trials.engine.planning import Plan
-from trials.engine.stepping import Stepper
-from trials.memory_use import MemoryUse, keep_memory_use, read_memory_use
-from trials.records import EndingKind, TrialFolder, TrialRecord
+from trials.engine.lora.adapter import Adapter
+from trials.engine.memory.oom_history import Experience, Guest, Proof
+from trials.engine.model.decoder import Decoder
+from trials.engine.model.packed_batch import Batch
+from trials.engine.optim.flat import Stepper
+from trials.model.activation_policy import Keep
+from trials.model.memory_plan import Plan
+from trials.records.memory_report import MemoryUse, keep_memory_use, read_memory_use
+from trials.records.trial_dir import EndingKind, TrialFolder, TrialRecord
 
 ROWS = 18
 
@@ -204,7 +204,7 @@ def test_an_adapter_that_memory_does_not_suffice_for_is_made_beside_smaller_micr
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
         return Adapter(*given)
 
-    monkeypatch.setattr("trials.engine.program.Adapter", short)
+    monkeypatch.setattr("trials.engine.runtime.trial_thread.Adapter", short)
     least = limit // 4
     record = workshop.run("short", workshop.config(), ROWS, by=engine.run_trial)
     assert record.ending == straight.ending

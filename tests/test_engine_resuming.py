@@ -13,13 +13,13 @@ import torch
 
 from tests.conftest import SMALL
 from tests.workshop import CHECKPOINT, STEPS, Workshop, step_losses
-from trials.engine.batch import Batch
-from trials.engine.decoder import Decoder
 from trials.engine.engine import Engine
-from trials.engine.loop import EngineClosedError
-from trials.records import EvalPoint, TrialRecord, read_trial
-from trials.supervisor import Decision
+from trials.engine.model.decoder import Decoder
+from trials.engine.model.packed_batch import Batch
+from trials.engine.runtime.step_loop import EngineClosedError
+from trials.records.trial_dir import EvalPoint, TrialRecord, read_trial
 from trials.train import main
+from trials.training.evaluation_loop import Decision
 
 ROWS = 18
 """The checkpoint lies in the second epoch, which ends with a step of two rows."""

@@ -12,14 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig
 
-from orchestrator.run_folder import RunFolder, Search
+from orchestrator.state.run_dir import RunFolder, Search
 from tests.commands import ROOT
 from tests.searches import make_run
 from trials.config import ModelSettings
-from trials.engine.prediction import linear_shapes, sizes_of
-from trials.engine.shape import ARCHITECTURES, LINEAR_NAMES, BaseShape, base_shape
 from trials.errors import ModelError
-from trials.model import check_targets, linear_names
+from trials.model.architecture import ARCHITECTURES, LINEAR_NAMES, BaseShape, base_shape
+from trials.model.loading import check_targets, linear_names
+from trials.model.memory_estimate import linear_shapes, sizes_of
 
 SMALL: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 32}
 

@@ -11,24 +11,24 @@ from search_spaces.schema import Recipe
 from tests.test_engine_decoder import model_of, rows_of_lengths
 from tests.workshop import Workshop
 from trials.config import Machine
-from trials.engine import room as room_module
-from trials.engine.adapter import Adapter
-from trials.engine.batch import Batch
-from trials.engine.decoder import Decoder
+from trials.data.tokenization import TokenizedRow
 from trials.engine.engine import Engine
-from trials.engine.experience import Experience, Guest, Shortage
-from trials.engine.frozen import FrozenDecoder, freeze
-from trials.engine.keep import Keep
-from trials.engine.loop import Loop
-from trials.engine.planning import Plan, Rates, workspace_bytes
-from trials.engine.rehearsal import Rehearsal
-from trials.engine.room import Room
-from trials.engine.stepping import Stepper
-from trials.engine.trainee import Trainee
-from trials.engine.workspace import Workspace
+from trials.engine.lora.adapter import Adapter
+from trials.engine.memory import manager as room_module
+from trials.engine.memory.dry_run import Rehearsal
+from trials.engine.memory.manager import Room
+from trials.engine.memory.oom_history import Experience, Guest, Shortage
+from trials.engine.model.activations import Workspace
+from trials.engine.model.decoder import Decoder
+from trials.engine.model.frozen_base import FrozenDecoder, freeze
+from trials.engine.model.packed_batch import Batch
+from trials.engine.optim.flat import Stepper
+from trials.engine.runtime.adapter_trainer import Trainee
+from trials.engine.runtime.step_loop import Loop
 from trials.errors import ModelError
+from trials.model.activation_policy import Keep
+from trials.model.memory_plan import Plan, Rates, workspace_bytes
 from trials.schedule import Length
-from trials.tokenization import TokenizedRow
 
 MIB = 2**20
 RATES = Rates(650e12, 2.5e12)

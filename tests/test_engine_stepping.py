@@ -12,9 +12,9 @@ from torch import Tensor
 
 from search_spaces.schema import Recipe
 from trials.config import Optimizer, TrialConfig
-from trials.engine.adapter import Adapter
-from trials.engine.optimizer import build_optimizer
-from trials.engine.stepping import Stepper
+from trials.engine.lora.adapter import Adapter
+from trials.engine.optim.build import build_optimizer
+from trials.engine.optim.flat import Stepper
 from trials.schedule import Length
 
 LENGTH = Length(steps=20, tokens=2000)

@@ -18,21 +18,21 @@ import psutil
 import pytest
 import ray
 
-from orchestrator import engines as engines_module
-from orchestrator import tuner
-from orchestrator.conductor import Conductor
-from orchestrator.engines import Engines
-from orchestrator.events import Event, TrialEvaluated
-from orchestrator.processes import is_alive
-from orchestrator.run_folder import Placement, RunFolder, Search
-from orchestrator.study import STUDY_NAME
-from search_spaces.recipe import load_recipe
+from orchestrator.controller.controller import Conductor
+from orchestrator.controller.events import Event, TrialEvaluated
+from orchestrator.controller.study import STUDY_NAME
+from orchestrator.execution import tune_run as tuner
+from orchestrator.execution import worker_pool as engines_module
+from orchestrator.execution.worker_pool import Engines
+from orchestrator.state.run_dir import Placement, RunFolder, Search
+from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from tests.hanging import HangingOnce
 from tests.searches import make_run, make_search
 from tests.waiting import wait_until
-from trials.output import LOG_FILE
-from trials.records import EndingKind, Origin, TrialFolder
+from trials.console.logs import LOG_FILE
+from trials.records.trial_dir import EndingKind, Origin, TrialFolder
+from trials.system.processes import is_alive
 
 SETTINGS = ("engine=shared", "train_tokens=1500", "trials=5", "concurrent_trials=2")
 

@@ -10,9 +10,9 @@ import pytest
 
 from search_spaces.schema import Recipe
 from trials.config import TrialConfig
-from trials.data import TrialData
+from trials.data.dataset import TrialData
 from trials.evaluate import main
-from trials.records import TrialRecord
+from trials.records.trial_dir import TrialRecord
 
 
 @pytest.fixture(scope="module")

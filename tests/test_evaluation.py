@@ -12,9 +12,9 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 
 from trials.config import Hyperparameters, TrialConfig
-from trials.data import TrialData
-from trials.evaluation import evaluate_rows
-from trials.model import attach_adapter, load_base
+from trials.data.dataset import TrialData
+from trials.evaluation.eval_loss import evaluate_rows
+from trials.model.loading import attach_adapter, load_base
 
 
 @pytest.fixture(scope="module")

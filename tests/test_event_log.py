@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from trials.event_log import EventLog
-from trials.records import TrialFolder
-from trials.troubles import Troubles
+from trials.console.troubles import Troubles
+from trials.records.trial_dir import TrialFolder
+from trials.tracking.event_log import EventLog
 
 
 def events(folder: Path) -> list[Event]:

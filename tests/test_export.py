@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from orchestrator.clock import SteadyClock
-from orchestrator.export import export_best, main
-from orchestrator.export_target import settle
-from orchestrator.finish import finish
-from orchestrator.run_folder import RunFolder, Search
+from orchestrator.export.exporter import export_best, main
+from orchestrator.export.target import settle
+from orchestrator.state.clock import SteadyClock
+from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.supervisor.finalize import finish
 from search_spaces.schema import Recipe
 from tests.power_cut import Disk, watched
 from tests.searches import START, make_conductor, make_run, make_search, point, run_base, run_trial
 from tests.test_export_target import contents, make_export
 from trials.errors import ExportNotVerified
-from trials.losses import RowLosses
-from trials.records import Origin, TrialFolder, TrialRecord
+from trials.metrics.row_losses import RowLosses
+from trials.records.trial_dir import Origin, TrialFolder, TrialRecord
 
 
 def test_a_folder_without_a_search_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

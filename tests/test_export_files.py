@@ -10,7 +10,7 @@ import pytest
 
 from trials import evaluate, generate
 from trials.errors import ModelError
-from trials.export_files import refuse_changed
+from trials.records.export_manifest import refuse_changed
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md", "merged/model.safetensors")
 

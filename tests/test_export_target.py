@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.export import main
-from orchestrator.export_target import refuse_target, set_strangers_aside, settle, staging_beside
-from orchestrator.run_folder import RunFolder, Search
+from orchestrator.export.exporter import main
+from orchestrator.export.target import refuse_target, set_strangers_aside, settle, staging_beside
+from orchestrator.state.run_dir import RunFolder, Search
 from tests.commands import ROOT
 from tests.searches import BASE_LOSS, point, record
 from trials.errors import RunFolderError
-from trials.records import Origin, TrialFolder
+from trials.records.trial_dir import Origin, TrialFolder
 
 
 def make_export(folder: Path, content: str = "weights") -> Path:
@@ -177,7 +177,7 @@ def test_a_search_sets_aside_what_is_in_the_way_of_its_export(run: RunFolder, ma
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from orchestrator.export_target import staging_beside
+from orchestrator.export.target import staging_beside
 from tests.test_export_target import make_export
 target = Path(sys.argv[1])
 with staging_beside(target, target.with_name("run"), may_set_aside=False) as staging:

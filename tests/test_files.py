@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trials.files import (
+from trials.system.files import (
     append_json_line,
     in_place,
     link_file,

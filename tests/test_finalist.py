@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.finalist import Together, Unfinished, finalist
+from orchestrator.controller.finalist import Together, Unfinished, finalist
 
 TWO = Together(ranks=2, scaling=1.8, change_seconds=60.0)
 LEADER, SECOND = Unfinished("0003", 1.0, 1000.0), Unfinished("0002", 1.2, 100.0)

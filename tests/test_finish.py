@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.clock import SteadyClock
-from orchestrator.finish import finish
-from orchestrator.run_folder import RunFolder, Search
+from orchestrator.state.clock import SteadyClock
+from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.supervisor.finalize import finish
 from tests.searches import BASE_LOSS, START, make_conductor, make_run, run_base, run_trial
 from trials.errors import EXIT_INTERRUPTED, EXIT_NOTHING_TO_EXPORT
 

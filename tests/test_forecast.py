@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.forecast import Prediction, gpu_count, predict
-from orchestrator.pace import Pace
-from orchestrator.run_folder import Placement, Search
-from orchestrator.speed import MEASURED
+from orchestrator.planning.forecast import Prediction, gpu_count, predict
+from orchestrator.planning.speed_cache import MEASURED
+from orchestrator.planning.throughput import Pace
+from orchestrator.state.run_dir import Placement, Search
 from search_spaces.schema import Recipe
 from tests.searches import START
 

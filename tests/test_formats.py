@@ -6,11 +6,11 @@ from typing import Any, get_args
 
 import pytest
 
-from trials.bad_rows import BadRow
 from trials.config import DataFormat
-from trials.formats import TEXT_FORMATS, Example, Message, example
-from trials.row_fields import FORMAT_FIELDS
-from trials.row_reader import RowReader
+from trials.formats.bad_rows import BadRow
+from trials.formats.conversations import TEXT_FORMATS, Example, Message, example
+from trials.formats.row_fields import FORMAT_FIELDS
+from trials.formats.row_reader import RowReader
 
 USER_TURN, ANSWER = {"role": "user", "content": " Hi. "}, {"role": "assistant", "content": "Hello."}
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.commands import ROOT, environment
-from trials.data import TrialData
+from trials.data.dataset import TrialData
 from trials.generate import main
-from trials.records import TrialRecord
+from trials.records.trial_dir import TrialRecord
 
 
 @pytest.fixture

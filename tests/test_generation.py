@@ -6,15 +6,15 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trials.answers import first_object, parse_label
 from trials.config import TrialConfig
-from trials.data import TrialData
-from trials.formats import ASSISTANT, USER, Message
-from trials.generation import Conversation, ObjectIsWhole, Sampling, answer, generate
-from trials.judging import Judged, load_judged
-from trials.model import load_base
-from trials.records import TrialRecord
-from trials.tokenization import prompt_ids
+from trials.data.dataset import TrialData
+from trials.data.tokenization import prompt_ids
+from trials.evaluation.evaluator import Judged, load_judged
+from trials.evaluation.generation import Conversation, ObjectIsWhole, Sampling, answer, generate
+from trials.formats.answers import first_object, parse_label
+from trials.formats.conversations import ASSISTANT, USER, Message
+from trials.model.loading import load_base
+from trials.records.trial_dir import TrialRecord
 
 SHORT = Sampling(max_new_tokens=6)
 

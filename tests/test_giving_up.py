@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.giving_up import note_giving_up
-from orchestrator.perseverance import SessionCode, persevere
-from orchestrator.run_folder import RunFolder
 from orchestrator.search import main
+from orchestrator.state.run_dir import RunFolder
+from orchestrator.supervisor.give_up import note_giving_up
+from orchestrator.supervisor.supervisor import SessionCode, persevere
 from tests.conftest import SMALL
 from trials.errors import EXIT_GAVE_UP
 

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import check, report
-from orchestrator.conductor import Assignment, Conductor
-from orchestrator.events import Event, Message
-from orchestrator.pace import Pace
-from orchestrator.ranking import pick_best, rank
-from orchestrator.search_file import FORMAT
+from orchestrator import check
+from orchestrator.controller.controller import Assignment, Conductor
+from orchestrator.controller.events import Event, Message
+from orchestrator.planning.throughput import Pace
+from orchestrator.report import render as report
+from orchestrator.state.search_file import FORMAT
+from orchestrator.state.selection import pick_best, rank
 from tests.golden import HERE, NAMES, copy_golden
-from trials.records import EndingKind
+from trials.records.trial_dir import EndingKind
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import tuner
-from orchestrator.engines import gpus_of_nodes
-from orchestrator.gpu_specs import known_rates
+from orchestrator.execution import tune_run as tuner
+from orchestrator.execution.worker_pool import gpus_of_nodes
+from orchestrator.planning.gpu_specs import known_rates
 from tests.fake_driver import FakeDriver
-from trials import gpus
-from trials.gpus import Driver, GpuState, driver_here, gpu_count, gpu_names, gpus_here, use_one_gpu, visible
+from trials.system import gpus
+from trials.system.gpus import Driver, GpuState, driver_here, gpu_count, gpu_names, gpus_here, use_one_gpu, visible
 
 ADA, HOPPER = "NVIDIA GeForce RTX 4090", "NVIDIA H100 80GB HBM3"
 MIB = 2**20

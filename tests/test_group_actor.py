@@ -16,14 +16,14 @@ import ray
 import yaml
 from ray.util import placement_group_table
 
-from orchestrator import tuner
-from orchestrator.conductor import Conductor
-from orchestrator.events import Event, TrialEvaluated
-from orchestrator.processes import is_alive
-from orchestrator.run_folder import Placement, RunFolder
+from orchestrator.controller.controller import Conductor
+from orchestrator.controller.events import Event, TrialEvaluated
+from orchestrator.execution import tune_run as tuner
+from orchestrator.state.run_dir import Placement, RunFolder
 from scripts.benchmark_changing import change_trials, open_groups, wait_until
 from tests.searches import make_run
 from tests.test_engines import assert_all_is_well, make_engine_search
+from trials.system.processes import is_alive
 
 RANKS = 2
 STOPS = 20

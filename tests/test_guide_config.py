@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces.guide_config import GuideConfig, read_guide_config
-from search_spaces.recipe import ResolvedRecipe, load_recipe
+from search_spaces.guide.config import GuideConfig, read_guide_config
+from search_spaces.loader import ResolvedRecipe, load_recipe
 from search_spaces.schema import Recipe
 from tests.guide_files import ABLATION, BY_PACKAGE, BY_PATH, DEFAULT, write
 from trials.errors import RecipeError

@@ -1,4 +1,4 @@
-"""trials/hub.py against a hub on this machine: what a name means now, and what is said when it means nothing."""
+"""Commits on a hub, against one on this machine: what a name means now, and what is said when it means nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ASK = """
 import json, logging, sys
 logging.basicConfig(format="%(message)s", stream=sys.stderr)
 from trials.errors import InputError
-from trials.hub import pin_dataset, pin_model
+from trials.sources.hub import pin_dataset, pin_model
 answers = []
 for function, *arguments in json.loads(sys.argv[1]):
     try:
@@ -28,8 +28,8 @@ print(json.dumps(answers))
 LOAD = """
 import sys
 from trials.errors import DataError
-from trials.rows import rows_of
-from trials.source import parse_source
+from trials.sources.readers import rows_of
+from trials.sources.source import parse_source
 try:
     print(*[row["text"] for _, row in rows_of(parse_source(sys.argv[1]))])
 except DataError as error:

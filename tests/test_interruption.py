@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from orchestrator.interruption import interruptible
+from orchestrator.supervisor.interruption import interruptible
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -8,7 +8,7 @@ import statistics
 import numpy as np
 import pytest
 
-from trials.intervals import Estimate, around, bootstrap_mean, bootstrap_table, wilson
+from trials.metrics.intervals import Estimate, around, bootstrap_mean, bootstrap_table, wilson
 
 Z = statistics.NormalDist().inv_cdf(0.975)
 

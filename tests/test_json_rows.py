@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from trials.bad_rows import BadRow
 from trials.errors import DataError
-from trials.rows import rows_of
-from trials.source import Source
+from trials.formats.bad_rows import BadRow
+from trials.sources.readers import rows_of
+from trials.sources.source import Source
 
 ROWS = [{"prompt": "Say hello", "completion": "Hello, Zoë!"}, {"prompt": "Say bye", "completion": "Bye!"}]
 CHAT = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}

@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from trials.errors import DataError
-from trials.files import write_json
-from trials.formats import Example, Message, example
-from trials.judgement import (
+from trials.evaluation.result import (
     Answers,
     Judgement,
     Rows,
@@ -23,8 +21,10 @@ from trials.judgement import (
     read_judgement,
     rows_hash,
 )
-from trials.losses import RowLosses
-from trials.scores import Measure, RowScores
+from trials.formats.conversations import Example, Message, example
+from trials.metrics.row_losses import RowLosses
+from trials.metrics.task_scores import Measure, RowScores
+from trials.system.files import write_json
 
 LENGTHS = (2, 9, 4, 30, 7, 3, 12, 5)
 

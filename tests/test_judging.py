@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from trials.adapter_folder import trial_config
-from trials.data import TrialData
+from trials.data.dataset import TrialData
 from trials.errors import ModelError
-from trials.judgement import Judgement, Task, labels_of
-from trials.judging import Choices, Judged, against_base, answers, judge, load_judged, losses, samples
-from trials.losses import RowLosses
-from trials.model import load_base
-from trials.records import TrialRecord
+from trials.evaluation.evaluator import Choices, Judged, against_base, answers, judge, load_judged, losses, samples
+from trials.evaluation.result import Judgement, Task, labels_of
+from trials.metrics.row_losses import RowLosses
+from trials.model.loading import load_base
+from trials.records.adapter_dir import trial_config
+from trials.records.trial_dir import TrialRecord
 
 TASK = Task("dev.jsonl", "nli_cot", batch_rows=5, answers=True)
 

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from trials.intervals import Estimate
-from trials.labels import LabelReport, label_report
+from trials.metrics.classification import LabelReport, label_report
+from trials.metrics.intervals import Estimate
 
 
 def _random_case(seed: int) -> tuple[list[int], list[int | None]]:

@@ -25,15 +25,15 @@ FORBIDDEN = {
 # The command line of one trial reads a recipe.
 ALLOWED = {"trials.train": {"search_spaces"}}
 BEHIND_THE_DOOR = {
-    "orchestrator.engines",
-    "orchestrator.group_actor",
-    "orchestrator.holder",
-    "orchestrator.metrics",
-    "orchestrator.on_nodes",
-    "orchestrator.preflight_cluster",
-    "orchestrator.tune_plugins",
-    "orchestrator.tuner",
-    "orchestrator.worker",
+    "orchestrator.execution.worker_pool",
+    "orchestrator.execution.worker_group",
+    "orchestrator.execution.trial_proxy",
+    "orchestrator.monitoring.prometheus",
+    "orchestrator.execution.cluster",
+    "orchestrator.preflight.cluster",
+    "orchestrator.execution.tune_adapters",
+    "orchestrator.execution.tune_run",
+    "orchestrator.execution.trial_task",
 }
 
 
@@ -76,22 +76,22 @@ def test_nothing_imports_a_main() -> None:
 def test_no_import_cycles() -> None:
     graph = {module: (names & SOURCES.keys()) - {module} for module, names in IMPORTS.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError
-    assert all(graph["trials.training"])
+    assert all(graph["trials.trl.backend"])
 
 
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("trials.training", ("ray", "optuna", "orchestrator", "search_spaces")),
-        ("search_spaces.recipe", ("ray", "torch", "transformers", "optuna")),
-        ("trials.records", ("ray", "torch", "transformers", "scipy.stats")),
+        ("trials.trl.backend", ("ray", "optuna", "orchestrator", "search_spaces")),
+        ("search_spaces.loader", ("ray", "torch", "transformers", "optuna")),
+        ("trials.records.trial_dir", ("ray", "torch", "transformers", "scipy.stats")),
         ("trials.engine.support", ("torch", "transformers")),
         ("trials.engine.engine", ("ray", "scipy.stats", "sklearn", "trl")),
-        ("orchestrator.desk", ("ray", "torch", "transformers")),
-        ("orchestrator.workplace", ("ray", "torch", "transformers")),
-        ("orchestrator.holder", ("torch", "transformers", "optuna", "scipy.stats", "sklearn")),
+        ("orchestrator.execution.group_queue", ("ray", "torch", "transformers")),
+        ("orchestrator.execution.trial_runner", ("ray", "torch", "transformers")),
+        ("orchestrator.execution.trial_proxy", ("torch", "transformers", "optuna", "scipy.stats", "sklearn")),
         ("orchestrator.search", ("ray", "torch", "transformers", "optuna", "scipy.stats")),
-        ("orchestrator.tuner", ("torch", "transformers")),
+        ("orchestrator.execution.tune_run", ("torch", "transformers")),
     ],
 )
 def test_what_a_module_really_loads(module: str, absent: tuple[str, ...]) -> None:

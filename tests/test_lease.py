@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import lease
-from orchestrator.lease import only_command
-from orchestrator.object_store import ObjectStore
+from orchestrator.storage import lease
+from orchestrator.storage.lease import only_command
+from orchestrator.storage.object_store import ObjectStore
 from tests.commands import ROOT, environment
 from tests.waiting import wait_until
 from trials.errors import EXIT_INTERRUPTED, RunFolderError
@@ -22,7 +22,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from orchestrator import lease
-from orchestrator.object_store import ObjectStore
+from orchestrator.storage.object_store import ObjectStore
 lease._RENEWED_SECONDS = 0.2
 with lease.only_command(ObjectStore(sys.argv[1]), Path(sys.argv[2])):
     print("held", flush=True)

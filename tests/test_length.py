@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.length import length_in_words, shortened, shortened_trial, tonight
-from search_spaces.recipe import load_recipe
+from orchestrator.planning.trial_length import length_in_words, shortened, shortened_trial, tonight
+from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from trials.config import Hyperparameters
 

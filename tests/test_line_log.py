@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 from tests.commands import ROOT
-from trials.line_log import LineCopy, LineLog
+from trials.console.line_log import LineCopy, LineLog
 
 WRITES = """
 import sys
 from pathlib import Path
-from trials.line_log import LineLog
+from trials.console.line_log import LineLog
 log = LineLog(Path(sys.argv[1]))
 for number in range(500):
     log.append(f"{sys.argv[2]} {number} " + "x" * 200)

@@ -15,13 +15,13 @@ from search_spaces.schema import Recipe
 from tests.conftest import SMALL
 from tests.searches import make_run, make_search
 from trials.errors import RunFolderError
-from trials.lock import only_here
+from trials.system.locks import only_here
 from trials.train import main
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from trials.lock import only_here
+from trials.system.locks import only_here
 with only_here(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

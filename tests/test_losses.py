@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from trials.losses import RowLosses, compare
+from trials.metrics.row_losses import RowLosses, compare
 
 
 def _pair(rows: int = 200, gap: float = 0.5) -> tuple[RowLosses, RowLosses]:

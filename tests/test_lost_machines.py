@@ -12,9 +12,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from orchestrator import tuner
-from orchestrator.engines import Engines, cores_of_nodes
-from orchestrator.run_folder import Placement
+from orchestrator.execution import tune_run as tuner
+from orchestrator.execution.worker_pool import Engines, cores_of_nodes
+from orchestrator.state.run_dir import Placement
 from tests.test_engines import make_engine_search
 from tests.waiting import wait_until
 from trials.errors import InputError

@@ -24,8 +24,8 @@ from scripts.demo_pretraining import (
 from scripts.demo_text import documents
 from scripts.make_demo_base import excluded_premises, held_out_tokens, main
 from scripts.make_demo_data import DEMO_FOLDER
-from trials.formats import json_answer
-from trials.nli import NLI_INSTRUCTION, nli_prompt
+from trials.formats.conversations import json_answer
+from trials.formats.nli import NLI_INSTRUCTION, nli_prompt
 
 BASE = DEMO_FOLDER / "base"
 

@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from scripts.make_smollm2 import main
-from search_spaces.recipe import load_recipe
+from search_spaces.loader import load_recipe
 from tests.commands import run_command
 from trials.config import Hyperparameters, ModelSettings
-from trials.formats import Example, Message
-from trials.model import attach_adapter, load_base, load_tokenizer
-from trials.tokenization import IGNORED, prompt_ids, tokenize
+from trials.data.tokenization import IGNORED, prompt_ids, tokenize
+from trials.formats.conversations import Example, Message
+from trials.model.loading import attach_adapter, load_base, load_tokenizer
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>")
 MERGES = ("Ġ Ġ", "h e")

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 from report_case import BASE, STEP_TOKENS, Told, new_run, right, write_trial
 
-from orchestrator.manifest_scores import manifest_scores
-from orchestrator.ranking import pick_best
-from orchestrator.run_folder import RunFolder
-from trials.intervals import wilson
-from trials.records import Origin
+from orchestrator.export.scores import manifest_scores
+from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.selection import pick_best
+from trials.metrics.intervals import wilson
+from trials.records.trial_dir import Origin
 
 BASE_SCORED = Told("0000", BASE.losses, origin=Origin.BASE, name="base", adapter=False, scores={1: right(4)})
 

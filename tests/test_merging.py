@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from trials.config import ModelSettings, TrialConfig
-from trials.data import TrialData
-from trials.evaluation import evaluate_rows
-from trials.merging import merge
-from trials.model import attach_adapter, load_base, load_tokenizer
+from trials.data.dataset import TrialData
+from trials.evaluation.eval_loss import evaluate_rows
+from trials.model.loading import attach_adapter, load_base, load_tokenizer
+from trials.model.merging import merge
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from trials.bad_rows import BadRow
-from trials.formats import Example, Message
-from trials.row_reader import RowReader
+from trials.formats.bad_rows import BadRow
+from trials.formats.conversations import Example, Message
+from trials.formats.row_reader import RowReader
 
 WRONG, RIGHT = {"role": "assistant", "content": "Lyon."}, {"role": "assistant", "content": "Paris."}
 ASKED, AGAIN = {"role": "user", "content": "Capital of France?"}, {"role": "user", "content": "No. Again?"}

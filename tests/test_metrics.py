@@ -13,14 +13,14 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from orchestrator.board import Board
-from orchestrator.conductor import Conductor
-from orchestrator.events import in_turn
-from orchestrator.metrics import Metrics
-from orchestrator.run_folder import RunFolder, Search
-from orchestrator.scrape_targets import ScrapeTargets, folder
-from orchestrator.search_metrics import METRICS
-from orchestrator.tuner import ray_session
+from orchestrator.controller.controller import Conductor
+from orchestrator.controller.events import in_turn
+from orchestrator.execution.tune_run import ray_session
+from orchestrator.monitoring.metrics import METRICS
+from orchestrator.monitoring.progress import Board
+from orchestrator.monitoring.prometheus import Metrics
+from orchestrator.monitoring.scrape_targets import ScrapeTargets, folder
+from orchestrator.state.run_dir import RunFolder, Search
 from tests.searches import Clock, begin, evaluate, run_base
 
 DASHBOARD = Path(__file__).parent.parent / "docs/grafana/search.json"

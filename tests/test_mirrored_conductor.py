@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.conductor import Assignment
-from orchestrator.mirror import Mirror
-from orchestrator.mirrored_conductor import MirroredConductor, conductor_of
-from orchestrator.mishaps import DIED, Left
-from orchestrator.run_folder import RunFolder, Search
-from orchestrator.run_places import create_at, open_at
-from orchestrator.snapshots import TrialStore
-from orchestrator.trial_copy import trial_copy
+from orchestrator.controller.controller import Assignment
+from orchestrator.controller.proxy_errors import DIED, Left
+from orchestrator.controller.remote import MirroredConductor, conductor_of
+from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.storage.locations import create_at, open_at
+from orchestrator.storage.mirror import Mirror
+from orchestrator.storage.trial_snapshots import TrialStore
+from orchestrator.storage.working_copy import trial_copy
 from tests.searches import BASE_LOSS, Clock, begin, point, record
-from trials.records import Ending, EndingKind, Origin, TrialFolder, read_trial
+from trials.records.trial_dir import Ending, EndingKind, Origin, TrialFolder, read_trial
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from trials.config import Hyperparameters, ModelSettings, TrialConfig
-from trials.data import TrialData
+from trials.data.dataset import TrialData
 from trials.errors import ModelError
-from trials.model import (
+from trials.model.loading import (
     attach_adapter,
     check_targets,
     empty_model,

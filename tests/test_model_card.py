@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.model_card import model_card
-from search_spaces.recipe import load_recipe
+from orchestrator.export.model_card import model_card
+from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 
 

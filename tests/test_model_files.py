@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from search_spaces.schema import Recipe
 from trials.config import ModelSettings
 from trials.errors import ModelError
-from trials.model import check_base, load_base, load_tokenizer
-from trials.model_files import check_model_files, stored_tensors, weight_files
+from trials.model.loading import check_base, load_base, load_tokenizer
+from trials.model.model_files import check_model_files, stored_tensors, weight_files
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 2761832\n"
 

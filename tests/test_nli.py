@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from trials.bad_rows import BadRow
-from trials.nli import Select, nli_cot_example, nli_example
+from trials.formats.bad_rows import BadRow
+from trials.formats.nli import Select, nli_cot_example, nli_example
 
 PAIR = {"id": "r1", "premise": " Ann is tall. ", "hypothesis": "Ann is."}
 ROW = {**PAIR, "thought_process": "step 1: yes.", "label": 1}

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
-from orchestrator.object_store import QUICK, ObjectStore
-from orchestrator.run_places import check_store, create_at
+from orchestrator.storage.locations import check_store, create_at
+from orchestrator.storage.object_store import QUICK, ObjectStore
 from tests.object_stores import BUCKET, S3Server, s3_server
 from trials.errors import RunFolderError, StoreDamaged, StoreFailed
 

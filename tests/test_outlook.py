@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from orchestrator.outlook import MOST_POINTS, Outlook
-from orchestrator.outlook_kernel import Points, covariance, fit, prior, within
-from orchestrator.outlook_space import Coordinates
+from orchestrator.scheduling.curve_model import MOST_POINTS, Outlook
+from orchestrator.scheduling.encoding import Coordinates
+from orchestrator.scheduling.gaussian_process import Points, covariance, fit, prior, within
 from search_spaces.schema import Choices, Range
 
 SPACE = {

@@ -10,13 +10,13 @@ import threading
 from pathlib import Path
 
 from tests.commands import ROOT
-from trials.output import LOG_FILE, keep_output, logged_in
+from trials.console.logs import LOG_FILE, keep_output, logged_in
 
 WRITER = """
 import os, signal, sys
 from pathlib import Path
-from trials.command_line import quiet_libraries
-from trials.output import keep_output
+from trials.cli import quiet_libraries
+from trials.console.logs import keep_output
 quiet_libraries()
 keep_output(Path(sys.argv[1]))
 import logging

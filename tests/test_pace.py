@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.pace import FIRST_START_SECONDS, Pace
-from orchestrator.run_folder import RunFolder
+from orchestrator.planning.throughput import FIRST_START_SECONDS, Pace
+from orchestrator.state.run_dir import RunFolder
 from search_spaces.schema import Recipe
 from tests.searches import BASE_LOSS, point, record
 from trials.config import TrialConfig
-from trials.records import Origin, TrialFolder
+from trials.records.trial_dir import Origin, TrialFolder
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -15,20 +15,20 @@ import pytest
 import yaml
 from report_case import BASE, Told, new_run, write_export, write_trial
 
-from orchestrator.report import main as report
-from orchestrator.report import parser as report_parser
-from orchestrator.restoring import settle_study
-from orchestrator.run_folder import RunFolder, create_run_folder
-from orchestrator.run_places import place_of
+from orchestrator.controller.study_rebuild import settle_study
+from orchestrator.report.render import main as report
+from orchestrator.report.render import parser as report_parser
 from orchestrator.search import parser as search_parser
-from search_spaces.recipe import load_recipe
-from trials.adapter_folder import base_settings, is_adapter
+from orchestrator.state.run_dir import RunFolder, create_run_folder
+from orchestrator.storage.locations import place_of
+from search_spaces.loader import load_recipe
 from trials.config import DataSettings, ModelSettings
+from trials.data.chat_template import chat_template
 from trials.errors import RunFolderError
-from trials.model import check_targets, load_tokenizer
-from trials.rows import rows_of
-from trials.source import parse_source
-from trials.templates import chat_template
+from trials.model.loading import check_targets, load_tokenizer
+from trials.records.adapter_dir import base_settings, is_adapter
+from trials.sources.readers import rows_of
+from trials.sources.source import parse_source
 from trials.train import parser as train_parser
 
 NAMES = (

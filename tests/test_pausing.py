@@ -11,11 +11,11 @@ import pytest
 
 from tests.commands import run_command
 from tests.workshop import RunTrial, Workshop
-from trials.checkpoints import whole_checkpoints
 from trials.engine.engine import Engine
-from trials.records import EvalPoint, Origin, TrialRecord, read_trial
-from trials.supervisor import Decision
-from trials.training import run_trial
+from trials.records.checkpoints import whole_checkpoints
+from trials.records.trial_dir import EvalPoint, Origin, TrialRecord, read_trial
+from trials.training.evaluation_loop import Decision
+from trials.trl.backend import run_trial
 
 ROWS = 18
 """Epochs end with a step of two rows."""

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.interruption import Interruption, interruptible
-from orchestrator.perseverance import (
+from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.supervisor.interruption import Interruption, interruptible
+from orchestrator.supervisor.supervisor import (
     MOST_IN_A_ROW,
     SessionCode,
     evaluations_on_disk,
@@ -23,12 +24,11 @@ from orchestrator.perseverance import (
     persevere,
     run_session,
 )
-from orchestrator.processes import is_alive
-from orchestrator.run_folder import RunFolder, Search
 from tests.commands import ROOT, environment
 from tests.searches import point, record
 from trials.errors import SearchBroken
-from trials.records import Ending, EndingKind, TrialFolder
+from trials.records.trial_dir import Ending, EndingKind, TrialFolder
+from trials.system.processes import is_alive
 
 
 class Sessions:
@@ -125,7 +125,7 @@ def test_endings_count_as_getting_on_as_evaluations_do(run: RunFolder) -> None:
 
 
 def make_session(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts a script in the place of `python -m orchestrator.session`: what runs it is what's tested here."""
+    """Puts a script in the place of `python -m orchestrator.supervisor.session`: what runs it is what's tested here."""
     package = folder / "orchestrator"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()  # else one that is found by PYTHONPATH goes before it
@@ -163,8 +163,8 @@ sys.path.insert(0, {root!r})
 sys.modules.pop("orchestrator")
 open("ready", "w").close()
 time.sleep(1)  # it imports its modules, and is interrupted
-from orchestrator.interruption import obey
-from trials.command_line import run
+from orchestrator.supervisor.interruption import obey
+from trials.cli import run
 
 def session():
     obey()
@@ -221,7 +221,7 @@ def test_signals_are_the_session_s_to_obey(
 
 
 def test_a_session_on_a_broken_search_json_is_refused_with_a_message(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "orchestrator.session", str(tmp_path), str(os.getpid()), "0"]
+    command = [sys.executable, "-m", "orchestrator.supervisor.session", str(tmp_path), str(os.getpid()), "0"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == SessionCode.REFUSED
     assert "holds no search" in done.stderr

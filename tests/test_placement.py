@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.placement import groups_on_cpu, place, refuse_small_batches, slots_per_engine, why_no_engine
-from orchestrator.run_folder import Placement, Search
-from search_spaces.recipe import load_recipe
+from orchestrator.planning.placement import groups_on_cpu, place, refuse_small_batches, slots_per_engine, why_no_engine
+from orchestrator.state.run_dir import Placement, Search
+from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from tests.searches import make_search
 from trials.errors import RecipeError

@@ -1,13 +1,13 @@
 from dataclasses import replace
 from datetime import timedelta
 
-from orchestrator.pace import Pace
-from orchestrator.plan import Sizes, data_lines, describe, placement_line
-from orchestrator.run_folder import Placement, Search
-from search_spaces.recipe import load_recipe
+from orchestrator.planning.plan_text import Sizes, data_lines, describe, placement_line
+from orchestrator.planning.throughput import Pace
+from orchestrator.state.run_dir import Placement, Search
+from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from tests.searches import make_search
-from trials.data import TrialData
+from trials.data.dataset import TrialData
 
 
 def test_sizes_are_counted_on_tokens(small_recipe: Recipe, small_data: TrialData) -> None:

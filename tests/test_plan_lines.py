@@ -9,11 +9,18 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config
 
-from orchestrator.forecast import Prediction, predict
-from orchestrator.pace import Pace
-from orchestrator.plan_lines import cost_lines, memory_lines, milestones_line, night_lines, reserve_line, speed_lines
-from orchestrator.run_folder import Placement, Search
-from search_spaces.recipe import load_recipe
+from orchestrator.planning.forecast import Prediction, predict
+from orchestrator.planning.plan_lines import (
+    cost_lines,
+    memory_lines,
+    milestones_line,
+    night_lines,
+    reserve_line,
+    speed_lines,
+)
+from orchestrator.planning.throughput import Pace
+from orchestrator.state.run_dir import Placement, Search
+from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from tests.fake_driver import FakeDriver
 from tests.searches import START, make_search

@@ -12,21 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.export_target import settle, staging_beside
-from orchestrator.ranking import pick_best
-from orchestrator.run_folder import RunFolder, Search
+from orchestrator.export.target import settle, staging_beside
+from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.state.selection import pick_best
 from tests.checkpoint_case import evaluate, trained, write_checkpoint
 from tests.power_cut import Disk, every_cut, in_memory, watched
 from tests.searches import make_run
 from tests.test_export_target import make_export
-from trials.adapter_check import adapter_problem
-from trials.checkpoints import choose_checkpoint, set_broken_aside, whole_checkpoints
 from trials.config import TrialConfig
-from trials.export_files import read_manifest
-from trials.files import append_json_line, make_folder, replace_folder, settle_folder, write_json, write_text
-from trials.losses import RowLosses
-from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
-from trials.rewinding import go_back
+from trials.metrics.row_losses import RowLosses
+from trials.records.adapter_check import adapter_problem
+from trials.records.checkpoints import choose_checkpoint, set_broken_aside, whole_checkpoints
+from trials.records.export_manifest import read_manifest
+from trials.records.rewind import go_back
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.system.files import append_json_line, make_folder, replace_folder, settle_folder, write_json, write_text
 
 __all__ = ["in_memory"]
 BASE_LOSSES = RowLosses([9.0, 9.0], [1, 1])

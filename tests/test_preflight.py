@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.finding import Finding, Level, refuse_impossible
-from orchestrator.preflight import disk_finding, preflight, preflight_lines
-from orchestrator.run_folder import Search
+from orchestrator.preflight.checks import disk_finding, preflight, preflight_lines
 from orchestrator.search import main
+from orchestrator.state.check_result import Finding, Level, refuse_impossible
+from orchestrator.state.run_dir import Search
 from tests.conftest import SMALL
 from trials.errors import InputError
-from trials.gpus import gpu_count
+from trials.system.gpus import gpu_count
 
 PLAN = ["demo", "--plan", "--set", *SMALL]
 

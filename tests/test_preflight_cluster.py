@@ -12,13 +12,13 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from orchestrator import preflight_cluster
-from orchestrator.events import Event
-from orchestrator.finding import Finding, Level
-from orchestrator.preflight_cluster import _slots_finding, cluster_findings, slow_findings
-from orchestrator.preflight_nodes import this_node
-from orchestrator.run_folder import RunFolder, Search
-from orchestrator.session import look_at_cluster
+from orchestrator.controller.events import Event
+from orchestrator.preflight import cluster as preflight_cluster
+from orchestrator.preflight.cluster import _slots_finding, cluster_findings, slow_findings
+from orchestrator.preflight.nodes import this_node
+from orchestrator.state.check_result import Finding, Level
+from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.supervisor.session import look_at_cluster
 from tests.searches import make_conductor, make_search, run_base
 from trials.errors import InputError
 
@@ -97,7 +97,7 @@ def test_a_state_api_that_ray_does_not_find_is_pointed_out(
 def test_gpus_that_are_taken_are_not_waited_for_for_ever(
     dashboard: str, search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.preflight_cluster._ALL_REDUCE_SECONDS", 2.0)
+    monkeypatch.setattr("orchestrator.preflight.cluster._ALL_REDUCE_SECONDS", 2.0)
     holder = ray.remote(num_gpus=1)(Counter).remote()
     ray.get(holder.total.remote())
     nccl = slow_findings(search, dashboard)[1]

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.all_reduce import AllReduce
-from orchestrator.finding import Level
-from orchestrator.preflight_gpus import all_reduce_findings, driver_findings
-from trials.gpus import Driver, GpuState, driver_here, gpu_count, torch_cuda
+from orchestrator.preflight.all_reduce import AllReduce
+from orchestrator.preflight.gpus import all_reduce_findings, driver_findings
+from orchestrator.state.check_result import Level
+from trials.system.gpus import Driver, GpuState, driver_here, gpu_count, torch_cuda
 
 GIB = 2**30
 RTX_4090 = GpuState(0, "NVIDIA GeForce RTX 4090", 24 * GIB, int(23.5 * GIB))

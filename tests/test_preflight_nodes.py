@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.finding import Finding, Level
-from orchestrator.preflight_nodes import Clock, NodeReport, clock_findings, node_findings, this_node
+from orchestrator.preflight.nodes import Clock, NodeReport, clock_findings, node_findings, this_node
+from orchestrator.state.check_result import Finding, Level
 from tests.commands import ROOT
-from trials.gpus import Driver, GpuState
+from trials.system.gpus import Driver, GpuState
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_other_code_is_impossible_and_another_torch_a_warning(here: NodeReport) 
 def test_the_digest_changes_with_any_source(here: NodeReport, tmp_path: Path) -> None:
     for package in ("orchestrator", "search_spaces", "trials"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("demo", "__pycache__"))
-    script = "from orchestrator.preflight_nodes import this_node; print(this_node().versions['code'])"
+    script = "from orchestrator.preflight.nodes import this_node; print(this_node().versions['code'])"
 
     def of_the_copy() -> str:
         return subprocess.check_output([sys.executable, "-c", script], cwd=tmp_path, env=environ, text=True).strip()

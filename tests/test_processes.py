@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.processes import SessionMark, children, end_session, is_alive, processes
 from tests.commands import ROOT
 from tests.waiting import wait_until
+from trials.system.processes import SessionMark, children, end_session, is_alive, processes
 
 # Starts a child that says its id and goes on without it, in a process group of its own, as Ray's workers are.
 ORPHANING = """
@@ -58,7 +58,9 @@ def test_a_session_is_ended_with_processes_whose_parent_is_gone(leader: subproce
 
 
 def test_who_ends_its_own_session_stays(leader: subprocess.Popen[str]) -> None:
-    script = "import os; from orchestrator.processes import end_session; end_session(os.getsid(0)); print('still here')"
+    script = (
+        "import os; from trials.system.processes import end_session; end_session(os.getsid(0)); print('still here')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, start_new_session=True, capture_output=True, text=True, check=True
     )
@@ -79,7 +81,7 @@ PARENTING = '''
 import os, subprocess, sys, time
 script = """
 import os, sys, time
-from orchestrator.processes import die_with
+from trials.system.processes import die_with
 die_with(int(sys.argv[1]))
 print(os.getpid(), flush=True)
 time.sleep(600)
@@ -100,7 +102,7 @@ def test_a_process_dies_with_its_parent_even_of_sigkill() -> None:
 
 
 def test_a_parent_that_is_gone_already_takes_its_child_along() -> None:
-    script = "from orchestrator.processes import die_with; die_with(1 << 22); print('still here')"
+    script = "from trials.system.processes import die_with; die_with(1 << 22); print('still here')"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
 

@@ -1,6 +1,6 @@
 import pytest
 
-from orchestrator.promises import Promises
+from orchestrator.scheduling.proposal_discount import Promises
 
 
 def test_at_first_promises_are_believed() -> None:

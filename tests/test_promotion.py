@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from orchestrator.promotion import Fresh, Night, Nothing, Promotion, Resume, Standing, State
-from orchestrator.promotion_value import improvement
+from orchestrator.scheduling.expected_improvement import improvement
+from orchestrator.scheduling.scheduler import Fresh, Night, Nothing, Promotion, Resume, Standing, State
 from search_spaces.schema import Range, SearchSettings
 
 SPACE = {"learning_rate": Range(low=1e-5, high=1e-2, log=True)}

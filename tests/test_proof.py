@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from trials.files import write_json
-from trials.proof import ProofJob, main, prove
-from trials.records import TrialRecord
+from trials.evaluation.verify import ProofJob, main, prove
+from trials.records.trial_dir import TrialRecord
+from trials.system.files import write_json
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.processes import is_alive
-from orchestrator.verification import said_by
+from orchestrator.export.verification import said_by
 from tests.commands import ROOT, environment
+from trials.system.processes import is_alive
 
 PARENT = """
 import os, subprocess, sys
-proof = subprocess.Popen([sys.executable, "-m", "orchestrator.proof_process", str(os.getpid()), *sys.argv[1:]])
+proof = subprocess.Popen([sys.executable, "-m", "orchestrator.export.proof_process", str(os.getpid()), *sys.argv[1:]])
 print(proof.pid, flush=True)
 proof.wait()
 """

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from orchestrator.promotion import Fresh, Night, Promotion, Standing, State
-from orchestrator.proposals import Failures
+from orchestrator.scheduling.feasibility import Failures
+from orchestrator.scheduling.scheduler import Fresh, Night, Promotion, Standing, State
 from search_spaces.schema import Choices, Dimension, Range, SearchSettings
 
 SPACE = {"learning_rate": Range(low=1e-5, high=1e-2, log=True), "lora_rank": Choices(choices=(4, 8, 16, 32))}

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.splits import first_rows
-from trials.data import TrialData
-from trials.engine.order import RowOrder
-from trials.rank_batches import RankBatches, RankLoader, rows_of_a_rank, seen
-from trials.ranks import Ranks
+from trials.data.dataset import TrialData
+from trials.system.distributed import Ranks
+from trials.training.row_order import RowOrder
+from trials.trl.sampler import RankBatches, RankLoader, rows_of_a_rank, seen
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@ import threading
 
 import pytest
 
-from orchestrator.ranking import base_of, pick_best, rank
-from orchestrator.roster import Roster
-from orchestrator.run_folder import RunFolder
+from orchestrator.controller.trials import Roster
+from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.selection import base_of, pick_best, rank
 from tests.searches import point, record, row_losses, save_adapter
 from trials.errors import NothingToExport
-from trials.records import Ending, EndingKind, Origin, TrialFolder
+from trials.records.trial_dir import Ending, EndingKind, Origin, TrialFolder
 
 
 def add(

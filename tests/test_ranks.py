@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from tests.together import Together
+from trials.data.tokenization import TokenizedRow
 from trials.errors import RankError
-from trials.losses import RowLosses
-from trials.ranks import ALONE, Ranks, joined_ranks
-from trials.tokenization import TokenizedRow
+from trials.metrics.row_losses import RowLosses
+from trials.system.distributed import ALONE, Ranks, joined_ranks
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from ray._private.services import canonicalize_bootstrap_address
 
-from orchestrator.finding import Level
-from orchestrator.ray_address import address_finding, named_cluster
+from orchestrator.ray_setup.address import address_finding, named_cluster
+from orchestrator.state.check_result import Level
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import ray_folder
-from orchestrator.finding import Level
-from orchestrator.ray_address import address_finding
-from orchestrator.run_folder import RunFolder
+from orchestrator.ray_setup import folder as ray_folder
+from orchestrator.ray_setup.address import address_finding
+from orchestrator.state.check_result import Level
+from orchestrator.state.run_dir import RunFolder
 from trials.errors import SearchBroken
 
 SOCKET = "ray/session_2026-11-29_18-38-00_869136_4194304/sockets/plasma_store"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.processes import end_session, processes
 from scripts import end_cluster
 from scripts.ray_processes import BOOTSTRAP, ROOT, VARIABLE, end_all, main, running
+from trials.system.processes import end_session, processes
 
 CHILD = "import subprocess; subprocess.run(['env', '-i', 'sleep', '600'])"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ray._private.services import canonicalize_bootstrap_address
 
-from orchestrator.ray_start import instead_of_home, surroundings
+from orchestrator.ray_setup.start import instead_of_home, surroundings
 from tests.commands import ROOT, environment
 
 
@@ -70,7 +70,7 @@ def test_libraries_write_elsewhere_where_the_home_cannot_be_written(tmp_path: Pa
 
 
 ADDRESS = """
-from orchestrator.ray_start import stay_on_loopback
+from orchestrator.ray_setup.start import stay_on_loopback
 stay_on_loopback()
 import ray
 print(ray.util.get_node_ip_address())

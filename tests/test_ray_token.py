@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ray_token import PATH_VARIABLE, ensure_token, mend_token, private_token
+from orchestrator.ray_setup.token import PATH_VARIABLE, ensure_token, mend_token, private_token
 
 
 def mode(path: Path) -> int:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from search_spaces.recipe import load_recipe
+from search_spaces.loader import load_recipe
 from trials.config import ModelSettings
-from trials.data import load_data
-from trials.model import load_tokenizer
-from trials.split import Split
-from trials.tokenization import IGNORED
+from trials.data.dataset import load_data
+from trials.data.split import Split
+from trials.data.tokenization import IGNORED
+from trials.model.loading import load_tokenizer
 
 DATA = Path("/work/shared/data")
 MISTRAL = DATA / "mistral_tokenizer"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces.recipe import RECIPE_FOLDER, load_recipe, recipe_file, recipe_names
+from search_spaces.loader import RECIPE_FOLDER, load_recipe, recipe_file, recipe_names
 from search_spaces.schema import Choices, Range, Recipe, SearchSettings
 from trials.errors import RecipeError
 

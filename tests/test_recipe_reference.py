@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from scripts.recipe_reference import DOCS, files, main, schema
 from search_spaces.layers import RECIPE_FOLDER, parse_yaml
-from search_spaces.recipe import load_recipe
+from search_spaces.loader import load_recipe
 from trials.errors import RecipeError
 
 RECIPES = sorted(path for path in RECIPE_FOLDER.rglob("*.yaml"))

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.plan import placement_line
-from search_spaces.recipe import load_recipe, recipe_names
+from orchestrator.planning.plan_text import placement_line
+from search_spaces.loader import load_recipe, recipe_names
 from search_spaces.schema import Recipe
 from tests.searches import make_search
-from trials.records import EndingKind, read_trial
+from trials.records.trial_dir import EndingKind, read_trial
 from trials.train import main
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

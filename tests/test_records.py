@@ -11,8 +11,8 @@ import pytest
 
 from trials.config import TrialConfig
 from trials.errors import RunFolderError
-from trials.losses import RowLosses
-from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, read_trial
+from trials.metrics.row_losses import RowLosses
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder, read_trial
 
 LOSSES = RowLosses([4.0, 6.0], [2, 2])
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import speed
-from orchestrator.conductor import Conductor
-from orchestrator.events import Event, Message, TrialPaused
-from orchestrator.pace import Pace, Regrouped
-from orchestrator.run_folder import Placement, RunFolder, Search
-from search_spaces.recipe import load_recipe
+from orchestrator.controller.controller import Conductor
+from orchestrator.controller.events import Event, Message, TrialPaused
+from orchestrator.planning import speed_cache as speed
+from orchestrator.planning.throughput import Pace, Regrouped
+from orchestrator.state.run_dir import Placement, RunFolder, Search
+from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from tests.searches import (
     BASE_LOSS,
@@ -29,7 +29,7 @@ from tests.searches import (
     record,
     run_probe,
 )
-from trials.records import EndingKind, TrialFolder
+from trials.records.trial_dir import EndingKind, TrialFolder
 
 TWO = Regrouped(2, 1.6, "0002", "it promises most", START.isoformat())
 

@@ -12,13 +12,13 @@ from trl import SFTTrainer
 
 from tests.splits import first_rows
 from tests.workshop import Workshop
-from trials import trainer as trainer_module
 from trials.config import Machine, TrialConfig
-from trials.data import TrialData
-from trials.memory_use import Attempt, MemoryUse, read_memory_use
-from trials.records import EndingKind, EvalPoint, TrialRecord, read_trial
-from trials.splitting import BatchSplit, batch_splits, still_to_try
-from trials.supervisor import Decision
+from trials.data.dataset import TrialData
+from trials.records.memory_report import Attempt, MemoryUse, read_memory_use
+from trials.records.trial_dir import EndingKind, EvalPoint, TrialRecord, read_trial
+from trials.training.evaluation_loop import Decision
+from trials.trl import trainer as trainer_module
+from trials.trl.batch_size import BatchSplit, batch_splits, still_to_try
 
 ROWS = 18
 PAUSING = {"checkpoint_evaluations": True, "checkpoint_every_rows": None, "keep_checkpoints": 1}
@@ -166,7 +166,7 @@ def test_a_paused_trial_goes_on_with_the_split_that_fitted(workshop: Workshop, m
 def test_an_evaluation_is_made_in_smaller_batches(
     workshop: Workshop, straight: TrialRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trials import evaluation
+    from trials.evaluation import eval_loss as evaluation
 
     batch_losses = evaluation._batch_losses
 

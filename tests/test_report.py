@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from report_case import BASE, Told, new_run, night, right, write_prediction, write_samples, write_trial
 
-from orchestrator.report import main, write_report
-from orchestrator.run_folder import RunFolder
+from orchestrator.report.render import main, write_report
+from orchestrator.state.run_dir import RunFolder
 from trials.errors import RunFolderError
-from trials.records import Ending, EndingKind
+from trials.records.trial_dir import Ending, EndingKind
 
 HEADINGS = [
     "Learning curves",
@@ -181,7 +181,7 @@ def test_neither_torch_nor_ray_is_imported(tmp_path: Path) -> None:
         values = {"learning_rate": number / 1000, "lora_rank": [4, 8, 16][number % 3]}
         write_trial(run, Told(f"{number:04d}", [1 + number / 100], values=values))
     code = (
-        "import sys; from orchestrator.report import main; code = main(sys.argv[1:]); "
+        "import sys; from orchestrator.report.render import main; code = main(sys.argv[1:]); "
         "heavy = sorted({'torch', 'ray', 'transformers', 'peft'} & sys.modules.keys()); sys.exit(f'{code} {heavy}')"
     )
     done = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=False)

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from report_case import BASE, BASE_LOSS, STEP_TOKENS, Told, new_run, right, write_trial
 
-from orchestrator.report_drawing import COLOURS, fragment
-from orchestrator.report_figures import importance_bars, learning_curves, loss_against, score_against_loss
-from orchestrator.report_findings import UNENDED, read_findings
-from orchestrator.run_folder import RunFolder
-from trials.intervals import wilson
-from trials.records import Ending, EndingKind, Origin
+from orchestrator.report.data import UNENDED, read_findings
+from orchestrator.report.figures import importance_bars, learning_curves, loss_against, score_against_loss
+from orchestrator.report.plot_style import COLOURS, fragment
+from orchestrator.state.run_dir import RunFolder
+from trials.metrics.intervals import wilson
+from trials.records.trial_dir import Ending, EndingKind, Origin
 
 DIVERGED = Ending(EndingKind.DIVERGED, "above twice")
 

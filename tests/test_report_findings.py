@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from report_case import BASE, Told, new_run, write_trial
 
-from orchestrator.ranking import gain_over
-from orchestrator.report_findings import read_findings
-from orchestrator.run_folder import RunFolder
+from orchestrator.report.data import read_findings
+from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.selection import gain_over
 from trials.errors import RunFolderError
-from trials.records import Origin
+from trials.records.trial_dir import Origin
 
 
 def test_rungs_come_from_the_search(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from report_case import BASE, STARTED, Told, new_run, row_losses, write_export, write_trial
 
-from orchestrator.report_findings import read_findings
-from orchestrator.report_headline import export_lines, headline, time_line
-from orchestrator.run_folder import RunFolder
-from trials.losses import compare
-from trials.records import Origin
+from orchestrator.report.data import read_findings
+from orchestrator.report.headline import export_lines, headline, time_line
+from orchestrator.state.run_dir import RunFolder
+from trials.metrics.row_losses import compare
+from trials.records.trial_dir import Origin
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import optuna
 import pytest
 from report_case import BASE, Told, drawn, new_run, write_trial
 
-from orchestrator.report_findings import read_findings
-from orchestrator.report_importance import LEAST_TRIALS, Importance, importance
-from orchestrator.run_folder import RunFolder
-from orchestrator.study import Study, trial_id_of
-from trials.records import Ending, EndingKind
+from orchestrator.controller.study import Study, trial_id_of
+from orchestrator.report.data import read_findings
+from orchestrator.report.importance import LEAST_TRIALS, Importance, importance
+from orchestrator.state.run_dir import RunFolder
+from trials.records.trial_dir import Ending, EndingKind
 
 PRUNED = Ending(EndingKind.PRUNED, "place 9 of 9")
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from report_case import BASE, STARTED, Told, new_run, write_export, write_prediction, write_trial
 
-from orchestrator.pace import Regrouped
-from orchestrator.report_findings import read_findings
-from orchestrator.report_night import night_section
-from orchestrator.run_folder import RunFolder
-from orchestrator.timing import EXPORTED, TRAINING_OVER, note_moment
-from trials.memory_use import Attempt, MemoryUse, keep_memory_use
-from trials.records import Ending, EndingKind, TrialFolder
+from orchestrator.planning.throughput import Regrouped
+from orchestrator.report.data import read_findings
+from orchestrator.report.forecast_check import night_section
+from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.timing import EXPORTED, TRAINING_OVER, note_moment
+from trials.records.memory_report import Attempt, MemoryUse, keep_memory_use
+from trials.records.trial_dir import Ending, EndingKind, TrialFolder
 
 PRUNED = Ending(EndingKind.PRUNED, "others promised more")
 WITHOUT = """
@@ -29,7 +29,7 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
-from orchestrator.report import main
+from orchestrator.report.render import main
 sys.exit(main(sys.argv[1:]))
 """
 """The report's command on a machine where these libraries aren't installed."""

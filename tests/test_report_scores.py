@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 from report_case import BASE, STEP_TOKENS, Told, new_run, right, write_export, write_trial
 
-from orchestrator.report_findings import read_findings
-from orchestrator.report_scores import ScoreSection, score_section
-from orchestrator.run_folder import RunFolder
-from trials.records import Ending, EndingKind
-from trials.scores import Measure
+from orchestrator.report.data import read_findings
+from orchestrator.report.scores import ScoreSection, score_section
+from orchestrator.state.run_dir import RunFolder
+from trials.metrics.task_scores import Measure
+from trials.records.trial_dir import Ending, EndingKind
 
 
 @pytest.fixture

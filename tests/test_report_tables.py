@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from report_case import BASE, BASE_LOSS, Told, new_run, right, row_losses, write_trial
 
-from orchestrator.report_findings import read_findings
-from orchestrator.report_tables import (
+from orchestrator.report.data import read_findings
+from orchestrator.report.tables import (
     NOTHING,
     counts_line,
     csv_text,
@@ -16,9 +16,9 @@ from orchestrator.report_tables import (
     stopped_rows,
     surroundings,
 )
-from orchestrator.run_folder import RunFolder
-from trials.losses import compare
-from trials.records import Ending, EndingKind, Origin
+from orchestrator.state.run_dir import RunFolder
+from trials.metrics.row_losses import compare
+from trials.records.trial_dir import Ending, EndingKind, Origin
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import tuner
-from orchestrator.events import Event, Message
+from orchestrator.controller.events import Event, Message
+from orchestrator.execution import tune_run as tuner
 from tests.breaking_holder import BREAKS, hold_after_breaking
 from tests.test_engines import assert_all_is_well, make_engine_search, run_search
-from trials.output import LOG_FILE
+from trials.console.logs import LOG_FILE
 
 
 def test_neither_w_and_b_nor_who_speaks_for_a_trial_can_fail_it(

@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.deadline import first_reserve
-from orchestrator.reserve import ExportWork, expected_seconds, export_work, measured_reserve, most_lateness
-from orchestrator.run_folder import Placement
+from orchestrator.planning.export_reserve import (
+    ExportWork,
+    expected_seconds,
+    export_work,
+    measured_reserve,
+    most_lateness,
+)
+from orchestrator.state.deadline import first_reserve
+from orchestrator.state.run_dir import Placement
 from search_spaces.schema import Recipe
 from tests.searches import make_search
 

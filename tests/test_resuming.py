@@ -19,10 +19,10 @@ from transformers import PreTrainedTokenizerBase
 from search_spaces.schema import Recipe
 from tests.workshop import CHECKPOINT, STEPS, TOLERANCE, Workshop, step_losses
 from trials import schedule
-from trials.checkpoints import whole_checkpoints
-from trials.data import TrialData
-from trials.records import EndingKind, EvalPoint, TrialRecord, read_trial
-from trials.supervisor import Decision
+from trials.data.dataset import TrialData
+from trials.records.checkpoints import whole_checkpoints
+from trials.records.trial_dir import EndingKind, EvalPoint, TrialRecord, read_trial
+from trials.training.evaluation_loop import Decision
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from tests.checkpoint_case import FINGERPRINT, evaluate, trained
-from trials import rewinding
-from trials.checkpoints import choose_checkpoint, whole_checkpoints
 from trials.config import TrialConfig
 from trials.errors import DataError, RunFolderError
-from trials.files import write_text
-from trials.records import Ending, EndingKind, Origin, TrialFolder, TrialRecord, read_trial
-from trials.rewinding import go_back, refuse_other_rows, refuse_to_resume, rewind
+from trials.records import rewind as rewinding
+from trials.records.checkpoints import choose_checkpoint, whole_checkpoints
+from trials.records.rewind import go_back, refuse_other_rows, refuse_to_resume, rewind
+from trials.records.trial_dir import Ending, EndingKind, Origin, TrialFolder, TrialRecord, read_trial
+from trials.system.files import write_text
 
 FINISHED = Ending(EndingKind.FINISHED, "trained for all its 6 steps")
 FALLING = (6.0, 5.0, 4.0, 3.0, 2.0, 1.0)

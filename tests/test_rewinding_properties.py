@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.checkpoint_case import trained
-from trials.checkpoints import whole_checkpoints
 from trials.config import TrialConfig
-from trials.records import Ending, EndingKind, Origin, TrialRecord, read_trial
-from trials.rewinding import back_to_newest, rewind
+from trials.records.checkpoints import whole_checkpoints
+from trials.records.rewind import back_to_newest, rewind
+from trials.records.trial_dir import Ending, EndingKind, Origin, TrialRecord, read_trial
 
 LOSSES = st.lists(st.sampled_from([0.5, 1.0, 1.5, 2.0, 4.0]), min_size=1, max_size=7)
 STEPS = st.sets(st.integers(1, 7), min_size=1, max_size=4)

@@ -6,10 +6,10 @@ from typing import Any, get_args
 
 import pytest
 
-from trials.bad_rows import BadRow
 from trials.config import DataFormat
-from trials.row_fields import FORMAT_FIELDS, formats_of, nearest
-from trials.row_reader import RowReader
+from trials.formats.bad_rows import BadRow
+from trials.formats.row_fields import FORMAT_FIELDS, formats_of, nearest
+from trials.formats.row_reader import RowReader
 
 GOOD: dict[str, dict[str, Any]] = {
     "messages": {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]},

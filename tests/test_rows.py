@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from trials.bad_rows import BadRow
 from trials.errors import DataError
-from trials.row_reader import RowReader
-from trials.rows import rows_of
-from trials.source import parse_source
+from trials.formats.bad_rows import BadRow
+from trials.formats.row_reader import RowReader
+from trials.sources.readers import rows_of
+from trials.sources.source import parse_source
 
 ROWS = [
     {"id": "a", "prompt": "None", "n": 1},

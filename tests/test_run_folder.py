@@ -4,8 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.run_folder import Placement, RunFolder, Search, create_run_folder, hardware, open_run_folder, versions
-from search_spaces.recipe import load_recipe
+from orchestrator.state.run_dir import (
+    Placement,
+    RunFolder,
+    Search,
+    create_run_folder,
+    hardware,
+    open_run_folder,
+    versions,
+)
+from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from tests.searches import make_run, make_search
 from trials.errors import RunFolderError

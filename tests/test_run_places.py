@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.markers import UNSEEN
-from orchestrator.mirror import Mirror, copies, working_copy
-from orchestrator.object_store import ObjectStore
-from orchestrator.run_folder import RunFolder, Search
-from orchestrator.run_places import (
+from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.storage.locations import (
     bring_weights,
     create_at,
     only_here_and_there,
@@ -20,15 +17,18 @@ from orchestrator.run_places import (
     publish,
     refuse_taken_place,
 )
-from orchestrator.snapshots import SMALL_BYTES
-from orchestrator.trial_copy import trial_copy
+from orchestrator.storage.mirror import Mirror, copies, working_copy
+from orchestrator.storage.object_store import ObjectStore
+from orchestrator.storage.trial_snapshots import SMALL_BYTES
+from orchestrator.storage.visibility import UNSEEN
+from orchestrator.storage.working_copy import trial_copy
 from tests.searches import point, record
 from tests.test_lock import end, holder
 from trials.config import TrialConfig
 from trials.errors import RunFolderError
-from trials.lock import only_here
-from trials.outcomes import CutOffError
-from trials.records import Ending, EndingKind, Origin, TrialFolder
+from trials.records.trial_dir import Ending, EndingKind, Origin, TrialFolder
+from trials.system.locks import only_here
+from trials.training.outcome import CutOffError
 
 WEIGHTS = b"weights" * SMALL_BYTES
 
@@ -257,7 +257,7 @@ def test_a_working_copy_that_another_search_is_about_to_use_is_not_moved_away(ur
 
 def test_a_trial_in_a_folder_runs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"trial_id": "0001", "folder": str(tmp_path), "remote": None}
-    monkeypatch.setattr("orchestrator.markers._SEEN_SECONDS", 0.2)
+    monkeypatch.setattr("orchestrator.storage.visibility._SEEN_SECONDS", 0.2)
     with pytest.raises(RunFolderError, match=UNSEEN), trial_copy(given):
         pass
     (tmp_path / "config.json").touch()

@@ -1,4 +1,4 @@
-from orchestrator.rungs import loss_at, rung_tokens
+from orchestrator.state.rungs import loss_at, rung_tokens
 from tests.searches import point
 
 

@@ -11,11 +11,11 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.schema import Recipe
-from trials.data import TrialData
+from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
-from trials.records import EndingKind, EvalPoint, Origin, TrialFolder, read_trial
-from trials.running import run_alone
-from trials.supervisor import Decision
+from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialFolder, read_trial
+from trials.run import run_alone
+from trials.training.evaluation_loop import Decision
 
 
 def engines_in_memory() -> list[Engine]:
@@ -52,7 +52,7 @@ def test_the_engine_runs_what_it_can_if_it_is_wanted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     case = (small_recipe, small_data, tokenizer)
-    with caplog.at_level(logging.INFO, logger="trials.running"):
+    with caplog.at_level(logging.INFO, logger="trials.run"):
         assert not engines_seen(*case, tmp_path / "trl", "trl")
         assert caplog.messages == []
         assert not engines_seen(*case, tmp_path / "dora", "shared", use_dora=True)

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from search_spaces.recipe import RECIPE_FOLDER
+from search_spaces.loader import RECIPE_FOLDER
 from tests.commands import ROOT, environment, run_command
 from tests.hub import Hub
 from trials.config import ModelSettings
-from trials.data import TrialData
-from trials.evaluation import evaluate_rows
-from trials.model import load_base
-from trials.saved_base import load_resident_base
+from trials.data.dataset import TrialData
+from trials.evaluation.eval_loss import evaluate_rows
+from trials.model.loading import load_base
+from trials.model.quantized_cache import load_resident_base
 
 DEMO = RECIPE_FOLDER / "demo" / "base"
 
@@ -165,7 +165,7 @@ def test_where_nothing_can_be_written_the_original_is_used(
 ON_THE_HUB = """
 import sys
 from trials.config import ModelSettings
-from trials.saved_base import load_resident_base, saved_bases
+from trials.model.quantized_cache import load_resident_base, saved_bases
 
 for revision in (None, "main", sys.argv[1]):
     load_resident_base(ModelSettings(name="ann/model", revision=revision), least_bytes=0)

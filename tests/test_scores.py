@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from trials.errors import DataError
-from trials.formats import Example, example
-from trials.scores import Measure, RowScores, has_words, rouge_l, task_score
+from trials.formats.conversations import Example, example
+from trials.metrics.task_scores import Measure, RowScores, has_words, rouge_l, task_score
 
 NLI = [example("a", "p", '{"predicted_label": 1}', 1), example("b", "p", '{"predicted_label": 0}', 0)]
 
@@ -63,7 +63,8 @@ def test_rouge_l_sees_latin_words_only() -> None:
 
 
 def test_a_search_scores_without_torch() -> None:
-    script = "import sys, trials.scores, trials.judgement, trials.comparison; print('torch' in sys.modules)"
+    modules = "trials.metrics.task_scores, trials.evaluation.result, trials.metrics.paired_tests"
+    script = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
     )

@@ -15,22 +15,22 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from search_spaces.recipe import load_recipe
+from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from trials.config import EvaluationSettings, TrialConfig
-from trials.data import TrialData, load_data
+from trials.data.dataset import TrialData, load_data
 from trials.errors import RecipeError
-from trials.formats import Example
-from trials.judging import answers, load_judged
-from trials.losses import RowLosses
-from trials.model import attach_adapter, load_base
-from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
-from trials.scores import Measure, task_score
-from trials.scoring import Scorer
-from trials.stopwatch import Stopwatch
-from trials.supervisor import Decision
-from trials.threads import use_threads
-from trials.training import evaluate_base, run_trial
+from trials.evaluation.answer_scorer import Scorer
+from trials.evaluation.evaluator import answers, load_judged
+from trials.formats.conversations import Example
+from trials.metrics.row_losses import RowLosses
+from trials.metrics.task_scores import Measure, task_score
+from trials.model.loading import attach_adapter, load_base
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.system.threads import use_threads
+from trials.system.timer import Stopwatch
+from trials.training.evaluation_loop import Decision
+from trials.trl.backend import evaluate_base, run_trial
 
 ROWS = 3
 DROPOUT = 0.3

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trials.intervals import bootstrap_mean, wilson
-from trials.losses import RowLosses
-from trials.scores import Measure, RowScores
-from trials.scorings import Scoring, estimate, keep_scoring, read_scorings
+from trials.metrics.intervals import bootstrap_mean, wilson
+from trials.metrics.row_losses import RowLosses
+from trials.metrics.task_scores import Measure, RowScores
+from trials.records.score_log import Scoring, estimate, keep_scoring, read_scorings
 
 RIGHT = RowScores(Measure.LABEL, (1.0, 0.0, 1.0))
 

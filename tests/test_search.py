@@ -16,12 +16,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from orchestrator.export import export_best
-from orchestrator.run_folder import RunFolder
+from orchestrator.controller.study import STUDY_NAME
+from orchestrator.export.exporter import export_best
 from orchestrator.search import main
-from orchestrator.study import STUDY_NAME
+from orchestrator.state.run_dir import RunFolder
 from tests.commands import ROOT, environment, run_command, small_search
-from trials.records import EndingKind, Origin, TrialRecord
+from trials.records.trial_dir import EndingKind, Origin, TrialRecord
 
 
 @dataclass(frozen=True)

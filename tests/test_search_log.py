@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 
-from orchestrator.run_folder import RunFolder
-from orchestrator.search_log import last_error, search_log, size
+from orchestrator.monitoring.search_log import last_error, search_log, size
+from orchestrator.state.run_dir import RunFolder
 from tests.commands import ROOT, environment, run_command
 
 
@@ -25,7 +25,7 @@ def test_the_last_error_since_then(run: RunFolder) -> None:
 
 def test_a_session_s_bug_is_one_line_for_people_and_a_traceback_in_the_log(run: RunFolder) -> None:
     (run.path / "session.json").mkdir()
-    done = run_command([sys.executable, "-m", "orchestrator.session", str(run.path), str(os.getpid()), "0"])
+    done = run_command([sys.executable, "-m", "orchestrator.supervisor.session", str(run.path), str(os.getpid()), "0"])
     assert done.returncode == 1
     log = search_log(run)
     assert done.stderr.startswith("error: an unexpected IsADirectoryError: ")
@@ -38,9 +38,9 @@ def test_a_session_s_bug_is_one_line_for_people_and_a_traceback_in_the_log(run: 
 CRASHES = """
 import ctypes, sys
 from pathlib import Path
-from orchestrator.run_folder import RunFolder
-from orchestrator.search_log import log_session
-from trials.command_line import run
+from orchestrator.state.run_dir import RunFolder
+from orchestrator.monitoring.search_log import log_session
+from trials.cli import run
 
 def session():
     log_session(RunFolder(Path(sys.argv[1])))

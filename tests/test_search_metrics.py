@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.board import Board
-from orchestrator.conductor import Assignment, Conductor
-from orchestrator.events import in_turn
-from orchestrator.run_folder import RunFolder, Search
-from orchestrator.search_metrics import METRICS, Sample, SearchMetrics
+from orchestrator.controller.controller import Assignment, Conductor
+from orchestrator.controller.events import in_turn
+from orchestrator.monitoring.metrics import METRICS, Sample, SearchMetrics
+from orchestrator.monitoring.progress import Board
+from orchestrator.state.run_dir import RunFolder, Search
 from tests.searches import Clock, begin, evaluate, finish, leave, run_base
-from trials.memory_use import MemoryUse, keep_memory_use
-from trials.records import EndingKind, TrialFolder
+from trials.records.memory_report import MemoryUse, keep_memory_use
+from trials.records.trial_dir import EndingKind, TrialFolder
 
 FULL = 900
 

@@ -16,16 +16,16 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from orchestrator.lease import only_command
-from orchestrator.mirror import working_copy
-from orchestrator.object_store import ObjectStore
-from orchestrator.on_nodes import alive_nodes
-from orchestrator.processes import is_alive
-from orchestrator.run_folder import RunFolder
-from orchestrator.snapshots import TrialStore
+from orchestrator.execution.cluster import alive_nodes
+from orchestrator.state.run_dir import RunFolder
+from orchestrator.storage.lease import only_command
+from orchestrator.storage.mirror import working_copy
+from orchestrator.storage.object_store import ObjectStore
+from orchestrator.storage.trial_snapshots import TrialStore
 from tests.commands import environment, run_command, small_search
 from tests.object_stores import BUCKET, s3_server
-from trials.records import Origin
+from trials.records.trial_dir import Origin
+from trials.system.processes import is_alive
 
 RUN = f"s3://{BUCKET}/runs/night"
 

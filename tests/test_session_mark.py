@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator import ray_folder
-from orchestrator.processes import SessionMark, is_alive
-from orchestrator.run_folder import RunFolder
-from orchestrator.session_mark import clear_session, end_last_session
+from orchestrator.ray_setup import folder as ray_folder
+from orchestrator.state.run_dir import RunFolder
+from orchestrator.supervisor.session_mark import clear_session, end_last_session
 from tests.commands import ROOT
+from trials.system.processes import SessionMark, is_alive
 
 
 @pytest.fixture
@@ -123,8 +123,8 @@ def test_no_folder_is_removed_but_one_of_ours(run: RunFolder, tmp_path: Path) ->
 MARKING = """
 import sys
 from pathlib import Path
-from orchestrator.run_folder import RunFolder
-from orchestrator.session_mark import mark_session
+from orchestrator.state.run_dir import RunFolder
+from orchestrator.supervisor.session_mark import mark_session
 print(mark_session(RunFolder(Path(sys.argv[1]))), flush=True)
 sys.stdin.read()
 """

@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import conductor
-from orchestrator.deadline import from_budget
-from orchestrator.object_store import ObjectStore
-from orchestrator.pace import Regrouped
-from orchestrator.perseverance import SessionCode
-from orchestrator.plan import Sizes
-from orchestrator.run_folder import Search
-from orchestrator.run_places import create_at
-from orchestrator.session import conduct
-from orchestrator.snapshots import TrialStore
-from search_spaces.recipe import load_recipe
+from orchestrator.controller import controller as conductor
+from orchestrator.planning.plan_text import Sizes
+from orchestrator.planning.throughput import Regrouped
+from orchestrator.state.deadline import from_budget
+from orchestrator.state.run_dir import Search
+from orchestrator.storage.locations import create_at
+from orchestrator.storage.object_store import ObjectStore
+from orchestrator.storage.trial_snapshots import TrialStore
+from orchestrator.supervisor.session import conduct
+from orchestrator.supervisor.supervisor import SessionCode
+from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
-from trials.data import load_data
-from trials.model import load_tokenizer
-from trials.records import EndingKind
+from trials.data.dataset import load_data
+from trials.model.loading import load_tokenizer
+from trials.records.trial_dir import EndingKind
 
 
 def test_a_paused_trial_goes_on_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,18 +14,18 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from orchestrator.pace import Pace
-from orchestrator.run_folder import Placement, Search
-from orchestrator.speed import remember_speed, speed_before
-from search_spaces.recipe import RECIPE_FOLDER
+from orchestrator.planning.speed_cache import remember_speed, speed_before
+from orchestrator.planning.throughput import Pace
+from orchestrator.state.run_dir import Placement, Search
+from search_spaces.loader import RECIPE_FOLDER
 from search_spaces.schema import Recipe
 from tests.commands import ROOT
-from trials.cache import cache_folder
 from trials.config import DataSettings, ModelSettings
-from trials.data import load_data
+from trials.data.cache import cache_folder
+from trials.data.dataset import load_data
 from trials.errors import DataError
-from trials.saved_base import load_resident_base
-from trials.shared_cache import write_entry
+from trials.model.quantized_cache import load_resident_base
+from trials.system.shared_cache import write_entry
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 OTHER = 12_345

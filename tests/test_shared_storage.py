@@ -16,11 +16,11 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from orchestrator.markers import UNSEEN, is_seen, leave_marker, marker, refuse_unseen
-from orchestrator.object_store import ObjectStore
-from orchestrator.on_nodes import NoAnswer, alive_nodes, on_nodes
-from orchestrator.run_places import open_at
-from orchestrator.shared_storage import Blind, blind_nodes, existing_part, refuse_blind_nodes
+from orchestrator.execution.cluster import NoAnswer, alive_nodes, on_nodes
+from orchestrator.preflight.shared_storage import Blind, blind_nodes, existing_part, refuse_blind_nodes
+from orchestrator.storage.locations import open_at
+from orchestrator.storage.object_store import ObjectStore
+from orchestrator.storage.visibility import UNSEEN, is_seen, leave_marker, marker, refuse_unseen
 from tests.commands import ROOT, environment, small_search
 from tests.object_stores import BUCKET, s3_server
 from trials.errors import InputError, RunFolderError
@@ -153,7 +153,7 @@ def test_a_machine_that_cannot_write_says_so(tmp_path: Path) -> None:
 
 
 def test_a_marker_of_another_search_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.markers._SEEN_SECONDS", 0.2)
+    monkeypatch.setattr("orchestrator.storage.visibility._SEEN_SECONDS", 0.2)
     path = tmp_path / marker("token", "node")
     path.write_text("another")
     assert not is_seen(str(tmp_path), "token", "node")
@@ -164,7 +164,7 @@ def test_a_marker_of_another_search_is_none(tmp_path: Path, monkeypatch: pytest.
 def test_a_machine_that_joined_later_and_does_not_share_the_folder_refuses_the_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.markers._SEEN_SECONDS", 0.2)
+    monkeypatch.setattr("orchestrator.storage.visibility._SEEN_SECONDS", 0.2)
     with pytest.raises(RunFolderError, match=UNSEEN):
         refuse_unseen(tmp_path)
     (tmp_path / "config.json").touch()

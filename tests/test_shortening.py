@@ -10,10 +10,10 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from tests.test_tokenization import MARKED, TEMPLATES, WITH_EOS
-from trials.formats import ASSISTANT, Example, Message, example
-from trials.shortening import shorten
-from trials.templates import chat_template
-from trials.tokenization import TokenizedRow, tokenize
+from trials.data.chat_template import chat_template
+from trials.data.tokenization import TokenizedRow, tokenize
+from trials.data.truncation import shorten
+from trials.formats.conversations import ASSISTANT, Example, Message, example
 
 CHAT = Example(
     "r1",

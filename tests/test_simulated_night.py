@@ -11,16 +11,16 @@ from pathlib import Path
 import optuna
 import pytest
 
-from orchestrator.run_folder import Placement, RunFolder, Search
-from orchestrator.study import STUDY_NAME, trial_id_of
+from orchestrator.controller.study import STUDY_NAME, trial_id_of
+from orchestrator.state.run_dir import Placement, RunFolder, Search
 from scripts import random_nights
 from scripts.modelled_curves import ModelledCurves
 from scripts.simulated_night import Accident, Account, Curve, Machine, SimulatedNight
-from search_spaces.recipe import load_recipe
+from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from tests.searches import START, make_run, make_search
 from trials.config import Hyperparameters
-from trials.records import EndingKind, Origin, TrialRecord
+from trials.records.trial_dir import EndingKind, Origin, TrialRecord
 
 MACHINE = Machine(full_trial=300.0, base=10.0, start=0.5, restart=40.0)
 BOTH_KINDS = [

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from orchestrator.object_store import ObjectStore
-from orchestrator.placeholders import content_of
-from orchestrator.snapshots import SMALL_BYTES, NotTheOwner, TrialStore
+from orchestrator.storage.object_store import ObjectStore
+from orchestrator.storage.placeholders import content_of
+from orchestrator.storage.trial_snapshots import SMALL_BYTES, NotTheOwner, TrialStore
 from tests.searches import point, row_losses
-from trials.checkpoints import CheckpointWriter, LogState, whole_checkpoints
 from trials.config import TrialConfig
 from trials.errors import StoreDamaged, StoreFailed
-from trials.files import append_json_line, link_folder
-from trials.records import EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
-from trials.rewinding import go_back
-from trials.stopwatch import Stopwatch
+from trials.records.checkpoints import CheckpointWriter, LogState, whole_checkpoints
+from trials.records.rewind import go_back
+from trials.records.trial_dir import EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.system.files import append_json_line, link_folder
+from trials.system.timer import Stopwatch
 
 Files = dict[str, bytes]
 

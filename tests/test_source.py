@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trials.errors import DataError
-from trials.source import Source, bare_name, parse_source, with_path
+from trials.sources.source import Source, bare_name, parse_source, with_path
 
 
 @pytest.mark.parametrize(

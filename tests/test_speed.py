@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.pace import Pace
-from orchestrator.run_folder import Placement, Search
-from orchestrator.speed import EARLIER, ESTIMATED, MEASURED, measured_speed, remember_speed, speed_before
+from orchestrator.planning.speed_cache import EARLIER, ESTIMATED, MEASURED, measured_speed, remember_speed, speed_before
+from orchestrator.planning.throughput import Pace
+from orchestrator.state.run_dir import Placement, Search
 from search_spaces.schema import Recipe
 from tests.fake_driver import FakeDriver
 

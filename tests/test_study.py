@@ -5,12 +5,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from orchestrator.promotion import Promotion
-from orchestrator.study import CONSTRAINT, STUDY_NAME, Study, Suggestion
-from search_spaces.recipe import load_recipe
+from orchestrator.controller.study import CONSTRAINT, STUDY_NAME, Study, Suggestion
+from orchestrator.scheduling.scheduler import Promotion
+from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from tests.searches import point
-from trials.records import EndingKind
+from trials.records.trial_dir import EndingKind
 
 
 @pytest.fixture

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.processes import processes
-from orchestrator.run_folder import RunFolder
+from orchestrator.state.run_dir import RunFolder
 from scripts.kill_night_checks import evaluations, problems
 from scripts.kill_nights import Night, run_night, table
 from tests.commands import ROOT, environment, run_command
 from tests.conftest import SMALL
 from tests.test_disk import needs_mount
-from trials.records import EndingKind
+from trials.records.trial_dir import EndingKind
+from trials.system.processes import processes
 
 SETTINGS = [*SMALL, "train_tokens=12000", "evaluations=9"]
 ONE_AFTER_ANOTHER = [*SETTINGS, "search.concurrent_trials=1"]

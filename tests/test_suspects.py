@@ -1,4 +1,4 @@
-from orchestrator.suspects import MOST_DEATHS, Suspects
+from orchestrator.controller.crash_tracker import MOST_DEATHS, Suspects
 
 
 def test_nobody_is_suspected_at_first() -> None:

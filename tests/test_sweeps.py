@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from search_spaces.layers import parse_yaml
-from search_spaces.recipe import load_recipe
+from search_spaces.loader import load_recipe
 from search_spaces.schema import Choices, Range
 from search_spaces.sweeps import written_here
 from trials.errors import RecipeError

@@ -7,10 +7,10 @@ import copy
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from trials.bad_rows import BadRow
-from trials.formats import Example, Message, example
-from trials.template_check import TemplateCheck
-from trials.templates import chat_template
+from trials.data.chat_template import chat_template
+from trials.data.template_check import TemplateCheck
+from trials.formats.bad_rows import BadRow
+from trials.formats.conversations import Example, Message, example
 
 ASKED = (Message("user", "Hi."), Message("assistant", "Hello."))
 TOLD = Example("r1", (Message("system", "Be brief."), *ASKED))

@@ -10,11 +10,11 @@ import pytest
 
 from search_spaces.schema import Recipe
 from trials.config import ModelSettings
+from trials.data.chat_template import TEMPLATES, chat_template
+from trials.data.tokenization import prompt_ids
 from trials.errors import ModelError
-from trials.formats import Message
-from trials.model import load_tokenizer
-from trials.templates import TEMPLATES, chat_template
-from trials.tokenization import prompt_ids
+from trials.formats.conversations import Message
+from trials.model.loading import load_tokenizer
 
 TURNS = (Message("user", "Who?"), Message("assistant", "Ann."), Message("user", "Why?"))
 

@@ -14,10 +14,10 @@ from tests.terminals import Terminal, says, wait_for
 OF_HOURS = """
 import os, signal, sys, time
 from pathlib import Path
-from trials.command_line import run
-from trials.line_log import LineLog
-from trials.terminal import speak_into, survives_hangup
-from trials.unexpected import keep_tracebacks_in
+from trials.cli import run
+from trials.console.line_log import LineLog
+from trials.console.terminal import speak_into, survives_hangup
+from trials.console.unexpected import keep_tracebacks_in
 
 def hours(log):
     keep_tracebacks_in(log)
@@ -50,7 +50,7 @@ def run_script(script: str, shell: str, **environ: str) -> subprocess.CompletedP
 
 SHORT = """
 import os, sys, time
-from trials.command_line import run
+from trials.cli import run
 
 def command():
     {body}

@@ -8,11 +8,11 @@ import io
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from trials.data.tokenization import NotRendered, render
 from trials.errors import InputError
-from trials.formats import Message
+from trials.formats.conversations import Message
+from trials.formats.texts import fault_in, refuse_unreadable
 from trials.generate import main
-from trials.texts import fault_in, refuse_unreadable
-from trials.tokenization import NotRendered, render
 
 HALF = "half \ud83d"
 

@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import pytest
 
-from orchestrator.run_folder import RunFolder
-from orchestrator.timing import EXPORTED, TRAINING_OVER, end_seconds, note_moment, read_timing, timed
+from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.timing import EXPORTED, TRAINING_OVER, end_seconds, note_moment, read_timing, timed
 from tests.searches import START
 
 

@@ -11,11 +11,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from trials.data import TrialData
+from trials.data.chat_template import chat_template
+from trials.data.dataset import TrialData
+from trials.data.tokenization import TokenizedRow, encode, encode_alike, prompt_ids, render, tokenize
 from trials.errors import DataError
-from trials.formats import Example, Message, example
-from trials.templates import chat_template
-from trials.tokenization import TokenizedRow, encode, encode_alike, prompt_ids, render, tokenize
+from trials.formats.conversations import Example, Message, example
 
 MISTRAL = Path("/work/shared/data/mistral_tokenizer")
 EXAMPLE = example("r1", "Premise: Ann is tall.", '{"thought_process": "step 1", "predicted_label": 1}', 1)

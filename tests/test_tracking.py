@@ -14,10 +14,10 @@ import pytest
 
 from tests.wandb_server import KEY, WandbServer, wandb_server
 from trials.config import TrackingSettings, TrialConfig
-from trials.output import LOG_FILE, logged_in
-from trials.tracker import Limits, Outage, TrackedRun, Tracker, TrackingError, check_key, end_idle_processes
-from trials.tracking import wandb_is_wanted, wandb_run
-from trials.troubles import Troubles
+from trials.console.logs import LOG_FILE, logged_in
+from trials.console.troubles import Troubles
+from trials.tracking.tracker import Limits, Outage, TrackedRun, Tracker, TrackingError, check_key, end_idle_processes
+from trials.tracking.trial_run import wandb_is_wanted, wandb_run
 
 HASTY = Limits(silence=8.0, farewell=120.0)
 PATIENT = Limits(farewell=120.0)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces.recipe import RECIPE_FOLDER
+from search_spaces.loader import RECIPE_FOLDER
 from tests.commands import ROOT, environment, run_command
 from tests.conftest import SMALL
 from tests.fake_driver import FakeDriver
 from tests.guide_files import BY_PATH, write
-from trials.checkpoints import whole_checkpoints
-from trials.records import EndingKind, Origin, TrialFolder, read_trial
+from trials.records.checkpoints import whole_checkpoints
+from trials.records.trial_dir import EndingKind, Origin, TrialFolder, read_trial
 from trials.train import main
 
 DEMO = RECIPE_FOLDER / "demo"

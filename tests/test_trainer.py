@@ -14,13 +14,13 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from search_spaces.schema import Recipe
 from tests.splits import first_rows
-from trials.data import TrialData
-from trials.dropout import count_dropout
-from trials.model import attach_adapter, load_base
-from trials.records import TrialFolder
+from trials.data.dataset import TrialData
+from trials.data.split import Split
+from trials.model.dropout import count_dropout
+from trials.model.loading import attach_adapter, load_base
+from trials.records.trial_dir import TrialFolder
 from trials.schedule import Length
-from trials.split import Split
-from trials.trainer import EvaluationTimes, HeadTrainer, TrialTrainer, build_trainer, sft_config
+from trials.trl.trainer import EvaluationTimes, HeadTrainer, TrialTrainer, build_trainer, sft_config
 
 Build = Callable[..., TrialTrainer]
 

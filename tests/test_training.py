@@ -18,13 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from search_spaces.schema import Recipe
 from tests.splits import first_rows
 from trials.config import Machine, TrialConfig
-from trials.data import TrialData
+from trials.data.dataset import TrialData
 from trials.errors import ModelError
-from trials.memory import is_out_of_memory
-from trials.records import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
-from trials.supervisor import Decision
-from trials.threads import use_threads
-from trials.training import evaluate_base, run_trial
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.system.oom import is_out_of_memory
+from trials.system.threads import use_threads
+from trials.training.evaluation_loop import Decision
+from trials.trl.backend import evaluate_base, run_trial
 
 
 @dataclass(frozen=True)

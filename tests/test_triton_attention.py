@@ -16,8 +16,8 @@ from tests.triton_here import DEVICE, GPU, IS_NOWHERE, WHY_NOT, mended_interpret
 if IS_NOWHERE:
     pytest.skip(WHY_NOT, allow_module_level=True)
 
-from trials.engine import triton_attention
-from trials.engine.triton_attention import LARGE, SMALL, WIDE, Settings
+from trials.engine.kernels import triton_attention
+from trials.engine.kernels.triton_attention import LARGE, SMALL, WIDE, Settings
 
 __all__ = ["mended_interpreter"]
 

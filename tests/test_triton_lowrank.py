@@ -14,15 +14,15 @@ from torch import Tensor
 
 from tests.triton_here import DEVICE, IS_NOWHERE, WHY_NOT, mended_interpreter
 from trials.config import Hyperparameters
-from trials.dropout import feature_keys, token_keys
-from trials.engine import torch_ops
-from trials.engine.adapter import Adapter
+from trials.engine.kernels import torch_ops
+from trials.engine.lora.adapter import Adapter
+from trials.model.dropout import feature_keys, token_keys
 
 if IS_NOWHERE:
     pytest.skip(WHY_NOT, allow_module_level=True)
 
-from trials.engine import triton_lowrank
-from trials.engine.triton_lowrank import HIGH_RANKS, LOW_RANKS, Noise, Place, Settings, Tiling, group_table
+from trials.engine.lora import triton_lora as triton_lowrank
+from trials.engine.lora.triton_lora import HIGH_RANKS, LOW_RANKS, Noise, Place, Settings, Tiling, group_table
 
 __all__ = ["mended_interpreter"]
 

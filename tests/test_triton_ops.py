@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from tests.triton_here import DEVICE, GPU, IS_NOWHERE, WHY_NOT, mended_interpreter
-from trials.engine import torch_ops
+from trials.engine.kernels import torch_ops
 
 if IS_NOWHERE:
     pytest.skip(WHY_NOT, allow_module_level=True)
 
-from trials.engine import triton_ops
+from trials.engine.kernels import triton_ops
 
 __all__ = ["mended_interpreter"]
 

@@ -19,19 +19,20 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator import tune_plugins, tuner
-from orchestrator.conductor import Conductor
-from orchestrator.engines import Engines
-from orchestrator.events import Event, TrialEvaluated, TrialStarted
-from orchestrator.markers import UNSEEN
-from orchestrator.run_folder import Placement, RunFolder, Search
-from orchestrator.study import STUDY_NAME
+from orchestrator.controller.controller import Conductor
+from orchestrator.controller.events import Event, TrialEvaluated, TrialStarted
+from orchestrator.controller.study import STUDY_NAME
+from orchestrator.execution import tune_adapters as tune_plugins
+from orchestrator.execution import tune_run as tuner
+from orchestrator.execution.worker_pool import Engines
+from orchestrator.state.run_dir import Placement, RunFolder, Search
+from orchestrator.storage.visibility import UNSEEN
 from scripts.sleeping_engine import SleepingEngine
 from search_spaces.schema import Recipe
 from tests.searches import BASE_LOSS, make_conductor, make_run, make_search, point, record, run_base
 from trials.config import TrialConfig
 from trials.errors import SearchBroken
-from trials.records import EndingKind, EvalPoint, TrialFolder
+from trials.records.trial_dir import EndingKind, EvalPoint, TrialFolder
 
 APART = Placement(engines=0, slots=1)
 """Every trial in a process of its own."""
@@ -174,7 +175,7 @@ def test_when_tune_gives_up_nothing_stays_running(run: RunFolder, search: Search
 def test_several_trials_processes_start_side_by_side(
     tmp_path: Path, small_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.engines.EngineActor", SleepingEngine)
+    monkeypatch.setattr("orchestrator.execution.worker_pool.EngineActor", SleepingEngine)
     settings = small_recipe.search.model_copy(update={"trials": 3, "concurrent_trials": 3})
     now = datetime.now(UTC)
     search = make_search(small_recipe.model_copy(update={"search": settings}))

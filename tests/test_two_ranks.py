@@ -19,11 +19,11 @@ from search_spaces.schema import Recipe
 from tests.commands import run_command
 from tests.two_ranks import EIGHT_BIT, NOISE, PAUSING, ROWS, UNEVEN, few_to_judge
 from tests.workshop import Workshop, step_losses
-from trials.data import TrialData
+from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
-from trials.memory_use import read_memory_use
-from trials.records import Origin, TrialRecord, read_trial
-from trials.supervisor import Decision
+from trials.records.memory_report import read_memory_use
+from trials.records.trial_dir import Origin, TrialRecord, read_trial
+from trials.training.evaluation_loop import Decision
 
 TOLERANCE = 1e-5
 """Measured: 6e-7."""

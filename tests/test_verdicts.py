@@ -7,8 +7,8 @@ import math
 import pytest
 
 from trials.config import EvaluationSettings
-from trials.records import EndingKind, EvalPoint
-from trials.verdicts import divergence, lost_patience
+from trials.records.trial_dir import EndingKind, EvalPoint
+from trials.training.early_stopping import divergence, lost_patience
 
 
 def _points(losses: list[float]) -> list[EvalPoint]:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.verification import check_loss, prove_export
+from orchestrator.export.verification import check_loss, prove_export
 from search_spaces.schema import Recipe
 from trials.errors import ExportNotVerified
 

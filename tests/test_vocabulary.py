@@ -13,7 +13,7 @@ from orchestrator import search
 from search_spaces.schema import Recipe
 from trials import evaluate, generate, train
 from trials.config import ModelSettings
-from trials.model import load_tokenizer, vocabulary
+from trials.model.loading import load_tokenizer, vocabulary
 
 TOKEN = "<|tool|>"
 

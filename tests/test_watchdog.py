@@ -6,22 +6,22 @@ import sys
 from pathlib import Path
 
 from tests.commands import run_command
-from trials.records import read_trial
+from trials.records.trial_dir import read_trial
 
 # TRL's trainer reads its ninth micro-batch, and that hangs.
 HANGING = """
 import itertools, sys, time
 from pathlib import Path
 from datasets import Dataset
-from orchestrator.watchdog import ending_if_hung
-from search_spaces.recipe import load_recipe
+from orchestrator.execution.watchdog import ending_if_hung
+from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
-from trials.data import load_data
-from trials.model import load_tokenizer
-from trials.records import Origin, TrialFolder
-from trials.supervisor import Decision
-from trials.threads import use_threads
-from trials.training import run_trial
+from trials.data.dataset import load_data
+from trials.model.loading import load_tokenizer
+from trials.records.trial_dir import Origin, TrialFolder
+from trials.training.evaluation_loop import Decision
+from trials.system.threads import use_threads
+from trials.trl.backend import run_trial
 
 recipe = load_recipe("demo", [*SMALL, "train_tokens=100000", "evaluations=90"], environ={{}}).recipe
 config, tokenizer = recipe.trial_config({{}}), load_tokenizer(recipe.model)
@@ -69,7 +69,8 @@ def test_waiting_for_the_search_is_not_hanging(tmp_path: Path) -> None:
 
 def test_the_hook_is_gone_with_the_block() -> None:
     script = (
-        "import torch; from torch.nn.modules import module; from orchestrator.watchdog import ending_if_hung\n"
+        "import torch; from torch.nn.modules import module\n"
+        "from orchestrator.execution.watchdog import ending_if_hung\n"
         "with ending_if_hung(60): assert len(module._global_forward_pre_hooks) == 1\n"
         "assert not module._global_forward_pre_hooks"
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator import tuner
-from orchestrator.conductor import Conductor
-from orchestrator.run_folder import Placement
+from orchestrator.controller.controller import Conductor
+from orchestrator.execution import tune_run as tuner
+from orchestrator.state.run_dir import Placement
 from tests.searches import make_run
 from tests.test_engines import make_engine_search
-from trials.output import LOG_FILE
+from trials.console.logs import LOG_FILE
 
 
 def test_a_trial_s_log_and_its_process_s_output_are_in_the_run_folder(tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.mirror import Mirror
-from orchestrator.workplace import Workplace
+from orchestrator.execution.trial_runner import Workplace
+from orchestrator.storage.mirror import Mirror
 from search_spaces.schema import Recipe
 from tests.together import Together
-from trials.data import TrialData
-from trials.output import LOG_FILE
-from trials.ranks import ALONE, Ranks
-from trials.records import EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
-from trials.supervisor import Decision
+from trials.console.logs import LOG_FILE
+from trials.data.dataset import TrialData
+from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.system.distributed import ALONE, Ranks
+from trials.training.evaluation_loop import Decision
 
 NEAR = 1e-5
 _workplaces: list[Workplace] = []

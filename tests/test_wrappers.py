@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces.recipe import RECIPE_FOLDER
+from search_spaces.loader import RECIPE_FOLDER
 from tests.commands import ROOT, environment
 from tests.conftest import SMALL
 from tests.guide_files import BY_PACKAGE, write

@@ -16,20 +16,20 @@ from bitsandbytes.nn import Params4bit
 from torch.distributed.tensor import DTensor
 from trl import SFTTrainer
 
-from search_spaces.recipe import load_recipe
+from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from tests.splits import first_rows
 from tests.workshop import STEPS, Workshop
 from trials.config import TrialConfig
-from trials.data import TrialData, load_data
-from trials.model import load_tokenizer
-from trials.ranks import Ranks, joined_ranks
-from trials.records import EvalPoint, Origin, TrialFolder, read_trial
-from trials.rewinding import go_back
-from trials.running import run_alone
-from trials.sharding import STORAGE
-from trials.supervisor import Decision
-from trials.training import run_trial
+from trials.data.dataset import TrialData, load_data
+from trials.model.loading import load_tokenizer
+from trials.records.rewind import go_back
+from trials.records.trial_dir import EvalPoint, Origin, TrialFolder, read_trial
+from trials.run import run_alone
+from trials.system.distributed import Ranks, joined_ranks
+from trials.training.evaluation_loop import Decision
+from trials.trl.backend import run_trial
+from trials.trl.fsdp import STORAGE
 
 ROWS = 17
 """Of four a step: the last step of an epoch has one row, and one of two processes has none."""

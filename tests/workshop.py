@@ -13,14 +13,14 @@ from transformers import PreTrainedTokenizerBase
 
 from search_spaces.schema import Recipe
 from tests.splits import first_rows
-from trials.checkpoints import choose_checkpoint
 from trials.config import TrialConfig
-from trials.data import TrialData
-from trials.records import Ending, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
-from trials.rewinding import go_back, rewind
-from trials.supervisor import Decision
-from trials.threads import use_threads
-from trials.training import run_trial
+from trials.data.dataset import TrialData
+from trials.records.checkpoints import choose_checkpoint
+from trials.records.rewind import go_back, rewind
+from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.system.threads import use_threads
+from trials.training.evaluation_loop import Decision
+from trials.trl.backend import run_trial
 
 STEPS, CHECKPOINT = 12, 6
 TOLERANCE = 1e-6

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from trials.command_line import run, whole_number
+from trials.cli import run, whole_number
 from trials.config import DataFormat, TooLong
 from trials.errors import DataError, InputError, ModelError
-from trials.formats import LABELLED
+from trials.formats.conversations import LABELLED
 
 if TYPE_CHECKING:
-    from trials.judgement import Judgement, Task
-    from trials.judging import Prepared
+    from trials.evaluation.evaluator import Prepared
+    from trials.evaluation.result import Judgement, Task
 
 FORMAT: DataFormat = "nli_cot"
 
@@ -59,16 +59,16 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     _refuse_contradictions(arguments)
     found = _compare(arguments) if arguments.compare else _judge_one(arguments)
     if arguments.json:
-        from trials.files import write_json
+        from trials.system.files import write_json
 
         write_json(arguments.json, found)
     return 0
 
 
 def _judge_one(arguments: argparse.Namespace) -> dict[str, Any]:
-    from trials.comparison import compare_judgements
-    from trials.findings import of_comparison, of_judgement
-    from trials.judgement import as_json
+    from trials.evaluation.result import as_json
+    from trials.evaluation.result_text import of_comparison, of_judgement
+    from trials.metrics.paired_tests import compare_judgements
 
     prepared = _prepare(arguments, arguments.model)
     if not arguments.against_base:
@@ -83,9 +83,9 @@ def _judge_one(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    from trials.comparison import compare_judgements, refuse_other_rows
-    from trials.findings import of_comparison, of_judgement
-    from trials.judgement import Judgement, as_json
+    from trials.evaluation.result import Judgement, as_json
+    from trials.evaluation.result_text import of_comparison, of_judgement
+    from trials.metrics.paired_tests import compare_judgements, refuse_other_rows
 
     # Both are looked at before either is judged, which can take hours.
     found = [_read(arguments, path) or _prepare(arguments, path) for path in arguments.compare]
@@ -99,7 +99,7 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _read(arguments: argparse.Namespace, path: str) -> Judgement | None:
-    from trials.judgement import read_judgement
+    from trials.evaluation.result import read_judgement
 
     if not Path(path).is_file():
         return None
@@ -116,7 +116,7 @@ def _prepare(arguments: argparse.Namespace, path: str) -> Prepared:
     task = _task(arguments, path)
 
     from trials.config import DataSettings
-    from trials.judging import Choices, prepare
+    from trials.evaluation.evaluator import Choices, prepare
 
     settings = DataSettings(
         format=task.format,
@@ -131,9 +131,9 @@ def _prepare(arguments: argparse.Namespace, path: str) -> Prepared:
 
 
 def _task(arguments: argparse.Namespace, path: str) -> Task:
-    from trials.adapter_folder import trial_config
-    from trials.judgement import Task
-    from trials.scores import refuse_plain_text
+    from trials.evaluation.result import Task
+    from trials.metrics.task_scores import refuse_plain_text
+    from trials.records.adapter_dir import trial_config
 
     trial = trial_config(path)
     data_format: DataFormat = arguments.format or (trial.data.format if trial else FORMAT)
@@ -152,7 +152,7 @@ def _task(arguments: argparse.Namespace, path: str) -> Task:
 
 
 def _refuse_contradictions(arguments: argparse.Namespace) -> None:
-    from trials.adapter_folder import is_adapter
+    from trials.records.adapter_dir import is_adapter
 
     if (arguments.model is None) == (arguments.compare is None):
         raise InputError("give either ADAPTER_OR_MODEL, which is judged, or --compare A B.")
@@ -167,8 +167,8 @@ def _refuse_contradictions(arguments: argparse.Namespace) -> None:
     if arguments.json and not arguments.json.parent.is_dir():
         raise InputError(f"can't write {arguments.json}: there's no folder {arguments.json.parent}. Make it first.")
     if arguments.json:
-        from trials.judgement import is_written_by_json
-        from trials.overwriting import refuse_to_replace
+        from trials.evaluation.result import is_written_by_json
+        from trials.system.overwriting import refuse_to_replace
 
         refuse_to_replace(arguments.json, is_written_by_json, "Give another file by --json.")
 

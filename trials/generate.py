@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trials.command_line import number_within, run, whole_number
+from trials.cli import number_within, run, whole_number
 from trials.errors import InputError
-from trials.texts import refuse_unreadable
+from trials.formats.texts import refuse_unreadable
 
 if TYPE_CHECKING:
-    from trials.chat import Chat
-    from trials.generation import Sampling
+    from trials.evaluation.chat import Chat
+    from trials.evaluation.generation import Sampling
 
 TEMPERATURE, TOP_K, TOP_P = 0.7, 50, 0.95
 """Of sampling where nothing else is said, as in the guides."""
@@ -82,9 +82,9 @@ def _prompt(given: str) -> str:
 def _load(arguments: argparse.Namespace, prompt: str | None) -> Chat:
     from transformers import set_seed
 
-    from trials.chat import Chat, conversation_ids, told
-    from trials.formats import USER, Message
-    from trials.judging import Choices, check_judged, load_judged
+    from trials.evaluation.chat import Chat, conversation_ids, told
+    from trials.evaluation.evaluator import Choices, check_judged, load_judged
+    from trials.formats.conversations import USER, Message
 
     choices = Choices(quantization=arguments.quantization, chat_template=arguments.chat_template)
     tokenizer, known = check_judged(arguments.model, choices)
@@ -96,7 +96,7 @@ def _load(arguments: argparse.Namespace, prompt: str | None) -> Chat:
 
 
 def _sampling(arguments: argparse.Namespace) -> Sampling:
-    from trials.generation import Sampling
+    from trials.evaluation.generation import Sampling
 
     temperature, top_k, top_p = arguments.temperature, arguments.top_k, arguments.top_p
     if not arguments.sample and temperature is top_k is top_p is None:

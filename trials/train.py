@@ -18,25 +18,25 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trials.command_line import run, whole_number
-from trials.disk import refuse_unmakeable
+from trials.cli import run, whole_number
+from trials.console.line_log import LineLog
+from trials.console.logs import LOG_FILE
+from trials.console.terminal import speak_into, survives_hangup, write_behind
+from trials.console.unexpected import keep_tracebacks_in
 from trials.errors import EXIT_DONE, EXIT_NOTHING_TO_EXPORT, RecipeError, RunFolderError
-from trials.gpus import use_one_gpu
-from trials.line_log import LineLog
-from trials.lock import only_here
-from trials.output import LOG_FILE
-from trials.source import expanded
-from trials.terminal import speak_into, survives_hangup, write_behind
-from trials.unexpected import keep_tracebacks_in
+from trials.sources.source import expanded
+from trials.system.disk_full import refuse_unmakeable
+from trials.system.gpus import use_one_gpu
+from trials.system.locks import only_here
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from trials.checkpoints import Checkpoint
     from trials.config import TrialConfig
-    from trials.data import TrialData
-    from trials.ranks import Ranks
-    from trials.records import TrialFolder
+    from trials.data.dataset import TrialData
+    from trials.records.checkpoints import Checkpoint
+    from trials.records.trial_dir import TrialFolder
+    from trials.system.distributed import Ranks
 
 _WRITTEN = (
     "adapter",
@@ -103,9 +103,9 @@ def _command(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from search_spaces.guide_config import read_guide_config
-    from search_spaces.recipe import DEFAULT_RECIPE, GUIDE_RECIPE, load_recipe
-    from trials.records import TrialFolder
+    from search_spaces.guide.config import read_guide_config
+    from search_spaces.loader import DEFAULT_RECIPE, GUIDE_RECIPE, load_recipe
+    from trials.records.trial_dir import TrialFolder
 
     if arguments.checkpoint is not None:
         raise RunFolderError(f"--checkpoint {arguments.checkpoint} of which trial? Give its folder with --resume.")
@@ -143,9 +143,9 @@ def _use_gpu(number: str | None) -> None:
 
 
 def _start(config: TrialConfig, name: str, path: Path) -> int:
-    from trials.pinning import pinned_data, pinned_model
-    from trials.ranks import joined_ranks
-    from trials.records import TrialFolder
+    from trials.records.trial_dir import TrialFolder
+    from trials.sources.pinning import pinned_data, pinned_model
+    from trials.system.distributed import joined_ranks
 
     config = config.model_copy(update={"data": pinned_data(config.data), "model": pinned_model(config.model)})
     config = _with_named_targets(config)
@@ -160,7 +160,7 @@ def _start(config: TrialConfig, name: str, path: Path) -> int:
 
 def _with_named_targets(config: TrialConfig) -> TrialConfig:
     """The trial with the names of its base model's layers in place of `all-linear`."""
-    from trials.model import named_targets
+    from trials.model.loading import named_targets
 
     targets = {"target_modules": named_targets(config.model, config.hyperparameters.target_modules)}
     return config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update=targets)})
@@ -168,7 +168,7 @@ def _with_named_targets(config: TrialConfig) -> TrialConfig:
 
 def _begin(folder: TrialFolder, config: TrialConfig, name: str, fingerprint: str) -> None:
     """`TrialFolder.begin`. Raises `RunFolderError` if the folder can't be made after all."""
-    from trials.records import Origin
+    from trials.records.trial_dir import Origin
 
     try:
         folder.begin(config, Origin.SINGLE, name, fingerprint)
@@ -200,10 +200,10 @@ def _held(path: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    from trials.checkpoints import choose_checkpoint, set_broken_aside
-    from trials.ranks import joined_ranks
-    from trials.records import TrialFolder, read_trial
-    from trials.rewinding import refuse_other_rows, refuse_to_resume, rewind
+    from trials.records.checkpoints import choose_checkpoint, set_broken_aside
+    from trials.records.rewind import refuse_other_rows, refuse_to_resume, rewind
+    from trials.records.trial_dir import TrialFolder, read_trial
+    from trials.system.distributed import joined_ranks
 
     _refuse_other_settings(arguments)
     record = read_trial(arguments.resume)
@@ -240,8 +240,8 @@ def _refuse_other_settings(arguments: argparse.Namespace) -> None:
 
 
 def _load(config: TrialConfig) -> tuple[PreTrainedTokenizerBase, TrialData]:
-    from trials.data import load_data
-    from trials.model import check_base, check_targets, load_tokenizer, refuse_unknown_tokens
+    from trials.data.dataset import load_data
+    from trials.model.loading import check_base, check_targets, load_tokenizer, refuse_unknown_tokens
 
     tokenizer = load_tokenizer(config.model)
     check_base(config.model)
@@ -260,10 +260,10 @@ def _run(
     ranks: Ranks,
     checkpoint: Checkpoint | None = None,
 ) -> int:
-    from trials.checkpoints import whole_checkpoints
-    from trials.records import EvalPoint
-    from trials.running import run_alone
-    from trials.supervisor import Decision
+    from trials.records.checkpoints import whole_checkpoints
+    from trials.records.trial_dir import EvalPoint
+    from trials.run import run_alone
+    from trials.training.evaluation_loop import Decision
 
     def report(point: EvalPoint) -> Decision:
         speed = f", {point.tokens_per_second:,.0f} tokens/s" if point.tokens_per_second else ""

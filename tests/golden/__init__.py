@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from orchestrator.run_folder import RunFolder
+from orchestrator.state.run_dir import RunFolder
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

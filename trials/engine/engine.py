@@ -10,27 +10,27 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from trials.checkpoints import Checkpoint, resumed_stopwatch
 from trials.config import Machine, ModelSettings, TrialConfig
-from trials.data import TrialData
-from trials.engine.allocator import use_expandable_segments
-from trials.engine.experience import Guest
-from trials.engine.frozen import freeze
-from trials.engine.loop import Loop
-from trials.engine.planning import MOST_TOKENS
-from trials.engine.program import Program
-from trials.engine.room import guest_of
-from trials.engine.subject import EngineSubject
-from trials.engine.warm_up import warm_up
+from trials.data.dataset import TrialData
+from trials.data.tokenization import TokenizedRow
+from trials.engine.memory.allocator import use_expandable_segments
+from trials.engine.memory.manager import guest_of
+from trials.engine.memory.oom_history import Guest
+from trials.engine.model.frozen_base import freeze
+from trials.engine.runtime.adapter_model import EngineSubject
+from trials.engine.runtime.step_loop import Loop
+from trials.engine.runtime.trial_thread import Program
+from trials.engine.runtime.warmup import warm_up
 from trials.errors import ModelError, first_line
-from trials.memory import is_out_of_memory
-from trials.model import compute_dtype
-from trials.outcomes import evaluate_untrained, recorded
-from trials.ranks import ALONE, Ranks
-from trials.records import Ending, EvalPoint, TrialFolder
-from trials.saved_base import load_resident_base
-from trials.supervisor import Decision, Job, OnEval, OnLog, never, unheard
-from trials.tokenization import TokenizedRow
+from trials.model.loading import compute_dtype
+from trials.model.memory_plan import MOST_TOKENS
+from trials.model.quantized_cache import load_resident_base
+from trials.records.checkpoints import Checkpoint, resumed_stopwatch
+from trials.records.trial_dir import Ending, EvalPoint, TrialFolder
+from trials.system.distributed import ALONE, Ranks
+from trials.system.oom import is_out_of_memory
+from trials.training.evaluation_loop import Decision, Job, OnEval, OnLog, never, unheard
+from trials.training.outcome import evaluate_untrained, recorded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,7 +70,7 @@ class Engine:
         is_called_off: Callable[[], bool] = never,
         on_log: OnLog = unheard,
     ) -> Ending | None:
-        """As `trials.training.run_trial`, and in the same files.
+        """As `trials.trl.backend.run_trial`, and in the same files.
 
         A trial that `is_called_off` leaves after the optimizer step in work, as one that the callback stopped. `on_log`
         is told what is logged between evaluations.
@@ -89,7 +89,7 @@ class Engine:
         folder: TrialFolder,
         on_eval: OnEval,
     ) -> Ending:
-        """As `trials.training.evaluate_base`."""
+        """As `trials.trl.backend.evaluate_base`."""
         with self._loop.pulse.working(), ExitStack() as leaving:
 
             def subject() -> EngineSubject:

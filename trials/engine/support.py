@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trials.config import TrialConfig
-from trials.engine.shape import ARCHITECTURES, BaseShape, base_shape
+from trials.model.architecture import ARCHITECTURES, BaseShape, base_shape
 
 HEAD_SIZES = (16, 32, 64, 128, 256)
 """Features of an attention head that the GPU's kernels know."""

@@ -1,0 +1,86 @@
+"""Whether a search should go over from a trial on each GPU to all GPUs for one trial; its conductor acts on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from orchestrator.controller.finalist import Together, Unfinished, finalist
+from orchestrator.controller.trials import Member
+from orchestrator.planning.placement import smallest_batch, why_no_engine
+from orchestrator.planning.speed_cache import assumed_scaling, measured_scaling
+from orchestrator.planning.throughput import Pace, Regrouped
+from orchestrator.scheduling.curve_model import Forecast
+from orchestrator.state.run_dir import Placement, Search
+from trials.schedule import full_tokens
+
+_RESTART_SECONDS = 30.0
+"""Of Ray, and of the processes that train together."""
+_OPENING_FACTOR = 1.5
+"""Loading the base model takes at most so many times as long as when the search began."""
+
+
+def regrouped(
+    search: Search,
+    members: Iterable[Member],
+    forecast: Callable[[str], Forecast | None],
+    pace: Pace,
+    seconds_left: float,
+    now: str,
+) -> Regrouped | None:
+    """What is to be changed, at the time `now`, if it `is_near_the_end`; None: nothing."""
+    placed, each = search.placement, pace.seconds_per_token()
+    assert placed is not None
+    assert each is not None
+    beside, ranks = placed.slots_per_engine, placed.most_ranks
+    found = measured_scaling(search, ranks, beside / each)
+    together = Together(ranks, found or assumed_scaling(ranks), _change_seconds(search))
+    members = list(members)
+    complete = (member.best_eval_loss for member in members if member.ending is not None)
+    best = min((loss for loss in complete if loss is not None), default=None)
+    found_unfinished = [_unfinished(member, search, forecast, pace) for member in members if member.ending is None]
+    unfinished = [each for each in found_unfinished if each is not None]
+    chosen = finalist(unfinished, best, seconds_left, together)
+    if chosen is None:
+        return None
+    source = "measured" if found else "assumed, as it was never measured on this machine"
+    reason = (
+        f"trial {chosen.trial_id} promises most, and would take {chosen.seconds:.0f} s on one GPU, of which "
+        f"{seconds_left:.0f} are left; on {ranks} together it's {together.scaling:.2f} times as fast ({source})"
+    )
+    return Regrouped(ranks, together.scaling * beside, chosen.trial_id, reason, now)
+
+
+def is_near_the_end(search: Search, pace: Pace, seconds_left: float) -> bool:
+    """Whether a full trial takes longer on one GPU than what is left: before, there is nothing to be regrouped for."""
+    placed, full = search.placement, pace.seconds(None, search.full_tokens)
+    if placed is None or full is None or not placed.engines:
+        return False
+    # Asked several times a second: what takes time comes last.
+    return full / placed.slots_per_engine > seconds_left and _may_regroup(search, placed)
+
+
+def _may_regroup(search: Search, placed: Placement) -> bool:
+    allowed = search.recipe.search.regroup
+    if allowed is None:
+        allowed = search.gpus_per_trial == 1
+    is_apart = search.ranks == 1 and search.regrouped is None
+    if not (allowed and is_apart and smallest_batch(search.recipe) >= placed.most_ranks > 1):
+        return False
+    return why_no_engine(replace(search, ranks=placed.most_ranks)) is None
+
+
+def _unfinished(
+    member: Member, search: Search, forecast: Callable[[str], Forecast | None], pace: Pace
+) -> Unfinished | None:
+    """None: nothing is known of it yet."""
+    outlook, placed = forecast(member.trial_id), search.placement
+    if outlook is None or placed is None or search.epoch is None:
+        return None
+    left = full_tokens(member.config.hyperparameters, search.epoch) - member.tokens_seen
+    seconds = pace.seconds(member.config, max(0.0, left))
+    return None if seconds is None else Unfinished(member.trial_id, outlook.mean, seconds / placed.slots_per_engine)
+
+
+def _change_seconds(search: Search) -> float:
+    return _RESTART_SECONDS + _OPENING_FACTOR * (search.opening_seconds or 0.0)

@@ -1,0 +1,477 @@
+"""Drives a search: what runs next, what goes on, what ends. The one place that acts on what the rules say.
+
+It knows nothing of Ray: `orchestrator.execution.tune_run` lets Ray Tune ask it, tests and simulations can ask it as
+well. All that it knows is on disk before it answers, so that after a crash a new one goes on where this one was.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.controller.calibration import PROBE_ID, Preliminaries
+from orchestrator.controller.consolidation import is_near_the_end, regrouped
+from orchestrator.controller.crash_tracker import MOST_DEATHS, Suspects
+from orchestrator.controller.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
+from orchestrator.controller.proxy_errors import MOST_MISHAPS, QUIETLY, How, Left, Mishaps
+from orchestrator.controller.study import Study, Suggestion, study_number, trial_id_of
+from orchestrator.controller.study_writer import StudyWriter
+from orchestrator.controller.trials import Member, Roster, remove_adapters, standing
+from orchestrator.planning.export_reserve import most_lateness
+from orchestrator.planning.throughput import Pace, Regrouped
+from orchestrator.planning.trial_configs import trial_config
+from orchestrator.scheduling.scheduler import Fresh, Night, Promotion, Resume, Standing
+from orchestrator.state.run_dir import BASE_TRIAL_ID, RunFolder, Search
+from orchestrator.state.trial_folders import ids_set_aside, set_aside
+from trials.config import TrialConfig
+from trials.console.logs import LOG_FILE
+from trials.errors import RunFolderError, first_line
+from trials.records.checkpoints import remove_checkpoints
+from trials.records.rewind import go_back
+from trials.records.trial_dir import (
+    DamagedTrial,
+    Ending,
+    EndingKind,
+    EvalPoint,
+    Origin,
+    TrialFolder,
+    TrialRecord,
+    read_row_losses,
+    read_trial,
+)
+from trials.system.disk_full import is_disk_full
+from trials.system.files import settle_folder
+
+MOST_FAILURES_IN_A_ROW = 5
+"""After so many the cause is not the configurations, and the night would go on failing."""
+
+Wait = Literal["wait"]
+Over = Literal["over"]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One trial to run: where, with what; `resumes`: it goes on from its newest checkpoint.
+
+    `remote`: where on an object store the trial is, and as whose, if the run folder is on one; `wandb_id` is its run in
+    W&B then, where there is one.
+    """
+
+    trial_id: str
+    origin: Origin
+    name: str
+    config: TrialConfig
+    folder: Path
+    resumes: bool = False
+    remote: Mapping[str, str] | None = None
+    wandb_id: str | None = None
+
+
+class Conductor:
+    """The state of a running search. Its public methods may be called from any one thread at a time.
+
+    `only`: the configurations that may be tried beside the recipe's own, each once; None: all of the space.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        search: Search,
+        slots: int,
+        listener: Callable[[Event], None],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        only: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        self._run = run
+        self._slots = slots
+        self._emit = listener
+        self._now = now
+        self._running: dict[str, datetime | None] = {}
+        """When each was handed out; None: it has been evaluated since."""
+        self._suspects = Suspects()
+        self._interrupted = threading.Event()
+        self._failures_in_a_row = 0
+        self._mishaps = Mishaps()
+        self._troubles: set[str] = set()
+        """What only reports and went wrong, and was said."""
+        self.gave_up: str | None = None
+        """Why nothing more is started, though there is time; None: nobody gave up."""
+        self._is_done = False
+        self.regrouped: Regrouped | None = None
+        """Nothing more is started: the next session is to train each trial on so many GPUs."""
+        records = self._sound_records()
+        trained = [record for record in records if record.origin is not Origin.BASE]
+        self._preliminaries = Preliminaries(run, search, slots, records)
+        lost = ids_set_aside(run.path, records)
+        self._writer = StudyWriter(run, search.recipe, records, lost, lambda text: self._emit(Message(text)))
+        self._roster = Roster(trained, search.recipe.search.keep_adapters)
+        self._policy = Promotion(search.recipe.space, search.recipe.search, only)
+        if self._preliminaries.base_eval_loss is not None:
+            self._policy.start_from(self._preliminaries.base_eval_loss)
+        self._catch_up(trained)
+
+    @property
+    def search(self) -> Search:
+        """As it's known by now: how long a full trial is and what is kept for the export are found out first."""
+        return self._preliminaries.search
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether everything that runs has to end now: interrupted, or too much of the reserve is gone already."""
+        return self._interrupted.is_set() or -self._seconds_left > most_lateness(self.search.deadline.reserve_seconds)
+
+    @property
+    def pace(self) -> Pace:
+        """What trials take, as measured so far."""
+        return self._preliminaries.pace
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether a person stopped the search."""
+        return self._interrupted.is_set()
+
+    @property
+    def _study(self) -> Study:
+        return self._writer.study
+
+    def interrupt(self) -> None:
+        """Starts nothing more; `must_stop` is true from now on. Safe to call from a signal handler."""
+        self._interrupted.set()
+
+    def next_trial(self) -> Assignment | Wait | Over:
+        """The next trial to run. The base model comes first, then what measures the speed, then everything else."""
+        if self._interrupted.is_set() or self.gave_up is not None or self._seconds_left <= 0:
+            return "over"
+        if self.regrouped is not None:
+            return "over"
+        if len(self._running) >= self._slots or self._mishaps.are_to_wait_for(self._now()):
+            return "wait"
+        if not self._preliminaries.are_done:
+            preliminary = self._preliminaries.next(self._running, self._now())
+            return "wait" if preliminary is None else self._hand_out(Assignment(*preliminary))
+        suspect = self._suspects.next(self._running)
+        return self._fill_slot() if suspect is None else self._resume(suspect)
+
+    def on_eval(self, trial_id: str, point: EvalPoint) -> bool:
+        """Takes in an evaluation; True: the trial goes on. One that doesn't is over here, or pauses."""
+        if trial_id in (BASE_TRIAL_ID, PROBE_ID):
+            self._take_preliminary(trial_id, point)
+            return True  # cut off, it comes again from its beginning: errors of what speaks for it still count
+        self._mishaps.clear(trial_id)
+        member = self._roster[trial_id]
+        self._take(member, point)
+        self._emit(TrialEvaluated(trial_id, point))
+        standing, night = self._standing(member), self._night()
+        if standing.points[-1][0] > standing.end - night.milestone / 2:
+            return True  # it's complete; optimizer steps don't end exactly where tokens do
+        if self.regrouped is not None:
+            self._emit(TrialPaused(trial_id, f"all GPUs go to {self.regrouped.finalist}"))
+            return False
+        verdict = self._policy.goes_on(trial_id, night)
+        if not verdict.goes_on:
+            self._emit(TrialPaused(trial_id, verdict.reason))
+        return verdict.goes_on
+
+    def on_trouble(self, about: str, text: str) -> None:
+        """Takes in that something went wrong which only reports; it's said once a session, whichever trial it's of."""
+        if about not in self._troubles:
+            self._troubles.add(about)
+            self._emit(Message(f"warning: {about}: {text} (said once; the trials' log.txt have the rest)"))
+
+    def on_end(self, trial_id: str, left: Left = QUIETLY) -> None:
+        """Takes in that nobody runs a trial any more, and how it `left` what ran it."""
+        self._running.pop(trial_id, None)
+        if trial_id in (BASE_TRIAL_ID, PROBE_ID):
+            self._end_preliminary(trial_id, left)
+            return
+        member = self._roster[trial_id]
+        member.is_running = False
+        try:
+            record = read_trial(self._run.trial(trial_id))
+        except RunFolderError as error:
+            self._lose(member, error)
+            return
+        self._roster.replace(record)
+        if record.ending is None and left.how is How.DEATH:
+            self._note_death(member, left.error)
+        elif record.ending is None and left.how is How.MISHAP:
+            self._note_mishap(member, left.error)
+        if record.ending is None and member.ending is None and self.must_stop and not self.was_interrupted:
+            self._end(member, Ending(EndingKind.PRUNED, "the time for training was over"))
+        elif member.ending is not None:
+            self._end(member, member.ending)
+        else:
+            self._policy.update(self._standing(member))
+
+    def tidy(self) -> None:
+        """Does what can wait; to be called whenever nobody waits for an answer.
+
+        What the study is told is on disk in the trials' folders already, and told again after a crash.
+        """
+        if self._preliminaries.are_done:
+            self._policy.refresh(self._night())
+            self._bound_paused()
+            self._consider_regrouping()
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Takes in the end of all that runs. What is paused has had its chance if the search is over by itself."""
+        for trial_id in list(self._running):
+            self.on_end(trial_id)
+        if self._is_done or (self._seconds_left <= 0 and not self.was_interrupted):
+            for member in self._roster:
+                if member.ending is None:
+                    reason = f"paused at {member.tokens_seen:,} tokens; others promised more until the end"
+                    self._end(member, Ending(EndingKind.PRUNED, reason))
+        self._writer.flush(at_once=True)
+
+    @property
+    def _seconds_left(self) -> float:
+        return self.search.deadline.training_seconds_left(self._now())
+
+    def _fill_slot(self) -> Assignment | Wait | Over:
+        if self._unbegun:
+            return self._begin(self._unbegun.popleft())
+        while self._unfinished:
+            trial_id = self._unfinished.popleft()
+            if self._roster[trial_id].ending is None:
+                return self._resume(trial_id)
+        choice = self._policy.next(self._night())
+        if isinstance(choice, Resume):
+            return self._resume(choice.trial_id)
+        if isinstance(choice, Fresh) and self._may_start:
+            suggestion = self._study.ask(self._policy.propose)
+            self._writer.tell_later(lambda: self._study.begin(suggestion))
+            return self._begin(suggestion)
+        if self._running:
+            return "wait"
+        self._is_done = True
+        return "over"
+
+    @property
+    def _may_start(self) -> bool:
+        return self._study.has_more(self.search.recipe.search.trials)
+
+    def _begin(self, suggestion: Suggestion) -> Assignment:
+        config = trial_config(self.search, suggestion.values, self._preliminaries.base_eval_loss)
+        origin = Origin.PROPOSED if suggestion.name is None else Origin.START
+        member = Member(trial_id_of(suggestion.number), origin, suggestion.name or "proposed", config)
+        self._roster.add(member)
+        return self._run_member(member, resumes=False)
+
+    def _resume(self, trial_id: str) -> Assignment | Wait | Over:
+        member = self._roster[trial_id]
+        before = member.tokens_seen
+        try:
+            checkpoint = go_back(self._run.trial(trial_id))
+            member.points = list(read_trial(self._run.trial(trial_id)).points)
+        except (RunFolderError, OSError) as error:
+            if is_disk_full(error):
+                raise
+            self._lose(member, error)
+            return self.next_trial()
+        if member.tokens_seen != before:
+            self._emit(Message(f"trial {trial_id} goes back to {member.tokens_seen:,} tokens, its last checkpoint"))
+        return self._run_member(member, resumes=checkpoint is not None)
+
+    def _run_member(self, member: Member, *, resumes: bool) -> Assignment:
+        member.is_running = True
+        self._policy.update(self._standing(member))
+        folder = self._run.trial(member.trial_id)
+        return self._hand_out(Assignment(member.trial_id, member.origin, member.name, member.config, folder, resumes))
+
+    def _hand_out(self, assignment: Assignment) -> Assignment:
+        folder = assignment.folder
+        if not (folder / "config.json").exists():
+            rows = self.search.data.get("fingerprint")
+            TrialFolder(folder).begin(assignment.config, assignment.origin, assignment.name, rows)
+        trial_id, full = assignment.trial_id, self.search.full_tokens
+        seen = self._roster[trial_id].tokens_seen if trial_id in self._roster else 0
+        self._running[trial_id] = self._now()
+        self._emit(TrialStarted(trial_id, assignment.origin, assignment.name, assignment.config, full, seen))
+        return assignment
+
+    def _take(self, member: Member, point: EvalPoint) -> None:
+        """An evaluation of a trained trial, to all who keep account of it."""
+        handed_out = self._running.get(member.trial_id)
+        self._running[member.trial_id] = None
+        waited = None if handed_out is None else (self._now() - handed_out).total_seconds()
+        self._preliminaries.note_stretch(member, point, waited)
+        member.points.append(point)
+        self._suspects.clear(member.trial_id)
+        if point.eval_loss <= point.best_eval_loss:
+            self._roster.note_rows(member, read_row_losses(self._run.trial(member.trial_id)))
+        self._writer.tell_later(lambda: self._study.report(study_number(member.trial_id), point))
+        self._policy.update(self._standing(member))
+
+    def _end(self, member: Member, ending: Ending) -> None:
+        """A trained trial is over for good."""
+        folder = self._run.trial(member.trial_id)
+        TrialFolder(folder).end(ending)
+        record = read_trial(folder)
+        # They would take half a gigabyte and more of every trial (trials.records.checkpoints); what counts is its
+        # adapter.
+        remove_checkpoints(folder)
+        remove_adapters(folder.glob("before-*/adapter"))  # of what was trained again
+        self._suspects.clear(member.trial_id)
+        self._writer.tell_later(lambda: self._writer.tell(record))
+        remove_adapters(self._roster.end(record))
+        self._policy.update(self._standing(member))
+        self._count_failures(record)
+        assert record.ending is not None  # it was written above, if not before
+        self._emit(TrialEnded(member.trial_id, record.ending, record.best_eval_loss))
+
+    def _sound_records(self) -> list[TrialRecord]:
+        """All trials that can be used; the others are set aside, and every damaged file is named once."""
+        trials = self._run.path / "trials"
+        trials.mkdir(exist_ok=True)
+        for folder in trials.iterdir():
+            settle_folder(folder / "adapter")
+        found = self._run.read_trials()
+        lost = [*found.damaged, *(_of_no_use(r) for r in found.records if r.origin is Origin.BASE and _has_no_rows(r))]
+        for trial_id, path in set_aside(self._run.path, lost).items():
+            reason = next(each.reason for each in lost if each.id == trial_id)
+            self._emit(Message(f"trial {trial_id} can't be used ({reason}), and is set aside: it's {path} now"))
+        sound = [record for record in found.records if record.folder.exists()]
+        for record in sound:
+            for damage in record.all_damage():
+                self._emit(Message(f"trial {record.id}: {damage}"))
+        return sound
+
+    def _lose(self, member: Member, error: Exception) -> None:
+        """A trial's folder was damaged while the search ran, or can't be put back to a checkpoint."""
+        folder = self._run.trial(member.trial_id)
+        reason = f"its folder can't be used: {first_line(error)}"
+        moved = set_aside(self._run.path, [DamagedTrial(member.trial_id, folder, reason)] if folder.exists() else [])
+        where = "".join(f"; what is left of it is {path}" for path in moved.values())
+        member.ending, member.points = Ending(EndingKind.FAILED, reason + where), []
+        self._suspects.clear(member.trial_id)
+        self._policy.update(self._standing(member))
+        number = study_number(member.trial_id)
+        self._writer.tell_later(lambda: self._study.lose(number))
+        self._emit(TrialEnded(member.trial_id, member.ending, None))
+
+    def _note_death(self, member: Member, error: str) -> None:
+        """What it ran in broke, which isn't to blame on it the first time: others may have been in there too."""
+        trial_id = member.trial_id
+        if self._suspects.note_death(trial_id):
+            what = f"{error}, {MOST_DEATHS} times" if error else f"its process ended without a word {MOST_DEATHS} times"
+            member.ending = Ending(EndingKind.FAILED, f"{what} in a row; see ray/{trial_id}")
+        elif error:
+            self._emit(Message(f"trial {trial_id} was cut off and goes on from its last checkpoint: {error}"))
+        else:
+            self._emit(Message(f"the process of trial {trial_id} died; it goes on from its last checkpoint"))
+
+    def _note_mishap(self, member: Member, error: str) -> None:
+        """What speaks for it failed: it's handed out again soon, unless that goes on for it alone."""
+        if self._is_over_mishaps(member.trial_id, error):
+            reason = (
+                f"set aside through no fault of its own, as what speaks for it failed {MOST_MISHAPS} times: {error}"
+            )
+            member.ending = Ending(EndingKind.PRUNED, reason)
+        else:
+            self._unfinished.append(member.trial_id)
+
+    def _is_over_mishaps(self, trial_id: str, error: str) -> bool:
+        """Whether a trial has had too many; if trials have in a row, that's the search's trouble, and it gives up."""
+        if self._mishaps.note(trial_id, error, self._now()):
+            said = (
+                f"what speaks for trial {trial_id} failed, which isn't the trial's doing, and it is run again: {error}"
+            )
+            self._emit(Message(said))
+        if self._mishaps.in_a_row >= MOST_MISHAPS:
+            self._give_up(f"what speaks for trials failed {MOST_MISHAPS} times in a row, the last time with: {error}")
+            return False
+        return self._mishaps.of(trial_id) >= MOST_MISHAPS
+
+    def _bound_paused(self) -> None:
+        """Checkpoints take room, so not everything that is paused can be kept."""
+        for trial_id in self._policy.hopeless(self.search.recipe.search.keep_paused, self._night()):
+            member = self._roster[trial_id]
+            reason = (
+                f"paused at {member.tokens_seen:,} tokens, and {self.search.recipe.search.keep_paused} promise more"
+            )
+            self._end(member, Ending(EndingKind.PRUNED, reason))
+
+    def _consider_regrouping(self) -> None:
+        left = self._seconds_left
+        if self.regrouped is None and left > 0 and is_near_the_end(self.search, self.pace, left):
+            now = self._now().isoformat()
+            forecast = self._policy.forecast
+            self.regrouped = regrouped(self.search, self._roster, forecast, self.pace, left, now)
+            if self.regrouped is not None:
+                self._emit(Message(f"from now on {self.regrouped.ranks} GPUs train one trial: {self.regrouped.reason}"))
+
+    def _count_failures(self, record: TrialRecord) -> None:
+        failed = record.ending is not None and record.ending.kind is EndingKind.FAILED
+        self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
+        if self._failures_in_a_row == MOST_FAILURES_IN_A_ROW and record.ending is not None:
+            said = f"{MOST_FAILURES_IN_A_ROW} trials in a row failed, the last one, {record.id}, with"
+            self._give_up(f"{said}: {_in_a_line(record.ending.reason)} (see {record.folder / LOG_FILE})")
+
+    def _give_up(self, reason: str) -> None:
+        if self.gave_up is None:
+            self.gave_up = reason
+            self._emit(Message(f"{reason}. Nothing more is started"))
+
+    def _take_preliminary(self, trial_id: str, point: EvalPoint) -> None:
+        self._preliminaries.take(trial_id, point)
+        if trial_id == BASE_TRIAL_ID:
+            self._writer.tell_later(lambda: self._study.record_base(point.eval_loss, point.score))
+            self._policy.start_from(point.eval_loss)
+        self._emit(TrialEvaluated(trial_id, point))
+
+    def _end_preliminary(self, trial_id: str, left: Left) -> None:
+        point = self._preliminaries.unheard_point(trial_id)
+        if point is not None:
+            self._take_preliminary(trial_id, point)
+        if left.how is How.MISHAP and self._preliminaries.is_cut_off(trial_id):
+            self._is_over_mishaps(trial_id, left.error)
+            return
+        ending = self._preliminaries.end(trial_id, self._now(), died=left.how is How.DEATH, error=left.error)
+        if ending is None:
+            self._emit(Message(f"{trial_id} was cut off, and is done again"))
+            return
+        self._emit(TrialEnded(trial_id, ending, None))
+        for sentence in self._preliminaries.findings():
+            self._emit(Message(sentence))
+        if ending.kind is EndingKind.FAILED and trial_id == BASE_TRIAL_ID:
+            self._give_up(f"the base model's evaluation failed with: {_in_a_line(ending.reason)}")
+
+    def _catch_up(self, trained: list[TrialRecord]) -> None:
+        """Tells study and policy what is on disk, where the search was cut off before they were told."""
+        for record in trained:
+            self._writer.tell_later(partial(self._writer.tell, record))
+            self._policy.update(self._standing(self._roster[record.id]))
+        self._writer.flush()
+        begun = {study_number(record.id) for record in trained}
+        self._unbegun = deque(self._study.unbegun(begun))
+        open_ones = [member for member in self._roster if member.ending is None]
+        # Of what was never evaluated the policy knows nothing.
+        self._unfinished = deque(m.trial_id for m in open_ones if not m.points)
+
+    def _standing(self, member: Member) -> Standing:
+        return standing(member, self.search)
+
+    def _night(self) -> Night:
+        return self._preliminaries.night(self._seconds_left, may_start=self._may_start)
+
+
+def _in_a_line(reason: str) -> str:
+    """An error's text for a sentence."""
+    return reason.strip().split("\n")[0].rstrip(".")
+
+
+def _has_no_rows(record: TrialRecord) -> bool:
+    return bool(record.points) and record.row_losses() is None
+
+
+def _of_no_use(base: TrialRecord) -> DamagedTrial:
+    """A base without losses row by row shows no trial to be better than it; it's evaluated again in a minute."""
+    return DamagedTrial(base.id, base.folder, "; ".join(base.all_damage()))

@@ -1,0 +1,97 @@
+"""Conducts a search whose run folder is on an object store: takes trials from there before it decides about them.
+
+A trial is on the store before it's handed out; its worker puts every evaluation there before it reports it. What the
+conductor itself changes in a trial's folder is put there some seconds later: lost, it's decided again.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from orchestrator.controller.controller import Assignment, Conductor, Over, Wait
+from orchestrator.controller.events import Event
+from orchestrator.controller.proxy_errors import QUIETLY, Left
+from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.storage.mirror import Mirror
+from trials.records.trial_dir import EvalPoint
+from trials.tracking.trial_run import keep_run_id
+
+_BETWEEN_PUSHES_SECONDS = 10.0
+
+
+def conductor_of(
+    run: RunFolder, search: Search, slots: int, listener: Callable[[Event], None], now: Callable[[], datetime]
+) -> Conductor:
+    """The conductor of a run folder, wherever that is."""
+    mirror = Mirror.of(run.path)
+    if mirror is None:
+        return Conductor(run, search, slots, listener, now)
+    return MirroredConductor(mirror, run, search, slots, listener, now)
+
+
+class MirroredConductor(Conductor):
+    """A conductor in a working copy. The store decides what trials have done when it begins."""
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        run: RunFolder,
+        search: Search,
+        slots: int,
+        listener: Callable[[Event], None],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        mirror.pull_trials()
+        mirror.claim_trials()
+        super().__init__(run, search, slots, listener, now)
+        self._mirror = mirror
+        self._handed: dict[str, tuple[Assignment, str]] = {}
+        """Trials that run, with the owner that each was given to."""
+        self._next_push = time.monotonic()
+
+    def next_trial(self) -> Assignment | Wait | Over:
+        """As a conductor does; the trial is on the store then, and how long trials are."""
+        answer = super().next_trial()
+        if not isinstance(answer, Assignment):
+            return answer
+        wandb_id = keep_run_id(answer.folder, answer.config.tracking)
+        owner = secrets.token_hex(8)
+        self._mirror.push_files("search.json")
+        self._mirror.hand_over(answer.folder, owner)
+        self._handed[answer.trial_id] = (answer, owner)
+        name = answer.folder.relative_to(self._run.path).as_posix()
+        return replace(answer, remote={"url": self._mirror.store.url, "name": name, "owner": owner}, wandb_id=wandb_id)
+
+    def on_eval(self, trial_id: str, point: EvalPoint) -> bool:
+        """As a conductor does."""
+        self._mirror.pull(self._handed[trial_id][0].folder)
+        return super().on_eval(trial_id, point)
+
+    def on_end(self, trial_id: str, left: Left = QUIETLY) -> None:
+        """As a conductor does; the trial's worker puts nothing more on the store."""
+        handed = self._handed.pop(trial_id, None)
+        if handed is not None:
+            assignment, owner = handed
+            self._mirror.take_back(assignment.folder, owner)
+        super().on_end(trial_id, left)
+
+    def tidy(self) -> None:
+        """As a conductor does; every some seconds, what has changed is put on the store."""
+        super().tidy()
+        if time.monotonic() >= self._next_push:
+            self.push()
+            self._next_push = time.monotonic() + _BETWEEN_PUSHES_SECONDS
+
+    def close(self) -> None:
+        """As a conductor does; then the store has all of it."""
+        super().close()
+        self.push()
+
+    def push(self) -> None:
+        """Puts what has changed on the store."""
+        self._mirror.push_trials(assignment.folder for assignment, _ in self._handed.values())
+        self._mirror.push_files()

@@ -1,0 +1,101 @@
+"""Keeps a search's study while other programs may hold study.db, such as a database browser.
+
+What the study is to be told waits in a queue while the file is locked. Where it is locked when the search begins, a
+study in memory stands in, and study.db is brought up to date from the trials' folders later. One thread at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from orchestrator.controller.study import Study, is_locked, study_number
+from orchestrator.controller.study_rebuild import settle_study, study_in_memory
+from orchestrator.state.run_dir import RunFolder
+from search_spaces.schema import Recipe
+from trials.records.trial_dir import TrialRecord
+
+_BETWEEN_TRIES_SECONDS = 10.0
+
+
+class StudyWriter:
+    """The study of a search, and what it was not told yet; `say` takes a sentence for people."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        recipe: Recipe,
+        records: Sequence[TrialRecord],
+        lost: set[str],
+        say: Callable[[str], None],
+    ) -> None:
+        self._run, self._recipe, self._lost, self._say = run, recipe, lost, say
+        self._later: deque[Callable[[], None]] = deque()
+        self._next_try = 0.0
+        self._has_said = False
+        self._stands_in = False
+        try:
+            self.study = self._opened(records)
+        except Exception as error:
+            self._wait(error)
+            self._stands_in = True
+            self.study = Study(study_in_memory(recipe, records, lost), recipe, self._lost_numbers)
+
+    def tell_later(self, tell: Callable[[], None]) -> None:
+        """Queue a call that tells the study something. It is called again if the file was locked."""
+        self._later.append(tell)
+
+    def flush(self, *, at_once: bool = False) -> None:
+        """Tell the study what is queued, unless the file was locked some seconds ago and not `at_once`.
+
+        Takes `LOCK_SECONDS` at most where the file is locked.
+        """
+        if self._next_try > time.monotonic() and not at_once and not self._stands_in:
+            return
+        try:
+            while self._later:
+                self._later[0]()
+                self._later.popleft()
+            if self._stands_in and (at_once or self._next_try <= time.monotonic()):
+                self._catch_up()
+        except Exception as error:
+            self._wait(error)
+
+    def tell(self, record: TrialRecord) -> None:
+        """Tell the study what is on disk of a trial."""
+        number = study_number(record.id)
+        if not self.study.is_open(number):
+            return
+        for point in record.points:
+            self.study.report(number, point)  # the last one of a trial that diverged was not asked about
+        if record.ending is not None:
+            self.study.tell(number, record.ending.kind, record.best_eval_loss)
+
+    @property
+    def _lost_numbers(self) -> set[int]:
+        return {study_number(each) for each in self._lost}
+
+    def _opened(self, records: Sequence[TrialRecord]) -> Study:
+        settle_study(self._run, self._recipe, records, self._lost)
+        return Study(self._run.study_url, self._recipe, self._lost_numbers)
+
+    def _catch_up(self) -> None:
+        records = self._run.records()
+        self.study, self._stands_in = self._opened(records), False
+        for record in records:
+            self.tell_later(partial(self.tell, record))
+        self.flush(at_once=True)
+
+    def _wait(self, error: Exception) -> None:
+        """Try again later. Raises the error if it says anything else than that the file is locked."""
+        if not is_locked(error):
+            raise error
+        self._next_try = time.monotonic() + _BETWEEN_TRIES_SECONDS
+        if not self._has_said:
+            self._has_said = True
+            self._say(
+                "another program holds study.db, such as a database browser: the search goes on, and tells the study "
+                "what it has missed once the file is free"
+            )

@@ -1,0 +1,130 @@
+"""Which trials a search has and where each stands, in memory as on disk; rebuilt from the records after a restart."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.controller.study import INFEASIBLE
+from orchestrator.scheduling.scheduler import Standing, State
+from orchestrator.state.run_dir import Search
+from trials.config import TrialConfig
+from trials.metrics.row_losses import RowLosses, compare
+from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialRecord
+from trials.schedule import full_tokens
+from trials.system.files import remove_folder
+
+
+@dataclass
+class Member:
+    """A trial of the search, as far as it got."""
+
+    trial_id: str
+    origin: Origin
+    name: str
+    config: TrialConfig
+    points: list[EvalPoint] = field(default_factory=list)
+    ending: Ending | None = None
+    is_running: bool = False
+    noise: float = 0.0
+    """Paired standard error of its loss against that of the best trial then, in nats per token; 0.0: unknown."""
+
+    @property
+    def state(self) -> State:
+        """Where it stands; without an ending and not running, it's paused, or was cut off, which comes to the same."""
+        if self.ending is not None:
+            return State.INFEASIBLE if self.ending.kind in INFEASIBLE else State.OVER
+        return State.RUNNING if self.is_running else State.PAUSED
+
+    @property
+    def tokens_seen(self) -> int:
+        """At its last evaluation."""
+        return self.points[-1].tokens_seen if self.points else 0
+
+    @property
+    def best_eval_loss(self) -> float | None:
+        """In nats per completion token; None before the first evaluation."""
+        return min((point.eval_loss for point in self.points), default=None)
+
+
+class Roster:
+    """All trained trials of a search, and whose adapters are kept."""
+
+    def __init__(self, records: Iterable[TrialRecord], keep_adapters: int) -> None:
+        self._members: dict[str, Member] = {}
+        self._keep = keep_adapters
+        self._kept: list[tuple[float, str, Path]] = []
+        self._best: tuple[float, RowLosses] | None = None
+        for record in records:
+            member = Member(record.id, record.origin, record.name, record.config, list(record.points), record.ending)
+            self._members[record.id] = member
+            if record.ending is not None and record.has_adapter and record.best_eval_loss is not None:
+                bisect.insort(self._kept, (record.best_eval_loss, record.id, record.adapter))
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(list(self._members.values()))
+
+    def __getitem__(self, trial_id: str) -> Member:
+        return self._members[trial_id]
+
+    def __contains__(self, trial_id: str) -> bool:
+        return trial_id in self._members
+
+    def add(self, member: Member) -> None:
+        """A trial that begins."""
+        self._members[member.trial_id] = member
+
+    def replace(self, record: TrialRecord) -> Member:
+        """Takes in what is on disk of a trial whose process is gone: it may have done more than it said."""
+        member = self._members[record.id]
+        member.points, member.ending = list(record.points), record.ending
+        return member
+
+    def note_rows(self, member: Member, losses: RowLosses | None) -> None:
+        """Takes in the row losses of a trial's best evaluation: how far chance decides between it and the best."""
+        if losses is None:
+            return
+        if self._best is None or losses.mean < self._best[0]:
+            self._best = (losses.mean, losses)
+            return
+        try:
+            member.noise = compare(losses, self._best[1]).standard_error
+        except ValueError:  # other rows: nothing is known
+            member.noise = 0.0
+
+    def end(self, record: TrialRecord) -> list[Path]:
+        """Takes in a trial's end. Gives the adapters that needn't be kept any more: all but the best."""
+        member = self.replace(record)
+        if record.has_adapter and member.best_eval_loss is not None:
+            bisect.insort(self._kept, (member.best_eval_loss, member.trial_id, record.adapter))
+        expendable, self._kept = self._kept[self._keep :], self._kept[: self._keep]
+        return [adapter for _, _, adapter in expendable]
+
+
+def standing(member: Member, search: Search) -> Standing:
+    """A trial as the policy sees it: fractions are of the longest full trial."""
+    hyperparameters = member.config.hyperparameters
+    values: dict[str, Any] = hyperparameters.model_dump()
+    end = full_tokens(hyperparameters, search.epoch) / search.full_tokens if search.epoch else 1.0
+    return Standing(
+        trial_id=member.trial_id,
+        values={name: _plain(values[name]) for name in search.recipe.space},
+        points=tuple((point.tokens_seen / search.full_tokens, point.best_eval_loss) for point in member.points),
+        end=min(1.0, end),
+        state=member.state,
+        is_start=member.origin is Origin.START,
+        noise=member.noise,
+    )
+
+
+def remove_adapters(adapters: Iterable[Path]) -> None:
+    """Takes them off the disk."""
+    for adapter in adapters:
+        remove_folder(adapter)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

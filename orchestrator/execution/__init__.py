@@ -1,0 +1,1 @@
+"""Runs trials through Ray: Tune adapters, workers, worker groups, the channel between them."""

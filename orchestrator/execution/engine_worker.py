@@ -1,0 +1,110 @@
+"""The process of one engine: it holds the base model, and every trial in it has a thread.
+
+`orchestrator.execution.worker_pool` makes Ray actors of this class; the class itself knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.execution.channel import Conversation, Ended, Word
+from orchestrator.execution.trial_runner import Workplace, is_lost
+from trials.cli import quiet_libraries
+from trials.console.logs import keep_output
+from trials.console.troubles import TROUBLES
+from trials.records.trial_dir import EvalPoint
+
+if TYPE_CHECKING:
+    from trials.training.evaluation_loop import Decision
+
+
+class EngineActor:
+    """Runs the trials that it's given, so many at once as it has slots; its methods may be called from any thread.
+
+    `cpu_threads` are torch's where there is no GPU; None leaves them as they are. `log` is a file to which this
+    process's output goes from now on.
+    """
+
+    def __init__(self, slots: int, cpu_threads: int | None, log: Path | None = None) -> None:
+        quiet_libraries()
+        if log is not None:
+            keep_output(log)
+        self._slots = threading.Semaphore(slots)
+        self._workplace = Workplace(cpu_threads)
+        self._conversations: dict[str, Conversation] = {}
+        self._threads: dict[str, threading.Thread] = {}
+
+    def ready(self) -> int:
+        """Its process id, as soon as the process is there."""
+        return os.getpid()
+
+    def seconds_since_progress(self) -> float | None:
+        """As `Workplace.seconds_since_progress`."""
+        return self._workplace.seconds_since_progress()
+
+    def begin(self, assignment: Mapping[str, Any]) -> None:
+        """Starts one trial in a thread; `assignment` is what `tune_adapters` made of the conductor's.
+
+        A trial that was here before, and is still on its way out, is waited for first: only one may write to a folder.
+        """
+        trial_id, conversation = assignment["trial_id"], Conversation()
+        # A daemon: what it writes is whole at any moment, and nobody waits for it when the search ends.
+        thread = threading.Thread(
+            target=self._run, args=(assignment, conversation, self._threads.get(trial_id)), daemon=True
+        )
+        before = self._conversations.get(trial_id)
+        if before is not None:
+            before.break_off()
+        self._conversations[trial_id], self._threads[trial_id] = conversation, thread
+        thread.start()
+
+    def next_word(self, trial_id: str) -> Word:
+        """Waits for what the trial says next; a trial that isn't here has ended."""
+        conversation = self._conversations.get(trial_id)
+        return Ended() if conversation is None else conversation.next_word()
+
+    def go_on(self, trial_id: str) -> None:
+        """Lets a trial go on after an evaluation."""
+        conversation = self._conversations.get(trial_id)
+        if conversation is not None:
+            conversation.answer(goes_on=True)
+
+    def release(self, trial_id: str) -> None:
+        """Stops a trial, if it's still here: at once if it waits for its word, else after the step in work.
+
+        Waits until it's gone, so that nothing of it writes to its folder any more.
+        """
+        conversation, thread = self._conversations.pop(trial_id, None), self._threads.get(trial_id)
+        if conversation is not None:
+            conversation.break_off()
+        if thread is not None:
+            thread.join()
+
+    def _run(self, assignment: Mapping[str, Any], conversation: Conversation, earlier: threading.Thread | None) -> None:
+        if earlier is not None:
+            earlier.join()
+        error, has_lost_gpu = None, False
+        try:
+            with self._slots:
+                if not conversation.is_broken_off:
+                    self._run_trial(assignment, conversation)
+        except Exception as problem:
+            error, has_lost_gpu = traceback.format_exc(), is_lost(problem)
+        conversation.end(error)
+        if error is not None and (has_lost_gpu or self._workplace.has_broken_down):
+            # Every later trial in this process would fail as well. Ray starts a new one.
+            os._exit(1)
+
+    def _run_trial(self, assignment: Mapping[str, Any], conversation: Conversation) -> None:
+        from trials.training.evaluation_loop import Decision
+
+        def on_eval(point: EvalPoint) -> Decision:
+            conversation.warn(TROUBLES.take())
+            return Decision.GO_ON if conversation.ask(point) else Decision.STOP
+
+        self._workplace.run(assignment, on_eval, lambda: conversation.is_broken_off, conversation.say)

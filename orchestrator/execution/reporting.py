@@ -1,0 +1,47 @@
+"""What a process of Ray Tune says of the trial that it stands for: to Tune, and to Weights & Biases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orchestrator.storage.mirror import copies
+from trials.config import TrialConfig
+from trials.console.troubles import TROUBLES, only_reporting
+from trials.records.trial_dir import EvalPoint
+from trials.tracking.trial_run import FINISH_SECONDS, Log, wandb_run
+
+TROUBLES_KEY = "troubles"
+_LATE_FINISH_SECONDS = 5.0
+"""For W&B to finish a run when the time for training is over: what is left is the export's."""
+
+
+def report_of(point: EvalPoint, troubles: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """An evaluation as Tune is told it, with what went wrong with reporting, here or in the trial's own process."""
+    found = {**TROUBLES.take(), **(troubles or {})}
+    return {**asdict(point), TROUBLES_KEY: list(found.items())}  # dictionaries in it are flattened by Tune
+
+
+@contextmanager
+def tracked(assignment: Mapping[str, Any], config: TrialConfig) -> Iterator[Log]:
+    """`trials.tracking.trial_run.wandb_run` of an assignment, which never fails or waits for it.
+
+    A trial on an object store has a folder for it on this machine, which outlives the trial's copy here.
+    """
+    folder, group = Path(assignment["folder"]), assignment["group"]
+    if assignment.get("remote") is not None:
+        folder = copies() / "wandb" / group / assignment["trial_id"]
+        with only_reporting("W&B"):
+            folder.mkdir(parents=True, exist_ok=True)
+        tracking = config.tracking.model_copy(update={"run_id": config.tracking.run_id or assignment.get("wandb_id")})
+        config = config.model_copy(update={"tracking": tracking})
+
+    def finish_seconds() -> float:
+        return FINISH_SECONDS if time.time() < assignment["stop_at"] else _LATE_FINISH_SECONDS
+
+    with wandb_run(folder, config, group, finish_seconds) as log:
+        yield log

@@ -1,0 +1,178 @@
+"""Where a process runs the trials that it's given: its rows and its engine, opened once. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.execution.loading import load_rows
+from orchestrator.execution.segment_log import log_evaluation, logged_stretch
+from orchestrator.execution.watchdog import ending_if_hung
+from orchestrator.storage.working_copy import trial_copy
+from trials.config import TrialConfig
+from trials.records.checkpoints import choose_checkpoint
+from trials.records.trial_dir import EvalPoint, Origin, TrialFolder
+from trials.tracking.trial_run import wandb_is_wanted, without_wandb
+
+if TYPE_CHECKING:
+    from trials.engine.engine import Engine
+    from trials.system.distributed import Ranks
+    from trials.training.evaluation_loop import Decision, OnEval, OnLog
+
+_OPENING_FACTOR = 4.0
+"""Reading rows, loading a base model and compiling kernels may take so many times as long as a step."""
+
+
+class Workplace:
+    """Runs trials in the engine, or under TRL where the assignment says so; from any threads in the engine.
+
+    `cpu_threads` are torch's where there is no GPU; None leaves them as they are. Other `ranks` run the same trials at
+    the same time; None: there are none.
+    """
+
+    def __init__(self, cpu_threads: int | None, ranks: Ranks | None = None) -> None:
+        self._cpu_threads = cpu_threads
+        self._given_ranks = ranks
+        self._engine: Engine | None = None
+        self._opening = threading.Lock()
+        self._opening_since: float | None = None
+
+    def seconds_since_progress(self) -> float | None:
+        """Since whoever is at work here, and silent longest, got on; None: nobody is. Opening may take longer."""
+        opening_since = self._opening_since
+        if opening_since is not None:
+            return (time.monotonic() - opening_since) / _OPENING_FACTOR
+        return None if self._engine is None else self._engine.seconds_since_progress()
+
+    @property
+    def has_broken_down(self) -> bool:
+        """Whether every later trial here would fail as well."""
+        return self._engine is not None and self._engine.has_ended
+
+    def run(
+        self, assignment: Mapping[str, Any], on_eval: OnEval, is_called_off: Callable[[], bool], on_log: OnLog
+    ) -> None:
+        """Runs one trial; `assignment` is what `orchestrator.execution.tune_adapters` made of the conductor's.
+
+        Raises what ended it.
+        """
+        is_first = self._ranks.is_first
+        with trial_copy(assignment, is_kept=is_first) as copy:
+            if not is_first:  # which alone writes, and is asked
+                self._run(assignment, copy.path, on_eval, is_called_off, on_log)
+                return
+            kept = copy.kept_before(on_eval)
+
+            def log_and_ask(point: EvalPoint) -> Decision:
+                log_evaluation(assignment["trial_id"], point)
+                return kept(point)
+
+            with logged_stretch(copy.path, assignment):
+                self._run(assignment, copy.path, log_and_ask, is_called_off, on_log)
+
+    def _run(
+        self,
+        assignment: Mapping[str, Any],
+        path: Path,
+        on_eval: OnEval,
+        is_called_off: Callable[[], bool],
+        on_log: OnLog,
+    ) -> None:
+        from trials.system.threads import use_threads
+        from trials.training.evaluation_loop import unheard
+
+        config = TrialConfig.model_validate_json(assignment["config"])
+        logs = wandb_is_wanted(config.tracking) and self._ranks.is_first
+        config = self._adapted(config)
+        use_threads(config.machine)
+        heard = on_log if logs else unheard
+        folder = TrialFolder(path, is_written=self._ranks.is_first)
+        if assignment["by_trl"]:
+            self._run_under_trl(assignment, config, folder, on_eval, heard)
+        else:
+            self._run_in_engine(assignment, config, folder, on_eval, is_called_off, heard)
+
+    def _run_in_engine(
+        self,
+        assignment: Mapping[str, Any],
+        config: TrialConfig,
+        folder: TrialFolder,
+        on_eval: OnEval,
+        is_called_off: Callable[[], bool],
+        on_log: OnLog,
+    ) -> None:
+        with self._opening:
+            self._opening_since = time.monotonic()
+            try:
+                tokenizer, data = load_rows(config.model, config.data, assignment["fingerprint"])
+                engine = self._opened(config)
+            finally:
+                self._opening_since = None
+        if assignment["origin"] == Origin.BASE.value:
+            engine.evaluate_base(config, data, tokenizer, folder, on_eval)
+            return
+        engine.run_trial(
+            config,
+            data,
+            tokenizer,
+            folder,
+            on_eval,
+            assignment["stop_at"],
+            choose_checkpoint(folder.path, None) if assignment["resumes"] else None,
+            is_called_off=is_called_off,
+            on_log=on_log,
+        )
+
+    def _run_under_trl(
+        self, assignment: Mapping[str, Any], config: TrialConfig, folder: TrialFolder, on_eval: OnEval, on_log: OnLog
+    ) -> None:
+        from trials.trl.backend import evaluate_base, run_trial
+
+        tokenizer, data = load_rows(config.model, config.data, assignment["fingerprint"])
+        with ending_if_hung(config.machine.step_limit_seconds) as watchdog:
+            ranks = replace(self._ranks, resting=watchdog.resting)
+            if assignment["origin"] == Origin.BASE.value:
+                evaluate_base(config, data, tokenizer, folder, on_eval, ranks)
+                return
+            checkpoint = choose_checkpoint(folder.path, None) if assignment["resumes"] else None
+            run_trial(config, data, tokenizer, folder, on_eval, assignment["stop_at"], checkpoint, ranks, on_log)
+
+    @property
+    def _ranks(self) -> Ranks:
+        from trials.system.distributed import ALONE
+
+        return self._given_ranks or ALONE
+
+    def _opened(self, config: TrialConfig) -> Engine:
+        """The engine, which all trials of a search share: they have one base model and one machine."""
+        if self._engine is None:
+            from trials.engine.engine import Engine
+
+            self._engine = Engine(config.model, config.machine, self._ranks)
+        return self._engine
+
+    def _adapted(self, config: TrialConfig) -> TrialConfig:
+        """The configuration in this process: threads are the process's, and the trial's W&B run is its holder's."""
+        machine = config.machine.model_copy(update={"cpu_threads": self._cpu_threads})
+        return without_wandb(config.model_copy(update={"machine": machine}))
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether nothing can be relied on any more that this process does on its GPU, as after an illegal access."""
+    import torch
+
+    from trials.engine.runtime.gpu_errors import is_breakdown
+
+    if is_breakdown(error):
+        return True
+    if not torch.cuda.is_available():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False

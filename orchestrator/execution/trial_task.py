@@ -1,0 +1,89 @@
+"""What runs on a worker without an engine: one Tune trial at a time, in a process that Ray keeps for the next one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from orchestrator.execution.loading import load_rows
+from orchestrator.execution.reporting import report_of, tracked
+from orchestrator.execution.segment_log import log_evaluation, logged_stretch
+from orchestrator.execution.watchdog import Watchdog, ending_if_hung
+from orchestrator.storage.working_copy import TrialCopy, trial_copy
+from trials.cli import quiet_libraries
+from trials.config import TrialConfig
+from trials.console.logs import keep_output
+from trials.records.checkpoints import choose_checkpoint
+from trials.records.trial_dir import EvalPoint, Origin, TrialFolder
+from trials.tracking.trial_run import Log, figures
+
+if TYPE_CHECKING:
+    from trials.training.evaluation_loop import Decision
+
+
+def run_assignment(assignment: dict[str, Any]) -> None:
+    """Runs one trial; `assignment` is what `execution.tune_adapters` made of the conductor's `Assignment`."""
+    quiet_libraries()
+    keep_output(Path(assignment["log"]))
+    with trial_copy(assignment) as copy, logged_stretch(copy.path, assignment):
+        stopped = _run(assignment, copy)
+    if stopped is not None:
+        # Ray ends the thread of a trial by this exception; it has to reach Ray for the process to be used again.
+        raise stopped
+
+
+def _run(assignment: dict[str, Any], copy: TrialCopy) -> SystemExit | None:
+    """Runs it to where it ends, or Tune stops it: by the exception that is returned."""
+    from trials.system.threads import use_threads
+    from trials.trl.backend import evaluate_base, run_trial
+
+    config = TrialConfig.model_validate_json(assignment["config"])
+    folder = TrialFolder(copy.path)
+    use_threads(config.machine)
+    tokenizer, data = load_rows(config.model, config.data, assignment["fingerprint"])
+    limit = config.machine.step_limit_seconds
+    with tracked(assignment, config) as log, ending_if_hung(limit) as watchdog:
+        report = _Report(assignment["trial_id"], watchdog, copy, log)
+        if assignment["origin"] == Origin.BASE.value:
+            evaluate_base(config, data, tokenizer, folder, report)
+        else:
+            checkpoint = choose_checkpoint(folder.path, None) if assignment["resumes"] else None
+            run_trial(config, data, tokenizer, folder, report, assignment["stop_at"], checkpoint, on_log=log)
+    return report.stopped
+
+
+class _Report:
+    """Reports every evaluation to Tune, and turns Tune's way to stop a thread into the trial's word for it."""
+
+    def __init__(self, trial_id: str, watchdog: Watchdog, copy: TrialCopy, log: Log) -> None:
+        self._trial_id = trial_id
+        self._watchdog = watchdog
+        self._copy = copy
+        self._log = log
+        self.stopped: SystemExit | None = None
+
+    def __call__(self, point: EvalPoint) -> Decision:
+        from trials.training.evaluation_loop import Decision
+
+        self._log(figures(point))
+        log_evaluation(self._trial_id, point)
+        try:
+            with self._watchdog.resting():
+                self._copy.keep()
+                self._report(point)
+        except SystemExit as stop:
+            self.stopped = stop
+            self._copy.leave()
+            return Decision.STOP
+        return Decision.GO_ON
+
+    def _report(self, point: EvalPoint) -> None:
+        try:
+            tune.report(report_of(point))
+        except Exception as error:
+            from trials.training.outcome import NotHeardError
+
+            # The trial did all that it was to do, and isn't to be recorded as failed.
+            raise NotHeardError(f"Ray Tune doesn't take an evaluation: {type(error).__name__}: {error}") from error

@@ -1,0 +1,162 @@
+"""Ray and Ray Tune: where trials run, and running them until the conductor has no more."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayError
+from ray.tune import RunConfig, TuneConfig
+from ray.tune.error import TuneError
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+
+from orchestrator.controller.controller import Conductor
+from orchestrator.execution.trial_proxy import hold_assignment
+from orchestrator.execution.trial_task import run_assignment
+from orchestrator.execution.tune_adapters import ConductedScheduler, ConductedSearcher, ConductedStopper, QuietProgress
+from orchestrator.execution.worker_pool import Engines, cores_of_nodes, gpus_of_nodes
+from orchestrator.planning.placement import place
+from orchestrator.ray_setup.address import named_cluster
+from orchestrator.ray_setup.start import surroundings
+from orchestrator.state.run_dir import Placement, RunFolder, Search
+from trials.errors import DiskFull, InputError, SearchBroken, first_line
+from trials.system.gpus import ORDER, gpu_count
+
+# A stopped trial's thread may have to finish its W&B run before its process can take the next trial.
+_ENVIRONMENT = {
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours, in _interrupts
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a trial's folder has its metrics and TensorBoard events already
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # we resume from the run folder; Tune's own snapshots race with their clean-up
+    "RAY_AIR_NEW_OUTPUT": "0",  # the old output keeps quiet when it's told to
+}
+_SECRETS = frozenset(name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_"))
+"""What Tune puts into the runtime environment of trials' processes."""
+_HOLDER_CPUS = 0.01
+
+
+@contextmanager
+def ray_session(*, dashboard: bool, folder: Path | None = None) -> Iterator[str | None]:
+    """Ray, started here or joined where it runs already; gives the dashboard's address where there is one.
+
+    `folder` is for its files (`orchestrator.ray_setup.start.surroundings`). Raises `SearchBroken` if that can't be
+    done.
+    """
+    os.environ.update(_ENVIRONMENT)
+    # Ray logs them in clear. Here processes inherit them; on a cluster every node has its own.
+    ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)
+    with surroundings(folder):
+        yield from _ray(dashboard=dashboard)
+
+
+def _ray(*, dashboard: bool) -> Iterator[str | None]:
+    try:
+        context = ray.init(include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR, **_gpus())
+    except Exception as error:  # whatever its parts raise
+        raise SearchBroken(f"Ray can't be started or joined: {first_line(error)}") from error
+    # A traceback for every trial whose process dies. They're in ray/, and what is done about it is said by us.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    try:
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else None
+    finally:
+        ray.shutdown()
+
+
+def _gpus() -> dict[str, int]:
+    """For a Ray that is started here: it asks NVML only, and finds no GPU where that is missing."""
+    os.environ.setdefault(ORDER, "PCI_BUS_ID")
+    return {"num_gpus": gpu_count()} if named_cluster() is None else {}
+
+
+def placed(search: Search) -> Search:
+    """The search on the machines that Ray has: its engines and slots. Raises `InputError` if not one trial can run."""
+    if search.ranks > 1 and not gpus_of_nodes():
+        search = replace(search, gpus_per_trial=0)
+    cores, each = list(cores_of_nodes().values()), gpus_of_nodes()
+    if not cores and not search.gpus_per_trial:
+        raise InputError("no node of the Ray cluster has a CPU for trials. Start Ray there without --num-cpus=0.")
+    found = place(search, gpus=sum(each), cores=cores, gpus_each=min(each, default=1))
+    if found.slots == 0:
+        raise InputError(
+            f"a trial wants {search.gpus_per_trial} GPU(s), and the Ray cluster has {sum(each)}. Add some, or "
+            "give a smaller --gpus-per-trial."
+        )
+    return replace(search, placement=found)
+
+
+def run_tune(conductor: Conductor, run: RunFolder) -> None:
+    """Runs trials until the conductor has no more, or says that everything must stop. Its search must be placed.
+
+    Raises `SearchBroken` if Ray Tune ends with an error of its own, `DiskFull` if trials can't write to their disk.
+    """
+    search, placed = conductor.search, conductor.search.placement
+    assert placed is not None
+    engines = Engines(search, placed, run.path / "ray", run.logs)
+    searcher = ConductedSearcher(conductor, run, engines)
+    scheduler = ConductedScheduler(conductor, searcher)
+    tuner = tune.Tuner(
+        _trainable(search, placed),
+        tune_config=TuneConfig(
+            num_samples=-1,
+            # Else Tune would start their processes one after another, each waiting for the one before.
+            max_concurrent_trials=placed.slots,
+            search_alg=searcher,
+            scheduler=scheduler,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: str(trial.config["stretch"]),
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(run.path),
+            verbose=0,
+            stop=ConductedStopper(conductor, searcher, engines),
+            callbacks=[QuietProgress()],
+        ),
+    )
+    with _interrupts(conductor):
+        try:
+            tuner.fit()
+        except (TuneError, RayError) as error:
+            raise SearchBroken(f"Ray Tune gave up: {str(error).strip().splitlines()[-1]}") from error
+        except Exception:
+            # On a full disk Tune fails over what it couldn't write itself.
+            if scheduler.disk_trouble is None:
+                raise
+        finally:
+            engines.close()
+            conductor.close()
+    if scheduler.disk_trouble is not None:
+        raise DiskFull(scheduler.disk_trouble)
+
+
+def _trainable(search: Search, placed: Placement) -> Any:
+    """What Tune runs: holders of trials in engines, which have the GPUs, or trials in processes of their own."""
+    if placed.engines:
+        return tune.with_resources(hold_assignment, {"cpu": _HOLDER_CPUS})
+    return tune.with_resources(run_assignment, {"cpu": 1, "gpu": search.gpus_per_trial})
+
+
+@contextmanager
+def _interrupts(conductor: Conductor) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) stops the search in order, the second is Python's own."""
+
+    def interrupt(_signum: int, _frame: FrameType | None) -> None:
+        conductor.interrupt()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,165 @@
+"""Two or more processes that train trials together, a GPU each: Ray's TorchTrainer starts them, and they stay.
+
+A TorchTrainer for every trial would take most of a minute from its start to its first step, for new processes, their
+imports, the process group and the base model. So the trials of a search come and go in one that lasts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from orchestrator.execution.group_queue import Desk
+from trials.cli import quiet_libraries
+from trials.console.logs import keep_output
+from trials.console.troubles import TROUBLES
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+    from orchestrator.execution.trial_runner import Workplace
+    from trials.records.trial_dir import EvalPoint
+    from trials.training.evaluation_loop import Decision
+
+logger = logging.getLogger(__name__)
+
+_BEAT_SECONDS = 1.0
+_FIT_SECONDS = 20.0
+"""TorchTrainer needs a few to see that its workers have gone, and to give back what they held."""
+_QUIET = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in a recipe may be relative
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is the same for every process of a group."""
+
+    ranks: int
+    on_gpu: bool
+    cpu_threads: int | None
+    storage: Path
+    """A folder for Ray Train's own state."""
+    logs: Path | None = None
+    """A folder for what the processes write to stdout and stderr; None: it's left to Ray."""
+
+    def keep_output(self, process: str) -> None:
+        """Of the process that calls it, under this name."""
+        if self.logs is not None:
+            keep_output(self.logs / f"{process}.log")
+
+
+class GroupActor(Desk):
+    """The desk of one group as a Ray actor. When a rank's process ends, all do and this one too; Ray starts it anew."""
+
+    def __init__(self, group: Group, name: str) -> None:
+        quiet_libraries()
+        group.keep_output(name)
+        super().__init__(group.ranks)
+        self._group, self._name = group, name
+        self._workers: dict[int, Any] = {}
+        self._trainer = threading.Thread(target=self._fit, daemon=True)
+        self._trainer.start()
+
+    def ready(self) -> int:
+        """Its process id, as soon as the process is there."""
+        return os.getpid()
+
+    def enter(self, rank: int, worker: Any) -> None:
+        """A rank is there, in this Ray actor."""
+        self._workers[rank] = worker
+        self.beat(rank, None)
+
+    def leave(self) -> None:
+        """Ends the ranks at once, and this process when their GPUs are free; what trials have on disk is whole."""
+        self.close()
+        for worker in self._workers.values():
+            ray.kill(worker)
+        self._trainer.join(_FIT_SECONDS)
+        os._exit(1)
+
+    def _fit(self) -> None:
+        try:
+            self._trainer_of_ranks().fit()
+        except Exception:
+            logger.exception("the processes of a group have ended")
+        os._exit(1)
+
+    def _trainer_of_ranks(self) -> TorchTrainer:
+        # Loads torch, which a search's own process does without.
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        os.environ.update(_QUIET)
+        group, desk = self._group, ray.get_runtime_context().current_actor
+        resources = {"GPU": 1.0} if group.on_gpu else {"CPU": 0.01}
+        scaling = ScalingConfig(num_workers=group.ranks, use_gpu=group.on_gpu, resources_per_worker=resources)
+        run = RunConfig(name=f"group-{os.getpid()}-{time.time_ns()}", storage_path=str(group.storage))
+        told = {"desk": desk, "group": group, "name": self._name}
+        return TorchTrainer(serve, train_loop_config=told, scaling_config=scaling, run_config=run)
+
+
+def serve(config: Mapping[str, Any]) -> None:
+    """What every rank does: it runs one trial after the other, as the desk says. Called by TorchTrainer."""
+    from orchestrator.execution.trial_runner import Workplace
+    from trials.system.distributed import joined_ranks
+
+    quiet_libraries()
+    desk, group = config["desk"], config["group"]
+    with joined_ranks() as ranks:
+        group.keep_output(f"{config['name']}-rank-{ranks.number}")
+        workplace = Workplace(group.cpu_threads, ranks)
+        ray.get(desk.enter.remote(ranks.number, ray.get_runtime_context().current_actor))
+        threading.Thread(target=_beat, args=(desk, ranks.number, workplace), daemon=True).start()
+        number = 0
+        while (turn := ray.get(desk.next_turn.remote(number))) is not None:
+            number, assignment = turn
+            error, has_lost_gpu = _run(desk, number, assignment, workplace)
+            ray.get(desk.end.remote(number, ranks.number, error))
+            if has_lost_gpu or workplace.has_broken_down:
+                os._exit(1)
+            number += 1
+
+
+def _run(desk: Any, number: int, assignment: Mapping[str, Any], workplace: Workplace) -> tuple[str | None, bool]:
+    """Runs a trial; gives the traceback if it failed, and whether nothing can be run here any more."""
+    from orchestrator.execution.trial_runner import is_lost
+    from trials.training.evaluation_loop import Decision
+    from trials.training.outcome import CutOffError
+
+    called_off = desk.called_off.remote(number)
+
+    def on_eval(point: EvalPoint) -> Decision:
+        troubles = TROUBLES.take()
+        if troubles:
+            desk.warn.remote(number, troubles)
+        return Decision.GO_ON if ray.get(desk.ask.remote(number, point)) else Decision.STOP
+
+    def is_called_off() -> bool:
+        return bool(ray.wait([called_off], timeout=0)[0])
+
+    def on_log(figures: Mapping[str, float]) -> None:
+        desk.say.remote(number, dict(figures))
+
+    try:
+        workplace.run(assignment, on_eval, is_called_off, on_log)
+    except Exception as problem:
+        # Who was cut off has left collectives in which the others wait.
+        return traceback.format_exc(), is_lost(problem) or isinstance(problem, CutOffError)
+    return None, False
+
+
+def _beat(desk: Any, rank: int, workplace: Workplace) -> None:
+    while True:
+        desk.beat.remote(rank, workplace.seconds_since_progress())
+        time.sleep(_BEAT_SECONDS)

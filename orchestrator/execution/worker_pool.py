@@ -1,0 +1,278 @@
+"""The engines of a search on the head's side: started as Ray actors, which trial is in which, and who of them hangs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.core.generated.gcs_pb2 import ActorTableData
+from ray.exceptions import ActorUnavailableError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.execution.engine_worker import EngineActor
+from orchestrator.execution.worker_group import Group, GroupActor
+from orchestrator.planning.placement import engines_on_cpu
+from orchestrator.state.run_dir import Placement, Search
+
+_MOST_SECONDS_BETWEEN_LOOKS = 5.0
+_AWAY_SECONDS = 30.0
+_MOST_SECONDS_TO_LEAVE = 60.0
+"""A group waits for its processes for a third of that."""
+_ENGINE_CPUS = 0.01
+"""Without a GPU: so little that it's always there, but not on a machine that has no core for trials."""
+
+
+class Engines:
+    """Resident engines, each with its slots; none where every trial has a process of its own.
+
+    Where several processes train a trial together, Ray Train keeps its own state in `storage`. `logs` is the folder for
+    what their processes write to stdout and stderr; None: it's left to Ray.
+    """
+
+    def __init__(
+        self, search: Search, placement: Placement, storage: Path | None = None, logs: Path | None = None
+    ) -> None:
+        self._logs = logs
+        self._slots = placement.slots_per_engine if placement.engines else 0
+        self._limit = search.recipe.machine.step_limit_seconds
+        self._engine_of: dict[str, str] = {}
+        self._leaving: dict[str, tuple[str, Any]] = {}
+        # The handles keep the actors alive. Names are this search's own: Ray gives every driver a namespace.
+        if search.ranks > 1:
+            assert storage is not None
+            group = _group(search, storage, logs)
+            self._actors = {name: _start_group(name, group) for name in _names(placement.engines)}
+        else:
+            homes = _homes(search, placement)
+            self._actors = {name: self._start(name, home) for name, home in zip(_names(len(homes)), homes, strict=True)}
+        self._are_groups = search.ranks > 1
+        self._looks: dict[str, _Look] = {}
+        self._leaves: dict[str, _Leave] = {}
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a trial that began now would have a slot at once, as far as the engines that are there can tell.
+
+        Where machines have left, fewer trials run than the search has slots; who'd only wait needn't be chosen yet.
+        """
+        there = [name for name in self._actors if not self._is_away(name)]
+        taken = list(self._engine_of.values())
+        return not there or any(taken.count(name) < self._slots for name in there)
+
+    def take_slot(self, trial_id: str) -> str | None:
+        """The name of the engine that has most free slots, which the trial is counted to from now on.
+
+        None that is away, as its machine may have left, unless all are: trials rather wait for a slot than for it.
+        """
+        if not self._actors:
+            return None
+        taken = list(self._engine_of.values())
+        name = min(self._actors, key=lambda name: (self._is_away(name), taken.count(name)))
+        self._engine_of[trial_id] = name
+        return name
+
+    def free_slot(self, trial_id: str) -> None:
+        """The trial is over, or nobody waits for it any more: it's stopped if it still runs. See `has_left`."""
+        name = self._engine_of.pop(trial_id, None)
+        if name is not None:
+            self._leaving[trial_id] = (name, self._actors[name].release.remote(trial_id))
+
+    def has_left(self, trial_id: str) -> bool:
+        """Whether nothing of a trial runs any more whose slot was freed. Only then may its folder be tidied up."""
+        if trial_id not in self._leaving:
+            return True
+        name, answer = self._leaving[trial_id]
+        if not ray.wait([answer], timeout=0)[0]:
+            return False
+        if self._is_cut_off(name, answer):
+            self._leaving[trial_id] = (name, self._actors[name].release.remote(trial_id))
+            return False
+        # Also if that failed: then the engine's process is gone, and the trial with it.
+        del self._leaving[trial_id]
+        return True
+
+    def free_all_slots(self) -> None:
+        """Stops all trials."""
+        for trial_id in list(self._engine_of):
+            self.free_slot(trial_id)
+
+    def restart_hung(self) -> list[str]:
+        """Ends the processes of engines in which somebody hasn't got on for too long; Ray starts them again.
+
+        Returns the trials that were in them. Never waits for an engine, so that it may be called often.
+        """
+        hung = [name for name in self._actors if not self._is_leaving(name) and self._hangs(name)]
+        for name in hung:
+            self._restart(name)
+        return [trial_id for trial_id, name in self._engine_of.items() if name in hung]
+
+    def close(self) -> None:
+        """Ends the engines' processes at once: what trials have on disk is whole at any moment."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors.clear()
+
+    def _hangs(self, name: str) -> bool:
+        look = self._looks.get(name)
+        if look is None or look.is_due(self._limit):
+            answer = self._actors[name].seconds_since_progress.remote()
+            self._looks[name] = _Look(answer, was_away=self._is_away(name))
+            return False
+        silent = look.seconds_silent()
+        return silent is not None and silent > self._limit
+
+    def _restart(self, name: str) -> None:
+        """A group that answers ends its processes itself, and waits until their GPUs are free."""
+        look = self._looks.pop(name)
+        if self._are_groups and not look.is_unanswered:
+            self._leaves[name] = _Leave(self._actors[name].leave.remote(), time.monotonic())
+        else:
+            ray.kill(self._actors[name], no_restart=False)
+
+    def _is_leaving(self, name: str) -> bool:
+        """Whether a group that was told to leave is still about it; one that can't is ended."""
+        leave = self._leaves.get(name)
+        if leave is None:
+            return False
+        if ray.wait([leave.answer], timeout=0)[0]:
+            del self._leaves[name]
+            return False
+        if time.monotonic() - leave.told > _MOST_SECONDS_TO_LEAVE:
+            del self._leaves[name]
+            ray.kill(self._actors[name], no_restart=False)
+        return True
+
+    def _is_cut_off(self, name: str, answer: Any) -> bool:
+        """Whether an engine didn't get a call and may still be at work, on a machine that can't be reached just now.
+
+        Ray calls it dead, or starts it again, once it has given that machine up.
+        """
+        try:
+            ray.get(answer)
+        except ActorUnavailableError:
+            return bool(self._actors[name]._get_local_state() == ActorTableData.ALIVE)
+        except RayError:
+            return False
+        return False
+
+    def _is_away(self, name: str) -> bool:
+        look = self._looks.get(name)
+        return look is not None and look.is_away
+
+    def _start(self, name: str, home: _Home) -> Any:
+        # Every holder may wait for a word in a call of its own, and one call more while its trial leaves; calls that
+        # take no time come on top.
+        options = {"name": name, "max_restarts": -1, "max_concurrency": 3 * self._slots + 4}
+        actor = ray.remote(EngineActor).options(**options, **home.options)
+        log = None if self._logs is None else self._logs / f"{name}.log"
+        return actor.remote(self._slots, home.cpu_threads, log)
+
+
+@dataclass(frozen=True)
+class _Leave:
+    """A group was told to leave at a time of the monotonic clock; `answer` comes when its process has ended."""
+
+    answer: Any
+    told: float
+
+
+class _Look:
+    """One question to an engine, how long somebody in it hasn't got on, and what became of it."""
+
+    def __init__(self, answer: Any, *, was_away: bool) -> None:
+        self._answer = answer
+        self._was_away = was_away
+        self._asked = time.monotonic()
+        self._heard: float | None = None
+        self._has_failed = False
+        self.is_unanswered = True
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was asked."""
+        return time.monotonic() - self._asked
+
+    def seconds_silent(self) -> float | None:
+        """As the engine answered, or since it was asked if it hasn't; None: nobody is at work, or it's starting."""
+        if not self.is_unanswered:
+            return self._heard
+        if not ray.wait([self._answer], timeout=0)[0]:
+            return self.age
+        self.is_unanswered = False
+        try:
+            self._heard = ray.get(self._answer)
+        except RayError:  # its process has ended, and is started again where that is possible
+            self._has_failed = True
+        return self._heard
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the engine doesn't seem to be there. One that was away is so until it has answered."""
+        return self._has_failed or (self.is_unanswered and (self._was_away or self.age > _AWAY_SECONDS))
+
+    def is_due(self, limit: float) -> bool:
+        """Whether it's time to ask again."""
+        self.seconds_silent()
+        return not self.is_unanswered and self.age > min(_MOST_SECONDS_BETWEEN_LOOKS, limit / 4)
+
+
+@dataclass(frozen=True)
+class _Home:
+    """Where an engine is to be: options of its actor, and the threads that it may use if it has no GPU."""
+
+    options: Mapping[str, Any]
+    cpu_threads: int | None = None
+
+
+def _names(count: int) -> list[str]:
+    return [f"engine-{number}" for number in range(count)]
+
+
+def _group(search: Search, storage: Path, logs: Path | None) -> Group:
+    threads = search.recipe.machine.cpu_threads
+    if threads is None and not search.gpus_per_trial:
+        threads = max(1, min(cores_of_nodes().values()) // search.ranks)
+    return Group(search.ranks, search.gpus_per_trial > 0, threads, storage, logs)
+
+
+def _start_group(name: str, group: Group) -> Any:
+    # Of every rank one call waits for its turn and one for the end of it; the holder's come on top.
+    options = {"name": name, "max_restarts": -1, "max_concurrency": 3 * group.ranks + 8, "num_cpus": 0}
+    # Ray's clean-up after a TorchTrainer that was killed asks the cluster that this variable names.
+    environment = {"env_vars": {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}}
+    return ray.remote(GroupActor).options(**options, runtime_env=environment).remote(group, name)
+
+
+def _homes(search: Search, placement: Placement) -> list[_Home]:
+    if search.gpus_per_trial:
+        return [_Home({"num_gpus": 1, "num_cpus": 0})] * placement.engines
+    if not placement.engines:
+        return []
+    machine = search.recipe.machine
+    homes = []
+    for node, cores in cores_of_nodes().items():
+        affinity = NodeAffinitySchedulingStrategy(node, soft=True)
+        home = _Home(
+            {"scheduling_strategy": affinity, "num_cpus": _ENGINE_CPUS}, min(cores, machine.cpu_threads or cores)
+        )
+        homes.append([home] * engines_on_cpu(machine, cores))
+    # In turn: where there are fewer engines than there could be, they're spread over the machines.
+    in_turn = chain.from_iterable(zip_longest(*homes))
+    return [home for home in in_turn if home is not None][: placement.engines]
+
+
+def cores_of_nodes() -> dict[str, int]:
+    """Cores of every machine that Ray has, by its node's id, but of those that were given none."""
+    cores = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
+    return {node: number for node, number in cores.items() if number}
+
+
+def gpus_of_nodes() -> list[int]:
+    """GPUs of every machine that has any."""
+    found = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return [gpus for gpus in found if gpus]

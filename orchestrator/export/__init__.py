@@ -1,0 +1,1 @@
+"""Copies the winner out, and verifies it in a fresh process."""

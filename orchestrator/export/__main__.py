@@ -1,0 +1,7 @@
+"""`python -m orchestrator.export`."""
+
+import sys
+
+from orchestrator.export.exporter import main
+
+sys.exit(main())

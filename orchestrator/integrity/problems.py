@@ -1,0 +1,166 @@
+"""Finds what of a run folder is missing or damaged, and what mends it. Reads everything, hashes included.
+
+Needs neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from orchestrator.controller.study import is_locked
+from orchestrator.controller.study_rebuild import is_sound, settle_study, trained_by_id
+from orchestrator.state.export_files import read_description, read_samples
+from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.trial_folders import free_place, ids_set_aside, set_aside
+from trials.records.adapter_check import adapter_problems, how_it_differs
+from trials.records.checkpoints import broken_checkpoints, set_broken_aside
+from trials.records.score_log import SCORINGS, SCORINGS_FILE
+from trials.records.trial_dir import POINTS, DamagedTrial, TrialFolder, TrialRecord
+from trials.system.damage import DamagedFile, is_value, read_bytes, read_value
+from trials.system.files import write_text
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong, where, and what mends it; `mend` returns what it did, in words. None: nothing does."""
+
+    where: str
+    what: str
+    mend: Callable[[], str] | None = None
+
+
+def problems(run: RunFolder, *, weights: bool = True) -> Iterator[Problem]:
+    """Yield everything that is wrong with a run folder; what is mended meanwhile is looked at as it is then.
+
+    `weights` False: those of adapters are not looked at, as a working copy of a folder on a store has none.
+    """
+    trials = run.read_trials()
+    for damaged in trials.damaged:
+        yield Problem(f"trials/{damaged.id}", damaged.reason, partial(_moved, run, damaged))
+    for record in trials.records:
+        yield from _of_trial(run, record, weights=weights)
+    yield from _of_study(run)
+    for name, damage in (("export/manifest.json", read_description(run)[1]), ("samples.json", read_samples(run)[1])):
+        for what in damage:
+            yield Problem(name, what, partial(_put_aside, run, run.path / name, Path(name).name))
+    yield from _of_json(run, "timing.json")
+    yield from _of_export(run)
+
+
+def _of_trial(run: RunFolder, record: TrialRecord, *, weights: bool) -> Iterator[Problem]:
+    where = f"trials/{record.id}"
+    for what in record.all_damage():
+        yield Problem(where, what, _mending(run, record, what))
+    for name in ("metrics.jsonl", SCORINGS_FILE):
+        if _is_cut(record.folder / name):
+            yield Problem(where, f"the last line of {name} is cut", partial(_whole_lines, run, record, name))
+    for what in _of_adapter(record) if weights else ():
+        yield Problem(where, what, lambda: _put_aside(run, record.adapter, f"{record.id}-adapter"))
+    for path in broken_checkpoints(record.folder):
+        yield Problem(where, f"{path.name} isn't whole, and not used", lambda: _without_broken(record))
+
+
+def _of_adapter(record: TrialRecord) -> Iterator[str]:
+    """Yield what is wrong with a trial's adapter; there needn't be one, as only the best are kept."""
+    if record.adapter.exists() and record.points:
+        yield from (f"adapter/{problem}" for problem in adapter_problems(record.adapter))
+
+
+def _of_study(run: RunFolder) -> Iterator[Problem]:
+    records = run.records()
+    trained = trained_by_id(records)
+    if not trained:
+        return
+    try:
+        sound = is_sound(run, trained)
+    except Exception as error:
+        if not is_locked(error):
+            raise
+        yield Problem("study.db", "another program holds it, so it wasn't looked at")
+        return
+    if not sound:
+        yield Problem("study.db", "it is damaged or gone", lambda: _made_anew(run))
+
+
+def _of_json(run: RunFolder, name: str) -> Iterator[Problem]:
+    try:
+        read_value(run.path / name)
+    except DamagedFile as error:
+        yield Problem(name, error.reason, lambda: _put_aside(run, run.path / name, name))
+
+
+def _of_export(run: RunFolder) -> Iterator[Problem]:
+    manifest = read_description(run)[0]
+    files: Any = (manifest or {}).get("files", {})
+    for name, sha256 in files.items() if isinstance(files, dict) else ():
+        difference = how_it_differs(run.export / name, sha256)
+        if difference is not None:
+            yield Problem("export", f"{name} {difference}; python -m orchestrator.export makes it again")
+
+
+def _is_cut(path: Path) -> bool:
+    try:
+        content = read_bytes(path)
+    except DamagedFile:
+        return False
+    return content is not None and content[-1:] not in (b"", b"\n")
+
+
+def _mending(run: RunFolder, record: TrialRecord, what: str) -> Callable[[], str] | None:
+    """What mends a damaged file of a trial: what can't be used of it moves aside."""
+    if "metrics.jsonl" in what or SCORINGS_FILE in what:
+        name = SCORINGS_FILE if SCORINGS_FILE in what else "metrics.jsonl"
+        return lambda: _whole_lines(run, record, name)
+    if what.startswith("ending.json"):
+        return lambda: _new_ending(run, record)
+    name = what.partition(" can't be read")[0]
+    return (
+        None if " is gone" in what else lambda: _put_aside(run, record.folder / name, f"{record.id}-{Path(name).name}")
+    )
+
+
+def _moved(run: RunFolder, damaged: DamagedTrial) -> str:
+    (path,) = set_aside(run.path, [damaged]).values()
+    return f"set aside: it's {path} now"
+
+
+def _put_aside(run: RunFolder, path: Path, name: str) -> str:
+    return f"set aside: it's {path.rename(free_place(run.path, name))} now"
+
+
+def _new_ending(run: RunFolder, record: TrialRecord) -> str:
+    said = _put_aside(run, record.folder / "ending.json", f"{record.id}-ending.json")
+    if record.ending is not None:
+        TrialFolder(record.folder).end(record.ending)
+    return f"{said}, and the trial counts as pruned"
+
+
+def _whole_lines(run: RunFolder, record: TrialRecord, name: str) -> str:
+    """Leave the lines that can be read; the file as it was moves aside."""
+    path = record.folder / name
+    if not path.is_file():
+        return _put_aside(run, path, f"{record.id}-{name}")
+    shape: TypeAdapter[Any] = SCORINGS if name == SCORINGS_FILE else POINTS
+    lines = [line for line in (read_bytes(path) or b"").split(b"\n")[:-1] if is_value(line, shape)]
+    values = ((shape.validate_json(line), line) for line in reversed(lines))
+    kept = {(value.step, value.tokens_seen): line for value, line in values}
+    said = _put_aside(run, path, f"{record.id}-{name}")
+    write_text(path, b"".join(kept[at] + b"\n" for at in sorted(kept)).decode())
+    return f"{said}, and {len(kept)} of its lines are left"
+
+
+def _without_broken(record: TrialRecord) -> str:
+    set_broken_aside(record.folder)
+    return "its name is broken-<step> now"
+
+
+def _made_anew(run: RunFolder) -> str:
+    records = run.records()
+    aside = settle_study(run, run.read_search().recipe, records, ids_set_aside(run.path, records))
+    return "made anew from the trials' folders" + (f"; what was there is {aside} now" if aside else "")

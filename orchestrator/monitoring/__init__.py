@@ -1,0 +1,1 @@
+"""Shows a running search: terminal, log, Prometheus."""

@@ -1,0 +1,142 @@
+"""A search as figures for Prometheus, by metric. Knows nothing of Ray; `monitoring.prometheus` hands them to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from orchestrator.controller.events import Event, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
+from orchestrator.monitoring.progress import Board, Row
+from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.state.rungs import rung_tokens
+from trials.records.memory_report import read_memory_use
+from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialRecord
+
+_LINGER_SECONDS = 120.0
+"""A trial that has left shows its last figures for so long, that they're scraped at least once, and then no more."""
+_STATES = ("running", "paused", *(kind.value for kind in EndingKind))
+_TRAINED = (Origin.START, Origin.PROPOSED)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of a search, or of each of its trials; a sum only grows, others are as they are at the moment."""
+
+    name: str
+    description: str
+    tags: tuple[str, ...] = ("search",)
+    is_sum: bool = False
+
+
+_OF_A_TRIAL = ("search", "trial")
+EVAL_LOSS = Metric("qlora_trial_eval_loss", "Eval loss, nats per completion token", _OF_A_TRIAL)
+BEST_EVAL_LOSS = Metric("qlora_trial_best_eval_loss", "Lowest eval loss so far, nats per token", _OF_A_TRIAL)
+SPEED = Metric("qlora_trial_tokens_per_second", "Training tokens a second; 0 while it doesn't run", _OF_A_TRIAL)
+MEMORY = Metric("qlora_trial_memory_bytes", "Most GPU memory in use, others in its process included", _OF_A_TRIAL)
+FRACTION = Metric("qlora_trial_fraction_trained", "Tokens seen, of those of a full trial", _OF_A_TRIAL)
+RUNG = Metric("qlora_trial_rung", "Rungs that it has reached", _OF_A_TRIAL)
+TRIALS = Metric("qlora_search_trials", "Trials by state", ("search", "state"))
+BEST = Metric("qlora_search_best_eval_loss", "Lowest eval loss of all trials, nats per token")
+BASE = Metric("qlora_search_base_eval_loss", "Eval loss of the untrained base model, nats per token")
+SECONDS_LEFT = Metric("qlora_search_seconds_left", "Until the export is due; negative after that")
+TOKENS = Metric("qlora_search_trained_tokens", "Tokens that trials were trained on in this session", is_sum=True)
+METRICS = (EVAL_LOSS, BEST_EVAL_LOSS, SPEED, MEMORY, FRACTION, RUNG, TRIALS, BEST, BASE, SECONDS_LEFT, TOKENS)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a metric is now. `tags` are those beside the search's name."""
+
+    metric: Metric
+    value: float
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Figures:
+    """Of one trial, since its last evaluation."""
+
+    tokens_seen: int
+    values: dict[Metric, float] = field(default_factory=dict)
+    left: datetime | None = None
+    """When it paused or ended; None while it runs."""
+
+
+class SearchMetrics:
+    """Follows a session of a search; what earlier sessions left in the run folder counts too."""
+
+    def __init__(self, board: Board, run: RunFolder, search: Search, now: Callable[[], datetime]) -> None:
+        self._board, self._run, self._search, self._now = board, run, search, now
+        before = [record for record in run.records() if record.origin in _TRAINED]
+        losses = [record.best_eval_loss for record in before if record.best_eval_loss is not None]
+        self._states = {record.id: _state(record) for record in before}
+        self._best_before = min(losses, default=None)
+        self._trials: dict[str, _Figures] = {}
+        self._trained_tokens = 0
+        self._of_search = self._of_all_trials()
+
+    def take(self, event: Event) -> None:
+        """Takes in an event that the board has taken in already."""
+        if isinstance(event, TrialStarted):
+            self._trials[event.trial_id] = _Figures(event.tokens_seen)
+        elif isinstance(event, TrialEvaluated):
+            self._evaluated(self._board.rows[event.trial_id], event.point)
+        elif isinstance(event, TrialPaused | TrialEnded) and event.trial_id in self._trials:
+            self._leave(self._trials[event.trial_id])
+        self._of_search = self._of_all_trials()
+
+    def current(self) -> list[Sample]:
+        """Everything there is to say now."""
+        now = self._now()
+        shown = {name: trial for name, trial in self._trials.items() if not _is_gone(trial, now)}
+        of_trials = [
+            Sample(metric, value, {"trial": trial_id})
+            for trial_id, trial in shown.items()
+            for metric, value in trial.values.items()
+        ]
+        left = Sample(SECONDS_LEFT, self._search.deadline.seconds_left(now))
+        return [left, Sample(TOKENS, self._trained_tokens), *self._of_search, *of_trials]
+
+    def _evaluated(self, row: Row, point: EvalPoint) -> None:
+        trial, settings = self._trials[row.trial_id], self._search.recipe.search
+        rungs = rung_tokens(row.full_tokens, settings.reduction_factor, settings.rungs)
+        self._trained_tokens += max(0, point.tokens_seen - trial.tokens_seen)
+        trial.tokens_seen = point.tokens_seen
+        trial.values = {
+            EVAL_LOSS: point.eval_loss,
+            BEST_EVAL_LOSS: point.best_eval_loss,
+            SPEED: point.tokens_per_second or 0.0,
+            FRACTION: point.tokens_seen / row.full_tokens,
+            RUNG: sum(point.tokens_seen >= tokens for tokens in rungs),
+        }
+        memory = read_memory_use(self._run.trial(row.trial_id))
+        if memory is not None and memory.peak_bytes is not None:
+            trial.values[MEMORY] = memory.peak_bytes
+
+    def _leave(self, trial: _Figures) -> None:
+        if trial.left is None:
+            trial.left = self._now()
+            trial.values = {**trial.values, SPEED: 0.0}
+
+    def _of_all_trials(self) -> list[Sample]:
+        # All states, so that none keeps a number that isn't true any more.
+        counts = Counter({**self._states, **self._board.states()}.values())
+        samples = [Sample(TRIALS, counts[state], {"state": state}) for state in _STATES]
+        best = self._board.best
+        losses = [self._best_before, None if best is None or best.point is None else best.point.best_eval_loss]
+        known = [loss for loss in losses if loss is not None]
+        if known:
+            samples.append(Sample(BEST, min(known)))
+        if self._board.base_eval_loss is not None:
+            samples.append(Sample(BASE, self._board.base_eval_loss))
+        return samples
+
+
+def _is_gone(trial: _Figures, now: datetime) -> bool:
+    return trial.left is not None and (now - trial.left).total_seconds() > _LINGER_SECONDS
+
+
+def _state(record: TrialRecord) -> str:
+    return "paused" if record.ending is None else record.ending.kind.value

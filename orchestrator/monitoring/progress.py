@@ -1,0 +1,77 @@
+"""The state of a search as people watch it: events in, rows out. Draws nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from orchestrator.controller.events import Event, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
+from trials.records.trial_dir import EvalPoint, Origin
+
+_UNTRAINED = {Origin.BASE: "evaluated, not trained", Origin.PROBE: "measures the speed"}
+
+
+@dataclass
+class Row:
+    """One trial: what it is, where it stands."""
+
+    trial_id: str
+    name: str
+    settings: str
+    full_tokens: int
+    """Of a full trial."""
+    state: str = "running"
+    point: EvalPoint | None = None
+    score: float | None = None
+    """At the latest evaluation that was scored."""
+
+
+@dataclass
+class Board:
+    """All trials of this session, and the best so far against the base."""
+
+    varied: tuple[str, ...]
+    rows: dict[str, Row] = field(default_factory=dict)
+    base_eval_loss: float | None = None
+
+    def take(self, event: Event) -> None:
+        """Takes in one event."""
+        if isinstance(event, TrialStarted):
+            begun = Row(event.trial_id, event.name, self._settings(event), event.full_tokens)
+            self.rows.setdefault(event.trial_id, begun).state = "running"
+        elif isinstance(event, TrialEvaluated):
+            row = self.rows[event.trial_id]
+            row.point = event.point
+            row.score = row.score if event.point.score is None else event.point.score
+            if row.name == Origin.BASE.value:
+                self.base_eval_loss = event.point.eval_loss
+        elif isinstance(event, TrialPaused):
+            self.rows[event.trial_id].state = "paused"
+        elif isinstance(event, TrialEnded) and event.trial_id in self.rows:
+            self.rows[event.trial_id].state = event.ending.kind.value
+
+    @property
+    def best(self) -> Row | None:
+        """The trained trial with the lowest loss so far."""
+        evaluated = [row for row in self.rows.values() if row.point and row.name not in _UNTRAINED]
+        return min(evaluated, key=lambda row: row.point.best_eval_loss if row.point else 0.0, default=None)
+
+    def states(self) -> dict[str, str]:
+        """Of the trained trials, by id."""
+        return {row.trial_id: row.state for row in self.rows.values() if row.name not in _UNTRAINED}
+
+    def _settings(self, event: TrialStarted) -> str:
+        if event.origin in _UNTRAINED:
+            return _UNTRAINED[event.origin]
+        values = event.config.hyperparameters.model_dump()
+        return " ".join(f"{_short(name)}={_value(values[name])}" for name in self.varied)
+
+
+def _short(name: str) -> str:
+    known = {"learning_rate": "lr", "effective_batch": "batch", "target_modules": "targets"}
+    return known.get(name, name.removeprefix("lora_").removesuffix("_fraction"))
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.2g}"
+    return "+".join(value) if isinstance(value, tuple | list) else str(value)

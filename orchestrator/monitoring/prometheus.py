@@ -1,0 +1,79 @@
+"""Hands a search's figures to Ray, whose agent on this node Prometheus scrapes; each has `ray_` before its name there.
+
+Ray sends them to its agent by itself, a few seconds later; without an agent nobody misses them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import datetime
+
+from ray.util.metrics import Counter, Gauge
+
+from orchestrator.controller.events import Event
+from orchestrator.monitoring.metrics import METRICS, Metric, SearchMetrics
+from orchestrator.monitoring.progress import Board
+from orchestrator.monitoring.scrape_targets import ScrapeTargets
+from orchestrator.state.run_dir import RunFolder, Search
+from trials.console.troubles import TROUBLES, only_reporting
+
+_ABOUT = "metrics"
+_SECONDS_BETWEEN = 5.0
+"""Ray's agent forgets a gauge that nobody has set for 20 s, and evaluations may be minutes apart."""
+
+
+class Metrics:
+    """Listens to a search, after `board` has, until its block ends. The search is named after its run folder.
+
+    An error in here is one warning, and the search goes on without its metrics.
+    """
+
+    def __init__(self, board: Board, run: RunFolder, search: Search, now: Callable[[], datetime]) -> None:
+        self._name = {"search": run.path.name}
+        self._told = dict.fromkeys([metric for metric in METRICS if metric.is_sum], 0.0)
+        self._targets = ScrapeTargets(run.path)
+        self._lock, self._is_over = threading.Lock(), threading.Event()
+        with only_reporting(_ABOUT, self._give_up):
+            self._search = SearchMetrics(board, run, search, now)
+            self._metrics = {metric: _declared(metric) for metric in METRICS}
+
+    def __call__(self, event: Event) -> None:
+        """Takes in one event."""
+        with only_reporting(_ABOUT, self._give_up), self._lock:
+            if not self._is_over.is_set():
+                self._search.take(event)
+
+    def __enter__(self) -> Metrics:
+        threading.Thread(target=self._keep_telling, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._targets.remove()
+
+    def _keep_telling(self) -> None:
+        while not self._is_over.wait(_SECONDS_BETWEEN):
+            with only_reporting(_ABOUT, self._give_up):
+                self._targets.refresh()
+                self._tell()
+
+    def _give_up(self, about: str, text: str) -> None:
+        self._is_over.set()
+        TROUBLES.note(about, f"{text}. The search goes on without them")
+
+    def _tell(self) -> None:
+        with self._lock:
+            samples = self._search.current()
+        for sample in samples:
+            metric, tags = self._metrics[sample.metric], {**self._name, **sample.tags}
+            if isinstance(metric, Gauge):
+                metric.set(sample.value, tags=tags)
+            elif sample.value > self._told[sample.metric]:
+                metric.inc(sample.value - self._told[sample.metric], tags=tags)
+                self._told[sample.metric] = sample.value
+
+
+def _declared(metric: Metric) -> Counter | Gauge:
+    kind = Counter if metric.is_sum else Gauge
+    return kind(metric.name, description=metric.description, tag_keys=metric.tags)

@@ -1,0 +1,148 @@
+"""What the search will have done by the end of the night: arithmetic on measured speed, or on what's known beforehand.
+
+Nothing here loads a model or asks a clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timedelta
+from typing import Any
+
+from orchestrator.planning.disk_usage import disk_gib
+from orchestrator.planning.export_reserve import expected_seconds
+from orchestrator.planning.speed_cache import measured_speed, placement_of, speed_before
+from orchestrator.planning.throughput import Pace
+from orchestrator.planning.trial_length import tonight
+from orchestrator.state.run_dir import Placement, Search
+from search_spaces.schema import SearchSettings
+
+# How far trials are trained is decided by what the night's own curves say, so beforehand there's only experience: means
+# over simulated nights of 6 to 50 full trials (scripts/simulated_night.py), on recorded curves and on misleading ones.
+_MEAN_LENGTH = 0.42
+"""Of a configuration that was proposed, in full trials."""
+_FULL_SHARE = 0.22
+"""Of these configurations, trained at full length."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the search will have done by its end; None where nobody can know it yet."""
+
+    trials: int | None
+    """Configurations that are tried."""
+    full_trials: int | None
+    """Those of them that are trained at full length."""
+    full_tokens: int
+    """Of a full trial tonight."""
+    tokens: int | None
+    """Trained by all trials together."""
+    seconds_per_token: float | None
+    """Of one trial in its slot, evaluations included."""
+    source: str | None
+    """Where the speed is known from."""
+    made: datetime
+    """When it was predicted."""
+    slots: int
+    """Trials at once."""
+    reserve_seconds: float
+    ends: datetime
+    """When the export will be there, most likely."""
+    disk_gib: float | None
+    """That the run folder takes at most."""
+    energy_kwh: float | None
+    """None without GPUs."""
+    cost: float | None
+    """In the currency of search.price_per_gpu_hour; None without a price or GPUs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As search.json has it."""
+        return {**asdict(self), "made": self.made.isoformat(), "ends": self.ends.isoformat()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Prediction:
+        """Reads it back; unknown keys of later versions are left out. Raises KeyError, ValueError or TypeError."""
+        known = {field.name: content[field.name] for field in fields(cls)}
+        times = {name: datetime.fromisoformat(content[name]) for name in ("made", "ends")}
+        return cls(**{**known, **times})
+
+
+@dataclass(frozen=True)
+class _Night:
+    """What is left of it for training."""
+
+    seconds: float
+    slots: int
+    full_seconds: float
+    start_seconds: float
+
+    @property
+    def slot_seconds(self) -> float:
+        return self.seconds * self.slots
+
+
+def predict(search: Search, pace: Pace | None, now: datetime) -> Prediction:
+    """What the rest of the night brings at the measured speed, or at what is known of it before anything has run."""
+    speed = (measured_speed(pace) if pace is not None else None) or speed_before(search)
+    placed, settings, deadline = placement_of(search), search.recipe.search, search.deadline
+    left = max(0.0, deadline.training_seconds_left(now))
+    trials = full = tokens = None
+    ends = deadline.training_ends
+    full_tokens = search.full_tokens
+    if speed is not None:
+        if search.shortened is None and placed.slots:
+            full_tokens = tonight(full_tokens, speed.seconds_per_token, left, placed.slots, settings.full_trials)
+        night = _Night(left, placed.slots, full_tokens * speed.seconds_per_token, speed.start_seconds)
+        trials, full = _counts(night, settings, len(search.recipe.start))
+        busy = _busy_seconds(night, settings)
+        tokens = int(min(busy * placed.slots / speed.seconds_per_token, trials * full_tokens))
+        ends = min(ends, now + timedelta(seconds=busy))
+    ends += timedelta(seconds=expected_seconds(deadline.reserve_seconds))
+    return Prediction(
+        trials=trials,
+        full_trials=full,
+        full_tokens=full_tokens,
+        tokens=tokens,
+        seconds_per_token=None if speed is None else speed.seconds_per_token,
+        source=None if speed is None else speed.source,
+        made=now,
+        slots=placed.slots,
+        reserve_seconds=deadline.reserve_seconds,
+        ends=ends,
+        disk_gib=disk_gib(search, placed.slots, trials),
+        **_dues(settings, (ends - deadline.started).total_seconds() / 3600 * gpu_count(search, placed)),
+    )
+
+
+def _dues(settings: SearchSettings, gpu_hours: float) -> dict[str, float | None]:
+    price = settings.price_per_gpu_hour
+    return {
+        "energy_kwh": gpu_hours * settings.gpu_watts / 1000 if gpu_hours else None,
+        "cost": gpu_hours * price if gpu_hours and price is not None else None,
+    }
+
+
+def _counts(night: _Night, settings: SearchSettings, starts: int) -> tuple[int, int]:
+    """Configurations tried, and trained at full length: starting points are, and of others the best few."""
+    most = settings.trials or math.inf
+    fitting = int(night.slot_seconds / (night.full_seconds + night.start_seconds))
+    if fitting <= starts:
+        return int(min(most, max(fitting, night.slot_seconds > 0))), int(min(most, fitting))
+    left = night.slot_seconds - starts * (night.full_seconds + night.start_seconds)
+    proposed = max(1, int(left / (_MEAN_LENGTH * night.full_seconds + 2 * night.start_seconds)))
+    trials = min(most, starts + proposed)
+    return int(trials), min(fitting, round(starts + (trials - starts) * _FULL_SHARE))
+
+
+def _busy_seconds(night: _Night, settings: SearchSettings) -> float:
+    """Until training is over: all the time, unless so few trials are allowed that all can be trained in full."""
+    if settings.trials is None:
+        return night.seconds
+    return min(night.seconds, settings.trials * (night.full_seconds + night.start_seconds) / max(1, night.slots))
+
+
+def gpu_count(search: Search, placed: Placement) -> int:
+    """GPUs that a search has, so placed."""
+    return (placed.engines or placed.slots) * search.gpus_per_trial

@@ -1,0 +1,42 @@
+"""What GPUs can do, by the names that NVIDIA's driver has for them: all that is known before anything has run."""
+
+from __future__ import annotations
+
+from trials.model.memory_plan import Rates
+
+_BRANDS = ("NVIDIA ", "Tesla ", "GeForce ")
+# Operations a second (bfloat16, without sparsity, added up in float32) and bytes a second, from NVIDIA's data sheets.
+_RATES = {
+    "H200": Rates(989e12, 4.8e12),
+    "H200 NVL": Rates(835e12, 4.8e12),
+    "H100 80GB HBM3": Rates(989e12, 3.35e12),
+    "H100 NVL": Rates(835e12, 3.9e12),
+    "H100 PCIe": Rates(756e12, 2.0e12),
+    "GH200 480GB": Rates(989e12, 4.0e12),
+    "A100-SXM4-80GB": Rates(312e12, 2.0e12),
+    "A100 80GB PCIe": Rates(312e12, 1.9e12),
+    "A100-SXM4-40GB": Rates(312e12, 1.55e12),
+    "A100-PCIE-40GB": Rates(312e12, 1.55e12),
+    "A40": Rates(150e12, 0.7e12),
+    "A30": Rates(165e12, 0.93e12),
+    "A10": Rates(125e12, 0.6e12),
+    "A10G": Rates(70e12, 0.6e12),
+    "L40S": Rates(362e12, 0.86e12),
+    "L40": Rates(181e12, 0.86e12),
+    "L4": Rates(121e12, 0.3e12),
+    "RTX 6000 Ada Generation": Rates(364e12, 0.96e12),
+    "RTX A6000": Rates(155e12, 0.77e12),
+    "RTX A5000": Rates(111e12, 0.77e12),
+    "RTX 5090": Rates(209e12, 1.79e12),
+    "RTX 4090": Rates(165e12, 1.0e12),
+    "RTX 4090 Laptop GPU": Rates(86e12, 0.58e12),
+    "RTX 4080": Rates(97e12, 0.72e12),
+    "RTX 3090": Rates(71e12, 0.94e12),
+}
+
+
+def known_rates(name: str) -> Rates | None:
+    """What a GPU of this whole name can do; None if it isn't in the table: an L40 is no L4, a laptop's GPU no card."""
+    for brand in _BRANDS:
+        name = name.removeprefix(brand)
+    return _RATES.get(name)

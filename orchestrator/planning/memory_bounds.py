@@ -1,0 +1,95 @@
+"""Memory at the corners of a search's space: which configurations fit a GPU, and how large adapters get on disk."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.state.run_dir import Search
+from search_spaces.schema import Choices, Recipe
+from trials.engine.support import why_not
+from trials.errors import ModelError
+from trials.model.memory_estimate import MemoryNeed, allowed_gib, predicted_memory
+from trials.model.memory_plan import adapter_bytes
+from trials.system.gpus import GpuState, gpus_here
+
+ASSUMED_GIB = 24.0
+"""Of a GPU, where the machine that plans has none."""
+_CONTEXT_GIB = 0.5
+"""CUDA's own, in each process that uses a GPU."""
+_DECISIVE = ("lora_rank", "target_modules", "optimizer")
+"""The hyperparameters that change the least memory that a trial needs."""
+
+
+@dataclass(frozen=True)
+class Corner:
+    """One extreme configuration: what is special about it, its least memory, and the parameters of its adapter."""
+
+    values: Mapping[str, Any]
+    need: MemoryNeed
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """GiB that one trial may reserve, and why so many."""
+
+    gib: float
+    reason: str
+
+
+def corners(search: Search) -> list[Corner]:
+    """All corners, the smallest need first; none for a base model whose memory can't be predicted."""
+    recipe = search.recipe
+    try:
+        base = search.shape
+    except ModelError:
+        return []
+    longest = max((search.data.get(name, {}).get("longest", 0) for name in ("train", "eval")), default=0)
+    itemsize = 2 if search.gpus_per_trial else 4
+    found = []
+    for values in _extremes(recipe):
+        config = recipe.trial_config(values)
+        in_engine = config.machine.engine == "shared" and why_not(config, search.ranks, base) is None
+        rows = longest or config.data.max_length_tokens
+        need = predicted_memory(config, base, rows, itemsize=itemsize, in_engine=in_engine)
+        if need is not None:
+            parameters = need.adapter_bytes // adapter_bytes(1, config.hyperparameters, itemsize)
+            found.append(Corner(values, need, parameters))
+    return sorted(found, key=lambda corner: corner.need.total_bytes)
+
+
+def allowed(search: Search) -> Allowed:
+    """What one trial may take of a GPU: the recipe's word, this machine's GPU as it is now, or one of 24 GiB."""
+    given = search.recipe.machine.gpu_memory_gib
+    if given is not None:
+        return Allowed(given, "machine.gpu_memory_gib")
+    told = [_of(gpu) for gpu in gpus_here() if gpu.memory_bytes is not None]
+    if told:
+        return min(told, key=lambda each: each.gib)
+    return Allowed(allowed_gib(ASSUMED_GIB), f"a GPU of {ASSUMED_GIB:g} GiB is assumed")
+
+
+def _of(gpu: GpuState) -> Allowed:
+    """Of a GPU that others use too, what they leave."""
+    usual, free = allowed_gib((gpu.memory_bytes or 0) / 2**30), (gpu.free_bytes or 0) / 2**30 - _CONTEXT_GIB
+    if free >= usual:
+        return Allowed(usual, gpu.name)
+    return Allowed(max(0.0, free), f"{gpu.name}, as others have taken the rest")
+
+
+def _extremes(recipe: Recipe) -> list[dict[str, Any]]:
+    """Every combination of the values that decide, of ranges their ends, and every starting point."""
+    varied: dict[str, list[Any]] = {}
+    for name in _DECISIVE:
+        dimension = recipe.space.get(name)
+        if dimension is not None:
+            ends = dimension.choices if isinstance(dimension, Choices) else (int(dimension.low), int(dimension.high))
+            varied[name] = list(ends)
+    if "lora_rank" in varied:
+        varied["lora_rank"] = sorted({min(varied["lora_rank"]), max(varied["lora_rank"])})
+    found = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
+    starts = [recipe.start_values(name) for name in recipe.start]
+    return found + [{name: start[name] for name in varied} for start in starts if varied]

@@ -1,0 +1,124 @@
+"""The plan's lines about the night: what it will bring, where trials may pause, memory, disk, energy and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.planning.forecast import Prediction
+from orchestrator.planning.memory_bounds import Allowed, Corner, allowed, corners
+from orchestrator.planning.trial_length import length_in_words, shortened_evaluation
+from orchestrator.state.run_dir import Search
+from search_spaces.durations import format_duration
+from trials.schedule import Epoch, evaluation_tokens
+
+_SHOWN_MILESTONES = 12
+
+
+def night_lines(search: Search, full_tokens: int, epoch: Epoch, prediction: Prediction) -> list[str]:
+    """What the night will bring; `full_tokens` are those that the recipe asks for."""
+    return [
+        reserve_line(search),
+        *speed_lines(prediction, full_tokens, epoch),
+        milestones_line(search, full_tokens, prediction, epoch),
+        *memory_lines(search),
+        *cost_lines(search, prediction),
+    ]
+
+
+def reserve_line(search: Search) -> str:
+    """How much is kept for the export, and whether that's final."""
+    kept = format_duration(search.deadline.reserve_seconds)
+    said = f"the last {kept} are kept for verification, export and report"
+    if search.recipe.search.reserve is not None or search.shortened is not None:
+        return said
+    return f"{said}, until the base model's evaluation has shown how long they take"
+
+
+def speed_lines(prediction: Prediction, full_tokens: int, epoch: Epoch) -> list[str]:
+    """Speed, number and length of trials, and when the export will be there."""
+    ends = f"the export is there at about {prediction.ends:%H:%M:%S} UTC"
+    if prediction.seconds_per_token is None:
+        return [f"speed: unknown until it's measured, in the first minutes; then the plan is made; {ends}"]
+    each = 1 / prediction.seconds_per_token
+    takes = format_duration(prediction.full_tokens * prediction.seconds_per_token)
+    return [
+        f"speed: {each:,.0f} tokens/s in each of {prediction.slots} trials at once, evaluations included, "
+        f"{prediction.source}",
+        f"a full trial takes {takes}: {length_in_words(full_tokens, prediction.full_tokens, epoch.tokens)}",
+        f"predicted: {counts_in_words(prediction)}; {ends}",
+    ]
+
+
+def counts_in_words(prediction: Prediction) -> str:
+    """How many trials, how many of them at full length, and their tokens."""
+    if prediction.trials is None:
+        return "an unknown number of trials"
+    return (
+        f"about {prediction.trials} configurations, {prediction.full_trials} of them at full length, "
+        f"{prediction.tokens:,} tokens in all"
+    )
+
+
+def milestones_line(search: Search, full_tokens: int, prediction: Prediction, epoch: Epoch) -> str:
+    """The tokens at which trials are evaluated, and may pause."""
+    settings = shortened_evaluation(search.recipe.evaluation, prediction.full_tokens / full_tokens)
+    at = evaluation_tokens(prediction.full_tokens, settings, epoch)
+    shown = ", ".join(f"{tokens:,}" for tokens in at[:_SHOWN_MILESTONES])
+    more = f", and so on, {len(at)} in all" if len(at) > _SHOWN_MILESTONES else ""
+    return f"trials are evaluated, and may pause, at {shown} tokens{more}"
+
+
+def memory_lines(search: Search) -> list[str]:
+    """The least memory of one trial at the corners of the space, and which of them don't fit and why."""
+    found = corners(search)
+    if not found:
+        return ["memory: can't be predicted for this base model; every configuration is tried before it's trained"]
+    low, high = found[0], found[-1]
+    extent = f"{low.need.gib:.1f} GiB{_values(low)}"
+    if high.need.gib - low.need.gib > 0.05:
+        extent += f" to {high.need.gib:.1f} GiB{_values(high)}"
+    if not search.gpus_per_trial:
+        return [f"memory of one trial, on the CPU: at least {extent}"]
+    limit = allowed(search)
+    too_large = [corner for corner in found if corner.need.gib > limit.gib]
+    fits = "all corners of the space fit" if not too_large else "these don't fit, and end as out of memory:"
+    return [
+        f"memory of one trial: at least {extent}; {limit.gib:.1f} GiB are allowed ({limit.reason}): {fits}",
+        *_too_large(too_large, limit),
+    ]
+
+
+def cost_lines(search: Search, prediction: Prediction) -> list[str]:
+    """Disk, energy and money."""
+    settings = search.recipe.search
+    lines = []
+    if prediction.disk_gib is not None:
+        kept = f"{settings.keep_adapters} adapters are kept, and at most {settings.keep_paused} paused trials"
+        lines.append(f"disk: at most {prediction.disk_gib:.2f} GiB ({kept})")
+    if prediction.energy_kwh is not None:
+        lines.append(f"energy: {prediction.energy_kwh:.1f} kWh at {settings.gpu_watts:g} W per GPU (search.gpu_watts)")
+    if prediction.cost is not None:
+        lines.append(f"cost: {prediction.cost:.2f} at {settings.price_per_gpu_hour:g} per GPU-hour")
+    return lines
+
+
+def _too_large(found: Sequence[Corner], limit: Allowed) -> list[str]:
+    return [
+        f"  {_settings(corner.values) or 'every configuration'}: {corner.need.gib:.1f} GiB, "
+        f"{corner.need.gib - limit.gib:.1f} too many: base model {corner.need.base_bytes / 2**30:.1f}, adapter with "
+        f"optimizer {corner.need.adapter_bytes / 2**30:.1f}, one row {corner.need.micro_step_bytes / 2**30:.1f}"
+        for corner in found
+    ]
+
+
+def _values(corner: Corner) -> str:
+    return f" ({_settings(corner.values)})" if corner.values else ""
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_shown(value)}" for name, value in values.items())
+
+
+def _shown(value: Any) -> str:
+    return "+".join(value) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,186 @@
+"""How fast trials will be, before any has run: as an earlier search on this machine measured, else by arithmetic.
+
+<cache>/speeds.json    tokens a second by base model, engine and device; beside the tokenised rows (trials.data.cache)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator.planning.gpu_specs import known_rates
+from orchestrator.planning.placement import place, why_no_engine
+from orchestrator.planning.throughput import FIRST_START_SECONDS, Pace
+from orchestrator.state.run_dir import Placement, Search
+from trials.config import ModelSettings
+from trials.errors import ModelError
+from trials.model.activation_policy import Keep
+from trials.model.architecture import ARCHITECTURES
+from trials.model.memory_estimate import sizes_of
+from trials.model.memory_plan import MOST_TOKENS, Plan, seconds_per_token
+from trials.system.files import write_json
+from trials.system.gpus import gpu_count, gpu_names
+from trials.system.shared_cache import is_ours, places
+
+MEASURED = "measured"
+EARLIER = "as an earlier search on this machine measured"
+ESTIMATED = "estimated from the model's size and the GPU's name; measured in the first minutes"
+
+_OF_RATES_ENGINE, _OF_RATES_TRL = 0.6, 0.15
+"""Shares of what the arithmetic promises that were reached on an H100 (docs/engine.md)."""
+_OF_RANKS = 0.8
+"""What each of several GPUs does of what it would do alone where they train a trial together."""
+_LEAST_SECONDS_PER_TOKEN = 1 / 60_000
+"""Of a small model no more is to be had, whatever the GPU: kernels aren't launched faster (the demo on an H100)."""
+_EVALUATED_TOKEN = 0.5
+"""Of what a trained token takes: there is no gradient."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one trial in its slot, evaluations included, and where that's known from."""
+
+    seconds_per_token: float
+    start_seconds: float
+    source: str
+
+
+def measured_speed(pace: Pace) -> Speed | None:
+    """As this search has measured it; None before it has."""
+    each = pace.seconds_per_token()
+    return None if each is None else Speed(each, pace.start_seconds, MEASURED)
+
+
+def speed_before(search: Search) -> Speed | None:
+    """Before anything has run; None where nobody knows."""
+    return _remembered(search) or _estimated(search)
+
+
+def measured_scaling(search: Search, ranks: int, tokens_per_second: float) -> float | None:
+    """How many times as fast as on one GPU a trial is on so many together, as an earlier search measured it.
+
+    `tokens_per_second` are what one GPU does tonight. None: nobody has measured it on this machine.
+    """
+    found = _read().get(_key(replace(search, ranks=ranks)))
+    try:
+        return float(found["tokens_per_second"]) / tokens_per_second  # type: ignore[index]
+    except (TypeError, KeyError, ValueError, ZeroDivisionError):
+        return None
+
+
+def assumed_scaling(ranks: int) -> float:
+    """Before it was measured."""
+    return ranks * _OF_RANKS
+
+
+def placement_of(search: Search) -> Placement:
+    """Where trials run: what Ray has said, or else what this machine alone would give."""
+    return search.placement or place(search, gpus=gpu_count(), cores=[os.cpu_count() or 1])
+
+
+def remember_speed(search: Search, pace: Pace) -> None:
+    """Keeps what was measured for the plan of a later search; a cache that can't be written is no error."""
+    each, per_device = pace.seconds_per_token(), _slots_per_device(search)
+    if each is None or not per_device:
+        return
+    found = {
+        "tokens_per_second": per_device / each,
+        "start_seconds": pace.start_seconds,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    for file in _files():
+        if os.path.lexists(file) and not is_ours(file):
+            continue
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, {**_speeds_in(file), _key(search): found})
+        except OSError:
+            continue
+        return
+
+
+def _remembered(search: Search) -> Speed | None:
+    found, per_device = _read().get(_key(search)), _slots_per_device(search)
+    if not isinstance(found, dict) or not per_device:
+        return None
+    try:
+        return Speed(per_device / found["tokens_per_second"], float(found["start_seconds"]), EARLIER)
+    except (TypeError, KeyError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _estimated(search: Search) -> Speed | None:
+    names, per_device = gpu_names(), _slots_per_device(search)
+    rates = known_rates(names[0]) if names and search.gpus_per_trial else None
+    if rates is None or not per_device:
+        return None
+    try:
+        base = search.shape
+    except ModelError:
+        return None
+    if base.model_type not in ARCHITECTURES:
+        return None
+    sizes = sizes_of(base, 2, is_quantized=search.recipe.model.quantization == "nf4")
+    share = _OF_RATES_TRL if why_no_engine(search) else _OF_RATES_ENGINE
+    each = seconds_per_token(sizes, rates, Plan(MOST_TOKENS, (Keep.NO_MLP,) * sizes.layers)) / share
+    each = max(each, _LEAST_SECONDS_PER_TOKEN)
+    if search.ranks > 1:
+        each /= assumed_scaling(search.ranks)
+    return Speed(per_device * each * _with_evaluations(search), FIRST_START_SECONDS, ESTIMATED)
+
+
+def _with_evaluations(search: Search) -> float:
+    """A trained token and its share of the evaluations, in trained tokens."""
+    evaluated = search.data.get("eval", {}).get("tokens", 0) * search.recipe.evaluation.evaluations
+    return 1 + float(_EVALUATED_TOKEN * evaluated / search.full_tokens)
+
+
+def _slots_per_device(search: Search) -> float:
+    """Trials side by side on one GPU, on one engine's cores, or in one group of processes; 0 where none can run."""
+    placed = placement_of(search)
+    if not placed.slots:
+        return 0.0
+    return placed.slots / placed.engines if placed.engines else 1.0
+
+
+def _key(search: Search) -> str:
+    model, machine = search.recipe.model, search.recipe.machine
+    names = gpu_names() if search.gpus_per_trial else []
+    device = names[0] if names else f"CPU of {os.cpu_count()} cores, threads {machine.cpu_threads}"
+    engine = "trl" if why_no_engine(search) else "shared"
+    together = [f"{search.ranks} together"] if search.ranks > 1 else []
+    return " | ".join([model.name, _revision(model), model.quantization, engine, device, *together])
+
+
+def _revision(model: ModelSettings) -> str:
+    """A commit on the hub; of a folder, which may be replaced under its name, a digest of what shapes the model."""
+    try:
+        return hashlib.blake2b((Path(model.name) / "config.json").read_bytes(), digest_size=8).hexdigest()
+    except OSError:
+        return str(model.revision)
+
+
+def _files() -> tuple[Path, ...]:
+    """Where speeds are kept: the first may be another's, and is then only read."""
+    from trials.data.cache import cache_folder
+
+    return places(cache_folder(), "speeds.json", "rows")
+
+
+def _read() -> dict[str, Any]:
+    """What is known, of several that know something this user's own."""
+    files = sorted(_files(), key=is_ours)
+    return {key: speed for file in files for key, speed in _speeds_in(file).items()}
+
+
+def _speeds_in(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

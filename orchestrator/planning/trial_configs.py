@@ -1,0 +1,48 @@
+"""The configurations of a search's trials: as long as trials are tonight, with checkpoints, scored at its rungs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.planning.trial_length import shortened_trial
+from orchestrator.state.run_dir import Search
+from trials.config import TrialConfig
+from trials.schedule import full_length
+
+MOST_PROBE_STEPS = 12
+"""Optimizer steps that are trained to measure the speed, in two halves: the first one warms up."""
+_MOST_OF_A_TRIAL = 0.03
+"""That the probe may take."""
+
+
+def trial_config(search: Search, values: Mapping[str, Any], base_eval_loss: float | None) -> TrialConfig:
+    """A trial of this search with these hyperparameters in place of the recipe's."""
+    config = shortened_trial(search.recipe.trial_config(values), search.shortened or 1.0)
+    # Nobody goes back to an earlier checkpoint in a search: each trial keeps its newest, unless more are asked for.
+    keep = config.machine.keep_checkpoints or 1
+    machine = config.machine.model_copy(update={"keep_checkpoints": keep, "checkpoint_evaluations": True})
+    update: dict[str, Any] = {"base_eval_loss": base_eval_loss, "machine": machine}
+    if config.evaluation.score_rows is not None:
+        update["score_at_tokens"] = tuple(search.rungs)
+    return config.model_copy(update=update)
+
+
+def probe_config(search: Search, base_eval_loss: float) -> TrialConfig:
+    """The first starting point, or what the recipe says without one, for a few steps and two evaluations."""
+    recipe = search.recipe
+    first = next(iter(recipe.start), None)
+    config = recipe.trial_config({} if first is None else recipe.start_values(first))
+    hp = config.hyperparameters
+    steps = full_length(hp, search.epoch).steps if search.epoch else MOST_PROBE_STEPS
+    rows = max(2, min(MOST_PROBE_STEPS, round(_MOST_OF_A_TRIAL * steps))) * hp.effective_batch
+    length = {"rows_seen": rows, "epochs": None, "train_tokens": None}
+    evaluation = {"evaluations": 2, "every_rows": None, "score_rows": None, "divergence_factor": 1e6}
+    return config.model_copy(
+        update={
+            "hyperparameters": hp.model_copy(update=length),
+            "evaluation": config.evaluation.model_copy(update=evaluation),
+            "tracking": config.tracking.model_copy(update={"wandb": False}),
+            "base_eval_loss": base_eval_loss,
+        }
+    )

@@ -1,0 +1,178 @@
+"""Asks every node of a Ray cluster what it has, how its clock goes, and whether its GPUs can add up together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.state import list_nodes
+
+from orchestrator.execution.tune_run import placed
+from orchestrator.execution.worker_pool import cores_of_nodes, gpus_of_nodes
+from orchestrator.preflight.all_reduce import AllReduce, measure
+from orchestrator.preflight.gpus import all_reduce_findings
+from orchestrator.preflight.nodes import Clock, NodeReport, clock_findings, node_findings, this_node
+from orchestrator.state.check_result import Finding, Level
+from orchestrator.state.run_dir import Search
+from trials.errors import InputError, first_line
+
+_NODE_SECONDS = 60.0
+"""For a node to start a process and answer."""
+_ALL_REDUCE_SECONDS = 240.0
+_STATE_SECONDS = 10
+_CLOCK_READINGS = 5
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A node that is alive."""
+
+    id: str
+    name: str
+    gpus: int
+
+
+class _Probe:
+    """Runs on a node and tells of it."""
+
+    def report(self) -> NodeReport:
+        """What the node says of itself."""
+        return this_node()
+
+    def now(self) -> float:
+        """Its clock, seconds since 1970."""
+        return time.time()
+
+
+def cluster_findings(search: Search, least_gib: float | None) -> list[Finding]:
+    """What is quickly found in the cluster that this process has joined: a process on every node, some seconds."""
+    probes = {node.name: _start_probe(node) for node in _nodes()}
+    try:
+        reports, silent = _reports(probes)
+        readings = {name: _clock(probes[name]) for name in reports}
+    finally:
+        for probe in probes.values():
+            ray.kill(probe)
+    clocks = {name: clock for name, clock in readings.items() if clock is not None}
+    found = node_findings(this_node(), reports, search.gpus_per_trial, least_gib)
+    return [_slots_finding(search), *silent, *found, *clock_findings(clocks)]
+
+
+def slow_findings(search: Search, dashboard: str | None) -> list[Finding]:
+    """What only a plan has the time for: the dashboard's state API, and the GPUs of each node together."""
+    found = [_state_finding(dashboard)]
+    for node in _nodes():
+        if node.gpus > 1:
+            found += [
+                Finding(f"{node.name} {one.name}", one.level, one.text, one.remedy)
+                for one in _all_reduce(node, search.gpus_per_trial)
+            ]
+    return found
+
+
+def _nodes() -> list[_Node]:
+    found = [node for node in ray.nodes() if node["Alive"]]
+    names = [node["NodeManagerHostname"] for node in found]
+    return [
+        _Node(
+            node["NodeID"],
+            # Several nodes can be on one machine.
+            name if names.count(name) == 1 else f"{name} {node['NodeID'][:6]}",
+            int(node["Resources"].get("GPU", 0)),
+        )
+        for node, name in zip(found, names, strict=True)
+    ]
+
+
+def _start_probe(node: _Node) -> Any:
+    strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
+    return ray.remote(_Probe).options(num_cpus=0, scheduling_strategy=strategy).remote()
+
+
+def _reports(probes: Mapping[str, Any]) -> tuple[dict[str, NodeReport], list[Finding]]:
+    """Of nodes that answer, and what is to say of the others."""
+    asked = {name: probe.report.remote() for name, probe in probes.items()}
+    ray.wait(list(asked.values()), num_returns=len(asked), timeout=_NODE_SECONDS)
+    reports, silent = {}, []
+    for name, answer in asked.items():
+        try:
+            reports[name] = ray.get(answer, timeout=0)
+        except GetTimeoutError:
+            text, remedy = f"no answer in {_NODE_SECONDS:.0f} s", "See whether it's overloaded: ray status"
+            silent.append(Finding(name, Level.WARNING, text, remedy))
+        except RayError as error:
+            text, remedy = f"it can't run this project's code ({_last_line(error)})", "Install it there: scripts/setup"
+            silent.append(Finding(name, Level.IMPOSSIBLE, text, remedy))
+    return reports, silent
+
+
+def _clock(probe: Any) -> Clock | None:
+    """The reading with the shortest round trip, which is the surest; None where the node has left meanwhile."""
+    readings = []
+    for _ in range(_CLOCK_READINGS):
+        before, began = time.time(), time.perf_counter()
+        try:
+            there = ray.get(probe.now.remote(), timeout=_NODE_SECONDS)
+        except RayError:
+            return None
+        round_trip = time.perf_counter() - began
+        readings.append(Clock(there - before - round_trip / 2, round_trip))
+    return min(readings, key=lambda clock: clock.round_trip)
+
+
+def _slots_finding(search: Search) -> Finding:
+    cores, gpus = cores_of_nodes(), sum(gpus_of_nodes())
+    text = f"{len(cores)} nodes, {gpus} GPUs, {sum(cores.values())} cores"
+    try:
+        placement = placed(search).placement
+    except InputError:
+        remedy = "Add nodes, or give a smaller --gpus-per-trial"
+        return Finding("cluster", Level.IMPOSSIBLE, f"{text}: too few for one trial", remedy)
+    assert placement is not None
+    if gpus and not search.gpus_per_trial:
+        return Finding("cluster", Level.WARNING, f"{text}, but trials use no GPU", "Give --gpus-per-trial 1")
+    return Finding("cluster", Level.OK, f"{text}; trials at once: {placement.slots}")
+
+
+def _state_finding(dashboard: str | None) -> Finding:
+    """Of the state API that Ray finds by itself, as what gives GPUs of stopped trials back does."""
+    where = "no dashboard" if dashboard is None else f"dashboard at {dashboard}"
+    try:
+        listed = {node.node_id for node in list_nodes(timeout=_STATE_SECONDS)}
+    except Exception as error:  # whatever an HTTP client raises
+        text = f"{where}; its state API doesn't answer ({first_line(error)})"
+        remedy = "Start the head with --include-dashboard=true: without it GPUs of stopped trials can stay taken"
+        return Finding("dashboard", Level.WARNING, text, remedy)
+    here = {node.id for node in _nodes()}
+    if not here <= listed:
+        remedy = f"export RAY_ADDRESS={ray.get_runtime_context().gcs_address}"
+        return Finding("dashboard", Level.WARNING, f"{where}; Ray asks another cluster's state API", remedy)
+    return Finding("dashboard", Level.OK, f"{where}; its state API answers, {len(listed)} nodes")
+
+
+def _all_reduce(node: _Node, gpus_per_trial: int) -> list[Finding]:
+    strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
+    both = ray.remote(_both_ways).options(num_cpus=0, num_gpus=node.gpus, scheduling_strategy=strategy)
+    answer = both.remote(node.gpus)
+    try:
+        with_p2p, without_p2p = ray.get(answer, timeout=_ALL_REDUCE_SECONDS)
+        return all_reduce_findings(with_p2p, without_p2p, gpus_per_trial)
+    except RayError as error:
+        ray.cancel(answer, force=True)
+        why = "they are in use" if isinstance(error, GetTimeoutError) else _last_line(error)
+        text = f"not checked over {node.gpus} GPUs ({why})"
+        return [Finding("NCCL", Level.WARNING, text, "Ask again when nothing else runs there")]
+
+
+def _both_ways(ranks: int) -> tuple[AllReduce, AllReduce]:
+    return measure(ranks, {"NCCL_P2P_DISABLE": "0"}), measure(ranks, {"NCCL_P2P_DISABLE": "1"})
+
+
+def _last_line(error: RayError) -> str:
+    """Of a traceback from another process the error itself."""
+    return str(error).strip().splitlines()[-1].strip()

@@ -1,0 +1,90 @@
+"""Whether all nodes of a Ray cluster see the run folder as this process does, asked before anything else happens."""
+
+from __future__ import annotations
+
+import shlex
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.execution.cluster import NoAnswer, Node, alive_nodes, on_nodes
+from orchestrator.state.check_result import Finding, Level
+from orchestrator.storage.object_store import is_url
+from orchestrator.storage.visibility import is_seen, leave_marker, marked, marker, remove_marker
+from trials.errors import InputError, StoreFailed, first_line
+
+_ANSWER_SECONDS = 60.0
+"""For a process to start on a node and to import this project."""
+
+
+@dataclass(frozen=True)
+class Blind:
+    """A node that doesn't see the run folder, and why, in words that follow its name."""
+
+    node: Node
+    why: str
+
+    def __str__(self) -> str:
+        """One line of an error or of a plan."""
+        return f"{self.node} {self.why}"
+
+
+def refuse_blind_nodes(place: str) -> None:
+    """Raises `InputError`, naming them, if some nodes of the cluster don't see the run folder as this process does."""
+    blind = blind_nodes(place)
+    if not blind:
+        return
+    said = "".join(f"\n  {each}" for each in blind)
+    raise InputError(
+        f"the run folder {place} isn't on storage that every node of the Ray cluster sees:{said}\n"
+        "Mount the same storage, such as NFS, under this path on all of them, writable (or, of a store, give them its "
+        f"package and credentials), and go on by --resume {shlex.quote(place)}; or begin anew with an --out that they "
+        "share, a folder or s3://BUCKET/PREFIX."
+    )
+
+
+def blind_nodes(place: str, seconds: float = _ANSWER_SECONDS) -> list[Blind]:
+    """The alive nodes that don't share a run folder with this process: a folder's path, or a store's address.
+
+    A folder must exist here. Ray must be joined. `seconds` is how long all nodes together have for their answers.
+    Leaves nothing behind. Raises `InputError` if this process can't write there itself.
+    """
+    token, run = uuid.uuid4().hex, marked(place)
+    asked = {node: (place, token, node.id) for node in alive_nodes()}
+    try:
+        run.write(marker(token, "driver"), token)
+        answers = on_nodes(leave_marker, asked, seconds)
+        reasons = {node: _why_blind(place, token, node, answer) for node, answer in answers.items()}
+    except (OSError, StoreFailed) as error:
+        raise InputError(f"can't write to {place}: {first_line(error)}. Give another --out.") from error
+    finally:
+        run.remove([marker(token, name) for name in ("driver", *(node.id for node in asked))])
+    blind = [Blind(node, why) for node, why in reasons.items() if why is not None]
+    on_nodes(remove_marker, {each.node: asked[each.node] for each in blind if each.why == run.alone}, seconds)
+    return blind
+
+
+def storage_findings(place: str) -> list[Finding]:
+    """The same for a plan, where the run folder needn't be there yet."""
+    there = place if is_url(place) else str(existing_part(Path(place)))
+    try:
+        blind = blind_nodes(there)
+    except InputError as error:
+        return [Finding("run folder", Level.IMPOSSIBLE, first_line(error), "Give --out where this process may write")]
+    remedy = "Mount the same storage there, writable, or give an --out that all nodes share"
+    found = [Finding("run folder", Level.IMPOSSIBLE, str(each), remedy) for each in blind]
+    return found or [Finding("run folder", Level.OK, f"every node sees {there}")]
+
+
+def existing_part(folder: Path) -> Path:
+    """The folder itself or its nearest parent that is there: what can be looked at before a run folder is made."""
+    here = folder.absolute()
+    return next(path for path in (here, *here.parents) if path.is_dir())
+
+
+def _why_blind(place: str, token: str, node: Node, answer: str | NoAnswer | None) -> str | None:
+    if isinstance(answer, NoAnswer):
+        return answer.why
+    if answer is not None:
+        return answer
+    return None if is_seen(place, token, node.id) else marked(place).alone

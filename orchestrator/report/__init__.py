@@ -1,0 +1,1 @@
+"""report.html and trials.csv from a run folder alone."""

@@ -1,0 +1,64 @@
+"""The report's sentence on the best score: has the exported trial it, or another one, and can that be told?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.report.data import Findings
+from orchestrator.report.score_agreement import ScoredTrial
+from trials.metrics.paired_tests import CANNOT_TELL, compare_scores
+from trials.metrics.score_names import NAMES, shown
+from trials.records.score_log import estimate
+
+
+def of_best(findings: Findings, trials: Sequence[ScoredTrial]) -> str:
+    """Whether the trial with the best score is another one than the exported one; `trials` are all that have one."""
+    measure = NAMES[trials[0].scoring.scores.measure]
+    best = max(trials, key=lambda trial: trial.score)
+    who, chosen_id = _chosen(findings)
+    chosen = next((trial for trial in trials if trial.record.id == chosen_id), None)
+    if chosen is None:
+        return f"Trial {best.record.id} has the best {measure}, {show_score(best)}. The {who} was not scored."
+    if chosen.score == best.score:
+        shared = sum(trial.score == best.score for trial in trials) - 1
+        beside = f", as {'has' if shared == 1 else 'have'} {shared} other{'s' * (shared > 1)}" if shared else ""
+        return f"The {who} also has the best {measure}{beside}: {show_score(chosen)}.{_of_its_weights(chosen)}"
+    scores = f"Trial {best.record.id} has the best {measure}, {show_score(best)}; the {who} has {show_score(chosen)}."
+    return f"{scores} {_of_two(chosen, best)}{_of_its_weights(chosen)}"
+
+
+def _of_two(chosen: ScoredTrial, best: ScoredTrial) -> str:
+    try:
+        found = compare_scores(chosen.scoring.scores, best.scoring.scores)
+    except ValueError:
+        return "They were not scored on the same rows."
+    if found.better is None:
+        return f"On these rows the two {CANNOT_TELL}."
+    kept = f"; its adapter is {best.record.adapter}" if best.record.has_adapter else ", but its adapter wasn't kept"
+    margin = shown(found.difference, best.scoring.scores.measure, unit=" points")
+    return f"That's a clear difference, {margin}: if it is what counts, look at trial {best.record.id}{kept}."
+
+
+def _chosen(findings: Findings) -> tuple[str, str | None]:
+    """What the report calls the trial that the loss has chosen, and its id."""
+    exported = (findings.manifest or {}).get("trial")
+    if exported is not None:
+        return f"exported trial {exported}", str(exported)
+    leader = findings.leader.id if findings.leader else None
+    return f"trial with the lowest loss, {leader},", leader
+
+
+def _of_its_weights(chosen: ScoredTrial) -> str:
+    """The adapter that's exported is a trial's best by loss, and that may be from before its last score."""
+    best = chosen.record.best_point
+    if best is None or best.step == chosen.scoring.step:
+        return ""
+    return (
+        f" It was scored at {chosen.scoring.tokens_seen:,} tokens, and its adapter with the lowest loss is of "
+        f"{best.tokens_seen:,}."
+    )
+
+
+def show_score(trial: ScoredTrial) -> str:
+    """A score with its 95 % interval."""
+    return shown(estimate(trial.scoring.scores), trial.scoring.scores.measure)

@@ -1,0 +1,188 @@
+"""The report's comparison of the night with what was predicted of it, from the run folder alone."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from orchestrator.planning.forecast import Prediction, gpu_count
+from orchestrator.planning.throughput import Pace, Regrouped
+from orchestrator.planning.trial_length import length_in_words
+from orchestrator.report.data import Findings
+from orchestrator.report.tables import NOTHING
+from orchestrator.state.timing import EXPORTED, end_seconds
+from search_spaces.durations import format_duration
+from trials.records.memory_report import read_memory_use
+from trials.records.trial_dir import EndingKind
+
+
+@dataclass(frozen=True)
+class NightRow:
+    """One figure of the night, as text."""
+
+    what: str
+    predicted: str
+    actual: str
+
+
+@dataclass(frozen=True)
+class NightSection:
+    """Predicted against actual; the sentences say when it was predicted, and how long a full trial was."""
+
+    sentences: tuple[str, ...]
+    rows: tuple[NightRow, ...]
+
+
+def night_section(findings: Findings) -> NightSection | None:
+    """What was predicted and what came; None if nothing was predicted, as before the speed is measured."""
+    content = findings.search.prediction
+    if content is None:
+        return None
+    try:
+        prediction = Prediction.from_json(content)
+        rows = [make(findings, prediction) for make in _ROWS]
+        sentences = tuple(_sentences(findings, prediction))
+    except (KeyError, TypeError, ValueError):  # of another version, or damaged
+        return None
+    return NightSection(sentences, tuple(row for row in rows if row is not None))
+
+
+def _sentences(findings: Findings, prediction: Prediction) -> Iterator[str]:
+    after = (prediction.made - findings.search.deadline.started).total_seconds()
+    yield f"Predicted {format_duration(after)} after the start, when the speed had been measured."
+    search = findings.search
+    if search.epoch is not None and search.shortened:
+        full = round(search.full_tokens / search.shortened)
+        yield f"A full trial: {length_in_words(full, search.full_tokens, search.epoch.tokens)}."
+    if search.regrouped is not None:
+        yield _regrouping(findings, search.regrouped)
+
+
+def _regrouping(findings: Findings, to: Regrouped) -> str:
+    since = (
+        f"Since {datetime.fromisoformat(to.at):%H:%M:%S} UTC {to.ranks} GPUs trained each trial together: {to.reason}."
+    )
+    speedup = Pace.from_records(findings.records, to).speedup
+    if speedup is None or not any(point.ranks == to.ranks for record in findings.trained for point in record.points):
+        return since
+    return f"{since} Trials then were {speedup:.2f} times as fast as before ({to.speedup:.2f} predicted)."
+
+
+def _trials(findings: Findings, prediction: Prediction) -> NightRow:
+    return NightRow("configurations tried", _count(prediction.trials), _count(len(findings.trained)))
+
+
+def _full_trials(findings: Findings, prediction: Prediction) -> NightRow:
+    full = sum(r.ending is not None and r.ending.kind is EndingKind.FINISHED for r in findings.trained)
+    return NightRow("trained at full length", _count(prediction.full_trials), _count(full))
+
+
+def _tokens(findings: Findings, prediction: Prediction) -> NightRow:
+    trained = sum(record.tokens_seen for record in findings.trained)
+    return NightRow("tokens trained in all", _count(prediction.tokens), _count(trained))
+
+
+def _speed(findings: Findings, prediction: Prediction) -> NightRow:
+    evaluated = [record for record in findings.trained if record.points]
+    seconds = sum(record.points[-1].seconds for record in evaluated)
+    tokens = sum(record.tokens_seen for record in evaluated)
+    predicted = None if prediction.seconds_per_token is None else round(1 / prediction.seconds_per_token)
+    actual = round(tokens / seconds) if seconds else None
+    return NightRow("tokens/s of a trial, evaluations included", _count(predicted), _count(actual))
+
+
+def _finish(findings: Findings, prediction: Prediction) -> NightRow:
+    deadline, exported = findings.search.deadline, _exported(findings)
+    actual = "not yet" if exported is None else f"{exported:%H:%M:%S}"
+    if exported is not None and exported > deadline.ends:
+        actual += f", {format_duration((exported - deadline.ends).total_seconds())} late"
+    return NightRow(f"export there (UTC; deadline {deadline.ends:%H:%M:%S})", f"{prediction.ends:%H:%M:%S}", actual)
+
+
+def _reserve(findings: Findings, prediction: Prediction) -> NightRow:
+    used = end_seconds(findings.timing)
+    actual = NOTHING if used is None else f"{format_duration(used)} used"
+    return NightRow("reserve for export and report", f"{format_duration(prediction.reserve_seconds)} kept", actual)
+
+
+def _memory(findings: Findings, _prediction: Prediction) -> NightRow | None:
+    """The trial that took most of it, where trials say what they took; what was predicted is in their folders too."""
+    uses = [use for record in findings.trained if (use := read_memory_use(record.folder)) is not None]
+    largest = max(uses, key=lambda use: use.peak_bytes or 0, default=None)
+    if largest is None or largest.peak_bytes is None:
+        return None
+    predicted = NOTHING if largest.predicted_bytes is None else f"{largest.predicted_bytes / 2**30:.2f}"
+    split = sum(not attempt.fits for use in uses for attempt in use.tried[:1])
+    smaller = f"; {split} split smaller to fit" if split else ""
+    return NightRow("GPU memory of the largest trial, GiB", predicted, f"{largest.peak_bytes / 2**30:.2f}{smaller}")
+
+
+def _disk(findings: Findings, prediction: Prediction) -> NightRow:
+    predicted = NOTHING if prediction.disk_gib is None else f"at most {prediction.disk_gib:.2f}"
+    return NightRow("disk, GiB", predicted, f"{_bytes_below(findings.path) / 2**30:.2f}")
+
+
+def _energy(findings: Findings, prediction: Prediction) -> NightRow | None:
+    hours = _gpu_hours(findings)
+    if prediction.energy_kwh is None:
+        return None
+    watts = findings.search.recipe.search.gpu_watts
+    what = f"energy, kWh at {watts:g} W per GPU"
+    return NightRow(what, f"{prediction.energy_kwh:.2f}", f"{hours * watts / 1000:.2f}")
+
+
+def _cost(findings: Findings, prediction: Prediction) -> NightRow | None:
+    price = findings.search.recipe.search.price_per_gpu_hour
+    if prediction.cost is None or price is None:
+        return None
+    return NightRow(f"cost at {price:g} per GPU-hour", f"{prediction.cost:.2f}", f"{_gpu_hours(findings) * price:.2f}")
+
+
+_ROWS: tuple[Callable[[Findings, Prediction], NightRow | None], ...] = (
+    _trials,
+    _full_trials,
+    _tokens,
+    _speed,
+    _finish,
+    _reserve,
+    _memory,
+    _disk,
+    _energy,
+    _cost,
+)
+
+
+def _count(number: int | None) -> str:
+    return NOTHING if number is None else f"{number:,}"
+
+
+def _exported(findings: Findings) -> datetime | None:
+    """When the search's own export was there; one that was made later doesn't count."""
+    said = findings.timing.get(EXPORTED) or (findings.manifest or {}).get(EXPORTED)
+    try:
+        return None if said is None else datetime.fromisoformat(said)
+    except (TypeError, ValueError):
+        return None
+
+
+def _gpu_hours(findings: Findings) -> float:
+    until = _exported(findings) or findings.last_written
+    hours = (until - findings.search.deadline.started).total_seconds() / 3600
+    placed = findings.search.placement
+    return hours * (gpu_count(findings.search, placed) if placed is not None else 0)
+
+
+def _bytes_below(folder: Path) -> int:
+    """Of all files; what has two names counts once."""
+    sizes = {}
+    for path in folder.rglob("*"):
+        try:
+            found = path.lstat()
+        except OSError:  # removed meanwhile
+            continue
+        if stat.S_ISREG(found.st_mode):
+            sizes[found.st_dev, found.st_ino] = found.st_size
+    return sum(sizes.values())

@@ -1,0 +1,122 @@
+"""The report's first lines: who won, by how much, whether the export holds what it promises, and the time used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.report.data import Findings, trial_label
+from orchestrator.state.selection import gain_over, rank
+from search_spaces.durations import format_duration
+from trials.metrics.row_losses import LossDifference
+from trials.records.trial_dir import Origin, TrialRecord
+
+
+def headline(findings: Findings) -> str:
+    """One sentence: the winner's loss, and its gain over the base and over every starting point."""
+    best = findings.best
+    if best is None:
+        return f"No adapter is worth exporting yet: {findings.why_nothing}"
+    winner = best.trial
+    clauses = [_clause("the base model", best.base, best.gain)]
+    is_start = winner.origin is Origin.START
+    others = [name for name in findings.search.recipe.start if not (is_start and name == winner.name)]
+    clauses += [_start_clause(findings, name, winner) for name in others]
+    who = f"Trial {winner.id} ({trial_label(winner)})" if is_start else f"Trial {winner.id}"
+    return f"{who} wins with an eval loss of {winner.best_eval_loss:.4f} nats per token: {_listed(clauses)}."
+
+
+def judgement(difference: LossDifference) -> str:
+    """Whether a difference stands out from the noise of the rows."""
+    return "clear" if difference.is_clear else "cannot be told apart"
+
+
+def export_lines(findings: Findings) -> list[str]:
+    """Whether there's an export, whether it was verified, and what the test rows say."""
+    manifest = findings.manifest
+    if manifest is None:
+        if findings.best is None:
+            return ["There is no export, for the reason above."]
+        return [
+            f"Trial {findings.best.trial.id} is not exported yet: there is no export/manifest.json. "
+            "If the search is over, the export command below makes one."
+        ]
+    lines = [_verification(manifest)]
+    exported = manifest.get("trial")
+    if findings.best is not None and exported is not None and exported != findings.best.trial.id:
+        best = findings.best.trial.id
+        why = _why_skipped(manifest, best)
+        lines.append(f"The export holds trial {exported}; trial {best} {why or 'is better by now.'}")
+    test = manifest.get("test")
+    if isinstance(test, dict) and "eval_loss" in test:
+        lines.append(_on_test_rows(test))
+    return lines
+
+
+def _why_skipped(manifest: Mapping[str, Any], trial_id: str) -> str | None:
+    """Why the export passed a better trial over; None: it didn't."""
+    skipped = manifest.get("skipped")
+    for each in skipped if isinstance(skipped, list) else []:
+        if isinstance(each, dict) and each.get("trial") == trial_id:
+            return f"has a lower loss, and was skipped: {each.get('reason')}"
+    return None
+
+
+def time_line(findings: Findings) -> str:
+    """Wall clock used, of how much."""
+    deadline = findings.search.deadline
+    used = (findings.last_written - deadline.started).total_seconds()
+    budget = (deadline.ends - deadline.started).total_seconds()
+    return (
+        f"{format_duration(used)} used of a budget of {format_duration(budget)}: started {deadline.started:%H:%M}, "
+        f"last written {findings.last_written:%H:%M}, deadline {deadline.ends:%Y-%m-%d %H:%M} (UTC)."
+    )
+
+
+def _clause(name: str, other: TrialRecord, gain: LossDifference | None) -> str:
+    loss = f"{other.best_eval_loss:.4f}"
+    if gain is None:
+        return f"{name} has {loss}, without a comparison row by row"
+    amount = f"{abs(gain.difference):.4f} ± {gain.standard_error:.4f} {'below' if gain.difference >= 0 else 'above'}"
+    if gain.is_clear:
+        return f"{amount} {name}'s {loss} ({judgement(gain)})"
+    return f"{amount} {name}'s {loss} (the two {judgement(gain)})"
+
+
+def _start_clause(findings: Findings, name: str, winner: TrialRecord) -> str:
+    of_that_name = [record for record in findings.records if record.origin is Origin.START and record.name == name]
+    evaluated = rank(of_that_name)
+    if not evaluated:
+        return f"starting point {name} has no eval loss to compare with"
+    return _clause(f"starting point {name}", evaluated[0], gain_over(evaluated[0], winner))
+
+
+def _listed(clauses: list[str]) -> str:
+    """Semicolons, because a clause may hold commas."""
+    return "; ".join(clauses[:-1]) + "; and " + clauses[-1] if len(clauses) > 1 else clauses[0]
+
+
+def _verification(manifest: Mapping[str, Any]) -> str:
+    exported = f"The export holds trial {manifest.get('trial', '(unnamed)')}"
+    verified = manifest.get("verified")
+    if not isinstance(verified, dict) or not {"eval_loss", "difference", "tolerance"} <= verified.keys():
+        return f"{exported}; its manifest has no figures of a verification."
+    figures = (
+        f"loaded again it gives {verified['eval_loss']:.4f}, {abs(verified['difference']):.2g} off the trial's own "
+        f"figure (allowed: {verified['tolerance']:.2g})"
+    )
+    if abs(verified["difference"]) <= verified["tolerance"]:
+        return f"{exported} and was verified: {figures}."
+    return f"{exported} but was NOT verified: {figures}. Don't use it."
+
+
+def _on_test_rows(test: Mapping[str, Any]) -> str:
+    line = f"On the test rows, which the search never looked at, its loss is {test['eval_loss']:.4f}"
+    if "base_eval_loss" not in test:
+        return line + "."
+    gain = test["base_eval_loss"] - test["eval_loss"]
+    line += f" against the base model's {test['base_eval_loss']:.4f}"
+    if "standard_error" not in test:
+        return f"{line}, a gain of {gain:.4f}."
+    difference = LossDifference(gain, test["standard_error"])
+    return f"{line}, a gain of {gain:.4f} ± {difference.standard_error:.4f} ({judgement(difference)})."

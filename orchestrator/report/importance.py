@@ -1,0 +1,86 @@
+"""Which hyperparameters mattered: PED-ANOVA (Watanabe et al., arXiv 2304.10255), as Optuna implements it.
+
+Halving leaves few trials at full length, and those are the good ones. What all trials can be compared by is their
+loss at the first rung, so that's what importance is about wherever there are rungs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+from orchestrator.controller.study import distribution
+from orchestrator.report.data import Findings, hyperparameter
+from orchestrator.report.tables import show
+from orchestrator.state.rungs import loss_at
+from search_spaces.schema import Choices, Dimension
+from trials.records.trial_dir import EndingKind, TrialRecord
+
+LEAST_TRIALS = 8
+_TOP_SHARE = 0.25
+_FULL_LENGTH = {EndingKind.FINISHED, EndingKind.EARLY_STOPPED}
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Shares that add up to 1, largest first, and what they're about."""
+
+    shares: Mapping[str, float]
+    trials: int
+    about: str
+
+
+def importance(findings: Findings) -> Importance | str:
+    """Each varied hyperparameter's share in reaching the best quarter; one sentence if that can't be said."""
+    space = findings.search.recipe.space
+    about, losses = _comparable_losses(findings)
+    if len(losses) < LEAST_TRIALS:
+        return f"There are too few trials to tell: {len(losses)} have a {about}, and it takes {LEAST_TRIALS}."
+    trials = [record for record in findings.trained if record.id in losses]
+    names = [name for name in space if len({show(hyperparameter(record, name)) for record in trials}) > 1]
+    if len(names) < 2:
+        return "There is nothing to weigh: the trials differ in fewer than two hyperparameters."
+    study = _study(trials, losses, {name: space[name] for name in names})
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=_TOP_SHARE)
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    if not sum(shares.values()) > 0:
+        return "There is nothing to weigh: the best trials are spread over the whole space like all others."
+    return Importance(shares, len(trials), about)
+
+
+def _comparable_losses(findings: Findings) -> tuple[str, dict[str, float]]:
+    """What the losses are, and the loss of every trial that has it, by trial id."""
+    if not findings.rungs:
+        ended = [record for record in findings.trained if record.ending and record.ending.kind in _FULL_LENGTH]
+        return "loss at full length", {r.id: r.best_eval_loss for r in ended if r.best_eval_loss is not None}
+    tokens = findings.rungs[0]
+    found = {record.id: loss_at(record.points, tokens) for record in findings.trained}
+    return f"loss at {tokens:,} tokens", {trial_id: loss for trial_id, loss in found.items() if loss is not None}
+
+
+def _study(
+    trials: list[TrialRecord], losses: Mapping[str, float], space: Mapping[str, Dimension]
+) -> optuna.study.Study:
+    """A study in memory: what's on disk stays as it is, and a run folder without study.db will do."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="minimize")
+    distributions = {name: _distribution(name, dimension) for name, dimension in space.items()}
+    for record in trials:
+        values = {name: _value(hyperparameter(record, name), dimension) for name, dimension in space.items()}
+        study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=losses[record.id]))
+    return study
+
+
+def _distribution(name: str, dimension: Dimension) -> BaseDistribution:
+    if isinstance(dimension, Choices):
+        return CategoricalDistribution([show(choice) for choice in dimension.choices])
+    return distribution(name, dimension)
+
+
+def _value(value: Any, dimension: Dimension) -> Any:
+    """Choices as text: the same value may be 16 in the recipe and 16.0 in the trial."""
+    return show(value) if isinstance(dimension, Choices) else value

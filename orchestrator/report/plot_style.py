@@ -1,0 +1,131 @@
+"""What the report's figures have in common: colours, axes, legend, what hovering says, HTML.
+
+Text and grid take their colours from the page's style sheet, so that the figures follow a dark page.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+import plotly.io
+
+from orchestrator.report.data import UNENDED, Findings, ending_label, hyperparameter, trial_label
+from orchestrator.report.tables import show
+from trials.records.trial_dir import EndingKind, TrialRecord
+
+WINNER = "winner"
+# Told apart by people who see few colours (after Okabe and Ito), and on white as on black.
+COLOURS: Mapping[str, str] = {
+    WINNER: "#16a34a",
+    "finished": "#3b82c4",
+    "early stopped": "#56b4e9",
+    "pruned": "#9aa3ad",
+    "diverged": "#d55e00",
+    "out of memory": "#e69f00",
+    "failed": "#cc79a7",
+    UNENDED: "#8b7fc7",
+}
+LINE_COLOUR = "#8a929c"
+_GRID_COLOUR = "rgba(138,146,156,0.2)"
+_CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtons": [["zoom2d", "autoScale2d", "resetScale2d"]]}
+LOG_FROM_RATIO = 3.0
+"""Losses that differ by more are drawn by their logarithm."""
+
+
+def fragment(figure: go.Figure, div_id: str, *, with_library: bool) -> str:
+    """A figure as HTML; `with_library` puts the whole of plotly.js (5 MB) in front, which one figure a page needs."""
+    text: str = plotly.io.to_html(
+        figure, config=_CONFIG, include_plotlyjs=with_library, full_html=False, div_id=div_id, default_width="100%"
+    )
+    return text
+
+
+def new_figure(x_title: str, y_title: str | None, height: int) -> go.Figure:
+    """An empty figure as wide as the page; `height` in pixels."""
+    figure = go.Figure()
+    figure.update_layout(
+        template="none",
+        height=height,
+        # Dragging scrolls the page on a phone; the zoom button switches it over.
+        dragmode=False,
+        hovermode="closest",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"size": 13, "color": LINE_COLOUR},
+        margin={"l": 60, "r": 12, "t": 40, "b": 90},
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "y": 0, "yanchor": "bottom"},
+        hoverlabel={"align": "left"},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": LINE_COLOUR, "activecolor": COLOURS["finished"]},
+    )
+    axis = {"gridcolor": _GRID_COLOUR, "zeroline": False, "automargin": True}
+    figure.update_xaxes(title={"text": x_title, "font": {"size": 13}}, **axis)
+    figure.update_yaxes(title={"text": y_title, "font": {"size": 13}}, **axis)
+    return figure
+
+
+def winner_last(findings: Findings) -> list[TrialRecord]:
+    """Drawn last is drawn on top."""
+    return sorted(findings.trained, key=lambda record: kind_of(record, findings) == WINNER)
+
+
+def kind_of(record: TrialRecord, findings: Findings) -> str:
+    """The winner, or how a trial ended: a key of `COLOURS`."""
+    is_winner = findings.best is not None and record.id == findings.best.trial.id
+    return WINNER if is_winner else ending_label(record)
+
+
+def is_tame(record: TrialRecord) -> bool:
+    """Whether a trial didn't diverge, so that its losses fit on an axis with the others'."""
+    return record.ending is None or record.ending.kind is not EndingKind.DIVERGED
+
+
+def about(record: TrialRecord, findings: Findings) -> str:
+    """Plotly reads a little HTML in its texts, so names are escaped."""
+    lines = [f"<b>{html.escape(record.id)}</b> {html.escape(trial_label(record))}, {ending_label(record)}"]
+    lines += [f"{name} {html.escape(show(hyperparameter(record, name)))}" for name in findings.varied]
+    return "<br>".join(lines)
+
+
+def legend(figure: go.Figure) -> None:
+    """One entry for each way to end, in the order of `COLOURS`."""
+    for rank, kind in enumerate(COLOURS):
+        for trace in figure.select_traces({"name": kind}):
+            trace.update(showlegend=True, legendrank=rank)
+            break
+
+
+def base_line(figure: go.Figure, findings: Findings) -> None:
+    """A dashed line at the base model's loss."""
+    base = findings.base
+    if base is None:
+        return
+    figure.add_hline(y=base.best_eval_loss, line={"color": LINE_COLOUR, "width": 1.5, "dash": "dash"})
+    figure.add_annotation(
+        x=1,
+        xref="paper",
+        xanchor="right",
+        y=base.best_eval_loss,
+        yref="y",
+        yanchor="bottom",
+        text=f"base model {base.best_eval_loss:.4f}",
+        showarrow=False,
+    )
+
+
+def loss_axis(figure: go.Figure, findings: Findings, losses: Sequence[float]) -> None:
+    """Room for the base and all trials that didn't diverge; a logarithm only where losses differ by a factor."""
+    shown = [*losses, *(point.eval_loss for point in (findings.base.points if findings.base else ()))]
+    if not shown:
+        return
+    low, high = min(shown), max(shown)
+    if low > 0 and high / low > LOG_FROM_RATIO:
+        low, high = math.log10(low), math.log10(high)
+        figure.update_yaxes(type="log")
+        # On a logarithmic axis plotly places texts by the logarithm.
+        for annotation in figure.select_annotations({"yref": "y"}):
+            annotation.y = math.log10(annotation.y)
+    margin = 0.07 * (high - low) or 0.1
+    figure.update_yaxes(range=[low - margin, high + margin])

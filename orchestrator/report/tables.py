@@ -1,0 +1,207 @@
+"""The report's tables: rows of text, ready to be shown, and trials.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.report.data import Findings, ending_label, hyperparameter, trial_label
+from orchestrator.state.selection import gain_over
+from search_spaces.durations import format_duration
+from search_spaces.layers import flatten
+from trials.config import Hyperparameters
+from trials.records.trial_dir import EndingKind, Origin, TrialRecord
+
+NOTHING = "\u2013"
+_CSV_HEAD = ("id", "origin", "name", "ending", "reason", "best_eval_loss", "tokens_seen", "seconds", "steps", "score")
+# What a person has to look into comes first; being pruned is the normal course of a search.
+_STOPPED_ORDER = (
+    EndingKind.FAILED,
+    EndingKind.OUT_OF_MEMORY,
+    EndingKind.DIVERGED,
+    None,
+    EndingKind.EARLY_STOPPED,
+    EndingKind.PRUNED,
+)
+
+
+@dataclass(frozen=True)
+class RankingRow:
+    """One trial in the ranking, as text; `values` in the order of `Findings.varied`."""
+
+    id: str
+    name: str
+    ending: str
+    loss: str
+    behind: str
+    tokens: str
+    tokens_per_second: str
+    time: str
+    values: tuple[str, ...]
+    is_leader: bool
+    is_base: bool
+
+
+@dataclass(frozen=True)
+class StoppedRow:
+    """One trial that didn't run its full length, and why."""
+
+    id: str
+    name: str
+    ending: str
+    reason: str
+    tokens: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of the resolved recipe and who set it."""
+
+    key: str
+    value: str
+    source: str
+
+
+def show(value: Any) -> str:
+    """A hyperparameter or setting in short."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return "+".join(show(part) for part in value)
+    return str(value)
+
+
+def ranking_rows(findings: Findings) -> list[RankingRow]:
+    """All trials and the base, lowest loss first, those without a loss last; ties go to the earlier trial."""
+    leader = findings.leader
+    return [_ranking_row(record, leader, findings.varied) for record in sorted(findings.records, key=_by_loss)]
+
+
+def stopped_rows(findings: Findings) -> list[StoppedRow]:
+    """Every trial that didn't finish, troubles first."""
+
+    def kind_of(record: TrialRecord) -> EndingKind | None:
+        return record.ending.kind if record.ending else None
+
+    stopped = [record for record in findings.trained if kind_of(record) in _STOPPED_ORDER]
+    stopped.sort(key=lambda record: (_STOPPED_ORDER.index(kind_of(record)), record.id))
+    return [
+        StoppedRow(
+            record.id,
+            trial_label(record),
+            ending_label(record),
+            record.ending.reason if record.ending else "no ending on disk",
+            f"{record.tokens_seen:,}",
+        )
+        for record in stopped
+    ]
+
+
+def counts_line(findings: Findings) -> str:
+    """How many trials ended in which way, in one sentence."""
+    if not findings.trained:
+        return "No trial was started yet."
+    counts = Counter(ending_label(record) for record in findings.trained)
+    total = len(findings.trained)
+    return f"{total} trial{'s' if total != 1 else ''}: {', '.join(f'{n} {k}' for k, n in counts.most_common())}."
+
+
+def settings(findings: Findings) -> tuple[list[Setting], list[Setting]]:
+    """The settings that somebody made, with who; and all others, which are built-in defaults."""
+    sources = findings.search.sources
+    leaves = _leaves(findings.search.recipe.model_dump(mode="json"))
+    found = [Setting(key, _show_setting(value), sources.get(key, "default")) for key, value in leaves]
+    return [s for s in found if s.key in sources], [s for s in found if s.key not in sources]
+
+
+def surroundings(findings: Findings) -> list[tuple[str, str]]:
+    """Versions and hardware as search.json has them."""
+    pairs: list[tuple[str, str]] = []
+    for part in ("versions", "hardware"):
+        content = findings.search_json.get(part)
+        if isinstance(content, dict):
+            pairs += [(key.replace("_", " "), show(value)) for key, value in _leaves(content)]
+    return pairs
+
+
+def is_csv_text(text: str) -> bool:
+    """Whether a file's text is a trials.csv, of this version or another."""
+    return text.startswith(",".join(_CSV_HEAD[:3]) + ",")
+
+
+def csv_text(records: Sequence[TrialRecord]) -> str:
+    """trials.csv: one row a trial, by id; numbers in full precision, absent values empty."""
+    names = list(Hyperparameters.model_fields)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_CSV_HEAD, *names])
+    for record in records:
+        last = record.points[-1] if record.points else None
+        writer.writerow(
+            [
+                record.id,
+                record.origin.value,
+                record.name,
+                record.ending.kind.value if record.ending else "",
+                record.ending.reason if record.ending else "",
+                record.best_eval_loss,
+                record.tokens_seen,
+                last.seconds if last else None,
+                last.step if last else None,
+                record.score,
+                *(_csv_value(hyperparameter(record, name)) for name in names),
+            ]
+        )
+    return text.getvalue()
+
+
+def _ranking_row(record: TrialRecord, leader: TrialRecord | None, varied: Sequence[str]) -> RankingRow:
+    last = record.points[-1] if record.points else None
+    speed = last.tokens_per_second if last else None
+    is_base = record.origin is Origin.BASE
+    return RankingRow(
+        id=record.id,
+        name="base model" if is_base else trial_label(record),
+        ending="" if is_base else ending_label(record),
+        loss=NOTHING if record.best_eval_loss is None else f"{record.best_eval_loss:.4f}",
+        behind=NOTHING if leader is None or record.id == leader.id else _behind(record, leader),
+        tokens=NOTHING if is_base else f"{record.tokens_seen:,}",
+        tokens_per_second=NOTHING if speed is None else f"{speed:,.0f}",
+        time=NOTHING if last is None else format_duration(last.seconds),
+        values=tuple(NOTHING if is_base else show(hyperparameter(record, name)) for name in varied),
+        is_leader=leader is not None and record.id == leader.id,
+        is_base=is_base,
+    )
+
+
+def _behind(record: TrialRecord, leader: TrialRecord) -> str:
+    difference = gain_over(record, leader)
+    if difference is None:
+        return NOTHING
+    return f"{difference.difference:+.4f} ± {difference.standard_error:.4f}"
+
+
+def _by_loss(record: TrialRecord) -> tuple[bool, float, str]:
+    loss = record.best_eval_loss
+    return loss is None, 0.0 if loss is None else loss, record.id
+
+
+def _leaves(mapping: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(key, value) for key, value in flatten(mapping).items() if value != {}]
+
+
+def _show_setting(value: Any) -> str:
+    """A list of choices with commas, so that a choice which is itself a list can be told from it."""
+    return ", ".join(show(part) for part in value) if isinstance(value, list) else show(value)
+
+
+def _csv_value(value: Any) -> Any:
+    return "+".join(value) if isinstance(value, tuple) else value

@@ -1,0 +1,271 @@
+"""All that could have the machine next, and what each of them bids.
+
+The forecasts are refreshed after every evaluation of a small night, and after every fortieth part of the trials of a
+large one (or a quarter of its slots); in between a trial is judged by the forecasts of then and its own newest losses.
+With many slots nobody waits for that: forecasts are only refreshed when there is time for it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from orchestrator.scheduling.bids import Bids
+from orchestrator.scheduling.curve_model import Forecast, Outlook
+from orchestrator.scheduling.encoding import Array, Coordinates
+from orchestrator.scheduling.expected_improvement import improvement
+from orchestrator.scheduling.feasibility import Failures
+from orchestrator.scheduling.history import Tried
+from orchestrator.scheduling.proposal_discount import Promises
+from orchestrator.scheduling.proposer import Candidates
+from orchestrator.scheduling.types import Night, Standing, State
+from search_spaces.schema import Dimension
+
+_POOL = 100
+"""Configurations drawn at random that stand for all that could start."""
+_CANDIDATES, _MANY_CANDIDATES = 300, 1500
+_SPREAD_FIRST = 4
+"""So many first configurations are spread over the space: a model of few curves would look into its corners."""
+_SPREAD_AMONG = 10
+_SMALLEST_STRETCH = 1e-3
+_LATE = 0.5
+_SLACK = 1.5
+"""Stretches between two evaluations by which the last trial that could be completed is begun early."""
+_REFRESHES, _ROUNDS = 40, 4
+_MANY_SLOTS = 16
+"""From so many on, what one trial has just told decides little, and a decision uses what is known already."""
+_MOST_PRICED = 200
+_MOST_FORECAST = 50
+_CAUTION = 10
+"""A failure takes little time but tells nothing of losses: what fails one time in fifteen counts half."""
+
+
+class Field:
+    """The contenders of a night."""
+
+    def __init__(
+        self, space: Mapping[str, Dimension], seed: int, only: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
+        self._coordinates = Coordinates(space)
+        self._tried = Tried(self._coordinates, space, only)
+        self._outlook = Outlook(self._coordinates)
+        self._random = np.random.default_rng(seed)
+        self._pool = self._coordinates.draw(_POOL, self._random)
+        self._known: dict[str, Standing] = {}
+        self._failures = Failures()
+        self._best: float | None = None
+        self._news = 0
+        self._slots = 1
+        self._bids = Bids()
+        self._unpriced: set[str] = set()
+        self._fresh_price = 0.0
+        self._priced_at: float | None = None
+        self._promises = Promises()
+        self._candidates: Candidates | None = None
+        self._starts: dict[str, Standing] = {}
+        """Starting points that aren't over."""
+        self.has_complete = False
+
+    def update(self, standing: Standing) -> None:
+        """Takes in a new trial, or what has changed of one."""
+        name, old = standing.trial_id, self._known.get(standing.trial_id)
+        if old is None and not standing.points and not standing.is_start and len(self._known) > _SPREAD_FIRST:
+            self._promises.make(name, self._fresh_price)
+        if standing.state is State.INFEASIBLE and (old is None or old.state is not State.INFEASIBLE):
+            self._promises.settle(name, 0.0)
+            self._news += 1
+        self._known[name] = standing
+        self._tried.take(standing)
+        self._starts.pop(name, None)
+        if standing.is_start and standing.state in {State.RUNNING, State.PAUSED}:
+            self._starts[name] = standing
+        if standing.points and (old is None or old.points != standing.points or old.noise != standing.noise):
+            self._outlook.tell(name, standing.values, standing.points, standing.noise)
+            loss = standing.points[-1][1]
+            self._best = loss if self._best is None else min(self._best, loss)
+            self.has_complete |= standing.points[-1][0] >= standing.end - 1e-9
+            self._news += 1
+        self._bids.withdraw(name)
+        self._unpriced.discard(name)
+        if standing.state is State.PAUSED:
+            self._unpriced.add(name)
+
+    def start_from(self, base_loss: float) -> None:
+        """The base model's loss."""
+        self._outlook.base_loss = base_loss
+
+    def __getitem__(self, trial_id: str) -> Standing:
+        return self._known[trial_id]
+
+    def due_starts(self, night: Night) -> list[Standing]:
+        """Starting points that have to go on now so as to be complete by the end, if any."""
+        if not self._starts:
+            return []
+        to_do = [self._to_do(each) for each in self._starts.values()]
+        needed = max(*to_do, sum(to_do) / night.slots) + 1 + night.milestone
+        is_late = night.seconds_left <= max(_LATE * night.seconds, needed * night.seconds_full)
+        return list(self._starts.values()) if is_late else []
+
+    def last_chance(self, night: Night) -> Standing | None:
+        """The one to be completed, if a stretch more of anything else would leave no time for that.
+
+        It's the trial with the best loss expected at its end among those that can still be completed.
+        """
+        left = (night.seconds_left - night.seconds_start) / night.seconds_full
+        if left > 1 + night.milestone:
+            return None
+        can = [each for each in self._known.values() if each.state in {State.RUNNING, State.PAUSED}]
+        can = [each for each in can if each.points and self._to_do(each) <= left]
+        can = heapq.nsmallest(_MOST_FORECAST, can, key=lambda each: each.points[-1][1])
+        expected = [(forecast.mean, each) for each in can if (forecast := self.forecast(each.trial_id)) is not None]
+        if not expected:
+            return None
+        best = min(expected, key=lambda pair: pair[0])[1]
+        return best if self._to_do(best) + _SLACK * night.milestone >= left else None
+
+    @staticmethod
+    def _to_do(standing: Standing) -> float:
+        return standing.end - (standing.points[-1][0] if standing.points else 0.0)
+
+    def paused(self, night: Night) -> list[str]:
+        """The paused trials, those that bid most first."""
+        self.best_paused(night)
+        return self._bids.ranked()
+
+    def price_of(self, trial_id: str, night: Night) -> float:
+        """What a running trial bids."""
+        self._refresh(night)
+        if self._best is None:
+            return np.inf
+        price = self._price(trial_id, night, start=0.0)
+        self._promises.settle(trial_id, price)
+        return price
+
+    def best_paused(self, night: Night) -> tuple[str, float] | None:
+        """The paused trial that bids most, and its bid."""
+        self._refresh(night)
+        start = night.seconds_start / night.seconds_full
+        for name in self._unpriced:
+            self._bids.put(name, self._price(name, night, start) if self._best is not None else 0.0)
+        self._unpriced.clear()
+        return self._bids.best()
+
+    def fresh_price(self, night: Night) -> float:
+        """What the best configuration not tried yet bids, as far as such bids were kept; 0.0 if none may start."""
+        self._refresh(night)
+        if not night.may_start or not self.has_more:
+            return 0.0
+        if self._best is None or len(self._known) <= _SPREAD_FIRST:
+            return float(np.inf)
+        return self._fresh_price * self._promises.kept
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is a configuration that hasn't been tried."""
+        return self._tried.has_more
+
+    def forecast(self, trial_id: str) -> Forecast | None:
+        """The loss at its end, as far as it can be told; None before its first evaluation."""
+        standing = self._known.get(trial_id)
+        if standing is None or not standing.points:
+            return None
+        self._catch_up_now()
+        mean, spread = self._outlook.ahead_of(trial_id, np.array([[standing.end]]))
+        return self._outlook.in_nats(float(mean[0, 0]), float(np.sqrt(max(spread[0, 0, 0], 0.0))))
+
+    def propose(self, seed: int) -> dict[str, Any]:
+        """The configuration not tried yet that is expected to improve most on the best loss."""
+        random = np.random.default_rng(seed)
+        if self._best is None or len(self._known) <= _SPREAD_FIRST:
+            return self._coordinates.values(self._spread(random))
+        if self._slots < _MANY_SLOTS:
+            self._catch_up()
+            return self._coordinates.values(self._look_around(random, _CANDIDATES).take())
+        if self._candidates is None or self._candidates.are_used_up:
+            self._candidates = self._look_around(random, _MANY_CANDIDATES)
+        return self._coordinates.values(self._candidates.take())
+
+    def _spread(self, random: np.random.Generator) -> Array:
+        """One of the first configurations."""
+        draws = self._tried.left(self._coordinates.draw(_CANDIDATES, random))
+        if not self._known:
+            return np.asarray(draws[0])
+        few = random.permutation(draws)[:_SPREAD_AMONG]
+        return np.asarray(few[int(np.argmax(self._tried.distances(few)))])
+
+    def _look_around(self, random: np.random.Generator, count: int) -> Candidates:
+        """Configurations of all the space and some like the best, with the expected improvement of each."""
+        assert self._best is not None
+        near = [self._coordinates.near(each.values, count // 10, random) for each in self._tried.best]
+        draws = self._tried.left(np.concatenate([self._coordinates.draw(count, random), *near]))
+        x = self._coordinates.of_draws(draws)
+        mean, spread = self._outlook.ahead(x, np.ones((len(x), 1)))
+        deviation = np.sqrt(np.maximum(spread[:, 0, 0], 0.0))
+        gain = improvement(self._outlook.standardised(self._best), mean[:, 0], deviation)
+        worth = gain * self._failures.chance_of_training(x) ** _CAUTION
+        candidates = Candidates(draws, x, worth, self._outlook.alike)
+        candidates.avoid(self._tried.pending())
+        return candidates
+
+    def refresh(self, night: Night) -> None:
+        """Forecasts and bids, where enough is new, or so much time has passed that others can still be completed."""
+        self._slots = night.slots
+        self._catch_up()
+        self._price_all(night)
+        if self._candidates is not None and self._candidates.taken > _MANY_CANDIDATES // 10:
+            self._candidates = None
+        if self._candidates is None and night.slots >= _MANY_SLOTS and self._best is not None:
+            self._candidates = self._look_around(self._random, _MANY_CANDIDATES)
+
+    def _refresh(self, night: Night) -> None:
+        """The same before a decision, if that may take its time."""
+        self._slots = night.slots
+        if night.slots < _MANY_SLOTS:
+            self.refresh(night)
+
+    def _catch_up_now(self) -> None:
+        if self._slots < _MANY_SLOTS:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        if self._news and self._news >= max(len(self._known) // _REFRESHES, self._slots // _ROUNDS):
+            self._outlook.refresh()
+            self._failures.learn(*self._tried.outcomes())
+            self._news, self._priced_at, self._candidates = 0, None, None
+
+    def _price_all(self, night: Night) -> None:
+        left = night.seconds_left / night.seconds_full
+        if self._best is None or (self._priced_at is not None and abs(self._priced_at - left) < night.milestone):
+            return
+        self._priced_at = left
+        start = night.seconds_start / night.seconds_full
+        pool = self._coordinates.of_draws(self._tried.left(self._pool))
+        none, full = np.zeros(len(pool)), np.ones(len(pool))
+        self._fresh_price = float(self._priced(pool, none, full, start, night).max()) if len(pool) else 0.0
+        names = [name for name in self._bids.ranked()[:_MOST_PRICED] if self._known[name].points]
+        if names:
+            now = np.array([self._known[name].points[-1][0] for name in names])
+            end = np.array([self._known[name].end for name in names])
+            for name, price in zip(names, self._priced(names, now, end, start, night).tolist(), strict=True):
+                self._bids.put(name, price)
+
+    def _price(self, trial_id: str, night: Night, start: float) -> float:
+        standing = self._known[trial_id]
+        now = np.array([standing.points[-1][0] if standing.points else 0.0])
+        who = [trial_id] if standing.points else self._coordinates.of(standing.values)[None]
+        return float(self._priced(who, now, np.array([standing.end]), start, night)[0])
+
+    def _priced(self, who: Sequence[str] | Array, now: Array, end: Array, start: float, night: Night) -> Array:
+        left = max(night.seconds_left / night.seconds_full - start, 0.0)
+        todo = np.maximum(np.minimum(end - now, left), _SMALLEST_STRETCH)
+        fractions = (now + todo)[:, None]
+        if len(who) == 1 and isinstance(who[0], str):
+            mean, spread = self._outlook.ahead_of(who[0], fractions)
+        else:
+            mean, spread = self._outlook.ahead(who, fractions)
+        assert self._best is not None
+        deviation = np.sqrt(np.maximum(spread[:, 0, 0], 0.0))
+        return improvement(self._outlook.standardised(self._best), mean[:, 0], deviation) / (start + todo)

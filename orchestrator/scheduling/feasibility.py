@@ -1,0 +1,48 @@
+"""What to try next, from what is believed of everything tried so far."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import expit
+
+from orchestrator.scheduling.encoding import Array
+
+_RIDGE = 0.03
+_NEWTON_STEPS = 8
+
+
+class Failures:
+    """How likely configurations can be trained, given those that failed and those that didn't.
+
+    Logistic regression on coordinates, their squares and products: a threshold in the learning rate, a corner of large
+    ranks and batches.
+    """
+
+    def __init__(self) -> None:
+        self._weights: Array | None = None
+
+    def learn(self, failed: Array, trained: Array) -> None:
+        """Takes in the coordinates of all that failed, and of all that didn't: (count, dimensions) each."""
+        if not len(failed):
+            return
+        features = _features(np.concatenate([failed, trained]))
+        is_trained = np.concatenate([np.zeros(len(failed)), np.ones(len(trained))])
+        weights = np.zeros(features.shape[1])
+        ridge = _RIDGE * np.eye(features.shape[1])
+        ridge[0, 0] = 0.01
+        for _ in range(_NEWTON_STEPS):
+            chance = expit(features @ weights)
+            slope = features.T @ (is_trained - chance) - ridge @ weights
+            curvature = (features * (chance * (1 - chance))[:, None]).T @ features + ridge
+            weights += np.clip(np.linalg.solve(curvature, slope), -5, 5)
+        self._weights = weights
+
+    def chance_of_training(self, x: Array) -> Array:
+        """For each of the coordinates `x` (count, dimensions); 1.0 while nothing has failed."""
+        return np.ones(len(x)) if self._weights is None else np.asarray(expit(_features(x) @ self._weights))
+
+
+def _features(x: Array) -> Array:
+    centered = 2 * x - 1
+    first, second = np.triu_indices(x.shape[1])
+    return np.concatenate([np.ones((len(x), 1)), 2 * centered, centered[:, first] * centered[:, second]], 1)

@@ -1,0 +1,132 @@
+"""Which configurations a night has tried, what is left, and what became of them."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from orchestrator.scheduling.encoding import Array, Coordinates
+from orchestrator.scheduling.types import Standing, State
+from search_spaces.schema import Choices, Dimension, is_integer
+
+_MODELS = 4
+_MOST = 200
+"""Configurations of a kind that are looked at: the newest."""
+_MOST_COUNTED = 2000
+
+
+class Tried:
+    """Told of every trial. `only`: the configurations that may be tried, each once; None: all of the space.
+
+    A space of few choices is such a list too. No configuration is tried twice while there are others: with another seed
+    it would come out a little better or worse by chance, which says nothing of it.
+    """
+
+    def __init__(
+        self, coordinates: Coordinates, space: Mapping[str, Dimension], only: Sequence[Mapping[str, Any]] | None
+    ) -> None:
+        self._coordinates = coordinates
+        listed = _all_of(space) if only is None else only
+        self._left: dict[bytes, Array] | None = None
+        if listed is not None:
+            draws = np.stack([coordinates.draw_of(values) for values in listed])
+            self._left = dict(zip(coordinates.keys(draws), draws, strict=True))
+        self._x: dict[str, Array] = {}
+        self._keys: set[bytes] = set()
+        self._pending: dict[str, None] = {}
+        self._failed: dict[str, None] = {}
+        self._trained: dict[str, None] = {}
+        self._best: list[tuple[float, str]] = []
+        self._standings: dict[str, Standing] = {}
+
+    def take(self, standing: Standing) -> None:
+        """Takes in a new trial, or what has changed of one."""
+        name = standing.trial_id
+        if name not in self._x:
+            draw = self._coordinates.draw_of(standing.values)
+            self._x[name] = self._coordinates.of_draws(draw[None])[0]
+            key = self._coordinates.keys(draw[None])[0]
+            self._keys.add(key)
+            if self._left is not None:
+                self._left.pop(key, None)
+        _put(self._pending, name, standing.state is State.RUNNING and not standing.points)
+        _put(self._failed, name, standing.state is State.INFEASIBLE)
+        _put(self._trained, name, bool(standing.points) and standing.state is not State.INFEASIBLE)
+        if standing.points:
+            self._rank(standing)
+
+    def _rank(self, standing: Standing) -> None:
+        name = standing.trial_id
+        self._best = [pair for pair in self._best if pair[1] != name]
+        bisect.insort(self._best, (standing.points[-1][1], name))
+        self._standings[name] = standing
+        for _, dropped in self._best[_MODELS:]:
+            del self._standings[dropped]
+        del self._best[_MODELS:]
+
+    @property
+    def best(self) -> list[Standing]:
+        """The trials with the best losses: what is like them is tried among others."""
+        return [self._standings[name] for _, name in self._best]
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is anything left."""
+        return self._left is None or bool(self._left)
+
+    def left(self, draws: Array) -> Array:
+        """What may be tried: of a list what is left of it, otherwise those of `draws` that are new."""
+        if self._left is not None:
+            return np.stack(list(self._left.values())) if self._left else draws[:0]
+        new = self.new(draws)
+        return new if len(new) else draws
+
+    def new(self, draws: Array) -> Array:
+        """Those of `draws` that haven't been tried and may be, each once."""
+        first = {key: index for index, key in reversed(list(enumerate(self._coordinates.keys(draws))))}
+        allowed = {key: index for key, index in first.items() if self._left is None or key in self._left}
+        return np.asarray(draws[sorted(index for key, index in allowed.items() if key not in self._keys)])
+
+    def pending(self) -> Array:
+        """Coordinates of what runs and has no loss yet."""
+        return self._rows(self._pending)
+
+    def outcomes(self) -> tuple[Array, Array]:
+        """Coordinates of what couldn't be trained, and of what could."""
+        return self._rows(self._failed), self._rows(self._trained)
+
+    def distances(self, draws: Array) -> Array:
+        """Of each draw from the nearest that was tried."""
+        gaps = self._coordinates.of_draws(draws)[:, None] - self._rows(self._x)[None]
+        return np.asarray(np.linalg.norm(gaps, axis=2).min(1))
+
+    def _rows(self, names: dict[str, Any]) -> Array:
+        newest = list(itertools.islice(reversed(names), _MOST))[::-1]
+        return np.stack([self._x[name] for name in newest]) if newest else np.zeros((0, self._coordinates.count))
+
+
+def _all_of(space: Mapping[str, Dimension]) -> list[dict[str, Any]] | None:
+    """All configurations of a space that has only choices and whole numbers, and not too many."""
+    choices = [_choices(name, each) for name, each in space.items()]
+    listed = [each for each in choices if each is not None]
+    if len(listed) < len(choices) or math.prod(map(len, listed)) > _MOST_COUNTED:
+        return None
+    return [dict(zip(space, each, strict=True)) for each in itertools.product(*listed)]
+
+
+def _choices(name: str, dimension: Dimension) -> Sequence[Any] | None:
+    if isinstance(dimension, Choices):
+        return dimension.choices
+    return range(math.ceil(dimension.low), math.floor(dimension.high) + 1) if is_integer(name) else None
+
+
+def _put(names: dict[str, None], name: str, belongs: bool) -> None:
+    if belongs:
+        names[name] = None
+    else:
+        names.pop(name, None)

@@ -1,0 +1,110 @@
+"""Who goes on, who pauses, who's resumed, and what starts anew: pure rules, with no Ray, disk or clock.
+
+A trial may pause at every evaluation, and a paused one goes on from there. At each such moment all that could have
+the machine bid for it: the trial itself, every paused one, and the best configuration not tried yet. A bid is the
+expected improvement on the night's best loss by the trial's end, divided by the time that it takes to get there. It
+comes from the forecast of the loss at the end (orchestrator.scheduling.curve_model), which learns from the night's own
+curves how far early losses are to be trusted. So nothing is set beforehand: where early losses tell much, most trials
+pause at their first evaluation, as in successive halving (Li et al., arXiv 1810.05934) but with a way back; where they
+mislead, forecasts stay wide and trials go on. Near the end of the night a trial is judged by the loss that it can
+still reach, so that time goes to those that finish and win.
+
+A starting point of the recipe bids like all others until half of the night is over (or as much as leaves room for it
+and one trial more); then it is completed before all else, as it is what the winner is compared with. If nothing is
+complete and time is running out, the most promising trial that can still be completed has the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.scheduling.acquisition import Field
+from orchestrator.scheduling.curve_model import Forecast
+from orchestrator.scheduling.types import Fresh, Next, Night, Nothing, Resume, Standing, State, Verdict
+from search_spaces.schema import Dimension, SearchSettings
+
+__all__ = ["Fresh", "Next", "Night", "Nothing", "Promotion", "Resume", "Standing", "State", "Verdict"]
+
+
+class Promotion:
+    """The policy: told of every trial's standing, asked at every evaluation and for every free slot.
+
+    `only`: the configurations that may be tried, each once; None: all of the space.
+    """
+
+    def __init__(
+        self,
+        space: Mapping[str, Dimension],
+        settings: SearchSettings,
+        only: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        self._field = Field(space, settings.seed, only)
+
+    def start_from(self, base_eval_loss: float) -> None:
+        """The base model's loss in nats, from which all trials come down."""
+        self._field.start_from(base_eval_loss)
+
+    def update(self, standing: Standing) -> None:
+        """Takes in a new trial, or what has changed of one."""
+        self._field.update(standing)
+
+    def goes_on(self, trial_id: str, night: Night) -> Verdict:
+        """At an evaluation of a running trial: on, or pause."""
+        due = self._field.due_starts(night)
+        if any(each.trial_id == trial_id for each in due):
+            return Verdict(True, "a starting point has to be complete by the end")
+        if any(each.state is State.PAUSED for each in due):
+            return Verdict(False, "a starting point has to be completed")
+        needed = self._needed(night)
+        if needed is not None:
+            name = needed.trial_id
+            reason = "it's the one to be completed" if name == trial_id else f"{name} has to be completed in time"
+            return Verdict(name == trial_id or needed.state is State.RUNNING, reason)
+        own = self._field.price_of(trial_id, night)
+        paused = self._field.best_paused(night)
+        if paused is not None and paused[1] > max(own, self._field.fresh_price(night)):
+            return Verdict(False, f"{paused[0]} promises more")
+        if self._field.fresh_price(night) > own:
+            return Verdict(False, "a new configuration promises more")
+        return Verdict(True, "the most promising")
+
+    def next(self, night: Night) -> Next:
+        """For a free slot: a paused trial, or a new configuration."""
+        if night.seconds_left <= night.seconds_start:
+            return Nothing("the time for training is over")
+        for each in self._field.due_starts(night):
+            if each.state is State.PAUSED:
+                return Resume(each.trial_id)
+        needed = self._needed(night)
+        if needed is not None and needed.state is State.PAUSED:
+            return Resume(needed.trial_id)
+        paused = self._field.best_paused(night)
+        if paused is not None and paused[1] >= self._field.fresh_price(night):
+            return Resume(paused[0])
+        if not self._field.has_more:
+            return Nothing("nothing is paused, and every configuration has been tried")
+        return Fresh() if night.may_start else Nothing("nothing is paused, and no new configuration may start")
+
+    def refresh(self, night: Night) -> None:
+        """Takes into account what was told, as far as it waited for a moment in which nobody waits for an answer."""
+        self._field.refresh(night)
+
+    def hopeless(self, keep: int, night: Night) -> list[str]:
+        """Paused trials beyond the `keep` most promising, the least promising last; disk is bounded by it.
+
+        Starting points aren't among them.
+        """
+        return [name for name in self._field.paused(night)[keep:] if not self._field[name].is_start]
+
+    def forecast(self, trial_id: str) -> Forecast | None:
+        """The predicted loss of a trial at its end; None before its first evaluation."""
+        return self._field.forecast(trial_id)
+
+    def propose(self, seed: int) -> dict[str, Any]:
+        """The hyperparameters of the next new configuration, as in the recipe's space; the same for the same seed."""
+        return self._field.propose(seed)
+
+    def _needed(self, night: Night) -> Standing | None:
+        """The trial that must go on now, lest none be complete when the time is over."""
+        return None if self._field.has_complete else self._field.last_chance(night)

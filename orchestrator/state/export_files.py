@@ -1,0 +1,60 @@
+"""What an export says of itself, and the samples beside it, as the report reads them. Needs neither torch nor Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from orchestrator.state.run_dir import RunFolder
+from trials.system.damage import DamagedFile, read_as, read_value
+
+_MANIFEST, _SAMPLES = "export/manifest.json", "samples.json"
+
+
+@dataclass(frozen=True)
+class _Proof:
+    eval_loss: float = 0.0
+    difference: float = 0.0
+    tolerance: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Test:
+    eval_loss: float = 0.0
+    base_eval_loss: float = 0.0
+    standard_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """The part of manifest.json that the report shows."""
+
+    trial: str | None = None
+    verified: _Proof | None = None
+    test: _Test | None = None
+    exported: str | None = None
+
+
+_MANIFESTS = TypeAdapter(_Manifest)
+_SAMPLE_LISTS = TypeAdapter(list[dict[str, Any]])
+
+
+def read_description(run: RunFolder) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
+    """Return export/manifest.json, None without an export, and what is wrong with it."""
+    try:
+        read_as(run.path / _MANIFEST, _MANIFESTS)
+        return read_value(run.path / _MANIFEST), ()
+    except DamagedFile as error:
+        return None, (f"{_MANIFEST} can't be read: {error.reason}; the export is not described",)
+
+
+def read_samples(run: RunFolder) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:
+    """Return the samples of samples.json, and what is wrong with it."""
+    try:
+        read_as(run.path / _SAMPLES, _SAMPLE_LISTS)
+        return tuple(read_value(run.path / _SAMPLES) or ()), ()
+    except DamagedFile as error:
+        return (), (f"{_SAMPLES} can't be read: {error.reason}; no samples are shown",)

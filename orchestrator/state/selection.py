@@ -1,0 +1,140 @@
+"""Which trial is best, and whether it's better than the base. Pure: records in, ranking out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trials.errors import NothingToExport
+from trials.metrics.row_losses import LossDifference, RowLosses, compare
+from trials.records.adapter_check import why_not_there
+from trials.records.trial_dir import EVAL_ROWS_FILE, Origin, TrialRecord
+
+LEAST_GAIN = 1e-3
+"""Nats per token. An export is verified to within this, so a smaller gain couldn't be shown to be in it."""
+
+
+_MOST_NAMED = 5
+"""Trials in one error message."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The winner, the base that it beats, and by how much on the same rows."""
+
+    trial: TrialRecord
+    base: TrialRecord
+    gain: LossDifference
+    """Loss of the base minus loss of the winner, nats per token."""
+
+    @property
+    def loss(self) -> float:
+        """The winner's best eval loss, nats per token."""
+        loss = self.trial.best_eval_loss
+        assert loss is not None  # a trial without evaluations is no best one
+        return loss
+
+
+def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Trained trials that were evaluated, lowest best_eval_loss first; ties go to the earlier trial."""
+    trained = [r for r in records if r.origin is not Origin.BASE and r.best_eval_loss is not None]
+    return sorted(trained, key=lambda record: (record.best_eval_loss, record.id))
+
+
+def base_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The base model's record, if it has been evaluated."""
+    return next((r for r in records if r.origin is Origin.BASE and r.points), None)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A trial that ranks above those that can be exported, and why it can't be."""
+
+    trial: TrialRecord
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {"trial": self.trial.id, "eval_loss": self.trial.best_eval_loss, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Trials that clearly beat the base model and whose adapters are there, the best first; at least one."""
+
+    best: Sequence[Best]
+    skipped: Sequence[Skipped]
+    """Better ones than the first of `best`."""
+
+
+def pick_best(records: Sequence[TrialRecord]) -> Best:
+    """The best trial whose adapter is on disk. Raises `NothingToExport` if none clearly beats the base model."""
+    return candidates(records).best[0]
+
+
+def candidates(records: Sequence[TrialRecord]) -> Candidates:
+    """All trials that may be exported. Raises `NothingToExport` if there is none."""
+    base = base_of(records)
+    base_rows = base.row_losses() if base else None
+    if base is not None and base_rows is None:
+        raise NothingToExport(
+            f"the base model's {EVAL_ROWS_FILE} is gone or can't be read, so nothing can be shown to beat it. Resume "
+            "the search, which evaluates it again."
+        )
+    if base is None or base_rows is None:
+        raise NothingToExport(
+            "the base model was not evaluated, so nothing can be shown to beat it. Resume the search."
+        )
+    found: list[Best] = []
+    skipped: list[Skipped] = []
+    for trial in rank(records):
+        judged = _against(base, base_rows, trial)
+        if isinstance(judged, Best):
+            found.append(judged)
+        elif not found:
+            skipped.append(Skipped(trial, judged))
+    clear = [best for best in found if best.gain.is_clear and best.gain.difference > LEAST_GAIN]
+    if not clear:
+        raise NothingToExport(_why_none(found, skipped, base_rows))
+    return Candidates(clear, skipped)
+
+
+def _against(base: TrialRecord, base_rows: RowLosses, trial: TrialRecord) -> Best | str:
+    """A trial compared with the base on the same rows, or why it can't be exported."""
+    problem = why_not_there(trial.adapter)
+    if problem is not None:
+        return problem
+    rows = trial.row_losses()
+    if rows is None:
+        return f"its {EVAL_ROWS_FILE} is gone or can't be read, so nothing can be shown of it"
+    try:
+        return Best(trial, base, compare(rows, base_rows))
+    except ValueError as error:
+        return f"it can't be compared with the base model: {error}"
+
+
+def _why_none(found: Sequence[Best], skipped: Sequence[Skipped], base_rows: RowLosses) -> str:
+    unusable = "; ".join(f"trial {each.trial.id} is skipped: {each.reason}" for each in skipped[:_MOST_NAMED])
+    if not found:
+        if unusable:
+            return f"no trial can be exported: {unusable}. Restore its files, or resume the search."
+        return "no trial was evaluated, so there is no adapter. Give the search more time."
+    best = found[0]
+    gain = f"{best.gain.difference:.4f} ± {best.gain.standard_error:.4f}"
+    return (
+        f"the best trial, {best.trial.id}, has eval loss {best.loss:.4f} and the base model {base_rows.mean:.4f}: "
+        f"better by {gain}, where more than twice that error and more than {LEAST_GAIN:g} are asked for. "
+        "Widen the learning rates, train longer, or give more eval rows." + (f" Also, {unusable}." if unusable else "")
+    )
+
+
+def gain_over(other: TrialRecord, trial: TrialRecord) -> LossDifference | None:
+    """Loss of `other` minus loss of `trial` on the same rows; None where they have no such rows."""
+    rows, other_rows = trial.row_losses(), other.row_losses()
+    if rows is None or other_rows is None:
+        return None
+    try:
+        return compare(rows, other_rows)
+    except ValueError:
+        return None

@@ -1,0 +1,128 @@
+"""Reads all trials of a run folder, of which some may be damaged, and sets those aside. Needs neither torch nor Ray.
+
+RUN/damaged/<id>-<n>/  a trial folder that could not be used, moved here as it was; n from 1
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from trials.errors import RunFolderError
+from trials.records.trial_dir import DamagedTrial, Origin, TrialRecord, read_trial
+
+BASE_ID = "0000"
+_DAMAGED = "damaged"
+_OF_A_TRIAL = frozenset({"config.json", "metrics.jsonl", "eval_rows.json", "ending.json", "adapter", "checkpoints"})
+_MOST_MISSING = 1000
+"""Trials in a row without a folder. A number beyond that, such as a date, was not given by the search."""
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The trials of a run folder, by id."""
+
+    records: tuple[TrialRecord, ...]
+    damaged: tuple[DamagedTrial, ...]
+
+    def lines(self) -> list[str]:
+        """Return a sentence about each damaged trial, and about every damaged file of the others."""
+        said = [f"trial {each.id} is left out: {each.reason}" for each in self.damaged]
+        return said + [f"trial {record.id}: {damage}" for record in self.records for damage in record.all_damage()]
+
+
+def read_trials(folder: Path) -> Trials:
+    """Read what `folder`, which is RUN/trials, holds. A folder in which nothing of a trial is yet is no trial."""
+    records: list[TrialRecord] = []
+    damaged: list[DamagedTrial] = []
+    for path in _entries(folder):
+        found = _look_at(path, records)
+        if isinstance(found, TrialRecord):
+            records.append(found)
+        elif found is not None:
+            damaged.append(DamagedTrial(path.name, path, found))
+    return Trials(tuple(records), tuple(damaged))
+
+
+def set_aside(run: Path, trials: Iterable[DamagedTrial]) -> dict[str, Path]:
+    """Move trials to RUN/damaged, under names that are free; return where each is now, by id."""
+    return {each.id: each.folder.rename(free_place(run, each.id)) for each in trials}
+
+
+def free_place(run: Path, name: str) -> Path:
+    """Return a path in RUN/damaged, which is made, that nothing has yet: the name and a number."""
+    (run / _DAMAGED).mkdir(exist_ok=True)
+    number = 1
+    while (target := run / _DAMAGED / f"{name}-{number}").exists() or target.is_symlink():
+        number += 1
+    return target
+
+
+def ids_set_aside(run: Path, records: Iterable[TrialRecord]) -> set[str]:
+    """Return the ids of trained trials in RUN/damaged: no other trial may get them. One that was restored has its own.
+
+    Ids so high that no search gave them are left out.
+    """
+    names = (path.name.rpartition("-")[0] for path in _entries(run / _DAMAGED))
+    known = {record.id for record in records}
+    highest, found = max(map(int, known), default=0), set()
+    for trial_id in sorted({name for name in names if _is_id(name)} - known - {BASE_ID}, key=int):
+        if int(trial_id) - highest <= _MOST_MISSING:
+            highest = max(highest, int(trial_id))
+            found.add(trial_id)
+    return found
+
+
+def _look_at(path: Path, before: list[TrialRecord]) -> TrialRecord | str | None:
+    """The trial in a folder, or why it can't be used; None: it isn't one."""
+    try:
+        if not path.is_dir():
+            return _no_folder(path)
+        if not _OF_A_TRIAL & {inside.name for inside in path.iterdir()}:
+            return None
+        if path.is_symlink() and path.resolve().parent == path.parent.resolve():
+            return f"it's a link to {path.resolve().name}"
+    except (OSError, RuntimeError) as error:
+        return f"it can't be opened: {getattr(error, 'strerror', None) or error}"
+    return _read(path, before) if _is_id(path.name) else "its name is no number of a trial: is it a copy?"
+
+
+def _read(path: Path, before: list[TrialRecord]) -> TrialRecord | str:
+    try:
+        return _in_its_place(read_trial(path), before)
+    except RunFolderError as error:
+        return str(error.__cause__ or error).removeprefix(f"{path}/").partition(". Restore it")[0]
+
+
+def _in_its_place(record: TrialRecord, before: list[TrialRecord]) -> TrialRecord | str:
+    if (record.id == BASE_ID) != (record.origin is Origin.BASE):
+        return f"its config.json is of another trial: {BASE_ID} is the base model, and no other is"
+    if int(record.id) - max((int(other.id) for other in before), default=0) > _MOST_MISSING:
+        return "the search gave no trial so high a number"
+    for other in before:
+        # Seconds and losses are measured to many digits: no two trials have the same.
+        same = record.points and other.id != BASE_ID and (record.points, record.config) == (other.points, other.config)
+        if same and record.row_losses() == other.row_losses():
+            return f"it's a copy of trial {other.id}"
+    return record
+
+
+def _no_folder(path: Path) -> str | None:
+    """A file that somebody has put beside the trials harms nothing, unless a trial is to have its name."""
+    if path.is_symlink() and not path.exists():
+        return "it's a link that leads nowhere"
+    return "it is no folder" if _is_id(path.name) else None
+
+
+def _is_id(name: str) -> bool:
+    """Whether a search could have given the name: at least four digits, and no more zeros than that takes."""
+    return re.fullmatch("[0-9]{4,9}", name) is not None and name == f"{int(name):04d}"
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    try:
+        yield from sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        return

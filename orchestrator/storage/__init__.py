@@ -1,0 +1,1 @@
+"""A run folder that is not on this machine: object stores, working copies, leases."""

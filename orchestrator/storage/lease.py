@@ -1,0 +1,134 @@
+"""One command at a time in a run folder on an object store, whichever machines they are on.
+
+<run>/lock/<number>.json  who holds it, written anew every so many seconds; the lowest number that is renewed counts
+
+A store has no locks, but of two that create the same object one is told that it was there already. Whether a lease
+is still renewed is told by the store's clock, not by that of any machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from orchestrator.storage.object_store import ObjectStore
+from trials.console.terminal import settle
+from trials.errors import EXIT_INTERRUPTED, RunFolderError, StoreFailed
+from trials.system.processes import SessionMark
+
+_FOLDER = "lock"
+_RENEWED_SECONDS = 20.0
+_DEAD_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that has a run folder; the place is its working copy, which has a lock of the system's."""
+
+    who: str
+    place: str
+
+    @classmethod
+    def of_this(cls, copy: Path) -> Holder:
+        """This process, which has the lock of its working copy."""
+        mark = SessionMark.of(0)
+        return cls(f"process {os.getpid()} on {socket.gethostname()}", f"{mark.host} {mark.boot} {copy}")
+
+
+@contextmanager
+def only_command(store: ObjectStore, copy: Path) -> Iterator[None]:
+    """Keeps commands on other machines from the run folder; this one must have the lock of its working copy.
+
+    A holder that was killed has it for two minutes more, unless it was in the same working copy. Raises
+    `RunFolderError` while another holds it. Should this one be out of the store's reach for so long that another takes
+    it over, this process ends.
+    """
+    holder = Holder.of_this(copy)
+    name = _take(store, holder)
+    is_over, content = threading.Event(), _content(holder)
+    threading.Thread(target=_renew, args=(store, name, content, is_over), daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        with suppress(StoreFailed):  # then it's forgotten by itself
+            store.remove([name])
+
+
+def _take(store: ObjectStore, holder: Holder) -> str:
+    """The name of a lease that is this process's from now on."""
+    number = max(_numbers(store), default=0) + 1
+    name = _name(number)
+    if not store.create(name, _content(holder)):
+        raise _taken(store, _holder(store, name))
+    for other in [other for other in _numbers(store) if other < number]:
+        its = _holder(store, _name(other))
+        if its is not None and its.place != holder.place and _is_renewed(store, _name(other), name):
+            store.remove([name])
+            raise _taken(store, its)
+        store.remove([_name(other)])
+    return name
+
+
+def _is_renewed(store: ObjectStore, name: str, newest: str) -> bool:
+    """`newest` was written just now."""
+    try:
+        age = store.modified(newest) - store.modified(name)
+    except FileNotFoundError:  # given free meanwhile
+        return False
+    return age.total_seconds() < _DEAD_SECONDS
+
+
+def _renew(store: ObjectStore, name: str, content: bytes, is_over: threading.Event) -> None:
+    while not is_over.wait(_RENEWED_SECONDS):
+        try:
+            if store.read(name) == content and not is_over.is_set():
+                store.write(name, content)
+        except FileNotFoundError:
+            if is_over.is_set():
+                return
+            sys.stderr.write(f"error: another command has taken over {store.url}, as this one couldn't reach it\n")
+            settle()
+            # Whatever else this process would write to the store is another's affair by now.
+            os._exit(EXIT_INTERRUPTED)
+        except StoreFailed:
+            continue  # whoever needs the store says so
+
+
+def _taken(store: ObjectStore, holder: Holder | None) -> RunFolderError:
+    who = "another command" if holder is None else holder.who
+    return RunFolderError(
+        f"{store.url} is in use by {who}. Wait until that has ended, or end it; one that was killed is forgotten after "
+        f"{_DEAD_SECONDS:.0f} s."
+    )
+
+
+def _content(holder: Holder) -> bytes:
+    return json.dumps(asdict(holder)).encode()
+
+
+def _holder(store: ObjectStore, name: str) -> Holder | None:
+    """None where the lease has been given back."""
+    try:
+        return Holder(**json.loads(store.read(name)))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        # In a folder of this machine a lease is there before its content is: it counts as held, until it's too old.
+        return Holder("another command", "")
+
+
+def _numbers(store: ObjectStore) -> list[int]:
+    stems = (Path(name).stem for name in store.names(f"{_FOLDER}/"))
+    return sorted(int(stem) for stem in stems if stem.isdecimal())
+
+
+def _name(number: int) -> str:
+    return f"{_FOLDER}/{number}.json"

@@ -1,0 +1,128 @@
+"""Run folders by what a command line says: a path, or the address of one on an object store."""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orchestrator.state.run_dir import RunFolder, create_run_folder, open_run_folder, refuse_taken
+from orchestrator.storage.lease import only_command
+from orchestrator.storage.mirror import Mirror, address, working_copy
+from orchestrator.storage.object_store import QUICK, ObjectStore, is_url
+from trials.errors import RunFolderError, StoreFailed
+from trials.records.trial_dir import TrialRecord
+from trials.system.locks import only_here
+
+
+def refuse_taken_place(place: str) -> None:
+    """Raises `RunFolderError` if a search is there already, or anything else."""
+    if not is_url(place):
+        refuse_taken(Path(place))
+        return
+    names = _first_look(place)
+    if "search.json" in names:
+        raise RunFolderError(
+            f"{place} holds another search. Go on with it by --resume {shlex.quote(place)}, or give another --out."
+        )
+    if names:
+        raise RunFolderError(f"{place} is not empty: {names[0]} is there. Give a new or empty --out.")
+
+
+def create_at(place: str) -> RunFolder:
+    """A new run folder, at a path or on a store that can be written to. Raises `RunFolderError`."""
+    if not is_url(place):
+        return create_run_folder(Path(place))
+    check_store(ObjectStore(place, QUICK))
+    path = working_copy(place)
+    if path.exists():  # of a search that isn't on the store any more
+        with only_here(path):
+            path.rename(path.with_name(f"{path.name}.{secrets.token_hex(4)}"))
+    folder = create_run_folder(path)
+    Mirror(place, folder.path).begin()
+    return folder
+
+
+def open_at(place: str) -> RunFolder:
+    """An existing run folder; of one on a store, a working copy that is up to date. Raises `RunFolderError`."""
+    if not is_url(place):
+        return open_run_folder(Path(place))
+    if "search.json" not in _first_look(place):
+        raise RunFolderError(f"{place} holds no search: there is no search.json in it. Give a run folder.")
+    mirror = Mirror(place, working_copy(place))
+    mirror.begin()
+    try:
+        with only_here(mirror.path):
+            mirror.pull_files()
+            mirror.pull_trials()
+    except RunFolderError:
+        pass  # a search is at work in it on this machine, and nobody knows more
+    return open_run_folder(mirror.path)
+
+
+@contextmanager
+def only_here_and_there(folder: RunFolder) -> Iterator[None]:
+    """Keeps other commands from a run folder, on whatever machine they are. Raises `RunFolderError`."""
+    with only_here(folder.path):
+        mirror = Mirror.of(folder.path)
+        if mirror is None:
+            yield
+            return
+        with only_command(mirror.store, folder.path):
+            yield
+
+
+def bring_weights(trial: TrialRecord) -> None:
+    """Makes sure that a trial's adapter is really there, and no placeholder, where the run folder is a working copy."""
+    mirror = Mirror.of(trial.folder.parent.parent)
+    if mirror is not None:
+        mirror.pull(trial.folder, whole=True)
+
+
+def publish(folder: RunFolder, *tops: str) -> None:
+    """Puts what a command has made beside the trials on the store, if the run folder is on one.
+
+    `tops` are the files and folders that it made; none: all, by a command that has the run folder to itself.
+    """
+    mirror = Mirror.of(folder.path)
+    if mirror is not None:
+        mirror.push_files(*tops)
+
+
+def place_of(folder: RunFolder) -> str:
+    """What a command line may call the run folder."""
+    return address(folder.path)
+
+
+def check_store(store: ObjectStore) -> None:
+    """Writes, reads, lists and removes an object. Raises `RunFolderError` with what a person can do about it."""
+    name = f"check/{secrets.token_hex(8)}"
+    try:
+        store.write(name, b"written")
+        if store.read(name) != b"written" or name not in store.names("check/"):
+            raise RunFolderError(f"{store.url} doesn't give back what was just written. Give another --out.")
+        store.remove([name])
+    except (StoreFailed, FileNotFoundError) as error:
+        raise _unusable(store.url, error) from error
+
+
+def _first_look(place: str) -> list[str]:
+    try:
+        return [
+            name for name in ObjectStore(place, QUICK).names() if not name.startswith(("check/", "lock/", ".marker-"))
+        ]
+    except FileNotFoundError:
+        return []
+    except StoreFailed as error:
+        raise _unusable(place, error) from error
+
+
+def _unusable(url: str, error: Exception) -> RunFolderError:
+    said = error.__cause__ or error
+    return RunFolderError(
+        f"can't use {url}: {type(said).__name__}: {said}. Check the bucket's name and this machine's credentials "
+        "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws, and AWS_ENDPOINT_URL of another store than Amazon's; "
+        "GOOGLE_APPLICATION_CREDENTIALS)."
+    )

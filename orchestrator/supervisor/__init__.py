@@ -1,0 +1,1 @@
+"""The command's process: restarts sessions until the search is over, then finalizes."""

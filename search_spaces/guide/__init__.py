@@ -1,0 +1,1 @@
+"""Compatibility with the CoT-NLI guide's Python config files."""

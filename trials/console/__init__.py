@@ -1,0 +1,1 @@
+"""What a process says: terminal, logs, unexpected errors, encoding."""

@@ -1,0 +1,1 @@
+"""Conversations become tokenised, frozen splits."""

@@ -1,0 +1,1 @@
+"""Element-wise operations and attention, in torch and in Triton, that must equal each other."""

@@ -1,0 +1,1 @@
+"""Low-rank parts of many adapters in one pass."""

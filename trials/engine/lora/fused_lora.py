@@ -1,0 +1,84 @@
+"""Products of low-rank parts by the kernels of `triton_lowrank`, where they do better. Imported on a GPU only."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trials.engine.lora.groups import Dropout, Group
+from trials.engine.lora.torch_lora import add_undropped_input_gradient, undropped_inner
+from trials.engine.lora.triton_lora import (
+    GroupTable,
+    Noise,
+    Place,
+    add_dropped_input_gradient,
+    add_weight_gradients,
+    dropped_inner,
+    group_table,
+    stacked_keys,
+)
+
+
+class FusedProducts:
+    """Without dropout torch's product for all adapters at once, with it a kernel; weight gradients by one in any case.
+
+    The kernels read an adapter's own tokens and ranks only.
+    """
+
+    def __init__(self, group: Group, dropout: Dropout | None) -> None:
+        """`dropout` is that of the group's span."""
+        self._group = group
+        self._dropout = dropout
+        self._names = tuple(part.name for part in group.parts)
+
+    @functools.cached_property
+    def _table(self) -> GroupTable:
+        """Made when it's first needed: in evaluation it isn't."""
+        group = self._group
+        places = []
+        for number, part in enumerate(group.parts):
+            for segment, columns in part.columns_of_segments():
+                own = group.within(segment)
+                scale = segment.adapter.scale / group.scale
+                places.append(Place(segment.adapter, part.name, number, own.start, own.stop, columns.start, scale))
+        return group_table(places, len(group.a), group.a.device)
+
+    def inner(self, layer: int, x: Tensor) -> Tensor:
+        """See `products.Products`."""
+        if self._dropout is None:
+            return undropped_inner(self._group, layer, x)
+        a = self._group.a[layer]
+        inner = a.new_zeros(len(x), len(a))
+        dropped_inner(x, a, self._noise(layer, x), self._table, inner)
+        return inner
+
+    def add_input_gradient(self, layer: int, dinner: Tensor, dx: Tensor) -> None:
+        """See `products.Products`."""
+        if self._dropout is None:
+            add_undropped_input_gradient(self._group, layer, dinner, dx)
+            return
+        a, scale = self._group.a[layer], self._group.scale
+        add_dropped_input_gradient(dx, dinner, a, self._noise(layer, dx), self._table, scale)
+
+    def add_weight_gradients(
+        self, layer: int, x: Tensor, inner: Tensor, dinner: Tensor, gradients: Sequence[Tensor]
+    ) -> None:
+        """See `products.Products`."""
+        noise, scale = self._noise(layer, x), self._group.scale
+        add_weight_gradients(x, inner, gradients, dinner, noise, self._table, layer, scale)
+
+    def _noise(self, layer: int, x: Tensor) -> Noise | None:
+        drop = self._dropout
+        if drop is None:
+            return None
+        keys = _keys(tuple(name.format(layer) for name in self._names), x.shape[1], x.device)
+        return Noise(drop.token_keys, keys, drop.thresholds, drop.scales)
+
+
+@functools.cache
+def _keys(modules: tuple[str, ...], features: int, device: torch.device) -> Tensor:
+    """The same in every micro-step."""
+    return stacked_keys(modules, features, device)

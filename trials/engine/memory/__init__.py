@@ -1,0 +1,1 @@
+"""How large micro-batches may be: planned, tried, learned from shortages."""

@@ -1,0 +1,92 @@
+"""Tries the worst micro-step of a trial before it trains, and leaves everything as it was.
+
+The longest rows, as many as a micro-step may have: forward, backward, an optimizer step, and an evaluation. Where
+memory doesn't suffice, micro-steps become smaller or more is computed again (`room`), until they fit or a single row
+doesn't with everything computed again: such a trial is infeasible.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from trials.data.tokenization import TokenizedRow
+from trials.engine.lora.adapter import Adapter
+from trials.engine.memory.manager import Room
+from trials.engine.model.decoder import Decoder
+from trials.engine.model.packed_batch import Share, fitting, make_batch
+from trials.engine.optim.flat import Stepper
+from trials.engine.runtime.micro_batches import Learn
+from trials.records.memory_report import Attempt, MemoryUse
+from trials.system.oom import is_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Rehearsal:
+    """Of one trial, whose adapter has no optimizer yet. Runs in the loop's thread."""
+
+    key: int
+    adapter: Adapter
+    make_stepper: Callable[[], Stepper]
+    longest_rows: Callable[[int], tuple[Sequence[TokenizedRow], Sequence[TokenizedRow]]]
+    """Of so many tokens together, to train on and to evaluate; asked only if something has to be tried."""
+    tried: list[Attempt] = field(default_factory=list)
+
+    def run(self, room: Room, decoder: Decoder, learn: Learn) -> MemoryUse:
+        """Raises torch's error if not even one row fits."""
+        proof = room.proof(self.key)
+        if proof is None:
+            self._try(room, decoder, learn)
+            proof = room.prove(self.key, _peak_bytes(self.adapter))
+        return replace(room.memory_use(self.key), peak_bytes=proof.peak_bytes, tried=tuple(self.tried))
+
+    def _try(self, room: Room, decoder: Decoder, learn: Learn) -> None:
+        known = room.experience.shortages
+        try:
+            while not self._fits(room, decoder, learn):
+                pass
+        except Exception:
+            room.experience.forget_after(known)
+            raise
+
+    def _fits(self, room: Room, decoder: Decoder, learn: Learn) -> bool:
+        train, evaluated = (rows[: fitting(rows, room.limit)] for rows in self.longest_rows(room.limit))
+        tokens, is_recomputed = sum(len(row.input_ids) for row in train), room.plan.recomputed > 0
+        error: Exception | None = None
+        try:
+            self._pass(train, evaluated, decoder)
+        except Exception as raised:
+            if not is_out_of_memory(raised):
+                raise
+            error = raised.with_traceback(None)
+        self.tried.append(Attempt(len(train), tokens, is_recomputed, error is None))
+        if error is None:
+            return True
+        most = learn(tokens, max(len(train), len(evaluated)))
+        if most is None:
+            raise error
+        logger.warning("out of memory trying %d tokens at once; at most %d from now on", tokens, most)
+        return False
+
+    @torch.no_grad()
+    def _pass(self, train: Sequence[TokenizedRow], evaluated: Sequence[TokenizedRow], decoder: Decoder) -> None:
+        frozen, adapter = decoder.frozen, self.adapter
+        if adapter.flat.is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+        before = adapter.flat.to("cpu", copy=True)
+        try:
+            decoder.train(make_batch([Share(adapter, train, 1.0)], frozen.dtype, frozen.device, training=True))
+            self.make_stepper().step()
+            decoder.losses(make_batch([Share(adapter, evaluated, 1.0)], frozen.dtype, frozen.device, training=False))
+        finally:
+            adapter.flat.copy_(before)
+            adapter.gradient.zero_()
+
+
+def _peak_bytes(adapter: Adapter) -> int | None:
+    return torch.cuda.max_memory_allocated() if adapter.flat.is_cuda else None

@@ -1,0 +1,259 @@
+"""Memory for micro-steps, cut anew when adapters come and go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from trials.config import Hyperparameters, Machine
+from trials.data.dataset import TrialData
+from trials.engine.lora.adapter import parameter_count
+from trials.engine.memory.oom_history import Experience, Guest, Proof, Shortage
+from trials.engine.model.activations import Workspace
+from trials.engine.model.frozen_base import FrozenDecoder
+from trials.model.activation_policy import Keep
+from trials.model.memory_plan import (
+    MOST_OF_GPU,
+    MOST_TOKENS,
+    Plan,
+    Rates,
+    adapter_bytes,
+    memory_bytes,
+    plan,
+    seconds_per_token,
+)
+from trials.records.memory_report import MemoryUse
+from trials.system.oom import is_out_of_memory
+
+_WORTH_MOVING = 1.02
+"""Memory is cut anew for a split that promises to be so many times as fast."""
+_LONG_STEP = 1.2
+"""An optimizer step of rows that are drawn at random may have so many times the tokens of a mean one."""
+
+_SOME_RATES = Rates(165e12, 0.9e12)
+"""Of an RTX 4090: plans depend on how the two compare, and that is alike on cards of one time."""
+
+
+class Room:
+    """How large micro-steps may be beside the adapters that are present. Belongs to the loop's thread."""
+
+    def __init__(self, frozen: FrozenDecoder, machine: Machine) -> None:
+        """Raises torch's error if not even a single token has room."""
+        self._frozen = frozen
+        self._sizes = frozen.sizes
+        self._machine = machine
+        on_gpu = frozen.device.type == "cuda"
+        self._base_bytes = torch.cuda.memory_allocated() if on_gpu else 0
+        self._rates = rates_of(frozen.device)
+        self._guests: dict[int, Guest] = {}
+        self._available_bytes = available_bytes()
+        self.experience = Experience()
+        # Nothing yet: when an engine opens, memory may be as short as at any other time.
+        self.plan = Plan(0, (Keep.INPUT,) * self._sizes.layers)
+        self.workspace = Workspace(frozen, self.plan.tokens, self.plan.keep)
+        self._settle()
+
+    def enter(self, key: int, guest: Guest) -> None:
+        """Makes room for a trial. Raises torch's error if there isn't enough."""
+        self._available_bytes = available_bytes()
+        self._guests[key] = guest
+        try:
+            self._settle()
+        except Exception:
+            self.leave(key)
+            raise
+
+    def leave(self, key: int) -> None:
+        """Gives back what `enter` made room for."""
+        self._available_bytes = available_bytes()
+        del self._guests[key]
+        self._settle()
+
+    @property
+    def limit(self) -> int:
+        """Tokens of a micro-step at most, but for a single row."""
+        return max(1, self.experience.most_tokens(self._other_bytes, self.plan.tokens, self._available_bytes))
+
+    @property
+    def is_least(self) -> bool:
+        """Whether no plan asks for less memory than the one that is in use."""
+        return self.workspace.tokens > 0 and (self._rates is None or self.plan == self._least)
+
+    def learn(self, tokens: int) -> None:
+        """Memory ran out with so many tokens at once: on a GPU it's planned anew with less, else it's half of them.
+
+        The knowledge stays, for as much beside it or more.
+        """
+        self._available_bytes = available_bytes()
+        self.experience.ran_out(self._shortage(self.plan, tokens))
+        self._settle()
+
+    @property
+    def predicted_bytes(self) -> int:
+        """Of everything in memory, at the worst moment of a micro-step."""
+        return memory_bytes(self._sizes, self.plan, self._other_bytes)
+
+    def proof(self, key: int) -> Proof | None:
+        """That the largest micro-step with this guest fits; None: it has to be tried."""
+        return self.experience.proof(self.plan, self.limit, self._other_bytes, self._guests[key])
+
+    def memory_use(self, key: int) -> MemoryUse:
+        """What a guest's memory comes to at the moment."""
+        rows = max(1, self.limit // self._guests[key].longest_row)
+        peak = torch.cuda.max_memory_allocated() if self._rates else None
+        return MemoryUse(self.predicted_bytes, peak, rows, self.plan.recomputed > 0)
+
+    def prove(self, key: int, peak_bytes: int | None) -> Proof:
+        """The largest micro-step with this guest was tried, and fitted."""
+        proof = Proof(self.plan, self.limit, self._other_bytes, self._guests[key], peak_bytes)
+        self.experience.sufficed(proof)
+        return proof
+
+    def _settle(self) -> None:
+        best = self._best()
+        while self._is_to_move(best):
+            try:
+                self._move(best)
+            except Exception as error:
+                shortage = self._shortage(best, best.tokens)
+                is_least = shortage.most_tokens is not None and (self._rates or best.tokens <= self._longest)
+                if is_least or not is_out_of_memory(error):
+                    raise
+            else:
+                return
+            # Only here, where the error's frames and the tensors in them are gone.
+            self.experience.ran_out(shortage)
+            best = self._best()
+
+    def _shortage(self, split: Plan, tokens: int) -> Shortage:
+        """What follows from want of memory for a micro-step of so many tokens."""
+        other, available = self._other_bytes, self._available_bytes
+        if self._rates is None or split == self._least:
+            return Shortage(other, max(tokens // 2, 1), None, available)
+        # A single row that memory doesn't suffice for says nothing of what would fit: the plan's tokens are halved.
+        smaller = memory_bytes(self._sizes, replace(split, tokens=split.tokens // 2), other)
+        return Shortage(other, None, max(smaller, self._least_bytes), available)
+
+    def _move(self, best: Plan) -> None:
+        self._keep_dense(0)
+        self.workspace = self.workspace.replaced(best)
+        self._keep_dense(best.dense_layers)
+        self.plan = best
+
+    def _is_to_move(self, best: Plan) -> bool:
+        have = self.plan
+        if self._longest > self.workspace.tokens:
+            return True
+        if self._rates is None:
+            return False
+        if self.predicted_bytes > self._usable_bytes:
+            return True
+        speeds = [seconds_per_token(self._sizes, self._rates, split) for split in (have, best)]
+        return speeds[0] > speeds[1] * _WORTH_MOVING
+
+    def _keep_dense(self, layers: int) -> None:
+        """Of the quantised weights those of so many layers, beyond what is always kept of a small model."""
+        if not self._sizes.is_quantized:
+            return
+        for index, layer in enumerate(self._frozen.layers):
+            if index < layers:
+                layer.keep_dense()
+            else:
+                layer.drop_dense()
+
+    def _best(self) -> Plan:
+        if self._rates is None:
+            most = self.experience.most_tokens(self._other_bytes, self._machine.micro_batch_tokens, None)
+            return Plan(max(most, self._longest), (Keep.ALL,) * self._sizes.layers)
+        best = self._planned(self._rates)
+        if best is None:
+            raise torch.OutOfMemoryError(
+                f"a row of {self._longest} tokens doesn't fit into {self._usable_bytes / 2**30:.1f} GiB beside "
+                f"{len(self._guests)} adapters"
+            )
+        return best
+
+    def _planned(self, rates: Rates) -> Plan | None:
+        wanted = sum(guest.step_tokens for guest in self._guests.values()) * _LONG_STEP
+        most = min(MOST_TOKENS, int(wanted)) if self._guests else MOST_TOKENS
+        return plan(self._sizes, rates, self._other_bytes, self._usable_bytes, self._longest, most)
+
+    @property
+    def _least(self) -> Plan:
+        """Asks for the least memory: one row at once, and everything is computed again."""
+        return Plan(self._longest, (Keep.INPUT,) * self._sizes.layers)
+
+    @property
+    def _least_bytes(self) -> int:
+        return memory_bytes(self._sizes, self._least, self._other_bytes)
+
+    @property
+    def _usable_bytes(self) -> int:
+        """As far as is known by now."""
+        allowed, available = self._allowed_bytes, self._available_bytes
+        return self.experience.usable_bytes(self._other_bytes, allowed, self._least_bytes, available)
+
+    @property
+    def _longest(self) -> int:
+        return max((guest.longest_row for guest in self._guests.values()), default=1)
+
+    @property
+    def _other_bytes(self) -> int:
+        return self._base_bytes + sum(guest.adapter_bytes for guest in self._guests.values())
+
+    @property
+    def _allowed_bytes(self) -> int:
+        gib = self._machine.gpu_memory_gib
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        return int(total * MOST_OF_GPU if gib is None else gib * 2**30)
+
+
+def guest_of(hyperparameters: Hyperparameters, data: TrialData, frozen: FrozenDecoder, ranks: int) -> Guest:
+    """A trial, before anything of it exists, whose steps are divided over so many ranks."""
+    parameters = parameter_count(frozen.targets, hyperparameters)
+    return Guest(
+        adapter_bytes(parameters, hyperparameters, frozen.dtype.itemsize),
+        max(data.train.longest, data.eval.longest),
+        hyperparameters.effective_batch * data.train.epoch.row_tokens / ranks,
+    )
+
+
+def available_bytes() -> int | None:
+    """Of the GPU's memory, what this process has set aside and what nobody has; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+
+
+def rates_of(device: torch.device) -> Rates | None:
+    """Of this GPU; None for a CPU. Where there isn't even memory for measuring, some card's."""
+    if device.type != "cuda":
+        return None
+    try:
+        return measured_rates()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    return _SOME_RATES
+
+
+def measured_rates() -> Rates:
+    """Of this GPU, in a few milliseconds: a large matrix product, and a copy."""
+    matrix = torch.randn(4096, 4096, dtype=torch.bfloat16, device="cuda")
+    multiplying = _seconds(lambda: matrix @ matrix)
+    buffer = torch.zeros(2**28, dtype=torch.uint8, device="cuda")
+    copying = _seconds(buffer.clone)
+    return Rates(2 * 4096**3 / multiplying, 2 * 2**28 / copying)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    work()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(5):
+        work()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - began) / 5

@@ -1,0 +1,1 @@
+"""The frozen decoder: weights, packed batch, activations, loss."""

@@ -1,0 +1,99 @@
+"""The memory of a micro-step, set aside once: what layers keep for their gradients, and one weight matrix at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trials.engine.model.frozen_base import FrozenDecoder
+from trials.model.activation_policy import Keep
+from trials.model.memory_plan import Plan
+
+
+@dataclass(frozen=True)
+class LayerMemory:
+    """One layer's part, [tokens, ...] each."""
+
+    keep: Keep
+    x: Tensor
+    """Its input."""
+    qkv: Tensor
+    """Queries, keys and values side by side; later their gradients."""
+    attended: Tensor
+    """The attention's output, before o_proj."""
+    middle: Tensor
+    """The residual stream between attention and MLP."""
+    gate: Tensor
+    """Later its gradient."""
+    up: Tensor
+    """Later its gradient."""
+
+    def view(self, tokens: int) -> LayerMemory:
+        """The first so many tokens of it."""
+        tensors = (self.x, self.qkv, self.attended, self.middle, self.gate, self.up)
+        return LayerMemory(self.keep, *(tensor[:tokens] for tensor in tensors))
+
+
+class Workspace:
+    """Memory for micro-steps of at most so many tokens."""
+
+    def __init__(self, frozen: FrozenDecoder, tokens: int, keep: Sequence[Keep]) -> None:
+        """`keep` has one entry a layer. For 0 tokens nothing is set aside."""
+        self.tokens = tokens
+        """0 once its memory is given back."""
+        self.keep = tuple(keep)
+        self._frozen = frozen
+        largest = max(
+            sum(layer.linears[name].numel for name in ("q_proj", "k_proj", "v_proj")) for layer in frozen.layers
+        )
+        largest = max(largest, *(linear.numel for layer in frozen.layers for linear in layer.linears.values()))
+        self._weight = torch.empty(largest if tokens else 0, dtype=frozen.dtype, device=frozen.device)
+        self._scratch = self._new(tokens, Keep.INPUT, None)
+        self._layers = [self._new(tokens, each, self._scratch) for each in keep]
+
+    def replaced(self, plan: Plan) -> Workspace:
+        """In its place, one for another plan; this one's memory is given back first, and it's of no use any more."""
+        self.tokens = 0
+        self._layers, self._scratch = [], self._new(0, Keep.INPUT, None)
+        self._weight = self._weight.new_empty(0)
+        if torch.cuda.is_available():
+            # Else the allocator keeps it all, and lays the new pieces into the old ones, which it then can't give back.
+            torch.cuda.empty_cache()
+        return Workspace(self._frozen, plan.tokens, plan.keep)
+
+    def layer(self, index: int, tokens: int) -> LayerMemory:
+        """What layer `index` keeps of a micro-step of `tokens`."""
+        self._refuse_more(tokens)
+        return self._layers[index].view(tokens)
+
+    def scratch(self, tokens: int) -> LayerMemory:
+        """For a layer of which nothing is kept."""
+        self._refuse_more(tokens)
+        return self._scratch.view(tokens)
+
+    def weight(self, rows: int, columns: int) -> Tensor:
+        """Room for one weight matrix, the same each time."""
+        return self._weight[: rows * columns].view(rows, columns)
+
+    def _refuse_more(self, tokens: int) -> None:
+        """Its memory may have been given back for another's that then wasn't there."""
+        if tokens > self.tokens:
+            raise torch.OutOfMemoryError(f"{tokens} tokens at once, and memory is set aside for {self.tokens}")
+
+    def _new(self, tokens: int, keep: Keep, scratch: LayerMemory | None) -> LayerMemory:
+        frozen = self._frozen
+
+        def empty(width: int) -> Tensor:
+            return torch.empty(tokens, width, dtype=frozen.dtype, device=frozen.device)
+
+        queries, keys = frozen.heads * frozen.head_size, frozen.key_heads * frozen.head_size
+        x = empty(frozen.hidden)
+        if scratch is not None and keep is Keep.INPUT:
+            return LayerMemory(keep, x, scratch.qkv, scratch.attended, scratch.middle, scratch.gate, scratch.up)
+        attention = (empty(queries + 2 * keys), empty(queries), empty(frozen.hidden))
+        if scratch is not None and keep is Keep.NO_MLP:
+            return LayerMemory(keep, x, *attention, scratch.gate, scratch.up)
+        return LayerMemory(keep, x, *attention, empty(frozen.intermediate), empty(frozen.intermediate))

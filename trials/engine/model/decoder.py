@@ -1,0 +1,251 @@
+"""Forward and backward pass of a frozen Llama or Mistral decoder with the low-rank parts of several adapters.
+
+Written out by hand, because the weights are frozen: what the gradient needs of a layer is small and known, goes to
+memory that is set aside once, and gradients take its place there. A layer is kept whole, or without what its MLP holds,
+or only by its input (`Keep`), and what isn't kept is computed again (arXiv 1604.06174).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trials.engine.kernels.dispatch import kernels_for
+from trials.engine.kernels.padded_attention import Attention
+from trials.engine.lora.multi_lora import LowRank, low_rank
+from trials.engine.model.activations import LayerMemory, Workspace
+from trials.engine.model.cross_entropy import token_losses, token_losses_and_gradient
+from trials.engine.model.frozen_base import QKV, FrozenDecoder, FrozenLayer
+from trials.engine.model.packed_batch import Batch
+from trials.model.activation_policy import Keep
+
+OUT = ("o_proj",)
+GATE_UP = ("gate_proj", "up_proj")
+DOWN = ("down_proj",)
+
+
+@dataclass
+class _Pass:
+    """What all layers share in one micro-step."""
+
+    batch: Batch
+    attention: Attention
+    cos: Tensor
+    sin: Tensor
+    low_rank: LowRank
+    low_rank_of_learned: LowRank
+    """For learned tokens only."""
+    training: bool
+
+
+@dataclass
+class _Held:
+    """Of one layer, from its forward pass to its backward pass. Tensors are views of the workspace."""
+
+    memory: LayerMemory
+    after: LayerMemory
+    """For what comes after attention: `memory`, or in the last layer its part for as many tokens as are learned."""
+    low_rank: LowRank
+    """For what comes after attention."""
+    learned: Tensor | None
+    """In the last layer, after whose attention no other token counts: their numbers."""
+    attention_rstd: Tensor | None = None
+    mlp_rstd: Tensor | None = None
+    attention: Any = None
+    """What the gradient of attention needs beside the workspace."""
+    inner: dict[tuple[str, ...], Tensor | None] = field(default_factory=dict)
+    """Inner products of the low-rank parts, by group of modules; so small that they are kept in any case."""
+
+    def narrowed(self, x: Tensor) -> Tensor:
+        """What of `x` [tokens, features] counts after attention."""
+        return x if self.learned is None else x[self.learned]
+
+    def widened(self, x: Tensor) -> Tensor:
+        """The other way round, for gradients: zero where nothing counts."""
+        if self.learned is None:
+            return x
+        return x.new_zeros(len(self.memory.x), x.shape[1]).index_copy_(0, self.learned, x)
+
+
+class Decoder:
+    """A frozen base model and the memory to run it in."""
+
+    def __init__(self, frozen: FrozenDecoder, workspace: Workspace) -> None:
+        self.frozen = frozen
+        self.workspace = workspace
+        """Replaced between micro-steps, where memory is cut anew."""
+        self._kernels = kernels_for(frozen.device)
+        self._ops = self._kernels.ops
+        self._counts = [frozen.heads, frozen.key_heads, frozen.key_heads]
+
+    @torch.no_grad()
+    def losses(self, batch: Batch) -> Tensor:
+        """Summed loss in nats of every row's learned tokens [rows], in float32 or wider. Nothing is kept."""
+        shared = self._shared(batch, training=False)
+        scratch = self.workspace.scratch(len(batch.input_ids))
+        held = [self._held(index, scratch, shared) for index in range(len(self.frozen.layers))]
+        states = self._forward(self._embed(batch), [scratch.x] * len(held), held, shared)
+        hidden, _ = self._ops.rms_norm(states, self.frozen.final_norm, self.frozen.eps)
+        return _row_sums(token_losses(hidden, self.frozen.head, batch.targets), batch)
+
+    @torch.no_grad()
+    def train(self, batch: Batch) -> Tensor:
+        """As `losses`; adds the gradients of the weighted losses to those of the batch's adapters."""
+        shared = self._shared(batch, training=True)
+        layers = range(len(self.frozen.layers))
+        held = [self._held(index, self.workspace.layer(index, len(batch.input_ids)), shared) for index in layers]
+        states = self._forward(self._embed(batch), [each.memory.x for each in held], held, shared)
+        losses, dx = self._head(states, batch)
+        for layer, kept in zip(reversed(self.frozen.layers), reversed(held), strict=True):
+            self._restore(layer, kept, shared)
+            self._mlp_backward(layer, dx, kept)
+            dx = self._attention_backward(layer, dx, kept, shared)
+        return _row_sums(losses, batch)
+
+    def _held(self, index: int, memory: LayerMemory, shared: _Pass) -> _Held:
+        if index < len(self.frozen.layers) - 1:
+            return _Held(memory, memory, shared.low_rank, None)
+        learned = shared.batch.learned
+        return _Held(memory, memory.view(len(learned)), shared.low_rank_of_learned, learned)
+
+    def _forward(self, embedded: Tensor, inputs: Sequence[Tensor], held: Sequence[_Held], shared: _Pass) -> Tensor:
+        """Through all layers, each with its input in its place; gives the last one's output [learned, hidden]."""
+        last = embedded.new_empty(len(shared.batch.learned), embedded.shape[1])
+        inputs[0].copy_(embedded)
+        residual = None
+        for layer, kept, x, out in zip(self.frozen.layers, held, inputs, [*inputs[1:], last], strict=True):
+            self._attention_forward(layer, x, residual, kept, shared)
+            self._project_out(layer, kept)
+            h = self._mlp_inside(layer, kept.narrowed(x), kept)
+            torch.mm(h, self._dense(layer, DOWN).T, out=out)
+            kept.inner[DOWN] = kept.low_rank.add(DOWN, layer.index, h, (out,))
+            residual = kept.after.middle
+        return last if residual is None else last.add_(residual)
+
+    def _shared(self, batch: Batch, *, training: bool) -> _Pass:
+        cos, sin = self.frozen.rotary(batch.positions)
+        groups = (QKV, OUT, GATE_UP, DOWN)
+        dtype = self.frozen.dtype if training else torch.promote_types(self.frozen.dtype, torch.float32)
+        of_all = low_rank(batch.segments, batch.dropout, groups, dtype, self._kernels)
+        of_learned = of_all.narrowed(batch.learned, batch.learned_segments)
+        return _Pass(batch, self._kernels.attention(batch.lengths), cos, sin, of_all, of_learned, training)
+
+    def _embed(self, batch: Batch) -> Tensor:
+        return self.frozen.embed(batch.input_ids)
+
+    def _head(self, states: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses of learned tokens, and the gradient of the last layer's output [learned, hidden]."""
+        hidden, rstd = self._ops.rms_norm(states, self.frozen.final_norm, self.frozen.eps)
+        losses, dhidden = token_losses_and_gradient(hidden, self.frozen.head, batch.targets, batch.weights)
+        dstates = torch.zeros_like(states)
+        self._ops.rms_norm_backward(dhidden, states, self.frozen.final_norm, rstd, dstates)
+        return losses, dstates
+
+    def _attention_forward(
+        self, layer: FrozenLayer, x: Tensor, residual: Tensor | None, held: _Held, shared: _Pass
+    ) -> None:
+        """Adds the `residual` to `x`, and goes on up to `memory.attended`."""
+        memory = held.memory
+        y, held.attention_rstd = self._ops.rms_norm(x, layer.attention_norm, self.frozen.eps, residual)
+        torch.mm(y, self._dense(layer, QKV).T, out=memory.qkv)
+        held.inner[QKV] = shared.low_rank.add(QKV, layer.index, y, self._split(memory.qkv))
+        rotated = self._rotated(memory.qkv)
+        self._ops.rotate(rotated, shared.cos, shared.sin, rotated)
+        out = memory.attended.view(-1, self.frozen.heads, self.frozen.head_size)
+        held.attention = shared.attention.forward(*self._heads(memory.qkv), out, training=shared.training)
+
+    def _project_out(self, layer: FrozenLayer, held: _Held) -> None:
+        """From attention to `after.middle`, to which the layer's input has still to be added."""
+        attended, middle = held.narrowed(held.memory.attended), held.after.middle
+        torch.mm(attended, self._dense(layer, OUT).T, out=middle)
+        held.inner[OUT] = held.low_rank.add(OUT, layer.index, attended, (middle,))
+
+    def _mlp_inside(self, layer: FrozenLayer, residual: Tensor | None, held: _Held) -> Tensor:
+        """Adds the `residual` to `after.middle`, and gives what goes into down_proj."""
+        after = held.after
+        y, held.mlp_rstd = self._ops.rms_norm(after.middle, layer.mlp_norm, self.frozen.eps, residual)
+        for name, out in zip(GATE_UP, (after.gate, after.up), strict=True):
+            torch.mm(y, self._dense(layer, (name,)).T, out=out)
+        held.inner[GATE_UP] = held.low_rank.add(GATE_UP, layer.index, y, (after.gate, after.up))
+        h: Tensor = self._ops.swiglu(after.gate, after.up)
+        return h
+
+    def _restore(self, layer: FrozenLayer, held: _Held, shared: _Pass) -> None:
+        """Computes again what wasn't kept."""
+        if held.memory.keep is Keep.INPUT:
+            self._attention_forward(layer, held.memory.x, None, held, shared)
+            self._project_out(layer, held)
+            self._mlp_inside(layer, held.narrowed(held.memory.x), held)
+        elif held.memory.keep is Keep.NO_MLP:
+            self._mlp_inside(layer, None, held)
+
+    def _mlp_backward(self, layer: FrozenLayer, dx: Tensor, held: _Held) -> None:
+        """Turns `dx`, the gradient of the layer's output, into that of the residual stream in its middle."""
+        after, low_rank = held.after, held.low_rank
+        assert held.mlp_rstd is not None
+        dh = dx @ self._dense(layer, DOWN)
+        dinner = low_rank.add_input_gradient(DOWN, layer.index, (dx,), dh)
+        self._ops.swiglu_backward(dh, after.gate, after.up, restores=dinner is not None)
+        if dinner is not None:
+            low_rank.add_weight_gradients(DOWN, layer.index, dh, held.inner[DOWN], dinner, (dx,))
+        del dh
+        dy = after.gate @ self._dense(layer, ("gate_proj",))
+        dy.addmm_(after.up, self._dense(layer, ("up_proj",)))
+        gradients = (after.gate, after.up)
+        if (dinner := low_rank.add_input_gradient(GATE_UP, layer.index, gradients, dy)) is not None:
+            y = self._ops.normed(after.middle, layer.mlp_norm, held.mlp_rstd)
+            low_rank.add_weight_gradients(GATE_UP, layer.index, y, held.inner[GATE_UP], dinner, gradients)
+        self._ops.rms_norm_backward(dy, after.middle, layer.mlp_norm, held.mlp_rstd, dx)
+
+    def _attention_backward(self, layer: FrozenLayer, dx: Tensor, held: _Held, shared: _Pass) -> Tensor:
+        """From the gradient of the residual stream in the layer's middle to that of its input."""
+        memory = held.memory
+        assert held.attention_rstd is not None
+        dout = dx @ self._dense(layer, OUT)
+        if (dinner := held.low_rank.add_input_gradient(OUT, layer.index, (dx,), dout)) is not None:
+            attended = held.narrowed(memory.attended)
+            held.low_rank.add_weight_gradients(OUT, layer.index, attended, held.inner[OUT], dinner, (dx,))
+        self._attend_backward(held.widened(dout), held, shared)
+        dx = held.widened(dx)
+        dy = memory.qkv @ self._dense(layer, QKV)
+        gradients = self._split(memory.qkv)
+        if (dinner := shared.low_rank.add_input_gradient(QKV, layer.index, gradients, dy)) is not None:
+            y = self._ops.normed(memory.x, layer.attention_norm, held.attention_rstd)
+            shared.low_rank.add_weight_gradients(QKV, layer.index, y, held.inner[QKV], dinner, gradients)
+        self._ops.rms_norm_backward(dy, memory.x, layer.attention_norm, held.attention_rstd, dx)
+        return dx
+
+    def _attend_backward(self, dout: Tensor, held: _Held, shared: _Pass) -> None:
+        """Puts the gradients of queries, keys and values in their place."""
+        memory, heads = held.memory, (-1, self.frozen.heads, self.frozen.head_size)
+        q, k, v = self._heads(memory.qkv)
+        out = memory.attended.view(heads)
+        dq = shared.attention.backward(dout.view(heads), q, k, v, out, held.attention)
+        self._ops.rotate(dq, shared.cos, shared.sin, q, inverse=True)
+        self._ops.rotate(k, shared.cos, shared.sin, k, inverse=True)
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views [tokens, features] of queries, keys and values."""
+        q, k, v = torch.split(qkv, [count * self.frozen.head_size for count in self._counts], 1)
+        return q, k, v
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views [tokens, heads, size] of queries, keys and values."""
+        q, k, v = torch.split(qkv.view(len(qkv), -1, self.frozen.head_size), self._counts, 1)
+        return q, k, v
+
+    def _rotated(self, qkv: Tensor) -> Tensor:
+        """A view [tokens, heads, size] of queries and keys together."""
+        return qkv.view(len(qkv), -1, self.frozen.head_size)[:, : self.frozen.heads + self.frozen.key_heads]
+
+    def _dense(self, layer: FrozenLayer, names: Sequence[str]) -> Tensor:
+        """The modules' weights [all their outputs, in], valid until the next call."""
+        return layer.dense(names, self.workspace.weight)
+
+
+def _row_sums(losses: Tensor, batch: Batch) -> Tensor:
+    return torch.zeros(batch.row_count, dtype=losses.dtype, device=losses.device).index_add_(0, batch.row_of, losses)

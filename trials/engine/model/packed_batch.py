@@ -1,0 +1,134 @@
+"""One micro-step's tokens: rows of one or more trials, end to end, those of a trial together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trials.data.tokenization import IGNORED, TokenizedRow
+from trials.engine.kernels.sending import sent
+from trials.engine.lora.adapter import Adapter
+from trials.engine.lora.groups import Dropout, Segment
+from trials.model.dropout import token_keys
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one trial adds to a micro-step."""
+
+    adapter: Adapter | None
+    """None: the base model alone."""
+    rows: Sequence[TokenizedRow]
+    weight: float
+    """Of every learned token in the loss: one over those of the whole optimizer step."""
+    step: int = 0
+    """The optimizer step, from 0, for dropout."""
+    first_slot: int = 0
+    """The place of the first of these rows in that step."""
+
+    @property
+    def tokens(self) -> int:
+        """Of all its rows."""
+        return sum(len(row.input_ids) for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one micro-step, on the model's device."""
+
+    input_ids: Tensor
+    """[tokens]"""
+    positions: Tensor
+    """[tokens], from 0 in every row."""
+    lengths: Sequence[int]
+    """Of the rows, in tokens."""
+    learned: Tensor
+    """[learned]: the tokens after which a learned token comes."""
+    targets: Tensor
+    """[learned]: that token."""
+    weights: Tensor
+    """[learned], float32 or wider: of each loss in the sum that is differentiated."""
+    row_of: Tensor
+    """[learned]: the row that each belongs to, counted over all shares."""
+    row_count: int
+    segments: Sequence[Segment]
+    learned_segments: Sequence[Segment]
+    """The same among `learned`."""
+    dropout: Dropout | None
+
+
+def make_batch(shares: Sequence[Share], dtype: torch.dtype, device: torch.device, *, training: bool) -> Batch:
+    """Lays the rows of the shares end to end; dropout only if `training`. `dtype` is that of matrix products."""
+    rows = [row for share in shares for row in share.rows]
+    lengths = [len(row.input_ids) for row in rows]
+    ids = torch.tensor([token for row in rows for token in row.input_ids])
+    # The state at a position predicts the token at the next one, which belongs to the same row.
+    following = torch.tensor([label for row in rows for label in (*row.labels[1:], IGNORED)])
+    is_learned = following != IGNORED
+    learned = is_learned.nonzero().squeeze(1)
+    row_of = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    row_weights = torch.tensor(
+        [share.weight for share in shares for _ in share.rows], dtype=torch.promote_types(dtype, torch.float32)
+    )
+    tokens = [share.tokens for share in shares]
+    learned_tokens = [int(part.sum()) for part in torch.split(is_learned, tokens)]
+    dropout = _dropout(shares, positions, row_of, dtype) if training else None
+
+    def there(tensor: Tensor) -> Tensor:
+        return sent(tensor, device)
+
+    return Batch(
+        input_ids=there(ids),
+        positions=there(positions),
+        lengths=lengths,
+        learned=there(learned),
+        targets=there(following[learned]),
+        weights=there(row_weights[row_of[learned]]),
+        row_of=there(row_of[learned]),
+        row_count=len(rows),
+        segments=_segments(shares, tokens),
+        learned_segments=_segments(shares, learned_tokens),
+        dropout=dropout and Dropout(there(dropout.token_keys), there(dropout.thresholds), there(dropout.scales)),
+    )
+
+
+def fitting(rows: Sequence[TokenizedRow], tokens: int, start: int = 0) -> int:
+    """The end of the rows from `start` on that have so many tokens together at most; one row in any case."""
+    end = start
+    while end < len(rows) and (tokens := tokens - len(rows[end].input_ids)) >= 0:
+        end += 1
+    return max(start + 1, end)
+
+
+def _segments(shares: Sequence[Share], tokens: Sequence[int]) -> list[Segment]:
+    """Of so many tokens a share."""
+    segments, start = [], 0
+    for share, count in zip(shares, tokens, strict=True):
+        if share.adapter is not None:
+            segments.append(Segment(share.adapter, start, start + count))
+        start += count
+    return segments
+
+
+def _dropout(shares: Sequence[Share], positions: Tensor, row_of: Tensor, dtype: torch.dtype) -> Dropout | None:
+    """On the CPU."""
+    rates = [0.0 if share.adapter is None else share.adapter.dropout for share in shares]
+    if not any(rates):
+        return None
+    keys = []
+    start = 0
+    for share in shares:
+        end = start + share.tokens
+        slots = row_of[start:end] - row_of[start] + share.first_slot
+        seed = 0 if share.adapter is None else share.adapter.seed
+        keys.append(token_keys(seed, share.step, slots, positions[start:end]))
+        start = end
+    tokens = torch.tensor([share.tokens for share in shares])
+    thresholds = torch.tensor([int(rate * 2**32) for rate in rates]).repeat_interleave(tokens)
+    wide = torch.promote_types(dtype, torch.float32)
+    scales = torch.tensor([1 / (1 - rate) for rate in rates], dtype=wide).repeat_interleave(tokens)
+    return Dropout(torch.cat(keys), thresholds, scales)

@@ -1,0 +1,1 @@
+"""One optimizer step over an adapter as one flat tensor."""

@@ -1,0 +1,1 @@
+"""Threads: the step loop, the micro-batcher, one thread per trial."""

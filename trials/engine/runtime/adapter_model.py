@@ -1,0 +1,78 @@
+"""The adapter of a trial in the engine, as its supervisor sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trials.config import TrialConfig
+from trials.data.tokenization import TokenizedRow
+from trials.engine.lora.adapter import Adapter
+from trials.engine.runtime.step_loop import Loop
+from trials.evaluation.answer_scorer import Scorer
+from trials.metrics.row_losses import RowLosses
+from trials.model.adapter_files import save_adapter
+from trials.model.loading import attach_adapter
+from trials.records.trial_dir import EvalPoint
+from trials.system.distributed import ALONE, Ranks
+
+
+@dataclass(frozen=True)
+class EngineSubject:
+    """An adapter on the engine's base model, or that base model alone."""
+
+    loop: Loop
+    config: TrialConfig
+    rows: Sequence[TokenizedRow]
+    adapter: Adapter | None
+    ranks: Ranks = ALONE
+
+    def losses(self) -> RowLosses:
+        """Of the eval rows, as it is now."""
+        return self.ranks.losses(self.rows, lambda rows: self.loop.evaluate(self.adapter, rows))
+
+    def save(self, path: Path) -> None:
+        """Writes it into a folder in PEFT's format."""
+        assert self.adapter is not None
+        save_adapter(self.adapter.named_parameters(), self.config, path)
+
+    def scored(self, scorer: Scorer, point: EvalPoint, losses: RowLosses) -> EvalPoint:
+        """Answers come from transformers' own model, which nobody else uses meanwhile."""
+
+        def score() -> EvalPoint:
+            with self._as_model() as model, self._heard():
+                return scorer.scored(point, losses, model)
+
+        scored: EvalPoint = self.loop.wait_for(self.loop.call(score))
+        return scored
+
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Lets every token that is generated count as progress: answers may take minutes."""
+        pulse = self.loop.pulse
+        hook = self.loop.frozen.model.get_decoder().register_forward_pre_hook(lambda *_: pulse.beat())
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def _as_model(self) -> Iterator[Any]:
+        base = self.loop.frozen.model
+        if self.adapter is None:
+            yield base
+            return
+        model = attach_adapter(base, self.config.hyperparameters, self.config.model.revision)
+        try:
+            weights = dict(model.named_parameters())
+            with torch.no_grad():
+                for name, parameter in self.adapter.named_parameters():
+                    weights[name].copy_(parameter)
+            yield model
+        finally:
+            model.unload()

@@ -1,0 +1,118 @@
+"""Checkpoints of a trial in the engine, in the files of transformers' `Trainer` (5.23), which either can go on from.
+
+checkpoint-<step>/adapter_config.json, adapter_model.safetensors  as PEFT writes them
+                  optimizer.pt, scheduler.pt                      state dicts
+                  rng_state.pth                                   of the trial's seed: nothing here draws from it
+                  trainer_state.json                              steps and tokens done, and all that was logged
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerControl, TrainerState
+
+from trials.config import TrialConfig
+from trials.data.split import Split
+from trials.engine.optim.build import NamedParameters
+from trials.engine.optim.flat import Stepper
+from trials.errors import RunFolderError
+from trials.model.adapter_files import read_adapter, save_adapter
+from trials.records.checkpoints import Checkpoint, CheckpointWriter, LogState
+from trials.schedule import Length, logging_steps, micro_batch_rows
+
+_OPTIMIZER, _SCHEDULER, _RANDOM, _STATE = "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"
+
+
+def first_state(config: TrialConfig, train: Split, length: Length) -> TrainerState:
+    """The state of a trial that hasn't begun, with all that `Trainer` asks of it in a checkpoint."""
+    batch = config.hyperparameters.effective_batch
+    steps_per_epoch = math.ceil(len(train) / batch)
+    return TrainerState(
+        max_steps=length.steps,
+        num_train_epochs=math.ceil(length.steps / steps_per_epoch),
+        logging_steps=logging_steps(length),
+        train_batch_size=micro_batch_rows(batch, train.longest, config.machine),
+        stateful_callbacks=[TrainerControl()],
+    )
+
+
+def write_checkpoint(
+    writer: CheckpointWriter,
+    config: TrialConfig,
+    named_parameters: NamedParameters,
+    stepper: Stepper,
+    state: TrainerState,
+    log: LogState,
+) -> None:
+    """Puts one on disk after `state.global_step` steps, whole or not at all; see `CheckpointWriter.write`."""
+
+    def save() -> None:
+        path = writer.unfinished / f"checkpoint-{state.global_step}"
+        save_adapter(named_parameters, config, path)
+        torch.save(_as_under_trl(stepper.state_dict(), config), path / _OPTIMIZER)
+        torch.save(stepper.scheduler.state_dict(), path / _SCHEDULER)
+        torch.save(_random_state(config.seed), path / _RANDOM)
+        state.save_to_json(str(path / _STATE))
+
+    writer.write(state.global_step, log, save)
+
+
+def read_checkpoint(
+    checkpoint: Checkpoint,
+    named_parameters: NamedParameters,
+    stepper: Stepper,
+) -> TrainerState:
+    """Puts parameters, optimizer and schedule where they were, whoever wrote the checkpoint; gives the state.
+
+    The training loss that wasn't logged yet is in `checkpoint.progress.log`. Raises `RunFolderError` if the checkpoint
+    is of another adapter.
+    """
+    path = checkpoint.path
+    _load_weights(path, named_parameters)
+    saved = torch.load(path / _OPTIMIZER, map_location="cpu", weights_only=True)
+    _keep_kernels(saved["param_groups"], stepper.param_groups)
+    stepper.load_state_dict(saved)
+    stepper.scheduler.load_state_dict(torch.load(path / _SCHEDULER, weights_only=True))
+    return TrainerState.load_from_json(str(path / _STATE))
+
+
+def _load_weights(path: Path, named_parameters: NamedParameters) -> None:
+    weights = read_adapter(path)
+    expected = {name: parameter.shape for name, parameter in named_parameters}
+    if {name: weight.shape for name, weight in weights.items()} != expected:
+        raise RunFolderError(f"{path} is a checkpoint of another adapter: its modules or rank aren't the trial's.")
+    with torch.no_grad():
+        for name, parameter in named_parameters:
+            parameter.copy_(weights[name])
+
+
+def _as_under_trl(state: dict[str, Any], config: TrialConfig) -> dict[str, Any]:
+    """A state dict that makes TRL's trainer go on with the kernels that the optimizer's name asks for."""
+    fused = True if config.hyperparameters.optimizer == "adamw_torch_fused" else None
+    groups = [{**group, "fused": fused} if "fused" in group else group for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
+def _keep_kernels(saved: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> None:
+    """How a step is computed is the machine's business, and doesn't come from a checkpoint."""
+    for theirs, mine in zip(saved, ours, strict=True):
+        theirs.update({name: mine[name] for name in ("fused", "foreach") if name in mine})
+
+
+def _random_state(seed: int) -> dict[str, Any]:
+    """What `Trainer` wants to put back, as `set_seed` leaves it; the process's own generators belong to many trials."""
+    state: dict[str, Any] = {
+        "python": random.Random(seed).getstate(),
+        "numpy": np.random.RandomState(seed).get_state(),
+        "cpu": torch.Generator().manual_seed(seed).get_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.Generator("cuda").manual_seed(seed).get_state()
+    return state

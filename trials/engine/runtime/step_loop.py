@@ -1,0 +1,309 @@
+"""The engine's one thread that computes: micro-steps of all trials that train, and evaluations between them.
+
+A micro-step takes rows from the trials in turn, up to the tokens that memory has room for. A trial whose optimizer step
+is complete takes it at the micro-step's end, and is handed back to its own thread if that was the step it wanted to
+reach. Nothing here waits for the GPU but a look at losses and gradient norms, one micro-step late.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from trials.config import Machine
+from trials.data.tokenization import TokenizedRow
+from trials.engine.kernels.async_scalars import Later
+from trials.engine.lora.adapter import Adapter
+from trials.engine.memory.dry_run import Rehearsal
+from trials.engine.memory.manager import Room
+from trials.engine.memory.oom_history import Guest
+from trials.engine.model.decoder import Decoder
+from trials.engine.model.frozen_base import FrozenDecoder
+from trials.engine.model.packed_batch import Share, fitting, make_batch
+from trials.engine.runtime.adapter_trainer import Trainee
+from trials.engine.runtime.gpu_errors import is_breakdown
+from trials.engine.runtime.heartbeat import Pulse
+from trials.engine.runtime.micro_batches import IsThere, MicroSteps, Training
+from trials.engine.runtime.profiling import KernelClock, kernel_clock
+from trials.metrics.row_losses import RowLosses
+from trials.records.memory_report import MemoryUse
+from trials.system.oom import is_out_of_memory
+from trials.training.outcome import CutOffError
+
+logger = logging.getLogger(__name__)
+
+
+Made = TypeVar("Made")
+_NOBODY = -1
+"""A guest's key; trials' are addresses."""
+
+
+class EngineClosedError(CutOffError):
+    """The engine ended before the trial did."""
+
+
+class Loop:
+    """Runs work of trials, which ask for it from threads of their own and wait for the future."""
+
+    def __init__(self, frozen: FrozenDecoder, machine: Machine) -> None:
+        self.frozen = frozen
+        self.pulse = Pulse()
+        """Of this thread, and of those that ask it for work."""
+        self._room = Room(frozen, machine)
+        self._decoder = Decoder(frozen, self._room.workspace)
+        self._micro_steps = MicroSteps(self._decoder, self._room.limit, self._learn)
+        self._changed = threading.Condition()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._joining: deque[Training] = deque()
+        self._is_closed = False
+        self._farewell = "the engine has ended"
+        self._clock: KernelClock | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def train(self, trainee: Trainee, is_there: IsThere) -> Future[None]:
+        """Takes optimizer steps until `is_there` says so, at least one.
+
+        The future raises `DivergedError`, torch's error if memory doesn't suffice for a single row, or
+        `EngineClosedError`.
+        """
+        training = Training(trainee, is_there, Future())
+        with self._changed:
+            self._refuse_closed()
+            self._joining.append(training)
+            self._changed.notify()
+        return training.future
+
+    def evaluate(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> RowLosses:
+        """Loss of every row's completion, in the order of `rows`; of the base model where there is no adapter.
+
+        Only the caller waits for the figures: the thread that computes goes on with what others want.
+        """
+        later: Later = self.wait_for(self.call(lambda: self._evaluate(adapter, rows)))
+        with self.relying_on_gpu():
+            losses = later.read()
+        return RowLosses(losses, [row.completion_tokens for row in rows])
+
+    @contextmanager
+    def relying_on_gpu(self) -> Iterator[None]:
+        """Ends the engine if whoever is in here finds that its GPU can't be relied on, as the loop's thread does.
+
+        He too gets `EngineClosedError` then.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if is_breakdown(error):
+                self.wait_for(self.call(partial(_raise, error)))
+            raise
+
+    def call(self, function: Callable[[], Any]) -> Future[Any]:
+        """Runs a function by itself, before the next micro-step."""
+        future: Future[Any] = Future()
+        with self._changed:
+            self._refuse_closed()
+            self._calls.append((function, future))
+            self._changed.notify()
+        return future
+
+    def wait_for(self, future: Future[Any]) -> Any:
+        """What the loop's thread answers; the calling thread rests until then."""
+        with self.pulse.resting():
+            return future.result()
+
+    def enter(self, key: int, guest: Guest) -> None:
+        """Makes room for a trial. Raises torch's error if memory doesn't suffice."""
+        self.wait_for(self.call(lambda: self._enter_room(key, guest)))
+
+    def leave(self, key: int) -> None:
+        """Gives back a trial's room."""
+        with suppress(EngineClosedError):
+            self.wait_for(self.call(lambda: self._leave_room(key)))
+
+    def rehearse(self, guest: Guest, work: Callable[[Decoder], None]) -> None:
+        """Runs something by itself, with room for a guest who is none of the trials."""
+
+        def run() -> None:
+            self._room.enter(_NOBODY, guest)
+            try:
+                self._use(self._room)
+                work(self._decoder)
+            finally:
+                self._room.leave(_NOBODY)
+
+        self.call(run).result()
+
+    def set_aside(self, make: Callable[[], Made]) -> Made:
+        """What a trial keeps for itself, such as its adapter; where memory runs out, micro-steps become smaller.
+
+        Raises torch's error if they can't. To be called from the trial's thread.
+        """
+        known = self._room.experience.shortages
+        while True:
+            try:
+                return make()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = error.with_traceback(None)
+            # Only here, where the error's frames and the tensors in them are gone.
+            most = self.wait_for(self.call(lambda: self._learn(self._room.limit, self._room.limit)))
+            if most is None:
+                self.wait_for(self.call(lambda: self._room.experience.forget_after(known)))
+                raise failure
+            logger.warning("out of memory before a trial trains; at most %d tokens at once from now on", most)
+
+    def try_out(self, rehearsal: Rehearsal) -> MemoryUse:
+        """Tries the worst micro-step of a trial that has entered, where nothing like it has been tried yet.
+
+        Raises torch's error if memory doesn't suffice for a single row.
+        """
+        run = partial(rehearsal.run, self._room, self._decoder, self._learn)
+        found: MemoryUse = self.wait_for(self.call(run))
+        return found
+
+    def memory_use(self, key: int) -> MemoryUse:
+        """As `try_out` gave it, and as it is by now; the peak is that of the whole process."""
+        found: MemoryUse = self.wait_for(self.call(lambda: self._room.memory_use(key)))
+        return found
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was closed, or has broken down."""
+        return self._is_closed
+
+    def close(self) -> None:
+        """Ends the thread after the micro-step in work; trials that train get `EngineClosedError`."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _refuse_closed(self) -> None:
+        if self._is_closed:
+            raise EngineClosedError(self._farewell)
+
+    def _run(self) -> None:
+        try:
+            if self.frozen.device.type == "cuda":
+                torch.cuda.set_device(self.frozen.device)  # a new thread begins with the first GPU
+            self._work()
+        except Exception as error:
+            # No trial's own, such as a GPU that is gone: whoever waits must hear of it.
+            logger.exception("the engine has broken down")
+            self._farewell = f"the engine has broken down: {type(error).__name__}: {error}"
+        with self._changed:
+            self._is_closed = True
+        farewell = EngineClosedError(self._farewell)
+        self._micro_steps.abandon(farewell)
+        for future in (*(training.future for training in self._joining), *(future for _, future in self._calls)):
+            if not future.done():
+                future.set_exception(farewell)
+        self.pulse.stop()
+
+    def _work(self) -> None:
+        while self._wait_for_work():
+            while self._calls:
+                # Whoever waits is in the line until he's answered: he must hear of it if the engine breaks down.
+                _answer(*self._calls[0])
+                self._calls.popleft()
+                self._use(self._room)
+                self.pulse.beat()
+            if self._micro_steps:
+                self._micro_steps.take()
+            if not self._micro_steps:
+                self._micro_steps.look_at_figures()
+
+    def _enter_room(self, key: int, guest: Guest) -> None:
+        if self._clock is None:
+            self._clock = kernel_clock()
+        self._room.enter(key, guest)
+        self._micro_steps.limit = self._room.limit
+
+    def _leave_room(self, key: int) -> None:
+        self._room.leave(key)
+        # It may have been this trial's rows or adapter that were too much beside the others.
+        self._micro_steps.limit = self._room.limit
+        if self._clock is not None:
+            self._clock.trial_left()
+
+    def _use(self, room: Room) -> None:
+        """What the room holds may have been cut anew."""
+        self._decoder.workspace = room.workspace
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            with self.pulse.resting():
+                self._changed.wait_for(lambda: self._is_closed or self._calls or self._joining or self._micro_steps)
+            self.pulse.beat()
+        while self._joining:
+            self._micro_steps.join(self._joining[0])
+            self._joining.popleft()
+        return not self._is_closed
+
+    def _learn(self, tokens: int, rows: int) -> int | None:
+        """Memory ran out with so many tokens at once; gives how many there may be from now on.
+
+        None: it was a single row, and no plan asks for less memory.
+        """
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if rows == 1 and self._room.is_least:
+            return None
+        self._room.learn(tokens)
+        self._use(self._room)
+        self._micro_steps.limit = self._room.limit
+        return self._room.limit
+
+    def _evaluate(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> Later:
+        sums: list[Tensor] = []
+        start = 0
+        while start < len(rows):
+            end = fitting(rows, self._room.limit, start)
+            found = self._losses(adapter, rows[start:end])
+            if found is not None:
+                sums.append(found)
+                start = end
+            self.pulse.beat()
+        return Later(torch.cat(sums))
+
+    def _losses(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> Tensor | None:
+        """None: there wasn't memory for so many rows at once; there will be more, or fewer rows.
+
+        Raises torch's error for a single row that nothing can be done about.
+        """
+        frozen, share = self.frozen, Share(adapter, rows, 1.0)
+        try:
+            return self._decoder.losses(make_batch([share], frozen.dtype, frozen.device, training=False))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = error.with_traceback(None)
+        # Only here, where the error's frames and the tensors in them are gone.
+        most = self._learn(share.tokens, len(rows))
+        if most is None:
+            raise failure
+        logger.warning("out of memory evaluating %d tokens at once; at most %d from now on", share.tokens, most)
+        return None
+
+
+def _answer(function: Callable[[], Any], future: Future[Any]) -> None:
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        if is_breakdown(error):
+            raise
+        future.set_exception(error)
+
+
+def _raise(error: Exception) -> None:
+    raise error

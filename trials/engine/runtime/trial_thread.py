@@ -1,0 +1,215 @@
+"""One trial in the engine, from its first row to its ending, as it would run alone; the loop computes for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from transformers import TrainerState
+from transformers.integrations import rewrite_logs
+
+from trials.data.tokenization import TokenizedRow
+from trials.engine.lora.adapter import Adapter
+from trials.engine.memory.dry_run import Rehearsal
+from trials.engine.optim.flat import Stepper
+from trials.engine.runtime.adapter_model import EngineSubject
+from trials.engine.runtime.adapter_trainer import Trainee
+from trials.engine.runtime.checkpointing import first_state, read_checkpoint, write_checkpoint
+from trials.engine.runtime.micro_batches import DivergedError
+from trials.engine.runtime.step_loop import EngineClosedError, Loop
+from trials.engine.runtime.training_log import TrainingLog
+from trials.evaluation.answer_scorer import Scorer
+from trials.records.checkpoints import CheckpointWriter
+from trials.records.memory_report import Attempt, MemoryUse, keep_memory_use
+from trials.records.trial_dir import Ending, EndingKind
+from trials.schedule import Milestones, checkpoint_steps, evaluation_tokens, full_length
+from trials.system.oom import is_out_of_memory
+from trials.tracking.event_log import EventLog
+from trials.training.evaluation_loop import Job, Supervisor, moment_of
+from trials.training.row_order import RowOrder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Program:
+    """A trial's own state, and the order in which things happen to it."""
+
+    def __init__(
+        self, job: Job, tokenizer: PreTrainedTokenizerBase, loop: Loop, eval_rows: Sequence[TokenizedRow]
+    ) -> None:
+        config, data, hp = job.config, job.data, job.config.hyperparameters
+        self._job, self._config, self._loop = job, config, loop
+        ranks = job.ranks
+        self._length = full_length(hp, data.train.epoch)
+        base_loss = self._base_eval_loss(eval_rows)
+        frozen = loop.frozen
+        self._adapter = ranks.own(
+            lambda: loop.set_aside(lambda: Adapter(frozen.targets, hp, config.seed, frozen.final_norm))
+        )
+        self._memory = ranks.own(self._tried_out)
+        self._stepper = self._make_stepper()
+        self._state = ranks.own(lambda: loop.set_aside(self._first_state))
+        log = (job.checkpoint.progress.log,) if job.checkpoint else ()
+        self._log = TrainingLog(self._state, *log)
+        self._trainee = Trainee(
+            self._adapter, self._stepper, hp.max_grad_norm, self._rows_of_step(), self._state.global_step, ranks
+        )
+        tokens = evaluation_tokens(self._length.tokens, config.evaluation, data.train.epoch)
+        self._evaluations = Milestones(tokens, self._tokens_seen)
+        self._checkpoint_steps = checkpoint_steps(hp.effective_batch, config.machine)
+        self._checkpoints = CheckpointWriter(job.folder, job.stopwatch, base_loss, config.machine.keep_checkpoints)
+        self._checkpointed: int | None = None
+        """The step of the newest checkpoint that it has written."""
+        self._finished = Ending(EndingKind.FINISHED, f"trained for all its {self._length.steps} steps")
+        scorer = Scorer(config, data.eval, tokenizer, job.folder, job.stopwatch, ranks)
+        subject = EngineSubject(loop, config, eval_rows, self._adapter, ranks)
+        self._supervisor = Supervisor(job, subject, scorer, base_loss, self._finished)
+
+    def run(self) -> Ending | None:
+        """Trains to the end; None: the callback said stop, or the trial is called off."""
+        try:
+            return self._train()
+        finally:
+            with suppress(EngineClosedError):
+                self._note_shortage()
+
+    def _note_shortage(self) -> None:
+        """Adds to the trial's folder what memory didn't suffice for while it trained."""
+        ran_out = self._trainee.ran_out
+        if ran_out:
+            now = self._loop.memory_use(id(self._job))
+            tried = [
+                Attempt(max(1, tokens // self._job.data.train.longest), tokens, self._memory.recomputation, fits=False)
+                for tokens in ran_out
+            ]
+            keep_memory_use(self._job.folder, now.after([*self._memory.tried, *tried]))
+
+    def _train(self) -> Ending | None:
+        with EventLog(self._job.folder, self._state.global_step) as events:
+            while self._state.global_step < self._length.steps:
+                self._job.stopwatch.start_training()
+                try:
+                    self._train_on()
+                except DivergedError:
+                    self._note_steps(events)
+                    return self._diverged()
+                if not self._note_steps(events):
+                    return self._diverged()
+                if self._job.has_been_called_off():
+                    return None
+                if self._evaluation_is_due() and self._evaluate(events):
+                    break
+                if self._checkpoint_is_due(self._state.global_step):
+                    self._write_checkpoint()
+        return self._supervisor.ending
+
+    def _train_on(self) -> None:
+        """To the next evaluation or checkpoint."""
+        try:
+            self._loop.wait_for(self._loop.train(self._trainee, self._is_there))
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._job.ranks.fail(error)
+            raise
+
+    @property
+    def _tokens_seen(self) -> int:
+        return int(self._state.num_input_tokens_seen)
+
+    def _is_there(self, step: int, tokens: int) -> bool:
+        return (
+            step >= self._length.steps
+            or self._evaluations.lie_within(self._tokens_seen + tokens)
+            or self._checkpoint_is_due(step)
+            or self._job.time_is_over()
+            or self._job.has_been_called_off()
+        )
+
+    def _checkpoint_is_due(self, step: int) -> bool:
+        return self._checkpoint_steps is not None and step % self._checkpoint_steps == 0
+
+    def _evaluation_is_due(self) -> bool:
+        is_reached = self._evaluations.pass_by(self._tokens_seen)
+        return is_reached or self._state.global_step >= self._length.steps or self._job.time_is_over()
+
+    def _note_steps(self, events: EventLog) -> bool:
+        """Logs the steps that were taken; False if a loss or gradient wasn't finite."""
+        done, self._trainee.done = self._trainee.done, []
+        read = [step.figures.read() for step in done]
+        for step, (loss, grad_norm) in zip(done, read, strict=True):
+            self._state.global_step += 1
+            self._state.num_input_tokens_seen += step.tokens
+            self._state.epoch = self._epoch()
+            entry = self._log.step_done(loss, grad_norm, step.learning_rate)
+            if entry is not None:
+                self._write(events, entry, step.ended_at)
+                self._job.on_log({**rewrite_logs(entry), "train/global_step": self._state.global_step})
+        return all(math.isfinite(figure) for figures in read for figure in figures)
+
+    def _evaluate(self, events: EventLog) -> bool:
+        def on_record(found: dict[str, float], with_checkpoint: bool) -> None:
+            self._write(events, self._log.add(found))
+            if with_checkpoint:
+                self._write_checkpoint()
+
+        return self._supervisor.evaluate(moment_of(self._state), on_record)
+
+    def _diverged(self) -> Ending:
+        return Ending(EndingKind.DIVERGED, f"its loss or gradient is not finite after {self._state.global_step} steps")
+
+    def _write(self, events: EventLog, entry: dict[str, float], at: float | None = None) -> None:
+        for name, value in rewrite_logs(entry).items():
+            events.add_scalar(name, value, self._state.global_step, walltime=at)
+
+    def _write_checkpoint(self) -> None:
+        if self._checkpointed == self._state.global_step:
+            return
+        self._checkpointed = self._state.global_step
+        parameters = self._adapter.named_parameters()
+        write_checkpoint(self._checkpoints, self._config, parameters, self._stepper, self._state, self._log.pending)
+
+    def _make_stepper(self) -> Stepper:
+        return Stepper(self._adapter, self._config, self._length)
+
+    def _tried_out(self) -> MemoryUse:
+        """Whether the trial fits into memory, before it has anything to lose; leaves what was found in its folder."""
+        data, key = self._job.data, id(self._job)
+
+        def longest_rows(tokens: int) -> tuple[Sequence[TokenizedRow], Sequence[TokenizedRow]]:
+            return data.train.longest_rows(tokens), data.eval.longest_rows(tokens)
+
+        rehearsal = Rehearsal(key, self._adapter, self._make_stepper, longest_rows)
+        try:
+            found = self._loop.try_out(rehearsal)
+        except Exception as error:
+            if is_out_of_memory(error):
+                keep_memory_use(self._job.folder, self._loop.memory_use(key).after(rehearsal.tried))
+            raise
+        keep_memory_use(self._job.folder, found)
+        return found
+
+    def _first_state(self) -> TrainerState:
+        if self._job.checkpoint is None:
+            return first_state(self._config, self._job.data.train, self._length)
+        return read_checkpoint(self._job.checkpoint, self._adapter.named_parameters(), self._stepper)
+
+    def _rows_of_step(self) -> Callable[[int], list[TokenizedRow]]:
+        train = self._job.data.train
+        order = RowOrder(len(train), self._config.hyperparameters.effective_batch, self._config.seed)
+        self._order = order
+        return lambda step: [train.rows[index] for index in order.step(step)]
+
+    def _epoch(self) -> float:
+        return self._order.passes(self._state.global_step)
+
+    def _base_eval_loss(self, eval_rows: Sequence[TokenizedRow]) -> float:
+        """Of the untrained base, evaluated only if neither the config nor the checkpoint knows it."""
+        known = self._job.base_eval_loss
+        return (
+            EngineSubject(self._loop, self._config, eval_rows, None, self._job.ranks).losses().mean
+            if known is None
+            else known
+        )

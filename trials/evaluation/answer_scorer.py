@@ -1,0 +1,94 @@
+"""When a trial's model answers the first eval rows, and what the answers are worth. It decides nothing."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trials.config import TrialConfig
+from trials.data.split import Split
+from trials.evaluation.evaluator import Judged, answers
+from trials.formats.conversations import LABELLED
+from trials.metrics.row_losses import RowLosses
+from trials.metrics.task_scores import RowScores, task_score
+from trials.records.score_log import Scoring, keep_scoring
+from trials.records.trial_dir import EvalPoint, TrialFolder
+from trials.system.distributed import ALONE, Ranks
+from trials.system.oom import is_out_of_memory
+from trials.system.timer import Stopwatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+class Scorer:
+    """Scores one trial's model and writes that to its folder; does nothing where the recipe asks for no score."""
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        split: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: TrialFolder,
+        stopwatch: Stopwatch,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self._config = config
+        self._split = split
+        self._tokenizer = tokenizer
+        self._folder = folder
+        self._stopwatch = stopwatch
+        self._ranks = ranks
+
+    def is_due(self, tokens_seen: int, tokens_before: int, *, is_last: bool) -> bool:
+        """Whether an evaluation is to be scored: the last one, and the first that has seen enough tokens.
+
+        `tokens_before` were seen at the evaluation before it.
+        """
+        is_first = any(tokens_before < tokens <= tokens_seen for tokens in self._config.score_at_tokens)
+        return self._config.evaluation.score_rows is not None and (is_last or is_first)
+
+    def scored(self, point: EvalPoint, losses: RowLosses, model: Any) -> EvalPoint:
+        """The evaluation with its score, which is put on disk row by row.
+
+        As it was if memory ran out: a score mustn't end a trial.
+        """
+        began = self._stopwatch.seconds
+        scores = self._score(model)
+        if scores is None:
+            return point
+        if self._folder.is_written:
+            keep_scoring(self._folder.path, Scoring(point.step, point.tokens_seen, losses, scores))
+        seconds = self._stopwatch.seconds
+        return replace(point, score=scores.mean, score_seconds=seconds - began, seconds=seconds)
+
+    def _score(self, model: Any) -> RowScores | None:
+        try:
+            return self._score_answers(model)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("no score: memory ran out while answering; set a smaller evaluation.batch_rows")
+        # Only here, where the error and the tensors in its frames are gone.
+        torch.cuda.empty_cache()
+        return None
+
+    def _score_answers(self, model: Any) -> RowScores:
+        data_format = self._config.data.format
+        examples = self._split.examples[: self._config.evaluation.score_rows]
+        judged = Judged(model, self._tokenizer, is_adapter=hasattr(model, "peft_config"))
+        given = self._ranks.divided(
+            examples,
+            lambda part: answers(
+                judged,
+                part,
+                until_object=data_format in LABELLED,
+                batch_rows=self._config.evaluation.batch_rows,
+            ),
+        )
+        return task_score(data_format, given, examples)

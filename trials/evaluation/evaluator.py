@@ -1,0 +1,238 @@
+"""Loads what is to be judged, and finds out how good it is on rows: losses, answers, the same of its base."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from trials.config import DataSettings, ModelSettings
+from trials.data.dataset import load_split
+from trials.data.split import Split
+from trials.data.tokenization import encode
+from trials.errors import DataError, ModelError
+from trials.evaluation.eval_loss import evaluate_rows
+from trials.evaluation.generation import Sampling, generate
+from trials.evaluation.result import Answers, Judgement, Rows, Task, rows_hash
+from trials.formats.conversations import LABELLED, Example
+from trials.metrics.row_losses import RowLosses, compare
+from trials.metrics.task_scores import has_words, task_score
+from trials.model.adapter_fit import check_fit, refuse_missing
+from trials.model.loading import (
+    check_base,
+    keep_gradients_on_cpu,
+    load_base,
+    load_tokenizer,
+    vocabulary,
+    weight_arguments,
+)
+from trials.model.model_files import check_json_files
+from trials.model.vocabulary import Vocabulary
+from trials.records.adapter_dir import base_settings, cannot_load, is_adapter, tokenizer_settings
+from trials.records.export_manifest import refuse_changed
+from trials.system.oom import is_out_of_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model that can be judged: an adapter on its base, or a plain model."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    is_adapter: bool
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a command may set beside a trial's own settings, or the defaults for other models; None leaves them."""
+
+    quantization: str | None = None
+    compute_dtype: str | None = None
+    chat_template: str | None = None
+
+    def over(self, settings: ModelSettings) -> ModelSettings:
+        """The settings with what is set here."""
+        return settings.model_copy(update={key: value for key, value in vars(self).items() if value is not None})
+
+
+def load_judged(path: str, choices: Choices | None = None) -> Judged:
+    """Loads an adapter folder by `AutoPeftModelForCausalLM`, as its users do, or a model folder or hub name.
+
+    A trial's own `adapter/` is loaded on its base as the trial loaded that. Raises `ModelError` if it can't be loaded.
+    """
+    choices = choices or Choices()
+    tokenizer, _ = check_judged(path, choices)
+    if not is_adapter(path):
+        return Judged(load_base(choices.over(ModelSettings(name=path))), tokenizer, is_adapter=False)
+    from peft import AutoPeftModelForCausalLM
+
+    base = base_settings(path)
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            arguments = weight_arguments(choices.over(base))
+            model = AutoPeftModelForCausalLM.from_pretrained(path, **arguments, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise cannot_load(path, error) from error
+    refuse_missing(said, Path(path), base)
+    keep_gradients_on_cpu(model)
+    return Judged(model, tokenizer, is_adapter=True)
+
+
+def check_judged(path: str, choices: Choices | None = None) -> tuple[PreTrainedTokenizerBase, Vocabulary | None]:
+    """The tokenizer of an adapter or a model and the tokens that the model knows, None if that can't be told.
+
+    Raises `ModelError` for all that can be seen to be wrong with it without loading its weights; first of all for an
+    export whose files aren't the proved ones any more.
+    """
+    choices = choices or Choices()
+    refuse_changed(path)
+    if not is_adapter(path):
+        settings = choices.over(ModelSettings(name=path))
+        tokenizer = _tokenizer_of(path, choices)
+        check_base(settings)
+        return tokenizer, vocabulary(settings)
+    check_json_files(Path(path))
+    base = base_settings(path)
+    tokenizer = _tokenizer_of(path, choices)
+    check_base(base)
+    has_own = (Path(path) / "tokenizer_config.json").is_file()
+    try:
+        known = check_fit(Path(path), base, len(tokenizer) if has_own else None)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise cannot_load(path, error) from error
+    return tokenizer, vocabulary(base) if known is None else Vocabulary(path, known)
+
+
+def _tokenizer_of(path: str, choices: Choices) -> PreTrainedTokenizerBase:
+    return load_tokenizer(choices.over(tokenizer_settings(path)))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is about to be judged: its rows are checked and tokenised, its weights are not loaded yet."""
+
+    path: str
+    choices: Choices
+    task: Task
+    split: Split
+    rows: Rows
+
+    def judge(self) -> Judgement:
+        """Loads the model and judges it."""
+        return judge(load_judged(self.path, self.choices), self.path, self.split, self.task)
+
+    def judge_with_base(self) -> tuple[Judgement, Judgement]:
+        """Loads the adapter and judges it, then its base."""
+        judged = load_judged(self.path, self.choices)
+        ours = judge(judged, self.path, self.split, self.task)
+        return ours, judge(judged, "base", self.split, self.task, base=True)
+
+
+def prepare(path: str, choices: Choices, task: Task, settings: DataSettings) -> Prepared:
+    """Checks all that can be checked without weights. Raises `ModelError` or `DataError`.
+
+    An interval needs two rows: fewer are refused.
+    """
+    tokenizer, known = check_judged(path, choices)
+    split = load_split(settings, tokenizer)
+    if len(split) < 2:
+        raise DataError(f"{task.data}: only one row can be used, and an interval needs at least two. Give more.")
+    if known is not None:
+        known.refuse_rows({"the": split}, tokenizer)
+    return Prepared(path, choices, task, split, _rows(path, task, split))
+
+
+def judge(judged: Judged, name: str, split: Split, task: Task, *, base: bool = False) -> Judgement:
+    """Losses of all rows, and answers where asked; `base`: of the base model, with the adapter switched off.
+
+    Raises `ModelError` if a loss isn't finite: then nothing that follows from it would be true.
+    """
+    found = losses(judged, split, task.batch_rows, base=base)
+    broken = sum(not math.isfinite(loss) for loss in found.loss_sums)
+    if broken:
+        raise ModelError(f"{name} has no finite loss on {broken} of {len(split)} rows: its weights are broken.")
+    given = None
+    if task.answers:
+        logger.info("%s: eval loss %.4f; now it answers %d rows, which takes longer", name, found.mean, len(split))
+        given = _answer_all(judged, split, task, base=base)
+    return Judgement(_rows(name, task, split), task.format, found, given)
+
+
+def _rows(name: str, task: Task, split: Split) -> Rows:
+    return Rows(name, task.data, len(split), rows_hash(split.examples))
+
+
+def losses(judged: Judged, split: Split, batch_rows: int, *, base: bool = False) -> RowLosses:
+    """Loss of every row; `base`: of the base model, with the adapter switched off."""
+    with _as_base(judged, base):
+        return evaluate_rows(judged.model, split.rows, batch_rows)
+
+
+def _answer_all(judged: Judged, split: Split, task: Task, *, base: bool) -> Answers:
+    examples, labelled = list(split.examples), task.format in LABELLED
+    texts = answers(judged, examples, task.max_new_tokens, base=base, until_object=labelled, batch_rows=task.batch_rows)
+    return Answers(
+        texts=tuple(texts),
+        tokens=_lengths(judged.tokenizer, texts),
+        reference_tokens=_lengths(judged.tokenizer, (e.completion for e in examples)),
+        labels=tuple(e.label for e in examples if e.label is not None) if labelled else None,
+        scores=task_score(task.format, texts, examples),
+        wordless_references=sum(not has_words(e.completion) for e in examples),
+    )
+
+
+def answers(
+    judged: Judged,
+    examples: Sequence[Example],
+    max_new_tokens: int | None = None,
+    *,
+    base: bool = False,
+    until_object: bool = False,
+    batch_rows: int = 32,
+) -> list[str]:
+    """Greedy answers to the examples' questions, of at most twice the longest reference's tokens if not said."""
+    limit = max_new_tokens or 2 * (max(_lengths(judged.tokenizer, (e.completion for e in examples))) + 1)
+    asked = [example.prompt for example in examples]
+    with _as_base(judged, base):
+        return generate(judged.model, judged.tokenizer, asked, Sampling(limit), batch_rows, until_object=until_object)
+
+
+def _lengths(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> tuple[int, ...]:
+    """Tokens of each text, without BOS and EOS."""
+    return tuple(map(len, encode(list(texts), tokenizer)))
+
+
+def _as_base(judged: Judged, base: bool) -> AbstractContextManager[None]:
+    off: AbstractContextManager[None] = judged.model.disable_adapter() if base and judged.is_adapter else nullcontext()
+    return off
+
+
+def against_base(winner: RowLosses, base: RowLosses) -> dict[str, float]:
+    """How much the loss fell against the base, nats per token, with its paired standard error."""
+    gain = compare(winner, base)
+    return {"base_eval_loss": base.mean, "difference": gain.difference, "standard_error": gain.standard_error}
+
+
+def samples(judged: Judged, split: Split, count: int) -> list[dict[str, str]]:
+    """The first rows answered by the base and by the adapter, beside what was expected."""
+    shown = split.examples[:count]
+    ours, bases = answers(judged, shown), answers(judged, shown, base=True)
+    return [
+        {"id": e.id, "prompt": e.prompt_text, "expected": e.completion, "base": base, "winner": answer}
+        for e, base, answer in zip(shown, bases, ours, strict=True)
+    ]

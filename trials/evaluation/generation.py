@@ -1,0 +1,142 @@
+"""Answers of a model: greedy or sampled, batched, left-padded, ended where nothing more is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+
+from trials.data.tokenization import prompt_ids
+from trials.evaluation.eval_loss import batches_by_length, inference
+from trials.formats.answers import first_object
+from trials.formats.conversations import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Conversation = Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy: always the likeliest."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 50
+    top_p: float = 0.95
+
+    def arguments(self) -> dict[str, Any]:
+        """As transformers' `generate` takes them."""
+        if self.temperature == 0.0:
+            # The unset values keep a model's own generation config from asking for sampling.
+            return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+        return {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+
+
+class ObjectIsWhole(StoppingCriteria):  # type: ignore[misc]  # transformers has no types here
+    """Ends a row as soon as its answer holds a whole JSON object: what comes after it isn't read.
+
+    An answer is decoded only when its newest token has a closing brace in it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
+        closing = [index for token, index in tokenizer.get_vocab().items() if "}" in token]
+        self._closing = torch.tensor(closing, device=device)
+        self._tokenizer = tokenizer
+        self.prompt_length = 0
+        """Tokens before the answer, padding included; the same for all rows of a batch."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Which rows are done, as transformers asks after every token."""
+        done = torch.isin(input_ids[:, -1], self._closing)
+        for row in done.nonzero().flatten().tolist():
+            answer = self._tokenizer.decode(input_ids[row, self.prompt_length :], skip_special_tokens=True)
+            done[row] = first_object(str(answer)) is not None
+        return done
+
+
+class _Printed(TextStreamer):  # type: ignore[misc]  # transformers has no types here
+    """Prints one answer without the space that many tokenizers begin it with."""
+
+    _has_begun = False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Called by transformers for every word."""
+        text = text if self._has_begun else text.lstrip()
+        self._has_begun = self._has_begun or bool(text)
+        super().on_finalized_text(text, stream_end)
+
+
+def generate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    sampling: Sampling | None = None,
+    batch_rows: int = 32,
+    *,
+    until_object: bool = False,
+) -> list[str]:
+    """The model's next turns in conversations, in their order, without special tokens.
+
+    Conversations of like length are answered together; the longest first, so that memory which doesn't suffice shows
+    at once. `until_object` ends every answer at its first whole JSON object.
+    """
+    sampling = sampling or Sampling()
+    ids = [prompt_ids(conversation, tokenizer) for conversation in conversations]
+    stop = ObjectIsWhole(tokenizer, model.device) if until_object else None
+    answers = [""] * len(ids)
+    with inference(model):
+        for indices in reversed(list(batches_by_length([len(row) for row in ids], batch_rows))):
+            batch = _batch(model, tokenizer, [ids[i] for i in indices], sampling, stop)
+            for index, answer in zip(indices, batch, strict=True):
+                answers[index] = answer
+    return answers
+
+
+def answer(
+    model: Any, tokenizer: PreTrainedTokenizerBase, ids: list[int], sampling: Sampling, *, printed: bool = False
+) -> str:
+    """The answer to one prompt; `printed`: also to stdout, word by word while it's made, with a line break after it."""
+    streamer = _Printed(tokenizer, skip_prompt=True, skip_special_tokens=True) if printed else None
+    with inference(model):
+        return _batch(model, tokenizer, [ids], sampling, streamer=streamer)[0]
+
+
+def _batch(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    sampling: Sampling,
+    stop: ObjectIsWhole | None = None,
+    streamer: TextStreamer | None = None,
+) -> list[str]:
+    longest = max(map(len, rows))
+    pad = tokenizer.pad_token_id
+    if stop is not None:
+        stop.prompt_length = longest
+    # Padding stands on the left: a model goes on from the last position.
+    input_ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=mask,
+        max_new_tokens=sampling.max_new_tokens,
+        pad_token_id=pad,
+        eos_token_id=_ends(model, tokenizer),
+        use_cache=True,
+        stopping_criteria=StoppingCriteriaList([stop] if stop is not None else []),
+        streamer=streamer,
+        **sampling.arguments(),
+    )
+    texts: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokenizer's EOS, and what else ends a turn by the model's own config (Llama 3 and Gemma have two)."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})

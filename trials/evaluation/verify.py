@@ -1,0 +1,75 @@
+"""Judges an export in a process of its own: `python -m trials.evaluation.verify JOB.json RESULT.json`.
+
+The process that trained must not be the one that proves: here everything is loaded from the exported files.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from trials.cli import run
+from trials.config import DataSettings, ModelSettings, Settings
+from trials.model.merging import merge
+from trials.system.files import write_json
+
+MERGED = "merged"
+
+
+class ProofJob(Settings):
+    """What to judge, on which rows."""
+
+    export: str = Field(description="folder with adapter and tokenizer")
+    model: ModelSettings = Field(description="how the trial loaded its base")
+    data: DataSettings
+    batch_rows: int
+    samples: int = Field(description="answers of base and adapter to give")
+    merge: bool = Field(description="also write merged weights to the export's folder `merged`, and judge those")
+
+
+def prove(job: ProofJob) -> dict[str, Any]:
+    """Eval loss of the export; its test loss beside the base's; a few answers; eval loss of the merged weights."""
+    found = _judge(job, job.export, job.model.quantization)
+    if job.merge:
+        target = Path(job.export) / MERGED
+        merge(Path(job.export), job.model, target)
+        merged = job.model_copy(update={"samples": 0, "data": job.data.model_copy(update={"test": None})})
+        found["merged"] = _judge(merged, str(target), "none")["eval_loss"]
+    return found
+
+
+def _judge(job: ProofJob, path: str, quantization: str) -> dict[str, Any]:
+    from trials.data.dataset import load_data
+    from trials.evaluation import evaluator as judging
+
+    judged = judging.load_judged(path, judging.Choices(quantization, job.model.compute_dtype))
+    data = load_data(job.data, judged.tokenizer)
+    losses = judging.losses(judged, data.eval, job.batch_rows)
+    found: dict[str, Any] = {"eval_loss": losses.mean, "row_losses": asdict(losses)}
+    if data.test is not None:
+        test = judging.losses(judged, data.test, job.batch_rows)
+        base = judging.losses(judged, data.test, job.batch_rows, base=True)
+        found["test"] = {"eval_loss": test.mean, "rows": len(data.test.rows), **judging.against_base(test, base)}
+    if job.samples:
+        found["samples"] = judging.samples(judged, data.test or data.eval, job.samples)
+    return found
+
+
+def main() -> int:
+    """Runs the command line; returns the exit code."""
+    job_file, result_file = map(Path, sys.argv[1:3])
+    job = ProofJob.model_validate_json(job_file.read_text(encoding="utf-8"))
+
+    def command() -> int:
+        write_json(result_file, prove(job))
+        return 0
+
+    return run(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

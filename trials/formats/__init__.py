@@ -1,0 +1,1 @@
+"""Rows of every format become conversations; what a row may not hold is refused."""

@@ -1,0 +1,1 @@
+"""Statistics on rows: losses, intervals, paired tests, scores. No torch."""

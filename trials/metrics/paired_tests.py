@@ -1,0 +1,162 @@
+"""Two models on the same rows: which is better, by how much, or that these rows can't tell. Needs no torch.
+
+Everything is paired by row. Differences are `b - a`, so a better `b` has a lower loss and a higher score. "Better" is
+at the 5 % level; at that level one comparison of two equal models in twenty finds one, so ask few questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import scipy
+
+from trials.errors import DataError
+from trials.evaluation.result import Judgement, Rows
+from trials.metrics.intervals import CONFIDENCE, Estimate, around, bootstrap_mean
+from trials.metrics.row_losses import RowLosses, compare
+from trials.metrics.task_scores import Measure, RowScores
+
+ALPHA = 0.05
+CANNOT_TELL = "cannot be told apart"
+
+Better = Literal["a", "b"] | None
+"""None: they cannot be told apart."""
+
+
+@dataclass(frozen=True)
+class LossComparison:
+    """Nats per token, with the paired standard error of a ratio estimator over rows. Better: the interval has no 0."""
+
+    a: float
+    b: float
+    difference: Estimate
+    standard_error: float
+    better: Better
+
+
+@dataclass(frozen=True)
+class LabelComparison:
+    """Rows by who was right. Better: McNemar's exact test, which looks at the two middle counts, has p below 0.05.
+
+    `difference` is of accuracies, with the interval of Bonett and Price (Adjusted Wald confidence interval for a
+    difference of binomial proportions based on paired data, 2012), which doesn't shrink to a point on few rows.
+    """
+
+    both_right: int
+    only_a_right: int
+    only_b_right: int
+    both_wrong: int
+    p_value: float
+    difference: Estimate
+    better: Better
+
+
+@dataclass(frozen=True)
+class ScoreComparison:
+    """Mean ROUGE-L, 0 to 1, with a percentile bootstrap of the rows' differences. Better: the interval has no 0."""
+
+    a: float
+    b: float
+    difference: Estimate
+    better: Better
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that two judgements have in common. No `loss` where their tokens differ, no `score` without answers."""
+
+    rows: int
+    loss: LossComparison | None
+    score: LabelComparison | ScoreComparison | None
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures, and the verdict on each in words."""
+        parts = {"loss": self.loss, "score": self.score}
+        found = {name: {**asdict(part), "verdict": verdict(part.better)} for name, part in parts.items() if part}
+        return {"rows": self.rows, **found}
+
+
+def verdict(better: Better) -> str:
+    """Which is better, in words."""
+    return f"{better} is better" if better else CANNOT_TELL
+
+
+def compare_judgements(a: Judgement, b: Judgement) -> Comparison:
+    """Raises `DataError` if the two were judged on different rows."""
+    refuse_other_rows(a.rows, b.rows)
+    # Another tokenizer cuts the same answer into other tokens, and then a loss per token is another measure.
+    same_tokens = list(a.losses.token_counts) == list(b.losses.token_counts)
+    return Comparison(
+        rows=a.rows.count,
+        loss=compare_losses(a.losses, b.losses) if same_tokens else None,
+        score=compare_scores(a.answers.scores, b.answers.scores) if a.answers and b.answers else None,
+    )
+
+
+def refuse_other_rows(a: Rows, b: Rows) -> None:
+    """Raises `DataError` if two models are not, or would not be, judged on the same rows."""
+    if a.hash != b.hash:
+        raise DataError(
+            f"{a.model} and {b.model} are not judged on the same rows: {a.count} rows of {a.data}, {b.count} of "
+            f"{b.data}, which differ in number, order or text. "
+            "Judge both with the same --data, --format, --rows and --max-length-tokens."
+        )
+
+
+def compare_losses(a: RowLosses, b: RowLosses) -> LossComparison:
+    """Raises ValueError if the rows differ, were tokenised differently, or are fewer than two."""
+    found = compare(a, b)
+    interval = around(found.difference, found.standard_error, len(a.token_counts))
+    better = _outside_zero(interval, if_positive="a", if_negative="b")
+    return LossComparison(a.mean, b.mean, interval, found.standard_error, better)
+
+
+def compare_scores(a: RowScores, b: RowScores) -> LabelComparison | ScoreComparison:
+    """Raises ValueError if the two scored different numbers of rows, or by different measures."""
+    if a.measure != b.measure or len(a.values) != len(b.values):
+        raise ValueError("the two were not scored on the same rows by the same measure")
+    if a.measure is Measure.LABEL:
+        return compare_labels([score == 1 for score in a.values], [score == 1 for score in b.values])
+    interval = bootstrap_mean([y - x for x, y in zip(a.values, b.values, strict=True)])
+    return ScoreComparison(a.mean, b.mean, interval, _outside_zero(interval, if_positive="b", if_negative="a"))
+
+
+def compare_labels(a_right: Sequence[bool], b_right: Sequence[bool]) -> LabelComparison:
+    """Whether `a` and `b` are right on every row, in the same order."""
+    pairs = list(zip(a_right, b_right, strict=True))
+    only_a, only_b = pairs.count((True, False)), pairs.count((False, True))
+    p_value = mcnemar(only_a, only_b)
+    better: Better = "b" if only_b > only_a else "a"
+    return LabelComparison(
+        both_right=pairs.count((True, True)),
+        only_a_right=only_a,
+        only_b_right=only_b,
+        both_wrong=pairs.count((False, False)),
+        p_value=p_value,
+        difference=_difference_of_shares(only_a, only_b, len(pairs)),
+        better=better if p_value < ALPHA else None,
+    )
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided p of the exact test: the rows on which one alone is right, as the throws of a fair coin."""
+    discordant = only_a + only_b
+    return float(scipy.stats.binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def _difference_of_shares(only_a: int, only_b: int, rows: int) -> Estimate:
+    # Wald's interval with one imagined row on either side.
+    share_a, share_b = (only_a + 1) / (rows + 2), (only_b + 1) / (rows + 2)
+    middle = share_b - share_a
+    error = math.sqrt((share_a + share_b - middle**2) / (rows + 2))
+    half = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2)) * error
+    return Estimate((only_b - only_a) / rows, max(-1.0, middle - half), min(1.0, middle + half))
+
+
+def _outside_zero(difference: Estimate, *, if_positive: Better, if_negative: Better) -> Better:
+    if difference.low <= 0 <= difference.high:
+        return None
+    return if_positive if difference.low > 0 else if_negative

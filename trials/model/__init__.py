@@ -1,0 +1,1 @@
+"""The base model: shape, loading, quantised cache, adapter files, memory it takes."""

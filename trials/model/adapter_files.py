@@ -1,0 +1,45 @@
+"""A trial's adapter on disk, as `PeftModel.save_pretrained` (0.21) leaves it, without a PEFT model.
+
+PEFT's README.md, a template that nobody has filled in, isn't written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trials.config import TrialConfig
+from trials.model.loading import lora_config
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def save_adapter(named_parameters: Sequence[tuple[str, nn.Parameter]], config: TrialConfig, path: Path) -> None:
+    """Writes adapter_config.json and the weights into a folder, which is made if it isn't there.
+
+    The parameters carry PEFT's full names; the files leave out the adapter's own name, "default".
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    settings = lora_config(config.hyperparameters)
+    settings.base_model_name_or_path = config.model.name
+    settings.revision = config.model.revision
+    settings.inference_mode = True
+    settings.save_pretrained(str(path))
+    weights = {name.replace(".default.", "."): _for_disk(parameter) for name, parameter in named_parameters}
+    save_file(weights, str(path / WEIGHTS), metadata={"format": "pt"})
+
+
+def read_adapter(path: Path) -> dict[str, Tensor]:
+    """The weights of an adapter's folder by their full names as parameters, on the CPU."""
+    weights = load_file(str(path / WEIGHTS))
+    return {f"{name.removesuffix('.weight')}.default.weight": value for name, value in weights.items()}
+
+
+def _for_disk(parameter: nn.Parameter) -> Tensor:
+    """In memory of its own: safetensors refuses tensors that share some, as slices of one buffer do."""
+    value = parameter.detach().cpu().contiguous()
+    shares = value.untyped_storage().nbytes() > value.nbytes
+    return value.clone() if shares else value

@@ -1,0 +1,119 @@
+"""What memory a configuration will take, from the base model's config alone: no weights are loaded, no GPU is asked.
+
+For the engine these are the formulas that it plans with (`planning`, `room`), measured in docs/engine.md. For TRL's
+trainer they are an estimate: whole layers recomputed, one row at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trials.config import TrialConfig
+from trials.model.activation_policy import Keep
+from trials.model.architecture import ARCHITECTURES, BaseShape
+from trials.model.memory_plan import KEPT_DENSE_BYTES, MOST_OF_GPU, Sizes, adapter_bytes, workspace_bytes
+
+_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight: half a byte, a scale of one byte for 64, and one of four bytes for 256 of those (arXiv 2305.14314)."""
+_TRL_MICRO_STEP = 2.0
+"""transformers' layers hold so many times what ours do: they write nothing in place, and keep inputs in float32."""
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes of one trial alone on a GPU, split as small as it can be."""
+
+    base_bytes: int
+    """The frozen base model."""
+    adapter_bytes: int
+    """Weights, gradient, optimizer state, and copies for matrix products."""
+    micro_step_bytes: int
+    """Of the longest row by itself, with everything computed again that can be."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Of the whole trial."""
+        return self.base_bytes + self.adapter_bytes + self.micro_step_bytes
+
+    @property
+    def gib(self) -> float:
+        """Of the whole trial, in GiB."""
+        return self.total_bytes / 2**30
+
+
+def predicted_memory(
+    config: TrialConfig,
+    base: BaseShape,
+    longest_row: int,
+    *,
+    itemsize: int = 2,
+    in_engine: bool = True,
+    is_recomputed: bool = True,
+) -> MemoryNeed | None:
+    """The least GPU memory that a trial needs; None for a base model whose layers aren't Llama's or Mistral's.
+
+    `longest_row` is in tokens, of training and evaluation. `itemsize` is in bytes of a number in a matrix product: 2 on
+    a GPU. `in_engine`: whether our engine trains it (`trials.engine.support.why_not` is None, and `machine.engine` is
+    not trl). `is_recomputed`: whether activations may be computed again; TRL then begins with more, of more rows.
+    """
+    if base.model_type not in ARCHITECTURES:
+        return None
+    sizes = sizes_of(base, itemsize, is_quantized=config.model.quantization == "nf4")
+    keep = Keep.INPUT if is_recomputed else Keep.ALL
+    need = workspace_bytes(sizes, (keep,) * sizes.layers, longest_row)
+    factor = 1.0 if in_engine else _TRL_MICRO_STEP
+    frozen_bytes = base_bytes(base, sizes) + (_kept_dense_bytes(sizes) if in_engine else 0)
+    return MemoryNeed(frozen_bytes, _adapter_bytes(config, sizes, base), int(need * factor))
+
+
+def sizes_of(base: BaseShape, itemsize: int, *, is_quantized: bool) -> Sizes:
+    """What planning has to know of a base model."""
+    return Sizes(
+        layers=base.num_hidden_layers,
+        hidden=base.hidden_size,
+        intermediate=base.intermediate_size,
+        queries=base.num_attention_heads * base.head_size,
+        keys=base.num_key_value_heads * base.head_size,
+        itemsize=itemsize,
+        is_quantized=is_quantized,
+    )
+
+
+def base_bytes(base: BaseShape, sizes: Sizes) -> int:
+    """Of the base model as it lies in memory: layers in 4 bits where they are quantised, embeddings and head never."""
+    per_weight = _NF4_BYTES if sizes.is_quantized else sizes.itemsize
+    vocabulary = base.vocab_size * base.hidden_size * (1 if base.tie_word_embeddings else 2)
+    return int(sizes.layers * sizes.layer_weights * per_weight) + vocabulary * sizes.itemsize
+
+
+def _kept_dense_bytes(sizes: Sizes) -> int:
+    dense = sizes.layers * sizes.layer_weights * sizes.itemsize
+    return dense if sizes.is_quantized and dense <= KEPT_DENSE_BYTES else 0
+
+
+def allowed_gib(gpu_gib: float) -> float:
+    """What a trial may reserve of a GPU's memory where the recipe doesn't say (`machine.gpu_memory_gib`)."""
+    return gpu_gib * MOST_OF_GPU
+
+
+def linear_shapes(sizes: Sizes, vocabulary: int) -> dict[str, tuple[int, int, int]]:
+    """Inputs, outputs and number of the linear layers of each name."""
+    hidden, mlp, layers = sizes.hidden, sizes.intermediate, sizes.layers
+    return {
+        "q_proj": (hidden, sizes.queries, layers),
+        "k_proj": (hidden, sizes.keys, layers),
+        "v_proj": (hidden, sizes.keys, layers),
+        "o_proj": (sizes.queries, hidden, layers),
+        "gate_proj": (hidden, mlp, layers),
+        "up_proj": (hidden, mlp, layers),
+        "down_proj": (mlp, hidden, layers),
+        "lm_head": (hidden, vocabulary, 1),
+    }
+
+
+def _adapter_bytes(config: TrialConfig, sizes: Sizes, base: BaseShape) -> int:
+    hp = config.hyperparameters
+    shapes = linear_shapes(sizes, base.vocab_size)
+    chosen = [shapes[name] for name in set(hp.target_modules) if name in shapes]
+    parameters = sum((wide + tall) * hp.lora_rank * count for wide, tall, count in chosen)
+    return adapter_bytes(parameters, hp, sizes.itemsize)

@@ -1,0 +1,1 @@
+"""What a trial leaves on disk, and reading, rewinding, resuming it. No torch."""

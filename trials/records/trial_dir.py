@@ -1,0 +1,365 @@
+"""What a trial leaves on disk, and reading it back. Needs neither torch nor Ray.
+
+trials/<id>/config.json    origin, configuration, and the fingerprint of its rows
+trials/<id>/metrics.jsonl  one `EvalPoint` a line, with the host name of the machine that made it (node)
+trials/<id>/eval_rows.json loss of every eval row at the best evaluation, for paired comparison
+trials/<id>/score_rows.jsonl  scores of answers, row by row, where they are asked for (trials.records.score_log)
+trials/<id>/adapter/       best adapter so far, PEFT format, with its own eval_rows.json and point.json: the evaluation
+                           that it had, and the size and SHA-256 of every file (trials.records.adapter_check)
+trials/<id>/wandb_run      id of its run in Weights & Biases, where there is one (trials.tracking.trial_run)
+trials/<id>/ending.json    how it ended; absent: it's running, paused or was cut off
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from trials.config import TrialConfig
+from trials.errors import RunFolderError
+from trials.metrics.row_losses import RowLosses
+from trials.records.adapter_check import POINT_FILE, describe_files, why_not_there
+from trials.records.score_log import Scoring, read_scorings
+from trials.system.damage import DamagedFile, Lines, read_as, read_lines_as
+from trials.system.files import append_json_line, in_place, make_folder, replace_folder, write_json
+
+EVAL_ROWS_FILE = "eval_rows.json"
+_MOST = 2**53
+"""No step, number of tokens, time or loss is as large; SQLite has no larger whole numbers than 2**63."""
+
+
+class EndingKind(StrEnum):
+    """All the ways a trial can end."""
+
+    FINISHED = "finished"
+    PRUNED = "pruned"
+    EARLY_STOPPED = "early_stopped"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    FAILED = "failed"
+
+
+class Origin(StrEnum):
+    """Where a trial's configuration came from."""
+
+    BASE = "base"
+    PROBE = "probe"
+    """A few steps that measure the speed, and nothing else."""
+    START = "start"
+    PROPOSED = "proposed"
+    SINGLE = "single"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a trial ended, and why in a sentence."""
+
+    kind: EndingKind
+    reason: str
+
+
+@dataclass(frozen=True)
+class EvalPoint:
+    """One evaluation. Losses in nats per completion token; `seconds` since the trial began, evaluations included.
+
+    `score` is the mean of the task's own measure over some eval rows, where it was asked for; it decides nothing.
+    """
+
+    step: int
+    tokens_seen: int
+    eval_loss: float
+    best_eval_loss: float
+    seconds: float
+    train_loss: float | None = None
+    tokens_per_second: float | None = None
+    score: float | None = None
+    score_seconds: float | None = None
+    ranks: int = 1
+    """Processes that trained it together when it was evaluated, a GPU each."""
+
+    @property
+    def flaw(self) -> str | None:
+        """Why it can't be an evaluation, where its file was damaged; None: it can."""
+        numbers = {name: number for name, number in asdict(self).items() if number is not None}
+        beyond = (f"{name} is {number:g}" for name, number in numbers.items() if not 0 <= number < _MOST)
+        return next(beyond, None)
+
+
+@dataclass(frozen=True)
+class DamagedTrial:
+    """A folder of a trial that can't be used; `id` is the folder's name, `reason` a sentence without a full stop."""
+
+    id: str
+    folder: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial as its folder tells it."""
+
+    id: str
+    origin: Origin
+    name: str
+    config: TrialConfig
+    points: tuple[EvalPoint, ...]
+    ending: Ending | None
+    folder: Path
+    fingerprint: str | None = None
+    """Of the rows that it began with; None where nobody said."""
+    damage: tuple[str, ...] = ()
+    """What of config, evaluations and ending can't be read, and what is taken in its place."""
+
+    @property
+    def best_eval_loss(self) -> float | None:
+        """The lowest eval loss so far, in nats per completion token; None before the first evaluation."""
+        return None if self.best_point is None else self.best_point.eval_loss
+
+    @property
+    def best_point(self) -> EvalPoint | None:
+        """The evaluation of the best adapter: the first with the lowest loss."""
+        return min(self.points, key=lambda point: point.eval_loss, default=None)
+
+    @property
+    def score(self) -> float | None:
+        """The mean score at the latest evaluation that was scored; None where none was."""
+        return next((point.score for point in reversed(self.points) if point.score is not None), None)
+
+    @property
+    def tokens_seen(self) -> int:
+        """Unpadded training tokens so far."""
+        return max((point.tokens_seen for point in self.points), default=0)
+
+    @property
+    def adapter(self) -> Path:
+        """The best adapter so far; the one before it in the moment when it's being replaced."""
+        return in_place(self.folder / "adapter")
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether its best adapter is still on disk, by the sizes of its files (see `trials.records.adapter_check`)."""
+        return why_not_there(self.adapter) is None
+
+    def row_losses(self) -> RowLosses | None:
+        """Loss of every eval row at the best evaluation; None if it was never evaluated, or can't be read."""
+        return read_row_losses(self.folder)
+
+    @property
+    def scorings(self) -> tuple[Scoring, ...]:
+        """Scores and losses of rows at every evaluation that was scored, in order; read when first asked for."""
+        return self._scorings.values
+
+    def all_damage(self) -> tuple[str, ...]:
+        """Return what of its files can't be read, and what that costs. Reads all files but those of adapters."""
+        return (*self.damage, *_row_damage(self), *self._scorings.damage)
+
+    @cached_property
+    def _scorings(self) -> Lines[Scoring]:
+        return read_scorings(self.folder)
+
+
+class TrialFolder:
+    """Writes the folder of one trial; where several processes train it, the first of them, and the others nothing."""
+
+    def __init__(self, path: Path, *, is_written: bool = True) -> None:
+        self.path = path
+        self.is_written = is_written
+
+    @property
+    def adapter(self) -> Path:
+        """The best adapter so far."""
+        return self.path / "adapter"
+
+    def refuse_taken(self) -> None:
+        """Raises `RunFolderError` if a trial is there already."""
+        if (self.path / "config.json").exists():
+            raise RunFolderError(f"{self.path} already holds a trial. Give another --out, or remove that folder.")
+
+    def begin(self, config: TrialConfig, origin: Origin, name: str, fingerprint: str | None = None) -> None:
+        """Makes the folder and writes what the trial is; `fingerprint` is `TrialData.fingerprint`.
+
+        Raises `RunFolderError` if a trial is there already.
+        """
+        self.refuse_taken()
+        make_folder(self.path)
+        content: dict[str, Any] = {"origin": origin.value, "name": name, "config": config.model_dump(mode="json")}
+        if fingerprint is not None:
+            content["data_fingerprint"] = fingerprint
+        write_json(self.path / "config.json", content)
+
+    def record(self, point: EvalPoint, losses: RowLosses, save_adapter: Callable[[Path], None] | None) -> None:
+        """Puts one evaluation on disk; the adapter first, so that a recorded best always has its adapter."""
+        self.keep_if_best(point, losses, save_adapter)
+        self.log(point)
+
+    def keep_if_best(self, point: EvalPoint, losses: RowLosses, save_adapter: Callable[[Path], None] | None) -> None:
+        """The first half of `record`: adapter and row losses of an evaluation that is the best so far.
+
+        `save_adapter` writes the adapter into the folder that it's given; None for the base model.
+        """
+        if self.is_written and point.eval_loss <= point.best_eval_loss:
+            if save_adapter is not None:
+                self._replace_adapter(save_adapter, point, losses)
+            write_json(self.path / EVAL_ROWS_FILE, asdict(losses))
+
+    def log(self, point: EvalPoint) -> None:
+        """The second half of `record`: the evaluation's line in metrics.jsonl."""
+        if self.is_written:
+            append_json_line(self.path / "metrics.jsonl", {**asdict(point), "node": socket.gethostname()})
+
+    def end(self, ending: Ending) -> None:
+        """Says how the trial ended. The first word stands: whoever stopped a trial knows why better than the trial."""
+        path = self.path / "ending.json"
+        if self.is_written and not path.exists():
+            write_json(path, {"kind": ending.kind.value, "reason": ending.reason})
+
+    def _replace_adapter(self, save_adapter: Callable[[Path], None], point: EvalPoint, losses: RowLosses) -> None:
+        beside = self.path / "adapter.new"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        save_adapter(beside)
+        # Swapped in together with the adapter: whenever the process dies, losses on record are those of its weights.
+        write_json(beside / EVAL_ROWS_FILE, asdict(losses))
+        write_json(beside / POINT_FILE, {**asdict(point), "files": describe_files(beside)})
+        replace_folder(beside, self.adapter)
+
+
+def read_trial(folder: Path) -> TrialRecord:
+    """The record of one trial folder, which may be written to meanwhile. Raises `RunFolderError` if it holds none."""
+    begun = _begun(folder)
+    points = _points(folder)
+    ending, ending_damage = _ending(folder)
+    return TrialRecord(
+        id=folder.name,
+        origin=begun.origin,
+        name=begun.name,
+        config=begun.config,
+        points=points.values,
+        ending=ending,
+        folder=folder,
+        fingerprint=begun.data_fingerprint,
+        damage=(*points.damage, *ending_damage),
+    )
+
+
+def eval_rows_file(folder: Path) -> Path:
+    """The file with the loss of every eval row at a trial's best evaluation; it may not exist."""
+    with_adapter, beside = _eval_rows_files(folder)
+    return with_adapter if with_adapter.exists() else beside
+
+
+def read_row_losses(folder: Path) -> RowLosses | None:
+    """Loss of every eval row at a trial's best evaluation; None if it was never evaluated, or they can't be read."""
+    return _rows(folder)[0]
+
+
+def read_point(adapter: Path) -> EvalPoint | None:
+    """The evaluation that an adapter had; None where nobody said. Raises `DamagedFile`."""
+    return read_as(adapter / POINT_FILE, POINTS)
+
+
+def step_of(adapter: Path) -> int | None:
+    """Optimizer steps that an adapter has; None: nobody knows."""
+    try:
+        point = read_point(adapter)
+    except DamagedFile:
+        return None
+    return None if point is None else point.step
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What config.json says."""
+
+    origin: Origin
+    name: str
+    config: TrialConfig
+    data_fingerprint: str | None = None
+
+
+_BEGUN = TypeAdapter(_Begun)
+_ENDINGS = TypeAdapter(Ending)
+POINTS = TypeAdapter(EvalPoint)
+_ROWS = TypeAdapter(RowLosses)
+
+
+def _begun(folder: Path) -> _Begun:
+    try:
+        begun = read_as(folder / "config.json", _BEGUN, strict=False)
+    except DamagedFile as error:
+        raise RunFolderError(
+            f"{error.path} can't be read: {error.reason}. Restore it, or remove that trial's folder."
+        ) from error
+    if begun is None:
+        raise RunFolderError(f"{folder} holds no trial: there is no config.json in it.")
+    return begun
+
+
+def _points(folder: Path) -> Lines[EvalPoint]:
+    """The evaluations in metrics.jsonl, and the adapter's own, if the process died before its line was written."""
+    lines = read_lines_as(folder / "metrics.jsonl", POINTS)
+    points, damage = {(each.step, each.tokens_seen): each for each in reversed(lines.values)}, lines.damage
+    if len(points) < len(lines.values):
+        damage = (*damage, "metrics.jsonl has evaluations of one step twice, of which the first counts")
+    try:
+        own = read_point(folder / "adapter")
+    except DamagedFile as error:
+        own, damage = None, (*damage, f"{_in_trial(error.path)} can't be read: {error.reason}")
+    if own is not None:  # None: no adapter, or it's being replaced at this moment
+        points.setdefault((own.step, own.tokens_seen), own)
+    return Lines(tuple(points[at] for at in sorted(points)), damage)
+
+
+def _ending(folder: Path) -> tuple[Ending | None, tuple[str, ...]]:
+    """Who has an ending that can't be read has ended all the same: its checkpoints are gone."""
+    try:
+        return read_as(folder / "ending.json", _ENDINGS), ()
+    except DamagedFile as error:
+        said = f"ending.json can't be read: {error.reason}"
+        return Ending(EndingKind.PRUNED, f"it isn't known how it ended, as {said}"), (f"{said}; it counts as pruned",)
+
+
+def _row_damage(record: TrialRecord) -> tuple[str, ...]:
+    """What is wrong with its eval_rows.json, which every trial that was evaluated has."""
+    cost = "so it's compared with no other trial row by row"
+    rows, damage = _rows(record.folder)
+    if rows is not None:
+        return damage
+    if damage:
+        return tuple(f"{each}; {cost}" for each in damage)
+    return (f"{EVAL_ROWS_FILE} is gone, {cost}",) if record.points else ()
+
+
+def _rows(folder: Path) -> tuple[RowLosses | None, tuple[str, ...]]:
+    """The row losses beside the best adapter's weights, else those in the trial's folder; and what is damaged."""
+    damage = []
+    for path in _eval_rows_files(folder):
+        try:
+            rows = read_as(path, _ROWS)
+        except DamagedFile as error:
+            damage.append(f"{path.relative_to(folder)} can't be read: {error.reason}")
+            continue
+        if rows is not None:
+            return rows, tuple(damage)
+    return None, tuple(damage)
+
+
+def _eval_rows_files(folder: Path) -> tuple[Path, Path]:
+    """The file in the adapter's folder, and the one beside that folder.
+
+    The latter is written second, so a crash in between leaves it one evaluation behind. The base model and run folders
+    of earlier versions have only that one.
+    """
+    return in_place(folder / "adapter") / EVAL_ROWS_FILE, folder / EVAL_ROWS_FILE
+
+
+def _in_trial(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"

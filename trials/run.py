@@ -1,0 +1,66 @@
+"""Runs one trial in this process, in the engine if it can: the way of a trial that nobody searches with."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from trials.config import TrialConfig
+from trials.data.dataset import TrialData
+from trials.engine.support import why_not
+from trials.records.checkpoints import Checkpoint
+from trials.records.trial_dir import Ending, EvalPoint, TrialFolder
+from trials.system.distributed import ALONE, Ranks
+from trials.system.threads import use_threads
+from trials.tracking.trial_run import figures, wandb_run, without_wandb
+from trials.training.evaluation_loop import Decision, OnEval
+from trials.trl.backend import run_trial
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
+
+
+def run_alone(
+    config: TrialConfig,
+    data: TrialData,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: TrialFolder,
+    on_eval: OnEval,
+    *,
+    group: str,
+    checkpoint: Checkpoint | None = None,
+    ranks: Ranks = ALONE,
+) -> Ending | None:
+    """As `trials.trl.backend.run_trial`, with a W&B run in `group` around it where W&B is wanted."""
+    use_threads(config.machine)
+    if not ranks.is_first:
+        config = without_wandb(config)
+    with wandb_run(folder.path, config, group=group) as log:
+
+        def log_and_ask(point: EvalPoint) -> Decision:
+            log(figures(point))
+            return on_eval(point)
+
+        if not _engine_runs(config, ranks.count):
+            return run_trial(
+                config, data, tokenizer, folder, log_and_ask, checkpoint=checkpoint, ranks=ranks, on_log=log
+            )
+        from trials.engine.engine import Engine
+
+        engine = Engine(config.model, config.machine, ranks)
+        try:
+            return engine.run_trial(config, data, tokenizer, folder, log_and_ask, checkpoint=checkpoint, on_log=log)
+        finally:
+            engine.close()
+
+
+def _engine_runs(config: TrialConfig, processes: int) -> bool:
+    """Whether the engine trains this trial; says so where it was asked for and can't."""
+    if config.machine.engine == "trl":
+        return False
+    reason = why_not(config, processes)
+    if reason is not None:
+        _log.info("TRL's trainer runs this trial: %s", reason)
+    return reason is None

@@ -1,0 +1,1 @@
+"""What both backends share: the evaluation loop, early stopping, outcome, order of rows."""

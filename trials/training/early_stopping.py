@@ -1,0 +1,30 @@
+"""Rules that judge a trial from its own history. Pure: history in, verdict out; `trials.trl.backend` acts on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from trials.config import EvaluationSettings
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint
+
+
+def divergence(loss: float, base_loss: float, factor: float) -> Ending | None:
+    """Diverged if the loss is not finite, or above `factor` times the base model's."""
+    if not math.isfinite(loss):
+        return Ending(EndingKind.DIVERGED, f"the loss is {loss}")
+    if loss > factor * base_loss:
+        reason = f"eval loss {loss:.4f} is above {factor:g} times the base model's {base_loss:.4f}"
+        return Ending(EndingKind.DIVERGED, reason)
+    return None
+
+
+def lost_patience(points: Sequence[EvalPoint], settings: EvaluationSettings) -> Ending | None:
+    """Early stopped if the last `patience` evaluations didn't improve on the best before them."""
+    if len(points) <= settings.patience:
+        return None
+    before, recent = points[: -settings.patience], points[-settings.patience :]
+    best = min(point.eval_loss for point in before)
+    if min(point.eval_loss for point in recent) < best - settings.min_improvement:
+        return None
+    return Ending(EndingKind.EARLY_STOPPED, f"{settings.patience} evaluations without improving on {best:.4f}")

@@ -1,0 +1,106 @@
+"""What a trial's end comes to, whoever runs it: errors become endings on disk, and the base model its evaluation."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from trials.config import TrialConfig
+from trials.data.dataset import TrialData
+from trials.errors import EXIT_INTERRUPTED, DiskFull, TuningError, first_line
+from trials.evaluation.answer_scorer import Scorer
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, TrialFolder
+from trials.system.disk_full import disk_full_in
+from trials.system.distributed import ALONE, Ranks
+from trials.system.oom import is_out_of_memory
+from trials.system.timer import Stopwatch
+from trials.training.evaluation_loop import OnEval, Subject
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class CutOffError(TuningError):
+    """A trial was cut off through no fault of its own: it has no ending, and can be resumed."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+class NotHeardError(CutOffError):
+    """A trial was cut off as what it said isn't taken: by Ray, or by the store that its folder is on."""
+
+
+def recorded(folder: TrialFolder, train: Callable[[], Ending | None], ranks: Ranks = ALONE) -> Ending | None:
+    """Trains, and records how that ended; None: the callback stopped the trial, and writes the ending.
+
+    Running out of memory is an ending; any other error but `CutOffError` and `DiskFull`, which cut it off, is recorded
+    as `failed`. Errors are raised. That another of the trial's processes has ended cuts it off: raises `CutOffError`.
+    """
+    try:
+        with disk_full_in(folder.path), _cut_off_with_others(ranks):
+            ending = train()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            _record_failure(folder, error)
+            raise
+        ending = Ending(EndingKind.OUT_OF_MEMORY, str(error).split("\n")[0])
+    if ending is not None:
+        with disk_full_in(folder.path):
+            folder.end(ending)
+    return ending
+
+
+def evaluate_untrained(
+    make_subject: Callable[[], Subject],
+    config: TrialConfig,
+    data: TrialData,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: TrialFolder,
+    on_eval: OnEval,
+    ranks: Ranks = ALONE,
+) -> Ending:
+    """Evaluates the base model without any adapter: what every trial has to beat. Errors are recorded and raised."""
+    stopwatch = Stopwatch()
+    try:
+        with disk_full_in(folder.path), _cut_off_with_others(ranks):
+            subject = make_subject()
+            losses = subject.losses()
+            point = EvalPoint(0, 0, losses.mean, losses.mean, stopwatch.seconds)
+            folder.keep_if_best(point, losses, save_adapter=None)
+            scorer = Scorer(config, data.eval, tokenizer, folder, stopwatch, ranks)
+            if scorer.is_due(0, 0, is_last=True):
+                point = subject.scored(scorer, point, losses)
+            folder.log(point)
+    except Exception as error:
+        _record_failure(folder, error)
+        raise
+    ranks.first(lambda: on_eval(point))
+    ending = Ending(EndingKind.FINISHED, "the base model is evaluated, not trained")
+    folder.end(ending)
+    return ending
+
+
+@contextmanager
+def _cut_off_with_others(ranks: Ranks) -> Iterator[None]:
+    """What a collective raises when another rank has ended is no failure of this one."""
+    try:
+        yield
+    except Exception as error:
+        if ranks.lost_one(error):
+            raise CutOffError(f"another of the trial's processes has ended: {first_line(error)}") from error
+        raise
+
+
+def _record_failure(folder: TrialFolder, error: Exception) -> None:
+    if not isinstance(error, CutOffError | DiskFull) and not _process_is_exiting():
+        folder.end(Ending(EndingKind.FAILED, f"{type(error).__name__}: {error}"))
+
+
+def _process_is_exiting() -> bool:
+    """Whether the interpreter is shutting down under a trial that runs in a thread, as under Ray.
+
+    Files are closed under it then, and what it raises for that is no failure of its own: it was cut off.
+    """
+    return not threading.main_thread().is_alive()

@@ -1,0 +1,180 @@
+"""Runs one trial with TRL's `SFTTrainer`: the reference that every faster way to run a trial must equal.
+
+Nothing here knows who launched it. The launcher hands in a folder and one callback; after every evaluation the
+callback answers go on or stop, and whoever says stop records why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import set_seed
+
+from trials.config import TrialConfig
+from trials.data.dataset import TrialData
+from trials.data.tokenization import TokenizedRow
+from trials.evaluation.answer_scorer import Scorer
+from trials.evaluation.eval_loss import evaluate_rows
+from trials.metrics.row_losses import RowLosses
+from trials.model.loading import attach_adapter, load_base
+from trials.records.checkpoints import Checkpoint, CheckpointWriter, resumed_stopwatch
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, TrialFolder
+from trials.schedule import evaluation_tokens, full_length
+from trials.system.distributed import ALONE, Ranks
+from trials.system.oom import is_out_of_memory
+from trials.training.evaluation_loop import Job, OnEval, OnLog, Supervisor, moment_of, unheard
+from trials.training.outcome import evaluate_untrained, recorded
+from trials.trl.batch_size import Splitter
+from trials.trl.trainer import EvaluationTimes, build_trainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def run_trial(
+    config: TrialConfig,
+    data: TrialData,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: TrialFolder,
+    on_eval: OnEval,
+    stop_at: float = math.inf,
+    checkpoint: Checkpoint | None = None,
+    ranks: Ranks = ALONE,
+    on_log: OnLog = unheard,
+) -> Ending | None:
+    """Trains one adapter, and leaves its evaluations, best adapter and ending in `folder`.
+
+    With a checkpoint it goes on from there, as if it had never stopped; `trials.records.rewind.rewind` comes before
+    that. `stop_at` is in seconds since the epoch; at that time the trial is evaluated once more and ends as pruned.
+    `on_log` is told what is logged between evaluations.
+    Returns how the trial ended; None if the callback stopped it, who then writes the ending. Running out of memory
+    is an ending; any other error is recorded as `failed` and raised.
+    """
+    job = Job(
+        config, data, folder, on_eval, stop_at, checkpoint, resumed_stopwatch(checkpoint), on_log=on_log, ranks=ranks
+    )
+    return recorded(folder, lambda: _train_as_it_fits(job, tokenizer), ranks)
+
+
+def evaluate_base(
+    config: TrialConfig,
+    data: TrialData,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: TrialFolder,
+    on_eval: OnEval,
+    ranks: Ranks = ALONE,
+) -> Ending:
+    """Evaluates the base model without any adapter: what every trial has to beat. Errors are recorded and raised."""
+    settings = config.evaluation
+    return evaluate_untrained(
+        lambda: _HfSubject(ranks.own(lambda: load_base(config.model)), data.eval.rows, settings.batch_rows, ranks),
+        config,
+        data,
+        tokenizer,
+        folder,
+        on_eval,
+        ranks,
+    )
+
+
+def _train_as_it_fits(job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
+    """With ever smaller micro-batches where memory runs out, from the newest checkpoint or the beginning each time.
+
+    Several ranks find out together what fits, before they train; not so if they share the base, and have to wait for
+    each other whatever they compute. In the middle of that nobody can go on without the one whose memory ran out:
+    raises `CutOffError`.
+    """
+    splitter = Splitter(job)
+    while True:
+        try:
+            return _train(splitter, tokenizer)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if job.ranks.count > 1 and (splitter.has_begun if job.is_sharded else splitter.has_fitted):
+                raise splitter.cut_off() from None
+            # Its frames hold the model that was torn down.
+            error.__traceback__ = None
+            if not splitter.ran_out():
+                raise
+
+
+def _train(splitter: Splitter, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
+    job = splitter.job
+    config, data, folder = job.config, job.data, job.folder
+    base = job.ranks.own(lambda: load_base(config.model))
+    base_loss = _base_eval_loss(job, base)
+    set_seed(config.seed)
+    model = job.ranks.own(lambda: attach_adapter(base, config.hyperparameters, config.model.revision))
+    epoch = data.train.epoch
+    length = full_length(config.hyperparameters, epoch)
+    finished = Ending(EndingKind.FINISHED, f"trained for all its {length.steps} steps")
+    # Where the base is shared, nobody answers without the others: all answer every row.
+    scorer = Scorer(config, data.eval, tokenizer, job.folder, job.stopwatch, ALONE if job.is_sharded else job.ranks)
+    subject = _HfSubject(model, data.eval.rows, config.evaluation.batch_rows, job.ranks, job.is_sharded)
+    supervisor = Supervisor(job, subject, scorer, base_loss, finished)
+    times = EvaluationTimes(evaluation_tokens(length.tokens, config.evaluation, epoch), job.time_is_over)
+    checkpoints = CheckpointWriter(folder, job.stopwatch, base_loss, config.machine.keep_checkpoints)
+    steps_done = job.checkpoint.step if job.checkpoint else 0
+    trainer = build_trainer(
+        model,
+        tokenizer,
+        data.train,
+        config,
+        length,
+        lambda state, on_record: supervisor.evaluate(moment_of(state), on_record),
+        times,
+        folder,
+        checkpoints,
+        steps_done,
+        job.ranks,
+        job.on_log,
+    )
+    trainer.worst_rows, trainer.on_fitting = splitter.worst_rows, splitter.fits
+    splitter.begins()
+    job.stopwatch.start_training()
+    if job.checkpoint is None:
+        trainer.train()
+    elif steps_done < length.steps:  # it may have died between its last checkpoint and its ending
+        trainer.go_on_from(job.checkpoint)
+    return supervisor.ending
+
+
+@dataclass(frozen=True)
+class _HfSubject:
+    """A model of transformers, or of PEFT on top of one."""
+
+    model: Any
+    rows: Sequence[TokenizedRow]
+    batch_rows: int
+    ranks: Ranks
+    is_sharded: bool = False
+
+    def losses(self) -> RowLosses:
+        """Of all rows. Where ranks share the base, all pass the model as often: some rows are evaluated twice."""
+        if not self.is_sharded:
+            return self.ranks.losses(self.rows, lambda rows: evaluate_rows(self.model, rows, self.batch_rows))
+        missing = -len(self.rows) % self.ranks.count
+        found = self.ranks.losses(
+            [*self.rows, *[self.rows[-1]] * missing],
+            lambda rows: evaluate_rows(self.model, rows, self.batch_rows, may_halve=False),
+        )
+        return found.first(len(self.rows))
+
+    def save(self, path: Path) -> None:
+        self.model.save_pretrained(str(path), save_embedding_layers=False)
+
+    def scored(self, scorer: Scorer, point: EvalPoint, losses: RowLosses) -> EvalPoint:
+        return scorer.scored(point, losses, self.model)
+
+
+def _base_eval_loss(job: Job, base: PreTrainedModel) -> float:
+    """Of the untrained base, evaluated only if neither the config nor the checkpoint knows it."""
+    known = job.base_eval_loss
+    if known is not None:
+        return known
+    return _HfSubject(base, job.data.eval.rows, job.config.evaluation.batch_rows, job.ranks).losses().mean

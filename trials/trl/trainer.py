@@ -1,0 +1,286 @@
+"""TRL's `SFTTrainer` set up for one trial: our rows, our evaluation, nobody's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback, rewrite_logs
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from trials.config import TrialConfig
+from trials.data.split import Split
+from trials.model.dropout import TokensInStep, count_dropout
+from trials.records.checkpoints import CheckpointWriter
+from trials.records.trial_dir import TrialFolder
+from trials.schedule import Length, Milestones, checkpoint_steps, logging_steps, micro_batch_rows
+from trials.system.distributed import ALONE, Ranks
+from trials.tracking.event_log import EventLog
+from trials.training.evaluation_loop import OnLog, OnRecord, unheard
+from trials.trl.checkpointing import CheckpointedTrainer, CheckpointTimes
+from trials.trl.dry_run import WorstRows, rehearse
+from trials.trl.fsdp import Sharding, leave_base_out_of_ddp
+from trials.trl.sampler import RankBatches, RankLoader, rows_of_a_rank, seen
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+Evaluate = Callable[[TrainerState, OnRecord], bool]
+"""Evaluates the model as it is, and keeps what was found; gives whether the training ends with it."""
+
+
+class _OurTrainer(CheckpointedTrainer):
+    """Our evaluation in place of the mean of batch means, and dropout that knows each row's place in its step."""
+
+    evaluate_trial: Evaluate
+    tokens_in_step: TokensInStep
+    worst_rows: WorstRows | None = None
+    """Tried before the first micro-batch; None: nothing is tried, or it was."""
+    on_fitting: Callable[[], None] = staticmethod(lambda: None)
+    """Called once they fitted into memory."""
+    rank_batches: RankBatches | None = None
+    """This process's part of the rows; None: it's alone, and has them all."""
+    is_sharded = False
+    """Whether the base is shared: then every rank takes part in all that is computed."""
+    _rows_done = 0
+    """Of the optimizer step in work, those before the micro-batch in work, other ranks' included."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The rows of this process; called by the trainer as it begins."""
+        batches = self.rank_batches
+        if batches is None:
+            whole: DataLoader[Any] = super().get_train_dataloader()
+            return whole
+        pin_memory = self.args.dataloader_pin_memory
+        return RankLoader(self.train_dataset, batches, self.data_collator, pin_memory=pin_memory)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of one optimizer step; called by the trainer as a step begins (transformers 5.23)."""
+        self._rows_done = self.rank_batches.first_slot(self.state.global_step) if self.rank_batches is not None else 0
+        batches: tuple[list[Any], Any] = super().get_batch_samples(*args, **kwargs)
+        return batches
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Forward and backward pass of one micro-batch."""
+        if self.worst_rows is not None:
+            worst, self.worst_rows = self.worst_rows, None
+            self._try_out(model, worst)
+        if self.rank_batches is not None:
+            inputs = self._prepare_inputs(seen(inputs))
+        self.tokens_in_step.stand(self.state.global_step, self._rows_done, inputs["input_ids"])
+        self._rows_done += len(inputs["input_ids"])
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
+
+    def _try_out(self, model: nn.Module, worst: WorstRows) -> None:
+        rows_done = self._rows_done
+        if self.is_sharded:
+            rehearse(self, model, worst, may_halve=False)
+        else:
+            self.ranks.together(lambda: rehearse(self, model, worst))
+        self._rows_done = rows_done
+        self.on_fitting()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluates the frozen rows and logs what was found; the trainer calls it when `EvaluationTimes` asks."""
+        self.control.should_evaluate = False  # the trainer asks again after its last step
+        if self.evaluate_trial(self.state, self._on_record):
+            self.control.should_training_stop = True
+            self.control.should_save = False  # who ended it may be clearing up after it already
+        return {}
+
+    def _on_record(self, found: dict[str, float], with_checkpoint: bool) -> None:
+        self.log(found)
+        if with_checkpoint:
+            self.control.should_save = False  # this is the one that may be due anyway
+            self._save_checkpoint(self.model, None)
+
+
+class TrialTrainer(_OurTrainer, SFTTrainer):  # type: ignore[misc]
+    """`SFTTrainer` with our evaluation."""
+
+
+class HeadTrainer(_OurTrainer):
+    """For an adapter on the vocabulary projection, which TRL refuses: its fused loss would go past the adapter.
+
+    The loss is transformers' own, which holds all logits at once.
+    """
+
+
+class EvaluationTimes(TrainerCallback):  # type: ignore[misc]
+    """Asks for an evaluation when so many tokens were seen, at the last step, and when time is over."""
+
+    def __init__(self, tokens: Sequence[int], time_is_over: Callable[[], bool]) -> None:
+        self._milestones = Milestones(tokens)
+        self._time_is_over = time_is_over
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the trainer, which has seen tokens already where it goes on from a checkpoint."""
+        self._milestones.pass_by(state.num_input_tokens_seen)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Called by the trainer after every optimizer step."""
+        is_reached = self._milestones.pass_by(state.num_input_tokens_seen)
+        if is_reached or state.global_step >= state.max_steps or self._time_is_over():
+            control.should_evaluate = True
+        return control
+
+
+class TrainingFigures(TrainerCallback):  # type: ignore[misc]
+    """Tells what is logged of training steps, named as transformers' `WandbCallback` does. Others tell evaluations."""
+
+    def __init__(self, on_log: OnLog) -> None:
+        self._on_log = on_log
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Called by the trainer with every entry of its log."""
+        figures = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        if "loss" in figures:
+            self._on_log({**rewrite_logs(figures), "train/global_step": state.global_step})
+
+
+def build_trainer(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Split,
+    config: TrialConfig,
+    length: Length,
+    evaluate: Evaluate,
+    times: EvaluationTimes,
+    folder: TrialFolder,
+    checkpoints: CheckpointWriter | None = None,
+    steps_done: int = 0,
+    ranks: Ranks = ALONE,
+    on_log: OnLog = unheard,
+) -> _OurTrainer:
+    """A trainer that is ready for `train()`, or for `go_on_from()` a checkpoint that has `steps_done`."""
+    arguments = sft_config(config, train, length, folder.path, ranks)
+    kind = HeadTrainer if _adapts_head(model) else TrialTrainer
+    with _adapter_as_it_is(model):
+        trainer: _OurTrainer = kind(
+            model=model,
+            args=arguments,
+            train_dataset=train.for_training,
+            processing_class=tokenizer,
+            data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
+            callbacks=[times, TensorBoardCallback(EventLog(folder, steps_done)), TrainingFigures(on_log)],
+            optimizers=(_loraplus_optimizer(model, arguments, config), None),
+        )
+    trainer.evaluate_trial = evaluate
+    trainer.tokens_in_step = count_dropout(model, config.seed)
+    if ranks.count > 1:
+        _join(trainer, model, train, config, ranks)
+    trainer.remove_callback(PrinterCallback)
+    trainer.checkpoints = checkpoints
+    every_steps = checkpoint_steps(config.hyperparameters.effective_batch, config.machine)
+    if checkpoints is not None and every_steps is not None:
+        trainer.add_callback(CheckpointTimes(every_steps))
+    return trainer
+
+
+def _join(trainer: _OurTrainer, model: PeftModel, train: Split, config: TrialConfig, ranks: Ranks) -> None:
+    """Gives a process its part of the work."""
+    trainer.ranks = ranks
+    micro_batch = trainer.args.per_device_train_batch_size
+    batch = config.hyperparameters.effective_batch
+    trainer.rank_batches = RankBatches(len(train), batch, micro_batch, config.seed, ranks)
+    leave_base_out_of_ddp(model)
+    if not ranks.is_first:
+        torch.manual_seed(config.seed + ranks.number)  # NEFTune's noise isn't that of another rank's rows
+    if config.machine.fsdp:
+        trainer.is_sharded = True
+        trainer.add_callback(Sharding(ranks))
+
+
+def _adapts_head(model: PeftModel) -> bool:
+    return isinstance(model.get_output_embeddings(), BaseTunerLayer)
+
+
+@contextmanager
+def _adapter_as_it_is(model: PeftModel) -> Iterator[None]:
+    """Undoes TRL's cast of a quantised model's adapter to bfloat16 (trl 1.16, `SFTTrainer.__init__`).
+
+    In bfloat16 a weight of 0.05 can't move by less than 2e-4, so small learning rates train nothing, and the adapter
+    reloaded in PEFT's float32 isn't the one that was evaluated. Nor is it to begin with weights that were rounded.
+    """
+    weights = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
+    yield
+    for parameter, weight in weights.items():
+        parameter.data = weight
+
+
+def sft_config(config: TrialConfig, train: Split, length: Length, folder: Path, ranks: Ranks = ALONE) -> SFTConfig:
+    """TRL's settings of one trial. Every default that would change the loss is named here."""
+    hp = config.hyperparameters
+    rows = rows_of_a_rank(hp.effective_batch, ranks)
+    micro_batch = micro_batch_rows(rows, train.longest, config.machine)
+    on_gpu = torch.cuda.is_available()
+    arguments = SFTConfig(
+        output_dir=str(folder),
+        max_steps=length.steps,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=rows // micro_batch,
+        average_tokens_across_devices=True,
+        ddp_backend="gloo" if ranks.count > 1 and not on_gpu else None,
+        ddp_find_unused_parameters=False,  # every step passes the whole adapter
+        learning_rate=hp.learning_rate,
+        lr_scheduler_type=hp.scheduler,
+        warmup_steps=hp.warmup_fraction,
+        weight_decay=hp.weight_decay,
+        optim=hp.optimizer,
+        max_grad_norm=hp.max_grad_norm or 0.0,  # transformers takes 0 for "not clipped"
+        neftune_noise_alpha=hp.neftune_noise_alpha or None,
+        max_length=None,  # rows over the limit were refused or dropped before; nothing is cut here
+        packing=False,
+        bf16=on_gpu and config.model.compute_dtype != "float32",
+        use_cpu=not on_gpu,
+        gradient_checkpointing=config.machine.gradient_checkpointing,
+        dataloader_pin_memory=on_gpu,
+        include_num_input_tokens_seen="non_padding",
+        eval_strategy="no",  # EvaluationTimes asks for evaluations
+        save_strategy="no",  # TrialFolder keeps the best adapter, and CheckpointTimes asks for checkpoints
+        logging_steps=logging_steps(length),
+        logging_nan_inf_filter=False,
+        report_to="none",  # TrainingFigures tells W&B, TensorBoardCallback TensorBoard: neither can fail the trial
+        disable_tqdm=True,
+        seed=config.seed,
+        data_seed=config.seed,
+    )
+    # One process is one GPU's, whatever others it sees: transformers would spread each batch by nn.DataParallel.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
+def _loraplus_optimizer(model: PeftModel, arguments: SFTConfig, config: TrialConfig) -> torch.optim.Optimizer | None:
+    """LoRA+ (arXiv 2402.12354): B learns faster than A; None leaves the trainer its own optimizer."""
+    ratio = config.hyperparameters.loraplus_ratio
+    if ratio == 1.0:
+        return None
+    optimizer_class, kwargs = SFTTrainer.get_optimizer_cls_and_kwargs(arguments, model)
+    kwargs["loraplus_weight_decay"] = arguments.weight_decay
+    optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
+        model=model, optimizer_cls=optimizer_class, loraplus_lr_ratio=ratio, **kwargs
+    )
+    return optimizer
