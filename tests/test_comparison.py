@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from trials.errors import DataError
+from trials.evaluation.comparison import compare_judgements
 from trials.evaluation.result import Answers, Judgement, Rows
 from trials.metrics.paired_tests import (
     LabelComparison,
     ScoreComparison,
-    compare_judgements,
     compare_labels,
     compare_losses,
     compare_scores,

@@ -271,7 +271,7 @@ def test_rows_that_the_template_refuses_are_named_or_dropped(
         DataError, match=r"line 1, line 3: the tokenizer's chat template can't render it \(the roles are"
     ):
         load_data(_chat_settings(tmp_path, *rows), tokenizer)
-    with caplog.at_level(logging.WARNING, logger="trials.formats.validation"):
+    with caplog.at_level(logging.WARNING, logger="trials.data.validation"):
         data = load_data(_chat_settings(tmp_path, *rows, bad_rows="drop"), tokenizer)
     assert "line 1, line 3: the tokenizer's chat template can't render it" in caplog.text
     assert ([row.id for row in data.train.rows], data.train.counts.bad) == (["line-2"], 2)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from tests.test_engine_decoder import ALL, adapter_of, model_of, rows_of_lengths
-from trials.engine.kernels.dispatch import PLAIN
 from trials.engine.lora.adapter import Adapter
 from trials.engine.lora.multi_lora import LowRank, low_rank
 from trials.engine.model.decoder import GATE_UP
+from trials.engine.model.kernels import PLAIN
 from trials.engine.model.packed_batch import Batch, Share, make_batch
 
 TARGETS = (("q_proj",), ("gate_proj",), ("up_proj", "gate_proj"), ALL, ("v_proj",))
@@ -29,7 +29,7 @@ def adapters_and_batch(dropout: float) -> tuple[list[Adapter], Batch]:
 
 
 def low_rank_of(batch: Batch) -> LowRank:
-    return low_rank(batch.segments, batch.dropout, [GATE_UP], torch.float64, PLAIN)
+    return low_rank(batch.segments, batch.dropout, [GATE_UP], torch.float64, PLAIN.products)
 
 
 def expected_outputs(batch: Batch, x: Tensor, name: str) -> Tensor:
@@ -76,7 +76,7 @@ def test_gradients_are_those_of_each_adapter_alone_with_dropout_too() -> None:
         adapter.gradient.zero_()
     alone = torch.zeros_like(together)
     for segment in batch.segments[WITH_MLP]:
-        alone += passed(low_rank([segment], batch.dropout, [GATE_UP], torch.float64, PLAIN))
+        alone += passed(low_rank([segment], batch.dropout, [GATE_UP], torch.float64, PLAIN.products))
     torch.testing.assert_close(together, alone)
     for adapter, gradient in zip(adapters, found, strict=True):
         torch.testing.assert_close(adapter.gradient, gradient)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from trials.data.validation import Reading, check
 from trials.errors import DataError
 from trials.formats.bad_rows import MAX_FAULTS_NAMED
 from trials.formats.row_reader import RowReader
-from trials.formats.validation import Reading, check
 from trials.sources.source import Source
 
 ROW = {"premise": "Ann is tall.", "hypothesis": "Ann is.", "thought_process": "step 1: yes.", "label": 1}
@@ -72,7 +72,7 @@ def test_rows_with_the_same_fault_are_named_together(tmp_path: Path) -> None:
 
 def test_bad_rows_can_be_dropped_but_not_silently(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = _file(tmp_path, {"id": "a", **ROW}, "rubbish", {"id": "b", **ROW})
-    with caplog.at_level(logging.WARNING, logger="trials.formats.validation"):
+    with caplog.at_level(logging.WARNING, logger="trials.data.validation"):
         checked = check(source, _reading(drop_bad=True))
     assert (checked.ids, checked.bad) == (["a", "b"], 1)
     assert "line 2: no JSON" in caplog.text

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from trials.evaluation.comparison import Comparison, compare_judgements
 from trials.evaluation.result import Answers, Judgement, Rows
 from trials.evaluation.result_text import of_comparison, of_judgement
-from trials.metrics.paired_tests import Comparison, compare_judgements, compare_labels, compare_losses, compare_scores
+from trials.metrics.paired_tests import compare_labels, compare_losses, compare_scores
 from trials.metrics.row_losses import RowLosses
 from trials.metrics.task_scores import Measure, RowScores
 

@@ -14,6 +14,7 @@ import torch
 from tests.together import Together
 from trials.data.tokenization import TokenizedRow
 from trials.errors import RankError
+from trials.evaluation.eval_loss import shared_losses
 from trials.metrics.row_losses import RowLosses
 from trials.system.distributed import ALONE, Ranks, joined_ranks
 
@@ -139,7 +140,7 @@ def _row(tokens: int) -> TokenizedRow:
 
 
 def _losses(ranks: Ranks, rows: Sequence[TokenizedRow]) -> RowLosses:
-    return ranks.losses(rows, lambda part: RowLosses(*zip(*[_loss(row) for row in part], strict=True)))
+    return shared_losses(ranks, rows, lambda part: RowLosses(*zip(*[_loss(row) for row in part], strict=True)))
 
 
 def _loss(row: TokenizedRow) -> tuple[float, int]:

@@ -10,7 +10,8 @@ import pytest
 from orchestrator.controller.controller import Conductor
 from orchestrator.controller.events import Event, Message, TrialPaused
 from orchestrator.planning import speed_cache as speed
-from orchestrator.planning.throughput import Pace, Regrouped
+from orchestrator.planning.throughput import Pace
+from orchestrator.state.regrouped import Regrouped
 from orchestrator.state.run_dir import Placement, RunFolder, Search
 from search_spaces.loader import load_recipe
 from tests.conftest import SMALL

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from report_case import BASE, STARTED, Told, new_run, write_export, write_prediction, write_trial
 
-from orchestrator.planning.throughput import Regrouped
 from orchestrator.report.data import read_findings
 from orchestrator.report.forecast_check import night_section
+from orchestrator.state.regrouped import Regrouped
 from orchestrator.state.run_dir import RunFolder
 from orchestrator.state.timing import EXPORTED, TRAINING_OVER, note_moment
 from trials.records.memory_report import Attempt, MemoryUse, keep_memory_use

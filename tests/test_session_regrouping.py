@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.controller import controller as conductor
 from orchestrator.planning.plan_text import Sizes
-from orchestrator.planning.throughput import Regrouped
 from orchestrator.state.deadline import from_budget
+from orchestrator.state.regrouped import Regrouped
 from orchestrator.state.run_dir import Search
 from orchestrator.storage.locations import create_at
 from orchestrator.storage.object_store import ObjectStore

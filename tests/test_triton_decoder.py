@@ -15,13 +15,13 @@ if IS_NOWHERE:
     pytest.skip(WHY_NOT, allow_module_level=True)
 
 from trials.engine.kernels import triton_ops
-from trials.engine.kernels.dispatch import PLAIN, Kernels
 from trials.engine.kernels.packed_attention import PackedAttention
 from trials.engine.lora.adapter import Adapter
 from trials.engine.lora.fused_lora import FusedProducts
 from trials.engine.model import decoder
 from trials.engine.model.activations import Workspace
 from trials.engine.model.frozen_base import FrozenDecoder, freeze
+from trials.engine.model.kernels import PLAIN, Kernels
 from trials.engine.model.packed_batch import Batch, Share, make_batch
 from trials.model.activation_policy import Keep
 

@@ -66,9 +66,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _judge_one(arguments: argparse.Namespace) -> dict[str, Any]:
+    from trials.evaluation.comparison import compare_judgements
     from trials.evaluation.result import as_json
     from trials.evaluation.result_text import of_comparison, of_judgement
-    from trials.metrics.paired_tests import compare_judgements
 
     prepared = _prepare(arguments, arguments.model)
     if not arguments.against_base:
@@ -83,9 +83,9 @@ def _judge_one(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    from trials.evaluation.comparison import compare_judgements, refuse_other_rows
     from trials.evaluation.result import Judgement, as_json
     from trials.evaluation.result_text import of_comparison, of_judgement
-    from trials.metrics.paired_tests import compare_judgements, refuse_other_rows
 
     # Both are looked at before either is judged, which can take hours.
     found = [_read(arguments, path) or _prepare(arguments, path) for path in arguments.compare]

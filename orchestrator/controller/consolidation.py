@@ -9,8 +9,9 @@ from orchestrator.controller.finalist import Together, Unfinished, finalist
 from orchestrator.controller.trials import Member
 from orchestrator.planning.placement import smallest_batch, why_no_engine
 from orchestrator.planning.speed_cache import assumed_scaling, measured_scaling
-from orchestrator.planning.throughput import Pace, Regrouped
+from orchestrator.planning.throughput import Pace
 from orchestrator.scheduling.curve_model import Forecast
+from orchestrator.state.regrouped import Regrouped
 from orchestrator.state.run_dir import Placement, Search
 from trials.schedule import full_tokens
 

@@ -24,9 +24,10 @@ from orchestrator.controller.study import Study, Suggestion, study_number, trial
 from orchestrator.controller.study_writer import StudyWriter
 from orchestrator.controller.trials import Member, Roster, remove_adapters, standing
 from orchestrator.planning.export_reserve import most_lateness
-from orchestrator.planning.throughput import Pace, Regrouped
+from orchestrator.planning.throughput import Pace
 from orchestrator.planning.trial_configs import trial_config
 from orchestrator.scheduling.scheduler import Fresh, Night, Promotion, Resume, Standing
+from orchestrator.state.regrouped import Regrouped
 from orchestrator.state.run_dir import BASE_TRIAL_ID, RunFolder, Search
 from orchestrator.state.trial_folders import ids_set_aside, set_aside
 from trials.config import TrialConfig

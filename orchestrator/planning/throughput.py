@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from orchestrator.state.regrouped import Regrouped
 from trials.config import TrialConfig
 from trials.records.trial_dir import Origin, TrialRecord
 
@@ -29,20 +30,6 @@ _SURPRISE = 3.0
 """So many standard deviations off, a stretch is cut to that."""
 _BELIEVED = 3
 """So many surprises in a row, all up or all down, aren't accidents."""
-
-
-@dataclass(frozen=True)
-class Regrouped:
-    """Since when several processes train each trial together, which one did before."""
-
-    ranks: int
-    speedup: float
-    """How many times as fast a trial is expected to be, before it's measured."""
-    finalist: str
-    """The trial for whose sake."""
-    reason: str
-    at: str
-    """ISO 8601, UTC."""
 
 
 class Kind(NamedTuple):

@@ -9,10 +9,11 @@ from datetime import datetime
 from pathlib import Path
 
 from orchestrator.planning.forecast import Prediction, gpu_count
-from orchestrator.planning.throughput import Pace, Regrouped
+from orchestrator.planning.throughput import Pace
 from orchestrator.planning.trial_length import length_in_words
 from orchestrator.report.data import Findings
 from orchestrator.report.tables import NOTHING
+from orchestrator.state.regrouped import Regrouped
 from orchestrator.state.timing import EXPORTED, end_seconds
 from search_spaces.durations import format_duration
 from trials.records.memory_report import read_memory_use

@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.throughput import Regrouped
 from orchestrator.state.deadline import Deadline
+from orchestrator.state.regrouped import Regrouped
 from orchestrator.state.rungs import rung_tokens
 from orchestrator.state.search_file import FORMAT, SearchFile, read_search_file
 from orchestrator.state.trial_folders import BASE_ID, Trials, read_trials

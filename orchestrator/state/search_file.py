@@ -19,7 +19,7 @@ from pydantic import (
     ValidationError,
 )
 
-from orchestrator.planning.throughput import Regrouped
+from orchestrator.state.regrouped import Regrouped
 from search_spaces.schema import Recipe
 from trials.errors import RunFolderError
 from trials.model.architecture import BaseShape

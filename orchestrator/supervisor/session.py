@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 
 from orchestrator.controller.events import Event, Message, in_turn
 from orchestrator.monitoring.search_log import log_session, search_log
-from orchestrator.planning.throughput import Regrouped
 from orchestrator.ray_setup.address import named_cluster
 from orchestrator.ray_setup.start import stay_on_loopback
 from orchestrator.state.check_result import Level, refuse_impossible
+from orchestrator.state.regrouped import Regrouped
 from orchestrator.state.run_dir import RunFolder, Search, open_run_folder
 from orchestrator.storage.locations import place_of
 from orchestrator.supervisor.give_up import note_giving_up

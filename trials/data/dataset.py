@@ -17,9 +17,9 @@ from trials.data.fitting import Fitting
 from trials.data.split import Counts, Split, is_whole, open_split, write_counts, write_split
 from trials.data.template_check import TemplateCheck
 from trials.data.tokenization import eos_id
+from trials.data.validation import Checked, Reading, check
 from trials.errors import DataError
 from trials.formats.row_reader import RowReader
-from trials.formats.validation import Checked, Reading, check
 from trials.sources.source import Source, parse_source
 
 if TYPE_CHECKING:

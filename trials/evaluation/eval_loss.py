@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from trials.data.tokenization import IGNORED, TokenizedRow
 from trials.metrics.row_losses import RowLosses
+from trials.system.distributed import Ranks
 from trials.system.oom import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -32,6 +33,14 @@ def evaluate_rows(model: Any, rows: Sequence[TokenizedRow], batch_rows: int, *, 
         for indices in batches_by_length([len(row.input_ids) for row in rows], batch_rows):
             for index, loss in zip(indices, losses_of(causal_lm, [rows[i] for i in indices]), strict=True):
                 sums[index] = loss
+    return RowLosses(sums, [row.completion_tokens for row in rows])
+
+
+def shared_losses(
+    ranks: Ranks, rows: Sequence[TokenizedRow], evaluate: Callable[[Sequence[TokenizedRow]], RowLosses]
+) -> RowLosses:
+    """Loss of every row's completion, each evaluated by one of the ranks; in the order of `rows`."""
+    sums = ranks.divided(rows, lambda part: evaluate(part).loss_sums)
     return RowLosses(sums, [row.completion_tokens for row in rows])
 
 

@@ -7,18 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
+from trials.evaluation.comparison import Comparison
 from trials.evaluation.result import Answers, Judgement, by_length, labels_of, loss_estimate
 from trials.formats.conversations import NLI_LABELS
 from trials.metrics.classification import LabelReport
 from trials.metrics.intervals import Estimate, bootstrap_mean
-from trials.metrics.paired_tests import (
-    CANNOT_TELL,
-    Better,
-    Comparison,
-    LabelComparison,
-    LossComparison,
-    ScoreComparison,
-)
+from trials.metrics.paired_tests import CANNOT_TELL, Better, LabelComparison, LossComparison, ScoreComparison
 
 
 def of_judgement(judgement: Judgement) -> Iterator[RenderableType]:

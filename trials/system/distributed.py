@@ -18,9 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from trials.data.tokenization import TokenizedRow
 from trials.errors import RankError
-from trials.metrics.row_losses import RowLosses
 from trials.system.oom import is_out_of_memory
 
 _PATIENCE = timedelta(days=2)
@@ -104,13 +102,6 @@ class Ranks:
         made: list[T] = []
         self.together(lambda: made.append(make()))
         return made[0]
-
-    def losses(
-        self, rows: Sequence[TokenizedRow], evaluate: Callable[[Sequence[TokenizedRow]], RowLosses]
-    ) -> RowLosses:
-        """Of all rows, each evaluated by one of the ranks; in the order of `rows`."""
-        sums = self.divided(rows, lambda part: evaluate(part).loss_sums)
-        return RowLosses(sums, [row.completion_tokens for row in rows])
 
     def divided(self, items: Sequence[S], work: Callable[[Sequence[S]], Sequence[T]]) -> Sequence[T]:
         """What `work` gives for every item, done by one of the ranks; in the order of `items`."""

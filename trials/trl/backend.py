@@ -18,7 +18,7 @@ from trials.config import TrialConfig
 from trials.data.dataset import TrialData
 from trials.data.tokenization import TokenizedRow
 from trials.evaluation.answer_scorer import Scorer
-from trials.evaluation.eval_loss import evaluate_rows
+from trials.evaluation.eval_loss import evaluate_rows, shared_losses
 from trials.metrics.row_losses import RowLosses
 from trials.model.loading import attach_adapter, load_base
 from trials.records.checkpoints import Checkpoint, CheckpointWriter, resumed_stopwatch
@@ -157,9 +157,10 @@ class _HfSubject:
     def losses(self) -> RowLosses:
         """Of all rows. Where ranks share the base, all pass the model as often: some rows are evaluated twice."""
         if not self.is_sharded:
-            return self.ranks.losses(self.rows, lambda rows: evaluate_rows(self.model, rows, self.batch_rows))
+            return shared_losses(self.ranks, self.rows, lambda rows: evaluate_rows(self.model, rows, self.batch_rows))
         missing = -len(self.rows) % self.ranks.count
-        found = self.ranks.losses(
+        found = shared_losses(
+            self.ranks,
             [*self.rows, *[self.rows[-1]] * missing],
             lambda rows: evaluate_rows(self.model, rows, self.batch_rows, may_halve=False),
         )

@@ -15,11 +15,10 @@ import torch
 
 from trials.data.tokenization import TokenizedRow
 from trials.engine.lora.adapter import Adapter
-from trials.engine.memory.manager import Room
+from trials.engine.memory.manager import Learn, Room
 from trials.engine.model.decoder import Decoder
 from trials.engine.model.packed_batch import Share, fitting, make_batch
 from trials.engine.optim.flat import Stepper
-from trials.engine.runtime.micro_batches import Learn
 from trials.records.memory_report import Attempt, MemoryUse
 from trials.system.oom import is_out_of_memory
 

@@ -36,6 +36,12 @@ _LONG_STEP = 1.2
 _SOME_RATES = Rates(165e12, 0.9e12)
 """Of an RTX 4090: plans depend on how the two compare, and that is alike on cards of one time."""
 
+Learn = Callable[[int, int], int | None]
+"""Is told with how many tokens, of how many rows, memory ran out, and gives the tokens that there may be from now on.
+
+None: it was a single row, and nothing needs less memory.
+"""
+
 
 class Room:
     """How large micro-steps may be beside the adapters that are present. Belongs to the loop's thread."""

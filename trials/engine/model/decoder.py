@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trials.engine.kernels.dispatch import kernels_for
 from trials.engine.kernels.padded_attention import Attention
 from trials.engine.lora.multi_lora import LowRank, low_rank
 from trials.engine.model.activations import LayerMemory, Workspace
 from trials.engine.model.cross_entropy import token_losses, token_losses_and_gradient
 from trials.engine.model.frozen_base import QKV, FrozenDecoder, FrozenLayer
+from trials.engine.model.kernels import kernels_for
 from trials.engine.model.packed_batch import Batch
 from trials.model.activation_policy import Keep
 
@@ -130,7 +130,7 @@ class Decoder:
         cos, sin = self.frozen.rotary(batch.positions)
         groups = (QKV, OUT, GATE_UP, DOWN)
         dtype = self.frozen.dtype if training else torch.promote_types(self.frozen.dtype, torch.float32)
-        of_all = low_rank(batch.segments, batch.dropout, groups, dtype, self._kernels)
+        of_all = low_rank(batch.segments, batch.dropout, groups, dtype, self._kernels.products)
         of_learned = of_all.narrowed(batch.learned, batch.learned_segments)
         return _Pass(batch, self._kernels.attention(batch.lengths), cos, sin, of_all, of_learned, training)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trials.engine.kernels.dispatch import gpu_ops
+from trials.engine.model.kernels import gpu_ops
 from trials.errors import ModelError
 from trials.model.architecture import ARCHITECTURES
 from trials.model.memory_plan import KEPT_DENSE_BYTES, Sizes

@@ -15,6 +15,7 @@ from trials.data.tokenization import TokenizedRow
 from trials.engine.lora.adapter import Adapter
 from trials.engine.runtime.step_loop import Loop
 from trials.evaluation.answer_scorer import Scorer
+from trials.evaluation.eval_loss import shared_losses
 from trials.metrics.row_losses import RowLosses
 from trials.model.adapter_files import save_adapter
 from trials.model.loading import attach_adapter
@@ -34,7 +35,7 @@ class EngineSubject:
 
     def losses(self) -> RowLosses:
         """Of the eval rows, as it is now."""
-        return self.ranks.losses(self.rows, lambda rows: self.loop.evaluate(self.adapter, rows))
+        return shared_losses(self.ranks, self.rows, lambda rows: self.loop.evaluate(self.adapter, rows))
 
     def save(self, path: Path) -> None:
         """Writes it into a folder in PEFT's format."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trials.engine.memory.manager import Learn
 from trials.engine.model.decoder import Decoder
 from trials.engine.model.packed_batch import Share, make_batch
 from trials.engine.runtime.adapter_trainer import StepDone, Trainee
@@ -21,13 +22,6 @@ logger = logging.getLogger(__name__)
 
 IsThere = Callable[[int, int], bool]
 """Whether a trial has reached what it trains for, from its optimizer steps and tokens since it began to."""
-
-
-Learn = Callable[[int, int], int | None]
-"""Is told with how many tokens, of how many rows, memory ran out, and gives the tokens that there may be from now on.
-
-None: it was a single row, and nothing needs less memory.
-"""
 
 
 class DivergedError(Exception):
