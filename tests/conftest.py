@@ -18,8 +18,8 @@ from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from tests.fake_driver import FakeDriver
 from tests.searches import make_run, make_search
-from trials import gpus
 from trials.config import TrialConfig
+from trials.system import gpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -75,11 +75,11 @@ def test_a_session_that_knows_the_shape_loads_no_torch(search: Search, tmp_path:
     script = f"""
 import sys
 from pathlib import Path
-from orchestrator.corners import corners
-from orchestrator.forecast import predict
-from orchestrator.placement import place
-from orchestrator.run_folder import RunFolder
-import orchestrator.conductor, orchestrator.session, orchestrator.tuner
+from orchestrator.planning.memory_bounds import corners
+from orchestrator.planning.forecast import predict
+from orchestrator.planning.placement import place
+from orchestrator.state.run_dir import RunFolder
+import orchestrator.controller.controller, orchestrator.supervisor.session, orchestrator.execution.tune_run
 search = RunFolder(Path({str(run.path)!r})).read_search()
 place(search, gpus=0, cores=[2])
 assert corners(search)

@@ -21,7 +21,7 @@ from trials.errors import EXIT_INTERRUPTED, RunFolderError
 HOLD = """
 import sys, time
 from pathlib import Path
-from orchestrator import lease
+from orchestrator.storage import lease
 from orchestrator.storage.object_store import ObjectStore
 lease._RENEWED_SECONDS = 0.2
 with lease.only_command(ObjectStore(sys.argv[1]), Path(sys.argv[2])):

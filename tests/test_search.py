@@ -252,13 +252,13 @@ def test_a_trial_cut_off_by_the_end_of_its_process_is_not_a_failure(tmp_path: Pa
     script = f"""
 import atexit, threading
 from pathlib import Path
-from search_spaces.recipe import load_recipe
+from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
-from trials.data import load_data
-from trials.model import load_tokenizer
-from trials.records import Origin, TrialFolder
-from trials.supervisor import Decision
-from trials.training import run_trial
+from trials.data.dataset import load_data
+from trials.model.loading import load_tokenizer
+from trials.records.trial_dir import Origin, TrialFolder
+from trials.training.evaluation_loop import Decision
+from trials.trl.backend import run_trial
 
 recipe = load_recipe("demo", [*SMALL, "train_tokens=100000", "evaluations=50"], environ={{}}).recipe
 config, tokenizer = recipe.trial_config({{}}), load_tokenizer(recipe.model)
