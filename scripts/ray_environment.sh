@@ -6,7 +6,7 @@ PATH=$(cd "$scripts/../.venv/bin" && pwd):$PATH
 # shellcheck disable=SC2046  # several addresses
 python "$scripts/public_addresses.py" $(hostname -I) || return 2
 
-# By this scripts/down knows what is the cluster's, among all that runs on the machine (scripts/ray_processes.py).
+# By this scripts/down knows what is the cluster's, among all that runs on the machine (orchestrator/cluster/ray_processes.py).
 QLORA_CLUSTER=$(cd "$scripts/.." && pwd -P)
 export QLORA_CLUSTER
 

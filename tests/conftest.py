@@ -16,15 +16,15 @@ from hypothesis import settings
 from orchestrator.state.run_dir import RunFolder, Search
 from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
-from tests.fake_driver import FakeDriver
-from tests.searches import make_run, make_search
+from tests.support.fake_driver import FakeDriver
+from tests.support.fake_search import make_run, make_search
 from trials.config import TrialConfig
 from trials.system import gpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tests.workshop import Workshop
+    from tests.support.trained_trials import Workshop
     from trials.data.dataset import TrialData
     from trials.engine.engine import Engine
     from trials.records.trial_dir import TrialRecord
@@ -64,22 +64,22 @@ SMALL = (
 
 
 LONGEST = (
-    "test_survival.py",
-    "test_search.py",
-    "test_search_on_object_store.py",
-    "test_group_actor.py",
-    "test_engines.py",
-    "test_pausing.py",
-    "test_rehearsal.py",
-    "test_two_ranks.py",
-    "test_session_regrouping.py",
+    "chaos/test_kill_search.py",
+    "integration/test_search.py",
+    "integration/test_search_on_object_store.py",
+    "execution/test_worker_group.py",
+    "execution/test_worker_pool.py",
+    "integration/test_pause_and_resume.py",
+    "trl/test_dry_run.py",
+    "integration/test_trl_two_processes.py",
+    "integration/test_consolidation.py",
 )
 """Files that take minutes: begun first, so that nobody waits for one of them at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files are handed out in the order of their tests."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
 
 
 def pytest_collection_finish() -> None:
@@ -170,7 +170,7 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 def workshop(
     small_recipe: Recipe, small_data: TrialData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> Workshop:
-    from tests.workshop import Workshop
+    from tests.support.trained_trials import Workshop
 
     return Workshop(small_recipe, small_data, tokenizer, tmp_path)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT
+from tests.support.cli import ROOT
 
 SOURCES = [
     file for name in ("orchestrator", "scripts", "search_spaces", "trials") for file in (ROOT / name).rglob("*.py")

@@ -20,7 +20,7 @@ from orchestrator.state.run_dir import Placement, Search
 from search_spaces.schema import SearchSettings
 
 # How far trials are trained is decided by what the night's own curves say, so beforehand there's only experience: means
-# over simulated nights of 6 to 50 full trials (scripts/simulated_night.py), on recorded curves and on misleading ones.
+# over simulated nights of 6 to 50 full trials (benchmarks/simulator), on recorded curves and on misleading ones.
 _MEAN_LENGTH = 0.42
 """Of a configuration that was proposed, in full trials."""
 _FULL_SHARE = 0.22

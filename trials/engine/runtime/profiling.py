@@ -1,4 +1,4 @@
-"""The share of wall time in which the GPU computes, over a whole stay of trials, for `scripts.benchmark_trials`.
+"""The share of wall time in which the GPU computes, over a whole stay of trials, for `benchmarks.engine.throughput`.
 
 `ENGINE_PROFILE=FILE:TRIALS` in the environment of an engine's process: from its first work until so many trials have
 left, torch's profiler (CUPTI) notes every kernel, and FILE gets their seconds and the wall's.

@@ -1,0 +1,84 @@
+"""Our engine's entries of `benchmarks.engine.throughput`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.engine.jobs import Job, Measured, Window
+from benchmarks.engine.workload import read_rows
+
+_FURTHER_STEPS = 8
+
+
+def engine_entry(job: Job) -> Measured:
+    """Our engine with `job.engine.trials` trials on rows of `job.rows`, each taking its optimizer steps for ever."""
+    from trials.config import Machine, ModelSettings
+    from trials.engine.model.frozen_base import freeze
+    from trials.engine.runtime.step_loop import Loop
+    from trials.model.loading import compute_dtype, load_base
+
+    assert job.engine is not None
+    settings = ModelSettings(name=str(job.folder / "nf4"))
+    machine = Machine(gpu_memory_gib=min(22.5, job.memory_gib), engine="shared")
+    loop = Loop(freeze(load_base(settings), compute_dtype(settings)), machine)
+    # Micro-steps differ in size, and whoever multiplies matrices loads a kernel for each size that is new.
+    window = Window(job, warm_up_steps=3 * job.engine.trials + _FURTHER_STEPS)
+    rows = _tokenized(job)
+    trainees = [_trainee(job, loop, number, rows) for number in range(job.engine.trials)]
+
+    def is_over(_step: int, _tokens: int) -> bool:
+        """Asked after every optimizer step of any trial; tokens of steps in work count as well."""
+        return window.step_ended(sum(trainee.served for trainee in trainees))
+
+    futures = [loop.train(trainee, is_over) for trainee in trainees]
+    for future in futures:
+        future.result()
+    loop.close()
+    return window.result()
+
+
+def _trainee(job: Job, loop: Any, number: int, rows: Sequence[Any]) -> Any:
+    from trials.config import DataSettings, Hyperparameters, ModelSettings, TrialConfig
+    from trials.engine.lora.adapter import Adapter, parameter_count
+    from trials.engine.memory.oom_history import Guest
+    from trials.engine.optim.flat import Stepper
+    from trials.engine.runtime.adapter_trainer import Trainee
+    from trials.model.memory_plan import adapter_bytes
+    from trials.schedule import Length
+    from trials.training.row_order import RowOrder
+
+    assert job.engine is not None
+    work = job.engine
+    hp = Hyperparameters(
+        lora_rank=work.ranks[number % len(work.ranks)],
+        target_modules=work.targets[number % len(work.targets)],
+        lora_dropout=job.dropout,
+        effective_batch=work.effective_batch,
+        optimizer="paged_adamw_8bit",
+        learning_rate=2e-4,
+        epochs=1.0,
+    )
+    config = TrialConfig(
+        model=ModelSettings(name=str(job.folder)), data=DataSettings(train="", eval=""), hyperparameters=hp, seed=number
+    )
+    frozen = loop.frozen
+    parameters = parameter_count(frozen.targets, hp)
+    lengths = [len(row.input_ids) for row in rows]
+    step_tokens = work.effective_batch * sum(lengths) / len(lengths)
+    loop.enter(number, Guest(adapter_bytes(parameters, hp, frozen.dtype.itemsize), max(lengths), step_tokens))
+    adapter = Adapter(frozen.targets, hp, number, frozen.final_norm)
+    stepper = Stepper(adapter, config, Length(10**6, 10**9))
+    order = RowOrder(len(rows), work.effective_batch, number)
+    return Trainee(adapter, stepper, hp.max_grad_norm, lambda step: [rows[index] for index in order.step(step)], 0)
+
+
+def _tokenized(job: Job) -> list[Any]:
+    """The second half of each row is learned."""
+    from trials.data.tokenization import IGNORED, TokenizedRow
+
+    rows = []
+    for number, ids in enumerate(read_rows(job.folder / f"{job.rows}.jsonl")):
+        prompt = len(ids) // 2
+        rows.append(TokenizedRow(str(number), ids, [IGNORED] * prompt + ids[prompt:]))
+    return rows

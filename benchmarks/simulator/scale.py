@@ -1,0 +1,88 @@
+"""A night with very many GPUs and trials: what the conductor takes for a decision, and what memory."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.simulator.simulator import Machine, SimulatedNight
+from benchmarks.simulator.synthetic_curves import ModelledCurves
+from orchestrator.state.deadline import Deadline
+from orchestrator.state.run_dir import Placement, RunFolder, Search
+from search_spaces.loader import load_recipe
+
+_NIGHT = 9 * 3600.0
+_RESERVE = 300.0
+_STARTED = datetime(2026, 1, 1, 22, 0, tzinfo=UTC)
+_SHARE = 0.3
+"""Of a full trial that a mean one is trained: so long is a full one that the trials asked for fill the night."""
+_IN_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """What came out of it; times in milliseconds, each of one call of the conductor."""
+
+    slots: int
+    trials: int
+    decisions: int
+    mean: float
+    median: float
+    percentile_99: float
+    longest: float
+    between: float
+    """What it does while nobody waits for it, after an event: the mean,"""
+    between_99: float
+    """and the 99th percentile."""
+    memory_mib: float
+    """Of the whole process, simulation included, at its most."""
+    wall_seconds: float
+
+    def in_words(self) -> str:
+        """One line."""
+        return (
+            f"{self.slots:5d} GPUs, {self.trials:6d} trials: {self.decisions} decisions, mean {self.mean:.2f} ms, "
+            f"median {self.median:.2f}, 99th percentile {self.percentile_99:.2f}, longest {self.longest:.0f}; "
+            f"between them mean {self.between:.2f}, 99th percentile {self.between_99:.1f}; "
+            f"{self.memory_mib:.0f} MiB, {self.wall_seconds:.0f} s"
+        )
+
+
+def play_crowded(slots: int, trials: int, seed: int) -> Crowd:
+    """A nine-hour night of so many GPUs, a trial on each, that ends with about so many trials."""
+    began = time.perf_counter()
+    settings = ["search.full_trials=null", f"search.trials={trials}", f"search.reserve={_RESERVE:g}s"]
+    recipe = load_recipe("demo", settings, environ={}).recipe
+    deadline = Deadline(_STARTED, _STARTED + timedelta(seconds=_NIGHT), _RESERVE)
+    rows = {"train": {"rows": 900, "tokens": 100_000}}
+    search = Search(recipe, {}, deadline, 0, 100_000, rows, placement=Placement(slots, slots))
+    machine = Machine(full_trial=_NIGHT * slots / trials / _SHARE, base=20.0, start=1.0)
+    folder = Path(tempfile.mkdtemp(dir=_IN_MEMORY if _IN_MEMORY.is_dir() else None))
+    try:
+        (folder / "trials").mkdir()
+        run = RunFolder(folder)
+        run.write_search(search)
+        account = SimulatedNight(run, ModelledCurves(seed), machine, slots, timer=time.perf_counter).play()
+    finally:
+        shutil.rmtree(folder)
+    taken, between = np.array(account.decisions) * 1e3, np.array(account.tidying) * 1e3
+    return Crowd(
+        slots=slots,
+        trials=account.trials,
+        decisions=len(taken),
+        mean=float(taken.mean()),
+        median=float(np.median(taken)),
+        percentile_99=float(np.quantile(taken, 0.99)),
+        longest=float(taken.max()),
+        between=float(between.mean()),
+        between_99=float(np.quantile(between, 0.99)),
+        memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        wall_seconds=time.perf_counter() - began,
+    )

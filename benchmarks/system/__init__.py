@@ -1,0 +1,1 @@
+"""Whole searches, clusters, storage and data preparation."""

@@ -1,0 +1,206 @@
+"""What the search itself costs on a cluster: many short trials on nodes that are all on this machine.
+
+python -m benchmarks.system.many_nodes [--nodes 20] [--trials 300] [--seconds 4] [--out DIR]
+
+Real are Ray (a raylet per node), Ray Tune, conductor, policy, study, holders, the registry of engines, an engine's
+process per node, the run folder, the preflight and the metrics. Not real: GPUs, which the nodes have in name only, and
+what trials do, which is to sleep along made-up curves (benchmarks.system.sleeping_engine), evaluated twice. A node
+takes about 300 MiB of memory, its trials' processes as much again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks.system.sleeping_engine import STRETCHES, SleepingEngine
+from orchestrator.controller.events import Event, TrialStarted, in_turn
+from orchestrator.monitoring.progress import Board
+from orchestrator.state.check_result import Finding
+from orchestrator.state.clock import SteadyClock
+from orchestrator.state.deadline import Deadline
+from orchestrator.state.run_dir import BASE_TRIAL_ID, RunFolder, Search, create_run_folder
+from search_spaces.loader import load_recipe
+from trials.system.files import read_json_lines
+
+_MIB = 2**20
+_OBJECT_STORE_BYTES = 80 * _MIB
+
+
+@dataclass
+class Memory:
+    """Of this process, the search's driver; MiB."""
+
+    at_start: float = 0.0
+    at_end: float = 0.0
+
+    def note_start(self, event: Event) -> None:
+        """At the first trial after the base model."""
+        if isinstance(event, TrialStarted) and event.trial_id != BASE_TRIAL_ID and not self.at_start:
+            self.at_start = driver_mib()
+
+
+def driver_mib() -> float:
+    """Resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / _MIB
+
+
+def available_gib() -> float:
+    """Memory of this machine that is free, or could be at once."""
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark and prints its figures."""
+    arguments = _parser().parse_args(argv)
+    out = arguments.out or Path(tempfile.mkdtemp(prefix="cluster-"))
+    run = create_run_folder(out)
+    available = available_gib()
+    with _cluster(arguments.nodes):
+        began = time.monotonic()
+        search, found, looked_seconds = _prepared(run, arguments)
+        memory = Memory()
+        _search(run, search, memory)
+        seconds = time.monotonic() - began - looked_seconds
+        memory.at_end = driver_mib()
+        used = available - available_gib()
+    for line in figures(run, arguments.nodes, seconds, memory):
+        print(line)
+    print(f"memory of this machine taken by all of it: {used:.1f} GiB")
+    print(f"looking at {arguments.nodes} nodes before the search: {looked_seconds:.1f} s; {_in_words(found)}")
+    return 0
+
+
+def figures(run: RunFolder, slots: int, seconds: float, memory: Memory) -> list[str]:
+    """What the run folder and the clock say, in lines."""
+    records = run.records()[1:]
+    costs, stretches = overheads(run)
+    ends = sorted(costs.values())
+    p90 = ends[int(0.9 * len(ends))]
+    kinds = sorted({record.ending.kind.value if record.ending else "open" for record in records})
+    slept = sum(line["slept"] for line in stretches)
+    return [
+        f"{len(records)} trials ({', '.join(kinds)}) in {len(stretches)} stretches on {slots} slots: {seconds:.0f} s",
+        f"slot-seconds not training, per trial: median {statistics.median(ends):.2f}, 90 % below {p90:.2f}",
+        f"share of slots' time that trials trained in: {slept / (slots * seconds):.0%}".replace("%", " %"),
+        f"driver memory: {memory.at_start:.0f} MiB at the first trial, {memory.at_end:.0f} MiB at the end",
+    ]
+
+
+def overheads(run: RunFolder) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """By trial, seconds from when its slot was free until it was free again, without those trained; and stretches.
+
+    The first stretch of a slot is left out: nothing says since when the slot was free.
+    """
+    costs: dict[str, float] = defaultdict(float)
+    stretches = []
+    for file in (run.path / STRETCHES).glob("*.jsonl"):
+        lines = [line for line in read_json_lines(file) if line["trial"] != BASE_TRIAL_ID]
+        stretches += lines
+        for before, line in pairwise(lines):
+            costs[line["trial"]] += line["ended"] - before["ended"] - line["slept"]
+    return dict(costs), stretches
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.system.many_nodes", description="A search on many nodes."
+    )
+    parser.add_argument("--nodes", type=int, default=20, help="with one GPU each, in name only")
+    parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of training in each trial")
+    parser.add_argument("--out", type=Path, help="run folder (default: a new one for temporary files)")
+    return parser
+
+
+@contextmanager
+def _cluster(nodes: int) -> Iterator[None]:
+    from ray.cluster_utils import Cluster
+
+    from orchestrator.execution.tune_run import ray_session
+
+    options = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": _OBJECT_STORE_BYTES}
+    # Also without a dashboard Ray wants a port for it, and another Ray on this machine may have the usual one.
+    head = {**options, "include_dashboard": False, "dashboard_port": _free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(nodes - 1):
+            cluster.add_node(wait=False, **options)
+        cluster.wait_for_nodes(timeout=300)
+        os.environ["RAY_ADDRESS"] = cluster.address
+        with ray_session(dashboard=False):
+            yield
+    finally:
+        cluster.shutdown()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def _prepared(run: RunFolder, arguments: argparse.Namespace) -> tuple[Search, list[Finding], float]:
+    """The search with its place, what the preflight found, and how long that took."""
+    from orchestrator.execution.tune_run import placed
+    from orchestrator.preflight.cluster import cluster_findings
+
+    settings = [
+        f"train_tokens={round(arguments.seconds * 1000)}",
+        f"search.trials={arguments.trials}",
+        f"search.concurrent_trials={arguments.nodes}",
+        "search.reserve=60s",
+        "evaluations=2",
+        "space.learning_rate.high=1e-3",
+    ]
+    recipe = load_recipe("demo", settings, environ={}).recipe
+    now = datetime.now(UTC)
+    deadline = Deadline(now, now + timedelta(hours=1), 60.0)
+    tokens = recipe.hyperparameters.train_tokens or 0
+    # Nothing is measured first: how fast sleeping is, is known.
+    search = Search(recipe, {}, deadline, 1, tokens, shortened=1.0)
+    began = time.monotonic()
+    found = cluster_findings(search, None)
+    seconds = time.monotonic() - began
+    search = placed(search)
+    run.write_search(search)
+    return search, found, seconds
+
+
+def _search(run: RunFolder, search: Search, memory: Memory) -> None:
+    from orchestrator.controller.controller import Conductor
+    from orchestrator.execution import tune_run as tuner
+    from orchestrator.execution import worker_pool as engines
+    from orchestrator.monitoring.prometheus import Metrics
+
+    engines.EngineActor = SleepingEngine  # type: ignore[attr-defined]
+    board, clock = Board(tuple(search.recipe.space)), SteadyClock()
+    assert search.placement is not None
+    with Metrics(board, run, search, clock) as metrics:
+        listener: Callable[[Event], None] = in_turn(board.take, metrics, memory.note_start)
+        conductor = Conductor(run, search, search.placement.slots, listener, now=clock)
+        tuner.run_tune(conductor, run)
+
+
+def _in_words(found: Sequence[Finding]) -> str:
+    levels = [finding.level.value for finding in found]
+    return ", ".join(f"{levels.count(level)} {level}" for level in sorted(set(levels)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

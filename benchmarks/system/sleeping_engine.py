@@ -1,0 +1,95 @@
+"""An engine whose trials sleep where they'd train, along made-up curves; what they say and write is as in others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.simulator.synthetic_curves import ModelledCurves
+from orchestrator.execution.channel import Conversation
+from orchestrator.execution.engine_worker import EngineActor
+from orchestrator.execution.segment_log import log_evaluation, logged_stretch
+from trials.config import TrialConfig
+from trials.metrics.row_losses import RowLosses
+from trials.records.checkpoints import CheckpointWriter, LogState, choose_checkpoint
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder
+from trials.system.files import append_json_line
+from trials.system.timer import Stopwatch
+
+STRETCHES = "stretches"
+"""In the run folder: a file per engine, a line for every stretch of a trial in it."""
+_STEPS, _TOKENS_PER_SECOND = 100, 1000.0
+
+
+class SleepingEngine(EngineActor):
+    """In place of `EngineActor`, in a process of its own; a trial's `train_tokens` are slept at 1,000 a second."""
+
+    def _run_trial(self, assignment: Mapping[str, Any], conversation: Conversation) -> None:
+        began = time.time()
+        with logged_stretch(Path(assignment["folder"]), assignment):
+            slept = _run(assignment, conversation)
+        stretches = Path(assignment["folder"]).parent.parent / STRETCHES
+        stretches.mkdir(exist_ok=True)
+        line = {"trial": assignment["trial_id"], "began": began, "ended": time.time(), "slept": slept}
+        append_json_line(stretches / f"{assignment['engine']}.jsonl", line)
+
+
+def _run(assignment: Mapping[str, Any], conversation: Conversation) -> float:
+    """Returns the seconds slept."""
+    config = TrialConfig.model_validate_json(assignment["config"])
+    folder = TrialFolder(Path(assignment["folder"]))
+    if assignment["origin"] == Origin.BASE.value:
+        return _evaluate_base(folder, conversation)
+    return _sleep_through(config, folder, conversation, resumes=assignment["resumes"])
+
+
+def _evaluate_base(folder: TrialFolder, conversation: Conversation) -> float:
+    loss = ModelledCurves.base_loss
+    folder.record(EvalPoint(0, 0, loss, loss, seconds=0.0), _rows(loss), None)
+    conversation.ask(EvalPoint(0, 0, loss, loss, seconds=0.0))
+    folder.end(Ending(EndingKind.FINISHED, "the base model is evaluated, not trained"))
+    return 0.0
+
+
+def _sleep_through(config: TrialConfig, folder: TrialFolder, conversation: Conversation, *, resumes: bool) -> float:
+    curve = ModelledCurves(0).curve(folder.path.name, config.hyperparameters)
+    tokens, evaluations = config.hyperparameters.train_tokens or 0, config.evaluation.evaluations
+    first = choose_checkpoint(folder.path, None).progress.step * evaluations // _STEPS if resumes else 0
+    best = min((loss for at, loss in curve.points if at <= first / evaluations), default=curve.loss(0.0))
+    each = tokens / evaluations / _TOKENS_PER_SECOND
+    for number in range(first + 1, evaluations + 1):
+        time.sleep(each)
+        loss = curve.loss(number / evaluations)
+        best = min(best, loss)
+        seen, step = round(tokens * number / evaluations), _STEPS * number // evaluations
+        point = EvalPoint(step, seen, loss, best, number * each, tokens_per_second=_TOKENS_PER_SECOND)
+        folder.record(point, _rows(loss), _save_adapter)
+        log_evaluation(folder.path.name, point)
+        if number < evaluations:
+            _checkpoint(folder, point)
+        if not conversation.ask(point):
+            return (number - first) * each
+    folder.end(Ending(EndingKind.FINISHED, "slept through all its steps"))
+    return (evaluations - first) * each
+
+
+def _checkpoint(folder: TrialFolder, point: EvalPoint) -> None:
+    writer = CheckpointWriter(folder, Stopwatch(point.seconds, point.seconds), ModelledCurves.base_loss, keep=1)
+
+    def save() -> None:
+        made = writer.unfinished / f"checkpoint-{point.step}"
+        made.mkdir(parents=True)
+        _save_adapter(made)
+
+    writer.write(point.step, LogState(point.step, 0.0), save)
+
+
+def _rows(loss: float) -> RowLosses:
+    return RowLosses([10 * loss, 10 * loss], [10, 10])
+
+
+def _save_adapter(path: Path) -> None:
+    (path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    (path / "adapter_model.safetensors").write_bytes(b"weights")

@@ -1,0 +1,1 @@
+"""Makes the demo's data and model."""

@@ -1,0 +1,253 @@
+"""Bar 3: a real search on the demo recipe whose processes are killed at random moments, and what became of it.
+
+python -m tests.chaos.kill_search [--kills 20] [--seed 0] [--most-seconds 25] [--budget 15m] [--out DIR] [--set ...]
+
+Kills by SIGKILL: the command, its session (Ray's driver), an engine, a holder, the raylet, the GCS, or all of them at
+once, as a reboot does. Where the command itself is gone it's started again with --resume RUN; everything else the
+search has to get over alone. At the end the run folder alone is asked whether anything was lost or counted twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.state.run_dir import RunFolder
+from orchestrator.supervisor.session_mark import end_last_session
+from tests.chaos.invariants import Evaluations, evaluations, problems
+from trials.cli import number_within, whole_number
+from trials.system.processes import Process, processes
+
+_ROOT = Path(__file__).parents[2]
+_NAMES = {"engine": "ray::EngineActor", "holder": "ray::ImplicitFunc", "raylet": "raylet", "gcs": "gcs_server"}
+VICTIMS = ("command", "session", *_NAMES, "reboot")
+_LONGEST_NAME = 15
+"""The system keeps no more of a process's name."""
+_LEAST_SECONDS = 1.0
+_MOST_WITHOUT_PROGRESS = 2
+_PATIENCE_SECONDS = 90.0
+
+
+@dataclass
+class Kill:
+    """One of them: when (seconds since the search began), whom, how many evaluations had been on disk."""
+
+    seconds: float
+    victim: str
+    pids: list[int]
+    evaluations: int
+    resumed: bool = False
+    """Whether a person had to type --resume."""
+
+
+@dataclass
+class Night:
+    """A search, its command as it runs now, and what was done to it."""
+
+    out: Path
+    options: Sequence[str]
+    began: float = field(default_factory=time.monotonic)
+    command: subprocess.Popen[bytes] | None = None
+    kills: list[Kill] = field(default_factory=list)
+    seen: Evaluations = field(default_factory=dict)
+    deadline: str | None = None
+    most_seconds: float = 25.0
+    """Longest time from one kill to the next."""
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.began
+
+    @property
+    def evaluations(self) -> int:
+        """How many were ever seen on disk."""
+        return sum(map(len, self.seen.values()))
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it was killed again and again without an evaluation in between: it takes some time to start."""
+        last = self.kills[-_MOST_WITHOUT_PROGRESS:]
+        return len(last) == _MOST_WITHOUT_PROGRESS and last[0].evaluations == self.evaluations
+
+    def start(self) -> None:
+        """Starts the command, or goes on with its run folder if there is a search in it."""
+        has_search = (self.out / "search.json").exists()
+        arguments = ["--resume", str(self.out)] if has_search else ["demo", "--out", str(self.out), *self.options]
+        environment = {**os.environ, "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+        with self.out.with_suffix(".log").open("ab") as log:
+            self.command = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator.search", *arguments],
+                cwd=_ROOT,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def is_over(self) -> bool:
+        """Whether the command has ended by itself."""
+        return self.command is not None and self.command.poll() is not None
+
+    def look(self) -> None:
+        """Takes in the evaluations on disk and the deadline."""
+        self.seen = evaluations(self.out, self.seen)
+        if self.deadline is None and (self.out / "search.json").exists():
+            self.deadline = json.loads((self.out / "search.json").read_text(encoding="utf-8"))["deadline"]
+
+    def end(self) -> None:
+        """Ends whatever still runs of it."""
+        assert self.command is not None
+        self.command.kill()
+        self.command.wait()
+        end_last_session(RunFolder(self.out))
+
+    def kill(self, victim: str) -> bool:
+        """Kills somebody; False if there was nobody of that kind."""
+        assert self.command is not None
+        pids = _pids(victim, self.command.pid, _session(self.out))
+        if not pids:
+            return False
+        self.look()
+        for pid in pids:
+            _kill(pid)
+        self.kills.append(Kill(self.seconds, victim, pids, self.evaluations))
+        if self.command.pid in pids:
+            self.command.wait()
+            self.kills[-1].resumed = True
+            self.start()
+        return True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the night and prints what became of it; 1 if anything was lost."""
+    arguments = _parser().parse_args(argv)
+    out = arguments.out or Path(tempfile.mkdtemp(prefix="kill-night-")) / "run"
+    if out.exists():  # it would go on with a search that is there, and kill it
+        sys.exit(f"{out} is there already. Give a new folder by --out.")
+    options = ["--budget", arguments.budget, "--set", "search.dashboard=false", *arguments.set]
+    night = Night(out, options, most_seconds=arguments.most_seconds)
+    run_night(night, arguments.kills, random.Random(arguments.seed))
+    assert night.command is not None
+    found = problems(RunFolder(out), night.seen, night.deadline)
+    if night.command.returncode != 0:
+        found.append(f"the last command ended with exit code {night.command.returncode}; see {out}.log")
+    print(table(night))
+    print("\n".join(f"PROBLEM: {problem}" for problem in found) or "nothing lost, nothing counted twice")
+    return int(bool(found))
+
+
+def run_night(night: Night, kills: int, chance: random.Random, victims: Sequence[str] = VICTIMS) -> Night:
+    """Runs a search from its start to its end, with so many kills at random moments."""
+    night.start()
+    try:
+        while len(night.kills) < kills and not night.is_over():
+            if night.is_stuck:
+                _watch_until_it_gets_on(night)
+            _watch(night, chance.uniform(_LEAST_SECONDS, night.most_seconds))
+            _kill_somebody(night, chance.choice(victims))
+        while not night.is_over():
+            _watch(night, 1.0)
+        night.look()
+    finally:
+        night.end()
+    return night
+
+
+def table(night: Night) -> str:
+    """For people."""
+    lines = [" kill   seconds  victim    processes  evaluations before  went on"]
+    for number, kill in enumerate(night.kills, start=1):
+        how = "by --resume" if kill.resumed else "by itself"
+        lines.append(
+            f"{number:5d}  {kill.seconds:8.1f}  {kill.victim:8s}  {len(kill.pids):9d}  {kill.evaluations:18d}  {how}"
+        )
+    lines.append(
+        f"{len(night.kills)} kills; {night.evaluations} evaluations of {len(night.seen)} trials; "
+        f"{night.seconds:.0f} s in all; run folder {night.out}"
+    )
+    return "\n".join(lines)
+
+
+def _watch(night: Night, seconds: float) -> None:
+    """Waits; whatever is on disk meanwhile is noted, so that nothing of it may be missing later."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends and not night.is_over():
+        night.look()
+        time.sleep(0.2)
+
+
+def _watch_until_it_gets_on(night: Night) -> None:
+    before = night.evaluations
+    while night.evaluations == before and not night.is_over():
+        _watch(night, 0.5)
+
+
+def _kill_somebody(night: Night, victim: str) -> None:
+    """Whoever is drawn is waited for, as Ray takes some time to start, and somebody else killed if nobody comes."""
+    ends = time.monotonic() + _PATIENCE_SECONDS
+    while not night.is_over() and not night.kill(victim):
+        _watch(night, 0.5)
+        if time.monotonic() > ends:
+            victim = "reboot"
+
+
+def _pids(victim: str, command: int, session: int | None) -> list[int]:
+    """Of whom to kill; none where there is no such process now."""
+    ours = [process for process in processes() if session is not None and process.session == session]
+    if victim == "command":
+        return [command]
+    if victim == "session":
+        return [process.pid for process in ours if process.pid == session]
+    if victim == "reboot":
+        return [command, *(process.pid for process in ours)]
+    return [process.pid for process in ours if _is_named(process, _NAMES[victim])][:1]
+
+
+def _is_named(process: Process, name: str) -> bool:
+    return process.name == name[:_LONGEST_NAME]
+
+
+def _session(out: Path) -> int | None:
+    try:
+        mark: dict[str, Any] = json.loads((out / "session.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return int(mark["session"])
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _parser() -> argparse.ArgumentParser:
+    arguments = argparse.ArgumentParser(
+        prog="python -m tests.chaos.kill_search", description="Kill a search's processes."
+    )
+    arguments.add_argument("--kills", type=whole_number(1), default=20)
+    arguments.add_argument("--seed", type=int, default=0, help="of when and whom")
+    arguments.add_argument(
+        "--most-seconds", type=number_within(1, 600), default=25.0, help="from one kill to the next (default: 25)"
+    )
+    arguments.add_argument("--budget", default="15m", help="of the search")
+    arguments.add_argument("--out", type=Path, help="run folder (default: a new one in the system's temporary folder)")
+    arguments.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Trials that are paused at every evaluation and go on, in the engine and under TRL, against those that ran through."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.support.cli import run_command
+from tests.support.trained_trials import RunTrial, Workshop
+from trials.engine.engine import Engine
+from trials.records.checkpoints import whole_checkpoints
+from trials.records.trial_dir import EvalPoint, Origin, TrialRecord, read_trial
+from trials.training.evaluation_loop import Decision
+from trials.trl.backend import run_trial
+
+ROWS = 18
+"""Epochs end with a step of two rows."""
+ALIKE, ROUNDING = 1e-6, 1e-4
+"""In the engine, and between it and TRL."""
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"optimizer": "paged_adamw_8bit", "lora_rank": 64, "scheduler": "linear"},
+]
+PAUSING = {"checkpoint_evaluations": True, "checkpoint_every_rows": None, "keep_checkpoints": 1}
+
+
+def _assert_near(found: TrialRecord, straight: TrialRecord, tolerance: float) -> None:
+    for name in ("step", "tokens_seen", "eval_loss", "best_eval_loss", "train_loss"):
+        ours, expected = ([getattr(point, name) for point in record.points] for record in (found, straight))
+        assert ours == pytest.approx(expected, abs=tolerance, rel=0), name
+    assert found.ending == straight.ending
+    assert not list(found.folder.glob("before*"))
+    losses = [record.row_losses() for record in (found, straight)]
+    assert losses[0] is not None
+    assert losses[1] is not None
+    assert losses[0].mean == pytest.approx(losses[1].mean, abs=tolerance, rel=0)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_paused_at_every_evaluation_its_losses_are_those_of_one_that_ran_through(
+    workshop: Workshop, engine: Engine, change: dict[str, Any]
+) -> None:
+    config = workshop.config(PAUSING, **change)
+    straight = workshop.run("straight", config, ROWS, by=engine.run_trial)
+    paused = workshop.in_stretches("paused", config, ROWS, itertools.repeat(engine.run_trial))
+    _assert_near(paused, straight, ALIKE)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_stretches_may_be_run_by_either(workshop: Workshop, engine: Engine, change: dict[str, Any]) -> None:
+    config = workshop.config(PAUSING, **change)
+    straight = workshop.run("straight", config, ROWS, by=engine.run_trial)
+    ways: list[RunTrial] = [run_trial, engine.run_trial, run_trial, run_trial, engine.run_trial, engine.run_trial]
+    _assert_near(workshop.in_stretches("in turn", config, ROWS, ways), straight, ROUNDING)
+
+
+def test_under_trl_noise_goes_on_as_well(workshop: Workshop) -> None:
+    config = workshop.config(PAUSING, neftune_noise_alpha=5.0)
+    straight = workshop.run("straight", config, ROWS)
+    _assert_near(workshop.in_stretches("paused", config, ROWS, itertools.repeat(run_trial)), straight, ALIKE)
+
+
+def test_others_beside_it_and_another_engine_make_no_difference(workshop: Workshop, engine: Engine) -> None:
+    configs = [workshop.config(PAUSING, learning_rate=rate, lora_rank=rank) for rate, rank in ((1e-3, 16), (3e-4, 4))]
+    straight = [
+        workshop.run(f"straight {number}", config, ROWS, by=engine.run_trial) for number, config in enumerate(configs)
+    ]
+    other = Engine(configs[0].model, configs[0].machine)
+
+    def in_stretches(number: int) -> TrialRecord:
+        ways = itertools.cycle((engine.run_trial, other.run_trial))
+        return workshop.in_stretches(f"paused {number}", configs[number], ROWS, ways)
+
+    with ThreadPoolExecutor() as pool:
+        for found, expected in zip(pool.map(in_stretches, range(2)), straight, strict=True):
+            _assert_near(found, expected, ALIKE)
+    other.close()
+
+
+@pytest.mark.parametrize("by_engine", [True, False], ids=["engine", "trl"])
+def test_everything_is_on_disk_when_somebody_is_asked(workshop: Workshop, engine: Engine, by_engine: bool) -> None:
+    seen: list[tuple[int, int, list[int]]] = []
+
+    def look(point: EvalPoint) -> Decision:
+        folder = workshop.path / "trial"
+        record = read_trial(folder)
+        steps = [checkpoint.step for checkpoint in whole_checkpoints(folder)]
+        seen.append((point.step, record.points[-1].step, steps))
+        assert record.points[-1] == point
+        return Decision.GO_ON if point.step < 10 else Decision.STOP
+
+    # They are due at every step in any case: there's one of that step, and nothing of what isn't the newest.
+    config = workshop.config({**PAUSING, "checkpoint_every_rows": 4})
+    workshop.run("trial", config, ROWS, look, engine.run_trial if by_engine else run_trial)
+    assert seen == [(step, step, [step]) for step, *_ in seen]
+    assert len(seen) >= 4
+    assert read_trial(workshop.path / "trial").ending is None
+
+
+@pytest.mark.parametrize("by_engine", [True, False], ids=["engine", "trl"])
+def test_the_last_evaluation_leaves_none(workshop: Workshop, engine: Engine, by_engine: bool) -> None:
+    way = engine.run_trial if by_engine else run_trial
+    record = workshop.run("trial", workshop.config(PAUSING), ROWS, by=way)
+    assert [checkpoint.step for checkpoint in whole_checkpoints(record.folder)] == [record.points[-2].step]
+
+
+def test_another_process_goes_on(workshop: Workshop, engine: Engine) -> None:
+    config = workshop.config(PAUSING)
+    straight = workshop.run("straight", config, ROWS, by=engine.run_trial)
+
+    workshop.run("paused", config, ROWS, lambda _: Decision.STOP, engine.run_trial, Origin.PROPOSED)
+    done = run_command([sys.executable, "-m", "tests.support.resume_once", str(workshop.path / "paused"), str(ROWS)])
+    assert done.returncode == 0, done.stderr
+    _assert_near(read_trial(workshop.path / "paused"), straight, ALIKE)

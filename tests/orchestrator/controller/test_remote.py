@@ -1,0 +1,102 @@
+"""A conductor on a store: it acts on what workers put there, and another machine goes on from there alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from orchestrator.controller.controller import Assignment
+from orchestrator.controller.proxy_errors import DIED, Left
+from orchestrator.controller.remote import MirroredConductor, conductor_of
+from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.storage.locations import create_at, open_at
+from orchestrator.storage.mirror import Mirror
+from orchestrator.storage.trial_snapshots import TrialStore
+from orchestrator.storage.working_copy import trial_copy
+from tests.support.fake_search import BASE_LOSS, Clock, begin, point, record
+from trials.records.trial_dir import Ending, EndingKind, Origin, TrialFolder, read_trial
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    return f"file://{tmp_path / 'store' / 'night'}"
+
+
+@pytest.fixture
+def conductor(url: str, search: Search) -> MirroredConductor:
+    run = create_at(url)
+    run.write_search(dataclasses.replace(search, shortened=1.0))
+    return conduct(run)
+
+
+def conduct(run: RunFolder) -> MirroredConductor:
+    found = conductor_of(run, run.read_search(), 2, lambda _: None, Clock())
+    assert isinstance(found, MirroredConductor)
+    return found
+
+
+def work(conductor: MirroredConductor, assignment: Assignment, *losses: float, ends: bool = True) -> None:
+    """What a worker on another machine does, up to its end or until it dies."""
+    with trial_copy(asdict(assignment)) as copy:
+        folder = TrialFolder(copy.path)
+        for number, loss in enumerate(losses, 1):
+            evaluation = point(loss, 0 if assignment.origin is Origin.BASE else 100 * number)
+            record(folder, evaluation, base=assignment.origin is Origin.BASE)
+            copy.keep()
+            conductor.on_eval(assignment.trial_id, evaluation)
+        if ends:
+            folder.end(Ending(EndingKind.FINISHED, "made up"))
+    conductor.on_end(assignment.trial_id, Left() if ends else DIED)
+
+
+def test_it_acts_on_what_workers_put_on_the_store(conductor: MirroredConductor, url: str) -> None:
+    store = Mirror(url, Path()).store
+    base = begin(conductor)
+    assert "search.json" in store.names()
+    assert base.remote is not None
+    assert not (base.folder / "metrics.jsonl").exists()
+    work(conductor, base, BASE_LOSS)
+    assert read_trial(base.folder).best_eval_loss == BASE_LOSS
+    start = begin(conductor)
+    work(conductor, start, 2.5, 2.0)
+    found = read_trial(start.folder)
+    assert [evaluation.eval_loss for evaluation in found.points] == [2.5, 2.0]
+    assert found.ending == Ending(EndingKind.FINISHED, "made up")
+    conductor.close()
+    assert "study.db" in store.names()
+
+
+def test_another_machine_goes_on_where_this_one_was(
+    conductor: MirroredConductor, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work(conductor, begin(conductor), BASE_LOSS)
+    start = begin(conductor)
+    assert start.remote is not None
+    work(conductor, start, 2.5)
+    cut_off = begin(conductor)  # its worker still has it when this conductor dies
+    assert cut_off.remote is not None
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+    other = conduct(open_at(url))
+    snapshot = TrialStore(Mirror(url, Path()).store, cut_off.remote["name"]).read()
+    assert snapshot is not None
+    assert snapshot.owner is None
+    again = begin(other)
+    assert again.trial_id == cut_off.trial_id
+    assert tmp_path / "second" in again.folder.parents
+    assert read_trial(again.folder.parent / start.trial_id).best_eval_loss == 2.5
+
+
+def test_a_trial_whose_worker_died_goes_on_from_what_it_had_put_there(conductor: MirroredConductor) -> None:
+    work(conductor, begin(conductor), BASE_LOSS)
+    start = begin(conductor)
+    work(conductor, start, ends=False)
+    again = begin(conductor)
+    assert again.trial_id == start.trial_id
+    assert again.remote is not None
+    assert start.remote is not None
+    assert again.remote["owner"] != start.remote["owner"]

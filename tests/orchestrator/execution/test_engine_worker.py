@@ -1,0 +1,277 @@
+"""The engine's process without Ray: trials in threads of one process, really trained."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.execution import trial_runner as workplace
+from orchestrator.execution.channel import Ended
+from orchestrator.execution.engine_worker import EngineActor
+from orchestrator.execution.loading import load_rows
+from search_spaces.schema import Recipe
+from tests.support.hanging_rows import Hangs
+from trials.data.dataset import TrialData
+from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.system.disk_full import says_disk_full
+
+Assign = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def assign(tmp_path: Path, small_recipe: Recipe, small_data: TrialData) -> Assign:
+    """An assignment as `orchestrator.execution.tune_adapters` makes it; keywords replace hyperparameters."""
+
+    def of(
+        trial_id: str,
+        *,
+        evaluations: int = 3,
+        fingerprint: str = small_data.fingerprint,
+        resumes: bool = False,
+        **hyperparameters: Any,
+    ) -> dict[str, Any]:
+        config = small_recipe.trial_config({"learning_rate": 3e-3, "train_tokens": 1000, **hyperparameters})
+        origin = Origin.BASE if trial_id == "0000" else Origin.PROPOSED
+        evaluation = config.evaluation.model_copy(update={"evaluations": evaluations})
+        machine = config.machine.model_copy(update={"checkpoint_evaluations": True, "keep_checkpoints": 1})
+        config = config.model_copy(update={"base_eval_loss": 9.0, "evaluation": evaluation, "machine": machine})
+        if not resumes:
+            TrialFolder(tmp_path / trial_id).begin(config, origin, "proposed")
+        return {
+            "trial_id": trial_id,
+            "resumes": resumes,
+            "origin": origin.value,
+            "config": config.model_dump_json(),
+            "folder": str(tmp_path / trial_id),
+            "group": "night",
+            "fingerprint": fingerprint,
+            "stop_at": math.inf,
+            "by_trl": False,
+        }
+
+    return of
+
+
+def hold(actor: EngineActor, trial_id: str) -> tuple[list[EvalPoint], Ended]:
+    """What a holder hears from its trial, which it always lets go on."""
+    points = []
+    while not isinstance(word := actor.next_word(trial_id), Ended):
+        points.append(word)
+        actor.go_on(trial_id)
+    return points, word
+
+
+def hold_both(actor: EngineActor, *trial_ids: str) -> list[tuple[list[EvalPoint], Ended]]:
+    """What the holders of trials side by side hear."""
+    with ThreadPoolExecutor(len(trial_ids)) as holders:
+        return list(holders.map(lambda trial_id: hold(actor, trial_id), trial_ids))
+
+
+def test_trials_side_by_side_say_what_they_leave_on_disk(tmp_path: Path, assign: Assign) -> None:
+    actor = EngineActor(slots=2, cpu_threads=1)
+    for trial_id in ("0000", "0001"):
+        actor.begin(assign(trial_id))
+    heard = hold_both(actor, "0000", "0001")
+    for trial_id, (points, ended) in zip(("0000", "0001"), heard, strict=True):
+        record = read_trial(tmp_path / trial_id)
+        assert ended == Ended()
+        assert points == list(record.points)
+        assert record.ending is not None
+        assert record.ending.kind is EndingKind.FINISHED
+        assert record.has_adapter is (trial_id == "0001")
+
+
+def test_a_stopped_trial_gives_its_slot_away_at_once(tmp_path: Path, assign: Assign) -> None:
+    actor = EngineActor(slots=1, cpu_threads=1)
+    actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1000))
+    assert isinstance(actor.next_word("0001"), EvalPoint)
+    actor.begin(assign("0002"))
+    time.sleep(0.5)
+    assert not (tmp_path / "0002" / "metrics.jsonl").exists()
+    actor.release("0001")
+    assert actor.next_word("0001") == Ended()
+    points, _ = hold(actor, "0002")
+    assert points
+    stopped: TrialRecord = read_trial(tmp_path / "0001")
+    assert (len(stopped.points), stopped.ending) == (1, None)  # whoever stopped it says why
+
+
+def test_a_trial_that_nobody_waits_for_leaves_in_the_middle_of_its_training(tmp_path: Path, assign: Assign) -> None:
+    actor = EngineActor(slots=1, cpu_threads=1)
+    actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1))  # minutes
+    while not list((tmp_path / "0001").glob("tensorboard/events.*")):
+        time.sleep(0.05)
+    actor.release("0001")
+    began = time.monotonic()
+    actor.begin(assign("0002"))
+    assert hold(actor, "0002")[0]
+    assert time.monotonic() - began < 30
+    left: TrialRecord = read_trial(tmp_path / "0001")
+    assert (left.points, left.ending) == ((), None)
+
+
+def test_a_paused_trial_goes_on_from_its_checkpoint_as_if_it_had_run_through(tmp_path: Path, assign: Assign) -> None:
+    actor = EngineActor(slots=2, cpu_threads=1)
+    actor.begin(assign("0001", train_tokens=2500))
+    through, _ = hold(actor, "0001")
+    actor.begin(assign("0002", train_tokens=2500))
+    points = [actor.next_word("0002")]
+    actor.release("0002")
+    for _ in through[1:]:
+        actor.begin(assign("0002", resumes=True, train_tokens=2500))
+        points.append(actor.next_word("0002"))
+        actor.release("0002")
+    assert len(through) == 3
+    losses = [point.eval_loss for point in points if isinstance(point, EvalPoint)]
+    assert losses == pytest.approx([point.eval_loss for point in through], abs=1e-6)
+    assert [point.step for point in read_trial(tmp_path / "0002").points] == [point.step for point in through]
+
+
+def test_a_stretch_waits_for_the_one_before_it_in_the_same_folder(tmp_path: Path, assign: Assign) -> None:
+    actor = EngineActor(slots=2, cpu_threads=1)
+    actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1))  # minutes
+    before = actor._threads["0001"]
+    while not list((tmp_path / "0001").glob("tensorboard/events.*")):
+        time.sleep(0.05)
+    again = {**assign("0001", resumes=True), "resumes": False}
+    actor.begin(again)
+    assert isinstance(actor.next_word("0001"), EvalPoint)
+    assert not before.is_alive()
+
+
+def test_a_trial_is_gone_when_its_release_returns(tmp_path: Path, assign: Assign) -> None:
+    actor = EngineActor(slots=1, cpu_threads=1)
+    actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1))
+    while not list((tmp_path / "0001").glob("tensorboard/events.*")):
+        time.sleep(0.05)
+    thread = actor._threads["0001"]
+    assert thread.is_alive()
+    actor.release("0001")
+    assert not thread.is_alive()
+
+
+def test_a_trial_that_is_to_go_on_and_has_no_checkpoint_begins_nothing(tmp_path: Path, assign: Assign) -> None:
+    actor = EngineActor(slots=1, cpu_threads=1)
+    assign("0001")
+    actor.begin(assign("0001", resumes=True))
+    _, ended = hold(actor, "0001")
+    assert "holds no whole checkpoint" in str(ended.error)
+    assert read_trial(tmp_path / "0001").ending is None
+
+
+def test_data_that_hangs_is_seen_from_outside(assign: Assign, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = EngineActor(slots=1, cpu_threads=1)
+    assert actor.seconds_since_progress() is None
+    hangs = Hangs()
+    monkeypatch.setattr(workplace, "load_rows", lambda *given: hangs.instead_of(*load_rows(*given)))
+    actor.begin(assign("0001"))
+    assert hangs.began.wait(60)
+    time.sleep(1.5)
+    silent = actor.seconds_since_progress()
+    assert silent is not None
+    assert silent > 1
+    hangs.over.set()
+    assert hold(actor, "0001")[0]
+    assert actor.seconds_since_progress() is None
+
+
+def test_an_engine_that_takes_its_time_to_open_does_not_hang(assign: Assign, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor, is_open = EngineActor(slots=1, cpu_threads=1), threading.Event()
+
+    def slow(*given: Any) -> Any:
+        is_open.wait()
+        return load_rows(*given)
+
+    monkeypatch.setattr(workplace, "load_rows", slow)
+    actor.begin(assign("0001"))
+    time.sleep(2.0)
+    silent = actor.seconds_since_progress()
+    assert silent is not None
+    assert 0 < silent < 2
+    is_open.set()
+    assert hold(actor, "0001")[0]
+
+
+def test_a_full_disk_is_no_failure_of_the_trial(tmp_path: Path, assign: Assign) -> None:
+    actor = EngineActor(slots=1, cpu_threads=1)
+    actor.begin(assign("0001"))
+    (tmp_path / "0001" / "metrics.jsonl").symlink_to("/dev/full")
+    _, ended = hold(actor, "0001")
+    assert "DiskFull: can't write to" in str(ended.error)
+    assert says_disk_full(str(ended.error))
+    assert not (tmp_path / "0001" / "ending.json").exists()
+
+
+def test_a_trial_that_fails_leaves_alone(tmp_path: Path, assign: Assign) -> None:
+    actor = EngineActor(slots=2, cpu_threads=1)
+    assignment = assign("0001")
+    (tmp_path / "0001" / "adapter.new").touch()  # in the way of its first adapter
+    actor.begin(assignment)
+    actor.begin(assign("0002"))
+    (_, failed), (points, ended) = hold_both(actor, "0001", "0002")
+    assert "FileExistsError" in str(failed.error)
+    ending = read_trial(tmp_path / "0001").ending
+    assert ending is not None
+    assert ending.kind is EndingKind.FAILED
+    assert points
+    assert ended == Ended()
+
+
+def test_other_rows_than_the_search_began_with_are_refused(assign: Assign) -> None:
+    actor = EngineActor(slots=1, cpu_threads=1)
+    actor.begin(assign("0001", fingerprint="other"))
+    assert "the data or the tokenizer has changed" in str(actor.next_word("0001").error)  # type: ignore[union-attr]
+
+
+def test_a_trial_that_is_not_there_has_ended() -> None:
+    actor = EngineActor(slots=1, cpu_threads=1)
+    assert actor.next_word("0009") == Ended()
+    actor.go_on("0009")
+    actor.release("0009")
+
+
+def test_a_process_whose_engine_has_broken_down_ends(assign: Assign, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = EngineActor(slots=1, cpu_threads=1)
+    actor.begin(assign("0001"))
+    hold(actor, "0001")
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+    assert actor._workplace._engine is not None
+    # What no trial can be blamed for, such as a GPU that is gone.
+    monkeypatch.setattr(actor._workplace._engine._loop._micro_steps, "look_at_figures", lambda: 1 / 0)
+    actor.begin(assign("0002"))
+    _, ended = hold(actor, "0002")
+    assert ended.error is not None
+    assert "the engine has broken down: ZeroDivisionError" in ended.error
+    for _ in range(100):
+        if codes:
+            break
+        time.sleep(0.05)
+    assert codes == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", [1]), ("a file is missing", [])],
+)
+def test_a_process_whose_gpu_breaks_down_while_the_engine_opens_ends(
+    assign: Assign, monkeypatch: pytest.MonkeyPatch, error: str, ends: list[int]
+) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError(error)
+
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+    monkeypatch.setattr("trials.engine.engine.Engine.__init__", breaks)
+    actor = EngineActor(slots=1, cpu_threads=1)
+    actor.begin(assign("0001"))
+    assert error in str(actor.next_word("0001").error)  # type: ignore[union-attr]
+    actor._threads["0001"].join()
+    assert codes == ends

@@ -1,0 +1,94 @@
+"""What others see of an engine that gets on, and of one that hangs."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from tests.support.trained_trials import Workshop
+from trials.data.dataset import TrialData
+from trials.data.tokenization import TokenizedRow
+from trials.engine.engine import Engine
+from trials.engine.runtime.heartbeat import Pulse
+from trials.records.trial_dir import EvalPoint, Origin, TrialFolder
+from trials.training.evaluation_loop import Decision
+
+
+def test_who_has_been_silent_longest_counts_and_who_rests_does_not() -> None:
+    pulse = Pulse()
+    assert pulse.seconds_since_progress() is None
+    with ThreadPoolExecutor() as other, pulse.working():
+        time.sleep(1.0)
+        other.submit(pulse.beat).result()
+        assert 1.0 <= (pulse.seconds_since_progress() or 0) < 5
+        with pulse.resting():
+            assert (pulse.seconds_since_progress() or 0) < 1.0
+            other.submit(pulse.stop).result()
+            assert pulse.seconds_since_progress() is None
+        assert (pulse.seconds_since_progress() or 0) < 1.0
+    assert pulse.seconds_since_progress() is None
+    with pulse.resting():
+        pass
+    assert pulse.seconds_since_progress() is None
+
+
+def _eventually(is_so: Callable[[], bool]) -> bool:
+    until = time.monotonic() + 30
+    while not (found := is_so()) and time.monotonic() < until:
+        time.sleep(0.02)
+    return found
+
+
+def test_a_trial_that_waits_for_a_word_does_not_hang(workshop: Workshop, engine: Engine) -> None:
+    assert engine.seconds_since_progress() is None
+    while_asked: list[float | None] = []
+
+    def think(_: EvalPoint) -> Decision:
+        # The engine's own thread may have answered and not yet sat down.
+        assert _eventually(lambda: engine.seconds_since_progress() is None)
+        while_asked.append(engine.seconds_since_progress())
+        return Decision.GO_ON
+
+    workshop.run("trial", workshop.config(), 18, think, by=engine.run_trial)
+    assert while_asked == [None] * 6
+    assert _eventually(lambda: engine.seconds_since_progress() is None)
+
+
+class _Blocked:
+    """Rows of which one is never read."""
+
+    def __init__(self, rows: Any, allowed: threading.Event) -> None:
+        self._rows, self._allowed, self._reads = rows, allowed, 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        self._reads += 1
+        if self._reads == 10:
+            self._allowed.wait(60)
+        return self._rows[index]
+
+
+def test_a_loader_that_hangs_is_seen(
+    workshop: Workshop, engine: Engine, small_data: TrialData, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    allowed = threading.Event()
+    train = copy.copy(small_data.train)
+    train.rows = cast(Sequence[TokenizedRow], _Blocked(train.rows, allowed))
+    config, folder = workshop.config(), TrialFolder(workshop.path / "hangs")
+    folder.begin(config, Origin.PROPOSED, "hangs")
+    with ThreadPoolExecutor() as pool:
+        data = replace(small_data, train=train)
+        ended = pool.submit(engine.run_trial, config, data, tokenizer, folder, lambda _: Decision.GO_ON)
+        assert _eventually(lambda: (engine.seconds_since_progress() or 0) > 1.5)
+        allowed.set()
+        assert ended.result(60) is not None
+    assert _eventually(lambda: engine.seconds_since_progress() is None)
