@@ -21,6 +21,7 @@ SOURCES = {
 FOR_ALL = {"trials.config", "trials.errors"}
 MAY_IMPORT = {
     "orchestrator.check": "orchestrator.integrity orchestrator.state orchestrator.storage trials.cli",
+    "orchestrator.cluster": "orchestrator.ray_setup trials.cli trials.system",
     "orchestrator.controller": (
         "orchestrator.planning orchestrator.scheduling orchestrator.state orchestrator.storage "
         "search_spaces.durations search_spaces.schema trials.console trials.metrics trials.records "
@@ -142,6 +143,7 @@ FORBIDDEN = {
 # The command line of one trial reads a recipe.
 ALLOWED = {"trials.train": {"search_spaces"}}
 BEHIND_THE_DOOR = {
+    "orchestrator.cluster.submit",
     "orchestrator.execution.worker_pool",
     "orchestrator.execution.worker_group",
     "orchestrator.execution.trial_proxy",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -85,9 +86,8 @@ def test_all_that_the_setup_needs_is_sent(path: Path) -> None:
     sent = {there: here for there, here in mounts.items() if not here.startswith("~")}
     assert all(there == f"~/qlora-orchestrator/{here}" for there, here in sent.items())
     assert all((ROOT / here).exists() for here in sent.values())
-    packages = re.search(r"packages = \[(.*)\]", (ROOT / "pyproject.toml").read_text())
-    assert packages is not None
-    assert {name.split(".")[0] for name in re.findall(r'"([a-z.]+)"', packages[1])} <= set(sent.values())
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert {name.removesuffix("*") for name in packages} <= set(sent.values())
 
 
 def test_what_is_played_is_the_real_file_but_for_addresses_key_and_cpus(tmp_path: Path) -> None:
