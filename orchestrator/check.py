@@ -15,10 +15,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from orchestrator.integrity.problems import Problem, problems
-from orchestrator.state.run_dir import RunFolder
-from orchestrator.storage.locations import only_here_and_there, open_at, place_of, publish
+from orchestrator.state.run_dir import RunDir
+from orchestrator.storage.locations import address_of, exclusive_access, open_run, upload
 from orchestrator.storage.mirror import Mirror
-from trials.cli import run as run_command
+from trials.cli import run_command
 from trials.errors import EXIT_DONE
 
 EXIT_DAMAGED = 3
@@ -39,7 +39,7 @@ class Checked:
         return found if self.problem.mend is None else f"{found} (--repair mends it)"
 
 
-def check(folder: RunFolder, *, repair: bool = False) -> list[Checked]:
+def check(folder: RunDir, *, repair: bool = False) -> list[Checked]:
     """Look at everything, and mend what can be mended if asked to; nothing is deleted."""
     found: list[Checked] = []
     seen: set[tuple[str, str]] = set()
@@ -76,19 +76,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    folder = open_at(arguments.run)
-    with only_here_and_there(folder) if arguments.repair else nullcontext():
+    folder = open_run(arguments.run)
+    with exclusive_access(folder) if arguments.repair else nullcontext():
         found = check(folder, repair=arguments.repair)
         if arguments.repair:
-            publish(folder)
+            upload(folder)
     left = [each for each in found if each.done is None]
     trials = folder.read_trials()
     if arguments.json:
         rows = [{"where": each.problem.where, "what": each.problem.what, "done": each.done} for each in found]
-        said = {"run": place_of(folder), "trials": len(trials.records), "whole": not left, "problems": rows}
+        said = {"run": address_of(folder), "trials": len(trials.records), "whole": not left, "problems": rows}
         print(json.dumps(said, indent=2))
     else:
-        print(f"{place_of(folder)}: {len(trials.records)} trials, the base model included")
+        print(f"{address_of(folder)}: {len(trials.records)} trials, the base model included")
         print("\n".join(each.line() for each in found) or "all is whole")
     return EXIT_DAMAGED if left else EXIT_DONE
 

@@ -13,32 +13,32 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from orchestrator.monitoring.search_log import log_command
-from orchestrator.planning.forecast import predict
+from orchestrator.planning.forecast import forecast_search
 from orchestrator.planning.placement import refuse_small_batches
-from orchestrator.planning.plan_text import Sizes, describe
-from orchestrator.planning.throughput import Pace
-from orchestrator.preflight.checks import decisive_findings, preflight, preflight_lines
+from orchestrator.planning.plan_text import DataSizes, describe
+from orchestrator.planning.throughput import ThroughputModel
+from orchestrator.preflight.checks import decisive_checks, preflight_lines, run_checks
 from orchestrator.ray_setup.address import named_cluster
-from orchestrator.state.check_result import Level, refuse_impossible
+from orchestrator.state.check_result import Severity, raise_if_blocked
 from orchestrator.state.clock import SteadyClock
 from orchestrator.state.deadline import Deadline, from_budget, from_until
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.state.run_dir import RunDir, Search
 from orchestrator.storage.locations import (
-    create_at,
-    only_here_and_there,
-    open_at,
-    place_of,
-    publish,
+    address_of,
+    create_run,
+    exclusive_access,
+    open_run,
     refuse_taken_place,
+    upload,
 )
-from orchestrator.supervisor.finalize import finish
+from orchestrator.supervisor.finalize import finalize
 from orchestrator.supervisor.give_up import giving_up
 from orchestrator.supervisor.interruption import Interruption, interruptible
-from orchestrator.supervisor.supervisor import SessionCode, persevere_with
+from orchestrator.supervisor.supervisor import SessionExit, supervise
 from search_spaces.layers import flatten
 from search_spaces.loader import DEFAULT_RECIPE, ResolvedRecipe, load_recipe
 from search_spaces.schema import Recipe
-from trials.cli import run
+from trials.cli import run_command
 from trials.config import ALL_LINEAR
 from trials.console.terminal import survives_hangup
 from trials.console.unexpected import explained
@@ -51,7 +51,7 @@ from trials.errors import (
     SearchBroken,
     TuningError,
 )
-from trials.model.architecture import base_shape
+from trials.model.architecture import model_shape
 from trials.sources.source import with_home
 from trials.system.disk_full import disk_full_in, is_disk_full, refuse_unwritable
 from trials.system.gpus import gpu_count
@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     started = datetime.now(UTC)
-    return run(lambda: _command(parser().parse_args(argv), started))
+    return run_command(lambda: _command(parser().parse_args(argv), started))
 
 
 def _command(arguments: argparse.Namespace, started: datetime) -> int:
@@ -102,8 +102,8 @@ class _Job:
     """What is to be run where; the folder is None for a new search until all its input has been checked."""
 
     search: Search
-    sizes: Sizes
-    folder: RunFolder | None
+    sizes: DataSizes
+    folder: RunDir | None
     out: str
 
 
@@ -112,50 +112,50 @@ def _job(arguments: argparse.Namespace, started: datetime) -> _Job:
 
 
 def _search(job: _Job) -> int:
-    refuse_impossible(decisive_findings(job.search))
-    folder = job.folder or create_at(job.out)
-    with only_here_and_there(folder), disk_full_in(folder.path), interruptible() as interruption:
+    raise_if_blocked(decisive_checks(job.search))
+    folder = job.folder or create_run(job.out)
+    with exclusive_access(folder), disk_full_in(folder.path), interruptible() as interruption:
         log_command(folder)
         folder.write_search(job.search)
-        publish(folder, "search.json")  # should it be refused now, it can be resumed all the same
+        upload(folder, "search.json")  # should it be refused now, it can be resumed all the same
         clock = SteadyClock(is_time_of_day=job.search.deadline.is_time_of_day)
         ended = _ended(folder, clock, interruption)
-        if ended is SessionCode.REFUSED:
+        if ended is SessionExit.REFUSED:
             return EXIT_BAD_INPUT
         with interruption.finishing():
-            code = finish(folder, clock, interrupted=ended is not SessionCode.OVER)
-            if ended is SessionCode.GAVE_UP:
+            code = finalize(folder, clock, interrupted=ended is not SessionExit.OVER)
+            if ended is SessionExit.GAVE_UP:
                 sys.stderr.write(f"error: {giving_up(folder, clock())}\n")
                 code = EXIT_GAVE_UP
-            publish(folder)
-        if (place := place_of(folder)) != str(folder.path):
+            upload(folder)
+        if (place := address_of(folder)) != str(folder.path):
             print(f"all of it is on {place}")
         return EXIT_INTERRUPTED if interruption.is_asked else code
 
 
-def _ended(folder: RunFolder, clock: SteadyClock, interruption: Interruption) -> SessionCode:
+def _ended(folder: RunDir, clock: SteadyClock, interruption: Interruption) -> SessionExit:
     """How the sessions ended. Whatever went wrong with them, what they left is worth an export."""
     try:
-        return persevere_with(folder, clock, _say, interruption)
+        return supervise(folder, clock, _say, interruption)
     except SearchBroken as error:
         sys.stderr.write(f"error: {error}\n")
     except Exception as error:
         if isinstance(error, TuningError) or is_disk_full(error):
             raise
         sys.stderr.write(f"error: {explained(error)}\n")
-    return SessionCode.BROKEN
+    return SessionExit.BROKEN
 
 
 def _plan(job: _Job, started: datetime) -> int:
     """Says what would happen, and what stands in its way. What makes the search impossible is bad input here too."""
     trials = None if job.folder is None else job.folder.read_trials()
-    pace = None if trials is None else Pace.from_records(trials.records, job.search.regrouped)
+    pace = None if trials is None else ThroughputModel.from_records(trials.records, job.search.regrouped)
     print(describe(job.search, job.sizes, pace, None if pace is None else started), flush=True)
     if trials is not None and trials.lines():
         print("\n  ".join(["damaged, and left out or set aside by --resume:", *trials.lines()]), flush=True)
-    found = preflight(job.search, job.out, predict(job.search, pace, started).disk_gib)
+    found = run_checks(job.search, job.out, forecast_search(job.search, pace, started).disk_gib)
     print(preflight_lines(found))
-    return EXIT_BAD_INPUT if any(finding.level is Level.IMPOSSIBLE for finding in found) else EXIT_DONE
+    return EXIT_BAD_INPUT if any(finding.level is Severity.IMPOSSIBLE for finding in found) else EXIT_DONE
 
 
 def _new(arguments: argparse.Namespace, started: datetime) -> _Job:
@@ -175,7 +175,7 @@ def _new(arguments: argparse.Namespace, started: datetime) -> _Job:
     refuse_taken_place(out)
     recipe = _with_named_targets(recipe)
     sizes = _check_input(recipe)
-    base = base_shape(recipe.model.name, recipe.model.revision)
+    base = model_shape(recipe.model.name, recipe.model.revision)
     search = Search(recipe, sources, deadline, gpus, sizes.full_tokens, sizes.data, ranks=ranks, base=base)
     return _Job(search, sizes, None, out)
 
@@ -186,7 +186,7 @@ def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
             "--resume goes on with what the run folder says: leave out SPACE, --set, --out and --gpus-per-trial. "
             "Allowed beside it are --budget, --until, --trials and --plan."
         )
-    folder = open_at(arguments.resume)
+    folder = open_run(arguments.resume)
     if not arguments.plan:
         refuse_unwritable(folder.path)
     search = folder.read_search()
@@ -203,7 +203,7 @@ def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
         raise InputError(
             f"the budget of this search ended at {search.deadline.ends:%Y-%m-%d %H:%M} UTC. "
             "Give it more time by --budget or --until, or export what there is: "
-            f"python -m orchestrator.export {shlex.quote(place_of(folder))}"
+            f"python -m orchestrator.export {shlex.quote(address_of(folder))}"
         )
     sizes = _check_input(search.recipe)
     _refuse_other_data(search, sizes)
@@ -236,7 +236,7 @@ def _with_named_targets(recipe: Recipe) -> Recipe:
     return recipe.with_targets(lambda targets: named_targets(recipe.model, targets))
 
 
-def _refuse_other_data(search: Search, sizes: Sizes) -> None:
+def _refuse_other_data(search: Search, sizes: DataSizes) -> None:
     """Losses on other rows, or on rows tokenised otherwise, can't be compared with those on record."""
     before = search.data.get("fingerprint")
     if before is not None and before != sizes.data["fingerprint"]:
@@ -268,7 +268,7 @@ def _gpus_per_trial(asked: int | None) -> int:
     return asked
 
 
-def _check_input(recipe: Recipe) -> Sizes:
+def _check_input(recipe: Recipe) -> DataSizes:
     """Reads and tokenises all rows: whatever is wrong with them is said before a model loads or Ray starts."""
     from trials.data.dataset import load_data
     from trials.model.loading import check_base, check_targets, load_tokenizer, refuse_unknown_tokens
@@ -278,7 +278,7 @@ def _check_input(recipe: Recipe) -> Sizes:
     check_targets(recipe.model, recipe.all_targets())
     data = load_data(recipe.data, tokenizer)
     refuse_unknown_tokens(recipe.model, data, tokenizer)
-    return Sizes.of(recipe, data)
+    return DataSizes.of(recipe, data)
 
 
 def _say(text: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.state.run_dir import RunDir, Search
 from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from tests.support.fake_driver import FakeDriver
@@ -121,12 +121,12 @@ def small_trial(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> TrialRecord:
     """A trial that was really trained: two seconds, once a session. Read it, don't write to its folder."""
-    from trials.records.trial_dir import Origin, TrialFolder, read_trial
+    from trials.records.trial_dir import Origin, TrialDir, read_trial
     from trials.system.threads import use_threads
     from trials.training.evaluation_loop import Decision
     from trials.trl.backend import run_trial
 
-    folder = TrialFolder(tmp_path_factory.mktemp("trained") / "0001")
+    folder = TrialDir(tmp_path_factory.mktemp("trained") / "0001")
     folder.begin(small_config, Origin.SINGLE, "demo")
     use_threads(small_config.machine)
     run_trial(small_config, small_data, tokenizer, folder, lambda _: Decision.GO_ON)
@@ -140,7 +140,7 @@ def search(small_recipe: Recipe) -> Search:
 
 
 @pytest.fixture
-def run(tmp_path: Path, search: Search) -> RunFolder:
+def run(tmp_path: Path, search: Search) -> RunDir:
     """A run folder that holds only its search."""
     return make_run(tmp_path / "run", search)
 

@@ -10,13 +10,13 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from trials.console.terminal import settle, take_over
+from trials.console.terminal import drain_console, take_over
 from trials.console.unexpected import explain_background_errors, explained, keep_tracebacks_in
 from trials.console.utf8 import use_utf8
 from trials.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, TuningError
 
 
-def run(command: Callable[[], int]) -> int:
+def run_command(command: Callable[[], int]) -> int:
     """Runs a command; an error becomes one message on stderr and an exit code.
 
     Those of a `TuningError` are its own. Any other error's traceback is kept in a file, which the message names.
@@ -39,7 +39,7 @@ def run(command: Callable[[], int]) -> int:
         sys.stderr.write(f"error: {explained(error)}\n")
         return EXIT_UNEXPECTED
     finally:
-        settle()
+        drain_console()
 
 
 def whole_number(least: int) -> Callable[[str], int]:

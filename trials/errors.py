@@ -84,7 +84,7 @@ class DiskFull(TuningError):
     exit_code = EXIT_INTERRUPTED
 
 
-class RankError(TuningError):
+class PeerError(TuningError):
     """A trial failed on another of the processes that train it together, which says why."""
 
 

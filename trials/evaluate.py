@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from trials.cli import run, whole_number
+from trials.cli import run_command, whole_number
 from trials.config import DataFormat, TooLong
 from trials.errors import DataError, InputError, ModelError
 from trials.formats.conversations import LABELLED
 
 if TYPE_CHECKING:
-    from trials.evaluation.evaluator import Prepared
-    from trials.evaluation.result import Judgement, Task
+    from trials.evaluation.evaluator import EvalJob
+    from trials.evaluation.result import EvalResult, EvalTask
 
 FORMAT: DataFormat = "nli_cot"
 
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    return run(lambda: _evaluate(parser().parse_args(argv)))
+    return run_command(lambda: _evaluate(parser().parse_args(argv)))
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -66,44 +66,44 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _judge_one(arguments: argparse.Namespace) -> dict[str, Any]:
-    from trials.evaluation.comparison import compare_judgements
+    from trials.evaluation.comparison import compare_results
     from trials.evaluation.result import as_json
-    from trials.evaluation.result_text import of_comparison, of_judgement
+    from trials.evaluation.result_text import comparison_lines, result_lines
 
     prepared = _prepare(arguments, arguments.model)
     if not arguments.against_base:
         ours = prepared.judge()
-        _print(of_judgement(ours))
+        _print(result_lines(ours))
         return as_json(ours)
     ours, base = prepared.judge_with_base()
-    comparison = compare_judgements(base, ours)
-    _print([*of_judgement(ours), "", "base model", *of_judgement(base), ""])
-    _print(of_comparison(comparison, "base", "adapter"))
+    comparison = compare_results(base, ours)
+    _print([*result_lines(ours), "", "base model", *result_lines(base), ""])
+    _print(comparison_lines(comparison, "base", "adapter"))
     return {**as_json(ours), "base": as_json(base), "against_base": comparison.as_json()}
 
 
 def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    from trials.evaluation.comparison import compare_judgements, refuse_other_rows
-    from trials.evaluation.result import Judgement, as_json
-    from trials.evaluation.result_text import of_comparison, of_judgement
+    from trials.evaluation.comparison import compare_results, refuse_other_rows
+    from trials.evaluation.result import EvalResult, as_json
+    from trials.evaluation.result_text import comparison_lines, result_lines
 
     # Both are looked at before either is judged, which can take hours.
     found = [_read(arguments, path) or _prepare(arguments, path) for path in arguments.compare]
     refuse_other_rows(found[0].rows, found[1].rows)
-    a, b = [part if isinstance(part, Judgement) else part.judge() for part in found]
-    comparison = compare_judgements(a, b)
+    a, b = [part if isinstance(part, EvalResult) else part.judge() for part in found]
+    comparison = compare_results(a, b)
     for name, judgement in (("A", a), ("B", b)):
-        _print([f"{name}: {judgement.rows.model}", *of_judgement(judgement), ""])
-    _print(of_comparison(comparison, "A", "B"))
+        _print([f"{name}: {judgement.rows.model}", *result_lines(judgement), ""])
+    _print(comparison_lines(comparison, "A", "B"))
     return {"a": as_json(a), "b": as_json(b), "comparison": comparison.as_json()}
 
 
-def _read(arguments: argparse.Namespace, path: str) -> Judgement | None:
-    from trials.evaluation.result import read_judgement
+def _read(arguments: argparse.Namespace, path: str) -> EvalResult | None:
+    from trials.evaluation.result import read_result
 
     if not Path(path).is_file():
         return None
-    judgement = read_judgement(Path(path))
+    judgement = read_result(Path(path))
     if (arguments.labels or arguments.rouge) and judgement.answers is None:
         asked = "--labels" if arguments.labels else "--rouge"
         raise InputError(
@@ -112,11 +112,11 @@ def _read(arguments: argparse.Namespace, path: str) -> Judgement | None:
     return judgement
 
 
-def _prepare(arguments: argparse.Namespace, path: str) -> Prepared:
+def _prepare(arguments: argparse.Namespace, path: str) -> EvalJob:
     task = _task(arguments, path)
 
     from trials.config import DataSettings
-    from trials.evaluation.evaluator import Choices, prepare
+    from trials.evaluation.evaluator import LoadOptions, prepare
 
     settings = DataSettings(
         format=task.format,
@@ -126,12 +126,12 @@ def _prepare(arguments: argparse.Namespace, path: str) -> Prepared:
         max_length_tokens=arguments.max_length_tokens,
         too_long=arguments.too_long,
     )
-    choices = Choices(arguments.quantization, arguments.dtype, arguments.chat_template)
+    choices = LoadOptions(arguments.quantization, arguments.dtype, arguments.chat_template)
     return prepare(path, choices, task, settings)
 
 
-def _task(arguments: argparse.Namespace, path: str) -> Task:
-    from trials.evaluation.result import Task
+def _task(arguments: argparse.Namespace, path: str) -> EvalTask:
+    from trials.evaluation.result import EvalTask
     from trials.metrics.task_scores import refuse_plain_text
     from trials.records.adapter_dir import trial_config
 
@@ -148,7 +148,7 @@ def _task(arguments: argparse.Namespace, path: str) -> Task:
     if arguments.rouge:
         refuse_plain_text(data_format)
     asked = arguments.labels or arguments.rouge or (arguments.compare is not None and has_labels)
-    return Task(arguments.data, data_format, arguments.batch_rows, asked, arguments.max_new_tokens)
+    return EvalTask(arguments.data, data_format, arguments.batch_rows, asked, arguments.max_new_tokens)
 
 
 def _refuse_contradictions(arguments: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trials.cli import number_within, run, whole_number
+from trials.cli import number_within, run_command, whole_number
 from trials.errors import InputError
 from trials.formats.texts import refuse_unreadable
 
@@ -50,7 +50,7 @@ _DEFAULTS = f"--temperature {TEMPERATURE} --top-k {TOP_K} --top-p {TOP_P}"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    return run(lambda: _generate(parser().parse_args(argv)))
+    return run_command(lambda: _generate(parser().parse_args(argv)))
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -83,14 +83,14 @@ def _load(arguments: argparse.Namespace, prompt: str | None) -> Chat:
     from transformers import set_seed
 
     from trials.evaluation.chat import Chat, conversation_ids, told
-    from trials.evaluation.evaluator import Choices, check_judged, load_judged
+    from trials.evaluation.evaluator import LoadOptions, check_model, load_model
     from trials.formats.conversations import USER, Message
 
-    choices = Choices(quantization=arguments.quantization, chat_template=arguments.chat_template)
-    tokenizer, known = check_judged(arguments.model, choices)
+    choices = LoadOptions(quantization=arguments.quantization, chat_template=arguments.chat_template)
+    tokenizer, known = check_model(arguments.model, choices)
     if prompt is not None:  # whether it can be asked is known before the weights are loaded
         conversation_ids((*told(arguments.system), Message(USER, prompt.strip())), tokenizer, known)
-    judged = load_judged(arguments.model, choices)
+    judged = load_model(arguments.model, choices)
     set_seed(arguments.seed)
     return Chat(judged.model, judged.tokenizer, _sampling(arguments), arguments.system, known)
 

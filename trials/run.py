@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from trials.config import TrialConfig
 from trials.data.dataset import TrialData
-from trials.engine.support import why_not
+from trials.engine.support import unsupported_reason
 from trials.records.checkpoints import Checkpoint
-from trials.records.trial_dir import Ending, EvalPoint, TrialFolder
-from trials.system.distributed import ALONE, Ranks
+from trials.records.trial_dir import Ending, EvalPoint, TrialDir
+from trials.system.distributed import ALONE, ProcessGroup
 from trials.system.threads import use_threads
 from trials.tracking.trial_run import figures, wandb_run, without_wandb
 from trials.training.evaluation_loop import Decision, OnEval
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def run_alone(
+def run_single_trial(
     config: TrialConfig,
     data: TrialData,
     tokenizer: PreTrainedTokenizerBase,
-    folder: TrialFolder,
+    folder: TrialDir,
     on_eval: OnEval,
     *,
     group: str,
     checkpoint: Checkpoint | None = None,
-    ranks: Ranks = ALONE,
+    ranks: ProcessGroup = ALONE,
 ) -> Ending | None:
     """As `trials.trl.backend.run_trial`, with a W&B run in `group` around it where W&B is wanted."""
     use_threads(config.machine)
@@ -60,7 +60,7 @@ def _engine_runs(config: TrialConfig, processes: int) -> bool:
     """Whether the engine trains this trial; says so where it was asked for and can't."""
     if config.machine.engine == "trl":
         return False
-    reason = why_not(config, processes)
+    reason = unsupported_reason(config, processes)
     if reason is not None:
         _log.info("TRL's trainer runs this trial: %s", reason)
     return reason is None

@@ -25,18 +25,18 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Length:
+class TrialLength:
     """A full trial: its optimizer steps, and the unpadded tokens that they're expected to hold."""
 
     steps: int
     tokens: int
 
 
-def full_length(hyperparameters: Hyperparameters, epoch: Epoch) -> Length:
+def full_length(hyperparameters: Hyperparameters, epoch: Epoch) -> TrialLength:
     """From epochs, tokens or rows to optimizer steps, by the mean length of a row; at least one step."""
     tokens = full_tokens(hyperparameters, epoch)
     steps = max(1, round(tokens / epoch.row_tokens / hyperparameters.effective_batch))
-    return Length(steps, tokens)
+    return TrialLength(steps, tokens)
 
 
 def full_tokens(hyperparameters: Hyperparameters, epoch: Epoch) -> int:
@@ -57,7 +57,7 @@ def evaluation_tokens(tokens: int, settings: EvaluationSettings, epoch: Epoch) -
     return [*range(every, tokens, every), tokens]
 
 
-class Milestones:
+class TokenTriggers:
     """Numbers of tokens that a trial passes one after the other, each noticed once."""
 
     def __init__(self, tokens: Sequence[int], tokens_seen: int = 0) -> None:
@@ -82,7 +82,7 @@ def checkpoint_steps(effective_batch: int, machine: Machine) -> int | None:
     return max(1, round(machine.checkpoint_every_rows / effective_batch))
 
 
-def logging_steps(length: Length) -> int:
+def logging_steps(length: TrialLength) -> int:
     """Optimizer steps from one logged training loss to the next."""
     return max(1, length.steps // LOGGED_STEPS)
 

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trials.cli import run, whole_number
+from trials.cli import run_command, whole_number
 from trials.console.line_log import LineLog
 from trials.console.logs import LOG_FILE
 from trials.console.terminal import speak_into, survives_hangup, write_behind
@@ -27,7 +27,7 @@ from trials.errors import EXIT_DONE, EXIT_NOTHING_TO_EXPORT, RecipeError, RunFol
 from trials.sources.source import expanded
 from trials.system.disk_full import refuse_unmakeable
 from trials.system.gpus import use_one_gpu
-from trials.system.locks import only_here
+from trials.system.locks import exclusive_lock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from trials.config import TrialConfig
     from trials.data.dataset import TrialData
     from trials.records.checkpoints import Checkpoint
-    from trials.records.trial_dir import TrialFolder
-    from trials.system.distributed import Ranks
+    from trials.records.trial_dir import TrialDir
+    from trials.system.distributed import ProcessGroup
 
 _WRITTEN = (
     "adapter",
@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    return run(lambda: _command(parser().parse_args(argv)))
+    return run_command(lambda: _command(parser().parse_args(argv)))
 
 
 def _command(arguments: argparse.Namespace) -> int:
@@ -105,7 +105,7 @@ def _command(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from search_spaces.guide.config import read_guide_config
     from search_spaces.loader import DEFAULT_RECIPE, GUIDE_RECIPE, load_recipe
-    from trials.records.trial_dir import TrialFolder
+    from trials.records.trial_dir import TrialDir
 
     if arguments.checkpoint is not None:
         raise RunFolderError(f"--checkpoint {arguments.checkpoint} of which trial? Give its folder with --resume.")
@@ -122,7 +122,7 @@ def _train(arguments: argparse.Namespace) -> int:
         out, gpu = out or resolved.guide.output_dir, resolved.guide.gpu(os.environ)
     path = out or Path("runs") / f"trial-{name.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
     refuse_unmakeable(path, "--out")
-    TrialFolder(path).refuse_taken()
+    TrialDir(path).refuse_taken()
     _refuse_other_files(path)
     if "LOCAL_RANK" not in os.environ:  # torchrun gives every process one
         _use_gpu(gpu)
@@ -143,16 +143,16 @@ def _use_gpu(number: str | None) -> None:
 
 
 def _start(config: TrialConfig, name: str, path: Path) -> int:
-    from trials.records.trial_dir import TrialFolder
+    from trials.records.trial_dir import TrialDir
     from trials.sources.pinning import pinned_data, pinned_model
-    from trials.system.distributed import joined_ranks
+    from trials.system.distributed import joined_process_group
 
     config = config.model_copy(update={"data": pinned_data(config.data), "model": pinned_model(config.model)})
     config = _with_named_targets(config)
-    with joined_ranks() as ranks:
+    with joined_process_group() as ranks:
         _refuse_small_batch(config, ranks)
         tokenizer, data = _load(config)
-        folder = TrialFolder(ranks.first(lambda: path), is_written=ranks.is_first)
+        folder = TrialDir(ranks.first(lambda: path), is_written=ranks.is_first)
         ranks.first(lambda: _begin(folder, config, name, data.fingerprint))
         with _held(folder.path, ranks):
             return _run(config, data, tokenizer, name, folder, ranks)
@@ -166,8 +166,8 @@ def _with_named_targets(config: TrialConfig) -> TrialConfig:
     return config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update=targets)})
 
 
-def _begin(folder: TrialFolder, config: TrialConfig, name: str, fingerprint: str) -> None:
-    """`TrialFolder.begin`. Raises `RunFolderError` if the folder can't be made after all."""
+def _begin(folder: TrialDir, config: TrialConfig, name: str, fingerprint: str) -> None:
+    """`TrialDir.begin`. Raises `RunFolderError` if the folder can't be made after all."""
     from trials.records.trial_dir import Origin
 
     try:
@@ -176,7 +176,7 @@ def _begin(folder: TrialFolder, config: TrialConfig, name: str, fingerprint: str
         raise RunFolderError(f"can't write to {folder.path}: {error.strerror}. Give another --out folder.") from error
 
 
-def _refuse_small_batch(config: TrialConfig, ranks: Ranks) -> None:
+def _refuse_small_batch(config: TrialConfig, ranks: ProcessGroup) -> None:
     rows = config.hyperparameters.effective_batch
     if rows < ranks.count:
         raise RecipeError(
@@ -185,10 +185,10 @@ def _refuse_small_batch(config: TrialConfig, ranks: Ranks) -> None:
 
 
 @contextmanager
-def _held(path: Path, ranks: Ranks) -> Iterator[None]:
-    """`only_here`, by one process for all that train the trial; it logs all that is said in the trial's folder."""
+def _held(path: Path, ranks: ProcessGroup) -> Iterator[None]:
+    """`exclusive_lock`, by one process for all that train the trial; it logs all that is said in the trial's folder."""
     with ExitStack() as held:
-        ranks.first(lambda: held.enter_context(only_here(path)))
+        ranks.first(lambda: held.enter_context(exclusive_lock(path)))
         log = LineLog(path / LOG_FILE)
         keep_tracebacks_in(log)
         if ranks.is_first:
@@ -202,14 +202,14 @@ def _held(path: Path, ranks: Ranks) -> Iterator[None]:
 def _resume(arguments: argparse.Namespace) -> int:
     from trials.records.checkpoints import choose_checkpoint, set_broken_aside
     from trials.records.rewind import refuse_other_rows, refuse_to_resume, rewind
-    from trials.records.trial_dir import TrialFolder, read_trial
-    from trials.system.distributed import joined_ranks
+    from trials.records.trial_dir import TrialDir, read_trial
+    from trials.system.distributed import joined_process_group
 
     _refuse_other_settings(arguments)
     record = read_trial(arguments.resume)
     refuse_to_resume(record, arguments.checkpoint)
     checkpoint = choose_checkpoint(record.folder, arguments.checkpoint)
-    with joined_ranks() as ranks:
+    with joined_process_group() as ranks:
         _refuse_small_batch(record.config, ranks)
         tokenizer, data = _load(record.config)
         refuse_other_rows(record, data.fingerprint)
@@ -222,7 +222,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 
         with _held(record.folder, ranks):
             ranks.first(go_back)
-            folder = TrialFolder(record.folder, is_written=ranks.is_first)
+            folder = TrialDir(record.folder, is_written=ranks.is_first)
             return _run(record.config, data, tokenizer, record.name, folder, ranks, checkpoint)
 
 
@@ -256,13 +256,13 @@ def _run(
     data: TrialData,
     tokenizer: PreTrainedTokenizerBase,
     name: str,
-    folder: TrialFolder,
-    ranks: Ranks,
+    folder: TrialDir,
+    ranks: ProcessGroup,
     checkpoint: Checkpoint | None = None,
 ) -> int:
     from trials.records.checkpoints import whole_checkpoints
     from trials.records.trial_dir import EvalPoint
-    from trials.run import run_alone
+    from trials.run import run_single_trial
     from trials.training.evaluation_loop import Decision
 
     def report(point: EvalPoint) -> Decision:
@@ -273,7 +273,9 @@ def _run(
         return Decision.GO_ON
 
     try:
-        ending = run_alone(config, data, tokenizer, folder, report, group=name, checkpoint=checkpoint, ranks=ranks)
+        ending = run_single_trial(
+            config, data, tokenizer, folder, report, group=name, checkpoint=checkpoint, ranks=ranks
+        )
     except KeyboardInterrupt:
         if ranks.is_first and whole_checkpoints(folder.path):
             sys.stderr.write(f"go on with it: python -m trials.train --resume {shlex.quote(str(folder.path))}\n")

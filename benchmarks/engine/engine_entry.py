@@ -15,13 +15,13 @@ def engine_entry(job: Job) -> Measured:
     """Our engine with `job.engine.trials` trials on rows of `job.rows`, each taking its optimizer steps for ever."""
     from trials.config import Machine, ModelSettings
     from trials.engine.model.frozen_base import freeze
-    from trials.engine.runtime.step_loop import Loop
+    from trials.engine.runtime.step_loop import StepLoop
     from trials.model.loading import compute_dtype, load_base
 
     assert job.engine is not None
     settings = ModelSettings(name=str(job.folder / "nf4"))
     machine = Machine(gpu_memory_gib=min(22.5, job.memory_gib), engine="shared")
-    loop = Loop(freeze(load_base(settings), compute_dtype(settings)), machine)
+    loop = StepLoop(freeze(load_base(settings), compute_dtype(settings)), machine)
     # Micro-steps differ in size, and whoever multiplies matrices loads a kernel for each size that is new.
     window = Window(job, warm_up_steps=3 * job.engine.trials + _FURTHER_STEPS)
     rows = _tokenized(job)
@@ -41,11 +41,11 @@ def engine_entry(job: Job) -> Measured:
 def _trainee(job: Job, loop: Any, number: int, rows: Sequence[Any]) -> Any:
     from trials.config import DataSettings, Hyperparameters, ModelSettings, TrialConfig
     from trials.engine.lora.adapter import Adapter, parameter_count
-    from trials.engine.memory.oom_history import Guest
-    from trials.engine.optim.flat import Stepper
-    from trials.engine.runtime.adapter_trainer import Trainee
+    from trials.engine.memory.oom_history import TrialFootprint
+    from trials.engine.optim.flat import FlatOptimizer
+    from trials.engine.runtime.adapter_trainer import AdapterTrainer
     from trials.model.memory_plan import adapter_bytes
-    from trials.schedule import Length
+    from trials.schedule import TrialLength
     from trials.training.row_order import RowOrder
 
     assert job.engine is not None
@@ -66,11 +66,13 @@ def _trainee(job: Job, loop: Any, number: int, rows: Sequence[Any]) -> Any:
     parameters = parameter_count(frozen.targets, hp)
     lengths = [len(row.input_ids) for row in rows]
     step_tokens = work.effective_batch * sum(lengths) / len(lengths)
-    loop.enter(number, Guest(adapter_bytes(parameters, hp, frozen.dtype.itemsize), max(lengths), step_tokens))
+    loop.enter(number, TrialFootprint(adapter_bytes(parameters, hp, frozen.dtype.itemsize), max(lengths), step_tokens))
     adapter = Adapter(frozen.targets, hp, number, frozen.final_norm)
-    stepper = Stepper(adapter, config, Length(10**6, 10**9))
+    stepper = FlatOptimizer(adapter, config, TrialLength(10**6, 10**9))
     order = RowOrder(len(rows), work.effective_batch, number)
-    return Trainee(adapter, stepper, hp.max_grad_norm, lambda step: [rows[index] for index in order.step(step)], 0)
+    return AdapterTrainer(
+        adapter, stepper, hp.max_grad_norm, lambda step: [rows[index] for index in order.step(step)], 0
+    )
 
 
 def _tokenized(job: Job) -> list[Any]:

@@ -82,11 +82,11 @@ def _with_micro_batch(config: Any, rows: int) -> Any:
 
 
 def _curve(run: Callable[..., Any], config: Any, data: Any, tokenizer: Any) -> Curve:
-    from trials.records.trial_dir import Origin, TrialFolder, read_trial
+    from trials.records.trial_dir import Origin, TrialDir, read_trial
     from trials.training.evaluation_loop import Decision
 
     with tempfile.TemporaryDirectory() as folder:
-        trial = TrialFolder(Path(folder) / "trial")
+        trial = TrialDir(Path(folder) / "trial")
         trial.begin(config, Origin.SINGLE, "comparison")
         run(config, data, tokenizer, trial, lambda _: Decision.GO_ON)
         return [point.eval_loss for point in read_trial(trial.path).points]

@@ -39,7 +39,7 @@ def measure(work: Path, trials: int) -> dict[str, Any]:
     from trials.data.dataset import load_data
     from trials.engine.engine import Engine
     from trials.model.loading import load_tokenizer
-    from trials.records.trial_dir import Origin, TrialFolder
+    from trials.records.trial_dir import Origin, TrialDir
     from trials.training.evaluation_loop import Decision
 
     settings = ModelSettings(name=str(work / "nf4"))
@@ -63,7 +63,7 @@ def measure(work: Path, trials: int) -> dict[str, Any]:
     first_steps = _first_steps(engine)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(trials):
-            trial = TrialFolder(Path(folder) / str(number))
+            trial = TrialDir(Path(folder) / str(number))
             own = config.model_copy(update={"seed": number})
             trial.begin(own, Origin.SINGLE, "change")
             engine.run_trial(own, data, tokenizer, trial, lambda _: Decision.GO_ON)

@@ -15,7 +15,7 @@ from benchmarks.simulator.simulator import Accident, Machine, SimulatedNight
 from benchmarks.simulator.synthetic_curves import ModelledCurves
 from orchestrator.planning.export_reserve import expected_seconds
 from orchestrator.state.deadline import Deadline, first_reserve
-from orchestrator.state.run_dir import Placement, RunFolder, Search
+from orchestrator.state.run_dir import Placement, RunDir, Search
 from search_spaces.loader import load_recipe
 from trials.records.trial_dir import EndingKind, Origin
 
@@ -107,7 +107,7 @@ def _played(
     }
     search = Search(recipe, {}, deadline, 1, _TOKENS, data, placement=placement)
     (folder / "trials").mkdir()
-    run = RunFolder(folder)
+    run = RunDir(folder)
     run.write_search(search)
     landscape = ModelledCurves(seed)
     night = SimulatedNight(run, landscape, machine, placement.slots, accidents)

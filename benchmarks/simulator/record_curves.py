@@ -76,14 +76,14 @@ def drawn(space: dict[str, Any], number: int) -> dict[str, Any]:
 
 def record(run: Run, opened: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Trains it; a line of the table for every evaluation."""
-    from trials.records.trial_dir import Origin, TrialFolder, read_trial
+    from trials.records.trial_dir import Origin, TrialDir, read_trial
     from trials.training.evaluation_loop import Decision
 
     values = drawn(opened["recipe"].space, run.configuration)
     known = {"seed": run.seed, "base_eval_loss": opened["base"]}
     config = opened["recipe"].trial_config(values).model_copy(update=known)
     with tempfile.TemporaryDirectory() as path:
-        folder = TrialFolder(Path(path) / "trial")
+        folder = TrialDir(Path(path) / "trial")
         folder.begin(config, Origin.SINGLE, "curve")
         ending = opened["engine"].run_trial(
             config, opened["data"], opened["tokenizer"], folder, lambda _: Decision.GO_ON

@@ -16,7 +16,7 @@ from benchmarks.simulator.simulator import Curve, Landscape, Machine, SimulatedN
 from benchmarks.simulator.stock_searchers import Stock, StockNight
 from benchmarks.simulator.synthetic_curves import ModelledCurves
 from orchestrator.state.deadline import Deadline
-from orchestrator.state.run_dir import Placement, RunFolder, Search
+from orchestrator.state.run_dir import Placement, RunDir, Search
 from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from trials.config import Hyperparameters
@@ -81,7 +81,7 @@ def _play_ours(_strategy: str, curves: Landscape, budget: float, seed: int, slot
     folder = Path(tempfile.mkdtemp(dir=_IN_MEMORY if _IN_MEMORY.is_dir() else None))
     try:
         (folder / "trials").mkdir()
-        run = RunFolder(folder)
+        run = RunDir(folder)
         run.write_search(search)
         only = curves.beside(recipe) if isinstance(curves, RecordedCurves) else None
         account = SimulatedNight(run, curves, _MACHINE, slots, only=only).play()

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.simulator.simulator import Machine, SimulatedNight
 from benchmarks.simulator.synthetic_curves import ModelledCurves
 from orchestrator.state.deadline import Deadline
-from orchestrator.state.run_dir import Placement, RunFolder, Search
+from orchestrator.state.run_dir import Placement, RunDir, Search
 from search_spaces.loader import load_recipe
 
 _NIGHT = 9 * 3600.0
@@ -67,7 +67,7 @@ def play_crowded(slots: int, trials: int, seed: int) -> Crowd:
     folder = Path(tempfile.mkdtemp(dir=_IN_MEMORY if _IN_MEMORY.is_dir() else None))
     try:
         (folder / "trials").mkdir()
-        run = RunFolder(folder)
+        run = RunDir(folder)
         run.write_search(search)
         account = SimulatedNight(run, ModelledCurves(seed), machine, slots, timer=time.perf_counter).play()
     finally:

@@ -14,15 +14,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from orchestrator.controller.controller import Assignment, Conductor
+from orchestrator.controller.controller import SearchController, TrialRequest
 from orchestrator.controller.events import Event
-from orchestrator.controller.proxy_errors import DIED, Left
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.controller.proxy_errors import DIED, TrialExit
+from orchestrator.state.run_dir import RunDir
 from trials.config import Hyperparameters
 from trials.metrics.row_losses import RowLosses
 from trials.records.checkpoints import CheckpointWriter, LogState, choose_checkpoint
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder
-from trials.system.timer import Stopwatch
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir
+from trials.system.timer import TrialTimer
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ class Accident:
 class Slot:
     """Where one trial runs at a time."""
 
-    assignment: Assignment | None = None
+    assignment: TrialRequest | None = None
     curve: Curve | None = None
     fraction: float = 0.0
     """Trained so far, at `since`."""
@@ -131,7 +131,7 @@ class SimulatedNight:
 
     def __init__(
         self,
-        run: RunFolder,
+        run: RunDir,
         landscape: Landscape,
         machine: Machine,
         slots: int,
@@ -190,8 +190,10 @@ class SimulatedNight:
     def _training_ends(self) -> float:
         return (self.conductor.search.deadline.training_ends - self._began).total_seconds()
 
-    def _new_conductor(self) -> Conductor:
-        return Conductor(self._run, self._run.read_search(), len(self._slots), self._listener, self.now, self._only)
+    def _new_conductor(self) -> SearchController:
+        return SearchController(
+            self._run, self._run.read_search(), len(self._slots), self._listener, self.now, self._only
+        )
 
     def _at(self, seconds: float, happens: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (seconds, next(self._order), happens))
@@ -202,7 +204,7 @@ class SimulatedNight:
             if slot.assignment is not None:
                 continue
             answer = self._timed(self.conductor.next_trial)
-            if not isinstance(answer, Assignment):
+            if not isinstance(answer, TrialRequest):
                 return answer == "over"
             self._start(slot, answer)
         return False
@@ -224,7 +226,7 @@ class SimulatedNight:
         self.conductor.tidy()
         self.account.tidying.append(self._timer() - began)
 
-    def _start(self, slot: Slot, assignment: Assignment) -> None:
+    def _start(self, slot: Slot, assignment: TrialRequest) -> None:
         slot.assignment, slot.began, slot.stretch = assignment, self._seconds, slot.stretch + 1
         slot.since = self._seconds + self._machine.start
         slot.fraction = slot.seconds_before = 0.0
@@ -275,7 +277,7 @@ class SimulatedNight:
             self._checkpoint(slot, point)
         goes_on = self._timed(lambda: self.conductor.on_eval(assignment.trial_id, point))
         if fraction >= 1.0:
-            TrialFolder(assignment.folder).end(Ending(EndingKind.FINISHED, "trained for all its steps"))
+            TrialDir(assignment.folder).end(Ending(EndingKind.FINISHED, "trained for all its steps"))
             self.account.full_length += 1
         if not goes_on or fraction >= 1.0:
             self._leave(slot)
@@ -296,7 +298,7 @@ class SimulatedNight:
             seconds=slot.seconds_before + self._seconds - slot.began,
             tokens_per_second=full / (self._full_seconds * slot.curve.slowness),
         )
-        TrialFolder(slot.assignment.folder).record(point, _rows(loss), _save_adapter)
+        TrialDir(slot.assignment.folder).record(point, _rows(loss), _save_adapter)
         if loss < self._best_loss:
             self._best_loss = loss
             self.account.best.append((self._seconds, loss))
@@ -304,8 +306,8 @@ class SimulatedNight:
 
     def _checkpoint(self, slot: Slot, point: EvalPoint) -> None:
         assert slot.assignment is not None
-        watch = Stopwatch(point.seconds, point.seconds)
-        writer = CheckpointWriter(TrialFolder(slot.assignment.folder), watch, self._landscape.base_loss, keep=1)
+        watch = TrialTimer(point.seconds, point.seconds)
+        writer = CheckpointWriter(TrialDir(slot.assignment.folder), watch, self._landscape.base_loss, keep=1)
 
         def save() -> None:
             made = writer.unfinished / f"checkpoint-{point.step}"
@@ -320,13 +322,13 @@ class SimulatedNight:
         slot.assignment = None
         if assignment.origin not in (Origin.BASE, Origin.PROBE):
             self.account.busy_seconds += max(0.0, self._seconds - slot.began - self._machine.start)
-        self._timed(lambda: self.conductor.on_end(assignment.trial_id, DIED if died else Left()))
+        self._timed(lambda: self.conductor.on_end(assignment.trial_id, DIED if died else TrialExit()))
 
     def _base_is_evaluated(self, slot: Slot) -> None:
         assert slot.assignment is not None
         loss = self._landscape.base_loss
         point = EvalPoint(0, 0, loss, loss, seconds=0.3 * self._machine.base)
-        folder = TrialFolder(slot.assignment.folder)
+        folder = TrialDir(slot.assignment.folder)
         folder.record(point, _rows(loss), None)
         self.conductor.on_eval(slot.assignment.trial_id, point)
         folder.end(Ending(EndingKind.FINISHED, "the base model is evaluated, not trained"))
@@ -337,7 +339,7 @@ class SimulatedNight:
         assert slot.assignment is not None and slot.curve is not None  # noqa: PT018
         full = self.conductor.search.full_tokens
         rate = full / (self._machine.full_trial / self._machine.slots_per_engine)
-        folder = TrialFolder(slot.assignment.folder)
+        folder = TrialDir(slot.assignment.folder)
         loss = self._landscape.base_loss
         for tokens in (full // 100, 2 * (full // 100)):
             point = EvalPoint(tokens, tokens, loss, loss, seconds=tokens / rate, tokens_per_second=rate)
@@ -351,9 +353,7 @@ class SimulatedNight:
 
     def _break_off(self, slot: Slot) -> None:
         assert slot.assignment is not None and slot.curve is not None  # noqa: PT018
-        TrialFolder(slot.assignment.folder).end(
-            Ending(slot.curve.ending, f"as the landscape has it: {slot.curve.ending}")
-        )
+        TrialDir(slot.assignment.folder).end(Ending(slot.curve.ending, f"as the landscape has it: {slot.curve.ending}"))
         self._leave(slot)
 
     def _time_is_over(self, slot: Slot) -> None:
@@ -364,7 +364,7 @@ class SimulatedNight:
         if fraction > slot.fraction:
             point = self._record(slot, fraction)
             self.conductor.on_eval(slot.assignment.trial_id, point)
-        TrialFolder(slot.assignment.folder).end(Ending(EndingKind.PRUNED, "the time for training was over"))
+        TrialDir(slot.assignment.folder).end(Ending(EndingKind.PRUNED, "the time for training was over"))
         self._leave(slot)
 
     def _accident(self, accident: Accident) -> Callable[[], None]:

@@ -17,11 +17,11 @@ from pathlib import Path
 from search_spaces.loader import load_recipe
 from trials.cli import quiet_libraries
 from trials.data.dataset import load_data, load_split
-from trials.evaluation.evaluator import judge, load_judged
-from trials.evaluation.result import Task, labels_of
+from trials.evaluation.evaluator import evaluate, load_model
+from trials.evaluation.result import EvalTask, labels_of
 from trials.metrics.classification import LabelReport
 from trials.model.loading import load_tokenizer
-from trials.records.trial_dir import Ending, Origin, TrialFolder, read_trial
+from trials.records.trial_dir import Ending, Origin, TrialDir, read_trial
 from trials.system.threads import use_threads
 from trials.training.evaluation_loop import Decision
 from trials.trl.backend import run_trial
@@ -46,7 +46,7 @@ def measure(rate: float, folder: Path, assignments: Sequence[str] = ()) -> Measu
     config = recipe.trial_config({"learning_rate": rate, "lora_rank": 16})
     tokenizer = load_tokenizer(config.model)
     use_threads(config.machine)
-    trial = TrialFolder(folder / f"rate-{rate:g}")
+    trial = TrialDir(folder / f"rate-{rate:g}")
     trial.begin(config, Origin.SINGLE, f"{rate:g}")
     started = time.monotonic()
     run_trial(config, load_data(config.data, tokenizer), tokenizer, trial, lambda _: Decision.GO_ON)
@@ -59,10 +59,10 @@ def measure(rate: float, folder: Path, assignments: Sequence[str] = ()) -> Measu
 def accuracies(adapter: Path, rows: int) -> tuple[LabelReport, LabelReport]:
     """How good the labels of the base and of the adapter are, by greedy generation on so many dev rows."""
     data = load_recipe("demo", environ={}).recipe.data
-    judged = load_judged(str(adapter))
+    judged = load_model(str(adapter))
     split = load_split(data.model_copy(update={"eval_rows": rows}), judged.tokenizer)
-    task = Task(data.eval, data.format, batch_rows=32, answers=True)
-    found = [judge(judged, who, split, task, base=who == "base").answers for who in ("base", "adapter")]
+    task = EvalTask(data.eval, data.format, batch_rows=32, answers=True)
+    found = [evaluate(judged, who, split, task, base=who == "base").answers for who in ("base", "adapter")]
     base, ours = [labels_of(answers) for answers in found if answers is not None]
     assert base is not None
     assert ours is not None

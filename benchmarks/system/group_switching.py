@@ -13,14 +13,14 @@ from typing import Any
 import ray
 from ray.util import placement_group_table
 
-from orchestrator.execution.channel import Ended
+from orchestrator.execution.channel import Finished
 from orchestrator.execution.tune_run import placed, ray_session
-from orchestrator.execution.worker_pool import Engines
+from orchestrator.execution.worker_pool import WorkerPool
 from orchestrator.state.deadline import from_budget
 from orchestrator.state.run_dir import Search
 from search_spaces.loader import load_recipe
 from trials.config import TrialConfig
-from trials.records.trial_dir import Origin, TrialFolder
+from trials.records.trial_dir import Origin, TrialDir
 
 _PATIENCE_SECONDS = 120.0
 
@@ -63,13 +63,13 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def _engines(recipe: Path, work: Path, ranks: int) -> Iterator[tuple[Engines, Search]]:
+def _engines(recipe: Path, work: Path, ranks: int) -> Iterator[tuple[WorkerPool, Search]]:
     settings = load_recipe(str(recipe), environ={}).recipe
     search = Search(settings, {}, from_budget("1h", None, datetime.now(UTC)), ranks, full_tokens=100_000, ranks=ranks)
     with ray_session(dashboard=True):
         search = placed(replace(search, placement=None))
         assert search.placement is not None
-        yield Engines(search, search.placement, work / "ray"), search
+        yield WorkerPool(search, search.placement, work / "ray"), search
 
 
 def _config(search: Search) -> TrialConfig:
@@ -79,9 +79,9 @@ def _config(search: Search) -> TrialConfig:
     return config.model_copy(update={"base_eval_loss": 1e9, "evaluation": evaluation})
 
 
-def _begin(engines: Engines, config: TrialConfig, work: Path, number: int) -> Any:
+def _begin(engines: WorkerPool, config: TrialConfig, work: Path, number: int) -> Any:
     folder = work / "changes" / f"{time.time_ns()}-{number}"
-    TrialFolder(folder).begin(config, Origin.PROPOSED, "change")
+    TrialDir(folder).begin(config, Origin.PROPOSED, "change")
     engine = _named(str(engines.take_slot(str(number))))
     ray.get(engine.begin.remote(_assignment(config, folder, number)))
     return engine
@@ -116,5 +116,5 @@ def _assignment(config: TrialConfig, folder: Path, number: int) -> dict[str, Any
 
 def _first_evaluation(engine: Any, trial_id: str) -> None:
     word = ray.get(engine.next_word.remote(trial_id))
-    if isinstance(word, Ended):
+    if isinstance(word, Finished):
         raise RuntimeError(f"the trial ended: {word.error}")

@@ -28,11 +28,11 @@ from typing import Any
 
 from benchmarks.system.sleeping_engine import STRETCHES, SleepingEngine
 from orchestrator.controller.events import Event, TrialStarted, in_turn
-from orchestrator.monitoring.progress import Board
-from orchestrator.state.check_result import Finding
+from orchestrator.monitoring.progress import Progress
+from orchestrator.state.check_result import CheckResult
 from orchestrator.state.clock import SteadyClock
 from orchestrator.state.deadline import Deadline
-from orchestrator.state.run_dir import BASE_TRIAL_ID, RunFolder, Search, create_run_folder
+from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir, Search, create_run_dir
 from search_spaces.loader import load_recipe
 from trials.system.files import read_json_lines
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark and prints its figures."""
     arguments = _parser().parse_args(argv)
     out = arguments.out or Path(tempfile.mkdtemp(prefix="cluster-"))
-    run = create_run_folder(out)
+    run = create_run_dir(out)
     available = available_gib()
     with _cluster(arguments.nodes):
         began = time.monotonic()
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def figures(run: RunFolder, slots: int, seconds: float, memory: Memory) -> list[str]:
+def figures(run: RunDir, slots: int, seconds: float, memory: Memory) -> list[str]:
     """What the run folder and the clock say, in lines."""
     records = run.records()[1:]
     costs, stretches = overheads(run)
@@ -102,7 +102,7 @@ def figures(run: RunFolder, slots: int, seconds: float, memory: Memory) -> list[
     ]
 
 
-def overheads(run: RunFolder) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def overheads(run: RunDir) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """By trial, seconds from when its slot was free until it was free again, without those trained; and stretches.
 
     The first stretch of a slot is left out: nothing says since when the slot was free.
@@ -155,10 +155,10 @@ def _free_port() -> int:
         return port
 
 
-def _prepared(run: RunFolder, arguments: argparse.Namespace) -> tuple[Search, list[Finding], float]:
+def _prepared(run: RunDir, arguments: argparse.Namespace) -> tuple[Search, list[CheckResult], float]:
     """The search with its place, what the preflight found, and how long that took."""
     from orchestrator.execution.tune_run import placed
-    from orchestrator.preflight.cluster import cluster_findings
+    from orchestrator.preflight.cluster import cluster_checks
 
     settings = [
         f"train_tokens={round(arguments.seconds * 1000)}",
@@ -175,29 +175,29 @@ def _prepared(run: RunFolder, arguments: argparse.Namespace) -> tuple[Search, li
     # Nothing is measured first: how fast sleeping is, is known.
     search = Search(recipe, {}, deadline, 1, tokens, shortened=1.0)
     began = time.monotonic()
-    found = cluster_findings(search, None)
+    found = cluster_checks(search, None)
     seconds = time.monotonic() - began
     search = placed(search)
     run.write_search(search)
     return search, found, seconds
 
 
-def _search(run: RunFolder, search: Search, memory: Memory) -> None:
-    from orchestrator.controller.controller import Conductor
+def _search(run: RunDir, search: Search, memory: Memory) -> None:
+    from orchestrator.controller.controller import SearchController
     from orchestrator.execution import tune_run as tuner
     from orchestrator.execution import worker_pool as engines
-    from orchestrator.monitoring.prometheus import Metrics
+    from orchestrator.monitoring.prometheus import PrometheusExporter
 
     engines.EngineActor = SleepingEngine  # type: ignore[attr-defined]
-    board, clock = Board(tuple(search.recipe.space)), SteadyClock()
+    board, clock = Progress(tuple(search.recipe.space)), SteadyClock()
     assert search.placement is not None
-    with Metrics(board, run, search, clock) as metrics:
+    with PrometheusExporter(board, run, search, clock) as metrics:
         listener: Callable[[Event], None] = in_turn(board.take, metrics, memory.note_start)
-        conductor = Conductor(run, search, search.placement.slots, listener, now=clock)
+        conductor = SearchController(run, search, search.placement.slots, listener, now=clock)
         tuner.run_tune(conductor, run)
 
 
-def _in_words(found: Sequence[Finding]) -> str:
+def _in_words(found: Sequence[CheckResult]) -> str:
     levels = [finding.level.value for finding in found]
     return ", ".join(f"{levels.count(level)} {level}" for level in sorted(set(levels)))
 

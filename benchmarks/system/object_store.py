@@ -20,13 +20,13 @@ from pathlib import Path
 
 from orchestrator.storage.locations import check_store
 from orchestrator.storage.object_store import ObjectStore
-from orchestrator.storage.trial_snapshots import TrialStore
-from trials.cli import run, whole_number
+from orchestrator.storage.trial_snapshots import TrialSnapshotStore
+from trials.cli import run_command, whole_number
 from trials.records.adapter_check import POINT_FILE
 from trials.records.checkpoints import CheckpointWriter, LogState
-from trials.records.trial_dir import EVAL_ROWS_FILE, TrialFolder
+from trials.records.trial_dir import EVAL_ROWS_FILE, TrialDir
 from trials.system.files import append_json_line, replace_folder, write_json
-from trials.system.timer import Stopwatch
+from trials.system.timer import TrialTimer
 
 _ROWS = 2000
 _MIB = 2**20
@@ -42,7 +42,7 @@ def evaluate(folder: Path, step: int, adapter_bytes: int, *, is_best: bool) -> N
         replace_folder(folder / "adapter.new", folder / "adapter")
         write_json(folder / EVAL_ROWS_FILE, {"sums": [1.2345678] * _ROWS, "tokens": [100] * _ROWS})
     append_json_line(folder / "metrics.jsonl", {"step": step, "eval_loss": 2.0})
-    writer = CheckpointWriter(TrialFolder(folder), Stopwatch(), 3.0, keep=1)
+    writer = CheckpointWriter(TrialDir(folder), TrialTimer(), 3.0, keep=1)
 
     def save() -> None:
         made = writer.unfinished / f"checkpoint-{step}"
@@ -56,7 +56,7 @@ def evaluate(folder: Path, step: int, adapter_bytes: int, *, is_best: bool) -> N
 def measure(store: ObjectStore, adapter_bytes: int, evaluations: int) -> None:
     """Prints a line for each of the three."""
     name = f"trials/{secrets.token_hex(4)}"
-    worker, driver = TrialStore(store, name), TrialStore(store, name)
+    worker, driver = TrialSnapshotStore(store, name), TrialSnapshotStore(store, name)
     pushes: list[float] = []
     pulls: list[float] = []
     with tempfile.TemporaryDirectory() as path:
@@ -68,7 +68,7 @@ def measure(store: ObjectStore, adapter_bytes: int, evaluations: int) -> None:
             evaluate(folder, step, adapter_bytes, is_best=step % 2 == 1)
             pushes.append(_seconds(lambda: worker.push(folder, owner="worker", becomes="worker")))
             pulls.append(_seconds(lambda: driver.pull(copy, whole=False)))
-        resumed = _seconds(lambda: TrialStore(store, name).pull(other, whole=True))
+        resumed = _seconds(lambda: TrialSnapshotStore(store, name).pull(other, whole=True))
         size = sum(file.stat().st_size for file in {file.stat().st_ino: file for file in _files(other)}.values())
         print(f"worker, an evaluation that is the best: {statistics.median(pushes[::2]):.2f} s")
         if pushes[1::2]:
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         measure(store, int(given.adapter_mib * _MIB), given.evaluations)
         return 0
 
-    return run(command)
+    return run_command(command)
 
 
 if __name__ == "__main__":

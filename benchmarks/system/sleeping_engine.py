@@ -8,27 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.simulator.synthetic_curves import ModelledCurves
-from orchestrator.execution.channel import Conversation
-from orchestrator.execution.engine_worker import EngineActor
-from orchestrator.execution.segment_log import log_evaluation, logged_stretch
+from orchestrator.execution.channel import TrialChannel
+from orchestrator.execution.engine_worker import EngineWorker
+from orchestrator.execution.segment_log import log_evaluation, logged_segment
 from trials.config import TrialConfig
 from trials.metrics.row_losses import RowLosses
 from trials.records.checkpoints import CheckpointWriter, LogState, choose_checkpoint
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir
 from trials.system.files import append_json_line
-from trials.system.timer import Stopwatch
+from trials.system.timer import TrialTimer
 
 STRETCHES = "stretches"
 """In the run folder: a file per engine, a line for every stretch of a trial in it."""
 _STEPS, _TOKENS_PER_SECOND = 100, 1000.0
 
 
-class SleepingEngine(EngineActor):
-    """In place of `EngineActor`, in a process of its own; a trial's `train_tokens` are slept at 1,000 a second."""
+class SleepingEngine(EngineWorker):
+    """In place of `EngineWorker`, in a process of its own; a trial's `train_tokens` are slept at 1,000 a second."""
 
-    def _run_trial(self, assignment: Mapping[str, Any], conversation: Conversation) -> None:
+    def _run_trial(self, assignment: Mapping[str, Any], conversation: TrialChannel) -> None:
         began = time.time()
-        with logged_stretch(Path(assignment["folder"]), assignment):
+        with logged_segment(Path(assignment["folder"]), assignment):
             slept = _run(assignment, conversation)
         stretches = Path(assignment["folder"]).parent.parent / STRETCHES
         stretches.mkdir(exist_ok=True)
@@ -36,16 +36,16 @@ class SleepingEngine(EngineActor):
         append_json_line(stretches / f"{assignment['engine']}.jsonl", line)
 
 
-def _run(assignment: Mapping[str, Any], conversation: Conversation) -> float:
+def _run(assignment: Mapping[str, Any], conversation: TrialChannel) -> float:
     """Returns the seconds slept."""
     config = TrialConfig.model_validate_json(assignment["config"])
-    folder = TrialFolder(Path(assignment["folder"]))
+    folder = TrialDir(Path(assignment["folder"]))
     if assignment["origin"] == Origin.BASE.value:
         return _evaluate_base(folder, conversation)
     return _sleep_through(config, folder, conversation, resumes=assignment["resumes"])
 
 
-def _evaluate_base(folder: TrialFolder, conversation: Conversation) -> float:
+def _evaluate_base(folder: TrialDir, conversation: TrialChannel) -> float:
     loss = ModelledCurves.base_loss
     folder.record(EvalPoint(0, 0, loss, loss, seconds=0.0), _rows(loss), None)
     conversation.ask(EvalPoint(0, 0, loss, loss, seconds=0.0))
@@ -53,7 +53,7 @@ def _evaluate_base(folder: TrialFolder, conversation: Conversation) -> float:
     return 0.0
 
 
-def _sleep_through(config: TrialConfig, folder: TrialFolder, conversation: Conversation, *, resumes: bool) -> float:
+def _sleep_through(config: TrialConfig, folder: TrialDir, conversation: TrialChannel, *, resumes: bool) -> float:
     curve = ModelledCurves(0).curve(folder.path.name, config.hyperparameters)
     tokens, evaluations = config.hyperparameters.train_tokens or 0, config.evaluation.evaluations
     first = choose_checkpoint(folder.path, None).progress.step * evaluations // _STEPS if resumes else 0
@@ -75,8 +75,8 @@ def _sleep_through(config: TrialConfig, folder: TrialFolder, conversation: Conve
     return (evaluations - first) * each
 
 
-def _checkpoint(folder: TrialFolder, point: EvalPoint) -> None:
-    writer = CheckpointWriter(folder, Stopwatch(point.seconds, point.seconds), ModelledCurves.base_loss, keep=1)
+def _checkpoint(folder: TrialDir, point: EvalPoint) -> None:
+    writer = CheckpointWriter(folder, TrialTimer(point.seconds, point.seconds), ModelledCurves.base_loss, keep=1)
 
     def save() -> None:
         made = writer.unfinished / f"checkpoint-{point.step}"

@@ -24,7 +24,7 @@ from typing import Any
 from orchestrator.cluster.access import FOLDER, RAY, read_cluster
 from orchestrator.cluster.ray_processes import state_files
 from orchestrator.ray_setup.token import token_path
-from trials.cli import run
+from trials.cli import run_command
 from trials.errors import EXIT_DONE
 
 _LEFT = 1
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; 1 if something is left, or a machine can't be asked."""
     arguments = argparse.ArgumentParser(prog="scripts/down", description="End a cluster that `ray up` has started.")
     arguments.add_argument("cluster", nargs="?", type=Path, default=Path("cluster.yaml"), help="default: %(default)s")
-    return run(lambda: _end(arguments.parse_args(argv).cluster))
+    return run_command(lambda: _end(arguments.parse_args(argv).cluster))
 
 
 def _end(path: Path) -> int:

@@ -28,7 +28,7 @@ from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
 from orchestrator.cluster.access import FOLDER, tunnel
-from trials.cli import run
+from trials.cli import run_command
 from trials.errors import EXIT_DONE, EXIT_INTERRUPTED, InputError, first_line
 
 _FAILED = 1
@@ -46,7 +46,7 @@ _RAY_SAYS = re.compile(r"Running entrypoint for job |\S+ \S+\sINFO job_manager.p
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code of the search."""
-    return run(lambda: _main(*_parser().parse_known_args(argv)))
+    return run_command(lambda: _main(*_parser().parse_known_args(argv)))
 
 
 def entrypoint(options: Sequence[str], gpus: int) -> str:

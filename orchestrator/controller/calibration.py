@@ -12,33 +12,33 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from orchestrator.controller.trials import Member
+from orchestrator.controller.trials import Trial
 from orchestrator.planning.export_reserve import export_work, measured_reserve
-from orchestrator.planning.forecast import predict
-from orchestrator.planning.throughput import Pace
+from orchestrator.planning.forecast import forecast_search
+from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.planning.trial_configs import probe_config, trial_config
-from orchestrator.planning.trial_length import length_in_words, tonight
-from orchestrator.scheduling.scheduler import Night
-from orchestrator.state.run_dir import BASE_TRIAL_ID, RunFolder, Search
+from orchestrator.planning.trial_length import length_in_words, shortened_length
+from orchestrator.scheduling.scheduler import BudgetState
+from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir, Search
 from search_spaces.durations import format_duration
 from trials.config import TrialConfig
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
 
 PROBE_ID = "probe"
 _MOST_TRIES = 3
 """Of a preliminary whose process dies."""
 
 
-class Preliminaries:
+class CalibrationPhase:
     """What is known before trials begin, and kept up to date while they run."""
 
-    def __init__(self, run: RunFolder, search: Search, slots: int, records: Sequence[TrialRecord]) -> None:
+    def __init__(self, run: RunDir, search: Search, slots: int, records: Sequence[TrialRecord]) -> None:
         # A search from before lengths were measured has trials that are as long as the recipe says.
         begun = any(record.origin not in (Origin.BASE, Origin.PROBE) for record in records)
         self.search = replace(search, shortened=1.0) if begun and search.shortened is None else search
         self._run = run
         self._slots = slots
-        self.pace = Pace.from_records(records, search.regrouped)
+        self.pace = ThroughputModel.from_records(records, search.regrouped)
         base = next((record for record in records if record.origin is Origin.BASE and record.points), None)
         self.base_eval_loss = None if base is None else base.best_eval_loss
         self._base_is_done = base is not None
@@ -97,7 +97,7 @@ class Preliminaries:
                 return None
             what = f"{error}, {_MOST_TRIES} times" if error else f"its process died {_MOST_TRIES} times"
             ending = Ending(EndingKind.FAILED, what)
-            TrialFolder(self.folder(trial_id)).end(ending)
+            TrialDir(self.folder(trial_id)).end(ending)
         if trial_id == BASE_TRIAL_ID and not record.points:
             ending = Ending(EndingKind.FAILED, ending.reason)  # out of memory, for instance: no trial will fit either
         if trial_id == PROBE_ID:
@@ -123,7 +123,7 @@ class Preliminaries:
         found, self._sentences = self._sentences, []
         return found
 
-    def note_stretch(self, member: Member, point: EvalPoint, handed_out_seconds: float | None) -> None:
+    def note_stretch(self, member: Trial, point: EvalPoint, handed_out_seconds: float | None) -> None:
         """Takes in what a trial took from its last evaluation to this one, which isn't in `member.points` yet.
 
         `handed_out_seconds` have passed since the trial was handed out, where this is its first evaluation since then.
@@ -134,10 +134,10 @@ class Preliminaries:
         if handed_out_seconds is not None:
             self.pace.note_start(handed_out_seconds - seconds)
 
-    def night(self, seconds_left: float, *, may_start: bool) -> Night:
+    def night(self, seconds_left: float, *, may_start: bool) -> BudgetState:
         """What is left of it, as the policy wants to know it."""
         full = self.pace.seconds(None, self.search.full_tokens)
-        return Night(
+        return BudgetState(
             seconds_left=seconds_left,
             seconds=(self.search.deadline.training_ends - self.search.deadline.started).total_seconds(),
             slots=self._slots,
@@ -176,9 +176,9 @@ class Preliminaries:
         each = self._seconds_per_token(probe)
         self.pace.note(probe.config, probe.tokens_seen, each * probe.tokens_seen)
         left = self.search.deadline.training_seconds_left(now)
-        length = tonight(full, each, left, self._slots, recipe.search.full_trials)
+        length = shortened_length(full, each, left, self._slots, recipe.search.full_trials)
         self.search = replace(self.search, shortened=length / full, full_tokens=length)
-        self.search = replace(self.search, prediction=predict(self.search, self.pace, now).to_json())
+        self.search = replace(self.search, prediction=forecast_search(self.search, self.pace, now).to_json())
         if length < full and self.search.epoch is not None:
             self._sentences.append(f"a full trial is {length_in_words(full, length, self.search.epoch.tokens)}")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from orchestrator.controller.finalist import Together, Unfinished, finalist
-from orchestrator.controller.trials import Member
-from orchestrator.planning.placement import smallest_batch, why_no_engine
+from orchestrator.controller.finalist import FinalistCandidate, OnAllGpus, finalist
+from orchestrator.controller.trials import Trial
+from orchestrator.planning.placement import smallest_batch, trl_reason
 from orchestrator.planning.speed_cache import assumed_scaling, measured_scaling
-from orchestrator.planning.throughput import Pace
+from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.scheduling.curve_model import Forecast
-from orchestrator.state.regrouped import Regrouped
+from orchestrator.state.regrouped import Consolidation
 from orchestrator.state.run_dir import Placement, Search
 from trials.schedule import full_tokens
 
@@ -21,21 +21,21 @@ _OPENING_FACTOR = 1.5
 """Loading the base model takes at most so many times as long as when the search began."""
 
 
-def regrouped(
+def plan_consolidation(
     search: Search,
-    members: Iterable[Member],
+    members: Iterable[Trial],
     forecast: Callable[[str], Forecast | None],
-    pace: Pace,
+    pace: ThroughputModel,
     seconds_left: float,
     now: str,
-) -> Regrouped | None:
+) -> Consolidation | None:
     """What is to be changed, at the time `now`, if it `is_near_the_end`; None: nothing."""
     placed, each = search.placement, pace.seconds_per_token()
     assert placed is not None
     assert each is not None
     beside, ranks = placed.slots_per_engine, placed.most_ranks
     found = measured_scaling(search, ranks, beside / each)
-    together = Together(ranks, found or assumed_scaling(ranks), _change_seconds(search))
+    together = OnAllGpus(ranks, found or assumed_scaling(ranks), _change_seconds(search))
     members = list(members)
     complete = (member.best_eval_loss for member in members if member.ending is not None)
     best = min((loss for loss in complete if loss is not None), default=None)
@@ -49,10 +49,10 @@ def regrouped(
         f"trial {chosen.trial_id} promises most, and would take {chosen.seconds:.0f} s on one GPU, of which "
         f"{seconds_left:.0f} are left; on {ranks} together it's {together.scaling:.2f} times as fast ({source})"
     )
-    return Regrouped(ranks, together.scaling * beside, chosen.trial_id, reason, now)
+    return Consolidation(ranks, together.scaling * beside, chosen.trial_id, reason, now)
 
 
-def is_near_the_end(search: Search, pace: Pace, seconds_left: float) -> bool:
+def is_near_the_end(search: Search, pace: ThroughputModel, seconds_left: float) -> bool:
     """Whether a full trial takes longer on one GPU than what is left: before, there is nothing to be regrouped for."""
     placed, full = search.placement, pace.seconds(None, search.full_tokens)
     if placed is None or full is None or not placed.engines:
@@ -68,19 +68,21 @@ def _may_regroup(search: Search, placed: Placement) -> bool:
     is_apart = search.ranks == 1 and search.regrouped is None
     if not (allowed and is_apart and smallest_batch(search.recipe) >= placed.most_ranks > 1):
         return False
-    return why_no_engine(replace(search, ranks=placed.most_ranks)) is None
+    return trl_reason(replace(search, ranks=placed.most_ranks)) is None
 
 
 def _unfinished(
-    member: Member, search: Search, forecast: Callable[[str], Forecast | None], pace: Pace
-) -> Unfinished | None:
+    member: Trial, search: Search, forecast: Callable[[str], Forecast | None], pace: ThroughputModel
+) -> FinalistCandidate | None:
     """None: nothing is known of it yet."""
     outlook, placed = forecast(member.trial_id), search.placement
     if outlook is None or placed is None or search.epoch is None:
         return None
     left = full_tokens(member.config.hyperparameters, search.epoch) - member.tokens_seen
     seconds = pace.seconds(member.config, max(0.0, left))
-    return None if seconds is None else Unfinished(member.trial_id, outlook.mean, seconds / placed.slots_per_engine)
+    return (
+        None if seconds is None else FinalistCandidate(member.trial_id, outlook.mean, seconds / placed.slots_per_engine)
+    )
 
 
 def _change_seconds(search: Search) -> float:

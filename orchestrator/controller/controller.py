@@ -15,39 +15,39 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.controller.calibration import PROBE_ID, Preliminaries
-from orchestrator.controller.consolidation import is_near_the_end, regrouped
-from orchestrator.controller.crash_tracker import MOST_DEATHS, Suspects
-from orchestrator.controller.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
-from orchestrator.controller.proxy_errors import MOST_MISHAPS, QUIETLY, How, Left, Mishaps
-from orchestrator.controller.study import Study, Suggestion, study_number, trial_id_of
+from orchestrator.controller.calibration import PROBE_ID, CalibrationPhase
+from orchestrator.controller.consolidation import is_near_the_end, plan_consolidation
+from orchestrator.controller.crash_tracker import MOST_DEATHS, CrashTracker
+from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
+from orchestrator.controller.proxy_errors import MOST_PROXY_ERRORS, QUIETLY, ExitKind, ProxyErrors, TrialExit
+from orchestrator.controller.study import StudyRecorder, Suggestion, study_number, trial_id_of
 from orchestrator.controller.study_writer import StudyWriter
-from orchestrator.controller.trials import Member, Roster, remove_adapters, standing
-from orchestrator.planning.export_reserve import most_lateness
-from orchestrator.planning.throughput import Pace
+from orchestrator.controller.trials import Trial, TrialTable, remove_adapters, view_of
+from orchestrator.planning.export_reserve import grace_seconds
+from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.planning.trial_configs import trial_config
-from orchestrator.scheduling.scheduler import Fresh, Night, Promotion, Resume, Standing
-from orchestrator.state.regrouped import Regrouped
-from orchestrator.state.run_dir import BASE_TRIAL_ID, RunFolder, Search
+from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, Resume, StartNew, TrialView
+from orchestrator.state.regrouped import Consolidation
+from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir, Search
 from orchestrator.state.trial_folders import ids_set_aside, set_aside
 from trials.config import TrialConfig
 from trials.console.logs import LOG_FILE
 from trials.errors import RunFolderError, first_line
 from trials.records.checkpoints import remove_checkpoints
-from trials.records.rewind import go_back
+from trials.records.rewind import restore_latest
 from trials.records.trial_dir import (
     DamagedTrial,
     Ending,
     EndingKind,
     EvalPoint,
     Origin,
-    TrialFolder,
+    TrialDir,
     TrialRecord,
     read_row_losses,
     read_trial,
 )
 from trials.system.disk_full import is_disk_full
-from trials.system.files import settle_folder
+from trials.system.files import recover_folder
 
 MOST_FAILURES_IN_A_ROW = 5
 """After so many the cause is not the configurations, and the night would go on failing."""
@@ -57,7 +57,7 @@ Over = Literal["over"]
 
 
 @dataclass(frozen=True)
-class Assignment:
+class TrialRequest:
     """One trial to run: where, with what; `resumes`: it goes on from its newest checkpoint.
 
     `remote`: where on an object store the trial is, and as whose, if the run folder is on one; `wandb_id` is its run in
@@ -74,7 +74,7 @@ class Assignment:
     wandb_id: str | None = None
 
 
-class Conductor:
+class SearchController:
     """The state of a running search. Its public methods may be called from any one thread at a time.
 
     `only`: the configurations that may be tried beside the recipe's own, each once; None: all of the space.
@@ -82,7 +82,7 @@ class Conductor:
 
     def __init__(
         self,
-        run: RunFolder,
+        run: RunDir,
         search: Search,
         slots: int,
         listener: Callable[[Event], None],
@@ -95,24 +95,24 @@ class Conductor:
         self._now = now
         self._running: dict[str, datetime | None] = {}
         """When each was handed out; None: it has been evaluated since."""
-        self._suspects = Suspects()
+        self._suspects = CrashTracker()
         self._interrupted = threading.Event()
         self._failures_in_a_row = 0
-        self._mishaps = Mishaps()
+        self._mishaps = ProxyErrors()
         self._troubles: set[str] = set()
         """What only reports and went wrong, and was said."""
         self.gave_up: str | None = None
         """Why nothing more is started, though there is time; None: nobody gave up."""
         self._is_done = False
-        self.regrouped: Regrouped | None = None
+        self.regrouped: Consolidation | None = None
         """Nothing more is started: the next session is to train each trial on so many GPUs."""
         records = self._sound_records()
         trained = [record for record in records if record.origin is not Origin.BASE]
-        self._preliminaries = Preliminaries(run, search, slots, records)
+        self._preliminaries = CalibrationPhase(run, search, slots, records)
         lost = ids_set_aside(run.path, records)
-        self._writer = StudyWriter(run, search.recipe, records, lost, lambda text: self._emit(Message(text)))
-        self._roster = Roster(trained, search.recipe.search.keep_adapters)
-        self._policy = Promotion(search.recipe.space, search.recipe.search, only)
+        self._writer = StudyWriter(run, search.recipe, records, lost, lambda text: self._emit(Notice(text)))
+        self._roster = TrialTable(trained, search.recipe.search.keep_adapters)
+        self._policy = FreezeThawScheduler(search.recipe.space, search.recipe.search, only)
         if self._preliminaries.base_eval_loss is not None:
             self._policy.start_from(self._preliminaries.base_eval_loss)
         self._catch_up(trained)
@@ -125,10 +125,10 @@ class Conductor:
     @property
     def must_stop(self) -> bool:
         """Whether everything that runs has to end now: interrupted, or too much of the reserve is gone already."""
-        return self._interrupted.is_set() or -self._seconds_left > most_lateness(self.search.deadline.reserve_seconds)
+        return self._interrupted.is_set() or -self._seconds_left > grace_seconds(self.search.deadline.reserve_seconds)
 
     @property
-    def pace(self) -> Pace:
+    def pace(self) -> ThroughputModel:
         """What trials take, as measured so far."""
         return self._preliminaries.pace
 
@@ -138,14 +138,14 @@ class Conductor:
         return self._interrupted.is_set()
 
     @property
-    def _study(self) -> Study:
+    def _study(self) -> StudyRecorder:
         return self._writer.study
 
     def interrupt(self) -> None:
         """Starts nothing more; `must_stop` is true from now on. Safe to call from a signal handler."""
         self._interrupted.set()
 
-    def next_trial(self) -> Assignment | Wait | Over:
+    def next_trial(self) -> TrialRequest | Wait | Over:
         """The next trial to run. The base model comes first, then what measures the speed, then everything else."""
         if self._interrupted.is_set() or self.gave_up is not None or self._seconds_left <= 0:
             return "over"
@@ -155,7 +155,7 @@ class Conductor:
             return "wait"
         if not self._preliminaries.are_done:
             preliminary = self._preliminaries.next(self._running, self._now())
-            return "wait" if preliminary is None else self._hand_out(Assignment(*preliminary))
+            return "wait" if preliminary is None else self._hand_out(TrialRequest(*preliminary))
         suspect = self._suspects.next(self._running)
         return self._fill_slot() if suspect is None else self._resume(suspect)
 
@@ -183,9 +183,9 @@ class Conductor:
         """Takes in that something went wrong which only reports; it's said once a session, whichever trial it's of."""
         if about not in self._troubles:
             self._troubles.add(about)
-            self._emit(Message(f"warning: {about}: {text} (said once; the trials' log.txt have the rest)"))
+            self._emit(Notice(f"warning: {about}: {text} (said once; the trials' log.txt have the rest)"))
 
-    def on_end(self, trial_id: str, left: Left = QUIETLY) -> None:
+    def on_end(self, trial_id: str, left: TrialExit = QUIETLY) -> None:
         """Takes in that nobody runs a trial any more, and how it `left` what ran it."""
         self._running.pop(trial_id, None)
         if trial_id in (BASE_TRIAL_ID, PROBE_ID):
@@ -199,9 +199,9 @@ class Conductor:
             self._lose(member, error)
             return
         self._roster.replace(record)
-        if record.ending is None and left.how is How.DEATH:
+        if record.ending is None and left.how is ExitKind.DEATH:
             self._note_death(member, left.error)
-        elif record.ending is None and left.how is How.MISHAP:
+        elif record.ending is None and left.how is ExitKind.MISHAP:
             self._note_mishap(member, left.error)
         if record.ending is None and member.ending is None and self.must_stop and not self.was_interrupted:
             self._end(member, Ending(EndingKind.PRUNED, "the time for training was over"))
@@ -236,7 +236,7 @@ class Conductor:
     def _seconds_left(self) -> float:
         return self.search.deadline.training_seconds_left(self._now())
 
-    def _fill_slot(self) -> Assignment | Wait | Over:
+    def _fill_slot(self) -> TrialRequest | Wait | Over:
         if self._unbegun:
             return self._begin(self._unbegun.popleft())
         while self._unfinished:
@@ -246,7 +246,7 @@ class Conductor:
         choice = self._policy.next(self._night())
         if isinstance(choice, Resume):
             return self._resume(choice.trial_id)
-        if isinstance(choice, Fresh) and self._may_start:
+        if isinstance(choice, StartNew) and self._may_start:
             suggestion = self._study.ask(self._policy.propose)
             self._writer.tell_later(lambda: self._study.begin(suggestion))
             return self._begin(suggestion)
@@ -259,18 +259,18 @@ class Conductor:
     def _may_start(self) -> bool:
         return self._study.has_more(self.search.recipe.search.trials)
 
-    def _begin(self, suggestion: Suggestion) -> Assignment:
+    def _begin(self, suggestion: Suggestion) -> TrialRequest:
         config = trial_config(self.search, suggestion.values, self._preliminaries.base_eval_loss)
         origin = Origin.PROPOSED if suggestion.name is None else Origin.START
-        member = Member(trial_id_of(suggestion.number), origin, suggestion.name or "proposed", config)
+        member = Trial(trial_id_of(suggestion.number), origin, suggestion.name or "proposed", config)
         self._roster.add(member)
         return self._run_member(member, resumes=False)
 
-    def _resume(self, trial_id: str) -> Assignment | Wait | Over:
+    def _resume(self, trial_id: str) -> TrialRequest | Wait | Over:
         member = self._roster[trial_id]
         before = member.tokens_seen
         try:
-            checkpoint = go_back(self._run.trial(trial_id))
+            checkpoint = restore_latest(self._run.trial(trial_id))
             member.points = list(read_trial(self._run.trial(trial_id)).points)
         except (RunFolderError, OSError) as error:
             if is_disk_full(error):
@@ -278,27 +278,27 @@ class Conductor:
             self._lose(member, error)
             return self.next_trial()
         if member.tokens_seen != before:
-            self._emit(Message(f"trial {trial_id} goes back to {member.tokens_seen:,} tokens, its last checkpoint"))
+            self._emit(Notice(f"trial {trial_id} goes back to {member.tokens_seen:,} tokens, its last checkpoint"))
         return self._run_member(member, resumes=checkpoint is not None)
 
-    def _run_member(self, member: Member, *, resumes: bool) -> Assignment:
+    def _run_member(self, member: Trial, *, resumes: bool) -> TrialRequest:
         member.is_running = True
         self._policy.update(self._standing(member))
         folder = self._run.trial(member.trial_id)
-        return self._hand_out(Assignment(member.trial_id, member.origin, member.name, member.config, folder, resumes))
+        return self._hand_out(TrialRequest(member.trial_id, member.origin, member.name, member.config, folder, resumes))
 
-    def _hand_out(self, assignment: Assignment) -> Assignment:
+    def _hand_out(self, assignment: TrialRequest) -> TrialRequest:
         folder = assignment.folder
         if not (folder / "config.json").exists():
             rows = self.search.data.get("fingerprint")
-            TrialFolder(folder).begin(assignment.config, assignment.origin, assignment.name, rows)
+            TrialDir(folder).begin(assignment.config, assignment.origin, assignment.name, rows)
         trial_id, full = assignment.trial_id, self.search.full_tokens
         seen = self._roster[trial_id].tokens_seen if trial_id in self._roster else 0
         self._running[trial_id] = self._now()
         self._emit(TrialStarted(trial_id, assignment.origin, assignment.name, assignment.config, full, seen))
         return assignment
 
-    def _take(self, member: Member, point: EvalPoint) -> None:
+    def _take(self, member: Trial, point: EvalPoint) -> None:
         """An evaluation of a trained trial, to all who keep account of it."""
         handed_out = self._running.get(member.trial_id)
         self._running[member.trial_id] = None
@@ -311,10 +311,10 @@ class Conductor:
         self._writer.tell_later(lambda: self._study.report(study_number(member.trial_id), point))
         self._policy.update(self._standing(member))
 
-    def _end(self, member: Member, ending: Ending) -> None:
+    def _end(self, member: Trial, ending: Ending) -> None:
         """A trained trial is over for good."""
         folder = self._run.trial(member.trial_id)
-        TrialFolder(folder).end(ending)
+        TrialDir(folder).end(ending)
         record = read_trial(folder)
         # They would take half a gigabyte and more of every trial (trials.records.checkpoints); what counts is its
         # adapter.
@@ -333,19 +333,19 @@ class Conductor:
         trials = self._run.path / "trials"
         trials.mkdir(exist_ok=True)
         for folder in trials.iterdir():
-            settle_folder(folder / "adapter")
+            recover_folder(folder / "adapter")
         found = self._run.read_trials()
         lost = [*found.damaged, *(_of_no_use(r) for r in found.records if r.origin is Origin.BASE and _has_no_rows(r))]
         for trial_id, path in set_aside(self._run.path, lost).items():
             reason = next(each.reason for each in lost if each.id == trial_id)
-            self._emit(Message(f"trial {trial_id} can't be used ({reason}), and is set aside: it's {path} now"))
+            self._emit(Notice(f"trial {trial_id} can't be used ({reason}), and is set aside: it's {path} now"))
         sound = [record for record in found.records if record.folder.exists()]
         for record in sound:
             for damage in record.all_damage():
-                self._emit(Message(f"trial {record.id}: {damage}"))
+                self._emit(Notice(f"trial {record.id}: {damage}"))
         return sound
 
-    def _lose(self, member: Member, error: Exception) -> None:
+    def _lose(self, member: Trial, error: Exception) -> None:
         """A trial's folder was damaged while the search ran, or can't be put back to a checkpoint."""
         folder = self._run.trial(member.trial_id)
         reason = f"its folder can't be used: {first_line(error)}"
@@ -358,23 +358,21 @@ class Conductor:
         self._writer.tell_later(lambda: self._study.lose(number))
         self._emit(TrialEnded(member.trial_id, member.ending, None))
 
-    def _note_death(self, member: Member, error: str) -> None:
+    def _note_death(self, member: Trial, error: str) -> None:
         """What it ran in broke, which isn't to blame on it the first time: others may have been in there too."""
         trial_id = member.trial_id
         if self._suspects.note_death(trial_id):
             what = f"{error}, {MOST_DEATHS} times" if error else f"its process ended without a word {MOST_DEATHS} times"
             member.ending = Ending(EndingKind.FAILED, f"{what} in a row; see ray/{trial_id}")
         elif error:
-            self._emit(Message(f"trial {trial_id} was cut off and goes on from its last checkpoint: {error}"))
+            self._emit(Notice(f"trial {trial_id} was cut off and goes on from its last checkpoint: {error}"))
         else:
-            self._emit(Message(f"the process of trial {trial_id} died; it goes on from its last checkpoint"))
+            self._emit(Notice(f"the process of trial {trial_id} died; it goes on from its last checkpoint"))
 
-    def _note_mishap(self, member: Member, error: str) -> None:
+    def _note_mishap(self, member: Trial, error: str) -> None:
         """What speaks for it failed: it's handed out again soon, unless that goes on for it alone."""
         if self._is_over_mishaps(member.trial_id, error):
-            reason = (
-                f"set aside through no fault of its own, as what speaks for it failed {MOST_MISHAPS} times: {error}"
-            )
+            reason = f"set aside through no fault of its own, as what speaks for it failed {MOST_PROXY_ERRORS} times: {error}"
             member.ending = Ending(EndingKind.PRUNED, reason)
         else:
             self._unfinished.append(member.trial_id)
@@ -385,11 +383,13 @@ class Conductor:
             said = (
                 f"what speaks for trial {trial_id} failed, which isn't the trial's doing, and it is run again: {error}"
             )
-            self._emit(Message(said))
-        if self._mishaps.in_a_row >= MOST_MISHAPS:
-            self._give_up(f"what speaks for trials failed {MOST_MISHAPS} times in a row, the last time with: {error}")
+            self._emit(Notice(said))
+        if self._mishaps.in_a_row >= MOST_PROXY_ERRORS:
+            self._give_up(
+                f"what speaks for trials failed {MOST_PROXY_ERRORS} times in a row, the last time with: {error}"
+            )
             return False
-        return self._mishaps.of(trial_id) >= MOST_MISHAPS
+        return self._mishaps.of(trial_id) >= MOST_PROXY_ERRORS
 
     def _bound_paused(self) -> None:
         """Checkpoints take room, so not everything that is paused can be kept."""
@@ -405,9 +405,9 @@ class Conductor:
         if self.regrouped is None and left > 0 and is_near_the_end(self.search, self.pace, left):
             now = self._now().isoformat()
             forecast = self._policy.forecast
-            self.regrouped = regrouped(self.search, self._roster, forecast, self.pace, left, now)
+            self.regrouped = plan_consolidation(self.search, self._roster, forecast, self.pace, left, now)
             if self.regrouped is not None:
-                self._emit(Message(f"from now on {self.regrouped.ranks} GPUs train one trial: {self.regrouped.reason}"))
+                self._emit(Notice(f"from now on {self.regrouped.ranks} GPUs train one trial: {self.regrouped.reason}"))
 
     def _count_failures(self, record: TrialRecord) -> None:
         failed = record.ending is not None and record.ending.kind is EndingKind.FAILED
@@ -419,7 +419,7 @@ class Conductor:
     def _give_up(self, reason: str) -> None:
         if self.gave_up is None:
             self.gave_up = reason
-            self._emit(Message(f"{reason}. Nothing more is started"))
+            self._emit(Notice(f"{reason}. Nothing more is started"))
 
     def _take_preliminary(self, trial_id: str, point: EvalPoint) -> None:
         self._preliminaries.take(trial_id, point)
@@ -428,20 +428,20 @@ class Conductor:
             self._policy.start_from(point.eval_loss)
         self._emit(TrialEvaluated(trial_id, point))
 
-    def _end_preliminary(self, trial_id: str, left: Left) -> None:
+    def _end_preliminary(self, trial_id: str, left: TrialExit) -> None:
         point = self._preliminaries.unheard_point(trial_id)
         if point is not None:
             self._take_preliminary(trial_id, point)
-        if left.how is How.MISHAP and self._preliminaries.is_cut_off(trial_id):
+        if left.how is ExitKind.MISHAP and self._preliminaries.is_cut_off(trial_id):
             self._is_over_mishaps(trial_id, left.error)
             return
-        ending = self._preliminaries.end(trial_id, self._now(), died=left.how is How.DEATH, error=left.error)
+        ending = self._preliminaries.end(trial_id, self._now(), died=left.how is ExitKind.DEATH, error=left.error)
         if ending is None:
-            self._emit(Message(f"{trial_id} was cut off, and is done again"))
+            self._emit(Notice(f"{trial_id} was cut off, and is done again"))
             return
         self._emit(TrialEnded(trial_id, ending, None))
         for sentence in self._preliminaries.findings():
-            self._emit(Message(sentence))
+            self._emit(Notice(sentence))
         if ending.kind is EndingKind.FAILED and trial_id == BASE_TRIAL_ID:
             self._give_up(f"the base model's evaluation failed with: {_in_a_line(ending.reason)}")
 
@@ -457,10 +457,10 @@ class Conductor:
         # Of what was never evaluated the policy knows nothing.
         self._unfinished = deque(m.trial_id for m in open_ones if not m.points)
 
-    def _standing(self, member: Member) -> Standing:
-        return standing(member, self.search)
+    def _standing(self, member: Trial) -> TrialView:
+        return view_of(member, self.search)
 
-    def _night(self) -> Night:
+    def _night(self) -> BudgetState:
         return self._preliminaries.night(self._seconds_left, may_start=self._may_start)
 
 

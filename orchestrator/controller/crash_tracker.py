@@ -8,7 +8,7 @@ MOST_DEATHS = 3
 """Of the processes that a trial is in, without an evaluation in between: then it's the trial's own doing."""
 
 
-class Suspects:
+class CrashTracker:
     """They go on one at a time, so that one of them can't take the others along again and again."""
 
     def __init__(self) -> None:

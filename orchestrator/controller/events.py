@@ -47,13 +47,13 @@ class TrialEnded:
 
 
 @dataclass(frozen=True)
-class Message:
+class Notice:
     """One plain sentence about the search."""
 
     text: str
 
 
-Event = TrialStarted | TrialEvaluated | TrialPaused | TrialEnded | Message
+Event = TrialStarted | TrialEvaluated | TrialPaused | TrialEnded | Notice
 
 
 def in_turn(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:

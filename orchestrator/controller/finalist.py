@@ -15,7 +15,7 @@ _SPARE = 0.1
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class FinalistCandidate:
     """A trial that could go on, running or paused."""
 
     trial_id: str
@@ -26,7 +26,7 @@ class Unfinished:
 
 
 @dataclass(frozen=True)
-class Together:
+class OnAllGpus:
     """What training it on all GPUs would come to."""
 
     ranks: int
@@ -37,8 +37,8 @@ class Together:
 
 
 def finalist(
-    unfinished: Iterable[Unfinished], best_complete: float | None, seconds_left: float, together: Together
-) -> Unfinished | None:
+    unfinished: Iterable[FinalistCandidate], best_complete: float | None, seconds_left: float, together: OnAllGpus
+) -> FinalistCandidate | None:
     """The trial for whose sake all GPUs should work together from now on; None: trials go on side by side.
 
     It's the most promising one, if it's expected to beat all that are complete (`best_complete`, in nats), can't be

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 
-MOST_MISHAPS = 6
+MOST_PROXY_ERRORS = 6
 """In a row without an evaluation: of one trial then it's set aside, of all of them the search gives up."""
 _FIRST_WAIT_SECONDS = 1.0
 """Before a trial is handed out again; each time twice as long, as what is short may come back."""
 
 
-class How(Enum):
+class ExitKind(Enum):
     """How a trial left what ran it."""
 
     QUIETLY = "quietly"
@@ -24,19 +24,19 @@ class How(Enum):
 
 
 @dataclass(frozen=True)
-class Left:
+class TrialExit:
     """How a trial left, with the error that made it; empty: its process ended without a word."""
 
-    how: How = How.QUIETLY
+    how: ExitKind = ExitKind.QUIETLY
     error: str = ""
 
 
-QUIETLY = Left()
-DIED = Left(How.DEATH)
+QUIETLY = TrialExit()
+DIED = TrialExit(ExitKind.DEATH)
 """Without a word."""
 
 
-class Mishaps:
+class ProxyErrors:
     """Those since evaluations were heard of."""
 
     def __init__(self) -> None:

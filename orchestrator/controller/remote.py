@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from orchestrator.controller.controller import Assignment, Conductor, Over, Wait
+from orchestrator.controller.controller import Over, SearchController, TrialRequest, Wait
 from orchestrator.controller.events import Event
-from orchestrator.controller.proxy_errors import QUIETLY, Left
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.controller.proxy_errors import QUIETLY, TrialExit
+from orchestrator.state.run_dir import RunDir, Search
 from orchestrator.storage.mirror import Mirror
 from trials.records.trial_dir import EvalPoint
 from trials.tracking.trial_run import keep_run_id
@@ -23,23 +23,23 @@ from trials.tracking.trial_run import keep_run_id
 _BETWEEN_PUSHES_SECONDS = 10.0
 
 
-def conductor_of(
-    run: RunFolder, search: Search, slots: int, listener: Callable[[Event], None], now: Callable[[], datetime]
-) -> Conductor:
+def controller_of(
+    run: RunDir, search: Search, slots: int, listener: Callable[[Event], None], now: Callable[[], datetime]
+) -> SearchController:
     """The conductor of a run folder, wherever that is."""
     mirror = Mirror.of(run.path)
     if mirror is None:
-        return Conductor(run, search, slots, listener, now)
-    return MirroredConductor(mirror, run, search, slots, listener, now)
+        return SearchController(run, search, slots, listener, now)
+    return RemoteSearchController(mirror, run, search, slots, listener, now)
 
 
-class MirroredConductor(Conductor):
+class RemoteSearchController(SearchController):
     """A conductor in a working copy. The store decides what trials have done when it begins."""
 
     def __init__(
         self,
         mirror: Mirror,
-        run: RunFolder,
+        run: RunDir,
         search: Search,
         slots: int,
         listener: Callable[[Event], None],
@@ -49,14 +49,14 @@ class MirroredConductor(Conductor):
         mirror.claim_trials()
         super().__init__(run, search, slots, listener, now)
         self._mirror = mirror
-        self._handed: dict[str, tuple[Assignment, str]] = {}
+        self._handed: dict[str, tuple[TrialRequest, str]] = {}
         """Trials that run, with the owner that each was given to."""
         self._next_push = time.monotonic()
 
-    def next_trial(self) -> Assignment | Wait | Over:
+    def next_trial(self) -> TrialRequest | Wait | Over:
         """As a conductor does; the trial is on the store then, and how long trials are."""
         answer = super().next_trial()
-        if not isinstance(answer, Assignment):
+        if not isinstance(answer, TrialRequest):
             return answer
         wandb_id = keep_run_id(answer.folder, answer.config.tracking)
         owner = secrets.token_hex(8)
@@ -71,7 +71,7 @@ class MirroredConductor(Conductor):
         self._mirror.pull(self._handed[trial_id][0].folder)
         return super().on_eval(trial_id, point)
 
-    def on_end(self, trial_id: str, left: Left = QUIETLY) -> None:
+    def on_end(self, trial_id: str, left: TrialExit = QUIETLY) -> None:
         """As a conductor does; the trial's worker puts nothing more on the store."""
         handed = self._handed.pop(trial_id, None)
         if handed is not None:

@@ -48,7 +48,7 @@ Propose = Callable[[int], Mapping[str, Any]]
 """Values of a new configuration, given a seed."""
 
 
-class Study:
+class StudyRecorder:
     """One search's study in its SQLite file; opening it again goes on where it was.
 
     `lost` are numbers of trials whose folders were set aside as damaged: they failed, and starting points among them

@@ -30,7 +30,7 @@ from orchestrator.controller.study import (
     state_of,
     trial_id_of,
 )
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from search_spaces.schema import Recipe
 from trials.records.trial_dir import Origin, TrialRecord
 
@@ -39,8 +39,8 @@ _MOST_SET_ASIDE = 1000
 logger = logging.getLogger(__name__)
 
 
-def settle_study(
-    run: RunFolder, recipe: Recipe, records: Sequence[TrialRecord], lost: Collection[str] = ()
+def reconcile_study(
+    run: RunDir, recipe: Recipe, records: Sequence[TrialRecord], lost: Collection[str] = ()
 ) -> Path | None:
     """Leaves a study that holds every trial on record; `records` are all of them, `lost` ids that are set aside.
 
@@ -69,7 +69,7 @@ def study_in_memory(recipe: Recipe, records: Sequence[TrialRecord], lost: Collec
     return storage
 
 
-def is_sound(run: RunFolder, trained: Mapping[str, TrialRecord]) -> bool:
+def is_sound(run: RunDir, trained: Mapping[str, TrialRecord]) -> bool:
     """Whether the study can be read, and waits for those of its trials that can go on.
 
     Raises an error that `is_locked` knows where another program holds it.
@@ -101,7 +101,7 @@ def trained_by_id(records: Sequence[TrialRecord]) -> dict[str, TrialRecord]:
     return {record.id: record for record in records if record.origin is not Origin.BASE}
 
 
-def _set_aside(run: RunFolder) -> Path | None:
+def _set_aside(run: RunDir) -> Path | None:
     aside = None
     for name in ("study.db", "study.db-journal", "study.db-wal", "study.db-shm"):
         path = run.path / name

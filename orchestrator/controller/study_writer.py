@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from orchestrator.controller.study import Study, is_locked, study_number
-from orchestrator.controller.study_rebuild import settle_study, study_in_memory
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.controller.study import StudyRecorder, is_locked, study_number
+from orchestrator.controller.study_rebuild import reconcile_study, study_in_memory
+from orchestrator.state.run_dir import RunDir
 from search_spaces.schema import Recipe
 from trials.records.trial_dir import TrialRecord
 
@@ -25,7 +25,7 @@ class StudyWriter:
 
     def __init__(
         self,
-        run: RunFolder,
+        run: RunDir,
         recipe: Recipe,
         records: Sequence[TrialRecord],
         lost: set[str],
@@ -41,7 +41,7 @@ class StudyWriter:
         except Exception as error:
             self._wait(error)
             self._stands_in = True
-            self.study = Study(study_in_memory(recipe, records, lost), recipe, self._lost_numbers)
+            self.study = StudyRecorder(study_in_memory(recipe, records, lost), recipe, self._lost_numbers)
 
     def tell_later(self, tell: Callable[[], None]) -> None:
         """Queue a call that tells the study something. It is called again if the file was locked."""
@@ -77,9 +77,9 @@ class StudyWriter:
     def _lost_numbers(self) -> set[int]:
         return {study_number(each) for each in self._lost}
 
-    def _opened(self, records: Sequence[TrialRecord]) -> Study:
-        settle_study(self._run, self._recipe, records, self._lost)
-        return Study(self._run.study_url, self._recipe, self._lost_numbers)
+    def _opened(self, records: Sequence[TrialRecord]) -> StudyRecorder:
+        reconcile_study(self._run, self._recipe, records, self._lost)
+        return StudyRecorder(self._run.study_url, self._recipe, self._lost_numbers)
 
     def _catch_up(self) -> None:
         records = self._run.records()

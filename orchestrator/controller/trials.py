@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.controller.study import INFEASIBLE
-from orchestrator.scheduling.scheduler import Standing, State
+from orchestrator.scheduling.scheduler import State, TrialView
 from orchestrator.state.run_dir import Search
 from trials.config import TrialConfig
 from trials.metrics.row_losses import RowLosses, compare
@@ -19,7 +19,7 @@ from trials.system.files import remove_folder
 
 
 @dataclass
-class Member:
+class Trial:
     """A trial of the search, as far as it got."""
 
     trial_id: str
@@ -50,40 +50,40 @@ class Member:
         return min((point.eval_loss for point in self.points), default=None)
 
 
-class Roster:
+class TrialTable:
     """All trained trials of a search, and whose adapters are kept."""
 
     def __init__(self, records: Iterable[TrialRecord], keep_adapters: int) -> None:
-        self._members: dict[str, Member] = {}
+        self._members: dict[str, Trial] = {}
         self._keep = keep_adapters
         self._kept: list[tuple[float, str, Path]] = []
         self._best: tuple[float, RowLosses] | None = None
         for record in records:
-            member = Member(record.id, record.origin, record.name, record.config, list(record.points), record.ending)
+            member = Trial(record.id, record.origin, record.name, record.config, list(record.points), record.ending)
             self._members[record.id] = member
             if record.ending is not None and record.has_adapter and record.best_eval_loss is not None:
                 bisect.insort(self._kept, (record.best_eval_loss, record.id, record.adapter))
 
-    def __iter__(self) -> Iterator[Member]:
+    def __iter__(self) -> Iterator[Trial]:
         return iter(list(self._members.values()))
 
-    def __getitem__(self, trial_id: str) -> Member:
+    def __getitem__(self, trial_id: str) -> Trial:
         return self._members[trial_id]
 
     def __contains__(self, trial_id: str) -> bool:
         return trial_id in self._members
 
-    def add(self, member: Member) -> None:
+    def add(self, member: Trial) -> None:
         """A trial that begins."""
         self._members[member.trial_id] = member
 
-    def replace(self, record: TrialRecord) -> Member:
+    def replace(self, record: TrialRecord) -> Trial:
         """Takes in what is on disk of a trial whose process is gone: it may have done more than it said."""
         member = self._members[record.id]
         member.points, member.ending = list(record.points), record.ending
         return member
 
-    def note_rows(self, member: Member, losses: RowLosses | None) -> None:
+    def note_rows(self, member: Trial, losses: RowLosses | None) -> None:
         """Takes in the row losses of a trial's best evaluation: how far chance decides between it and the best."""
         if losses is None:
             return
@@ -104,12 +104,12 @@ class Roster:
         return [adapter for _, _, adapter in expendable]
 
 
-def standing(member: Member, search: Search) -> Standing:
+def view_of(member: Trial, search: Search) -> TrialView:
     """A trial as the policy sees it: fractions are of the longest full trial."""
     hyperparameters = member.config.hyperparameters
     values: dict[str, Any] = hyperparameters.model_dump()
     end = full_tokens(hyperparameters, search.epoch) / search.full_tokens if search.epoch else 1.0
-    return Standing(
+    return TrialView(
         trial_id=member.trial_id,
         values={name: _plain(values[name]) for name in search.recipe.space},
         points=tuple((point.tokens_seen / search.full_tokens, point.best_eval_loss) for point in member.points),

@@ -10,30 +10,30 @@ from trials.records.trial_dir import EvalPoint
 
 
 @dataclass(frozen=True)
-class Ended:
+class Finished:
     """The trial's last word; with a traceback if an error ended it."""
 
     error: str | None = None
 
 
 @dataclass(frozen=True)
-class Logged:
+class LoggedMetrics:
     """What the trial logged of its training, by the names that W&B has them under. Nobody answers it."""
 
     figures: Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Troubled:
+class ReportingFailed:
     """What went wrong, where the trial is, with something that only reports; by what it's about. Nobody answers it."""
 
     troubles: Mapping[str, str]
 
 
-Word = EvalPoint | Logged | Troubled | Ended
+Word = EvalPoint | LoggedMetrics | ReportingFailed | Finished
 
 
-class Conversation:
+class TrialChannel:
     """Of one trial. Each side may be in a thread of its own, and whoever supervises them in a third."""
 
     def __init__(self) -> None:
@@ -51,16 +51,16 @@ class Conversation:
 
     def say(self, figures: Mapping[str, float]) -> None:
         """The trial's side: says what it logged, and goes on at once."""
-        self._words.put(Logged(figures))
+        self._words.put(LoggedMetrics(figures))
 
     def warn(self, troubles: Mapping[str, str]) -> None:
         """The trial's side: says what went wrong with reporting, if anything did, and goes on at once."""
         if troubles:
-            self._words.put(Troubled(troubles))
+            self._words.put(ReportingFailed(troubles))
 
     def end(self, error: str | None = None) -> None:
         """The trial's side: there will be nothing more."""
-        self._words.put(Ended(error))
+        self._words.put(Finished(error))
 
     def next_word(self) -> Word:
         """The holder's side: waits for what the trial says next."""
@@ -74,4 +74,4 @@ class Conversation:
         """Neither side waits for the other again: the trial is told to stop when it asks, the holder that it ended."""
         self.is_broken_off = True
         self._answers.put(False)
-        self._words.put(Ended())
+        self._words.put(Finished())

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.execution.channel import Conversation, Ended, Word
-from orchestrator.execution.trial_runner import Workplace, is_lost
+from orchestrator.execution.channel import Finished, TrialChannel, Word
+from orchestrator.execution.trial_runner import TrialRunner, gpu_is_unusable
 from trials.cli import quiet_libraries
-from trials.console.logs import keep_output
+from trials.console.logs import redirect_output
 from trials.console.troubles import TROUBLES
 from trials.records.trial_dir import EvalPoint
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trials.training.evaluation_loop import Decision
 
 
-class EngineActor:
+class EngineWorker:
     """Runs the trials that it's given, so many at once as it has slots; its methods may be called from any thread.
 
     `cpu_threads` are torch's where there is no GPU; None leaves them as they are. `log` is a file to which this
@@ -33,10 +33,10 @@ class EngineActor:
     def __init__(self, slots: int, cpu_threads: int | None, log: Path | None = None) -> None:
         quiet_libraries()
         if log is not None:
-            keep_output(log)
+            redirect_output(log)
         self._slots = threading.Semaphore(slots)
-        self._workplace = Workplace(cpu_threads)
-        self._conversations: dict[str, Conversation] = {}
+        self._workplace = TrialRunner(cpu_threads)
+        self._conversations: dict[str, TrialChannel] = {}
         self._threads: dict[str, threading.Thread] = {}
 
     def ready(self) -> int:
@@ -44,7 +44,7 @@ class EngineActor:
         return os.getpid()
 
     def seconds_since_progress(self) -> float | None:
-        """As `Workplace.seconds_since_progress`."""
+        """As `TrialRunner.seconds_since_progress`."""
         return self._workplace.seconds_since_progress()
 
     def begin(self, assignment: Mapping[str, Any]) -> None:
@@ -52,7 +52,7 @@ class EngineActor:
 
         A trial that was here before, and is still on its way out, is waited for first: only one may write to a folder.
         """
-        trial_id, conversation = assignment["trial_id"], Conversation()
+        trial_id, conversation = assignment["trial_id"], TrialChannel()
         # A daemon: what it writes is whole at any moment, and nobody waits for it when the search ends.
         thread = threading.Thread(
             target=self._run, args=(assignment, conversation, self._threads.get(trial_id)), daemon=True
@@ -66,7 +66,7 @@ class EngineActor:
     def next_word(self, trial_id: str) -> Word:
         """Waits for what the trial says next; a trial that isn't here has ended."""
         conversation = self._conversations.get(trial_id)
-        return Ended() if conversation is None else conversation.next_word()
+        return Finished() if conversation is None else conversation.next_word()
 
     def go_on(self, trial_id: str) -> None:
         """Lets a trial go on after an evaluation."""
@@ -85,7 +85,7 @@ class EngineActor:
         if thread is not None:
             thread.join()
 
-    def _run(self, assignment: Mapping[str, Any], conversation: Conversation, earlier: threading.Thread | None) -> None:
+    def _run(self, assignment: Mapping[str, Any], conversation: TrialChannel, earlier: threading.Thread | None) -> None:
         if earlier is not None:
             earlier.join()
         error, has_lost_gpu = None, False
@@ -94,13 +94,13 @@ class EngineActor:
                 if not conversation.is_broken_off:
                     self._run_trial(assignment, conversation)
         except Exception as problem:
-            error, has_lost_gpu = traceback.format_exc(), is_lost(problem)
+            error, has_lost_gpu = traceback.format_exc(), gpu_is_unusable(problem)
         conversation.end(error)
         if error is not None and (has_lost_gpu or self._workplace.has_broken_down):
             # Every later trial in this process would fail as well. Ray starts a new one.
             os._exit(1)
 
-    def _run_trial(self, assignment: Mapping[str, Any], conversation: Conversation) -> None:
+    def _run_trial(self, assignment: Mapping[str, Any], conversation: TrialChannel) -> None:
         from trials.training.evaluation_loop import Decision
 
         def on_eval(point: EvalPoint) -> Decision:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from orchestrator.controller.proxy_errors import How, Left
+from orchestrator.controller.proxy_errors import ExitKind, TrialExit
 from orchestrator.storage.visibility import UNSEEN
 
 _GONE = frozenset({"RayActorError", "WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError", "OutOfMemoryError"})
@@ -13,7 +13,7 @@ _IN_ENGINE = "FailedInEngine"
 _NOT_HEARD = re.compile(r"^(?:[\w.]+\.)?NotHeardError: (.*)$", re.MULTILINE)
 
 
-def how_it_left(error: BaseException | None, said: str, *, is_held: bool) -> Left:
+def how_it_left(error: BaseException | None, said: str, *, is_held: bool) -> TrialExit:
     """`error` is what Tune kept of it, `said` the same as text; `is_held`: the trial itself is in another process.
 
     What a trial raises outside of its training, such as an engine that can't load the base model, may be its own doing
@@ -22,14 +22,14 @@ def how_it_left(error: BaseException | None, said: str, *, is_held: bool) -> Lef
     cause = getattr(error, "cause", None) or error
     names = {kind.__name__ for found in (error, cause) for kind in type(found).__mro__}
     if names & _GONE:
-        return Left(How.DEATH)
+        return TrialExit(ExitKind.DEATH)
     text = str(cause) if _IN_ENGINE in names else said
     not_heard = _NOT_HEARD.search(text)
     if not_heard is not None:
-        return Left(How.MISHAP, not_heard[1])
+        return TrialExit(ExitKind.MISHAP, not_heard[1])
     sentence = _error_line(text)
     is_trials_own = _IN_ENGINE in names or not is_held
-    return Left(How.DEATH if is_trials_own and UNSEEN not in text else How.MISHAP, sentence)
+    return TrialExit(ExitKind.DEATH if is_trials_own and UNSEEN not in text else ExitKind.MISHAP, sentence)
 
 
 def _error_line(text: str) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.execution.channel import Conversation, Ended, Word
-from trials.errors import RankError
+from orchestrator.execution.channel import Finished, TrialChannel, Word
+from trials.errors import PeerError
 from trials.records.trial_dir import EvalPoint
 
 _OPENING_FACTOR = 4.0
@@ -25,11 +25,11 @@ _MISSING_SECONDS = 10.0
 
 
 @dataclass
-class _Turn:
+class _Task:
     """One trial's, from where it begins or goes on until it pauses or ends."""
 
     assignment: Mapping[str, Any]
-    conversation: Conversation
+    conversation: TrialChannel
     is_taken: bool = False
     """By a rank, so that the others must take it too."""
     ended: dict[int, str | None] = field(default_factory=dict)
@@ -40,15 +40,15 @@ class _Turn:
     is_called_off: threading.Event = field(default_factory=threading.Event)
 
 
-class Desk:
+class GroupQueue:
     """Of one group of `ranks` processes; its methods may be called from any thread."""
 
     def __init__(self, ranks: int) -> None:
         self._ranks = ranks
-        self._turns: dict[int, _Turn] = {}
+        self._turns: dict[int, _Task] = {}
         """Those that aren't over, by number."""
         self._count = 0
-        self._of_trial: dict[str, _Turn] = {}
+        self._of_trial: dict[str, _Task] = {}
         self._changed = threading.Condition()
         self._is_closed = False
         self._silent: dict[int, tuple[float | None, float]] = {}
@@ -58,7 +58,7 @@ class Desk:
 
     def begin(self, assignment: Mapping[str, Any]) -> None:
         """Puts one trial in the line; `assignment` is what `execution.tune_adapters` made of the conductor's."""
-        turn = _Turn(assignment, Conversation())
+        turn = _Task(assignment, TrialChannel())
         with self._changed:
             before = self._of_trial.get(assignment["trial_id"])
             if before is not None:
@@ -71,7 +71,7 @@ class Desk:
     def next_word(self, trial_id: str) -> Word:
         """Waits for what the trial says next; a trial that isn't here has ended."""
         turn = self._of_trial.get(trial_id)
-        return Ended() if turn is None else turn.conversation.next_word()
+        return Finished() if turn is None else turn.conversation.next_word()
 
     def go_on(self, trial_id: str) -> None:
         """Lets a trial go on after an evaluation."""
@@ -147,7 +147,7 @@ class Desk:
             del self._turns[number]
         errors = [found for _, found in sorted(turn.ended.items()) if found is not None]
         # Some may only have heard of another's trouble.
-        errors.sort(key=lambda found: RankError.__name__ in found.strip().splitlines()[-1])
+        errors.sort(key=lambda found: PeerError.__name__ in found.strip().splitlines()[-1])
         turn.conversation.end(errors[0] if errors else None)
         turn.is_called_off.set()
         turn.is_over.set()
@@ -162,7 +162,7 @@ class Desk:
             self._is_closed = True
             self._changed.notify_all()
 
-    def _call_off(self, turn: _Turn) -> None:
+    def _call_off(self, turn: _Task) -> None:
         turn.conversation.break_off()
         turn.is_called_off.set()
         with self._changed:

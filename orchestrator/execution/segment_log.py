@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trials.console.logs import logged_in
+from trials.console.logs import trial_log
 from trials.console.troubles import only_reporting
 from trials.records.trial_dir import EvalPoint, read_trial
 
@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def logged_stretch(folder: Path, assignment: Mapping[str, Any]) -> Iterator[None]:
+def logged_segment(folder: Path, assignment: Mapping[str, Any]) -> Iterator[None]:
     """Logs what becomes of a trial inside, and whatever else its thread logs, in the folder that it runs in."""
-    with logged_in(folder):
+    with trial_log(folder):
         how = "goes on" if assignment["resumes"] else "begins"
         logger.info("trial %s %s in process %d on %s", folder.name, how, os.getpid(), socket.gethostname())
         try:

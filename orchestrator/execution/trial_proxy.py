@@ -9,26 +9,26 @@ from typing import Any
 import ray
 from ray import tune
 
-from orchestrator.execution.channel import Ended, Logged, Troubled
+from orchestrator.execution.channel import Finished, LoggedMetrics, ReportingFailed
 from orchestrator.execution.reporting import report_of, tracked
 from trials.config import TrialConfig
-from trials.console.logs import logged_in
+from trials.console.logs import trial_log
 from trials.tracking.trial_run import figures
 
 _READY_SECONDS = 300.0
 """For an engine's process to start; the base model comes later."""
 
 
-class FailedInEngine(Exception):
+class TrialFailedRemotely(Exception):
     """An error ended the trial in its engine; the message is the traceback from there."""
 
 
-def hold_assignment(assignment: dict[str, Any]) -> None:
+def run_trial_proxy(assignment: dict[str, Any]) -> None:
     """Runs one trial in the engine that `assignment` names; `orchestrator.execution.tune_adapters` made it.
 
     Where Tune stops the trial it raises SystemExit in `tune.report`, which has to reach Tune for this process to be
     used again. The engine is told by `orchestrator.execution.worker_pool`.
-    Raises `FailedInEngine` if the trial failed, and Ray's own error if the engine's process ended under it.
+    Raises `TrialFailedRemotely` if the trial failed, and Ray's own error if the engine's process ended under it.
     """
     engine, trial_id = ray.get_actor(assignment["engine"]), assignment["trial_id"]
     # An engine whose process ended is started again, unless its machine is gone. Asking whether it's there may be
@@ -37,17 +37,17 @@ def hold_assignment(assignment: dict[str, Any]) -> None:
     ray.get(engine.begin.remote(assignment))
     config = TrialConfig.model_validate_json(assignment["config"])
     troubles: dict[str, str] = {}
-    log_file = nullcontext() if assignment.get("remote") else logged_in(Path(assignment["folder"]))
+    log_file = nullcontext() if assignment.get("remote") else trial_log(Path(assignment["folder"]))
     with log_file, tracked(assignment, config) as log:
-        while not isinstance(word := ray.get(engine.next_word.remote(trial_id)), Ended):
-            if isinstance(word, Logged):
+        while not isinstance(word := ray.get(engine.next_word.remote(trial_id)), Finished):
+            if isinstance(word, LoggedMetrics):
                 log(word.figures)
                 continue
-            if isinstance(word, Troubled):
+            if isinstance(word, ReportingFailed):
                 troubles.update(word.troubles)
                 continue
             log(figures(word))
             tune.report(report_of(word, troubles))
             engine.go_on.remote(trial_id)
     if word.error is not None:
-        raise FailedInEngine(word.error)
+        raise TrialFailedRemotely(word.error)

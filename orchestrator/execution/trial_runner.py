@@ -10,31 +10,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.execution.loading import load_rows
-from orchestrator.execution.segment_log import log_evaluation, logged_stretch
+from orchestrator.execution.segment_log import log_evaluation, logged_segment
 from orchestrator.execution.watchdog import ending_if_hung
-from orchestrator.storage.working_copy import trial_copy
+from orchestrator.storage.working_copy import working_copy_of
 from trials.config import TrialConfig
 from trials.records.checkpoints import choose_checkpoint
-from trials.records.trial_dir import EvalPoint, Origin, TrialFolder
+from trials.records.trial_dir import EvalPoint, Origin, TrialDir
 from trials.tracking.trial_run import wandb_is_wanted, without_wandb
 
 if TYPE_CHECKING:
     from trials.engine.engine import Engine
-    from trials.system.distributed import Ranks
+    from trials.system.distributed import ProcessGroup
     from trials.training.evaluation_loop import Decision, OnEval, OnLog
 
 _OPENING_FACTOR = 4.0
 """Reading rows, loading a base model and compiling kernels may take so many times as long as a step."""
 
 
-class Workplace:
+class TrialRunner:
     """Runs trials in the engine, or under TRL where the assignment says so; from any threads in the engine.
 
     `cpu_threads` are torch's where there is no GPU; None leaves them as they are. Other `ranks` run the same trials at
     the same time; None: there are none.
     """
 
-    def __init__(self, cpu_threads: int | None, ranks: Ranks | None = None) -> None:
+    def __init__(self, cpu_threads: int | None, ranks: ProcessGroup | None = None) -> None:
         self._cpu_threads = cpu_threads
         self._given_ranks = ranks
         self._engine: Engine | None = None
@@ -61,7 +61,7 @@ class Workplace:
         Raises what ended it.
         """
         is_first = self._ranks.is_first
-        with trial_copy(assignment, is_kept=is_first) as copy:
+        with working_copy_of(assignment, is_kept=is_first) as copy:
             if not is_first:  # which alone writes, and is asked
                 self._run(assignment, copy.path, on_eval, is_called_off, on_log)
                 return
@@ -71,7 +71,7 @@ class Workplace:
                 log_evaluation(assignment["trial_id"], point)
                 return kept(point)
 
-            with logged_stretch(copy.path, assignment):
+            with logged_segment(copy.path, assignment):
                 self._run(assignment, copy.path, log_and_ask, is_called_off, on_log)
 
     def _run(
@@ -90,7 +90,7 @@ class Workplace:
         config = self._adapted(config)
         use_threads(config.machine)
         heard = on_log if logs else unheard
-        folder = TrialFolder(path, is_written=self._ranks.is_first)
+        folder = TrialDir(path, is_written=self._ranks.is_first)
         if assignment["by_trl"]:
             self._run_under_trl(assignment, config, folder, on_eval, heard)
         else:
@@ -100,7 +100,7 @@ class Workplace:
         self,
         assignment: Mapping[str, Any],
         config: TrialConfig,
-        folder: TrialFolder,
+        folder: TrialDir,
         on_eval: OnEval,
         is_called_off: Callable[[], bool],
         on_log: OnLog,
@@ -128,7 +128,7 @@ class Workplace:
         )
 
     def _run_under_trl(
-        self, assignment: Mapping[str, Any], config: TrialConfig, folder: TrialFolder, on_eval: OnEval, on_log: OnLog
+        self, assignment: Mapping[str, Any], config: TrialConfig, folder: TrialDir, on_eval: OnEval, on_log: OnLog
     ) -> None:
         from trials.trl.backend import evaluate_base, run_trial
 
@@ -142,7 +142,7 @@ class Workplace:
             run_trial(config, data, tokenizer, folder, on_eval, assignment["stop_at"], checkpoint, ranks, on_log)
 
     @property
-    def _ranks(self) -> Ranks:
+    def _ranks(self) -> ProcessGroup:
         from trials.system.distributed import ALONE
 
         return self._given_ranks or ALONE
@@ -161,13 +161,13 @@ class Workplace:
         return without_wandb(config.model_copy(update={"machine": machine}))
 
 
-def is_lost(error: Exception) -> bool:
+def gpu_is_unusable(error: Exception) -> bool:
     """Whether nothing can be relied on any more that this process does on its GPU, as after an illegal access."""
     import torch
 
-    from trials.engine.runtime.gpu_errors import is_breakdown
+    from trials.engine.runtime.gpu_errors import is_fatal_gpu_error
 
-    if is_breakdown(error):
+    if is_fatal_gpu_error(error):
         return True
     if not torch.cuda.is_available():
         return False

@@ -9,38 +9,38 @@ from ray import tune
 
 from orchestrator.execution.loading import load_rows
 from orchestrator.execution.reporting import report_of, tracked
-from orchestrator.execution.segment_log import log_evaluation, logged_stretch
+from orchestrator.execution.segment_log import log_evaluation, logged_segment
 from orchestrator.execution.watchdog import Watchdog, ending_if_hung
-from orchestrator.storage.working_copy import TrialCopy, trial_copy
+from orchestrator.storage.working_copy import WorkingCopy, working_copy_of
 from trials.cli import quiet_libraries
 from trials.config import TrialConfig
-from trials.console.logs import keep_output
+from trials.console.logs import redirect_output
 from trials.records.checkpoints import choose_checkpoint
-from trials.records.trial_dir import EvalPoint, Origin, TrialFolder
+from trials.records.trial_dir import EvalPoint, Origin, TrialDir
 from trials.tracking.trial_run import Log, figures
 
 if TYPE_CHECKING:
     from trials.training.evaluation_loop import Decision
 
 
-def run_assignment(assignment: dict[str, Any]) -> None:
+def run_trial_task(assignment: dict[str, Any]) -> None:
     """Runs one trial; `assignment` is what `execution.tune_adapters` made of the conductor's `Assignment`."""
     quiet_libraries()
-    keep_output(Path(assignment["log"]))
-    with trial_copy(assignment) as copy, logged_stretch(copy.path, assignment):
+    redirect_output(Path(assignment["log"]))
+    with working_copy_of(assignment) as copy, logged_segment(copy.path, assignment):
         stopped = _run(assignment, copy)
     if stopped is not None:
         # Ray ends the thread of a trial by this exception; it has to reach Ray for the process to be used again.
         raise stopped
 
 
-def _run(assignment: dict[str, Any], copy: TrialCopy) -> SystemExit | None:
+def _run(assignment: dict[str, Any], copy: WorkingCopy) -> SystemExit | None:
     """Runs it to where it ends, or Tune stops it: by the exception that is returned."""
     from trials.system.threads import use_threads
     from trials.trl.backend import evaluate_base, run_trial
 
     config = TrialConfig.model_validate_json(assignment["config"])
-    folder = TrialFolder(copy.path)
+    folder = TrialDir(copy.path)
     use_threads(config.machine)
     tokenizer, data = load_rows(config.model, config.data, assignment["fingerprint"])
     limit = config.machine.step_limit_seconds
@@ -57,7 +57,7 @@ def _run(assignment: dict[str, Any], copy: TrialCopy) -> SystemExit | None:
 class _Report:
     """Reports every evaluation to Tune, and turns Tune's way to stop a thread into the trial's word for it."""
 
-    def __init__(self, trial_id: str, watchdog: Watchdog, copy: TrialCopy, log: Log) -> None:
+    def __init__(self, trial_id: str, watchdog: Watchdog, copy: WorkingCopy, log: Log) -> None:
         self._trial_id = trial_id
         self._watchdog = watchdog
         self._copy = copy
@@ -83,7 +83,7 @@ class _Report:
         try:
             tune.report(report_of(point))
         except Exception as error:
-            from trials.training.outcome import NotHeardError
+            from trials.training.outcome import ReportingError
 
             # The trial did all that it was to do, and isn't to be recorded as failed.
-            raise NotHeardError(f"Ray Tune doesn't take an evaluation: {type(error).__name__}: {error}") from error
+            raise ReportingError(f"Ray Tune doesn't take an evaluation: {type(error).__name__}: {error}") from error

@@ -14,13 +14,13 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.controller.controller import Assignment, Conductor
-from orchestrator.controller.proxy_errors import DIED, Left
+from orchestrator.controller.controller import SearchController, TrialRequest
+from orchestrator.controller.proxy_errors import DIED, TrialExit
 from orchestrator.execution.exit_reasons import how_it_left
 from orchestrator.execution.reporting import TROUBLES_KEY
-from orchestrator.execution.worker_pool import Engines
-from orchestrator.planning.placement import why_no_engine
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.execution.worker_pool import WorkerPool
+from orchestrator.planning.placement import trl_reason
+from orchestrator.state.run_dir import RunDir
 from orchestrator.storage.visibility import UNSEEN
 from trials.records.trial_dir import EvalPoint
 from trials.system.disk_full import says_disk_full
@@ -30,26 +30,26 @@ logger = logging.getLogger(__name__)
 _POINT_FIELDS = tuple(field.name for field in fields(EvalPoint))
 
 
-class _StaysHere:
+class _NotPickled:
     """Tune pickles what it's given to restore from later. We restore from the run folder, so nothing goes along."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-class ConductedSearcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ships without complete types
+class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships without complete types
     """Asks the conductor what to run."""
 
-    def __init__(self, conductor: Conductor, run: RunFolder, engines: Engines) -> None:
+    def __init__(self, conductor: SearchController, run: RunDir, engines: WorkerPool) -> None:
         # No metric: Tune would end the whole search over a trial that ends before its first report.
         super().__init__()
         self._conductor = conductor
         self._engines = engines
         self._our_ids: dict[str, str] = {}
-        self._leaving: list[tuple[str, Left]] = []
-        self._errors: dict[str, Left] = {}
+        self._leaving: list[tuple[str, TrialExit]] = []
+        self._errors: dict[str, TrialExit] = {}
         self._group = run.path.name
-        self._by_trl = why_no_engine(conductor.search) is not None
+        self._by_trl = trl_reason(conductor.search) is not None
         self._logs = run.logs
         ray = run.path / "ray"
         self._stretches = {path.name for path in ray.iterdir()} if ray.is_dir() else set()
@@ -60,7 +60,7 @@ class ConductedSearcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ship
         if not self._engines.has_room:
             return None
         answer = self._conductor.next_trial()
-        if not isinstance(answer, Assignment):
+        if not isinstance(answer, TrialRequest):
             return Searcher.FINISHED if answer == "over" else None
         self._our_ids[trial_id] = answer.trial_id
         search = self._conductor.search
@@ -88,7 +88,7 @@ class ConductedSearcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ship
         self._stretches.add(name)
         return name
 
-    def note_error(self, trial_id: str, left: Left) -> None:
+    def note_error(self, trial_id: str, left: TrialExit) -> None:
         """How an error has ended a trial of Tune's, which Tune says next."""
         self._errors[trial_id] = left
 
@@ -118,7 +118,7 @@ class ConductedSearcher(_StaysHere, Searcher):  # type: ignore[misc]  # Ray ship
         """Nothing to restore; see `save`."""
 
 
-class QuietProgress(_StaysHere, TrialProgressCallback):  # type: ignore[misc]
+class QuietProgress(_NotPickled, TrialProgressCallback):  # type: ignore[misc]
     """Stands in for Tune's own, which prints lines at whatever verbosity, and makes ended trials small.
 
     Tune writes all its trials to a file when the search is over, within the reserve. With the statistics that it keeps
@@ -142,10 +142,10 @@ def _drop_results(trial: Trial) -> None:
     kept.metric_analysis, kept.metric_n_steps, kept.last_result = {}, {}, {}
 
 
-class ConductedScheduler(_StaysHere, FIFOScheduler):  # type: ignore[misc]
+class SchedulerAdapter(_NotPickled, FIFOScheduler):  # type: ignore[misc]
     """Hands every evaluation to the conductor, and its word back."""
 
-    def __init__(self, conductor: Conductor, searcher: ConductedSearcher) -> None:
+    def __init__(self, conductor: SearchController, searcher: SearcherAdapter) -> None:
         super().__init__()
         self._conductor = conductor
         self._searcher = searcher
@@ -182,10 +182,10 @@ class ConductedScheduler(_StaysHere, FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
 
-class ConductedStopper(_StaysHere, Stopper):  # type: ignore[misc]
+class StopperAdapter(_NotPickled, Stopper):  # type: ignore[misc]
     """Ends everything at once when the conductor says so."""
 
-    def __init__(self, conductor: Conductor, searcher: ConductedSearcher, engines: Engines) -> None:
+    def __init__(self, conductor: SearchController, searcher: SearcherAdapter, engines: WorkerPool) -> None:
         self._conductor = conductor
         self._searcher = searcher
         self._engines = engines

@@ -19,15 +19,15 @@ from ray.tune import RunConfig, TuneConfig
 from ray.tune.error import TuneError
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
-from orchestrator.controller.controller import Conductor
-from orchestrator.execution.trial_proxy import hold_assignment
-from orchestrator.execution.trial_task import run_assignment
-from orchestrator.execution.tune_adapters import ConductedScheduler, ConductedSearcher, ConductedStopper, QuietProgress
-from orchestrator.execution.worker_pool import Engines, cores_of_nodes, gpus_of_nodes
-from orchestrator.planning.placement import place
+from orchestrator.controller.controller import SearchController
+from orchestrator.execution.trial_proxy import run_trial_proxy
+from orchestrator.execution.trial_task import run_trial_task
+from orchestrator.execution.tune_adapters import QuietProgress, SchedulerAdapter, SearcherAdapter, StopperAdapter
+from orchestrator.execution.worker_pool import WorkerPool, cores_of_nodes, gpus_of_nodes
+from orchestrator.planning.placement import plan_placement
 from orchestrator.ray_setup.address import named_cluster
 from orchestrator.ray_setup.start import surroundings
-from orchestrator.state.run_dir import Placement, RunFolder, Search
+from orchestrator.state.run_dir import Placement, RunDir, Search
 from trials.errors import DiskFull, InputError, SearchBroken, first_line
 from trials.system.gpus import ORDER, gpu_count
 
@@ -84,7 +84,7 @@ def placed(search: Search) -> Search:
     cores, each = list(cores_of_nodes().values()), gpus_of_nodes()
     if not cores and not search.gpus_per_trial:
         raise InputError("no node of the Ray cluster has a CPU for trials. Start Ray there without --num-cpus=0.")
-    found = place(search, gpus=sum(each), cores=cores, gpus_each=min(each, default=1))
+    found = plan_placement(search, gpus=sum(each), cores=cores, gpus_each=min(each, default=1))
     if found.slots == 0:
         raise InputError(
             f"a trial wants {search.gpus_per_trial} GPU(s), and the Ray cluster has {sum(each)}. Add some, or "
@@ -93,16 +93,16 @@ def placed(search: Search) -> Search:
     return replace(search, placement=found)
 
 
-def run_tune(conductor: Conductor, run: RunFolder) -> None:
+def run_tune(conductor: SearchController, run: RunDir) -> None:
     """Runs trials until the conductor has no more, or says that everything must stop. Its search must be placed.
 
     Raises `SearchBroken` if Ray Tune ends with an error of its own, `DiskFull` if trials can't write to their disk.
     """
     search, placed = conductor.search, conductor.search.placement
     assert placed is not None
-    engines = Engines(search, placed, run.path / "ray", run.logs)
-    searcher = ConductedSearcher(conductor, run, engines)
-    scheduler = ConductedScheduler(conductor, searcher)
+    engines = WorkerPool(search, placed, run.path / "ray", run.logs)
+    searcher = SearcherAdapter(conductor, run, engines)
+    scheduler = SchedulerAdapter(conductor, searcher)
     tuner = tune.Tuner(
         _trainable(search, placed),
         tune_config=TuneConfig(
@@ -118,7 +118,7 @@ def run_tune(conductor: Conductor, run: RunFolder) -> None:
             name="ray",
             storage_path=str(run.path),
             verbose=0,
-            stop=ConductedStopper(conductor, searcher, engines),
+            stop=StopperAdapter(conductor, searcher, engines),
             callbacks=[QuietProgress()],
         ),
     )
@@ -141,12 +141,12 @@ def run_tune(conductor: Conductor, run: RunFolder) -> None:
 def _trainable(search: Search, placed: Placement) -> Any:
     """What Tune runs: holders of trials in engines, which have the GPUs, or trials in processes of their own."""
     if placed.engines:
-        return tune.with_resources(hold_assignment, {"cpu": _HOLDER_CPUS})
-    return tune.with_resources(run_assignment, {"cpu": 1, "gpu": search.gpus_per_trial})
+        return tune.with_resources(run_trial_proxy, {"cpu": _HOLDER_CPUS})
+    return tune.with_resources(run_trial_task, {"cpu": 1, "gpu": search.gpus_per_trial})
 
 
 @contextmanager
-def _interrupts(conductor: Conductor) -> Iterator[None]:
+def _interrupts(conductor: SearchController) -> Iterator[None]:
     """The first Ctrl-C (or SIGTERM) stops the search in order, the second is Python's own."""
 
     def interrupt(_signum: int, _frame: FrameType | None) -> None:

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from orchestrator.execution.group_queue import Desk
+from orchestrator.execution.group_queue import GroupQueue
 from trials.cli import quiet_libraries
-from trials.console.logs import keep_output
+from trials.console.logs import redirect_output
 from trials.console.troubles import TROUBLES
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
-    from orchestrator.execution.trial_runner import Workplace
+    from orchestrator.execution.trial_runner import TrialRunner
     from trials.records.trial_dir import EvalPoint
     from trials.training.evaluation_loop import Decision
 
@@ -42,7 +42,7 @@ _QUIET = {
 
 
 @dataclass(frozen=True)
-class Group:
+class WorkerGroupSpec:
     """What is the same for every process of a group."""
 
     ranks: int
@@ -56,13 +56,13 @@ class Group:
     def keep_output(self, process: str) -> None:
         """Of the process that calls it, under this name."""
         if self.logs is not None:
-            keep_output(self.logs / f"{process}.log")
+            redirect_output(self.logs / f"{process}.log")
 
 
-class GroupActor(Desk):
+class WorkerGroup(GroupQueue):
     """The desk of one group as a Ray actor. When a rank's process ends, all do and this one too; Ray starts it anew."""
 
-    def __init__(self, group: Group, name: str) -> None:
+    def __init__(self, group: WorkerGroupSpec, name: str) -> None:
         quiet_libraries()
         group.keep_output(name)
         super().__init__(group.ranks)
@@ -106,19 +106,19 @@ class GroupActor(Desk):
         scaling = ScalingConfig(num_workers=group.ranks, use_gpu=group.on_gpu, resources_per_worker=resources)
         run = RunConfig(name=f"group-{os.getpid()}-{time.time_ns()}", storage_path=str(group.storage))
         told = {"desk": desk, "group": group, "name": self._name}
-        return TorchTrainer(serve, train_loop_config=told, scaling_config=scaling, run_config=run)
+        return TorchTrainer(rank_main, train_loop_config=told, scaling_config=scaling, run_config=run)
 
 
-def serve(config: Mapping[str, Any]) -> None:
+def rank_main(config: Mapping[str, Any]) -> None:
     """What every rank does: it runs one trial after the other, as the desk says. Called by TorchTrainer."""
-    from orchestrator.execution.trial_runner import Workplace
-    from trials.system.distributed import joined_ranks
+    from orchestrator.execution.trial_runner import TrialRunner
+    from trials.system.distributed import joined_process_group
 
     quiet_libraries()
     desk, group = config["desk"], config["group"]
-    with joined_ranks() as ranks:
+    with joined_process_group() as ranks:
         group.keep_output(f"{config['name']}-rank-{ranks.number}")
-        workplace = Workplace(group.cpu_threads, ranks)
+        workplace = TrialRunner(group.cpu_threads, ranks)
         ray.get(desk.enter.remote(ranks.number, ray.get_runtime_context().current_actor))
         threading.Thread(target=_beat, args=(desk, ranks.number, workplace), daemon=True).start()
         number = 0
@@ -131,11 +131,11 @@ def serve(config: Mapping[str, Any]) -> None:
             number += 1
 
 
-def _run(desk: Any, number: int, assignment: Mapping[str, Any], workplace: Workplace) -> tuple[str | None, bool]:
+def _run(desk: Any, number: int, assignment: Mapping[str, Any], workplace: TrialRunner) -> tuple[str | None, bool]:
     """Runs a trial; gives the traceback if it failed, and whether nothing can be run here any more."""
-    from orchestrator.execution.trial_runner import is_lost
+    from orchestrator.execution.trial_runner import gpu_is_unusable
     from trials.training.evaluation_loop import Decision
-    from trials.training.outcome import CutOffError
+    from trials.training.outcome import TrialInterrupted
 
     called_off = desk.called_off.remote(number)
 
@@ -155,11 +155,11 @@ def _run(desk: Any, number: int, assignment: Mapping[str, Any], workplace: Workp
         workplace.run(assignment, on_eval, is_called_off, on_log)
     except Exception as problem:
         # Who was cut off has left collectives in which the others wait.
-        return traceback.format_exc(), is_lost(problem) or isinstance(problem, CutOffError)
+        return traceback.format_exc(), gpu_is_unusable(problem) or isinstance(problem, TrialInterrupted)
     return None, False
 
 
-def _beat(desk: Any, rank: int, workplace: Workplace) -> None:
+def _beat(desk: Any, rank: int, workplace: TrialRunner) -> None:
     while True:
         desk.beat.remote(rank, workplace.seconds_since_progress())
         time.sleep(_BEAT_SECONDS)

@@ -14,8 +14,8 @@ from ray.core.generated.gcs_pb2 import ActorTableData
 from ray.exceptions import ActorUnavailableError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.execution.engine_worker import EngineActor
-from orchestrator.execution.worker_group import Group, GroupActor
+from orchestrator.execution.engine_worker import EngineWorker
+from orchestrator.execution.worker_group import WorkerGroup, WorkerGroupSpec
 from orchestrator.planning.placement import engines_on_cpu
 from orchestrator.state.run_dir import Placement, Search
 
@@ -27,7 +27,7 @@ _ENGINE_CPUS = 0.01
 """Without a GPU: so little that it's always there, but not on a machine that has no core for trials."""
 
 
-class Engines:
+class WorkerPool:
     """Resident engines, each with its slots; none where every trial has a process of its own.
 
     Where several processes train a trial together, Ray Train keeps its own state in `storage`. `logs` is the folder for
@@ -51,7 +51,7 @@ class Engines:
             homes = _homes(search, placement)
             self._actors = {name: self._start(name, home) for name, home in zip(_names(len(homes)), homes, strict=True)}
         self._are_groups = search.ranks > 1
-        self._looks: dict[str, _Look] = {}
+        self._looks: dict[str, _HealthProbe] = {}
         self._leaves: dict[str, _Leave] = {}
 
     @property
@@ -121,7 +121,7 @@ class Engines:
         look = self._looks.get(name)
         if look is None or look.is_due(self._limit):
             answer = self._actors[name].seconds_since_progress.remote()
-            self._looks[name] = _Look(answer, was_away=self._is_away(name))
+            self._looks[name] = _HealthProbe(answer, was_away=self._is_away(name))
             return False
         silent = look.seconds_silent()
         return silent is not None and silent > self._limit
@@ -164,11 +164,11 @@ class Engines:
         look = self._looks.get(name)
         return look is not None and look.is_away
 
-    def _start(self, name: str, home: _Home) -> Any:
+    def _start(self, name: str, home: _WorkerPlacement) -> Any:
         # Every holder may wait for a word in a call of its own, and one call more while its trial leaves; calls that
         # take no time come on top.
         options = {"name": name, "max_restarts": -1, "max_concurrency": 3 * self._slots + 4}
-        actor = ray.remote(EngineActor).options(**options, **home.options)
+        actor = ray.remote(EngineWorker).options(**options, **home.options)
         log = None if self._logs is None else self._logs / f"{name}.log"
         return actor.remote(self._slots, home.cpu_threads, log)
 
@@ -181,7 +181,7 @@ class _Leave:
     told: float
 
 
-class _Look:
+class _HealthProbe:
     """One question to an engine, how long somebody in it hasn't got on, and what became of it."""
 
     def __init__(self, answer: Any, *, was_away: bool) -> None:
@@ -222,7 +222,7 @@ class _Look:
 
 
 @dataclass(frozen=True)
-class _Home:
+class _WorkerPlacement:
     """Where an engine is to be: options of its actor, and the threads that it may use if it has no GPU."""
 
     options: Mapping[str, Any]
@@ -233,31 +233,31 @@ def _names(count: int) -> list[str]:
     return [f"engine-{number}" for number in range(count)]
 
 
-def _group(search: Search, storage: Path, logs: Path | None) -> Group:
+def _group(search: Search, storage: Path, logs: Path | None) -> WorkerGroupSpec:
     threads = search.recipe.machine.cpu_threads
     if threads is None and not search.gpus_per_trial:
         threads = max(1, min(cores_of_nodes().values()) // search.ranks)
-    return Group(search.ranks, search.gpus_per_trial > 0, threads, storage, logs)
+    return WorkerGroupSpec(search.ranks, search.gpus_per_trial > 0, threads, storage, logs)
 
 
-def _start_group(name: str, group: Group) -> Any:
+def _start_group(name: str, group: WorkerGroupSpec) -> Any:
     # Of every rank one call waits for its turn and one for the end of it; the holder's come on top.
     options = {"name": name, "max_restarts": -1, "max_concurrency": 3 * group.ranks + 8, "num_cpus": 0}
     # Ray's clean-up after a TorchTrainer that was killed asks the cluster that this variable names.
     environment = {"env_vars": {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}}
-    return ray.remote(GroupActor).options(**options, runtime_env=environment).remote(group, name)
+    return ray.remote(WorkerGroup).options(**options, runtime_env=environment).remote(group, name)
 
 
-def _homes(search: Search, placement: Placement) -> list[_Home]:
+def _homes(search: Search, placement: Placement) -> list[_WorkerPlacement]:
     if search.gpus_per_trial:
-        return [_Home({"num_gpus": 1, "num_cpus": 0})] * placement.engines
+        return [_WorkerPlacement({"num_gpus": 1, "num_cpus": 0})] * placement.engines
     if not placement.engines:
         return []
     machine = search.recipe.machine
     homes = []
     for node, cores in cores_of_nodes().items():
         affinity = NodeAffinitySchedulingStrategy(node, soft=True)
-        home = _Home(
+        home = _WorkerPlacement(
             {"scheduling_strategy": affinity, "num_cpus": _ENGINE_CPUS}, min(cores, machine.cpu_threads or cores)
         )
         homes.append([home] * engines_on_cpu(machine, cores))

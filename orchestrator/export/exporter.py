@@ -19,11 +19,11 @@ from typing import Any
 from orchestrator.export.model_card import model_card
 from orchestrator.export.scores import manifest_scores
 from orchestrator.export.target import Staging, refuse_target, set_strangers_aside, staging_beside
-from orchestrator.export.verification import MERGED_TOLERANCE, TOLERANCE, Due, prove_export
-from orchestrator.state.run_dir import RunFolder, Search, versions
-from orchestrator.state.selection import Best, Candidates, Skipped, candidates, gain_over, rank
-from orchestrator.storage.locations import bring_weights, open_at, publish
-from trials.cli import run
+from orchestrator.export.verification import MERGED_TOLERANCE, TOLERANCE, VerificationDeadline, verify_export
+from orchestrator.state.run_dir import RunDir, Search, versions
+from orchestrator.state.selection import Best, Candidates, Skipped, candidates, paired_gain, rank
+from orchestrator.storage.locations import fetch_weights, open_run, upload
+from trials.cli import run_command
 from trials.errors import ExportNotVerified, first_line
 from trials.records.adapter_check import ADAPTER_FILES, adapter_problem, sha256_of
 from trials.records.export_manifest import MANIFEST
@@ -52,7 +52,7 @@ class Exported:
 
 
 def export_best(
-    folder: RunFolder, to: Path | None = None, *, merge: bool = False, due_seconds: float | None = None
+    folder: RunDir, to: Path | None = None, *, merge: bool = False, due_seconds: float | None = None
 ) -> Exported:
     """Exports the best trial that can be proved to `to` (default RUN/export); an earlier export stays until then.
 
@@ -125,7 +125,7 @@ class _Attempts:
         """Proves a trial's adapter and puts it in its place. Raises `ExportNotVerified`."""
         made = self._stage(best)
         try:
-            found = prove_export(
+            found = verify_export(
                 made, self.search.recipe, best.loss, merge=self.merge, due=self._due(made, best, skipped)
             )
         except ExportNotVerified:
@@ -135,7 +135,7 @@ class _Attempts:
 
     def _stage(self, best: Best) -> Path:
         try:
-            bring_weights(best.trial)
+            fetch_weights(best.trial)
         except FileNotFoundError as error:
             raise ExportNotVerified(f"its weights are no longer on the store: {error}") from error
         problem = adapter_problem(best.trial.adapter)
@@ -147,7 +147,7 @@ class _Attempts:
         _save_tokenizer(self.search, made)
         return made
 
-    def _due(self, made: Path, best: Best, skipped: Sequence[Skipped]) -> Due | None:
+    def _due(self, made: Path, best: Best, skipped: Sequence[Skipped]) -> VerificationDeadline | None:
         """At the deadline it's put in its place unproved: a copy, since the proof reads what is staged."""
         if self.due is None or self.had_one:
             return None
@@ -157,7 +157,7 @@ class _Attempts:
             shutil.copytree(made, unproved, dirs_exist_ok=True)
             self._put(unproved, best, skipped, {})
 
-        return Due(self.due - time.monotonic(), put_unproved)
+        return VerificationDeadline(self.due - time.monotonic(), put_unproved)
 
     def _put(self, made: Path, best: Best, skipped: Sequence[Skipped], found: dict[str, Any]) -> dict[str, Any]:
         manifest = _manifest(self.search, self.records, best, found)
@@ -167,7 +167,7 @@ class _Attempts:
         return manifest
 
 
-def _keep_samples(folder: RunFolder, found: dict[str, Any]) -> None:
+def _keep_samples(folder: RunDir, found: dict[str, Any]) -> None:
     try:
         write_json(folder.path / "samples.json", found.get("samples", []))
     except OSError as error:  # the export is there
@@ -230,7 +230,7 @@ def _verified(found: dict[str, Any], trial_loss: float) -> dict[str, float] | No
 def _against_start(start: TrialRecord, winner: TrialRecord) -> dict[str, Any]:
     """A starting point's loss, and by how much the winner's is lower, with its paired standard error."""
     described: dict[str, Any] = {"trial": start.id, "name": start.name, "eval_loss": start.best_eval_loss}
-    gain = gain_over(start, winner)
+    gain = paired_gain(start, winner)
     if gain is not None and start.id != winner.id:
         described |= {"difference": gain.difference, "standard_error": gain.standard_error}
     return described
@@ -253,15 +253,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    return run(lambda: _export(parser().parse_args(argv)))
+    return run_command(lambda: _export(parser().parse_args(argv)))
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    folder = open_at(arguments.run)
+    folder = open_run(arguments.run)
     with disk_full_in(arguments.to or folder.path):
         exported = export_best(folder, arguments.to, merge=arguments.merge)
     if arguments.to is None:
-        publish(folder, "export", "samples.json")
+        upload(folder, "export", "samples.json")
     for line in exported.lines():
         sys.stderr.write(f"{line}\n")
     manifest = exported.manifest

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.state.selection import Best
 from trials.metrics.paired_tests import compare_scores
-from trials.records.score_log import Scoring, estimate
+from trials.records.score_log import ScoreRecord, estimate
 from trials.records.trial_dir import Origin, TrialRecord
 
 
@@ -37,11 +37,11 @@ def _starts(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     return [record for record in records if record.origin is Origin.START]
 
 
-def _described(scoring: Scoring) -> dict[str, Any]:
+def _described(scoring: ScoreRecord) -> dict[str, Any]:
     return {**asdict(estimate(scoring.scores)), "tokens_seen": scoring.tokens_seen}
 
 
-def _against(record: TrialRecord, winner: Scoring) -> dict[str, Any]:
+def _against(record: TrialRecord, winner: ScoreRecord) -> dict[str, Any]:
     """Another's last score, and how much better the winner's is on the same rows."""
     scoring = record.scorings[-1]
     described = {"trial": record.id, "origin": record.origin.value, "name": record.name, **_described(scoring)}

@@ -127,7 +127,7 @@ def staging_beside(target: Path, run: Path, *, may_set_aside: bool) -> Iterator[
     """
     try:
         make_folder(target.parent)
-        settle(target)
+        recover_export(target)
         path = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
     except OSError as error:
         if may_set_aside and is_disk_full(error):
@@ -147,7 +147,7 @@ def staging_beside(target: Path, run: Path, *, may_set_aside: bool) -> Iterator[
         _remove(path, target)
 
 
-def settle(target: Path) -> None:
+def recover_export(target: Path) -> None:
     """Puts an earlier export back that was being replaced when its process was killed, and removes what that left."""
     for path in sorted(target.parent.glob(f"{glob.escape(_prefix(target))}*")):
         if _is_left_over(path):

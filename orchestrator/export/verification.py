@@ -14,7 +14,7 @@ from typing import Any
 
 from search_spaces.schema import Recipe
 from trials.errors import ExportNotVerified
-from trials.evaluation.verify import ProofJob
+from trials.evaluation.verify import VerificationJob
 
 TOLERANCE = 1e-3
 """Nats per token between the trial's eval loss and the reloaded adapter's."""
@@ -24,21 +24,21 @@ MERGED_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class Due:
+class VerificationDeadline:
     """When the proof should be there, in seconds, and what is done if it isn't; it goes on meanwhile."""
 
     seconds: float
     otherwise: Callable[[], None]
 
 
-def prove_export(
-    export: Path, recipe: Recipe, trial_loss: float, *, merge: bool, due: Due | None = None
+def verify_export(
+    export: Path, recipe: Recipe, trial_loss: float, *, merge: bool, due: VerificationDeadline | None = None
 ) -> dict[str, Any]:
-    """What a fresh process measures on the export (see `trials.evaluation.verify.prove`).
+    """What a fresh process measures on the export (see `trials.evaluation.verify.verify_export`).
 
     Raises `ExportNotVerified` if it fails, or if a loss is further from the trial's than its tolerance.
     """
-    job = ProofJob(
+    job = VerificationJob(
         export=str(export),
         model=recipe.model,
         data=recipe.data,
@@ -62,7 +62,7 @@ def check_loss(what: str, loss: float, trial_loss: float, tolerance: float) -> N
         )
 
 
-def _run(job: ProofJob, due: Due | None) -> dict[str, Any]:
+def _run(job: VerificationJob, due: VerificationDeadline | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
         job_file.write_text(job.model_dump_json(), encoding="utf-8")
@@ -81,7 +81,7 @@ def _run(job: ProofJob, due: Due | None) -> dict[str, Any]:
         return found
 
 
-def said_by(command: list[str], due: Due | None) -> tuple[int, str]:
+def said_by(command: list[str], due: VerificationDeadline | None) -> tuple[int, str]:
     """A command's exit code, and what it wrote to stderr. Ctrl-C on this process's terminal doesn't reach it."""
     with subprocess.Popen(
         command,

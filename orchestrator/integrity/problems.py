@@ -14,14 +14,14 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from orchestrator.controller.study import is_locked
-from orchestrator.controller.study_rebuild import is_sound, settle_study, trained_by_id
+from orchestrator.controller.study_rebuild import is_sound, reconcile_study, trained_by_id
 from orchestrator.state.export_files import read_description, read_samples
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from orchestrator.state.trial_folders import free_place, ids_set_aside, set_aside
 from trials.records.adapter_check import adapter_problems, how_it_differs
 from trials.records.checkpoints import broken_checkpoints, set_broken_aside
 from trials.records.score_log import SCORINGS, SCORINGS_FILE
-from trials.records.trial_dir import POINTS, DamagedTrial, TrialFolder, TrialRecord
+from trials.records.trial_dir import POINTS, DamagedTrial, TrialDir, TrialRecord
 from trials.system.damage import DamagedFile, is_value, read_bytes, read_value
 from trials.system.files import write_text
 
@@ -35,7 +35,7 @@ class Problem:
     mend: Callable[[], str] | None = None
 
 
-def problems(run: RunFolder, *, weights: bool = True) -> Iterator[Problem]:
+def problems(run: RunDir, *, weights: bool = True) -> Iterator[Problem]:
     """Yield everything that is wrong with a run folder; what is mended meanwhile is looked at as it is then.
 
     `weights` False: those of adapters are not looked at, as a working copy of a folder on a store has none.
@@ -53,7 +53,7 @@ def problems(run: RunFolder, *, weights: bool = True) -> Iterator[Problem]:
     yield from _of_export(run)
 
 
-def _of_trial(run: RunFolder, record: TrialRecord, *, weights: bool) -> Iterator[Problem]:
+def _of_trial(run: RunDir, record: TrialRecord, *, weights: bool) -> Iterator[Problem]:
     where = f"trials/{record.id}"
     for what in record.all_damage():
         yield Problem(where, what, _mending(run, record, what))
@@ -72,7 +72,7 @@ def _of_adapter(record: TrialRecord) -> Iterator[str]:
         yield from (f"adapter/{problem}" for problem in adapter_problems(record.adapter))
 
 
-def _of_study(run: RunFolder) -> Iterator[Problem]:
+def _of_study(run: RunDir) -> Iterator[Problem]:
     records = run.records()
     trained = trained_by_id(records)
     if not trained:
@@ -88,14 +88,14 @@ def _of_study(run: RunFolder) -> Iterator[Problem]:
         yield Problem("study.db", "it is damaged or gone", lambda: _made_anew(run))
 
 
-def _of_json(run: RunFolder, name: str) -> Iterator[Problem]:
+def _of_json(run: RunDir, name: str) -> Iterator[Problem]:
     try:
         read_value(run.path / name)
     except DamagedFile as error:
         yield Problem(name, error.reason, lambda: _put_aside(run, run.path / name, name))
 
 
-def _of_export(run: RunFolder) -> Iterator[Problem]:
+def _of_export(run: RunDir) -> Iterator[Problem]:
     manifest = read_description(run)[0]
     files: Any = (manifest or {}).get("files", {})
     for name, sha256 in files.items() if isinstance(files, dict) else ():
@@ -112,7 +112,7 @@ def _is_cut(path: Path) -> bool:
     return content is not None and content[-1:] not in (b"", b"\n")
 
 
-def _mending(run: RunFolder, record: TrialRecord, what: str) -> Callable[[], str] | None:
+def _mending(run: RunDir, record: TrialRecord, what: str) -> Callable[[], str] | None:
     """What mends a damaged file of a trial: what can't be used of it moves aside."""
     if "metrics.jsonl" in what or SCORINGS_FILE in what:
         name = SCORINGS_FILE if SCORINGS_FILE in what else "metrics.jsonl"
@@ -125,23 +125,23 @@ def _mending(run: RunFolder, record: TrialRecord, what: str) -> Callable[[], str
     )
 
 
-def _moved(run: RunFolder, damaged: DamagedTrial) -> str:
+def _moved(run: RunDir, damaged: DamagedTrial) -> str:
     (path,) = set_aside(run.path, [damaged]).values()
     return f"set aside: it's {path} now"
 
 
-def _put_aside(run: RunFolder, path: Path, name: str) -> str:
+def _put_aside(run: RunDir, path: Path, name: str) -> str:
     return f"set aside: it's {path.rename(free_place(run.path, name))} now"
 
 
-def _new_ending(run: RunFolder, record: TrialRecord) -> str:
+def _new_ending(run: RunDir, record: TrialRecord) -> str:
     said = _put_aside(run, record.folder / "ending.json", f"{record.id}-ending.json")
     if record.ending is not None:
-        TrialFolder(record.folder).end(record.ending)
+        TrialDir(record.folder).end(record.ending)
     return f"{said}, and the trial counts as pruned"
 
 
-def _whole_lines(run: RunFolder, record: TrialRecord, name: str) -> str:
+def _whole_lines(run: RunDir, record: TrialRecord, name: str) -> str:
     """Leave the lines that can be read; the file as it was moves aside."""
     path = record.folder / name
     if not path.is_file():
@@ -160,7 +160,7 @@ def _without_broken(record: TrialRecord) -> str:
     return "its name is broken-<step> now"
 
 
-def _made_anew(run: RunFolder) -> str:
+def _made_anew(run: RunDir) -> str:
     records = run.records()
-    aside = settle_study(run, run.read_search().recipe, records, ids_set_aside(run.path, records))
+    aside = reconcile_study(run, run.read_search().recipe, records, ids_set_aside(run.path, records))
     return "made anew from the trials' folders" + (f"; what was there is {aside} now" if aside else "")

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.controller.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
-from orchestrator.monitoring.progress import Board, Row
+from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
+from orchestrator.monitoring.progress import Progress, TrialProgress
 from orchestrator.state.deadline import Deadline
 from search_spaces.durations import format_duration
 from trials.console.unexpected import keep_traceback
@@ -26,8 +26,8 @@ def unlogged(line: str) -> None:
 
 
 @contextmanager
-def watch(
-    board: Board, deadline: Deadline, console: Console, log: Callable[[str], object] = unlogged
+def live_view(
+    board: Progress, deadline: Deadline, console: Console, log: Callable[[str], object] = unlogged
 ) -> Iterator[Callable[[Event], None]]:
     """Gives the listener for the conductor; logs and then shows what it hears until the block ends.
 
@@ -49,13 +49,13 @@ def watch(
         def show(event: Event) -> None:
             board.take(event)
             log(line(event, board, deadline))
-            if isinstance(event, Message):
+            if isinstance(event, Notice):
                 messages.append(event.text)
 
         yield show
 
 
-def _drawn(board: Board, deadline: Deadline, messages: list[str]) -> RenderableType:
+def _drawn(board: Progress, deadline: Deadline, messages: list[str]) -> RenderableType:
     """The live view. Whatever goes wrong in drawing it is no reason to end the search: it's drawn twice a second."""
     try:
         return table(board, deadline, list(messages))
@@ -64,14 +64,14 @@ def _drawn(board: Board, deadline: Deadline, messages: list[str]) -> RenderableT
         return Text("the table can't be drawn")
 
 
-def line(event: Event, board: Board, deadline: Deadline) -> str:
+def line(event: Event, board: Progress, deadline: Deadline) -> str:
     """One event as one line of plain text."""
     left = format_duration(deadline.seconds_left(datetime.now(UTC)))
     return f"[{left} left] {_sentence(event, board)}"
 
 
-def _sentence(event: Event, board: Board) -> str:
-    if isinstance(event, Message):
+def _sentence(event: Event, board: Progress) -> str:
+    if isinstance(event, Notice):
         return event.text
     trial = f"trial {event.trial_id}"
     if isinstance(event, TrialStarted):
@@ -94,7 +94,7 @@ def _end(event: TrialEnded) -> str:
     return f"{event.ending.kind.value}{best}: {event.ending.reason}"
 
 
-def table(board: Board, deadline: Deadline, messages: list[str]) -> Group:
+def table(board: Progress, deadline: Deadline, messages: list[str]) -> Group:
     """The live view: headline, one row a trial (best first, running ones always shown), what was said last."""
     grid = Table(expand=True, header_style="dim", box=None)
     for name, justify in (("trial", "left"), ("state", "left"), ("done", "right"), ("tokens", "right")):
@@ -109,7 +109,7 @@ def table(board: Board, deadline: Deadline, messages: list[str]) -> Group:
     return Group(headline(board, deadline), grid, *(Text(text, style="dim") for text in messages[-3:]))
 
 
-def headline(board: Board, deadline: Deadline) -> Text:
+def headline(board: Progress, deadline: Deadline) -> Text:
     """Best against base, time used and left."""
     now = datetime.now(UTC)
     total = (deadline.ends - deadline.started).total_seconds()
@@ -122,7 +122,7 @@ def headline(board: Board, deadline: Deadline) -> Text:
     return text
 
 
-def shown_rows(board: Board) -> list[Row]:
+def shown_rows(board: Progress) -> list[TrialProgress]:
     """Running trials and the best of the ended ones, best first, as many as fit."""
     ordered = sorted(board.rows.values(), key=_by_loss)
     running = [row for row in ordered if row.state == "running"]
@@ -131,11 +131,11 @@ def shown_rows(board: Board) -> list[Row]:
     return sorted(kept, key=_by_loss)
 
 
-def _by_loss(row: Row) -> tuple[float, str]:
+def _by_loss(row: TrialProgress) -> tuple[float, str]:
     return (row.point.best_eval_loss if row.point else float("inf"), row.trial_id)
 
 
-def _cells(row: Row, *, has_scores: bool) -> list[str]:
+def _cells(row: TrialProgress, *, has_scores: bool) -> list[str]:
     name = row.trial_id if row.name == "proposed" else f"{row.trial_id} {row.name}"
     score = ["" if row.score is None else f"{row.score:.4f}"] if has_scores else []
     point = row.point

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from orchestrator.controller.events import Event, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
-from orchestrator.monitoring.progress import Board, Row
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.monitoring.progress import Progress, TrialProgress
+from orchestrator.state.run_dir import RunDir, Search
 from orchestrator.state.rungs import rung_tokens
-from trials.records.memory_report import read_memory_use
+from trials.records.memory_report import read_memory_report
 from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialRecord
 
 _LINGER_SECONDS = 120.0
@@ -55,7 +55,7 @@ class Sample:
 
 
 @dataclass
-class _Figures:
+class _TrialGauges:
     """Of one trial, since its last evaluation."""
 
     tokens_seen: int
@@ -67,20 +67,20 @@ class _Figures:
 class SearchMetrics:
     """Follows a session of a search; what earlier sessions left in the run folder counts too."""
 
-    def __init__(self, board: Board, run: RunFolder, search: Search, now: Callable[[], datetime]) -> None:
+    def __init__(self, board: Progress, run: RunDir, search: Search, now: Callable[[], datetime]) -> None:
         self._board, self._run, self._search, self._now = board, run, search, now
         before = [record for record in run.records() if record.origin in _TRAINED]
         losses = [record.best_eval_loss for record in before if record.best_eval_loss is not None]
         self._states = {record.id: _state(record) for record in before}
         self._best_before = min(losses, default=None)
-        self._trials: dict[str, _Figures] = {}
+        self._trials: dict[str, _TrialGauges] = {}
         self._trained_tokens = 0
         self._of_search = self._of_all_trials()
 
     def take(self, event: Event) -> None:
         """Takes in an event that the board has taken in already."""
         if isinstance(event, TrialStarted):
-            self._trials[event.trial_id] = _Figures(event.tokens_seen)
+            self._trials[event.trial_id] = _TrialGauges(event.tokens_seen)
         elif isinstance(event, TrialEvaluated):
             self._evaluated(self._board.rows[event.trial_id], event.point)
         elif isinstance(event, TrialPaused | TrialEnded) and event.trial_id in self._trials:
@@ -99,7 +99,7 @@ class SearchMetrics:
         left = Sample(SECONDS_LEFT, self._search.deadline.seconds_left(now))
         return [left, Sample(TOKENS, self._trained_tokens), *self._of_search, *of_trials]
 
-    def _evaluated(self, row: Row, point: EvalPoint) -> None:
+    def _evaluated(self, row: TrialProgress, point: EvalPoint) -> None:
         trial, settings = self._trials[row.trial_id], self._search.recipe.search
         rungs = rung_tokens(row.full_tokens, settings.reduction_factor, settings.rungs)
         self._trained_tokens += max(0, point.tokens_seen - trial.tokens_seen)
@@ -111,11 +111,11 @@ class SearchMetrics:
             FRACTION: point.tokens_seen / row.full_tokens,
             RUNG: sum(point.tokens_seen >= tokens for tokens in rungs),
         }
-        memory = read_memory_use(self._run.trial(row.trial_id))
+        memory = read_memory_report(self._run.trial(row.trial_id))
         if memory is not None and memory.peak_bytes is not None:
             trial.values[MEMORY] = memory.peak_bytes
 
-    def _leave(self, trial: _Figures) -> None:
+    def _leave(self, trial: _TrialGauges) -> None:
         if trial.left is None:
             trial.left = self._now()
             trial.values = {**trial.values, SPEED: 0.0}
@@ -134,7 +134,7 @@ class SearchMetrics:
         return samples
 
 
-def _is_gone(trial: _Figures, now: datetime) -> bool:
+def _is_gone(trial: _TrialGauges, now: datetime) -> bool:
     return trial.left is not None and (now - trial.left).total_seconds() > _LINGER_SECONDS
 
 

@@ -11,7 +11,7 @@ _UNTRAINED = {Origin.BASE: "evaluated, not trained", Origin.PROBE: "measures the
 
 
 @dataclass
-class Row:
+class TrialProgress:
     """One trial: what it is, where it stands."""
 
     trial_id: str
@@ -26,17 +26,17 @@ class Row:
 
 
 @dataclass
-class Board:
+class Progress:
     """All trials of this session, and the best so far against the base."""
 
     varied: tuple[str, ...]
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, TrialProgress] = field(default_factory=dict)
     base_eval_loss: float | None = None
 
     def take(self, event: Event) -> None:
         """Takes in one event."""
         if isinstance(event, TrialStarted):
-            begun = Row(event.trial_id, event.name, self._settings(event), event.full_tokens)
+            begun = TrialProgress(event.trial_id, event.name, self._settings(event), event.full_tokens)
             self.rows.setdefault(event.trial_id, begun).state = "running"
         elif isinstance(event, TrialEvaluated):
             row = self.rows[event.trial_id]
@@ -50,7 +50,7 @@ class Board:
             self.rows[event.trial_id].state = event.ending.kind.value
 
     @property
-    def best(self) -> Row | None:
+    def best(self) -> TrialProgress | None:
         """The trained trial with the lowest loss so far."""
         evaluated = [row for row in self.rows.values() if row.point and row.name not in _UNTRAINED]
         return min(evaluated, key=lambda row: row.point.best_eval_loss if row.point else 0.0, default=None)

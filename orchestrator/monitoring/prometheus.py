@@ -13,9 +13,9 @@ from ray.util.metrics import Counter, Gauge
 
 from orchestrator.controller.events import Event
 from orchestrator.monitoring.metrics import METRICS, Metric, SearchMetrics
-from orchestrator.monitoring.progress import Board
+from orchestrator.monitoring.progress import Progress
 from orchestrator.monitoring.scrape_targets import ScrapeTargets
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.state.run_dir import RunDir, Search
 from trials.console.troubles import TROUBLES, only_reporting
 
 _ABOUT = "metrics"
@@ -23,13 +23,13 @@ _SECONDS_BETWEEN = 5.0
 """Ray's agent forgets a gauge that nobody has set for 20 s, and evaluations may be minutes apart."""
 
 
-class Metrics:
+class PrometheusExporter:
     """Listens to a search, after `board` has, until its block ends. The search is named after its run folder.
 
     An error in here is one warning, and the search goes on without its metrics.
     """
 
-    def __init__(self, board: Board, run: RunFolder, search: Search, now: Callable[[], datetime]) -> None:
+    def __init__(self, board: Progress, run: RunDir, search: Search, now: Callable[[], datetime]) -> None:
         self._name = {"search": run.path.name}
         self._told = dict.fromkeys([metric for metric in METRICS if metric.is_sum], 0.0)
         self._targets = ScrapeTargets(run.path)
@@ -44,7 +44,7 @@ class Metrics:
             if not self._is_over.is_set():
                 self._search.take(event)
 
-    def __enter__(self) -> Metrics:
+    def __enter__(self) -> PrometheusExporter:
         threading.Thread(target=self._keep_telling, daemon=True).start()
         return self
 

@@ -11,7 +11,7 @@ import faulthandler
 import os
 import socket
 
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from trials.console.line_log import LineLog
 from trials.console.terminal import copy_output, divert_errors, speak_into, write_behind
 from trials.console.unexpected import keep_tracebacks_in
@@ -19,20 +19,20 @@ from trials.console.unexpected import keep_tracebacks_in
 _ERROR = "error: "
 
 
-def search_log(folder: RunFolder) -> LineLog:
+def search_log(folder: RunDir) -> LineLog:
     """The log of a search, by its run folder."""
     return LineLog(folder.logs / "search.log")
 
 
-def log_command(folder: RunFolder) -> None:
+def log_command(folder: RunDir) -> None:
     """Has this process, the search's command, log all that it says; it must have the run folder to itself."""
     speak_into(_begun(folder, "command"))
 
 
-def log_session(folder: RunFolder) -> None:
+def log_session(folder: RunDir) -> None:
     """Has this process, a session, log its errors from now on, and what is left of it should it crash.
 
-    Its events are for `orchestrator.monitoring.console.watch` to log, as they aren't lines where they're shown.
+    Its events are for `orchestrator.monitoring.console.live_view` to log, as they aren't lines where they're shown.
     """
     log = _begun(folder, "session")
     copy_output(log, stdout=False)
@@ -62,7 +62,7 @@ def last_error(log: LineLog, since: int) -> str | None:
     return errors[-1] if errors else None
 
 
-def _begun(folder: RunFolder, part: str) -> LineLog:
+def _begun(folder: RunDir, part: str) -> LineLog:
     log = search_log(folder)
     log.append(f"the search's {part} is process {os.getpid()} on {socket.gethostname()}")
     keep_tracebacks_in(log)

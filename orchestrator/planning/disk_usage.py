@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.planning.memory_bounds import corners
+from orchestrator.planning.memory_bounds import memory_bounds
 from orchestrator.state.run_dir import Search
 
 _WEIGHT_BYTES = 4
@@ -17,7 +17,7 @@ _SEARCH_BYTES = 8_000_000
 
 def disk_gib(search: Search, slots: int, trials: int | None) -> float | None:
     """GiB of the run folder, if all adapters were as large as the space's largest; None where that isn't known."""
-    found = corners(search)
+    found = memory_bounds(search)
     if not found:
         return None
     largest = max(corner.parameters for corner in found)

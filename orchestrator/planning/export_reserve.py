@@ -95,7 +95,7 @@ def expected_seconds(reserve_seconds: float) -> float:
     return _LIKELY_SHARE * reserve_seconds
 
 
-def most_lateness(reserve_seconds: float) -> float:
+def grace_seconds(reserve_seconds: float) -> float:
     """How long after the end of training a trial may still be in its last step or evaluation before it's cut off."""
     return _LATE_SHARE * reserve_seconds
 

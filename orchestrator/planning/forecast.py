@@ -14,8 +14,8 @@ from typing import Any
 from orchestrator.planning.disk_usage import disk_gib
 from orchestrator.planning.export_reserve import expected_seconds
 from orchestrator.planning.speed_cache import measured_speed, placement_of, speed_before
-from orchestrator.planning.throughput import Pace
-from orchestrator.planning.trial_length import tonight
+from orchestrator.planning.throughput import ThroughputModel
+from orchestrator.planning.trial_length import shortened_length
 from orchestrator.state.run_dir import Placement, Search
 from search_spaces.schema import SearchSettings
 
@@ -28,7 +28,7 @@ _FULL_SHARE = 0.22
 
 
 @dataclass(frozen=True)
-class Prediction:
+class SearchForecast:
     """What the search will have done by its end; None where nobody can know it yet."""
 
     trials: int | None
@@ -62,7 +62,7 @@ class Prediction:
         return {**asdict(self), "made": self.made.isoformat(), "ends": self.ends.isoformat()}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Prediction:
+    def from_json(cls, content: Mapping[str, Any]) -> SearchForecast:
         """Reads it back; unknown keys of later versions are left out. Raises KeyError, ValueError or TypeError."""
         known = {field.name: content[field.name] for field in fields(cls)}
         times = {name: datetime.fromisoformat(content[name]) for name in ("made", "ends")}
@@ -70,7 +70,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class _Night:
+class _Remaining:
     """What is left of it for training."""
 
     seconds: float
@@ -83,7 +83,7 @@ class _Night:
         return self.seconds * self.slots
 
 
-def predict(search: Search, pace: Pace | None, now: datetime) -> Prediction:
+def forecast_search(search: Search, pace: ThroughputModel | None, now: datetime) -> SearchForecast:
     """What the rest of the night brings at the measured speed, or at what is known of it before anything has run."""
     speed = (measured_speed(pace) if pace is not None else None) or speed_before(search)
     placed, settings, deadline = placement_of(search), search.recipe.search, search.deadline
@@ -93,14 +93,16 @@ def predict(search: Search, pace: Pace | None, now: datetime) -> Prediction:
     full_tokens = search.full_tokens
     if speed is not None:
         if search.shortened is None and placed.slots:
-            full_tokens = tonight(full_tokens, speed.seconds_per_token, left, placed.slots, settings.full_trials)
-        night = _Night(left, placed.slots, full_tokens * speed.seconds_per_token, speed.start_seconds)
+            full_tokens = shortened_length(
+                full_tokens, speed.seconds_per_token, left, placed.slots, settings.full_trials
+            )
+        night = _Remaining(left, placed.slots, full_tokens * speed.seconds_per_token, speed.start_seconds)
         trials, full = _counts(night, settings, len(search.recipe.start))
         busy = _busy_seconds(night, settings)
         tokens = int(min(busy * placed.slots / speed.seconds_per_token, trials * full_tokens))
         ends = min(ends, now + timedelta(seconds=busy))
     ends += timedelta(seconds=expected_seconds(deadline.reserve_seconds))
-    return Prediction(
+    return SearchForecast(
         trials=trials,
         full_trials=full,
         full_tokens=full_tokens,
@@ -124,7 +126,7 @@ def _dues(settings: SearchSettings, gpu_hours: float) -> dict[str, float | None]
     }
 
 
-def _counts(night: _Night, settings: SearchSettings, starts: int) -> tuple[int, int]:
+def _counts(night: _Remaining, settings: SearchSettings, starts: int) -> tuple[int, int]:
     """Configurations tried, and trained at full length: starting points are, and of others the best few."""
     most = settings.trials or math.inf
     fitting = int(night.slot_seconds / (night.full_seconds + night.start_seconds))
@@ -136,7 +138,7 @@ def _counts(night: _Night, settings: SearchSettings, starts: int) -> tuple[int, 
     return int(trials), min(fitting, round(starts + (trials - starts) * _FULL_SHARE))
 
 
-def _busy_seconds(night: _Night, settings: SearchSettings) -> float:
+def _busy_seconds(night: _Remaining, settings: SearchSettings) -> float:
     """Until training is over: all the time, unless so few trials are allowed that all can be trained in full."""
     if settings.trials is None:
         return night.seconds

@@ -9,9 +9,9 @@ from typing import Any
 
 from orchestrator.state.run_dir import Search
 from search_spaces.schema import Choices, Recipe
-from trials.engine.support import why_not
+from trials.engine.support import unsupported_reason
 from trials.errors import ModelError
-from trials.model.memory_estimate import MemoryNeed, allowed_gib, predicted_memory
+from trials.model.memory_estimate import MemoryEstimate, allowed_gib, estimate_memory
 from trials.model.memory_plan import adapter_bytes
 from trials.system.gpus import GpuState, gpus_here
 
@@ -24,23 +24,23 @@ _DECISIVE = ("lora_rank", "target_modules", "optimizer")
 
 
 @dataclass(frozen=True)
-class Corner:
+class MemoryBound:
     """One extreme configuration: what is special about it, its least memory, and the parameters of its adapter."""
 
     values: Mapping[str, Any]
-    need: MemoryNeed
+    need: MemoryEstimate
     parameters: int
 
 
 @dataclass(frozen=True)
-class Allowed:
+class MemoryLimit:
     """GiB that one trial may reserve, and why so many."""
 
     gib: float
     reason: str
 
 
-def corners(search: Search) -> list[Corner]:
+def memory_bounds(search: Search) -> list[MemoryBound]:
     """All corners, the smallest need first; none for a base model whose memory can't be predicted."""
     recipe = search.recipe
     try:
@@ -52,32 +52,32 @@ def corners(search: Search) -> list[Corner]:
     found = []
     for values in _extremes(recipe):
         config = recipe.trial_config(values)
-        in_engine = config.machine.engine == "shared" and why_not(config, search.ranks, base) is None
+        in_engine = config.machine.engine == "shared" and unsupported_reason(config, search.ranks, base) is None
         rows = longest or config.data.max_length_tokens
-        need = predicted_memory(config, base, rows, itemsize=itemsize, in_engine=in_engine)
+        need = estimate_memory(config, base, rows, itemsize=itemsize, in_engine=in_engine)
         if need is not None:
             parameters = need.adapter_bytes // adapter_bytes(1, config.hyperparameters, itemsize)
-            found.append(Corner(values, need, parameters))
+            found.append(MemoryBound(values, need, parameters))
     return sorted(found, key=lambda corner: corner.need.total_bytes)
 
 
-def allowed(search: Search) -> Allowed:
+def memory_limit(search: Search) -> MemoryLimit:
     """What one trial may take of a GPU: the recipe's word, this machine's GPU as it is now, or one of 24 GiB."""
     given = search.recipe.machine.gpu_memory_gib
     if given is not None:
-        return Allowed(given, "machine.gpu_memory_gib")
+        return MemoryLimit(given, "machine.gpu_memory_gib")
     told = [_of(gpu) for gpu in gpus_here() if gpu.memory_bytes is not None]
     if told:
         return min(told, key=lambda each: each.gib)
-    return Allowed(allowed_gib(ASSUMED_GIB), f"a GPU of {ASSUMED_GIB:g} GiB is assumed")
+    return MemoryLimit(allowed_gib(ASSUMED_GIB), f"a GPU of {ASSUMED_GIB:g} GiB is assumed")
 
 
-def _of(gpu: GpuState) -> Allowed:
+def _of(gpu: GpuState) -> MemoryLimit:
     """Of a GPU that others use too, what they leave."""
     usual, free = allowed_gib((gpu.memory_bytes or 0) / 2**30), (gpu.free_bytes or 0) / 2**30 - _CONTEXT_GIB
     if free >= usual:
-        return Allowed(usual, gpu.name)
-    return Allowed(max(0.0, free), f"{gpu.name}, as others have taken the rest")
+        return MemoryLimit(usual, gpu.name)
+    return MemoryLimit(max(0.0, free), f"{gpu.name}, as others have taken the rest")
 
 
 def _extremes(recipe: Recipe) -> list[dict[str, Any]]:

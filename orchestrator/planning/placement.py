@@ -10,16 +10,16 @@ from typing import Any
 from orchestrator.state.run_dir import Placement, Search
 from search_spaces.schema import Choices, Recipe
 from trials.config import Machine
-from trials.engine.support import why_not
+from trials.engine.support import unsupported_reason
 from trials.errors import RecipeError
 from trials.model.memory_plan import MOST_TOKENS
 
 FEWEST_SLOTS, MOST_SLOTS = 2, 8
 _DECISIVE = ("use_dora", "neftune_noise_alpha", "target_modules")
-"""The hyperparameters that `why_not` looks at."""
+"""The hyperparameters that `unsupported_reason` looks at."""
 
 
-def place(search: Search, *, gpus: int, cores: Sequence[int], gpus_each: int = 1) -> Placement:
+def plan_placement(search: Search, *, gpus: int, cores: Sequence[int], gpus_each: int = 1) -> Placement:
     """One engine per GPU, or where trials use none per `cpu_threads` cores; without engines a trial per GPU or core.
 
     `gpus` are those of all machines together, `gpus_each` of each that has any, `cores` those of each. No slots:
@@ -30,7 +30,7 @@ def place(search: Search, *, gpus: int, cores: Sequence[int], gpus_each: int = 1
         groups = gpus // search.ranks if search.gpus_per_trial else sum(groups_on_cpu(search, each) for each in cores)
         groups = min(groups, _asked(search, groups))
         return Placement(groups, groups)
-    if why_no_engine(search) is not None:
+    if trl_reason(search) is not None:
         slots = gpus // search.gpus_per_trial if search.gpus_per_trial else sum(cores)
         return Placement(0, min(slots, _asked(search, slots)))
     most_ranks = gpus_each if search.gpus_per_trial else min(engines_on_cpu(search.recipe.machine, c) for c in cores)
@@ -62,7 +62,7 @@ def groups_on_cpu(search: Search, cores: int) -> int:
     return max(1, cores // (search.ranks * (search.recipe.machine.cpu_threads or cores)))
 
 
-def why_no_engine(search: Search) -> str | None:
+def trl_reason(search: Search) -> str | None:
     """Why TRL trains the trials of this search, in a sentence; None: engines do."""
     if search.recipe.machine.engine == "trl":
         return "the recipe asks for TRL"
@@ -113,7 +113,7 @@ def _why_not_all_configurations(search: Search) -> str | None:
     proposed = itertools.product(*(_values(recipe, name) for name in _DECISIVE))
     suggestions = [dict(zip(_DECISIVE, values, strict=True)) for values in proposed]
     suggestions += [recipe.start_values(name) for name in recipe.start]
-    reasons = [why_not(recipe.trial_config(values), search.ranks, search.base) for values in suggestions]
+    reasons = [unsupported_reason(recipe.trial_config(values), search.ranks, search.base) for values in suggestions]
     found = next((reason for reason in reasons if reason is not None), None)
     return f"some configurations are not for it: {found}" if found and None in reasons else found
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.planning.forecast import Prediction
-from orchestrator.planning.memory_bounds import Allowed, Corner, allowed, corners
+from orchestrator.planning.forecast import SearchForecast
+from orchestrator.planning.memory_bounds import MemoryBound, MemoryLimit, memory_bounds, memory_limit
 from orchestrator.planning.trial_length import length_in_words, shortened_evaluation
 from orchestrator.state.run_dir import Search
 from search_spaces.durations import format_duration
@@ -15,12 +15,12 @@ from trials.schedule import Epoch, evaluation_tokens
 _SHOWN_MILESTONES = 12
 
 
-def night_lines(search: Search, full_tokens: int, epoch: Epoch, prediction: Prediction) -> list[str]:
+def forecast_lines(search: Search, full_tokens: int, epoch: Epoch, prediction: SearchForecast) -> list[str]:
     """What the night will bring; `full_tokens` are those that the recipe asks for."""
     return [
         reserve_line(search),
         *speed_lines(prediction, full_tokens, epoch),
-        milestones_line(search, full_tokens, prediction, epoch),
+        evaluation_points_line(search, full_tokens, prediction, epoch),
         *memory_lines(search),
         *cost_lines(search, prediction),
     ]
@@ -35,7 +35,7 @@ def reserve_line(search: Search) -> str:
     return f"{said}, until the base model's evaluation has shown how long they take"
 
 
-def speed_lines(prediction: Prediction, full_tokens: int, epoch: Epoch) -> list[str]:
+def speed_lines(prediction: SearchForecast, full_tokens: int, epoch: Epoch) -> list[str]:
     """Speed, number and length of trials, and when the export will be there."""
     ends = f"the export is there at about {prediction.ends:%H:%M:%S} UTC"
     if prediction.seconds_per_token is None:
@@ -50,7 +50,7 @@ def speed_lines(prediction: Prediction, full_tokens: int, epoch: Epoch) -> list[
     ]
 
 
-def counts_in_words(prediction: Prediction) -> str:
+def counts_in_words(prediction: SearchForecast) -> str:
     """How many trials, how many of them at full length, and their tokens."""
     if prediction.trials is None:
         return "an unknown number of trials"
@@ -60,7 +60,7 @@ def counts_in_words(prediction: Prediction) -> str:
     )
 
 
-def milestones_line(search: Search, full_tokens: int, prediction: Prediction, epoch: Epoch) -> str:
+def evaluation_points_line(search: Search, full_tokens: int, prediction: SearchForecast, epoch: Epoch) -> str:
     """The tokens at which trials are evaluated, and may pause."""
     settings = shortened_evaluation(search.recipe.evaluation, prediction.full_tokens / full_tokens)
     at = evaluation_tokens(prediction.full_tokens, settings, epoch)
@@ -71,7 +71,7 @@ def milestones_line(search: Search, full_tokens: int, prediction: Prediction, ep
 
 def memory_lines(search: Search) -> list[str]:
     """The least memory of one trial at the corners of the space, and which of them don't fit and why."""
-    found = corners(search)
+    found = memory_bounds(search)
     if not found:
         return ["memory: can't be predicted for this base model; every configuration is tried before it's trained"]
     low, high = found[0], found[-1]
@@ -80,7 +80,7 @@ def memory_lines(search: Search) -> list[str]:
         extent += f" to {high.need.gib:.1f} GiB{_values(high)}"
     if not search.gpus_per_trial:
         return [f"memory of one trial, on the CPU: at least {extent}"]
-    limit = allowed(search)
+    limit = memory_limit(search)
     too_large = [corner for corner in found if corner.need.gib > limit.gib]
     fits = "all corners of the space fit" if not too_large else "these don't fit, and end as out of memory:"
     return [
@@ -89,7 +89,7 @@ def memory_lines(search: Search) -> list[str]:
     ]
 
 
-def cost_lines(search: Search, prediction: Prediction) -> list[str]:
+def cost_lines(search: Search, prediction: SearchForecast) -> list[str]:
     """Disk, energy and money."""
     settings = search.recipe.search
     lines = []
@@ -103,7 +103,7 @@ def cost_lines(search: Search, prediction: Prediction) -> list[str]:
     return lines
 
 
-def _too_large(found: Sequence[Corner], limit: Allowed) -> list[str]:
+def _too_large(found: Sequence[MemoryBound], limit: MemoryLimit) -> list[str]:
     return [
         f"  {_settings(corner.values) or 'every configuration'}: {corner.need.gib:.1f} GiB, "
         f"{corner.need.gib - limit.gib:.1f} too many: base model {corner.need.base_bytes / 2**30:.1f}, adapter with "
@@ -112,7 +112,7 @@ def _too_large(found: Sequence[Corner], limit: Allowed) -> list[str]:
     ]
 
 
-def _values(corner: Corner) -> str:
+def _values(corner: MemoryBound) -> str:
     return f" ({_settings(corner.values)})" if corner.values else ""
 
 

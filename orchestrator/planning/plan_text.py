@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from orchestrator.planning.forecast import predict
-from orchestrator.planning.placement import place, why_no_engine
-from orchestrator.planning.plan_lines import night_lines
-from orchestrator.planning.throughput import Pace
+from orchestrator.planning.forecast import forecast_search
+from orchestrator.planning.placement import plan_placement, trl_reason
+from orchestrator.planning.plan_lines import forecast_lines
+from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.state.run_dir import Search
 from search_spaces.durations import format_duration
 from search_spaces.layers import flatten
@@ -23,7 +23,7 @@ from trials.system.gpus import gpu_count
 
 
 @dataclass(frozen=True)
-class Sizes:
+class DataSizes:
     """Rows and tokens of a search's data, and how far a full trial goes."""
 
     epoch_tokens: int
@@ -32,11 +32,11 @@ class Sizes:
     """Fingerprint of the tokenised rows, and what became of every split's rows."""
 
     @staticmethod
-    def of(recipe: Recipe, data: TrialData) -> Sizes:
+    def of(recipe: Recipe, data: TrialData) -> DataSizes:
         """Counted on tokenised rows."""
         splits = {"train": data.train, "eval": data.eval, "test": data.test}
         counts = {name: asdict(split.counts) for name, split in splits.items() if split is not None}
-        return Sizes(
+        return DataSizes(
             data={"fingerprint": data.fingerprint, **counts},
             epoch_tokens=data.train.tokens,
             full_tokens=_longest_trial(recipe, data.train.epoch),
@@ -54,7 +54,7 @@ def _longest_trial(recipe: Recipe, epoch: Epoch) -> int:
     return longest
 
 
-def describe(search: Search, sizes: Sizes, pace: Pace | None = None, now: datetime | None = None) -> str:
+def describe(search: Search, sizes: DataSizes, pace: ThroughputModel | None = None, now: datetime | None = None) -> str:
     """The plan as text: time, data, what the night will bring, starting points, space, where settings came from.
 
     For a search that goes on: its measured `pace`, and the time; else what's known beforehand, from the start.
@@ -69,7 +69,7 @@ def describe(search: Search, sizes: Sizes, pace: Pace | None = None, now: dateti
         f"base model: {search.recipe.model.name} ({search.recipe.model.quantization})",
         *data_lines(sizes.data),
         f"full trial: {sizes.full_tokens:,} tokens ({sizes.full_tokens / sizes.epoch_tokens:.2f} epochs)",
-        *night_lines(search, sizes.full_tokens, epoch, predict(search, pace, now or deadline.started)),
+        *forecast_lines(search, sizes.full_tokens, epoch, forecast_search(search, pace, now or deadline.started)),
         f"first the base model, then {len(search.recipe.start)} starting point(s): "
         f"{', '.join(search.recipe.start) or 'none'}; then what promises most by all curves so far",
         f"GPUs per trial: {search.gpus_per_trial}{_together(search)}",
@@ -114,8 +114,8 @@ def _counts(described: Any) -> Counts | None:
 
 def placement_line(search: Search) -> str:
     """Which engine runs the trials and why, and how many at once on this machine; a Ray cluster may have more."""
-    placement = place(search, gpus=gpu_count(), cores=[os.cpu_count() or 1])
-    reason = why_no_engine(search)
+    placement = plan_placement(search, gpus=gpu_count(), cores=[os.cpu_count() or 1])
+    reason = trl_reason(search)
     engine = "shared (it can run every configuration of this search)" if reason is None else f"TRL ({reason})"
     if search.ranks > 1 and placement.slots:
         return f"engine: {engine}; trials at once: {placement.slots}, each in {search.ranks} processes"

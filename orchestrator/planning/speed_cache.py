@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.planning.gpu_specs import known_rates
-from orchestrator.planning.placement import place, why_no_engine
-from orchestrator.planning.throughput import FIRST_START_SECONDS, Pace
+from orchestrator.planning.placement import plan_placement, trl_reason
+from orchestrator.planning.throughput import FIRST_START_SECONDS, ThroughputModel
 from orchestrator.state.run_dir import Placement, Search
 from trials.config import ModelSettings
 from trials.errors import ModelError
-from trials.model.activation_policy import Keep
+from trials.model.activation_policy import ActivationPolicy
 from trials.model.architecture import ARCHITECTURES
 from trials.model.memory_estimate import sizes_of
-from trials.model.memory_plan import MOST_TOKENS, Plan, seconds_per_token
+from trials.model.memory_plan import MOST_TOKENS, MicroBatchPlan, seconds_per_token
 from trials.system.files import write_json
 from trials.system.gpus import gpu_count, gpu_names
 from trials.system.shared_cache import is_ours, places
@@ -42,7 +42,7 @@ _EVALUATED_TOKEN = 0.5
 
 
 @dataclass(frozen=True)
-class Speed:
+class SpeedEstimate:
     """Of one trial in its slot, evaluations included, and where that's known from."""
 
     seconds_per_token: float
@@ -50,13 +50,13 @@ class Speed:
     source: str
 
 
-def measured_speed(pace: Pace) -> Speed | None:
+def measured_speed(pace: ThroughputModel) -> SpeedEstimate | None:
     """As this search has measured it; None before it has."""
     each = pace.seconds_per_token()
-    return None if each is None else Speed(each, pace.start_seconds, MEASURED)
+    return None if each is None else SpeedEstimate(each, pace.start_seconds, MEASURED)
 
 
-def speed_before(search: Search) -> Speed | None:
+def speed_before(search: Search) -> SpeedEstimate | None:
     """Before anything has run; None where nobody knows."""
     return _remembered(search) or _estimated(search)
 
@@ -80,10 +80,10 @@ def assumed_scaling(ranks: int) -> float:
 
 def placement_of(search: Search) -> Placement:
     """Where trials run: what Ray has said, or else what this machine alone would give."""
-    return search.placement or place(search, gpus=gpu_count(), cores=[os.cpu_count() or 1])
+    return search.placement or plan_placement(search, gpus=gpu_count(), cores=[os.cpu_count() or 1])
 
 
-def remember_speed(search: Search, pace: Pace) -> None:
+def save_speed(search: Search, pace: ThroughputModel) -> None:
     """Keeps what was measured for the plan of a later search; a cache that can't be written is no error."""
     each, per_device = pace.seconds_per_token(), _slots_per_device(search)
     if each is None or not per_device:
@@ -104,17 +104,17 @@ def remember_speed(search: Search, pace: Pace) -> None:
         return
 
 
-def _remembered(search: Search) -> Speed | None:
+def _remembered(search: Search) -> SpeedEstimate | None:
     found, per_device = _read().get(_key(search)), _slots_per_device(search)
     if not isinstance(found, dict) or not per_device:
         return None
     try:
-        return Speed(per_device / found["tokens_per_second"], float(found["start_seconds"]), EARLIER)
+        return SpeedEstimate(per_device / found["tokens_per_second"], float(found["start_seconds"]), EARLIER)
     except (TypeError, KeyError, ValueError, ZeroDivisionError):
         return None
 
 
-def _estimated(search: Search) -> Speed | None:
+def _estimated(search: Search) -> SpeedEstimate | None:
     names, per_device = gpu_names(), _slots_per_device(search)
     rates = known_rates(names[0]) if names and search.gpus_per_trial else None
     if rates is None or not per_device:
@@ -126,12 +126,14 @@ def _estimated(search: Search) -> Speed | None:
     if base.model_type not in ARCHITECTURES:
         return None
     sizes = sizes_of(base, 2, is_quantized=search.recipe.model.quantization == "nf4")
-    share = _OF_RATES_TRL if why_no_engine(search) else _OF_RATES_ENGINE
-    each = seconds_per_token(sizes, rates, Plan(MOST_TOKENS, (Keep.NO_MLP,) * sizes.layers)) / share
+    share = _OF_RATES_TRL if trl_reason(search) else _OF_RATES_ENGINE
+    each = (
+        seconds_per_token(sizes, rates, MicroBatchPlan(MOST_TOKENS, (ActivationPolicy.NO_MLP,) * sizes.layers)) / share
+    )
     each = max(each, _LEAST_SECONDS_PER_TOKEN)
     if search.ranks > 1:
         each /= assumed_scaling(search.ranks)
-    return Speed(per_device * each * _with_evaluations(search), FIRST_START_SECONDS, ESTIMATED)
+    return SpeedEstimate(per_device * each * _with_evaluations(search), FIRST_START_SECONDS, ESTIMATED)
 
 
 def _with_evaluations(search: Search) -> float:
@@ -152,7 +154,7 @@ def _key(search: Search) -> str:
     model, machine = search.recipe.model, search.recipe.machine
     names = gpu_names() if search.gpus_per_trial else []
     device = names[0] if names else f"CPU of {os.cpu_count()} cores, threads {machine.cpu_threads}"
-    engine = "trl" if why_no_engine(search) else "shared"
+    engine = "trl" if trl_reason(search) else "shared"
     together = [f"{search.ranks} together"] if search.ranks > 1 else []
     return " | ".join([model.name, _revision(model), model.quantization, engine, device, *together])
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from orchestrator.state.regrouped import Regrouped
+from orchestrator.state.regrouped import Consolidation
 from trials.config import TrialConfig
 from trials.records.trial_dir import Origin, TrialRecord
 
@@ -32,7 +32,7 @@ _BELIEVED = 3
 """So many surprises in a row, all up or all down, aren't accidents."""
 
 
-class Kind(NamedTuple):
+class ConfigGroup(NamedTuple):
     """What changes the speed of a configuration; ranks and batches by their power of two."""
 
     coarse: tuple[str, ...]
@@ -40,12 +40,12 @@ class Kind(NamedTuple):
     batch: int
 
 
-def kind_of(config: TrialConfig) -> Kind:
+def config_group(config: TrialConfig) -> ConfigGroup:
     """The kind of a configuration: equal ones are taken to be equally fast."""
     hp = config.hyperparameters
     special = [name for name, on in (("dora", hp.use_dora), ("neftune", hp.neftune_noise_alpha > 0)) if on]
     coarse = (config.machine.engine, *special, *sorted(hp.target_modules))
-    return Kind(coarse, round(math.log2(hp.lora_rank)), round(math.log2(hp.effective_batch)))
+    return ConfigGroup(coarse, round(math.log2(hp.lora_rank)), round(math.log2(hp.effective_batch)))
 
 
 @dataclass
@@ -97,16 +97,16 @@ class _Estimate:
         offset.learn(error, total)
 
 
-class Pace:
+class ThroughputModel:
     """Measured speed; every method takes the same short time however much was measured."""
 
-    def __init__(self, regrouped: Regrouped | None = None) -> None:
+    def __init__(self, regrouped: Consolidation | None = None) -> None:
         """`regrouped`: from some moment on, several processes train each trial together; None: it's always alike."""
         self._regrouped = regrouped
         self._gain = None if regrouped is None else _Level(math.log(regrouped.speedup), _BETWEEN_KINDS**2)
         self._speed = _Estimate()
         self._start = _Estimate()
-        self._offsets: dict[Kind, _Level] = {}
+        self._offsets: dict[ConfigGroup, _Level] = {}
         self._families: dict[tuple[str, ...], _Family] = {}
         self._all = _Family()
         self.tokens = 0
@@ -115,7 +115,7 @@ class Pace:
         """The time that they took, summed over trials side by side."""
 
     @classmethod
-    def from_records(cls, records: Iterable[TrialRecord], regrouped: Regrouped | None = None) -> Pace:
+    def from_records(cls, records: Iterable[TrialRecord], regrouped: Consolidation | None = None) -> ThroughputModel:
         """As measured before: rebuilt from the evaluations on disk, trial by trial."""
         pace = cls(regrouped)
         for record in records:
@@ -135,7 +135,7 @@ class Pace:
         if self._regrouped is not None and ranks == self._regrouped.ranks:
             self._note_gain(config, seconds / tokens)
             return
-        kind = kind_of(config)
+        kind = config_group(config)
         # The first kind of all has no offset: it's what the others are measured against.
         offset = self._offsets.get(kind) or _Level(0.0, _BETWEEN_KINDS**2 if self._offsets else 0.0)
         before = offset.value
@@ -185,7 +185,7 @@ class Pace:
 
     def _offset(self, config: TrialConfig | None) -> float:
         if config is not None:
-            kind = kind_of(config)
+            kind = config_group(config)
             if kind in self._offsets:
                 return self._offsets[kind].value
             family = self._families.get(kind.coarse, self._all)

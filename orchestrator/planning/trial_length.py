@@ -8,7 +8,7 @@ _LONGEST_SHARE = 0.5
 """Of the night for one full trial: what was learned from the first must still have time for another."""
 
 
-def tonight(
+def shortened_length(
     full_tokens: int, seconds_per_token: float, seconds_left: float, slots: int, full_trials: float | None
 ) -> int:
     """Tokens of a full trial tonight: all of `full_tokens`, or as many as `full_trials` such trials can each have.

@@ -15,9 +15,9 @@ from ray.util.state import list_nodes
 from orchestrator.execution.tune_run import placed
 from orchestrator.execution.worker_pool import cores_of_nodes, gpus_of_nodes
 from orchestrator.preflight.all_reduce import AllReduce, measure
-from orchestrator.preflight.gpus import all_reduce_findings
-from orchestrator.preflight.nodes import Clock, NodeReport, clock_findings, node_findings, this_node
-from orchestrator.state.check_result import Finding, Level
+from orchestrator.preflight.gpus import all_reduce_checks
+from orchestrator.preflight.nodes import ClockOffset, NodeReport, clock_checks, node_checks, this_node
+from orchestrator.state.check_result import CheckResult, Severity
 from orchestrator.state.run_dir import Search
 from trials.errors import InputError, first_line
 
@@ -49,7 +49,7 @@ class _Probe:
         return time.time()
 
 
-def cluster_findings(search: Search, least_gib: float | None) -> list[Finding]:
+def cluster_checks(search: Search, least_gib: float | None) -> list[CheckResult]:
     """What is quickly found in the cluster that this process has joined: a process on every node, some seconds."""
     probes = {node.name: _start_probe(node) for node in _nodes()}
     try:
@@ -59,17 +59,17 @@ def cluster_findings(search: Search, least_gib: float | None) -> list[Finding]:
         for probe in probes.values():
             ray.kill(probe)
     clocks = {name: clock for name, clock in readings.items() if clock is not None}
-    found = node_findings(this_node(), reports, search.gpus_per_trial, least_gib)
-    return [_slots_finding(search), *silent, *found, *clock_findings(clocks)]
+    found = node_checks(this_node(), reports, search.gpus_per_trial, least_gib)
+    return [_slots_finding(search), *silent, *found, *clock_checks(clocks)]
 
 
-def slow_findings(search: Search, dashboard: str | None) -> list[Finding]:
+def slow_checks(search: Search, dashboard: str | None) -> list[CheckResult]:
     """What only a plan has the time for: the dashboard's state API, and the GPUs of each node together."""
     found = [_state_finding(dashboard)]
     for node in _nodes():
         if node.gpus > 1:
             found += [
-                Finding(f"{node.name} {one.name}", one.level, one.text, one.remedy)
+                CheckResult(f"{node.name} {one.name}", one.level, one.text, one.remedy)
                 for one in _all_reduce(node, search.gpus_per_trial)
             ]
     return found
@@ -94,7 +94,7 @@ def _start_probe(node: _Node) -> Any:
     return ray.remote(_Probe).options(num_cpus=0, scheduling_strategy=strategy).remote()
 
 
-def _reports(probes: Mapping[str, Any]) -> tuple[dict[str, NodeReport], list[Finding]]:
+def _reports(probes: Mapping[str, Any]) -> tuple[dict[str, NodeReport], list[CheckResult]]:
     """Of nodes that answer, and what is to say of the others."""
     asked = {name: probe.report.remote() for name, probe in probes.items()}
     ray.wait(list(asked.values()), num_returns=len(asked), timeout=_NODE_SECONDS)
@@ -104,14 +104,14 @@ def _reports(probes: Mapping[str, Any]) -> tuple[dict[str, NodeReport], list[Fin
             reports[name] = ray.get(answer, timeout=0)
         except GetTimeoutError:
             text, remedy = f"no answer in {_NODE_SECONDS:.0f} s", "See whether it's overloaded: ray status"
-            silent.append(Finding(name, Level.WARNING, text, remedy))
+            silent.append(CheckResult(name, Severity.WARNING, text, remedy))
         except RayError as error:
             text, remedy = f"it can't run this project's code ({_last_line(error)})", "Install it there: scripts/setup"
-            silent.append(Finding(name, Level.IMPOSSIBLE, text, remedy))
+            silent.append(CheckResult(name, Severity.IMPOSSIBLE, text, remedy))
     return reports, silent
 
 
-def _clock(probe: Any) -> Clock | None:
+def _clock(probe: Any) -> ClockOffset | None:
     """The reading with the shortest round trip, which is the surest; None where the node has left meanwhile."""
     readings = []
     for _ in range(_CLOCK_READINGS):
@@ -121,25 +121,25 @@ def _clock(probe: Any) -> Clock | None:
         except RayError:
             return None
         round_trip = time.perf_counter() - began
-        readings.append(Clock(there - before - round_trip / 2, round_trip))
+        readings.append(ClockOffset(there - before - round_trip / 2, round_trip))
     return min(readings, key=lambda clock: clock.round_trip)
 
 
-def _slots_finding(search: Search) -> Finding:
+def _slots_finding(search: Search) -> CheckResult:
     cores, gpus = cores_of_nodes(), sum(gpus_of_nodes())
     text = f"{len(cores)} nodes, {gpus} GPUs, {sum(cores.values())} cores"
     try:
         placement = placed(search).placement
     except InputError:
         remedy = "Add nodes, or give a smaller --gpus-per-trial"
-        return Finding("cluster", Level.IMPOSSIBLE, f"{text}: too few for one trial", remedy)
+        return CheckResult("cluster", Severity.IMPOSSIBLE, f"{text}: too few for one trial", remedy)
     assert placement is not None
     if gpus and not search.gpus_per_trial:
-        return Finding("cluster", Level.WARNING, f"{text}, but trials use no GPU", "Give --gpus-per-trial 1")
-    return Finding("cluster", Level.OK, f"{text}; trials at once: {placement.slots}")
+        return CheckResult("cluster", Severity.WARNING, f"{text}, but trials use no GPU", "Give --gpus-per-trial 1")
+    return CheckResult("cluster", Severity.OK, f"{text}; trials at once: {placement.slots}")
 
 
-def _state_finding(dashboard: str | None) -> Finding:
+def _state_finding(dashboard: str | None) -> CheckResult:
     """Of the state API that Ray finds by itself, as what gives GPUs of stopped trials back does."""
     where = "no dashboard" if dashboard is None else f"dashboard at {dashboard}"
     try:
@@ -147,26 +147,26 @@ def _state_finding(dashboard: str | None) -> Finding:
     except Exception as error:  # whatever an HTTP client raises
         text = f"{where}; its state API doesn't answer ({first_line(error)})"
         remedy = "Start the head with --include-dashboard=true: without it GPUs of stopped trials can stay taken"
-        return Finding("dashboard", Level.WARNING, text, remedy)
+        return CheckResult("dashboard", Severity.WARNING, text, remedy)
     here = {node.id for node in _nodes()}
     if not here <= listed:
         remedy = f"export RAY_ADDRESS={ray.get_runtime_context().gcs_address}"
-        return Finding("dashboard", Level.WARNING, f"{where}; Ray asks another cluster's state API", remedy)
-    return Finding("dashboard", Level.OK, f"{where}; its state API answers, {len(listed)} nodes")
+        return CheckResult("dashboard", Severity.WARNING, f"{where}; Ray asks another cluster's state API", remedy)
+    return CheckResult("dashboard", Severity.OK, f"{where}; its state API answers, {len(listed)} nodes")
 
 
-def _all_reduce(node: _Node, gpus_per_trial: int) -> list[Finding]:
+def _all_reduce(node: _Node, gpus_per_trial: int) -> list[CheckResult]:
     strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
     both = ray.remote(_both_ways).options(num_cpus=0, num_gpus=node.gpus, scheduling_strategy=strategy)
     answer = both.remote(node.gpus)
     try:
         with_p2p, without_p2p = ray.get(answer, timeout=_ALL_REDUCE_SECONDS)
-        return all_reduce_findings(with_p2p, without_p2p, gpus_per_trial)
+        return all_reduce_checks(with_p2p, without_p2p, gpus_per_trial)
     except RayError as error:
         ray.cancel(answer, force=True)
         why = "they are in use" if isinstance(error, GetTimeoutError) else _last_line(error)
         text = f"not checked over {node.gpus} GPUs ({why})"
-        return [Finding("NCCL", Level.WARNING, text, "Ask again when nothing else runs there")]
+        return [CheckResult("NCCL", Severity.WARNING, text, "Ask again when nothing else runs there")]
 
 
 def _both_ways(ranks: int) -> tuple[AllReduce, AllReduce]:

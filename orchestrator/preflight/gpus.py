@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from orchestrator.preflight.all_reduce import AllReduce
-from orchestrator.state.check_result import Finding, Level
+from orchestrator.state.check_result import CheckResult, Severity
 from trials.system.gpus import VISIBLE, Driver, GpuState, visible
 
 _GIB = 2**30
@@ -20,32 +20,32 @@ WITHOUT_P2P = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
 _SLOWER = 0.8
 
 
-def driver_findings(
+def driver_checks(
     driver: Driver | str | None, gpus_per_trial: int, least_gib: float | None, environ: Mapping[str, str] = os.environ
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Driver, CUDA and memory of one machine. `least_gib`: of the smallest trial; None where that isn't known."""
-    bad = Level.IMPOSSIBLE if gpus_per_trial else Level.WARNING
+    bad = Severity.IMPOSSIBLE if gpus_per_trial else Severity.WARNING
     if driver is None:
-        return [Finding("GPUs", Level.OK, "no NVIDIA driver here; trials would run on the CPU")]
+        return [CheckResult("GPUs", Severity.OK, "no NVIDIA driver here; trials would run on the CPU")]
     if isinstance(driver, str):
         remedy = "After an update of the driver restart the machine; in a container pass the GPUs in (--gpus all)"
-        return [Finding("driver", bad, f"it can't be asked about its GPUs ({driver})", remedy)]
+        return [CheckResult("driver", bad, f"it can't be asked about its GPUs ({driver})", remedy)]
     gpus = visible(driver.gpus, environ.get(VISIBLE))
     if not gpus:
         text = f"{VISIBLE}={environ.get(VISIBLE)} leaves none of {len(driver.gpus)}; trials would run on the CPU"
-        return [Finding("GPUs", Level.OK, text)]
+        return [CheckResult("GPUs", Severity.OK, text)]
     found = [_cuda(driver, bad), *(_memory(gpu, least_gib) for gpu in gpus)]
     return found + _old_driver(driver, gpus_per_trial, environ)
 
 
-def all_reduce_findings(with_p2p: AllReduce, without_p2p: AllReduce, gpus_per_trial: int) -> list[Finding]:
+def all_reduce_checks(with_p2p: AllReduce, without_p2p: AllReduce, gpus_per_trial: int) -> list[CheckResult]:
     """Whether GPUs of one machine can add up gradients, and which way is faster."""
-    bad = Level.IMPOSSIBLE if gpus_per_trial > 1 else Level.WARNING
+    bad = Severity.IMPOSSIBLE if gpus_per_trial > 1 else Severity.WARNING
     name, both = "NCCL", f"with P2P {with_p2p.in_words()}, without {without_p2p.in_words()}"
     text = f"all-reduce over {with_p2p.ranks} GPUs: {both}"
     if with_p2p.gb_per_second is None and without_p2p.gb_per_second is None:
         return [
-            Finding(
+            CheckResult(
                 name,
                 bad,
                 text,
@@ -53,49 +53,51 @@ def all_reduce_findings(with_p2p: AllReduce, without_p2p: AllReduce, gpus_per_tr
             )
         ]
     if with_p2p.gb_per_second is None:
-        return [Finding(name, Level.WARNING, text, f"export {'=1 '.join(WITHOUT_P2P)}=1 before the search")]
+        return [CheckResult(name, Severity.WARNING, text, f"export {'=1 '.join(WITHOUT_P2P)}=1 before the search")]
     if without_p2p.gb_per_second is not None and with_p2p.gb_per_second < _SLOWER * without_p2p.gb_per_second:
-        return [Finding(name, Level.WARNING, text, "export NCCL_P2P_DISABLE=1: it's faster without")]
-    return [Finding(name, Level.OK, text)]
+        return [CheckResult(name, Severity.WARNING, text, "export NCCL_P2P_DISABLE=1: it's faster without")]
+    return [CheckResult(name, Severity.OK, text)]
 
 
-def _cuda(driver: Driver, bad: Level) -> Finding:
+def _cuda(driver: Driver, bad: Severity) -> CheckResult:
     knows = "" if driver.cuda is None else f", for CUDA {driver.cuda[0]}.{driver.cuda[1]}"
     text = f"{driver.version}{knows}; torch is built for "
     if driver.torch_cuda is None:
         remedy = "Install a build of torch with CUDA: TORCH=cuda scripts/setup"
-        return Finding("driver", bad, text + "none", remedy)
+        return CheckResult("driver", bad, text + "none", remedy)
     # A driver runs what was built for any release of its own major version, and for older ones.
     if driver.cuda is not None and int(driver.torch_cuda.split(".")[0]) > driver.cuda[0]:
         remedy = f"Install a newer driver, or a torch that is built for CUDA {driver.cuda[0]}"
-        return Finding("driver", bad, f"{text}CUDA {driver.torch_cuda}", remedy)
-    return Finding("driver", Level.OK, f"{text}CUDA {driver.torch_cuda}")
+        return CheckResult("driver", bad, f"{text}CUDA {driver.torch_cuda}", remedy)
+    return CheckResult("driver", Severity.OK, f"{text}CUDA {driver.torch_cuda}")
 
 
-def _memory(gpu: GpuState, least_gib: float | None) -> Finding:
+def _memory(gpu: GpuState, least_gib: float | None) -> CheckResult:
     name = f"GPU {gpu.index}"
     if gpu.memory_bytes is None or gpu.free_bytes is None:
         remedy = "In a container start it with NVIDIA_DRIVER_CAPABILITIES=compute,utility"
-        return Finding(name, Level.WARNING, f"{gpu.name}; the driver doesn't tell its memory", remedy)
+        return CheckResult(name, Severity.WARNING, f"{gpu.name}; the driver doesn't tell its memory", remedy)
     free = gpu.free_bytes / _GIB
     text = f"{gpu.name}, {free:.1f} of {gpu.memory_bytes / _GIB:.1f} GiB free"
     if least_gib is not None and free < least_gib:
         remedy = f"The smallest trial takes {least_gib:.1f} GiB. End what nvidia-smi lists"
-        return Finding(name, Level.WARNING, text, remedy)
+        return CheckResult(name, Severity.WARNING, text, remedy)
     if gpu.memory_bytes - gpu.free_bytes > _IDLE_BYTES:
-        return Finding(name, Level.WARNING, text, "Others use it: trials take what is left. nvidia-smi lists them")
-    return Finding(name, Level.OK, text)
+        return CheckResult(
+            name, Severity.WARNING, text, "Others use it: trials take what is left. nvidia-smi lists them"
+        )
+    return CheckResult(name, Severity.OK, text)
 
 
-def _old_driver(driver: Driver, gpus_per_trial: int, environ: Mapping[str, str]) -> list[Finding]:
+def _old_driver(driver: Driver, gpus_per_trial: int, environ: Mapping[str, str]) -> list[CheckResult]:
     has_no_p2p = len(driver.gpus) > 1 and any(_NO_P2P in gpu.name for gpu in driver.gpus)
     if not has_no_p2p or _numbers(driver.version) >= _P2P_DRIVER:
         return []
     text = f"{driver.version} doesn't know that the RTX 4000 series has no P2P"
     if all(environ.get(name) == "1" for name in WITHOUT_P2P):
-        return [Finding("P2P", Level.OK, f"{text}; {' and '.join(WITHOUT_P2P)} say so")]
+        return [CheckResult("P2P", Severity.OK, f"{text}; {' and '.join(WITHOUT_P2P)} say so")]
     remedy = f"Install driver 550.40.07 or newer, or export {'=1 '.join(WITHOUT_P2P)}=1"
-    return [Finding("P2P", Level.IMPOSSIBLE if gpus_per_trial > 1 else Level.WARNING, text, remedy)]
+    return [CheckResult("P2P", Severity.IMPOSSIBLE if gpus_per_trial > 1 else Severity.WARNING, text, remedy)]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

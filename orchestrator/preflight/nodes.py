@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.preflight.gpus import WITHOUT_P2P, driver_findings
-from orchestrator.state.check_result import Finding, Level
+from orchestrator.preflight.gpus import WITHOUT_P2P, driver_checks
+from orchestrator.state.check_result import CheckResult, Severity
 from orchestrator.state.run_dir import versions
 from trials.config import TrackingSettings
 from trials.system.gpus import Driver, driver_here
@@ -44,7 +44,7 @@ class NodeReport:
 
 
 @dataclass(frozen=True)
-class Clock:
+class ClockOffset:
     """Of a machine against this one's, in seconds; right up to half the round trip."""
 
     ahead: float
@@ -60,31 +60,31 @@ def this_node() -> NodeReport:
     return NodeReport(socket.gethostname(), found, driver_here(), 1 - disk.free / disk.total, wants_wandb, nccl)
 
 
-def node_findings(
+def node_checks(
     here: NodeReport, nodes: Mapping[str, NodeReport], gpus_per_trial: int, least_gib: float | None
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Of all nodes, by the names to call them by, against the machine where the search's own process runs."""
     found = _version_findings(here, nodes)
     for name, node in nodes.items():
         if node.disk_used > _FULL:
             text = f"the disk with Ray's temporary files is {node.disk_used:.0%} full".replace("%", " %")
-            found.append(Finding(name, Level.WARNING, text, "Make room, or start Ray with another --temp-dir"))
+            found.append(CheckResult(name, Severity.WARNING, text, "Make room, or start Ray with another --temp-dir"))
         if node.logs_to_wandb != here.logs_to_wandb:
             text = f"{'has' if node.logs_to_wandb else 'has no'} W&B key or mode, other than this machine"
             remedy = "Set WANDB_API_KEY or WANDB_MODE alike before ray start: trials log from where they run"
-            found.append(Finding(name, Level.WARNING, text, remedy))
-        of_gpus = driver_findings(node.driver, gpus_per_trial, least_gib, node.nccl)
-        found += [Finding(f"{name} {one.name}", one.level, one.text, one.remedy) for one in of_gpus]
+            found.append(CheckResult(name, Severity.WARNING, text, remedy))
+        of_gpus = driver_checks(node.driver, gpus_per_trial, least_gib, node.nccl)
+        found += [CheckResult(f"{name} {one.name}", one.level, one.text, one.remedy) for one in of_gpus]
     return found
 
 
-def clock_findings(clocks: Mapping[str, Clock]) -> list[Finding]:
+def clock_checks(clocks: Mapping[str, ClockOffset]) -> list[CheckResult]:
     """One line for all whose clock is right, one for each that isn't."""
     off = {name: clock for name, clock in clocks.items() if abs(clock.ahead) - clock.round_trip / 2 > _CLOCK_SECONDS}
     found = [
-        Finding(
+        CheckResult(
             f"{name} clock",
-            Level.WARNING,
+            Severity.WARNING,
             f"{abs(clock.ahead):.1f} s {'ahead' if clock.ahead > 0 else 'behind'} (round trip {_ms(clock)} ms)",
             f"Set it by a time server (timedatectl set-ntp true): trials there end their training so much "
             f"{'too early' if clock.ahead > 0 else 'too late'}",
@@ -96,11 +96,11 @@ def clock_findings(clocks: Mapping[str, Clock]) -> list[Finding]:
         most = max(abs(clock.ahead) + clock.round_trip / 2 for clock in right)
         trips = sorted(float(_ms(clock)) for clock in right)
         text = f"{len(right)} within {most:.3f} s of this one; round trips {trips[0]:g} to {trips[-1]:g} ms"
-        found.append(Finding("clocks", Level.OK, text))
+        found.append(CheckResult("clocks", Severity.OK, text))
     return found
 
 
-def _version_findings(here: NodeReport, nodes: Mapping[str, NodeReport]) -> list[Finding]:
+def _version_findings(here: NodeReport, nodes: Mapping[str, NodeReport]) -> list[CheckResult]:
     found = []
     for name, node in nodes.items():
         others = {key for key in _COMPARED if node.versions.get(key) != here.versions.get(key)}
@@ -108,11 +108,13 @@ def _version_findings(here: NodeReport, nodes: Mapping[str, NodeReport]) -> list
             pairs = [f"{key} {node.versions.get(key, 'none')}" for key in _COMPARED if key in others]
             expected = [f"{here.versions.get(key, 'none')}" for key in _COMPARED if key in others]
             text = f"{', '.join(pairs)}; here {', '.join(expected)}"
-            level = Level.IMPOSSIBLE if others & set(_DECISIVE) else Level.WARNING
-            found.append(Finding(f"{name} versions", level, text, "Install the same on every machine: scripts/setup"))
+            level = Severity.IMPOSSIBLE if others & set(_DECISIVE) else Severity.WARNING
+            found.append(
+                CheckResult(f"{name} versions", level, text, "Install the same on every machine: scripts/setup")
+            )
     if not found and nodes:
         said = ", ".join(f"{key} {here.versions[key]}" for key in _COMPARED if key in here.versions)
-        found.append(Finding("versions", Level.OK, f"alike on {len(nodes)} nodes: {said}"))
+        found.append(CheckResult("versions", Severity.OK, f"alike on {len(nodes)} nodes: {said}"))
     return found
 
 
@@ -124,5 +126,5 @@ def _code() -> str:
     return digest.hexdigest()[:8]
 
 
-def _ms(clock: Clock) -> str:
+def _ms(clock: ClockOffset) -> str:
     return f"{clock.round_trip * 1e3:.1f}"

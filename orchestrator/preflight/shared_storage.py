@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.execution.cluster import NoAnswer, Node, alive_nodes, on_nodes
-from orchestrator.state.check_result import Finding, Level
+from orchestrator.state.check_result import CheckResult, Severity
 from orchestrator.storage.object_store import is_url
-from orchestrator.storage.visibility import is_seen, leave_marker, marked, marker, remove_marker
+from orchestrator.storage.visibility import is_visible, probe_name, probed, remove_probe, write_probe
 from trials.errors import InputError, StoreFailed, first_line
 
 _ANSWER_SECONDS = 60.0
@@ -18,7 +18,7 @@ _ANSWER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Blind:
+class NodeWithoutStorage:
     """A node that doesn't see the run folder, and why, in words that follow its name."""
 
     node: Node
@@ -29,9 +29,9 @@ class Blind:
         return f"{self.node} {self.why}"
 
 
-def refuse_blind_nodes(place: str) -> None:
+def require_shared_storage(place: str) -> None:
     """Raises `InputError`, naming them, if some nodes of the cluster don't see the run folder as this process does."""
-    blind = blind_nodes(place)
+    blind = nodes_without_storage(place)
     if not blind:
         return
     said = "".join(f"\n  {each}" for each in blind)
@@ -43,37 +43,39 @@ def refuse_blind_nodes(place: str) -> None:
     )
 
 
-def blind_nodes(place: str, seconds: float = _ANSWER_SECONDS) -> list[Blind]:
+def nodes_without_storage(place: str, seconds: float = _ANSWER_SECONDS) -> list[NodeWithoutStorage]:
     """The alive nodes that don't share a run folder with this process: a folder's path, or a store's address.
 
     A folder must exist here. Ray must be joined. `seconds` is how long all nodes together have for their answers.
     Leaves nothing behind. Raises `InputError` if this process can't write there itself.
     """
-    token, run = uuid.uuid4().hex, marked(place)
+    token, run = uuid.uuid4().hex, probed(place)
     asked = {node: (place, token, node.id) for node in alive_nodes()}
     try:
-        run.write(marker(token, "driver"), token)
-        answers = on_nodes(leave_marker, asked, seconds)
+        run.write(probe_name(token, "driver"), token)
+        answers = on_nodes(write_probe, asked, seconds)
         reasons = {node: _why_blind(place, token, node, answer) for node, answer in answers.items()}
     except (OSError, StoreFailed) as error:
         raise InputError(f"can't write to {place}: {first_line(error)}. Give another --out.") from error
     finally:
-        run.remove([marker(token, name) for name in ("driver", *(node.id for node in asked))])
-    blind = [Blind(node, why) for node, why in reasons.items() if why is not None]
-    on_nodes(remove_marker, {each.node: asked[each.node] for each in blind if each.why == run.alone}, seconds)
+        run.remove([probe_name(token, name) for name in ("driver", *(node.id for node in asked))])
+    blind = [NodeWithoutStorage(node, why) for node, why in reasons.items() if why is not None]
+    on_nodes(remove_probe, {each.node: asked[each.node] for each in blind if each.why == run.alone}, seconds)
     return blind
 
 
-def storage_findings(place: str) -> list[Finding]:
+def storage_checks(place: str) -> list[CheckResult]:
     """The same for a plan, where the run folder needn't be there yet."""
     there = place if is_url(place) else str(existing_part(Path(place)))
     try:
-        blind = blind_nodes(there)
+        blind = nodes_without_storage(there)
     except InputError as error:
-        return [Finding("run folder", Level.IMPOSSIBLE, first_line(error), "Give --out where this process may write")]
+        return [
+            CheckResult("run folder", Severity.IMPOSSIBLE, first_line(error), "Give --out where this process may write")
+        ]
     remedy = "Mount the same storage there, writable, or give an --out that all nodes share"
-    found = [Finding("run folder", Level.IMPOSSIBLE, str(each), remedy) for each in blind]
-    return found or [Finding("run folder", Level.OK, f"every node sees {there}")]
+    found = [CheckResult("run folder", Severity.IMPOSSIBLE, str(each), remedy) for each in blind]
+    return found or [CheckResult("run folder", Severity.OK, f"every node sees {there}")]
 
 
 def existing_part(folder: Path) -> Path:
@@ -87,4 +89,4 @@ def _why_blind(place: str, token: str, node: Node, answer: str | NoAnswer | None
         return answer.why
     if answer is not None:
         return answer
-    return None if is_seen(place, token, node.id) else marked(place).alone
+    return None if is_visible(place, token, node.id) else probed(place).alone

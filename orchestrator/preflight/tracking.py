@@ -7,8 +7,8 @@ import shlex
 import threading
 from collections.abc import Callable
 
-from orchestrator.state.check_result import Finding, Level
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.state.check_result import CheckResult, Severity
+from orchestrator.state.run_dir import RunDir, Search
 from trials.tracking.tracker import TrackingError, check_key
 from trials.tracking.trial_run import wandb_is_wanted
 
@@ -16,31 +16,31 @@ _SECONDS = 10.0
 _OFFLINE = "Trials are logged offline in their folders until then, to be uploaded by wandb sync"
 
 
-def tracking_findings(search: Search) -> list[Finding]:
+def tracking_checks(search: Search) -> list[CheckResult]:
     """Nothing where nobody wants W&B, or wants it offline."""
     if not wandb_is_wanted(search.recipe.tracking) or os.environ.get("WANDB_MODE") == "offline":
         return []
     try:
-        return [Finding("W&B", Level.OK, f"{check_key(_SECONDS)} takes the key in WANDB_API_KEY")]
+        return [CheckResult("W&B", Severity.OK, f"{check_key(_SECONDS)} takes the key in WANDB_API_KEY")]
     except TrackingError as error:
         remedy = "Set WANDB_API_KEY right (and WANDB_BASE_URL of one's own server), or give --set wandb=false"
-        return [Finding("W&B", Level.WARNING, str(error), f"{remedy}. {_OFFLINE}")]
+        return [CheckResult("W&B", Severity.WARNING, str(error), f"{remedy}. {_OFFLINE}")]
     except Exception as error:  # no process can be started, or whatever else: a check is no reason not to search
-        return [Finding("W&B", Level.WARNING, f"can't be checked: {type(error).__name__}: {error}", _OFFLINE)]
+        return [CheckResult("W&B", Severity.WARNING, f"can't be checked: {type(error).__name__}: {error}", _OFFLINE)]
 
 
-def check_tracking(search: Search, tell: Callable[[Finding], None]) -> None:
+def check_tracking(search: Search, tell: Callable[[CheckResult], None]) -> None:
     """The same beside all else; `tell` is called from another thread, with what isn't fine."""
 
     def check() -> None:
-        for finding in tracking_findings(search):
-            if finding.level is not Level.OK:
+        for finding in tracking_checks(search):
+            if finding.level is not Severity.OK:
                 tell(finding)
 
     threading.Thread(target=check, daemon=True).start()
 
 
-def runs_on_disk(folder: RunFolder) -> str | None:
+def runs_on_disk(folder: RunDir) -> str | None:
     """What to say at the end of runs that should be on W&B's server and aren't; None: nothing."""
     if os.environ.get("WANDB_MODE") == "offline":
         return None

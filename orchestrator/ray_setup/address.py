@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.ray_setup.folder import bases, named_base, no_base, why_not
-from orchestrator.state.check_result import Finding, Level
+from orchestrator.state.check_result import CheckResult, Severity
 
 _ANSWER_SECONDS = 3.0
 _LONGEST_ADDRESS = 4096
@@ -48,7 +48,7 @@ def forget_dead_cluster(environ: Mapping[str, str] = os.environ) -> None:
         address_file(environ).unlink(missing_ok=True)
 
 
-def address_finding(environ: Mapping[str, str] = os.environ) -> Finding:
+def address_check(environ: Mapping[str, str] = os.environ) -> CheckResult:
     """Whether what RAY_ADDRESS and that file name answers, and is one and the same."""
     address, in_file = named_cluster(environ), current_cluster(environ)
     says = "RAY_ADDRESS" if environ.get("RAY_ADDRESS", "") not in ("", "auto") else str(address_file(environ))
@@ -56,32 +56,38 @@ def address_finding(environ: Mapping[str, str] = os.environ) -> Finding:
         return _own_ray_finding(environ)
     place = _host_and_port(address)
     if place is None:
-        return Finding(
-            "Ray", Level.IMPOSSIBLE, f"{says} is {address!r}", "Give HOST:PORT of the head, port 6379 mostly"
+        return CheckResult(
+            "Ray", Severity.IMPOSSIBLE, f"{says} is {address!r}", "Give HOST:PORT of the head, port 6379 mostly"
         )
     if not _answers(*place):
         remedy = "Start the cluster, or name another; without one: export RAY_ADDRESS=local"
-        return Finding("Ray", Level.IMPOSSIBLE, f"{says} names {address}, where nobody answers", remedy)
+        return CheckResult("Ray", Severity.IMPOSSIBLE, f"{says} names {address}, where nobody answers", remedy)
     if in_file is not None and not _same(in_file, address):
         text = (
             f"{says} names {address}, but {address_file(environ)} names {in_file}, which parts of Ray may ask instead"
         )
-        return Finding("Ray", Level.WARNING, text, "Name that one, or stop it by ray stop; the search joins the first")
-    return Finding("Ray", Level.OK, f"{says} names {address}, which answers")
+        return CheckResult(
+            "Ray", Severity.WARNING, text, "Name that one, or stop it by ray stop; the search joins the first"
+        )
+    return CheckResult("Ray", Severity.OK, f"{says} names {address}, which answers")
 
 
-def _own_ray_finding(environ: Mapping[str, str]) -> Finding:
+def _own_ray_finding(environ: Mapping[str, str]) -> CheckResult:
     """Whether the search can start a Ray of its own, and what it doesn't join."""
     fit = bases(environ)
     if not fit:
-        return Finding("Ray", Level.IMPOSSIBLE, no_base(environ), "Set TMPDIR=/tmp, or another short folder's path")
+        return CheckResult(
+            "Ray", Severity.IMPOSSIBLE, no_base(environ), "Set TMPDIR=/tmp, or another short folder's path"
+        )
     file = address_file(environ)
     if environ.get("RAY_ADDRESS", "") != _LOCAL and os.path.lexists(file) and _own_text(file) is None:
         text = f"{file} isn't yours, and is ignored; the search starts Ray on this machine"
-        return Finding("Ray", Level.WARNING, text, "To join that cluster all the same: export RAY_ADDRESS=HOST:PORT")
+        return CheckResult(
+            "Ray", Severity.WARNING, text, "To join that cluster all the same: export RAY_ADDRESS=HOST:PORT"
+        )
     name, base = named_base(environ)
     where = "" if fit[0] == base else f", in {fit[0]}, as {name} ({base}) {why_not(base)}"
-    return Finding("Ray", Level.OK, f"no cluster is named; the search starts Ray on this machine{where}")
+    return CheckResult("Ray", Severity.OK, f"no cluster is named; the search starts Ray on this machine{where}")
 
 
 def _own_text(path: Path) -> str | None:

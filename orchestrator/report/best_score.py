@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.report.data import Findings
+from orchestrator.report.data import ReportData
 from orchestrator.report.score_agreement import ScoredTrial
 from trials.metrics.paired_tests import CANNOT_TELL, compare_scores
 from trials.metrics.score_names import NAMES, shown
 from trials.records.score_log import estimate
 
 
-def of_best(findings: Findings, trials: Sequence[ScoredTrial]) -> str:
+def of_best(findings: ReportData, trials: Sequence[ScoredTrial]) -> str:
     """Whether the trial with the best score is another one than the exported one; `trials` are all that have one."""
     measure = NAMES[trials[0].scoring.scores.measure]
     best = max(trials, key=lambda trial: trial.score)
@@ -39,7 +39,7 @@ def _of_two(chosen: ScoredTrial, best: ScoredTrial) -> str:
     return f"That's a clear difference, {margin}: if it is what counts, look at trial {best.record.id}{kept}."
 
 
-def _chosen(findings: Findings) -> tuple[str, str | None]:
+def _chosen(findings: ReportData) -> tuple[str, str | None]:
     """What the report calls the trial that the loss has chosen, and its id."""
     exported = (findings.manifest or {}).get("trial")
     if exported is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.state.export_files import read_description, read_samples
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.state.run_dir import RunDir, Search
 from orchestrator.state.selection import Best, base_of, pick_best, rank
 from orchestrator.state.timing import read_timing
 from trials.errors import NothingToExport
@@ -20,7 +20,7 @@ _WRITTEN_BY_TRIALS = ("config.json", "metrics.jsonl", "eval_rows.json", "ending.
 
 
 @dataclass(frozen=True)
-class Findings:
+class ReportData:
     """One moment of a run folder. Losses in nats per completion token."""
 
     path: Path
@@ -68,7 +68,7 @@ class Findings:
         return list(dict.fromkeys(names))
 
 
-def read_findings(run: RunFolder) -> Findings:
+def read_report_data(run: RunDir) -> ReportData:
     """Reads a run folder at any moment of its life. Raises `RunFolderError` if it holds no readable search."""
     search = run.read_search()
     trials = run.read_trials()
@@ -76,7 +76,7 @@ def read_findings(run: RunFolder) -> Findings:
     best, why_nothing = _pick(records)
     manifest, manifest_damage = read_description(run)
     samples, samples_damage = read_samples(run)
-    return Findings(
+    return ReportData(
         path=run.path.absolute(),
         search=search,
         records=records,
@@ -114,7 +114,7 @@ def _pick(records: tuple[TrialRecord, ...]) -> tuple[Best | None, str | None]:
         return None, str(error)
 
 
-def _last_written(run: RunFolder, search: Search, records: Iterable[TrialRecord]) -> datetime:
+def _last_written(run: RunDir, search: Search, records: Iterable[TrialRecord]) -> datetime:
     """By the files' dates: nothing in the folder says when a search ended."""
     files = [record.folder / name for record in records for name in _WRITTEN_BY_TRIALS]
     times = [time for file in (*files, run.export / "manifest.json") if (time := _written(file)) is not None]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from orchestrator.report.data import Findings, hyperparameter
+from orchestrator.report.data import ReportData, hyperparameter
 from orchestrator.report.plot_style import (
     COLOURS,
     LINE_COLOUR,
@@ -14,7 +14,7 @@ from orchestrator.report.plot_style import (
     WINNER,
     about,
     base_line,
-    is_tame,
+    has_converged,
     kind_of,
     legend,
     loss_axis,
@@ -29,7 +29,7 @@ from trials.metrics.task_scores import Measure
 from trials.records.score_log import estimate
 
 
-def learning_curves(findings: Findings) -> go.Figure:
+def learning_curves(findings: ReportData) -> go.Figure:
     """Eval loss against tokens seen, one line a trial; diverged ones may leave the picture at the top."""
     figure = new_figure("training tokens seen", "eval loss, nats per token", height=460)
     for record in winner_last(findings):
@@ -55,7 +55,7 @@ def learning_curves(findings: Findings) -> go.Figure:
         figure.add_vline(x=tokens, line={"color": LINE_COLOUR, "width": 1, "dash": "dot"}, opacity=0.6)
         figure.add_annotation(x=tokens, y=1, yref="paper", yanchor="bottom", text=f"rung {number}", showarrow=False)
     figure.update_xaxes(rangemode="tozero")
-    loss_axis(figure, findings, [p.eval_loss for r in findings.trained if is_tame(r) for p in r.points])
+    loss_axis(figure, findings, [p.eval_loss for r in findings.trained if has_converged(r) for p in r.points])
     return figure
 
 
@@ -79,7 +79,7 @@ def importance_bars(shares: Mapping[str, float]) -> go.Figure:
     return figure
 
 
-def loss_against(findings: Findings, name: str) -> go.Figure:
+def loss_against(findings: ReportData, name: str) -> go.Figure:
     """Best eval loss of every trial against one hyperparameter that the search varies."""
     figure = new_figure(name.replace("_", " "), "best eval loss", height=380)
     for record in winner_last(findings):
@@ -103,12 +103,12 @@ def loss_against(findings: Findings, name: str) -> go.Figure:
     dimension = findings.search.recipe.space.get(name)
     if isinstance(dimension, Range) and dimension.log:
         figure.update_xaxes(type="log", dtick=1, tickformat=".0e")
-    losses = [record.best_eval_loss for record in findings.trained if is_tame(record)]
+    losses = [record.best_eval_loss for record in findings.trained if has_converged(record)]
     loss_axis(figure, findings, [loss for loss in losses if loss is not None])
     return figure
 
 
-def score_against_loss(findings: Findings) -> go.Figure | None:
+def score_against_loss(findings: ReportData) -> go.Figure | None:
     """Every trial's latest score with its 95 % interval against its loss at that evaluation; None without any."""
     scored = {trial.record.id: trial for trial in latest(findings.trained)}
     if not scored:

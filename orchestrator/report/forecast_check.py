@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from orchestrator.planning.forecast import Prediction, gpu_count
-from orchestrator.planning.throughput import Pace
+from orchestrator.planning.forecast import SearchForecast, gpu_count
+from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.planning.trial_length import length_in_words
-from orchestrator.report.data import Findings
+from orchestrator.report.data import ReportData
 from orchestrator.report.tables import NOTHING
-from orchestrator.state.regrouped import Regrouped
+from orchestrator.state.regrouped import Consolidation
 from orchestrator.state.timing import EXPORTED, end_seconds
 from search_spaces.durations import format_duration
-from trials.records.memory_report import read_memory_use
+from trials.records.memory_report import read_memory_report
 from trials.records.trial_dir import EndingKind
 
 
 @dataclass(frozen=True)
-class NightRow:
+class ForecastRow:
     """One figure of the night, as text."""
 
     what: str
@@ -30,28 +30,28 @@ class NightRow:
 
 
 @dataclass(frozen=True)
-class NightSection:
+class ForecastCheck:
     """Predicted against actual; the sentences say when it was predicted, and how long a full trial was."""
 
     sentences: tuple[str, ...]
-    rows: tuple[NightRow, ...]
+    rows: tuple[ForecastRow, ...]
 
 
-def night_section(findings: Findings) -> NightSection | None:
+def forecast_check(findings: ReportData) -> ForecastCheck | None:
     """What was predicted and what came; None if nothing was predicted, as before the speed is measured."""
     content = findings.search.prediction
     if content is None:
         return None
     try:
-        prediction = Prediction.from_json(content)
+        prediction = SearchForecast.from_json(content)
         rows = [make(findings, prediction) for make in _ROWS]
         sentences = tuple(_sentences(findings, prediction))
     except (KeyError, TypeError, ValueError):  # of another version, or damaged
         return None
-    return NightSection(sentences, tuple(row for row in rows if row is not None))
+    return ForecastCheck(sentences, tuple(row for row in rows if row is not None))
 
 
-def _sentences(findings: Findings, prediction: Prediction) -> Iterator[str]:
+def _sentences(findings: ReportData, prediction: SearchForecast) -> Iterator[str]:
     after = (prediction.made - findings.search.deadline.started).total_seconds()
     yield f"Predicted {format_duration(after)} after the start, when the speed had been measured."
     search = findings.search
@@ -62,87 +62,89 @@ def _sentences(findings: Findings, prediction: Prediction) -> Iterator[str]:
         yield _regrouping(findings, search.regrouped)
 
 
-def _regrouping(findings: Findings, to: Regrouped) -> str:
+def _regrouping(findings: ReportData, to: Consolidation) -> str:
     since = (
         f"Since {datetime.fromisoformat(to.at):%H:%M:%S} UTC {to.ranks} GPUs trained each trial together: {to.reason}."
     )
-    speedup = Pace.from_records(findings.records, to).speedup
+    speedup = ThroughputModel.from_records(findings.records, to).speedup
     if speedup is None or not any(point.ranks == to.ranks for record in findings.trained for point in record.points):
         return since
     return f"{since} Trials then were {speedup:.2f} times as fast as before ({to.speedup:.2f} predicted)."
 
 
-def _trials(findings: Findings, prediction: Prediction) -> NightRow:
-    return NightRow("configurations tried", _count(prediction.trials), _count(len(findings.trained)))
+def _trials(findings: ReportData, prediction: SearchForecast) -> ForecastRow:
+    return ForecastRow("configurations tried", _count(prediction.trials), _count(len(findings.trained)))
 
 
-def _full_trials(findings: Findings, prediction: Prediction) -> NightRow:
+def _full_trials(findings: ReportData, prediction: SearchForecast) -> ForecastRow:
     full = sum(r.ending is not None and r.ending.kind is EndingKind.FINISHED for r in findings.trained)
-    return NightRow("trained at full length", _count(prediction.full_trials), _count(full))
+    return ForecastRow("trained at full length", _count(prediction.full_trials), _count(full))
 
 
-def _tokens(findings: Findings, prediction: Prediction) -> NightRow:
+def _tokens(findings: ReportData, prediction: SearchForecast) -> ForecastRow:
     trained = sum(record.tokens_seen for record in findings.trained)
-    return NightRow("tokens trained in all", _count(prediction.tokens), _count(trained))
+    return ForecastRow("tokens trained in all", _count(prediction.tokens), _count(trained))
 
 
-def _speed(findings: Findings, prediction: Prediction) -> NightRow:
+def _speed(findings: ReportData, prediction: SearchForecast) -> ForecastRow:
     evaluated = [record for record in findings.trained if record.points]
     seconds = sum(record.points[-1].seconds for record in evaluated)
     tokens = sum(record.tokens_seen for record in evaluated)
     predicted = None if prediction.seconds_per_token is None else round(1 / prediction.seconds_per_token)
     actual = round(tokens / seconds) if seconds else None
-    return NightRow("tokens/s of a trial, evaluations included", _count(predicted), _count(actual))
+    return ForecastRow("tokens/s of a trial, evaluations included", _count(predicted), _count(actual))
 
 
-def _finish(findings: Findings, prediction: Prediction) -> NightRow:
+def _finish(findings: ReportData, prediction: SearchForecast) -> ForecastRow:
     deadline, exported = findings.search.deadline, _exported(findings)
     actual = "not yet" if exported is None else f"{exported:%H:%M:%S}"
     if exported is not None and exported > deadline.ends:
         actual += f", {format_duration((exported - deadline.ends).total_seconds())} late"
-    return NightRow(f"export there (UTC; deadline {deadline.ends:%H:%M:%S})", f"{prediction.ends:%H:%M:%S}", actual)
+    return ForecastRow(f"export there (UTC; deadline {deadline.ends:%H:%M:%S})", f"{prediction.ends:%H:%M:%S}", actual)
 
 
-def _reserve(findings: Findings, prediction: Prediction) -> NightRow:
+def _reserve(findings: ReportData, prediction: SearchForecast) -> ForecastRow:
     used = end_seconds(findings.timing)
     actual = NOTHING if used is None else f"{format_duration(used)} used"
-    return NightRow("reserve for export and report", f"{format_duration(prediction.reserve_seconds)} kept", actual)
+    return ForecastRow("reserve for export and report", f"{format_duration(prediction.reserve_seconds)} kept", actual)
 
 
-def _memory(findings: Findings, _prediction: Prediction) -> NightRow | None:
+def _memory(findings: ReportData, _prediction: SearchForecast) -> ForecastRow | None:
     """The trial that took most of it, where trials say what they took; what was predicted is in their folders too."""
-    uses = [use for record in findings.trained if (use := read_memory_use(record.folder)) is not None]
+    uses = [use for record in findings.trained if (use := read_memory_report(record.folder)) is not None]
     largest = max(uses, key=lambda use: use.peak_bytes or 0, default=None)
     if largest is None or largest.peak_bytes is None:
         return None
     predicted = NOTHING if largest.predicted_bytes is None else f"{largest.predicted_bytes / 2**30:.2f}"
     split = sum(not attempt.fits for use in uses for attempt in use.tried[:1])
     smaller = f"; {split} split smaller to fit" if split else ""
-    return NightRow("GPU memory of the largest trial, GiB", predicted, f"{largest.peak_bytes / 2**30:.2f}{smaller}")
+    return ForecastRow("GPU memory of the largest trial, GiB", predicted, f"{largest.peak_bytes / 2**30:.2f}{smaller}")
 
 
-def _disk(findings: Findings, prediction: Prediction) -> NightRow:
+def _disk(findings: ReportData, prediction: SearchForecast) -> ForecastRow:
     predicted = NOTHING if prediction.disk_gib is None else f"at most {prediction.disk_gib:.2f}"
-    return NightRow("disk, GiB", predicted, f"{_bytes_below(findings.path) / 2**30:.2f}")
+    return ForecastRow("disk, GiB", predicted, f"{_bytes_below(findings.path) / 2**30:.2f}")
 
 
-def _energy(findings: Findings, prediction: Prediction) -> NightRow | None:
+def _energy(findings: ReportData, prediction: SearchForecast) -> ForecastRow | None:
     hours = _gpu_hours(findings)
     if prediction.energy_kwh is None:
         return None
     watts = findings.search.recipe.search.gpu_watts
     what = f"energy, kWh at {watts:g} W per GPU"
-    return NightRow(what, f"{prediction.energy_kwh:.2f}", f"{hours * watts / 1000:.2f}")
+    return ForecastRow(what, f"{prediction.energy_kwh:.2f}", f"{hours * watts / 1000:.2f}")
 
 
-def _cost(findings: Findings, prediction: Prediction) -> NightRow | None:
+def _cost(findings: ReportData, prediction: SearchForecast) -> ForecastRow | None:
     price = findings.search.recipe.search.price_per_gpu_hour
     if prediction.cost is None or price is None:
         return None
-    return NightRow(f"cost at {price:g} per GPU-hour", f"{prediction.cost:.2f}", f"{_gpu_hours(findings) * price:.2f}")
+    return ForecastRow(
+        f"cost at {price:g} per GPU-hour", f"{prediction.cost:.2f}", f"{_gpu_hours(findings) * price:.2f}"
+    )
 
 
-_ROWS: tuple[Callable[[Findings, Prediction], NightRow | None], ...] = (
+_ROWS: tuple[Callable[[ReportData, SearchForecast], ForecastRow | None], ...] = (
     _trials,
     _full_trials,
     _tokens,
@@ -160,7 +162,7 @@ def _count(number: int | None) -> str:
     return NOTHING if number is None else f"{number:,}"
 
 
-def _exported(findings: Findings) -> datetime | None:
+def _exported(findings: ReportData) -> datetime | None:
     """When the search's own export was there; one that was made later doesn't count."""
     said = findings.timing.get(EXPORTED) or (findings.manifest or {}).get(EXPORTED)
     try:
@@ -169,7 +171,7 @@ def _exported(findings: Findings) -> datetime | None:
         return None
 
 
-def _gpu_hours(findings: Findings) -> float:
+def _gpu_hours(findings: ReportData) -> float:
     until = _exported(findings) or findings.last_written
     hours = (until - findings.search.deadline.started).total_seconds() / 3600
     placed = findings.search.placement

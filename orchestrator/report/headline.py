@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.report.data import Findings, trial_label
-from orchestrator.state.selection import gain_over, rank
+from orchestrator.report.data import ReportData, trial_label
+from orchestrator.state.selection import paired_gain, rank
 from search_spaces.durations import format_duration
 from trials.metrics.row_losses import LossDifference
 from trials.records.trial_dir import Origin, TrialRecord
 
 
-def headline(findings: Findings) -> str:
+def headline(findings: ReportData) -> str:
     """One sentence: the winner's loss, and its gain over the base and over every starting point."""
     best = findings.best
     if best is None:
@@ -26,12 +26,12 @@ def headline(findings: Findings) -> str:
     return f"{who} wins with an eval loss of {winner.best_eval_loss:.4f} nats per token: {_listed(clauses)}."
 
 
-def judgement(difference: LossDifference) -> str:
+def significance_text(difference: LossDifference) -> str:
     """Whether a difference stands out from the noise of the rows."""
     return "clear" if difference.is_clear else "cannot be told apart"
 
 
-def export_lines(findings: Findings) -> list[str]:
+def export_lines(findings: ReportData) -> list[str]:
     """Whether there's an export, whether it was verified, and what the test rows say."""
     manifest = findings.manifest
     if manifest is None:
@@ -62,7 +62,7 @@ def _why_skipped(manifest: Mapping[str, Any], trial_id: str) -> str | None:
     return None
 
 
-def time_line(findings: Findings) -> str:
+def time_line(findings: ReportData) -> str:
     """Wall clock used, of how much."""
     deadline = findings.search.deadline
     used = (findings.last_written - deadline.started).total_seconds()
@@ -79,16 +79,16 @@ def _clause(name: str, other: TrialRecord, gain: LossDifference | None) -> str:
         return f"{name} has {loss}, without a comparison row by row"
     amount = f"{abs(gain.difference):.4f} ± {gain.standard_error:.4f} {'below' if gain.difference >= 0 else 'above'}"
     if gain.is_clear:
-        return f"{amount} {name}'s {loss} ({judgement(gain)})"
-    return f"{amount} {name}'s {loss} (the two {judgement(gain)})"
+        return f"{amount} {name}'s {loss} ({significance_text(gain)})"
+    return f"{amount} {name}'s {loss} (the two {significance_text(gain)})"
 
 
-def _start_clause(findings: Findings, name: str, winner: TrialRecord) -> str:
+def _start_clause(findings: ReportData, name: str, winner: TrialRecord) -> str:
     of_that_name = [record for record in findings.records if record.origin is Origin.START and record.name == name]
     evaluated = rank(of_that_name)
     if not evaluated:
         return f"starting point {name} has no eval loss to compare with"
-    return _clause(f"starting point {name}", evaluated[0], gain_over(evaluated[0], winner))
+    return _clause(f"starting point {name}", evaluated[0], paired_gain(evaluated[0], winner))
 
 
 def _listed(clauses: list[str]) -> str:
@@ -119,4 +119,4 @@ def _on_test_rows(test: Mapping[str, Any]) -> str:
     if "standard_error" not in test:
         return f"{line}, a gain of {gain:.4f}."
     difference = LossDifference(gain, test["standard_error"])
-    return f"{line}, a gain of {gain:.4f} ± {difference.standard_error:.4f} ({judgement(difference)})."
+    return f"{line}, a gain of {gain:.4f} ± {difference.standard_error:.4f} ({significance_text(difference)})."

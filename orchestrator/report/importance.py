@@ -14,7 +14,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from orchestrator.controller.study import distribution
-from orchestrator.report.data import Findings, hyperparameter
+from orchestrator.report.data import ReportData, hyperparameter
 from orchestrator.report.tables import show
 from orchestrator.state.rungs import loss_at
 from search_spaces.schema import Choices, Dimension
@@ -34,7 +34,7 @@ class Importance:
     about: str
 
 
-def importance(findings: Findings) -> Importance | str:
+def importance(findings: ReportData) -> Importance | str:
     """Each varied hyperparameter's share in reaching the best quarter; one sentence if that can't be said."""
     space = findings.search.recipe.space
     about, losses = _comparable_losses(findings)
@@ -52,7 +52,7 @@ def importance(findings: Findings) -> Importance | str:
     return Importance(shares, len(trials), about)
 
 
-def _comparable_losses(findings: Findings) -> tuple[str, dict[str, float]]:
+def _comparable_losses(findings: ReportData) -> tuple[str, dict[str, float]]:
     """What the losses are, and the loss of every trial that has it, by trial id."""
     if not findings.rungs:
         ended = [record for record in findings.trained if record.ending and record.ending.kind in _FULL_LENGTH]

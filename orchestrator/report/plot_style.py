@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 import plotly.io
 
-from orchestrator.report.data import UNENDED, Findings, ending_label, hyperparameter, trial_label
+from orchestrator.report.data import UNENDED, ReportData, ending_label, hyperparameter, trial_label
 from orchestrator.report.tables import show
 from trials.records.trial_dir import EndingKind, TrialRecord
 
@@ -66,23 +66,23 @@ def new_figure(x_title: str, y_title: str | None, height: int) -> go.Figure:
     return figure
 
 
-def winner_last(findings: Findings) -> list[TrialRecord]:
+def winner_last(findings: ReportData) -> list[TrialRecord]:
     """Drawn last is drawn on top."""
     return sorted(findings.trained, key=lambda record: kind_of(record, findings) == WINNER)
 
 
-def kind_of(record: TrialRecord, findings: Findings) -> str:
+def kind_of(record: TrialRecord, findings: ReportData) -> str:
     """The winner, or how a trial ended: a key of `COLOURS`."""
     is_winner = findings.best is not None and record.id == findings.best.trial.id
     return WINNER if is_winner else ending_label(record)
 
 
-def is_tame(record: TrialRecord) -> bool:
+def has_converged(record: TrialRecord) -> bool:
     """Whether a trial didn't diverge, so that its losses fit on an axis with the others'."""
     return record.ending is None or record.ending.kind is not EndingKind.DIVERGED
 
 
-def about(record: TrialRecord, findings: Findings) -> str:
+def about(record: TrialRecord, findings: ReportData) -> str:
     """Plotly reads a little HTML in its texts, so names are escaped."""
     lines = [f"<b>{html.escape(record.id)}</b> {html.escape(trial_label(record))}, {ending_label(record)}"]
     lines += [f"{name} {html.escape(show(hyperparameter(record, name)))}" for name in findings.varied]
@@ -97,7 +97,7 @@ def legend(figure: go.Figure) -> None:
             break
 
 
-def base_line(figure: go.Figure, findings: Findings) -> None:
+def base_line(figure: go.Figure, findings: ReportData) -> None:
     """A dashed line at the base model's loss."""
     base = findings.base
     if base is None:
@@ -115,7 +115,7 @@ def base_line(figure: go.Figure, findings: Findings) -> None:
     )
 
 
-def loss_axis(figure: go.Figure, findings: Findings, losses: Sequence[float]) -> None:
+def loss_axis(figure: go.Figure, findings: ReportData, losses: Sequence[float]) -> None:
     """Room for the base and all trials that didn't diverge; a logarithm only where losses differ by a factor."""
     shown = [*losses, *(point.eval_loss for point in (findings.base.points if findings.base else ()))]
     if not shown:

@@ -18,9 +18,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from orchestrator.planning.plan_text import data_lines
-from orchestrator.report.data import Findings, read_findings
+from orchestrator.report.data import ReportData, read_report_data
 from orchestrator.report.figures import importance_bars, learning_curves, loss_against, score_against_loss
-from orchestrator.report.forecast_check import night_section
+from orchestrator.report.forecast_check import forecast_check
 from orchestrator.report.headline import export_lines, headline, time_line
 from orchestrator.report.importance import Importance, importance
 from orchestrator.report.plot_style import COLOURS, fragment
@@ -34,10 +34,10 @@ from orchestrator.report.tables import (
     stopped_rows,
     surroundings,
 )
-from orchestrator.state.run_dir import RunFolder
-from orchestrator.storage.locations import open_at, place_of, publish
+from orchestrator.state.run_dir import RunDir
+from orchestrator.storage.locations import address_of, open_run, upload
 from search_spaces.schema import Range
-from trials.cli import run as run_command
+from trials.cli import run_command
 from trials.errors import EXIT_DONE, RunFolderError
 from trials.sources.source import expanded
 from trials.system.files import write_text
@@ -58,12 +58,12 @@ class _Figures:
     scores: Markup | None
 
 
-def write_report(run: RunFolder, to: Path | None = None) -> Path:
+def write_report(run: RunDir, to: Path | None = None) -> Path:
     """Writes trials.csv and report.html to `to` (default: RUN), each in one piece, and returns the path of report.html.
 
     Raises `RunFolderError` if RUN holds no readable search or the folder can't be written to.
     """
-    findings = read_findings(run)
+    findings = read_report_data(run)
     folder = to or run.path
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def write_report(run: RunFolder, to: Path | None = None) -> Path:
     return folder / "report.html"
 
 
-def render(findings: Findings) -> str:
+def render(findings: ReportData) -> str:
     """The whole of report.html."""
     weighed = importance(findings)
     environment = Environment(
@@ -105,11 +105,11 @@ def render(findings: Findings) -> str:
         surroundings=surroundings(findings),
         data_lines=data_lines(findings.search_json.get("data") or {}),
         scores=score_section(findings),
-        night=night_section(findings),
+        night=forecast_check(findings),
     )
 
 
-def _figures(findings: Findings, weighed: Importance | str) -> _Figures:
+def _figures(findings: ReportData, weighed: Importance | str) -> _Figures:
     bars = importance_bars(weighed.shares) if isinstance(weighed, Importance) else None
     name = _plotted_hyperparameter(findings)
     against = loss_against(findings, name) if name else None
@@ -122,7 +122,7 @@ def _figures(findings: Findings, weighed: Importance | str) -> _Figures:
     )
 
 
-def _plotted_hyperparameter(findings: Findings) -> str | None:
+def _plotted_hyperparameter(findings: ReportData) -> str | None:
     """The learning rate where it's varied, since it matters most often; else the first range of the space."""
     ranges = [name for name, dimension in findings.search.recipe.space.items() if isinstance(dimension, Range)]
     if not any(record.points for record in findings.trained):
@@ -130,9 +130,9 @@ def _plotted_hyperparameter(findings: Findings) -> str | None:
     return "learning_rate" if "learning_rate" in ranges else next(iter(ranges), None)
 
 
-def _commands(findings: Findings) -> Mapping[str, str]:
+def _commands(findings: ReportData) -> Mapping[str, str]:
     """What to type, by what it does."""
-    run, export = shlex.quote(place_of(RunFolder(findings.path))), shlex.quote(str(findings.path / "export"))
+    run, export = shlex.quote(address_of(RunDir(findings.path))), shlex.quote(str(findings.path / "export"))
     commands = {}
     if findings.manifest is not None:
         commands["Generate text with the winner"] = f"python -m trials.generate {export} --prompt TEXT"
@@ -140,7 +140,7 @@ def _commands(findings: Findings) -> Mapping[str, str]:
         commands["Export the best adapter so far"] = f"python -m orchestrator.export {run}"
     commands["Go on with this search"] = f"python -m orchestrator.search --resume {run}"
     if (findings.path / "study.db").is_file():
-        url = RunFolder(findings.path).study_url
+        url = RunDir(findings.path).study_url
         commands["Look into the study"] = f"optuna-dashboard {shlex.quote(url)}"
     commands["Write this report anew"] = f"python -m orchestrator.report {run}"
     return commands
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    folder = open_at(arguments.run)
+    folder = open_run(arguments.run)
     if arguments.to is not None:
         refuse_to_replace(arguments.to / "trials.csv", is_csv_text, "Give another folder by --to.")
         refuse_to_replace(
@@ -172,7 +172,7 @@ def _report(arguments: argparse.Namespace) -> int:
         )
     print(f"report: {write_report(folder, arguments.to)}")
     if arguments.to is None:
-        publish(folder, "report.html", "trials.csv")
+        upload(folder, "report.html", "trials.csv")
     return EXIT_DONE
 
 

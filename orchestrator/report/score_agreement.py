@@ -17,7 +17,7 @@ import scipy
 from trials.metrics.paired_tests import LabelComparison, ScoreComparison, compare_scores
 from trials.metrics.row_losses import LossDifference, compare
 from trials.metrics.task_scores import RowScores
-from trials.records.score_log import Scoring
+from trials.records.score_log import ScoreRecord
 from trials.records.trial_dir import EndingKind, TrialRecord
 
 FEWEST_TRIALS = 3
@@ -31,7 +31,7 @@ class ScoredTrial:
     """A trial at one of its evaluations that were scored."""
 
     record: TrialRecord
-    scoring: Scoring
+    scoring: ScoreRecord
 
     @property
     def loss(self) -> float:

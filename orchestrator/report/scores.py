@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import scipy
 
 from orchestrator.report.best_score import of_best, show_score
-from orchestrator.report.data import Findings, trial_label
+from orchestrator.report.data import ReportData, trial_label
 from orchestrator.report.score_agreement import (
     CHANCE,
     FEWEST_TRIALS,
@@ -60,7 +60,7 @@ class ScoreSection:
     stages: list[Stage]
 
 
-def score_section(findings: Findings) -> ScoreSection | None:
+def score_section(findings: ReportData) -> ScoreSection | None:
     """None if the recipe asks for no score."""
     asked = findings.search.recipe.evaluation.score_rows
     if asked is None:
@@ -79,7 +79,7 @@ def score_section(findings: Findings) -> ScoreSection | None:
     return ScoreSection(NAMES[measure], rows, sentences, stages)
 
 
-def _stage(title: str, trials: Sequence[ScoredTrial], findings: Findings) -> Stage:
+def _stage(title: str, trials: Sequence[ScoredTrial], findings: ReportData) -> Stage:
     ordered = sorted(trials, key=lambda trial: (trial.loss, trial.record.id))
     loss_places = _places([trial.loss for trial in ordered])
     score_places = _places([-trial.score for trial in ordered])

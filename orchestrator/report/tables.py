@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.report.data import Findings, ending_label, hyperparameter, trial_label
-from orchestrator.state.selection import gain_over
+from orchestrator.report.data import ReportData, ending_label, hyperparameter, trial_label
+from orchestrator.state.selection import paired_gain
 from search_spaces.durations import format_duration
 from search_spaces.layers import flatten
 from trials.config import Hyperparameters
@@ -31,7 +31,7 @@ _STOPPED_ORDER = (
 
 @dataclass(frozen=True)
 class RankingRow:
-    """One trial in the ranking, as text; `values` in the order of `Findings.varied`."""
+    """One trial in the ranking, as text; `values` in the order of `ReportData.varied`."""
 
     id: str
     name: str
@@ -79,13 +79,13 @@ def show(value: Any) -> str:
     return str(value)
 
 
-def ranking_rows(findings: Findings) -> list[RankingRow]:
+def ranking_rows(findings: ReportData) -> list[RankingRow]:
     """All trials and the base, lowest loss first, those without a loss last; ties go to the earlier trial."""
     leader = findings.leader
     return [_ranking_row(record, leader, findings.varied) for record in sorted(findings.records, key=_by_loss)]
 
 
-def stopped_rows(findings: Findings) -> list[StoppedRow]:
+def stopped_rows(findings: ReportData) -> list[StoppedRow]:
     """Every trial that didn't finish, troubles first."""
 
     def kind_of(record: TrialRecord) -> EndingKind | None:
@@ -105,7 +105,7 @@ def stopped_rows(findings: Findings) -> list[StoppedRow]:
     ]
 
 
-def counts_line(findings: Findings) -> str:
+def counts_line(findings: ReportData) -> str:
     """How many trials ended in which way, in one sentence."""
     if not findings.trained:
         return "No trial was started yet."
@@ -114,7 +114,7 @@ def counts_line(findings: Findings) -> str:
     return f"{total} trial{'s' if total != 1 else ''}: {', '.join(f'{n} {k}' for k, n in counts.most_common())}."
 
 
-def settings(findings: Findings) -> tuple[list[Setting], list[Setting]]:
+def settings(findings: ReportData) -> tuple[list[Setting], list[Setting]]:
     """The settings that somebody made, with who; and all others, which are built-in defaults."""
     sources = findings.search.sources
     leaves = _leaves(findings.search.recipe.model_dump(mode="json"))
@@ -122,7 +122,7 @@ def settings(findings: Findings) -> tuple[list[Setting], list[Setting]]:
     return [s for s in found if s.key in sources], [s for s in found if s.key not in sources]
 
 
-def surroundings(findings: Findings) -> list[tuple[str, str]]:
+def surroundings(findings: ReportData) -> list[tuple[str, str]]:
     """Versions and hardware as search.json has them."""
     pairs: list[tuple[str, str]] = []
     for part in ("versions", "hardware"):
@@ -183,7 +183,7 @@ def _ranking_row(record: TrialRecord, leader: TrialRecord | None, varied: Sequen
 
 
 def _behind(record: TrialRecord, leader: TrialRecord) -> str:
-    difference = gain_over(record, leader)
+    difference = paired_gain(record, leader)
     if difference is None:
         return NOTHING
     return f"{difference.difference:+.4f} ± {difference.standard_error:.4f}"

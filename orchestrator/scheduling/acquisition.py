@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from orchestrator.scheduling.bids import Bids
-from orchestrator.scheduling.curve_model import Forecast, Outlook
-from orchestrator.scheduling.encoding import Array, Coordinates
-from orchestrator.scheduling.expected_improvement import improvement
-from orchestrator.scheduling.feasibility import Failures
-from orchestrator.scheduling.history import Tried
-from orchestrator.scheduling.proposal_discount import Promises
-from orchestrator.scheduling.proposer import Candidates
-from orchestrator.scheduling.types import Night, Standing, State
+from orchestrator.scheduling.curve_model import Forecast, LearningCurveModel
+from orchestrator.scheduling.encoding import Array, SpaceEncoder
+from orchestrator.scheduling.expected_improvement import expected_improvement
+from orchestrator.scheduling.feasibility import FeasibilityModel
+from orchestrator.scheduling.history import TrialHistory
+from orchestrator.scheduling.proposal_discount import ProposalDiscount
+from orchestrator.scheduling.proposer import CandidatePool
+from orchestrator.scheduling.types import BudgetState, State, TrialView
 from search_spaces.schema import Dimension
 
 _POOL = 100
@@ -43,19 +43,19 @@ _CAUTION = 10
 """A failure takes little time but tells nothing of losses: what fails one time in fifteen counts half."""
 
 
-class Field:
+class AcquisitionRanker:
     """The contenders of a night."""
 
     def __init__(
         self, space: Mapping[str, Dimension], seed: int, only: Sequence[Mapping[str, Any]] | None = None
     ) -> None:
-        self._coordinates = Coordinates(space)
-        self._tried = Tried(self._coordinates, space, only)
-        self._outlook = Outlook(self._coordinates)
+        self._coordinates = SpaceEncoder(space)
+        self._tried = TrialHistory(self._coordinates, space, only)
+        self._outlook = LearningCurveModel(self._coordinates)
         self._random = np.random.default_rng(seed)
         self._pool = self._coordinates.draw(_POOL, self._random)
-        self._known: dict[str, Standing] = {}
-        self._failures = Failures()
+        self._known: dict[str, TrialView] = {}
+        self._failures = FeasibilityModel()
         self._best: float | None = None
         self._news = 0
         self._slots = 1
@@ -63,13 +63,13 @@ class Field:
         self._unpriced: set[str] = set()
         self._fresh_price = 0.0
         self._priced_at: float | None = None
-        self._promises = Promises()
-        self._candidates: Candidates | None = None
-        self._starts: dict[str, Standing] = {}
+        self._promises = ProposalDiscount()
+        self._candidates: CandidatePool | None = None
+        self._starts: dict[str, TrialView] = {}
         """Starting points that aren't over."""
         self.has_complete = False
 
-    def update(self, standing: Standing) -> None:
+    def update(self, standing: TrialView) -> None:
         """Takes in a new trial, or what has changed of one."""
         name, old = standing.trial_id, self._known.get(standing.trial_id)
         if old is None and not standing.points and not standing.is_start and len(self._known) > _SPREAD_FIRST:
@@ -97,10 +97,10 @@ class Field:
         """The base model's loss."""
         self._outlook.base_loss = base_loss
 
-    def __getitem__(self, trial_id: str) -> Standing:
+    def __getitem__(self, trial_id: str) -> TrialView:
         return self._known[trial_id]
 
-    def due_starts(self, night: Night) -> list[Standing]:
+    def due_starts(self, night: BudgetState) -> list[TrialView]:
         """Starting points that have to go on now so as to be complete by the end, if any."""
         if not self._starts:
             return []
@@ -109,7 +109,7 @@ class Field:
         is_late = night.seconds_left <= max(_LATE * night.seconds, needed * night.seconds_full)
         return list(self._starts.values()) if is_late else []
 
-    def last_chance(self, night: Night) -> Standing | None:
+    def last_chance(self, night: BudgetState) -> TrialView | None:
         """The one to be completed, if a stretch more of anything else would leave no time for that.
 
         It's the trial with the best loss expected at its end among those that can still be completed.
@@ -127,15 +127,15 @@ class Field:
         return best if self._to_do(best) + _SLACK * night.milestone >= left else None
 
     @staticmethod
-    def _to_do(standing: Standing) -> float:
+    def _to_do(standing: TrialView) -> float:
         return standing.end - (standing.points[-1][0] if standing.points else 0.0)
 
-    def paused(self, night: Night) -> list[str]:
+    def paused(self, night: BudgetState) -> list[str]:
         """The paused trials, those that bid most first."""
         self.best_paused(night)
         return self._bids.ranked()
 
-    def price_of(self, trial_id: str, night: Night) -> float:
+    def price_of(self, trial_id: str, night: BudgetState) -> float:
         """What a running trial bids."""
         self._refresh(night)
         if self._best is None:
@@ -144,7 +144,7 @@ class Field:
         self._promises.settle(trial_id, price)
         return price
 
-    def best_paused(self, night: Night) -> tuple[str, float] | None:
+    def best_paused(self, night: BudgetState) -> tuple[str, float] | None:
         """The paused trial that bids most, and its bid."""
         self._refresh(night)
         start = night.seconds_start / night.seconds_full
@@ -153,7 +153,7 @@ class Field:
         self._unpriced.clear()
         return self._bids.best()
 
-    def fresh_price(self, night: Night) -> float:
+    def fresh_price(self, night: BudgetState) -> float:
         """What the best configuration not tried yet bids, as far as such bids were kept; 0.0 if none may start."""
         self._refresh(night)
         if not night.may_start or not self.has_more:
@@ -196,7 +196,7 @@ class Field:
         few = random.permutation(draws)[:_SPREAD_AMONG]
         return np.asarray(few[int(np.argmax(self._tried.distances(few)))])
 
-    def _look_around(self, random: np.random.Generator, count: int) -> Candidates:
+    def _look_around(self, random: np.random.Generator, count: int) -> CandidatePool:
         """Configurations of all the space and some like the best, with the expected improvement of each."""
         assert self._best is not None
         near = [self._coordinates.near(each.values, count // 10, random) for each in self._tried.best]
@@ -204,13 +204,13 @@ class Field:
         x = self._coordinates.of_draws(draws)
         mean, spread = self._outlook.ahead(x, np.ones((len(x), 1)))
         deviation = np.sqrt(np.maximum(spread[:, 0, 0], 0.0))
-        gain = improvement(self._outlook.standardised(self._best), mean[:, 0], deviation)
+        gain = expected_improvement(self._outlook.standardised(self._best), mean[:, 0], deviation)
         worth = gain * self._failures.chance_of_training(x) ** _CAUTION
-        candidates = Candidates(draws, x, worth, self._outlook.alike)
+        candidates = CandidatePool(draws, x, worth, self._outlook.alike)
         candidates.avoid(self._tried.pending())
         return candidates
 
-    def refresh(self, night: Night) -> None:
+    def refresh(self, night: BudgetState) -> None:
         """Forecasts and bids, where enough is new, or so much time has passed that others can still be completed."""
         self._slots = night.slots
         self._catch_up()
@@ -220,7 +220,7 @@ class Field:
         if self._candidates is None and night.slots >= _MANY_SLOTS and self._best is not None:
             self._candidates = self._look_around(self._random, _MANY_CANDIDATES)
 
-    def _refresh(self, night: Night) -> None:
+    def _refresh(self, night: BudgetState) -> None:
         """The same before a decision, if that may take its time."""
         self._slots = night.slots
         if night.slots < _MANY_SLOTS:
@@ -236,7 +236,7 @@ class Field:
             self._failures.learn(*self._tried.outcomes())
             self._news, self._priced_at, self._candidates = 0, None, None
 
-    def _price_all(self, night: Night) -> None:
+    def _price_all(self, night: BudgetState) -> None:
         left = night.seconds_left / night.seconds_full
         if self._best is None or (self._priced_at is not None and abs(self._priced_at - left) < night.milestone):
             return
@@ -252,13 +252,13 @@ class Field:
             for name, price in zip(names, self._priced(names, now, end, start, night).tolist(), strict=True):
                 self._bids.put(name, price)
 
-    def _price(self, trial_id: str, night: Night, start: float) -> float:
+    def _price(self, trial_id: str, night: BudgetState, start: float) -> float:
         standing = self._known[trial_id]
         now = np.array([standing.points[-1][0] if standing.points else 0.0])
         who = [trial_id] if standing.points else self._coordinates.of(standing.values)[None]
         return float(self._priced(who, now, np.array([standing.end]), start, night)[0])
 
-    def _priced(self, who: Sequence[str] | Array, now: Array, end: Array, start: float, night: Night) -> Array:
+    def _priced(self, who: Sequence[str] | Array, now: Array, end: Array, start: float, night: BudgetState) -> Array:
         left = max(night.seconds_left / night.seconds_full - start, 0.0)
         todo = np.maximum(np.minimum(end - now, left), _SMALLEST_STRETCH)
         fractions = (now + todo)[:, None]
@@ -268,4 +268,4 @@ class Field:
             mean, spread = self._outlook.ahead(who, fractions)
         assert self._best is not None
         deviation = np.sqrt(np.maximum(spread[:, 0, 0], 0.0))
-        return improvement(self._outlook.standardised(self._best), mean[:, 0], deviation) / (start + todo)
+        return expected_improvement(self._outlook.standardised(self._best), mean[:, 0], deviation) / (start + todo)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import scipy
 
-from orchestrator.scheduling.encoding import Coordinates
+from orchestrator.scheduling.encoding import SpaceEncoder
 from orchestrator.scheduling.gaussian_process import (
     Array,
     Points,
@@ -63,7 +63,7 @@ class _Seen:
     kept: tuple[int, ...]
 
 
-class Outlook:
+class LearningCurveModel:
     """The model: told of trials, asked what they will come to.
 
     Inside, a loss is how far it has come down from the base model's: y = -(ln(base / loss) + 0.1)^0.2, standardised.
@@ -72,7 +72,7 @@ class Outlook:
     whole logarithm would leave too little between the best.
     """
 
-    def __init__(self, coordinates: Coordinates) -> None:
+    def __init__(self, coordinates: SpaceEncoder) -> None:
         self._coordinates = coordinates
         self._seen: dict[str, _Seen] = {}
         self._theta = prior(coordinates.count)[0]

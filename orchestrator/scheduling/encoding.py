@@ -20,7 +20,7 @@ _CHANGED = 0.5
 _DIGITS = 9
 
 
-class Coordinates:
+class SpaceEncoder:
     """A recipe's space, seen by the model."""
 
     def __init__(self, space: Mapping[str, Dimension]) -> None:

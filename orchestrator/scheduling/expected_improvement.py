@@ -8,7 +8,7 @@ from scipy.special import ndtr
 from orchestrator.scheduling.encoding import Array
 
 
-def improvement(best: float, mean: Array, deviation: Array) -> Array:
+def expected_improvement(best: float, mean: Array, deviation: Array) -> Array:
     """The expected improvement on `best` by values with these means and deviations (Jones, Schonlau, Welch 1998)."""
     deviation = np.maximum(deviation, 1e-9)
     z = (best - mean) / deviation

@@ -11,7 +11,7 @@ _RIDGE = 0.03
 _NEWTON_STEPS = 8
 
 
-class Failures:
+class FeasibilityModel:
     """How likely configurations can be trained, given those that failed and those that didn't.
 
     Logistic regression on coordinates, their squares and products: a threshold in the learning rate, a corner of large

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.scheduling.encoding import Array, Coordinates
-from orchestrator.scheduling.types import Standing, State
+from orchestrator.scheduling.encoding import Array, SpaceEncoder
+from orchestrator.scheduling.types import State, TrialView
 from search_spaces.schema import Choices, Dimension, is_integer
 
 _MODELS = 4
@@ -20,7 +20,7 @@ _MOST = 200
 _MOST_COUNTED = 2000
 
 
-class Tried:
+class TrialHistory:
     """Told of every trial. `only`: the configurations that may be tried, each once; None: all of the space.
 
     A space of few choices is such a list too. No configuration is tried twice while there are others: with another seed
@@ -28,7 +28,7 @@ class Tried:
     """
 
     def __init__(
-        self, coordinates: Coordinates, space: Mapping[str, Dimension], only: Sequence[Mapping[str, Any]] | None
+        self, coordinates: SpaceEncoder, space: Mapping[str, Dimension], only: Sequence[Mapping[str, Any]] | None
     ) -> None:
         self._coordinates = coordinates
         listed = _all_of(space) if only is None else only
@@ -42,9 +42,9 @@ class Tried:
         self._failed: dict[str, None] = {}
         self._trained: dict[str, None] = {}
         self._best: list[tuple[float, str]] = []
-        self._standings: dict[str, Standing] = {}
+        self._standings: dict[str, TrialView] = {}
 
-    def take(self, standing: Standing) -> None:
+    def take(self, standing: TrialView) -> None:
         """Takes in a new trial, or what has changed of one."""
         name = standing.trial_id
         if name not in self._x:
@@ -60,7 +60,7 @@ class Tried:
         if standing.points:
             self._rank(standing)
 
-    def _rank(self, standing: Standing) -> None:
+    def _rank(self, standing: TrialView) -> None:
         name = standing.trial_id
         self._best = [pair for pair in self._best if pair[1] != name]
         bisect.insort(self._best, (standing.points[-1][1], name))
@@ -70,7 +70,7 @@ class Tried:
         del self._best[_MODELS:]
 
     @property
-    def best(self) -> list[Standing]:
+    def best(self) -> list[TrialView]:
         """The trials with the best losses: what is like them is tried among others."""
         return [self._standings[name] for _, name in self._best]
 

@@ -10,7 +10,7 @@ _MEMORY = 0.9
 _MOST = 5.0
 
 
-class Promises:
+class ProposalDiscount:
     """What configurations bid before anything was known of them, against what they bid after their first evaluation.
 
     If the forecasts are right both are the same on average. They aren't where the best of many forecasts is taken

@@ -12,7 +12,7 @@ Alike = Callable[[Array, Array], Array]
 """How alike configurations are: (len(x), len(others)), 0 to 1."""
 
 
-class Candidates:
+class CandidatePool:
     """Draws (count, dimensions), their coordinates `x`, and what each is worth; none that is like a taken one."""
 
     def __init__(self, draws: Array, x: Array, worth: Array, alike: Alike) -> None:

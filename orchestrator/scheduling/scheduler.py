@@ -19,15 +19,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.scheduling.acquisition import Field
+from orchestrator.scheduling.acquisition import AcquisitionRanker
 from orchestrator.scheduling.curve_model import Forecast
-from orchestrator.scheduling.types import Fresh, Next, Night, Nothing, Resume, Standing, State, Verdict
+from orchestrator.scheduling.types import BudgetState, ContinueDecision, Idle, Next, Resume, StartNew, State, TrialView
 from search_spaces.schema import Dimension, SearchSettings
 
-__all__ = ["Fresh", "Next", "Night", "Nothing", "Promotion", "Resume", "Standing", "State", "Verdict"]
+__all__ = [
+    "BudgetState",
+    "ContinueDecision",
+    "FreezeThawScheduler",
+    "Idle",
+    "Next",
+    "Resume",
+    "StartNew",
+    "State",
+    "TrialView",
+]
 
 
-class Promotion:
+class FreezeThawScheduler:
     """The policy: told of every trial's standing, asked at every evaluation and for every free slot.
 
     `only`: the configurations that may be tried, each once; None: all of the space.
@@ -39,40 +49,40 @@ class Promotion:
         settings: SearchSettings,
         only: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        self._field = Field(space, settings.seed, only)
+        self._field = AcquisitionRanker(space, settings.seed, only)
 
     def start_from(self, base_eval_loss: float) -> None:
         """The base model's loss in nats, from which all trials come down."""
         self._field.start_from(base_eval_loss)
 
-    def update(self, standing: Standing) -> None:
+    def update(self, standing: TrialView) -> None:
         """Takes in a new trial, or what has changed of one."""
         self._field.update(standing)
 
-    def goes_on(self, trial_id: str, night: Night) -> Verdict:
+    def goes_on(self, trial_id: str, night: BudgetState) -> ContinueDecision:
         """At an evaluation of a running trial: on, or pause."""
         due = self._field.due_starts(night)
         if any(each.trial_id == trial_id for each in due):
-            return Verdict(True, "a starting point has to be complete by the end")
+            return ContinueDecision(True, "a starting point has to be complete by the end")
         if any(each.state is State.PAUSED for each in due):
-            return Verdict(False, "a starting point has to be completed")
+            return ContinueDecision(False, "a starting point has to be completed")
         needed = self._needed(night)
         if needed is not None:
             name = needed.trial_id
             reason = "it's the one to be completed" if name == trial_id else f"{name} has to be completed in time"
-            return Verdict(name == trial_id or needed.state is State.RUNNING, reason)
+            return ContinueDecision(name == trial_id or needed.state is State.RUNNING, reason)
         own = self._field.price_of(trial_id, night)
         paused = self._field.best_paused(night)
         if paused is not None and paused[1] > max(own, self._field.fresh_price(night)):
-            return Verdict(False, f"{paused[0]} promises more")
+            return ContinueDecision(False, f"{paused[0]} promises more")
         if self._field.fresh_price(night) > own:
-            return Verdict(False, "a new configuration promises more")
-        return Verdict(True, "the most promising")
+            return ContinueDecision(False, "a new configuration promises more")
+        return ContinueDecision(True, "the most promising")
 
-    def next(self, night: Night) -> Next:
+    def next(self, night: BudgetState) -> Next:
         """For a free slot: a paused trial, or a new configuration."""
         if night.seconds_left <= night.seconds_start:
-            return Nothing("the time for training is over")
+            return Idle("the time for training is over")
         for each in self._field.due_starts(night):
             if each.state is State.PAUSED:
                 return Resume(each.trial_id)
@@ -83,14 +93,14 @@ class Promotion:
         if paused is not None and paused[1] >= self._field.fresh_price(night):
             return Resume(paused[0])
         if not self._field.has_more:
-            return Nothing("nothing is paused, and every configuration has been tried")
-        return Fresh() if night.may_start else Nothing("nothing is paused, and no new configuration may start")
+            return Idle("nothing is paused, and every configuration has been tried")
+        return StartNew() if night.may_start else Idle("nothing is paused, and no new configuration may start")
 
-    def refresh(self, night: Night) -> None:
+    def refresh(self, night: BudgetState) -> None:
         """Takes into account what was told, as far as it waited for a moment in which nobody waits for an answer."""
         self._field.refresh(night)
 
-    def hopeless(self, keep: int, night: Night) -> list[str]:
+    def hopeless(self, keep: int, night: BudgetState) -> list[str]:
         """Paused trials beyond the `keep` most promising, the least promising last; disk is bounded by it.
 
         Starting points aren't among them.
@@ -105,6 +115,6 @@ class Promotion:
         """The hyperparameters of the next new configuration, as in the recipe's space; the same for the same seed."""
         return self._field.propose(seed)
 
-    def _needed(self, night: Night) -> Standing | None:
+    def _needed(self, night: BudgetState) -> TrialView | None:
         """The trial that must go on now, lest none be complete when the time is over."""
         return None if self._field.has_complete else self._field.last_chance(night)

@@ -20,7 +20,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Standing:
+class TrialView:
     """What is known of one trial."""
 
     trial_id: str
@@ -38,7 +38,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Night:
+class BudgetState:
     """What is left of it."""
 
     seconds_left: float
@@ -58,7 +58,7 @@ class Night:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ContinueDecision:
     """What becomes of a trial at an evaluation: it goes on or pauses; and why."""
 
     goes_on: bool
@@ -73,15 +73,15 @@ class Resume:
 
 
 @dataclass(frozen=True)
-class Fresh:
+class StartNew:
     """A new configuration takes the free slot."""
 
 
 @dataclass(frozen=True)
-class Nothing:
+class Idle:
     """The slot stays free: why."""
 
     reason: str
 
 
-Next = Resume | Fresh | Nothing
+Next = Resume | StartNew | Idle

@@ -9,7 +9,7 @@ from enum import StrEnum
 from trials.errors import InputError
 
 
-class Level(StrEnum):
+class Severity(StrEnum):
     """How bad it is."""
 
     OK = "ok"
@@ -20,11 +20,11 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """`text` is what was found, `remedy` what to do about it; empty where nothing has to be done."""
 
     name: str
-    level: Level
+    level: Severity
     text: str
     remedy: str = ""
 
@@ -34,8 +34,10 @@ class Finding:
         return f"{said}. {self.remedy}" if self.remedy else said
 
 
-def refuse_impossible(findings: Sequence[Finding]) -> None:
+def raise_if_blocked(findings: Sequence[CheckResult]) -> None:
     """Raises `InputError` if the search can't run, with every reason and its remedy."""
-    reasons = [f"{found.name}: {found.text}. {found.remedy}" for found in findings if found.level is Level.IMPOSSIBLE]
+    reasons = [
+        f"{found.name}: {found.text}. {found.remedy}" for found in findings if found.level is Severity.IMPOSSIBLE
+    ]
     if reasons:
         raise InputError("the search can't run here:\n  " + "\n  ".join(reasons))

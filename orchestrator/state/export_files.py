@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from trials.system.damage import DamagedFile, read_as, read_value
 
 _MANIFEST, _SAMPLES = "export/manifest.json", "samples.json"
@@ -42,7 +42,7 @@ _MANIFESTS = TypeAdapter(_Manifest)
 _SAMPLE_LISTS = TypeAdapter(list[dict[str, Any]])
 
 
-def read_description(run: RunFolder) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
+def read_description(run: RunDir) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
     """Return export/manifest.json, None without an export, and what is wrong with it."""
     try:
         read_as(run.path / _MANIFEST, _MANIFESTS)
@@ -51,7 +51,7 @@ def read_description(run: RunFolder) -> tuple[Mapping[str, Any] | None, tuple[st
         return None, (f"{_MANIFEST} can't be read: {error.reason}; the export is not described",)
 
 
-def read_samples(run: RunFolder) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:
+def read_samples(run: RunDir) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:
     """Return the samples of samples.json, and what is wrong with it."""
     try:
         read_as(run.path / _SAMPLES, _SAMPLE_LISTS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Regrouped:
+class Consolidation:
     """Since when several processes train each trial together, which one did before."""
 
     ranks: int

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.state.deadline import Deadline
-from orchestrator.state.regrouped import Regrouped
+from orchestrator.state.regrouped import Consolidation
 from orchestrator.state.rungs import rung_tokens
 from orchestrator.state.search_file import FORMAT, SearchFile, read_search_file
 from orchestrator.state.trial_folders import BASE_ID, Trials, read_trials
 from search_spaces.schema import Recipe
 from trials.errors import RunFolderError
-from trials.model.architecture import BaseShape, base_shape
+from trials.model.architecture import ModelShape, model_shape
 from trials.records.trial_dir import TrialRecord
 from trials.schedule import Epoch
 from trials.system.damage import read_value
@@ -74,22 +74,22 @@ class Search:
     shortened: float | None = None
     """What full trials are of the recipe's length, so that enough of them fit; None: not measured yet."""
     prediction: Mapping[str, Any] | None = None
-    """What the night was predicted to bring, by `planning.forecast.Prediction`, once its speed was measured."""
+    """What the night was predicted to bring, by `planning.forecast.SearchForecast`, once its speed was measured."""
     placement: Placement | None = None
     """Where trials run, once Ray has said it."""
     ranks: int = 1
     """Processes that train one trial together: one for each of its GPUs, also where the CPU stands in for them."""
-    regrouped: Regrouped | None = None
+    regrouped: Consolidation | None = None
     """Near the end all GPUs of a machine may train one trial after the other; None: not so far, or never."""
     opening_seconds: float | None = None
     """From handing out the base model to its evaluation, its loading included; None: not measured yet."""
-    base: BaseShape | None = None
+    base: ModelShape | None = None
     """Of the base model; None: nobody has read its config yet."""
 
     @property
-    def shape(self) -> BaseShape:
+    def shape(self) -> ModelShape:
         """Of the base model. Raises `ModelError` if its config can't be read."""
-        return self.base or base_shape(self.recipe.model.name, self.recipe.model.revision)
+        return self.base or model_shape(self.recipe.model.name, self.recipe.model.revision)
 
     @property
     def rungs(self) -> list[int]:
@@ -104,7 +104,7 @@ class Search:
         return None if train is None else Epoch(train["rows"], train["tokens"])
 
 
-class RunFolder:
+class RunDir:
     """Paths and contents of one run folder."""
 
     def __init__(self, path: Path) -> None:
@@ -223,7 +223,7 @@ def refuse_unprintable(path: Path) -> None:
         )
 
 
-def create_run_folder(path: Path) -> RunFolder:
+def create_run_dir(path: Path) -> RunDir:
     """A new, empty run folder. Raises `RunFolderError` if it can't be made or something is in it."""
     refuse_taken(path)
     try:
@@ -232,12 +232,12 @@ def create_run_folder(path: Path) -> RunFolder:
             pass
     except OSError as error:
         raise RunFolderError(f"can't write to {path}: {error.strerror}. Give another --out folder.") from error
-    return RunFolder(path.absolute())
+    return RunDir(path.absolute())
 
 
-def open_run_folder(path: Path) -> RunFolder:
+def open_run_dir(path: Path) -> RunDir:
     """An existing run folder. Raises `RunFolderError` if it holds no search."""
-    folder = RunFolder(path.absolute())
+    folder = RunDir(path.absolute())
     folder.read_search()
     return folder
 

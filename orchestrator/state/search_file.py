@@ -19,10 +19,10 @@ from pydantic import (
     ValidationError,
 )
 
-from orchestrator.state.regrouped import Regrouped
+from orchestrator.state.regrouped import Consolidation
 from search_spaces.schema import Recipe
 from trials.errors import RunFolderError
-from trials.model.architecture import BaseShape
+from trials.model.architecture import ModelShape
 from trials.system.damage import DamagedFile, in_words, read_value
 
 FORMAT = 1
@@ -57,9 +57,9 @@ class SearchFile:
     slots: NonNegativeInt = 0
     most_ranks: PositiveInt = 1
     ranks: PositiveInt = 1
-    regrouped: Regrouped | None = None
+    regrouped: Consolidation | None = None
     opening_seconds: FiniteFloat | None = None
-    base: BaseShape | None = None
+    base: ModelShape | None = None
 
 
 _FILES = TypeAdapter(SearchFile)

@@ -129,7 +129,7 @@ def _why_none(found: Sequence[Best], skipped: Sequence[Skipped], base_rows: RowL
     )
 
 
-def gain_over(other: TrialRecord, trial: TrialRecord) -> LossDifference | None:
+def paired_gain(other: TrialRecord, trial: TrialRecord) -> LossDifference | None:
     """Loss of `other` minus loss of `trial` on the same rows; None where they have no such rows."""
     rows, other_rows = trial.row_losses(), other.row_losses()
     if rows is None or other_rows is None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from trials.errors import RunFolderError
 from trials.system.files import write_json
 
@@ -22,20 +22,20 @@ TIMING_FILE = "timing.json"
 TRAINING_OVER, EXPORTED = "training_over", "exported"
 
 
-def note_moment(run: RunFolder, what: str, now: datetime | None = None) -> None:
+def record_moment(run: RunDir, what: str, now: datetime | None = None) -> None:
     """Notes when something happened: TRAINING_OVER, EXPORTED. A folder that can't be written to is no error here."""
     _note(run, what, (now or datetime.now(UTC)).isoformat(timespec="milliseconds"))
 
 
 @contextmanager
-def timed(run: RunFolder, part: str) -> Iterator[None]:
+def timed(run: RunDir, part: str) -> Iterator[None]:
     """Notes how many seconds a part of the end takes (`export`, `report`), if it succeeds."""
     began = time.monotonic()
     yield
     _note(run, f"{part}_seconds", round(time.monotonic() - began, 3))
 
 
-def read_timing(run: RunFolder) -> Mapping[str, Any]:
+def read_timing(run: RunDir) -> Mapping[str, Any]:
     """What is known of it; empty before the end, and in run folders from before it was noted."""
     try:
         found = run.read_json(TIMING_FILE)
@@ -53,7 +53,7 @@ def end_seconds(timing: Mapping[str, Any]) -> float | None:
         return None
 
 
-def _note(run: RunFolder, what: str, value: str | float) -> None:
+def _note(run: RunDir, what: str, value: str | float) -> None:
     try:
         write_json(run.path / TIMING_FILE, {**read_timing(run), what: value})
     except OSError:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.storage.object_store import ObjectStore
-from trials.console.terminal import settle
+from trials.console.terminal import drain_console
 from trials.errors import EXIT_INTERRUPTED, RunFolderError, StoreFailed
 from trials.system.processes import SessionMark
 
@@ -29,28 +29,28 @@ _DEAD_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Holder:
+class LeaseHolder:
     """A process that has a run folder; the place is its working copy, which has a lock of the system's."""
 
     who: str
     place: str
 
     @classmethod
-    def of_this(cls, copy: Path) -> Holder:
+    def of_this(cls, copy: Path) -> LeaseHolder:
         """This process, which has the lock of its working copy."""
         mark = SessionMark.of(0)
         return cls(f"process {os.getpid()} on {socket.gethostname()}", f"{mark.host} {mark.boot} {copy}")
 
 
 @contextmanager
-def only_command(store: ObjectStore, copy: Path) -> Iterator[None]:
+def run_lease(store: ObjectStore, copy: Path) -> Iterator[None]:
     """Keeps commands on other machines from the run folder; this one must have the lock of its working copy.
 
     A holder that was killed has it for two minutes more, unless it was in the same working copy. Raises
     `RunFolderError` while another holds it. Should this one be out of the store's reach for so long that another takes
     it over, this process ends.
     """
-    holder = Holder.of_this(copy)
+    holder = LeaseHolder.of_this(copy)
     name = _take(store, holder)
     is_over, content = threading.Event(), _content(holder)
     threading.Thread(target=_renew, args=(store, name, content, is_over), daemon=True).start()
@@ -62,7 +62,7 @@ def only_command(store: ObjectStore, copy: Path) -> Iterator[None]:
             store.remove([name])
 
 
-def _take(store: ObjectStore, holder: Holder) -> str:
+def _take(store: ObjectStore, holder: LeaseHolder) -> str:
     """The name of a lease that is this process's from now on."""
     number = max(_numbers(store), default=0) + 1
     name = _name(number)
@@ -95,14 +95,14 @@ def _renew(store: ObjectStore, name: str, content: bytes, is_over: threading.Eve
             if is_over.is_set():
                 return
             sys.stderr.write(f"error: another command has taken over {store.url}, as this one couldn't reach it\n")
-            settle()
+            drain_console()
             # Whatever else this process would write to the store is another's affair by now.
             os._exit(EXIT_INTERRUPTED)
         except StoreFailed:
             continue  # whoever needs the store says so
 
 
-def _taken(store: ObjectStore, holder: Holder | None) -> RunFolderError:
+def _taken(store: ObjectStore, holder: LeaseHolder | None) -> RunFolderError:
     who = "another command" if holder is None else holder.who
     return RunFolderError(
         f"{store.url} is in use by {who}. Wait until that has ended, or end it; one that was killed is forgotten after "
@@ -110,19 +110,19 @@ def _taken(store: ObjectStore, holder: Holder | None) -> RunFolderError:
     )
 
 
-def _content(holder: Holder) -> bytes:
+def _content(holder: LeaseHolder) -> bytes:
     return json.dumps(asdict(holder)).encode()
 
 
-def _holder(store: ObjectStore, name: str) -> Holder | None:
+def _holder(store: ObjectStore, name: str) -> LeaseHolder | None:
     """None where the lease has been given back."""
     try:
-        return Holder(**json.loads(store.read(name)))
+        return LeaseHolder(**json.loads(store.read(name)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
         # In a folder of this machine a lease is there before its content is: it counts as held, until it's too old.
-        return Holder("another command", "")
+        return LeaseHolder("another command", "")
 
 
 def _numbers(store: ObjectStore) -> list[int]:

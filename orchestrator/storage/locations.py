@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.state.run_dir import RunFolder, create_run_folder, open_run_folder, refuse_taken
-from orchestrator.storage.lease import only_command
+from orchestrator.state.run_dir import RunDir, create_run_dir, open_run_dir, refuse_taken
+from orchestrator.storage.lease import run_lease
 from orchestrator.storage.mirror import Mirror, address, working_copy
 from orchestrator.storage.object_store import QUICK, ObjectStore, is_url
 from trials.errors import RunFolderError, StoreFailed
 from trials.records.trial_dir import TrialRecord
-from trials.system.locks import only_here
+from trials.system.locks import exclusive_lock
 
 
 def refuse_taken_place(place: str) -> None:
@@ -31,57 +31,57 @@ def refuse_taken_place(place: str) -> None:
         raise RunFolderError(f"{place} is not empty: {names[0]} is there. Give a new or empty --out.")
 
 
-def create_at(place: str) -> RunFolder:
+def create_run(place: str) -> RunDir:
     """A new run folder, at a path or on a store that can be written to. Raises `RunFolderError`."""
     if not is_url(place):
-        return create_run_folder(Path(place))
+        return create_run_dir(Path(place))
     check_store(ObjectStore(place, QUICK))
     path = working_copy(place)
     if path.exists():  # of a search that isn't on the store any more
-        with only_here(path):
+        with exclusive_lock(path):
             path.rename(path.with_name(f"{path.name}.{secrets.token_hex(4)}"))
-    folder = create_run_folder(path)
+    folder = create_run_dir(path)
     Mirror(place, folder.path).begin()
     return folder
 
 
-def open_at(place: str) -> RunFolder:
+def open_run(place: str) -> RunDir:
     """An existing run folder; of one on a store, a working copy that is up to date. Raises `RunFolderError`."""
     if not is_url(place):
-        return open_run_folder(Path(place))
+        return open_run_dir(Path(place))
     if "search.json" not in _first_look(place):
         raise RunFolderError(f"{place} holds no search: there is no search.json in it. Give a run folder.")
     mirror = Mirror(place, working_copy(place))
     mirror.begin()
     try:
-        with only_here(mirror.path):
+        with exclusive_lock(mirror.path):
             mirror.pull_files()
             mirror.pull_trials()
     except RunFolderError:
         pass  # a search is at work in it on this machine, and nobody knows more
-    return open_run_folder(mirror.path)
+    return open_run_dir(mirror.path)
 
 
 @contextmanager
-def only_here_and_there(folder: RunFolder) -> Iterator[None]:
+def exclusive_access(folder: RunDir) -> Iterator[None]:
     """Keeps other commands from a run folder, on whatever machine they are. Raises `RunFolderError`."""
-    with only_here(folder.path):
+    with exclusive_lock(folder.path):
         mirror = Mirror.of(folder.path)
         if mirror is None:
             yield
             return
-        with only_command(mirror.store, folder.path):
+        with run_lease(mirror.store, folder.path):
             yield
 
 
-def bring_weights(trial: TrialRecord) -> None:
+def fetch_weights(trial: TrialRecord) -> None:
     """Makes sure that a trial's adapter is really there, and no placeholder, where the run folder is a working copy."""
     mirror = Mirror.of(trial.folder.parent.parent)
     if mirror is not None:
         mirror.pull(trial.folder, whole=True)
 
 
-def publish(folder: RunFolder, *tops: str) -> None:
+def upload(folder: RunDir, *tops: str) -> None:
     """Puts what a command has made beside the trials on the store, if the run folder is on one.
 
     `tops` are the files and folders that it made; none: all, by a command that has the run folder to itself.
@@ -91,7 +91,7 @@ def publish(folder: RunFolder, *tops: str) -> None:
         mirror.push_files(*tops)
 
 
-def place_of(folder: RunFolder) -> str:
+def address_of(folder: RunDir) -> str:
     """What a command line may call the run folder."""
     return address(folder.path)
 

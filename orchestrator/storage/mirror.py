@@ -20,7 +20,7 @@ from pathlib import Path
 
 from orchestrator.storage.names import refuse_way_out
 from orchestrator.storage.object_store import ObjectStore
-from orchestrator.storage.trial_snapshots import TrialStore
+from orchestrator.storage.trial_snapshots import TrialSnapshotStore
 from trials.system.files import write_json
 
 _MARK = "store.json"
@@ -41,7 +41,7 @@ class Mirror:
     def __init__(self, url: str, path: Path) -> None:
         self.store = ObjectStore(url)
         self.path = path
-        self._trials: dict[str, TrialStore] = {}
+        self._trials: dict[str, TrialSnapshotStore] = {}
         self._pushed: dict[Path, Signature] = {}
         """What trial folders and files looked like when they were put on the store."""
 
@@ -82,10 +82,10 @@ class Mirror:
             list(threads.map(lambda folder: self.trial(folder).claim(), (self.path / "trials").iterdir()))
         self.trial(self.path / "probe").remove()
 
-    def trial(self, folder: Path) -> TrialStore:
+    def trial(self, folder: Path) -> TrialSnapshotStore:
         """What keeps one trial's folder, or that of the probe."""
         name = folder.relative_to(self.path).as_posix()
-        return self._trials.setdefault(name, TrialStore(self.store, name))
+        return self._trials.setdefault(name, TrialSnapshotStore(self.store, name))
 
     def pull(self, folder: Path, *, whole: bool = False) -> None:
         """Takes one trial from the store; its weights only if it's to be whole."""

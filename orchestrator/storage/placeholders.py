@@ -15,7 +15,7 @@ _MAGIC = b"qlora-orchestrator: the content is on the object store, sha256 "
 _LENGTH = len(_MAGIC) + 2 * hashlib.sha256().digest_size
 
 
-def can_stand_in(size_bytes: int) -> bool:
+def fits_placeholder(size_bytes: int) -> bool:
     """Whether there's room in a file so long to say what it holds."""
     return size_bytes >= _LENGTH
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from orchestrator.storage.names import checked_entry, checked_name, refuse_way_out
 from orchestrator.storage.object_store import ObjectStore
-from orchestrator.storage.placeholders import can_stand_in, content_of, write_placeholder
+from orchestrator.storage.placeholders import content_of, fits_placeholder, write_placeholder
 from trials.errors import StoreDamaged, StoreFailed
 from trials.system.files import link_file
 
@@ -34,7 +34,7 @@ Hashes = dict[tuple[int, int, int], str]
 """Of files that were hashed already, by inode, size and time of the last change (ns)."""
 
 
-class NotTheOwner(Exception):
+class StaleOwnerError(Exception):
     """The trial has gone on elsewhere: what this machine has of it counts no more."""
 
 
@@ -60,7 +60,7 @@ class Snapshot:
         return {entry.sha256 for entry in self.files.values() if entry.content is None}
 
 
-class TrialStore:
+class TrialSnapshotStore:
     """Puts one trial on the store, and takes it from there. One thread at a time."""
 
     def __init__(self, store: ObjectStore, name: str) -> None:
@@ -80,7 +80,7 @@ class TrialStore:
     def push(self, folder: Path, *, owner: str | None, becomes: str | None) -> None:
         """Makes the store's trial what `folder` holds, if it's `owner`'s (or new), and gives it to `becomes`.
 
-        Raises `NotTheOwner`.
+        Raises `StaleOwnerError`.
         """
         made = Snapshot(becomes, _scan(folder, self._hashes))
         if made == self._known:
@@ -97,7 +97,7 @@ class TrialStore:
         # As late as can be: uploading takes time, in which the owner may change.
         before = self.read()
         if before is not None and before.owner != owner:
-            raise NotTheOwner(f"{self._name} on {self._store.url} belongs to {before.owner}, not to {owner}")
+            raise StaleOwnerError(f"{self._name} on {self._store.url} belongs to {before.owner}, not to {owner}")
         self._write(made)
         self._known = made
         if before is not None:
@@ -159,7 +159,7 @@ class TrialStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             if entry.content is not None:
                 _write_small(path, base64.b64decode(entry.content))
-            elif whole or path.suffix in _READ_BY_ALL or not can_stand_in(entry.size):
+            elif whole or path.suffix in _READ_BY_ALL or not fits_placeholder(entry.size):
                 wanted.setdefault(entry.sha256, path)
             else:
                 path.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ _SEEN_SECONDS = 5.0
 """Network file systems may show a new file with some delay."""
 
 
-class MarkedFolder:
+class ProbedFolder:
     """A run folder that is a folder."""
 
     alone = "has a folder of its own under that path, which the other machines don't see"
@@ -43,7 +43,7 @@ class MarkedFolder:
             (self._path / name).unlink(missing_ok=True)
 
 
-class MarkedStore:
+class ProbedStore:
     """A run folder on an object store. Raises `RunFolderError` if this machine can't reach it at all."""
 
     alone = "reaches another store under that address, or doesn't see there what others write"
@@ -64,49 +64,49 @@ class MarkedStore:
         self._store.remove(names)
 
 
-def marked(place: str) -> MarkedFolder | MarkedStore:
+def probed(place: str) -> ProbedFolder | ProbedStore:
     """A run folder by its path or its address."""
-    return MarkedStore(place) if is_url(place) else MarkedFolder(Path(place))
+    return ProbedStore(place) if is_url(place) else ProbedFolder(Path(place))
 
 
-def marker(token: str, name: str) -> str:
+def probe_name(token: str, name: str) -> str:
     """What the marker of a node, or of the driver, is called."""
     return f".marker-{token}-{name}"
 
 
-def leave_marker(place: str, token: str, name: str) -> str | None:
+def write_probe(place: str, token: str, name: str) -> str | None:
     """Writes this machine's marker, and reads the driver's. Returns what went wrong, as seen here; None: nothing."""
     try:
-        run = marked(place)
-        run.write(marker(token, name), token)
+        run = probed(place)
+        run.write(probe_name(token, name), token)
     except FileNotFoundError:
         return "doesn't have that folder"
     except OSError as error:
         return f"can't write to it: {error.strerror}"
     except (RunFolderError, StoreFailed) as error:
         return f"can't write to it: {first_line(error)}"
-    return None if is_seen(place, token, "driver") else run.alone
+    return None if is_visible(place, token, "driver") else run.alone
 
 
-def remove_marker(place: str, token: str, name: str) -> None:
+def remove_probe(place: str, token: str, name: str) -> None:
     """Where it's on this machine's own disk."""
-    marked(place).remove([marker(token, name)])
+    probed(place).remove([probe_name(token, name)])
 
 
-def is_seen(place: str, token: str, name: str) -> bool:
+def is_visible(place: str, token: str, name: str) -> bool:
     """Whether a marker with that content is there, or comes to be within seconds."""
-    run = marked(place)
+    run = probed(place)
 
     def has_it() -> bool:
         try:
-            return run.read(marker(token, name)) == token
+            return run.read(probe_name(token, name)) == token
         except (OSError, StoreFailed):
             return False
 
     return _comes_true(has_it)
 
 
-def refuse_unseen(trial: Path) -> None:
+def require_visible(trial: Path) -> None:
     """On a machine that is to run a trial: raises `RunFolderError` if the trial's folder isn't there.
 
     The conductor has made it. A machine that joined the cluster after the search began may not share it.

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.storage.mirror import copies
 from orchestrator.storage.object_store import ObjectStore
-from orchestrator.storage.trial_snapshots import NotTheOwner, TrialStore
-from orchestrator.storage.visibility import refuse_unseen
+from orchestrator.storage.trial_snapshots import StaleOwnerError, TrialSnapshotStore
+from orchestrator.storage.visibility import require_visible
 from trials.errors import RunFolderError, StoreFailed
 from trials.records.trial_dir import EvalPoint
 from trials.system.locks import takes_lock
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 _LOCK = "lock"
 
 
-class TrialCopy:
+class WorkingCopy:
     """A trial's folder while it runs. `keep` is called before an evaluation is reported."""
 
-    def __init__(self, path: Path, store: TrialStore | None = None, owner: str | None = None) -> None:
+    def __init__(self, path: Path, store: TrialSnapshotStore | None = None, owner: str | None = None) -> None:
         self.path = path
         self._store = store
         self._owner = owner
 
     def keep(self) -> None:
-        """Puts the trial on the store as it is now. Raises `NotHeardError` where that can't be done."""
-        from trials.training.outcome import NotHeardError  # loads torch, which a holder does without
+        """Puts the trial on the store as it is now. Raises `ReportingError` where that can't be done."""
+        from trials.training.outcome import ReportingError  # loads torch, which a holder does without
 
         store, self._store = self._store, None
         if store is None:
             return
         try:
             store.push(self.path, owner=self._owner, becomes=self._owner)
-        except (StoreFailed, NotTheOwner) as error:
-            raise NotHeardError(str(error)) from error
+        except (StoreFailed, StaleOwnerError) as error:
+            raise ReportingError(str(error)) from error
         self._store = store
 
     def kept_before(self, on_eval: OnEval) -> OnEval:
@@ -68,7 +68,7 @@ class TrialCopy:
 
 
 @contextmanager
-def trial_copy(assignment: Mapping[str, Any], *, is_kept: bool = True) -> Iterator[TrialCopy]:
+def working_copy_of(assignment: Mapping[str, Any], *, is_kept: bool = True) -> Iterator[WorkingCopy]:
     """The folder to run an assignment in; how the trial ended is on the store too when this is left.
 
     Of several processes that train a trial each has a copy, and that of one is kept.
@@ -77,18 +77,18 @@ def trial_copy(assignment: Mapping[str, Any], *, is_kept: bool = True) -> Iterat
     """
     remote = assignment.get("remote")
     if remote is None:
-        refuse_unseen(Path(assignment["folder"]))
-        yield TrialCopy(Path(assignment["folder"]))
+        require_visible(Path(assignment["folder"]))
+        yield WorkingCopy(Path(assignment["folder"]))
         return
     _remove_left_over()
     path = _copies_here() / f"{os.getpid()}-{remote['owner']}" / assignment["trial_id"]
-    store = TrialStore(ObjectStore(remote["url"]), remote["name"])
+    store = TrialSnapshotStore(ObjectStore(remote["url"]), remote["name"])
     try:
         path.mkdir(parents=True)
         with _in_use(path.parent):
             if store.pull(path, whole=True) is None:
                 raise RunFolderError(f"{remote['url']} has no trial {remote['name']}. Was it removed meanwhile?")
-            copy = TrialCopy(path, store if is_kept else None, remote["owner"])
+            copy = WorkingCopy(path, store if is_kept else None, remote["owner"])
             try:
                 yield copy
             finally:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from orchestrator.monitoring.search_log import search_log
 from orchestrator.state.clock import SteadyClock
-from orchestrator.state.run_dir import RunFolder
-from orchestrator.state.timing import EXPORTED, TRAINING_OVER, note_moment, timed
-from orchestrator.storage.locations import place_of
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.timing import EXPORTED, TRAINING_OVER, record_moment, timed
+from orchestrator.storage.locations import address_of
 from trials.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -31,10 +31,10 @@ _MOVING_SECONDS = 3.0
 """Before the deadline an export that isn't proved yet is put in its place."""
 
 
-def finish(folder: RunFolder, clock: SteadyClock, *, interrupted: bool) -> int:
+def finalize(folder: RunDir, clock: SteadyClock, *, interrupted: bool) -> int:
     """Exports and reports whatever there is, and says where it is. Neither costs the other."""
     print("exporting the best trial, and loading it again in a fresh process to verify it", flush=True)
-    note_moment(folder, TRAINING_OVER, clock())
+    record_moment(folder, TRAINING_OVER, clock())
     exported = _exported(folder, clock, interrupted=interrupted)
     report = _reported(folder)
     if isinstance(exported, Exception):
@@ -56,11 +56,11 @@ def finish(folder: RunFolder, clock: SteadyClock, *, interrupted: bool) -> int:
         command = [_python(), "-m", "trials.generate", str(exported.path), "--prompt", _example_prompt(folder)]
         print(f"try it: {shlex.join(command)}")
     if interrupted:
-        print(f"go on: {shlex.join([_python(), '-m', 'orchestrator.search', '--resume', place_of(folder)])}")
+        print(f"go on: {shlex.join([_python(), '-m', 'orchestrator.search', '--resume', address_of(folder)])}")
     return _code(exported, interrupted=interrupted)
 
 
-def _exported(folder: RunFolder, clock: SteadyClock, *, interrupted: bool) -> Exported | Exception:
+def _exported(folder: RunDir, clock: SteadyClock, *, interrupted: bool) -> Exported | Exception:
     """The export, or why there is none."""
     try:
         from orchestrator.export.exporter import export_best
@@ -69,16 +69,16 @@ def _exported(folder: RunFolder, clock: SteadyClock, *, interrupted: bool) -> Ex
         with disk_full_in(folder.path), timed(folder, "export"):
             # Who stopped the search, or resumed it after its end, waits for the proof.
             exported = export_best(folder, due_seconds=None if interrupted or left < 0 else left)
-        note_moment(folder, EXPORTED, clock())
+        record_moment(folder, EXPORTED, clock())
         return exported
     except TuningError as error:
         return error
     except Exception as error:
-        note_traceback(folder, error)
+        log_traceback(folder, error)
         return error
 
 
-def _reported(folder: RunFolder) -> Path | Exception:
+def _reported(folder: RunDir) -> Path | Exception:
     """Where the report is, or why there is none."""
     try:
         from orchestrator.report.render import write_report  # inside, as it needs plotly
@@ -88,11 +88,11 @@ def _reported(folder: RunFolder) -> Path | Exception:
     except TuningError as error:
         return error
     except Exception as error:
-        note_traceback(folder, error)
+        log_traceback(folder, error)
         return error
 
 
-def note_traceback(folder: RunFolder, error: Exception) -> None:
+def log_traceback(folder: RunDir, error: Exception) -> None:
     """Adds an error's traceback to RUN/logs/search.log; where that can't be written, it's left out."""
     search_log(folder).append("".join(traceback.format_exception(error)))
 
@@ -114,7 +114,7 @@ def _code(exported: Exported | Exception, *, interrupted: bool) -> int:
     return EXIT_NOTHING_TO_EXPORT if code == EXIT_BAD_INPUT else code
 
 
-def _example_prompt(folder: RunFolder) -> str:
+def _example_prompt(folder: RunDir) -> str:
     try:
         samples = folder.read_json("samples.json")
         return str(samples[0]["prompt"]) if samples else "TEXT"

@@ -5,25 +5,25 @@ from __future__ import annotations
 import shlex
 from datetime import datetime
 
-from orchestrator.state.run_dir import RunFolder
-from orchestrator.storage.locations import place_of
+from orchestrator.state.run_dir import RunDir
+from orchestrator.storage.locations import address_of
 from search_spaces.durations import format_duration
 from trials.system.files import write_json
 
 _FILE = "gave_up.json"
 
 
-def note_giving_up(folder: RunFolder, reason: str) -> None:
+def record_giving_up(folder: RunDir, reason: str) -> None:
     """Keeps it in the run folder."""
     write_json(folder.path / _FILE, {"reason": reason})
 
 
-def giving_up(folder: RunFolder, now: datetime) -> str:
+def giving_up(folder: RunDir, now: datetime) -> str:
     """What to say of it at the end: why, how much time there was still, and how to go on."""
     found = folder.read_json(_FILE) or {}
     left = max(0.0, folder.read_search().deadline.training_seconds_left(now))
     return (
         f"the search gave up {format_duration(left)} before its training ends: {found.get('reason', 'see above')}. "
         "What there was is exported, if anything was worth it (above). Once the cause is mended, go on: "
-        f"python -m orchestrator.search --resume {shlex.quote(place_of(folder))}"
+        f"python -m orchestrator.search --resume {shlex.quote(address_of(folder))}"
     )

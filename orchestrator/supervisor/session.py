@@ -19,29 +19,29 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.controller.events import Event, Message, in_turn
+from orchestrator.controller.events import Event, Notice, in_turn
 from orchestrator.monitoring.search_log import log_session, search_log
 from orchestrator.ray_setup.address import named_cluster
 from orchestrator.ray_setup.start import stay_on_loopback
-from orchestrator.state.check_result import Level, refuse_impossible
-from orchestrator.state.regrouped import Regrouped
-from orchestrator.state.run_dir import RunFolder, Search, open_run_folder
-from orchestrator.storage.locations import place_of
-from orchestrator.supervisor.give_up import note_giving_up
+from orchestrator.state.check_result import Severity, raise_if_blocked
+from orchestrator.state.regrouped import Consolidation
+from orchestrator.state.run_dir import RunDir, Search, open_run_dir
+from orchestrator.storage.locations import address_of
+from orchestrator.supervisor.give_up import record_giving_up
 from orchestrator.supervisor.interruption import obey
 from orchestrator.supervisor.session_mark import mark_session
-from orchestrator.supervisor.supervisor import SessionCode
+from orchestrator.supervisor.supervisor import SessionExit
 from search_spaces.durations import format_duration
-from trials.cli import run
-from trials.console.terminal import settle, survives_hangup, write_error
+from trials.cli import run_command
+from trials.console.terminal import drain_console, survives_hangup, write_error
 from trials.console.unexpected import keep_traceback
 from trials.errors import InputError, SearchBroken, first_line
 from trials.system.disk_full import is_disk_full
 from trials.system.processes import children, die_with, is_alive
 
 if TYPE_CHECKING:
-    from orchestrator.controller.controller import Conductor
-    from orchestrator.monitoring.progress import Board
+    from orchestrator.controller.controller import SearchController
+    from orchestrator.monitoring.progress import Progress
 
 _RAY_DAEMONS = ("gcs_server", "raylet")
 _LOOK_SECONDS = 0.5
@@ -49,37 +49,37 @@ _LEAST_ROOM_GIB = 0.1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the session; returns a `SessionCode`, or what `run` makes of an error."""
+    """Runs the session; returns a `SessionExit`, or what `run_command` makes of an error."""
     path, parent, ahead = argv or sys.argv[1:]
     die_with(int(parent))
-    return run(lambda: _session(Path(path), float(ahead)))
+    return run_command(lambda: _session(Path(path), float(ahead)))
 
 
 def _session(path: Path, ahead: float) -> int:
     obey()
-    folder = open_run_folder(path)
+    folder = open_run_dir(path)
     log_session(folder)
     with survives_hangup():
         return _code(folder, ahead)
 
 
-def _code(folder: RunFolder, ahead: float) -> int:
+def _code(folder: RunDir, ahead: float) -> int:
     """What a session that has its log ends with."""
     try:
-        return conduct(folder, ahead, mark_session(folder))
+        return run_session_search(folder, ahead, mark_session(folder))
     except Exception as error:
         if is_disk_full(error):
             keep_traceback(error)
             sys.stderr.write(f"error: {disk_is_full(folder, error)}\n")
-            return SessionCode.DISK_FULL
+            return SessionExit.DISK_FULL
         if not isinstance(error, SearchBroken):
             raise
         keep_traceback(error)
         sys.stderr.write(f"error: {error}\n")
-        return SessionCode.BROKEN
+        return SessionExit.BROKEN
 
 
-def disk_is_full(folder: RunFolder, error: Exception) -> str:
+def disk_is_full(folder: RunDir, error: Exception) -> str:
     """What to say of a disk that takes no more, with the room that it takes to go on."""
     trials = (folder.path / "trials").iterdir()
     sizes = (sum(file.stat().st_size for file in trial.rglob("*") if file.is_file()) for trial in trials)
@@ -88,11 +88,11 @@ def disk_is_full(folder: RunFolder, error: Exception) -> str:
     wanted = max(_LEAST_ROOM_GIB, 2 * slots * max(sizes, default=0) / 2**30)
     return (
         f"the disk of {folder.path} takes no more: {first_line(error)}. Nothing is lost: make {wanted:.1f} GiB free, "
-        f"then go on by --resume {shlex.quote(place_of(folder))}."
+        f"then go on by --resume {shlex.quote(address_of(folder))}."
     )
 
 
-def conduct(folder: RunFolder, ahead: float = 0.0, temporary: Path | None = None) -> SessionCode:
+def run_session_search(folder: RunDir, ahead: float = 0.0, temporary: Path | None = None) -> SessionExit:
     """Runs the search until it's over, interrupted or to be regrouped, on its own Ray or on the one that is named.
 
     `temporary` is for Ray's own files; None: a folder that is made for them, and removed.
@@ -101,95 +101,95 @@ def conduct(folder: RunFolder, ahead: float = 0.0, temporary: Path | None = None
     from rich.console import Console
 
     from orchestrator.execution.tune_run import placed, ray_session
-    from orchestrator.monitoring.console import watch
-    from orchestrator.monitoring.progress import Board
-    from orchestrator.planning.speed_cache import remember_speed
-    from orchestrator.preflight.shared_storage import refuse_blind_nodes
+    from orchestrator.monitoring.console import live_view
+    from orchestrator.monitoring.progress import Progress
+    from orchestrator.planning.speed_cache import save_speed
+    from orchestrator.preflight.shared_storage import require_shared_storage
     from orchestrator.preflight.tracking import check_tracking
     from orchestrator.state.clock import SteadyClock
 
     search = folder.read_search()
     clock = SteadyClock(is_time_of_day=search.deadline.is_time_of_day, wall=lambda: time.time() + ahead)
-    ray_watch = RayWatch()
-    board = Board(tuple(search.recipe.space))
-    with watch(board, search.deadline, Console(), search_log(folder).append) as show:
-        show(Message(f"run folder {place_of(folder)}"))
-        check_tracking(search, lambda finding: show(Message(str(finding))))
+    ray_watch = RayDaemonMonitor()
+    board = Progress(tuple(search.recipe.space))
+    with live_view(board, search.deadline, Console(), search_log(folder).append) as show:
+        show(Notice(f"run folder {address_of(folder)}"))
+        check_tracking(search, lambda finding: show(Notice(str(finding))))
         wants_dashboard = search.recipe.search.dashboard or search.ranks > 1
         with ray_session(dashboard=wants_dashboard, folder=temporary) as dashboard, ray_watch:
             if dashboard:
-                show(Message(f"Ray dashboard {dashboard}"))
+                show(Notice(f"Ray dashboard {dashboard}"))
             if named_cluster() is not None:
-                refuse_blind_nodes(place_of(folder))
+                require_shared_storage(address_of(folder))
                 look_at_cluster(search, folder, show)
             search = placed(search)
             folder.write_search(search)
             conductor = _conducted(folder, search, board, show, clock)
-            remember_speed(conductor.search, conductor.pace)
+            save_speed(conductor.search, conductor.pace)
     return _code_of(conductor, folder)
 
 
 def _conducted(
-    folder: RunFolder, search: Search, board: Board, show: Callable[[Event], None], clock: Callable[[], datetime]
-) -> Conductor:
+    folder: RunDir, search: Search, board: Progress, show: Callable[[Event], None], clock: Callable[[], datetime]
+) -> SearchController:
     """Runs the trials of a search that has its place; gives the conductor, which has nothing to run any more."""
-    from orchestrator.controller.remote import conductor_of
+    from orchestrator.controller.remote import controller_of
     from orchestrator.execution.tune_run import run_tune
-    from orchestrator.monitoring.prometheus import Metrics
+    from orchestrator.monitoring.prometheus import PrometheusExporter
     from orchestrator.preflight.tracking import runs_on_disk
 
     assert search.placement is not None
-    with Metrics(board, folder, search, clock) as metrics:
-        conductor = conductor_of(folder, search, search.placement.slots, in_turn(show, metrics), now=clock)
+    with PrometheusExporter(board, folder, search, clock) as metrics:
+        conductor = controller_of(folder, search, search.placement.slots, in_turn(show, metrics), now=clock)
         run_tune(conductor, folder)
     if (note := runs_on_disk(folder)) is not None:
-        show(Message(note))
+        show(Notice(note))
     return conductor
 
 
-def _code_of(conductor: Conductor, folder: RunFolder) -> SessionCode:
+def _code_of(conductor: SearchController, folder: RunDir) -> SessionExit:
     """How the session ended. Raises `InputError` if not even one evaluation came about."""
     search = conductor.search
     if conductor.gave_up is not None and not conductor.was_interrupted:
-        note_giving_up(folder, conductor.gave_up)
-        return SessionCode.GAVE_UP
+        record_giving_up(folder, conductor.gave_up)
+        return SessionExit.GAVE_UP
     if not folder.records() and not conductor.was_interrupted:
         raise InputError(
             f"the budget is too short for one evaluation: when Ray had started, nothing was left of it but "
             f"{format_duration(search.deadline.reserve_seconds)} for the export. Give a longer --budget with --resume "
-            f"{shlex.quote(place_of(folder))}, or set a smaller search.reserve."
+            f"{shlex.quote(address_of(folder))}, or set a smaller search.reserve."
         )
     if conductor.was_interrupted:
-        return SessionCode.INTERRUPTED
+        return SessionExit.INTERRUPTED
     if conductor.regrouped is not None:
         folder.write_search(_regrouped(search, conductor.regrouped))
-        return SessionCode.REGROUPED
-    return SessionCode.OVER
+        return SessionExit.REGROUPED
+    return SessionExit.OVER
 
 
-def _regrouped(search: Search, to: Regrouped) -> Search:
+def _regrouped(search: Search, to: Consolidation) -> Search:
     on_gpu = search.gpus_per_trial > 0
     return replace(search, ranks=to.ranks, gpus_per_trial=to.ranks if on_gpu else 0, regrouped=to, placement=None)
 
 
-def look_at_cluster(search: Search, folder: RunFolder, show: Callable[[Event], None]) -> None:
+def look_at_cluster(search: Search, folder: RunDir, show: Callable[[Event], None]) -> None:
     """Says what is wrong with the nodes of the cluster that was joined.
 
     Raises `InputError` if the search can't run on them; not if it did already: a night isn't given up for a node that
     has joined meanwhile.
     """
     from orchestrator.preflight.checks import least_gib
-    from orchestrator.preflight.cluster import cluster_findings
+    from orchestrator.preflight.cluster import cluster_checks
 
-    found = cluster_findings(search, least_gib(search))
+    found = cluster_checks(search, least_gib(search))
     if not folder.records():
-        refuse_impossible(found)
+        raise_if_blocked(found)
     for finding in found:
-        if finding.level is not Level.OK:
-            show(Message(str(finding)))
+        if finding.level is not Severity.OK:
+            show(Notice(str(finding)))
 
 
-class RayWatch:
+class RayDaemonMonitor:
     """Ends this process as soon as a daemon of the Ray that it starts is gone, whatever it's doing then.
 
     Ray would let it wait for a minute, call every trial dead meanwhile, and end the process itself. To be made before
@@ -218,9 +218,9 @@ class RayWatch:
                 return
         if not self._is_over.is_set():
             write_error("error: a process of Ray has ended\n")
-            settle()
+            drain_console()
             # What's on disk is whole at any moment, and the next session goes on from there.
-            os._exit(SessionCode.BROKEN)
+            os._exit(SessionExit.BROKEN)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ray_setup import folder as ray_folder
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from trials.system.files import write_json
 from trials.system.processes import SessionMark, end_session
 
 _NAME = "session.json"
 
 
-def mark_session(run: RunFolder) -> Path:
+def mark_session(run: RunDir) -> Path:
     """Says in the run folder whose processes are at work in it: those of the session that this process has opened.
 
     Returns the temporary folder of its Ray, which is made once its name is written down. Raises `SearchBroken`.
@@ -34,7 +34,7 @@ def mark_session(run: RunFolder) -> Path:
     return ray_folder.make(folder)
 
 
-def end_last_session(run: RunFolder) -> None:
+def end_last_session(run: RunDir) -> None:
     """Ends whatever is left of a session that nobody could clear up after, as the command was killed itself."""
     content = _read(run)
     mark = _mark(content)
@@ -43,10 +43,10 @@ def end_last_session(run: RunFolder) -> None:
     clear_session(run, broke=True)
 
 
-def clear_session(run: RunFolder, *, broke: bool) -> None:
+def clear_session(run: RunDir, *, broke: bool) -> None:
     """Removes what a session has left beside its results, once its processes have gone.
 
-    If it broke, the ends of Ray's own logs are kept in `RunFolder.logs`.
+    If it broke, the ends of Ray's own logs are kept in `RunDir.logs`.
     """
     content = _read(run)
     mark = _mark(content)
@@ -60,7 +60,7 @@ def clear_session(run: RunFolder, *, broke: bool) -> None:
         (run.path / _NAME).unlink()
 
 
-def _read(run: RunFolder) -> dict[str, Any]:
+def _read(run: RunDir) -> dict[str, Any]:
     """Empty without a file, if it's damaged or of an earlier version, and in a copy of the run folder it's about."""
     try:
         content: dict[str, Any] = json.loads((run.path / _NAME).read_text(encoding="utf-8"))

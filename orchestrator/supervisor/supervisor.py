@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from enum import IntEnum
 
 from orchestrator.monitoring.search_log import last_error, search_log, size
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from orchestrator.supervisor.interruption import Interruption, held_back
 from orchestrator.supervisor.session_mark import clear_session, end_last_session
 from trials.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_GAVE_UP, EXIT_INTERRUPTED, SearchBroken
@@ -36,7 +36,7 @@ _PATIENCE = 3
 """So many signals end a session that obeys none of them."""
 
 
-class SessionCode(IntEnum):
+class SessionExit(IntEnum):
     """What a session's exit code says. Any other, or a signal: it broke."""
 
     OVER = EXIT_DONE
@@ -54,11 +54,11 @@ class SessionCode(IntEnum):
     """The next session is to go on, on other processes."""
 
 
-_OF_ITS_OWN = set(SessionCode) - {SessionCode.BROKEN}
+_OF_ITS_OWN = set(SessionExit) - {SessionExit.BROKEN}
 """Codes that a session which was asked to stop ends with by itself."""
 
 
-def persevere(
+def run_with_restarts(
     session: Callable[[], int],
     progress: Callable[[], int],
     seconds_left: Callable[[], float],
@@ -66,7 +66,7 @@ def persevere(
     sleep: Callable[[float], None] = time.sleep,
     is_asked: Callable[[], bool] = lambda: False,
     last_error: Callable[[], str | None] = lambda: None,
-) -> SessionCode:
+) -> SessionExit:
     """Runs a session, and again where it breaks, until one ends by itself or no time is left; says how that ended.
 
     `progress` grows with what is on disk, `last_error` is what a session that broke has said of the cause. Once the
@@ -76,14 +76,14 @@ def persevere(
     in_a_row, known = 0, progress()
     while not is_asked():
         code = session()
-        if code == SessionCode.REGROUPED and seconds_left() > 0:
+        if code == SessionExit.REGROUPED and seconds_left() > 0:
             continue
-        if code == SessionCode.REGROUPED:
-            return SessionCode.OVER
+        if code == SessionExit.REGROUPED:
+            return SessionExit.OVER
         if code in _OF_ITS_OWN:
-            return SessionCode(code)
+            return SessionExit(code)
         if seconds_left() <= 0:
-            return SessionCode.OVER
+            return SessionExit.OVER
         now_known = progress()
         in_a_row = 1 if now_known > known else in_a_row + 1
         known = max(known, now_known)
@@ -95,26 +95,26 @@ def persevere(
         wait = min(2.0**in_a_row, _LONGEST_WAIT_SECONDS, max(0.0, seconds_left()))
         say(f"the search broke ({in_words(code)}), and goes on from what is on disk in {wait:.0f} s")
         sleep(wait)
-    return SessionCode.INTERRUPTED
+    return SessionExit.INTERRUPTED
 
 
 def in_words(code: int) -> str:
     """An exit code, for people."""
-    if code == SessionCode.BROKEN:
+    if code == SessionExit.BROKEN:
         return "Ray gave up"
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def evaluations_on_disk(run: RunFolder) -> int:
+def evaluations_on_disk(run: RunDir) -> int:
     """Of all trials, and the endings: it grows whenever a search gets on."""
     lines = sum(len(read_json_lines(file)) for file in (run.path / "trials").glob("*/metrics.jsonl"))
     return lines + len(list((run.path / "trials").glob("*/ending.json")))
 
 
-def persevere_with(
-    run: RunFolder, now: Callable[[], datetime], say: Callable[[str], None], interruption: Interruption
-) -> SessionCode:
-    """`persevere` with real sessions of the search in a run folder, by the clock of the search's command."""
+def supervise(
+    run: RunDir, now: Callable[[], datetime], say: Callable[[str], None], interruption: Interruption
+) -> SessionExit:
+    """`run_with_restarts` with real sessions of the search in a run folder, by the clock of the search's command."""
     log = search_log(run)
     sizes = [size(log)]
 
@@ -122,7 +122,7 @@ def persevere_with(
         sizes.append(size(log))
         return run_session(run, now, interruption)
 
-    return persevere(
+    return run_with_restarts(
         session,
         lambda: evaluations_on_disk(run),
         lambda: run.read_search().deadline.training_seconds_left(now()),
@@ -133,7 +133,7 @@ def persevere_with(
     )
 
 
-def run_session(run: RunFolder, now: Callable[[], datetime], interruption: Interruption) -> int:
+def run_session(run: RunDir, now: Callable[[], datetime], interruption: Interruption) -> int:
     """Runs one session in a process of its own, until it ends or is too late to; returns its exit code.
 
     No process of it, or of one before it, is left afterwards. The first SIGINT or SIGTERM is the session's to obey: it
@@ -153,7 +153,7 @@ def run_session(run: RunFolder, now: Callable[[], datetime], interruption: Inter
         if sys.stdout.isatty():
             print(_SHOW_CURSOR, end="", flush=True)  # a table that was being drawn has hidden it
         clear_session(run, broke=process.returncode not in _OF_ITS_OWN)
-    return SessionCode.INTERRUPTED if interruption.is_asked and code not in _OF_ITS_OWN else code
+    return SessionExit.INTERRUPTED if interruption.is_asked and code not in _OF_ITS_OWN else code
 
 
 def _wait(process: subprocess.Popen[bytes], is_too_late: Callable[[], bool], interruption: Interruption) -> int:
@@ -162,12 +162,12 @@ def _wait(process: subprocess.Popen[bytes], is_too_late: Callable[[], bool], int
             return process.wait(_POLL_SECONDS)
         except subprocess.TimeoutExpired:
             if interruption.times >= _PATIENCE:
-                return SessionCode.INTERRUPTED
+                return SessionExit.INTERRUPTED
             if is_too_late():
                 # It stops by itself earlier, unless it hangs; the rest of the time is the export's.
-                return SessionCode.OVER
+                return SessionExit.OVER
 
 
-def _is_too_late(run: RunFolder, now: datetime) -> bool:
+def _is_too_late(run: RunDir, now: datetime) -> bool:
     deadline = run.read_search().deadline
     return -deadline.training_seconds_left(now) > _LATEST * deadline.reserve_seconds

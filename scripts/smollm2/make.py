@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts.smollm2.gguf import read_model, read_tokenizer, refuse_other_models
-from trials.cli import run
+from trials.cli import run_command
 from trials.errors import EXIT_DONE, ModelError
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    return run(lambda: make(parser().parse_args(argv)))
+    return run_command(lambda: make(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search_spaces.guide.files import BUILT_IN, execute
+from search_spaces.guide.files import BUILT_IN, run_config_file
 from search_spaces.guide.names import GUIDE_DEFAULT, NAMES, idle_names, nearest_name, problem_with, translate
 from search_spaces.layers import SET, full_key, parse_assignment
 from trials.errors import RecipeError
@@ -93,7 +93,7 @@ def read_guide_config(name_or_path: str, *, fallback: bool = False) -> GuideConf
     if name_or_path == DEFAULT_CONFIG:
         return default
     try:
-        found = execute(Path(name_or_path), GUIDE_DEFAULT, NAMES)
+        found = run_config_file(Path(name_or_path), GUIDE_DEFAULT, NAMES)
     except RecipeError as error:
         if not fallback:
             advice = "Mend it, or start from the guide's default with --fallback-to-default."

@@ -37,7 +37,7 @@ class FileValues:
     helpers: tuple[str, ...] = ()
 
 
-def execute(file: Path, default: Mapping[str, Any], known: Collection[str]) -> FileValues:
+def run_config_file(file: Path, default: Mapping[str, Any], known: Collection[str]) -> FileValues:
     """Runs a config file. Raises `RecipeError` with file, line and reason if that fails.
 
     Modules, functions, underscore names, and names that aren't known but are read again are helpers, not settings.

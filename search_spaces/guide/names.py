@@ -18,15 +18,15 @@ DISTRIBUTED_GPUS = 2
 
 
 @dataclass(frozen=True)
-class Kind:
+class ValueRule:
     """What a name may hold: in words, and as a test."""
 
     words: str
     holds: Callable[[Any], bool]
 
-    def or_none(self) -> Kind:
+    def or_none(self) -> ValueRule:
         """The same, or None."""
-        return Kind(f"{self.words}, or None", lambda value: value is None or self.holds(value))
+        return ValueRule(f"{self.words}, or None", lambda value: value is None or self.holds(value))
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -41,17 +41,17 @@ def _is_list_of_names(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(name, str) for name in value)
 
 
-TEXT = Kind("text", lambda value: isinstance(value, str))
-FLAG = Kind("True or False", lambda value: isinstance(value, bool))
-COUNT = Kind("a whole number of at least 1", lambda value: _is_whole(value, 1))
-INDEX = Kind("a whole number of at least 0", lambda value: _is_whole(value, 0))
-NUMBER = Kind("a number", _is_number)
-LIST = Kind("a list of names", _is_list_of_names)
-TARGETS = Kind(f"{LIST.words}, or '{ALL_LINEAR}'", lambda value: value == ALL_LINEAR or LIST.holds(value))
-ANYTHING = Kind("anything", lambda _: True)
+TEXT = ValueRule("text", lambda value: isinstance(value, str))
+FLAG = ValueRule("True or False", lambda value: isinstance(value, bool))
+COUNT = ValueRule("a whole number of at least 1", lambda value: _is_whole(value, 1))
+INDEX = ValueRule("a whole number of at least 0", lambda value: _is_whole(value, 0))
+NUMBER = ValueRule("a number", _is_number)
+LIST = ValueRule("a list of names", _is_list_of_names)
+TARGETS = ValueRule(f"{LIST.words}, or '{ALL_LINEAR}'", lambda value: value == ALL_LINEAR or LIST.holds(value))
+ANYTHING = ValueRule("anything", lambda _: True)
 
 # One name, one setting of ours, the same value.
-_SAME: Mapping[str, tuple[Kind, str]] = {
+_SAME: Mapping[str, tuple[ValueRule, str]] = {
     "model_id": (TEXT, "model.name"),
     "train_data": (TEXT, "data.train"),
     "eval_data": (TEXT, "data.eval"),
@@ -77,12 +77,12 @@ _SAME: Mapping[str, tuple[Kind, str]] = {
     "save_total_limit": (COUNT.or_none(), "machine.keep_checkpoints"),
 }
 # What has no counterpart here: the loss is logged all the time, and rows are never packed.
-_IDLE: Mapping[str, Kind] = {
+_IDLE: Mapping[str, ValueRule] = {
     "logging_steps": ANYTHING,
     "use_packing": FLAG,
     "resume_from_checkpoint": TEXT.or_none(),
 }
-NAMES: Mapping[str, Kind] = {
+NAMES: Mapping[str, ValueRule] = {
     **{name: kind for name, (kind, _) in _SAME.items()},
     **_IDLE,
     "batch_size": COUNT,

@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.controller.study import STUDY_NAME
-from orchestrator.state.run_dir import BASE_TRIAL_ID, RunFolder
+from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
 from trials.records.trial_dir import EndingKind, TrialRecord
 from trials.system.files import read_json_lines
 
@@ -32,7 +32,7 @@ def evaluations(run: Path, before: Evaluations) -> Evaluations:
     return found
 
 
-def problems(run: RunFolder, seen: Evaluations, deadline: str | None) -> list[str]:
+def problems(run: RunDir, seen: Evaluations, deadline: str | None) -> list[str]:
     """What's wrong, in sentences; none if nothing is."""
     search = json.loads((run.path / "search.json").read_text(encoding="utf-8"))
     moved = [] if search["deadline"] == deadline else [f"the deadline was {deadline}, and is {search['deadline']}"]
@@ -61,7 +61,7 @@ def _twice(record: TrialRecord) -> list[str]:
     return [] if steps == sorted(set(steps)) else [f"trial {record.id} has evaluations at steps {steps}"]
 
 
-def _study_problems(run: RunFolder) -> list[str]:
+def _study_problems(run: RunDir) -> list[str]:
     study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
     told = {f"{trial.number + 1:04d}": trial for trial in study.trials if trial.state is not TrialState.WAITING}
     records = {record.id: record for record in run.records() if record.id != BASE_TRIAL_ID}
@@ -85,7 +85,7 @@ def _told(trial: FrozenTrial, record: TrialRecord) -> list[str]:
     return found
 
 
-def _export_problems(run: RunFolder) -> list[str]:
+def _export_problems(run: RunDir) -> list[str]:
     path = run.export / "manifest.json"
     if not path.exists():
         return ["there is no export"]

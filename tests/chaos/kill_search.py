@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from orchestrator.supervisor.session_mark import end_last_session
 from tests.chaos.invariants import Evaluations, evaluations, problems
 from trials.cli import number_within, whole_number
@@ -111,7 +111,7 @@ class Night:
         assert self.command is not None
         self.command.kill()
         self.command.wait()
-        end_last_session(RunFolder(self.out))
+        end_last_session(RunDir(self.out))
 
     def kill(self, victim: str) -> bool:
         """Kills somebody; False if there was nobody of that kind."""
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     night = Night(out, options, most_seconds=arguments.most_seconds)
     run_night(night, arguments.kills, random.Random(arguments.seed))
     assert night.command is not None
-    found = problems(RunFolder(out), night.seen, night.deadline)
+    found = problems(RunDir(out), night.seen, night.deadline)
     if night.command.returncode != 0:
         found.append(f"the last command ended with exit code {night.command.returncode}; see {out}.log")
     print(table(night))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.controller.events import Event, Message
+from orchestrator.controller.events import Event, Notice
 from orchestrator.execution import tune_run as tuner
 from tests.orchestrator.execution.test_worker_pool import assert_all_is_well, make_engine_search, run_search
 from tests.support.breaking_proxy import BREAKS, hold_after_breaking
@@ -25,7 +25,7 @@ def test_neither_w_and_b_nor_who_speaks_for_a_trial_can_fail_it(
     run = run_search(tmp_path / "run", make_engine_search("trials=2", "concurrent_trials=1"), events.append)
     assert_all_is_well(run, trials=2)
     assert len(list(marks.iterdir())) == BREAKS
-    said = [event.text for event in events if isinstance(event, Message)]
+    said = [event.text for event in events if isinstance(event, Notice)]
     (about_speaking,) = [text for text in said if "what speaks for trial 0001 failed" in text]
     assert "OSError: no more threads for who speaks" in about_speaking
     (about_tracking,) = [text for text in said if "W&B" in text]

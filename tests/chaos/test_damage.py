@@ -16,16 +16,16 @@ import pytest
 from optuna.trial import TrialState
 
 from orchestrator import check
-from orchestrator.controller.controller import Conductor
-from orchestrator.controller.events import Event, Message
+from orchestrator.controller.controller import SearchController
+from orchestrator.controller.events import Event, Notice
 from orchestrator.controller.study import STUDY_NAME
 from orchestrator.export import exporter as export
 from orchestrator.export.exporter import _manifest
-from orchestrator.planning.forecast import predict
-from orchestrator.planning.throughput import Pace
+from orchestrator.planning.forecast import forecast_search
+from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.report import render as report
 from orchestrator.search import main as search_main
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from orchestrator.state.selection import pick_best
 from orchestrator.state.trial_folders import Trials
 from tests.golden import NAMES, copy_golden
@@ -33,25 +33,25 @@ from tests.support.damage_table import BASE, REFUSED, TABLE, Kind
 from tests.support.fake_search import begin, finish
 from trials.errors import NothingToExport
 from trials.records.trial_dir import EndingKind
-from trials.system.locks import only_here
+from trials.system.locks import exclusive_lock
 
 IDS = [kind.name for kind in TABLE]
 
 
 @pytest.fixture
-def golden(tmp_path: Path) -> RunFolder:
+def golden(tmp_path: Path) -> RunDir:
     return copy_golden(NAMES[-1], tmp_path / "run")
 
 
-def resumed(run: RunFolder, events: list[Event]) -> Conductor:
+def resumed(run: RunDir, events: list[Event]) -> SearchController:
     """The conductor of a session that has an hour left."""
     search = run.read_search()
     deadline = replace(search.deadline, ends=datetime.now(UTC) + timedelta(hours=1))
-    return Conductor(run, replace(search, deadline=deadline), 2, events.append)
+    return SearchController(run, replace(search, deadline=deadline), 2, events.append)
 
 
 def texts(events: list[Event]) -> str:
-    return "\n".join(event.text for event in events if isinstance(event, Message))
+    return "\n".join(event.text for event in events if isinstance(event, Notice))
 
 
 def contents(folder: Path) -> Counter[str]:
@@ -60,7 +60,7 @@ def contents(folder: Path) -> Counter[str]:
     return Counter(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
 
 
-def exported(trials: Trials, run: RunFolder) -> str | None:
+def exported(trials: Trials, run: RunDir) -> str | None:
     """The trial that an export would hold, whose manifest is made as well, up to the proof."""
     try:
         best = pick_best(trials.records)
@@ -72,7 +72,7 @@ def exported(trials: Trials, run: RunFolder) -> str | None:
 
 @pytest.mark.parametrize("kind", TABLE, ids=IDS)
 def test_who_only_reads_goes_on_without_it_and_names_it(
-    golden: RunFolder, kind: Kind, capsys: pytest.CaptureFixture[str]
+    golden: RunDir, kind: Kind, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = golden.read_trials()
     kind.do(golden.path)
@@ -82,14 +82,14 @@ def test_who_only_reads_goes_on_without_it_and_names_it(
     assert not gone or kind.name in {"a trial gone", "trials gone"}
     assert exported(trials, golden) == kind.winner
     search = golden.read_search()
-    predict(search, Pace.from_records(trials.records), search.deadline.started)  # as --plan does
+    forecast_search(search, ThroughputModel.from_records(trials.records), search.deadline.started)  # as --plan does
     assert report.main([str(golden.path)]) == 0
     assert kind.says.replace("'", "&#39;") in (golden.path / "report.html").read_text().partition("Learning curves")[0]
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("kind", TABLE, ids=IDS)
-def test_a_resumed_search_sets_it_aside_and_goes_on(golden: RunFolder, kind: Kind) -> None:
+def test_a_resumed_search_sets_it_aside_and_goes_on(golden: RunDir, kind: Kind) -> None:
     kind.do(golden.path)
     left_out = kind.without if kind.set_aside is None else kind.set_aside
     events: list[Event] = []
@@ -108,7 +108,7 @@ def test_a_resumed_search_sets_it_aside_and_goes_on(golden: RunFolder, kind: Kin
 
 @pytest.mark.parametrize("kind", TABLE, ids=IDS)
 def test_check_says_it_and_repair_deletes_nothing(
-    golden: RunFolder, kind: Kind, capsys: pytest.CaptureFixture[str]
+    golden: RunDir, kind: Kind, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kind.do(golden.path)
     before = contents(golden.path)
@@ -124,7 +124,7 @@ def test_check_says_it_and_repair_deletes_nothing(
 
 @pytest.mark.parametrize(("do", "says"), [each[1:] for each in REFUSED], ids=[each[0] for each in REFUSED])
 def test_without_a_search_there_is_one_clear_error(
-    golden: RunFolder, do: object, says: str, capsys: pytest.CaptureFixture[str]
+    golden: RunDir, do: object, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     do(golden.path)  # type: ignore[operator]
     for main in (report.main, export.main, check.main, lambda argv: search_main(["--resume", *argv])):
@@ -135,7 +135,7 @@ def test_without_a_search_there_is_one_clear_error(
         assert len(said.splitlines()) == 1
 
 
-def test_plan_names_what_resume_would_set_aside(golden: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_names_what_resume_would_set_aside(golden: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(golden.trial("0003"), golden.path / "trials" / "0003 copy")
     (golden.trial("0001") / "eval_rows.json").write_text("{")
     assert search_main(["--resume", str(golden.path), "--plan", "--budget", "1h"]) in (0, 2)  # 2: too small a machine
@@ -145,14 +145,14 @@ def test_plan_names_what_resume_would_set_aside(golden: RunFolder, capsys: pytes
     assert (golden.path / "trials" / "0003 copy").exists()
 
 
-def test_a_lost_starting_point_is_begun_again_under_another_number(golden: RunFolder) -> None:
+def test_a_lost_starting_point_is_begun_again_under_another_number(golden: RunDir) -> None:
     (golden.trial("0001") / "config.json").write_text("")
     conductor = resumed(golden, [])
     begun = [begin(conductor) for _ in range(2)]
     assert ("0004", "usual") in {(each.trial_id, each.name) for each in begun}
 
 
-def test_an_id_that_was_set_aside_is_given_to_no_other_trial_also_by_a_new_study(golden: RunFolder) -> None:
+def test_an_id_that_was_set_aside_is_given_to_no_other_trial_also_by_a_new_study(golden: RunDir) -> None:
     (golden.trial("0003") / "config.json").write_text("")
     (golden.path / "study.db").unlink()
     search = golden.read_search()
@@ -162,7 +162,7 @@ def test_an_id_that_was_set_aside_is_given_to_no_other_trial_also_by_a_new_study
     assert {begin(conductor).trial_id for _ in range(2)} <= {"0002", "0004", "0005"}
 
 
-def test_a_trial_that_is_damaged_while_it_runs_ends_alone(golden: RunFolder) -> None:
+def test_a_trial_that_is_damaged_while_it_runs_ends_alone(golden: RunDir) -> None:
     events: list[Event] = []
     conductor = resumed(golden, events)
     running = begin(conductor)
@@ -173,14 +173,14 @@ def test_a_trial_that_is_damaged_while_it_runs_ends_alone(golden: RunFolder) -> 
     assert conductor.next_trial() in ("over", "wait")
 
 
-def test_check_needs_the_run_folder_for_itself_to_repair(golden: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    with only_here(golden.path):
+def test_check_needs_the_run_folder_for_itself_to_repair(golden: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    with exclusive_lock(golden.path):
         assert check.main([str(golden.path), "--repair"]) == 2
     assert "is in use by process" in capsys.readouterr().err
 
 
 def test_check_compares_adapters_and_export_with_their_hashes(
-    golden: RunFolder, capsys: pytest.CaptureFixture[str]
+    golden: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check.main([str(golden.path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["whole"]
@@ -202,7 +202,7 @@ def test_check_compares_adapters_and_export_with_their_hashes(
     assert (golden.path / "damaged" / "0003-adapter-1" / "adapter_model.safetensors").exists()
 
 
-def locked(run: RunFolder, how: str) -> sqlite3.Connection:
+def locked(run: RunDir, how: str) -> sqlite3.Connection:
     """Another program, such as a database browser, that holds study.db: with a change not written yet, or all of it."""
     browser = sqlite3.connect(run.path / "study.db", isolation_level=None)
     browser.execute(f"BEGIN {how}")
@@ -210,7 +210,7 @@ def locked(run: RunFolder, how: str) -> sqlite3.Connection:
 
 
 @pytest.mark.parametrize("how", ["IMMEDIATE", "EXCLUSIVE"])
-def test_a_locked_study_holds_nothing_up_and_is_told_later(golden: RunFolder, how: str) -> None:
+def test_a_locked_study_holds_nothing_up_and_is_told_later(golden: RunDir, how: str) -> None:
     browser = locked(golden, how)
     events: list[Event] = []
     conductor = resumed(golden, events)
@@ -226,7 +226,7 @@ def test_a_locked_study_holds_nothing_up_and_is_told_later(golden: RunFolder, ho
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
 
 
-def test_a_study_that_is_free_again_is_told_at_the_end(golden: RunFolder) -> None:
+def test_a_study_that_is_free_again_is_told_at_the_end(golden: RunDir) -> None:
     browser = locked(golden, "EXCLUSIVE")
     conductor = resumed(golden, [])
     finish(golden, conductor, begin(conductor), EndingKind.FINISHED)
@@ -237,7 +237,7 @@ def test_a_study_that_is_free_again_is_told_at_the_end(golden: RunFolder) -> Non
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
 
 
-def test_report_and_check_do_not_wait_for_a_locked_study(golden: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_and_check_do_not_wait_for_a_locked_study(golden: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     browser = locked(golden, "EXCLUSIVE")
     assert report.main([str(golden.path)]) == 0
     assert check.main([str(golden.path)]) == 3
@@ -246,7 +246,7 @@ def test_report_and_check_do_not_wait_for_a_locked_study(golden: RunFolder, caps
 
 
 def test_a_folder_in_the_place_of_the_lock_is_one_clear_error(
-    golden: RunFolder, capsys: pytest.CaptureFixture[str]
+    golden: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (golden.path / "lock").mkdir()
     assert check.main([str(golden.path), "--repair"]) == 2

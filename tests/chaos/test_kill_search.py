@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from tests.chaos.invariants import evaluations, problems
 from tests.chaos.kill_search import Night, run_night, table
 from tests.conftest import SMALL
@@ -67,7 +67,7 @@ def read_until(process: subprocess.Popen[str], words: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def without_its_daemons(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str, int, list[int], dict]:
+def without_its_daemons(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, str, int, list[int], dict]:
     """A search under which Ray's raylet is killed, and then, in the next session, its GCS."""
     out = tmp_path_factory.mktemp("broken") / "run"
     command = [
@@ -94,10 +94,10 @@ def without_its_daemons(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFo
             kill_in_session(out, name)
             output += read_until(process, "the search broke")
         rest, _ = process.communicate(timeout=240)
-    return RunFolder(out), output + rest, process.returncode, sessions, seen
+    return RunDir(out), output + rest, process.returncode, sessions, seen
 
 
-def test_a_search_outlives_its_ray(without_its_daemons: tuple[RunFolder, str, int, list[int], dict]) -> None:
+def test_a_search_outlives_its_ray(without_its_daemons: tuple[RunDir, str, int, list[int], dict]) -> None:
     run, output, code, sessions, seen = without_its_daemons
     assert code == 0, output
     assert output.count("error: a process of Ray has ended") == 2
@@ -108,7 +108,7 @@ def test_a_search_outlives_its_ray(without_its_daemons: tuple[RunFolder, str, in
 
 
 def test_trials_went_on_under_their_own_ids_and_none_is_blamed(
-    without_its_daemons: tuple[RunFolder, str, int, list[int], dict],
+    without_its_daemons: tuple[RunDir, str, int, list[int], dict],
 ) -> None:
     run, output, *_ = without_its_daemons
     records = run.records()
@@ -118,7 +118,7 @@ def test_trials_went_on_under_their_own_ids_and_none_is_blamed(
 
 
 def test_nothing_of_a_broken_ray_is_left(
-    without_its_daemons: tuple[RunFolder, str, int, list[int], dict],
+    without_its_daemons: tuple[RunDir, str, int, list[int], dict],
 ) -> None:
     run, _, _, sessions, _ = without_its_daemons
     assert not [process for process in processes() if process.session in sessions]
@@ -128,7 +128,7 @@ def test_nothing_of_a_broken_ray_is_left(
     assert not [folder for folder in folders if Path(folder).exists()]
 
 
-def test_what_a_broken_ray_said_last_is_kept(without_its_daemons: tuple[RunFolder, str, int, list[int], dict]) -> None:
+def test_what_a_broken_ray_said_last_is_kept(without_its_daemons: tuple[RunDir, str, int, list[int], dict]) -> None:
     run, *_ = without_its_daemons
     assert len(list(run.logs.glob("ray-*/raylet.out"))) == 2
 
@@ -165,7 +165,7 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(tmp_path: Path) -> None:
     assert f"can't write to {folder}/run: Read-only file system. Make room or give it write access" in said
     assert (elsewhere / "report" / "report.html").is_file()
     assert (elsewhere / "export" / "manifest.json").is_file()
-    run = RunFolder(elsewhere / "run")
+    run = RunDir(elsewhere / "run")
     assert not [record.id for record in run.records() if record.ending is None]
     assert not [record.id for record in run.records() if record.ending.kind is EndingKind.FAILED]
     assert problems(run, {}, json.loads((run.path / "search.json").read_text())["deadline"]) == []
@@ -179,4 +179,4 @@ def test_a_night_of_kills(tmp_path: Path) -> None:
     assert night.command is not None
     assert night.command.returncode == 0, (tmp_path / "run.log").read_text()[-4000:]
     assert len(night.kills) == 2, table(night)
-    assert problems(RunFolder(tmp_path / "run"), night.seen, night.deadline) == []
+    assert problems(RunDir(tmp_path / "run"), night.seen, night.deadline) == []

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.export.target import settle, staging_beside
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.export.target import recover_export, staging_beside
+from orchestrator.state.run_dir import RunDir, Search
 from orchestrator.state.selection import pick_best
 from tests.orchestrator.export.test_target import make_export
 from tests.support.checkpoint_dirs import evaluate, trained, write_checkpoint
@@ -24,16 +24,16 @@ from trials.metrics.row_losses import RowLosses
 from trials.records.adapter_check import adapter_problem
 from trials.records.checkpoints import choose_checkpoint, set_broken_aside, whole_checkpoints
 from trials.records.export_manifest import read_manifest
-from trials.records.rewind import go_back
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
-from trials.system.files import append_json_line, make_folder, replace_folder, settle_folder, write_json, write_text
+from trials.records.rewind import restore_latest
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.system.files import append_json_line, make_folder, recover_folder, replace_folder, write_json, write_text
 
 __all__ = ["in_memory"]
 BASE_LOSSES = RowLosses([9.0, 9.0], [1, 1])
 
 
-def _begin(root: Path, config: TrialConfig) -> TrialFolder:
-    folder = TrialFolder(root / "trials" / "0001")
+def _begin(root: Path, config: TrialConfig) -> TrialDir:
+    folder = TrialDir(root / "trials" / "0001")
     folder.begin(config, Origin.PROPOSED, "proposed")
     return folder
 
@@ -52,7 +52,7 @@ def _assert_one_evaluation(record: TrialRecord, steps: set[int]) -> None:
     losses = record.row_losses()
     assert losses is not None
     assert losses.mean == best.eval_loss
-    base = TrialFolder(record.folder.parent / "0000")
+    base = TrialDir(record.folder.parent / "0000")
     base.path.mkdir(exist_ok=True)
     (base.path / "config.json").write_text((record.folder / "config.json").read_text().replace("proposed", "base"))
     base.record(EvalPoint(0, 0, BASE_LOSSES.mean, BASE_LOSSES.mean, 1.0), BASE_LOSSES, None)
@@ -71,8 +71,8 @@ def test_a_trial_that_begins(in_memory: Path, small_config: TrialConfig) -> None
 
 def test_the_first_evaluation(in_memory: Path, small_config: TrialConfig) -> None:
     def check(root: Path) -> None:
-        folder = TrialFolder(root / "trials" / "0001")
-        settle_folder(folder.adapter)
+        folder = TrialDir(root / "trials" / "0001")
+        recover_folder(folder.adapter)
         record = read_trial(folder.path)
         if record.points:
             _assert_one_evaluation(record, {1})
@@ -80,7 +80,7 @@ def test_the_first_evaluation(in_memory: Path, small_config: TrialConfig) -> Non
         _assert_one_evaluation(read_trial(folder.path), {2})
 
     def act(root: Path) -> None:
-        evaluate(TrialFolder(root / "trials" / "0001"), 1, 3.0, 3.0)
+        evaluate(TrialDir(root / "trials" / "0001"), 1, 3.0, 3.0)
 
     assert every_cut(in_memory, lambda root: _begin(root, small_config) and None, act, check) >= 80
 
@@ -91,15 +91,15 @@ def test_a_better_evaluation(in_memory: Path, small_config: TrialConfig, is_sett
         evaluate(_begin(root, small_config), 1, 3.0, 3.0)
 
     def check(root: Path) -> None:
-        folder = TrialFolder(root / "trials" / "0001")
+        folder = TrialDir(root / "trials" / "0001")
         if is_settled:
-            settle_folder(folder.adapter)
+            recover_folder(folder.adapter)
         _assert_one_evaluation(read_trial(folder.path), {1, 2})
         evaluate(folder, 3, 1.0, 1.0)
         _assert_one_evaluation(read_trial(folder.path), {3})
 
     def act(root: Path) -> None:
-        evaluate(TrialFolder(root / "trials" / "0001"), 2, 2.0, 2.0)
+        evaluate(TrialDir(root / "trials" / "0001"), 2, 2.0, 2.0)
 
     assert every_cut(in_memory, prepare, act, check) >= 100
 
@@ -116,7 +116,7 @@ def test_an_evaluation_after_a_replacement_that_was_cut(in_memory: Path, small_c
         _assert_one_evaluation(read_trial(root / "trials" / "0001"), {1, 2})
 
     def act(root: Path) -> None:
-        evaluate(TrialFolder(root / "trials" / "0001"), 2, 2.0, 2.0)
+        evaluate(TrialDir(root / "trials" / "0001"), 2, 2.0, 2.0)
 
     every_cut(in_memory, prepare, act, check)
 
@@ -128,12 +128,12 @@ def test_an_ending(in_memory: Path, small_config: TrialConfig) -> None:
         evaluate(_begin(root, small_config), 1, 3.0, 3.0)
 
     def check(root: Path) -> None:
-        folder = TrialFolder(root / "trials" / "0001")
+        folder = TrialDir(root / "trials" / "0001")
         assert read_trial(folder.path).ending in (None, ending)
         folder.end(ending)
         assert read_trial(folder.path).ending == ending
 
-    every_cut(in_memory, prepare, lambda root: TrialFolder(root / "trials" / "0001").end(ending), check)
+    every_cut(in_memory, prepare, lambda root: TrialDir(root / "trials" / "0001").end(ending), check)
 
 
 def test_a_checkpoint(in_memory: Path, small_config: TrialConfig) -> None:
@@ -173,7 +173,7 @@ def test_a_trial_that_goes_back(in_memory: Path, small_config: TrialConfig, chec
 
     def check(root: Path) -> None:
         path = root / "trials" / "0001"
-        newest = go_back(path)
+        newest = restore_latest(path)
         record = read_trial(path)
         if newest is None:
             assert (record.points, record.has_adapter) == ((), False)
@@ -184,7 +184,7 @@ def test_a_trial_that_goes_back(in_memory: Path, small_config: TrialConfig, chec
         assert "weights of step 3" in {_weights(each.adapter) for each in kept if each.has_adapter}
 
     def act(root: Path) -> None:
-        go_back(root / "trials" / "0001")
+        restore_latest(root / "trials" / "0001")
 
     assert every_cut(in_memory, prepare, act, check) >= 100
 
@@ -193,13 +193,13 @@ def test_the_search_file(in_memory: Path, search: Search) -> None:
     longer = replace(search, full_tokens=search.full_tokens + 1)
 
     def check(root: Path) -> None:
-        run = RunFolder(root / "run")
+        run = RunDir(root / "run")
         assert run.read_search().full_tokens in (search.full_tokens, longer.full_tokens)
         run.write_search(longer)
         assert run.read_search().full_tokens == longer.full_tokens
 
     def act(root: Path) -> None:
-        RunFolder(root / "run").write_search(longer)
+        RunDir(root / "run").write_search(longer)
 
     every_cut(in_memory, lambda root: make_run(root / "run", search) and None, act, check)
 
@@ -217,7 +217,7 @@ def test_an_export_that_is_put_in_its_place(in_memory: Path, has_earlier: bool) 
 
     def check(root: Path) -> None:
         target = root / "models"
-        settle(target)
+        recover_export(target)
         assert target.exists() or not has_earlier
         if target.exists():
             assert read_manifest(target) is not None

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from tests.chaos.invariants import evaluations, problems
 from tests.cluster import namespaces
 from tests.cluster.fake_cluster import PlayedCluster, say
@@ -127,7 +127,7 @@ def _lose(cluster: PlayedCluster, run: Path, host: Host, how: str, lose: Callabl
 
 def _check_run(run: Path) -> None:
     deadline = json.loads((run / "search.json").read_text(encoding="utf-8"))["deadline"]
-    found = problems(RunFolder(run), evaluations(run, {}), deadline)
+    found = problems(RunDir(run), evaluations(run, {}), deadline)
     _check(not found, "; ".join(found))
     by_node = ", ".join(f"{name}: {number}" for name, number in _trials_by_node(run).items())
     best = json.loads((run / "export/manifest.json").read_text(encoding="utf-8"))

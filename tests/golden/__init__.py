@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -14,10 +14,10 @@ PLACE = "GOLDEN_ROOT"
 """Stands in config files for the folder of this repository, where a search writes whole paths."""
 
 
-def copy_golden(name: str, to: Path) -> RunFolder:
+def copy_golden(name: str, to: Path) -> RunDir:
     """Copy a golden run folder, with the paths of this machine and the tokenizer that isn't kept twice."""
     shutil.copytree(HERE / name, to)
     for file in (to / "search.json", *to.glob("trials/*/config.json")):
         file.write_text(file.read_text().replace(PLACE, str(ROOT)))
     shutil.copyfile(ROOT / "search_spaces" / "demo" / "base" / "tokenizer.json", to / "export" / "tokenizer.json")
-    return RunFolder(to)
+    return RunDir(to)

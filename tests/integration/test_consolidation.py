@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from orchestrator.controller import controller as conductor
-from orchestrator.planning.plan_text import Sizes
+from orchestrator.planning.plan_text import DataSizes
 from orchestrator.state.deadline import from_budget
-from orchestrator.state.regrouped import Regrouped
+from orchestrator.state.regrouped import Consolidation
 from orchestrator.state.run_dir import Search
-from orchestrator.storage.locations import create_at
+from orchestrator.storage.locations import create_run
 from orchestrator.storage.object_store import ObjectStore
-from orchestrator.storage.trial_snapshots import TrialStore
-from orchestrator.supervisor.session import conduct
-from orchestrator.supervisor.supervisor import SessionCode
+from orchestrator.storage.trial_snapshots import TrialSnapshotStore
+from orchestrator.supervisor.session import run_session_search
+from orchestrator.supervisor.supervisor import SessionExit
 from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from trials.data.dataset import load_data
@@ -27,23 +27,23 @@ from trials.records.trial_dir import EndingKind
 def test_a_paused_trial_goes_on_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = [*SMALL, "engine=shared", "search.trials=2", "concurrent_trials=1", "reserve=5s", "full_trials=null"]
     recipe = load_recipe("demo", settings, environ={}).recipe
-    sizes = Sizes.of(recipe, load_data(recipe.data, load_tokenizer(recipe.model)))
+    sizes = DataSizes.of(recipe, load_data(recipe.data, load_tokenizer(recipe.model)))
     deadline = from_budget("20m", "5s", datetime.now(UTC))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "copies"))
     url = f"file://{tmp_path / 'store' / 'night'}"
-    run = create_at(url)
+    run = create_run(url)
     run.write_search(Search(recipe, {}, deadline, 0, sizes.full_tokens, sizes.data))
-    wanted = Regrouped(2, 1.6, "0001", "the test wants it", datetime.now(UTC).isoformat())
+    wanted = Consolidation(2, 1.6, "0001", "the test wants it", datetime.now(UTC).isoformat())
     with monkeypatch.context() as forced:
         # The rule has tests of its own; here it says so as soon as it may.
         evaluated = run.trial("0001") / "metrics.jsonl"
         forced.setattr(conductor, "is_near_the_end", lambda *_: evaluated.exists())
         forced.setattr(conductor, "regrouped", lambda *_: wanted)
-        assert conduct(run) is SessionCode.REGROUPED
+        assert run_session_search(run) is SessionExit.REGROUPED
     before = {record.id: len(record.points) for record in run.records()}
     search = run.read_search()
     assert (search.ranks, search.gpus_per_trial, search.regrouped) == (2, 0, wanted)
-    assert conduct(run) is SessionCode.OVER
+    assert run_session_search(run) is SessionExit.OVER
     records = {record.id: record for record in run.records()}
     started = records["0001"]
     ranks = [point.ranks for point in started.points]
@@ -52,7 +52,7 @@ def test_a_paused_trial_goes_on_in_two_processes(tmp_path: Path, monkeypatch: py
     assert started.ending is not None
     assert started.ending.kind is EndingKind.FINISHED
     assert [point.ranks for point in records["0002"].points][-1] == 2
-    kept = TrialStore(ObjectStore(url), "trials/0001").read()
+    kept = TrialSnapshotStore(ObjectStore(url), "trials/0001").read()
     assert kept is not None
     assert kept.owner is None
     assert {"ending.json", "adapter/adapter_model.safetensors", "log.txt"} <= set(kept.files)

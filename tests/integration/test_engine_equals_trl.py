@@ -22,7 +22,7 @@ from trials.config import TrialConfig
 from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
 from trials.engine.model.decoder import Decoder
-from trials.engine.model.packed_batch import Batch
+from trials.engine.model.packed_batch import PackedBatch
 from trials.records.trial_dir import EndingKind, TrialRecord
 from trials.trl.backend import run_trial
 
@@ -103,7 +103,7 @@ def _config(workshop: Workshop, hyperparameters: dict[str, Any], seed: int) -> T
 def _watch(patch: pytest.MonkeyPatch, company: list[int]) -> None:
     train = Decoder.train
 
-    def watched(self: Decoder, batch: Batch) -> torch.Tensor:
+    def watched(self: Decoder, batch: PackedBatch) -> torch.Tensor:
         company.append(len(batch.segments))
         return train(self, batch)
 

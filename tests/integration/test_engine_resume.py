@@ -15,7 +15,7 @@ from tests.conftest import SMALL
 from tests.support.trained_trials import CHECKPOINT, STEPS, Workshop, step_losses
 from trials.engine.engine import Engine
 from trials.engine.model.decoder import Decoder
-from trials.engine.model.packed_batch import Batch
+from trials.engine.model.packed_batch import PackedBatch
 from trials.engine.runtime.step_loop import EngineClosedError
 from trials.records.trial_dir import EvalPoint, TrialRecord, read_trial
 from trials.train import main
@@ -98,7 +98,7 @@ def test_the_command_line_resumes_in_the_engine(
     trained: list[int] = []
     train = Decoder.train
 
-    def watched(self: Decoder, batch: Batch) -> torch.Tensor:
+    def watched(self: Decoder, batch: PackedBatch) -> torch.Tensor:
         trained.append(batch.row_count)
         return train(self, batch)
 

@@ -18,9 +18,9 @@ from trials.config import TrialConfig
 from trials.data.dataset import TrialData
 from trials.records.checkpoints import choose_checkpoint
 from trials.records.rewind import rewind
-from trials.records.trial_dir import EndingKind, Origin, TrialFolder, TrialRecord, read_trial
-from trials.system.distributed import ALONE, Ranks
-from trials.training.outcome import CutOffError
+from trials.records.trial_dir import EndingKind, Origin, TrialDir, TrialRecord, read_trial
+from trials.system.distributed import ALONE, ProcessGroup
+from trials.training.outcome import TrialInterrupted
 
 ROWS = 17
 """Every epoch ends with a step of one row, of which one of the two processes has none."""
@@ -40,7 +40,7 @@ def pair() -> Iterator[Together]:
 
 
 def begun(workshop: Workshop, name: str, config: TrialConfig) -> RankTrial:
-    folder = TrialFolder(workshop.path / name)
+    folder = TrialDir(workshop.path / name)
     folder.begin(config, Origin.SINGLE, name)
     return RankTrial(folder.path, config, ROWS)
 
@@ -184,7 +184,7 @@ def test_both_leave_when_one_is_called_off(workshop: Workshop, pair: Together) -
     assert [ending.kind for ending in pair.run(train, following)] == [EndingKind.FINISHED] * 2
 
 
-def left_alone(ranks: Ranks, trial: RankTrial, work: Callable[[Ranks, RankTrial], Any]) -> Any:
+def left_alone(ranks: ProcessGroup, trial: RankTrial, work: Callable[[ProcessGroup, RankTrial], Any]) -> Any:
     """The second process ends when the first has begun."""
     if not ranks.is_first:
         os._exit(1)
@@ -193,7 +193,7 @@ def left_alone(ranks: Ranks, trial: RankTrial, work: Callable[[Ranks, RankTrial]
 
 @pytest.mark.parametrize("work", [train, evaluate_base])
 def test_who_loses_the_other_process_is_cut_off_and_has_not_failed(
-    workshop: Workshop, work: Callable[[Ranks, RankTrial], Any]
+    workshop: Workshop, work: Callable[[ProcessGroup, RankTrial], Any]
 ) -> None:
     trial = begun(workshop, "alone", workshop.config())
     pair = Together(2)
@@ -202,6 +202,6 @@ def test_who_loses_the_other_process_is_cut_off_and_has_not_failed(
     finally:
         pair.close()
     assert ended == ENDED
-    assert isinstance(found, CutOffError), repr(found)
+    assert isinstance(found, TrialInterrupted), repr(found)
     assert str(found).startswith("another of the trial's processes has ended: ")
     assert read_trial(trial.folder).ending is None

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator import check
-from orchestrator.controller.controller import Assignment, Conductor
-from orchestrator.controller.events import Event, Message
-from orchestrator.planning.throughput import Pace
+from orchestrator.controller.controller import SearchController, TrialRequest
+from orchestrator.controller.events import Event, Notice
+from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.report import render as report
 from orchestrator.state.search_file import FORMAT
 from orchestrator.state.selection import pick_best, rank
@@ -32,7 +32,7 @@ def test_a_golden_run_folder_is_read(name: str, tmp_path: Path, capsys: pytest.C
     assert [record.id for record in rank(trials.records)] == expected["ranking"]
     assert pick_best(trials.records).trial.id == expected["ranking"][0]
     assert all(record.scorings and record.row_losses() for record in trials.records)
-    assert Pace.from_records(trials.records).seconds_per_token() is not None
+    assert ThroughputModel.from_records(trials.records).seconds_per_token() is not None
     assert check.main([str(run.path)]) == 0, capsys.readouterr().out
     assert report.main([str(run.path)]) == 0
     assert "orchestrator.check" not in (run.path / "report.html").read_text()
@@ -44,11 +44,11 @@ def test_a_golden_search_goes_on(name: str, tmp_path: Path) -> None:
     search = run.read_search()
     deadline = replace(search.deadline, ends=datetime.now(UTC) + timedelta(hours=1))
     events: list[Event] = []
-    conductor = Conductor(run, replace(search, deadline=deadline), 2, events.append)
+    conductor = SearchController(run, replace(search, deadline=deadline), 2, events.append)
     first = conductor.next_trial()
-    assert isinstance(first, Assignment)
+    assert isinstance(first, TrialRequest)
     assert (first.trial_id, first.resumes) == ("0002", True)
-    assert not [event for event in events if isinstance(event, Message)]
+    assert not [event for event in events if isinstance(event, Notice)]
     endings = {record.id: record.ending and record.ending.kind for record in run.records()}
     assert endings == {
         "0000": EndingKind.FINISHED,

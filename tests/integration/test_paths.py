@@ -14,12 +14,12 @@ import optuna
 import pytest
 import yaml
 
-from orchestrator.controller.study_rebuild import settle_study
+from orchestrator.controller.study_rebuild import reconcile_study
 from orchestrator.report.render import main as report
 from orchestrator.report.render import parser as report_parser
 from orchestrator.search import parser as search_parser
-from orchestrator.state.run_dir import RunFolder, create_run_folder
-from orchestrator.storage.locations import place_of
+from orchestrator.state.run_dir import RunDir, create_run_dir
+from orchestrator.storage.locations import address_of
 from search_spaces.loader import load_recipe
 from tests.support.report_runs import BASE, Told, new_run, write_export, write_trial
 from trials.config import DataSettings, ModelSettings
@@ -27,7 +27,7 @@ from trials.data.chat_template import chat_template
 from trials.errors import RunFolderError
 from trials.model.loading import check_targets, load_tokenizer
 from trials.records.adapter_dir import base_settings, is_adapter
-from trials.sources.readers import rows_of
+from trials.sources.readers import read_rows
 from trials.sources.source import parse_source
 from trials.train import parser as train_parser
 
@@ -72,7 +72,7 @@ def folder(tmp_path: Path, name: str) -> Path:
 
 @each_name
 def test_the_study_lies_in_the_run_folder_and_its_url_opens_it(folder: Path) -> None:
-    run = create_run_folder(folder / "run")
+    run = create_run_dir(folder / "run")
     optuna.create_study(study_name="search", storage=run.study_url)
     assert (run.path / "study.db").is_file()
     assert [path.name for path in folder.parent.iterdir()] == [folder.name], "nothing beside it"
@@ -81,7 +81,7 @@ def test_the_study_lies_in_the_run_folder_and_its_url_opens_it(folder: Path) -> 
 
 
 def test_the_url_of_a_study_in_a_plain_folder_is_as_documented(tmp_path: Path) -> None:
-    assert RunFolder(Path("/data/runs/demo-2026")).study_url == "sqlite:////data/runs/demo-2026/study.db"
+    assert RunDir(Path("/data/runs/demo-2026")).study_url == "sqlite:////data/runs/demo-2026/study.db"
 
 
 @pytest.mark.parametrize("name", MIXED, ids=["urls", "shells", "pages"])
@@ -90,11 +90,11 @@ def test_a_report_is_written_and_its_commands_can_be_typed(folder: Path, capsys:
     write_trial(run, BASE)
     write_trial(run, Told("0001", [2.0, 1.5]))
     write_export(run, "0001", 1.5)
-    settle_study(run, run.read_search().recipe, run.records())
+    reconcile_study(run, run.read_search().recipe, run.records())
     assert report([str(run.path)]) == 0
     page = _commands((run.path / "report.html").read_text(encoding="utf-8"))
     assert capsys.readouterr().out == f"report: {run.path / 'report.html'}\n"
-    assert ["python", "-m", "orchestrator.search", "--resume", place_of(run)] in page
+    assert ["python", "-m", "orchestrator.search", "--resume", address_of(run)] in page
     assert ["optuna-dashboard", run.study_url] in page
     assert ["python", "-m", "trials.generate", str(run.export), "--prompt", "TEXT"] in page
 
@@ -107,8 +107,8 @@ def test_rows_are_read_from_a_folder(folder: Path, name: str, suffix: str) -> No
     file = folder / f"{name}{suffix}"
     _write(file)
     recipe = _recipe(f"data.train={json.dumps(str(file))}", f"data.eval={json.dumps(f'{file}[1:]')}")
-    assert [row["completion"] for _, row in rows_of(parse_source(recipe.train))] == ["two", "four"]  # type: ignore[index]
-    assert [row["completion"] for _, row in rows_of(parse_source(recipe.eval))] == ["four"]  # type: ignore[index]
+    assert [row["completion"] for _, row in read_rows(parse_source(recipe.train))] == ["two", "four"]  # type: ignore[index]
+    assert [row["completion"] for _, row in read_rows(parse_source(recipe.eval))] == ["four"]  # type: ignore[index]
 
 
 @each_name
@@ -137,7 +137,7 @@ def test_a_model_is_read_from_a_folder(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["two\nlines", "a\tb", "bell\a", "not utf-8 \udcff", "next\u2028line"])
 def test_what_cannot_be_printed_is_no_name_of_a_run_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(RunFolderError, match="character that can't be printed"):
-        create_run_folder(tmp_path / name)
+        create_run_dir(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,14 +19,14 @@ from optuna.trial import TrialState
 from orchestrator.controller.study import STUDY_NAME
 from orchestrator.export.exporter import export_best
 from orchestrator.search import main
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from tests.support.cli import ROOT, environment, run_command, small_search
 from trials.records.trial_dir import EndingKind, Origin, TrialRecord
 
 
 @dataclass(frozen=True)
 class Done:
-    run: RunFolder
+    run: RunDir
     output: str
     code: int
 
@@ -48,7 +48,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     diverging = ["start.too_fast={learning_rate: 1.0, scheduler: constant}", "space.learning_rate.high=1.0"]
     settings = ["keep_adapters=2", "score_rows=2", "checkpoint_every_rows=4"]
     found = run_command([*small_search(), *diverging, *settings, *options])
-    return Done(RunFolder(out), found.stdout + found.stderr, found.returncode)
+    return Done(RunDir(out), found.stdout + found.stderr, found.returncode)
 
 
 def test_it_ends_with_an_export_and_says_where(done: Done) -> None:
@@ -150,7 +150,7 @@ def test_tensorboard_events_are_in_the_trial_folders(done: Done) -> None:
 def test_an_adapter_that_was_swapped_is_not_exported_and_the_next_one_is(done: Done, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(done.run.path, copy)
-    run = RunFolder(copy)
+    run = RunDir(copy)
     best = json.loads((run.export / "manifest.json").read_text())["trial"]
     other = next(record for record in run.records() if record.has_adapter and record.id != best)
     shutil.copytree(run.trial(best), run.trial("0099"))
@@ -200,7 +200,7 @@ def test_interrupted_once_it_exports_and_can_be_resumed(tmp_path: Path) -> None:
     assert f"--resume {shlex.quote(str(out))}" in output
     (tmp_path / "other [disk]").mkdir()
     out = out.rename(tmp_path / "other [disk]" / "night 1")
-    run = RunFolder(out)
+    run = RunDir(out)
     assert (run.export / "manifest.json").is_file()
     cut_off = [record for record in run.records() if record.ending is None]
     assert cut_off
@@ -256,13 +256,13 @@ from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from trials.data.dataset import load_data
 from trials.model.loading import load_tokenizer
-from trials.records.trial_dir import Origin, TrialFolder
+from trials.records.trial_dir import Origin, TrialDir
 from trials.training.evaluation_loop import Decision
 from trials.trl.backend import run_trial
 
 recipe = load_recipe("demo", [*SMALL, "train_tokens=100000", "evaluations=50"], environ={{}}).recipe
 config, tokenizer = recipe.trial_config({{}}), load_tokenizer(recipe.model)
-folder, evaluated = TrialFolder(Path({str(tmp_path / "trial")!r})), threading.Event()
+folder, evaluated = TrialDir(Path({str(tmp_path / "trial")!r})), threading.Event()
 folder.begin(config, Origin.SINGLE, "cut off")
 
 def on_eval(point):

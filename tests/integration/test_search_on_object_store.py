@@ -17,11 +17,11 @@ import ray
 from ray.cluster_utils import Cluster
 
 from orchestrator.execution.cluster import alive_nodes
-from orchestrator.state.run_dir import RunFolder
-from orchestrator.storage.lease import only_command
+from orchestrator.state.run_dir import RunDir
+from orchestrator.storage.lease import run_lease
 from orchestrator.storage.mirror import working_copy
 from orchestrator.storage.object_store import ObjectStore
-from orchestrator.storage.trial_snapshots import TrialStore
+from orchestrator.storage.trial_snapshots import TrialSnapshotStore
 from tests.support.cli import environment, run_command, small_search
 from tests.support.s3_server import BUCKET, s3_server
 from trials.records.trial_dir import Origin
@@ -38,7 +38,7 @@ class Night:
     killed_after: Mapping[str, int]
     """Evaluations of each trial that were on the store when the command was killed."""
     resumed: subprocess.CompletedProcess[str]
-    copy: RunFolder
+    copy: RunDir
     caches: tuple[Path, ...]
     env: Mapping[str, str]
 
@@ -47,7 +47,7 @@ def evaluations(store: ObjectStore) -> dict[str, int]:
     names = [name for name in store.names("trials/") if name.endswith("/index.json")]
     found = {}
     for name in names:
-        snapshot = TrialStore(store, name.removesuffix("/index.json")).read()
+        snapshot = TrialSnapshotStore(store, name.removesuffix("/index.json")).read()
         assert snapshot is not None
         entry = snapshot.files.get("metrics.jsonl")
         found[name.split("/")[1]] = 0 if entry is None else entry.size
@@ -117,7 +117,7 @@ def search_twice(ray_address: str, caches: tuple[Path, ...]) -> Night:
     copy = working_copy(RUN)
     shutil.rmtree(copy)
     resumed = run_command(resume, timeout=600, **env)
-    return Night(store, known, resumed, RunFolder(copy), caches, env)
+    return Night(store, known, resumed, RunDir(copy), caches, env)
 
 
 def test_it_goes_on_from_the_store_alone_and_exports(night: Night) -> None:
@@ -142,7 +142,7 @@ def test_no_evaluation_that_was_on_the_store_is_lost(night: Night) -> None:
 
 def test_another_machine_is_refused_while_a_command_is_at_work(night: Night, tmp_path: Path) -> None:
     resume = [sys.executable, "-m", "orchestrator.search", "--resume", RUN, "--budget", "9m"]
-    with only_command(night.store, Path("/elsewhere")):
+    with run_lease(night.store, Path("/elsewhere")):
         refused = run_command(resume, timeout=600, **{**night.env, "XDG_CACHE_HOME": str(tmp_path)})
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert f"{RUN} is in use by process {os.getpid()}" in refused.stderr
@@ -161,7 +161,7 @@ def test_the_store_holds_what_the_trials_have_and_no_more(night: Night) -> None:
     assert not night.store.names("lock/")
     assert not night.store.names("probe/")
     for trial in evaluations(night.store):
-        snapshot = TrialStore(night.store, f"trials/{trial}").read()
+        snapshot = TrialSnapshotStore(night.store, f"trials/{trial}").read()
         assert snapshot is not None
         assert snapshot.owner is None
         assert "ending.json" in snapshot.files

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from orchestrator.planning.speed_cache import remember_speed, speed_before
-from orchestrator.planning.throughput import Pace
+from orchestrator.planning.speed_cache import save_speed, speed_before
+from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.state.run_dir import Placement, Search
 from search_spaces.loader import RECIPE_FOLDER
 from search_spaces.schema import Recipe
@@ -24,7 +24,7 @@ from trials.config import DataSettings, ModelSettings
 from trials.data.cache import cache_folder
 from trials.data.dataset import load_data
 from trials.errors import DataError
-from trials.model.quantized_cache import load_resident_base
+from trials.model.quantized_cache import load_quantized_base
 from trials.system.shared_cache import write_entry
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
@@ -142,7 +142,7 @@ def test_a_second_user_reads_the_firsts_saved_model_and_leaves_it_alone_where_it
     place: Path, caplog: pytest.LogCaptureFixture, mode: int, *, damage: bool
 ) -> None:
     settings, root = ModelSettings(name=str(RECIPE_FOLDER / "demo" / "base")), place / "nf4"
-    load_resident_base(settings, root, least_bytes=0)
+    load_quantized_base(settings, root, least_bytes=0)
     root.chmod(mode)
     (folder,) = (path for path in root.iterdir() if path.is_dir())
     assert folder.stat().st_mode & 0o005
@@ -151,7 +151,7 @@ def test_a_second_user_reads_the_firsts_saved_model_and_leaves_it_alone_where_it
     before = state(root)
     with caplog.at_level(logging.WARNING), as_user(OTHER, place / "home"):
         for _ in range(2):
-            load_resident_base(settings, root, least_bytes=0)
+            load_quantized_base(settings, root, least_bytes=0)
     assert state(root) == before
     assert ("it's left alone" in caplog.text) is damage
     saved = files_of_other(root if mode == WRITABLE else place / "home")
@@ -160,20 +160,20 @@ def test_a_second_user_reads_the_firsts_saved_model_and_leaves_it_alone_where_it
 
 
 def test_a_second_users_speeds_are_kept_beside_the_firsts(place: Path, search: Search, small_recipe: Recipe) -> None:
-    def pace(seconds: float) -> Pace:
-        pace = Pace()
+    def pace(seconds: float) -> ThroughputModel:
+        pace = ThroughputModel()
         pace.note(small_recipe.trial_config({}), 1000, seconds)
         pace.note_start(0.5)
         return pace
 
     placed = replace(search, placement=Placement(1, 1))
-    remember_speed(placed, pace(2.0))
+    save_speed(placed, pace(2.0))
     cache_folder().chmod(WRITABLE)
     before = state(cache_folder())
     first = speed_before(placed)
     with as_user(OTHER, place / "home"):
         assert speed_before(placed) == first
-        remember_speed(placed, pace(4.0))
+        save_speed(placed, pace(4.0))
         second = speed_before(placed)
         assert second is not None
         assert second != first

@@ -18,7 +18,7 @@ from tests.support.cli import ROOT, environment, run_command
 from tests.support.fake_driver import FakeDriver
 from tests.support.guide_configs import BY_PATH, write
 from trials.records.checkpoints import whole_checkpoints
-from trials.records.trial_dir import EndingKind, Origin, TrialFolder, read_trial
+from trials.records.trial_dir import EndingKind, Origin, TrialDir, read_trial
 from trials.train import main
 
 DEMO = RECIPE_FOLDER / "demo"
@@ -285,7 +285,7 @@ def test_a_checkpoint_of_other_rows_is_refused(tmp_path: Path, capsys: pytest.Ca
 def test_a_trial_of_a_search_is_not_resumed_alone(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = read_trial(finished).config
     (finished / "config.json").unlink()
-    TrialFolder(finished).begin(config, Origin.PROPOSED, "proposed")
+    TrialDir(finished).begin(config, Origin.PROPOSED, "proposed")
     assert main(["--resume", str(finished), "--checkpoint", "6"]) == 2
     assert "is a trial of a search. Go on with that" in capsys.readouterr().err
 

@@ -21,7 +21,7 @@ from tests.support.trained_trials import Workshop, step_losses
 from tests.support.two_processes import EIGHT_BIT, NOISE, PAUSING, ROWS, UNEVEN, few_to_judge
 from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
-from trials.records.memory_report import read_memory_use
+from trials.records.memory_report import read_memory_report
 from trials.records.trial_dir import Origin, TrialRecord, read_trial
 from trials.training.evaluation_loop import Decision
 
@@ -147,6 +147,6 @@ def test_where_it_does_not_suffice_in_the_middle_of_a_step_they_end_and_go_on_wi
 
 
 def tried(folder: Path) -> list[tuple[int, bool]]:
-    use = read_memory_use(folder)
+    use = read_memory_report(folder)
     assert use is not None
     return [(attempt.rows, attempt.fits) for attempt in use.tried]

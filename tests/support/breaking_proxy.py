@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from orchestrator.execution.trial_proxy import hold_assignment
+from orchestrator.execution.trial_proxy import run_trial_proxy
 
 BREAKS = 2
 
@@ -18,4 +18,4 @@ def hold_after_breaking(assignment: dict[str, Any]) -> None:
     if assignment["trial_id"] == "0001" and broken < BREAKS:
         (marks / str(broken)).touch()
         raise OSError("no more threads for who speaks")
-    hold_assignment(assignment)
+    run_trial_proxy(assignment)

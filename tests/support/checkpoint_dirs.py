@@ -9,16 +9,16 @@ from trials.config import TrialConfig
 from trials.metrics.row_losses import RowLosses
 from trials.metrics.task_scores import Measure, RowScores
 from trials.records.checkpoints import CheckpointWriter, LogState
-from trials.records.score_log import Scoring, keep_scoring
-from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
-from trials.system.timer import Stopwatch
+from trials.records.score_log import ScoreRecord, append_score
+from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.system.timer import TrialTimer
 
 LOG = LogState(step=1, loss_sum=2.5)
 FINGERPRINT = "rows"
 
 
-def writer(folder: Path, *, keep: int | None = None, stopwatch: Stopwatch | None = None) -> CheckpointWriter:
-    return CheckpointWriter(TrialFolder(folder), stopwatch or Stopwatch(), base_eval_loss=3.0, keep=keep)
+def writer(folder: Path, *, keep: int | None = None, stopwatch: TrialTimer | None = None) -> CheckpointWriter:
+    return CheckpointWriter(TrialDir(folder), stopwatch or TrialTimer(), base_eval_loss=3.0, keep=keep)
 
 
 def write_checkpoint(folder: Path, step: int, *, keep: int | None = None) -> Path:
@@ -35,12 +35,12 @@ def save(to: CheckpointWriter, step: int) -> None:
     (made / "optimizer.pt").write_text("state")
 
 
-def evaluate(folder: TrialFolder, step: int, loss: float, best: float, *, scored: bool = False) -> None:
+def evaluate(folder: TrialDir, step: int, loss: float, best: float, *, scored: bool = False) -> None:
     losses = RowLosses([loss, loss], [1, 1])
     point = EvalPoint(step, step * 100, loss, best, seconds=float(step))
     folder.keep_if_best(point, losses, lambda path: save_adapter(path, step))
     if scored:
-        keep_scoring(folder.path, Scoring(step, step * 100, losses, RowScores(Measure.LABEL, (1.0, 0.0))))
+        append_score(folder.path, ScoreRecord(step, step * 100, losses, RowScores(Measure.LABEL, (1.0, 0.0))))
     folder.log(point)
 
 
@@ -59,7 +59,7 @@ def trained(
     origin: Origin = Origin.SINGLE,
 ) -> TrialRecord:
     """A trial with one evaluation a step, scored, and a checkpoint after some of them."""
-    folder = TrialFolder(path)
+    folder = TrialDir(path)
     folder.begin(config, origin, "made up", FINGERPRINT)
     for step in range(1, max(len(losses), *checkpoints) + 1):
         if step <= len(losses):

@@ -7,14 +7,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from orchestrator.controller.controller import Assignment, Conductor
+from orchestrator.controller.controller import SearchController, TrialRequest
 from orchestrator.controller.events import Event
-from orchestrator.controller.proxy_errors import DIED, Left
+from orchestrator.controller.proxy_errors import DIED, TrialExit
 from orchestrator.state.deadline import Deadline
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.state.run_dir import RunDir, Search
 from search_spaces.schema import Recipe
 from trials.metrics.row_losses import RowLosses
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir
 
 START = datetime(2026, 1, 1, 22, 0, tzinfo=UTC)
 BASE_LOSS = 3.0
@@ -45,23 +45,23 @@ def make_search(recipe: Recipe, seconds: float = 3600, reserve_seconds: float = 
     return Search(recipe, {"search.seed": "--set"}, deadline, gpus_per_trial=0, full_tokens=900)
 
 
-def make_run(path: Path, search: Search) -> RunFolder:
+def make_run(path: Path, search: Search) -> RunDir:
     (path / "trials").mkdir(parents=True)
-    run = RunFolder(path)
+    run = RunDir(path)
     run.write_search(search)
     return run
 
 
 def make_conductor(
-    run: RunFolder,
+    run: RunDir,
     search: Search,
     *,
     slots: int = 2,
     clock: Callable[[], datetime] | None = None,
     events: list[Event] | None = None,
-) -> Conductor:
+) -> SearchController:
     listener = (events if events is not None else []).append
-    return Conductor(run, search, slots, listener, now=clock or Clock())
+    return SearchController(run, search, slots, listener, now=clock or Clock())
 
 
 def point(loss: float, tokens: int, *, best: float | None = None, seconds: float = 10.0) -> EvalPoint:
@@ -86,40 +86,40 @@ def save_adapter(path: Path) -> None:
     (path / "adapter_model.safetensors").write_bytes(b"weights")
 
 
-def record(folder: TrialFolder, evaluation: EvalPoint, *, base: bool = False) -> None:
+def record(folder: TrialDir, evaluation: EvalPoint, *, base: bool = False) -> None:
     folder.record(evaluation, row_losses(evaluation.eval_loss), None if base else save_adapter)
 
 
-def evaluate(run: RunFolder, conductor: Conductor, assignment: Assignment, loss: float, tokens: int) -> bool:
+def evaluate(run: RunDir, conductor: SearchController, assignment: TrialRequest, loss: float, tokens: int) -> bool:
     """What a worker does at an evaluation: to disk first, then ask."""
     is_base = assignment.origin is Origin.BASE
     evaluation = point(loss, tokens)
-    record(TrialFolder(run.trial(assignment.trial_id)), evaluation, base=is_base)
+    record(TrialDir(run.trial(assignment.trial_id)), evaluation, base=is_base)
     goes_on = conductor.on_eval(assignment.trial_id, evaluation)
     conductor.tidy()
     return goes_on
 
 
-def finish(run: RunFolder, conductor: Conductor, assignment: Assignment, kind: EndingKind) -> None:
+def finish(run: RunDir, conductor: SearchController, assignment: TrialRequest, kind: EndingKind) -> None:
     """What a worker does at the end."""
-    TrialFolder(run.trial(assignment.trial_id)).end(Ending(kind, f"made up: {kind.value}"))
+    TrialDir(run.trial(assignment.trial_id)).end(Ending(kind, f"made up: {kind.value}"))
     leave(conductor, assignment)
 
 
-def leave(conductor: Conductor, assignment: Assignment, *, died: bool = False) -> None:
+def leave(conductor: SearchController, assignment: TrialRequest, *, died: bool = False) -> None:
     """Nobody runs a trial any more."""
-    conductor.on_end(assignment.trial_id, DIED if died else Left())
+    conductor.on_end(assignment.trial_id, DIED if died else TrialExit())
     conductor.tidy()
 
 
-def begin(conductor: Conductor) -> Assignment:
+def begin(conductor: SearchController) -> TrialRequest:
     answer = conductor.next_trial()
     conductor.tidy()
-    assert isinstance(answer, Assignment), answer
+    assert isinstance(answer, TrialRequest), answer
     return answer
 
 
-def run_base(run: RunFolder, conductor: Conductor, loss: float = BASE_LOSS) -> None:
+def run_base(run: RunDir, conductor: SearchController, loss: float = BASE_LOSS) -> None:
     """What comes before a search's first trial: the base, and what measures the speed (100 tokens a second)."""
     base = begin(conductor)
     evaluate(run, conductor, base, loss, 0)
@@ -127,9 +127,9 @@ def run_base(run: RunFolder, conductor: Conductor, loss: float = BASE_LOSS) -> N
     run_probe(conductor)
 
 
-def run_probe(conductor: Conductor, tokens_per_second: float = 100.0) -> None:
+def run_probe(conductor: SearchController, tokens_per_second: float = 100.0) -> None:
     probe = begin(conductor)
-    folder = TrialFolder(probe.folder)
+    folder = TrialDir(probe.folder)
     for tokens in (50, 100):
         seconds = tokens / tokens_per_second
         evaluation = replace(point(BASE_LOSS, tokens, seconds=seconds), tokens_per_second=tokens_per_second)
@@ -139,7 +139,7 @@ def run_probe(conductor: Conductor, tokens_per_second: float = 100.0) -> None:
     conductor.on_end(probe.trial_id)
 
 
-def run_trial(run: RunFolder, conductor: Conductor, losses: Sequence[tuple[int, float]]) -> Assignment:
+def run_trial(run: RunDir, conductor: SearchController, losses: Sequence[tuple[int, float]]) -> TrialRequest:
     """A whole trial of (tokens, loss) evaluations, until it ends or is stopped."""
     assignment = begin(conductor)
     for tokens, loss in losses:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.execution import trial_runner as workplace
-from orchestrator.execution.engine_worker import EngineActor
+from orchestrator.execution.engine_worker import EngineWorker
 from orchestrator.execution.loading import load_rows
 from trials.data.dataset import TrialData
 from trials.data.tokenization import TokenizedRow
@@ -49,7 +49,7 @@ class HangsOnce(Hangs):
         return self._rows[index]
 
 
-class HangingOnce(EngineActor):
+class HangingOnce(EngineWorker):
     """An engine's process whose data hangs for the first one of its kind."""
 
     def __init__(self, slots: int, cpu_threads: int | None, log: Path | None = None) -> None:

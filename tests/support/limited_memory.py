@@ -18,13 +18,13 @@ from search_spaces.loader import load_recipe
 from tests.trials.engine.model.test_decoder import SIZES, rows_of_lengths
 from trials.config import Machine
 from trials.engine.lora.adapter import Adapter
-from trials.engine.memory.oom_history import Guest
+from trials.engine.memory.oom_history import TrialFootprint
 from trials.engine.model.frozen_base import FrozenDecoder, freeze
-from trials.engine.optim.flat import Stepper
-from trials.engine.runtime.adapter_trainer import Trainee
-from trials.engine.runtime.step_loop import Loop
+from trials.engine.optim.flat import FlatOptimizer
+from trials.engine.runtime.adapter_trainer import AdapterTrainer
+from trials.engine.runtime.step_loop import StepLoop
 from trials.metrics.row_losses import RowLosses
-from trials.schedule import Length
+from trials.schedule import TrialLength
 
 MIB = 2**20
 ROWS = (8, 61)
@@ -36,7 +36,7 @@ def main() -> None:
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(MistralConfig(**{**SIZES, "vocab_size": 2**15}))
     frozen = freeze(base.requires_grad_(False), torch.float32)
-    loop = Loop(frozen, Machine(micro_batch_tokens=1024))
+    loop = StepLoop(frozen, Machine(micro_batch_tokens=1024))
     (enough,) = _trained(loop, [_trainee(frozen, *ROWS)])
     evaluated = loop.evaluate(None, rows_of_lengths([ROWS[1]] * 2 * ROWS[0], seed=0))
     warnings = _Warnings()
@@ -63,22 +63,22 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def _again(loop: Loop, frozen: FrozenDecoder) -> tuple[torch.Tensor | BaseException, RowLosses]:
+def _again(loop: StepLoop, frozen: FrozenDecoder) -> tuple[torch.Tensor | BaseException, RowLosses]:
     """What has been learned about memory isn't forgotten when trials come and go."""
-    loop.enter(1, Guest(0, ROWS[1], 1.0))
+    loop.enter(1, TrialFootprint(0, ROWS[1], 1.0))
     loop.leave(1)
     (again,) = _trained(loop, [_trainee(frozen, *ROWS)])
     return again, loop.evaluate(None, rows_of_lengths([ROWS[1]] * 2 * ROWS[0], seed=0))
 
 
-def _trainee(frozen: FrozenDecoder, rows: int, length: int) -> Trainee:
+def _trainee(frozen: FrozenDecoder, rows: int, length: int) -> AdapterTrainer:
     config = load_recipe("demo", ("lora_dropout=0.1",), environ={}).recipe.trial_config({"learning_rate": 1e-3})
     adapter = Adapter(frozen.targets, config.hyperparameters, 1, frozen.final_norm)
-    stepper = Stepper(adapter, config, Length(20, 20 * rows * length))
-    return Trainee(adapter, stepper, 1.0, lambda step: rows_of_lengths([length] * rows, seed=step), 0)
+    stepper = FlatOptimizer(adapter, config, TrialLength(20, 20 * rows * length))
+    return AdapterTrainer(adapter, stepper, 1.0, lambda step: rows_of_lengths([length] * rows, seed=step), 0)
 
 
-def _trained(loop: Loop, trainees: list[Trainee]) -> list[torch.Tensor | BaseException]:
+def _trained(loop: StepLoop, trainees: list[AdapterTrainer]) -> list[torch.Tensor | BaseException]:
     """The weights of each after three steps, or why there are none."""
     futures = [loop.train(trainee, lambda done, _: done >= 3) for trainee in trainees]
     errors = [future.exception(60) for future in futures]

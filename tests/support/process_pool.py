@@ -63,11 +63,11 @@ def _free_port() -> int:
 def _serve(connection: Connection, number: int, count: int, port: int) -> None:
     import torch
 
-    from trials.system.distributed import joined_ranks
+    from trials.system.distributed import joined_process_group
 
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(count), RANK=str(number))
-    with joined_ranks() as ranks:
+    with joined_process_group() as ranks:
         while True:
             work, given = connection.recv()
             try:

@@ -13,19 +13,19 @@ from typing import Any
 
 import optuna
 
-from orchestrator.controller.study import Study, Suggestion, decode, distribution, trial_id_of
-from orchestrator.planning.forecast import Prediction
+from orchestrator.controller.study import StudyRecorder, Suggestion, decode, distribution, trial_id_of
+from orchestrator.planning.forecast import SearchForecast
 from orchestrator.planning.speed_cache import MEASURED
 from orchestrator.state.deadline import Deadline
-from orchestrator.state.run_dir import BASE_TRIAL_ID, Placement, RunFolder, Search
+from orchestrator.state.run_dir import BASE_TRIAL_ID, Placement, RunDir, Search
 from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from trials.config import TrialConfig
 from trials.data.split import Counts
 from trials.metrics.row_losses import RowLosses
 from trials.metrics.task_scores import Measure, RowScores
-from trials.records.score_log import Scoring, keep_scoring
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder
+from trials.records.score_log import ScoreRecord, append_score
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir
 
 ROWS = 60
 BASE_LOSS = 1.90
@@ -73,21 +73,21 @@ def right(rows: int, of: int = 40) -> tuple[float, ...]:
     return (1.0,) * rows + (0.0,) * (of - rows)
 
 
-def new_run(path: Path, assignments: Sequence[str] = ()) -> RunFolder:
+def new_run(path: Path, assignments: Sequence[str] = ()) -> RunDir:
     """A run folder that holds only its search.json; the recipe is the demo's."""
     resolved = load_recipe("demo", assignments, environ={})
     (path / "trials").mkdir(parents=True)
-    run = RunFolder(path)
+    run = RunDir(path)
     run.write_search(
         Search(resolved.recipe, resolved.sources, Deadline(STARTED, STARTED + timedelta(hours=9), 300), 0, 100_000)
     )
     return run
 
 
-def write_trial(run: RunFolder, told: Told, config: TrialConfig | None = None) -> TrialFolder:
+def write_trial(run: RunDir, told: Told, config: TrialConfig | None = None) -> TrialDir:
     """Writes a trial as the code that trains does."""
     recipe = run.read_search().recipe
-    folder = TrialFolder(run.trial(told.id))
+    folder = TrialDir(run.trial(told.id))
     folder.begin(config or recipe.trial_config(told.values or {}), told.origin, told.name)
     best = math.inf
     for number, loss in enumerate(told.losses, start=1):
@@ -104,8 +104,10 @@ def write_trial(run: RunFolder, told: Told, config: TrialConfig | None = None) -
         )
         losses = row_losses(loss, seed=int(told.id))
         if number in told.scores:
-            scoring = Scoring(point.step, point.tokens_seen, losses, RowScores(told.measure, (*told.scores[number],)))
-            keep_scoring(folder.path, scoring)
+            scoring = ScoreRecord(
+                point.step, point.tokens_seen, losses, RowScores(told.measure, (*told.scores[number],))
+            )
+            append_score(folder.path, scoring)
             point = replace(point, score=scoring.scores.mean, score_seconds=3.0)
         folder.record(point, losses, _save_adapter if told.adapter else None)
     if told.ending is not None:
@@ -113,12 +115,12 @@ def write_trial(run: RunFolder, told: Told, config: TrialConfig | None = None) -
     return folder
 
 
-def night(path: Path) -> RunFolder:
+def night(path: Path) -> RunDir:
     """A whole night in small: some twenty trials that ended in every way there is, with study, export and samples."""
     run = new_run(path, ["weight_decay=0.02"])
     write_trial(run, BASE)
     recipe = run.read_search().recipe
-    study = Study(run.study_url, recipe)
+    study = StudyRecorder(run.study_url, recipe)
     study.record_base(BASE_LOSS)
     rng = random.Random(3)
     for _ in range(22):
@@ -145,7 +147,7 @@ def drawn(recipe: Recipe, seed: int) -> dict[str, Any]:
     return {name: decode(value, recipe.space[name]) for name, value in trial.params.items()}
 
 
-def write_export(run: RunFolder, winner: str, loss: float, **changes: Any) -> None:
+def write_export(run: RunDir, winner: str, loss: float, **changes: Any) -> None:
     """export/manifest.json as the export writes it, as far as the report reads it."""
     run.export.mkdir(exist_ok=True)
     manifest = {
@@ -159,10 +161,10 @@ def write_export(run: RunFolder, winner: str, loss: float, **changes: Any) -> No
     (run.export / "manifest.json").write_text(json.dumps(manifest))
 
 
-def write_prediction(run: RunFolder, **changes: Any) -> None:
+def write_prediction(run: RunDir, **changes: Any) -> None:
     """What search.json says once the speed is measured: a length, where trials run, and what the night will bring."""
     search = run.read_search()
-    prediction = Prediction(
+    prediction = SearchForecast(
         trials=25,
         full_trials=5,
         full_tokens=search.full_tokens,
@@ -183,7 +185,7 @@ def write_prediction(run: RunFolder, **changes: Any) -> None:
     run.write_search(replace(placed, shortened=0.25, data={"train": counts}, prediction=content))
 
 
-def write_samples(run: RunFolder, **changes: str) -> None:
+def write_samples(run: RunDir, **changes: str) -> None:
     """samples.json with two samples; `changes` to the first."""
     first = {
         "id": "test-1",

@@ -10,21 +10,21 @@ from tests.support.small_splits import first_rows
 from trials.data.dataset import load_data
 from trials.engine.engine import Engine
 from trials.model.loading import load_tokenizer
-from trials.records.rewind import go_back
-from trials.records.trial_dir import TrialFolder, read_trial
+from trials.records.rewind import restore_latest
+from trials.records.trial_dir import TrialDir, read_trial
 from trials.system.threads import use_threads
 from trials.training.evaluation_loop import Decision
 
 
 def main(folder: Path, rows: int) -> None:
-    checkpoint = go_back(folder)
+    checkpoint = restore_latest(folder)
     config = read_trial(folder).config
     tokenizer = load_tokenizer(config.model)
     data = load_data(config.data, tokenizer)
     few = replace(data, train=first_rows(data.train, rows))
     use_threads(config.machine)
     engine = Engine(config.model, config.machine)
-    engine.run_trial(config, few, tokenizer, TrialFolder(folder), lambda _: Decision.GO_ON, checkpoint=checkpoint)
+    engine.run_trial(config, few, tokenizer, TrialDir(folder), lambda _: Decision.GO_ON, checkpoint=checkpoint)
     engine.close()
 
 

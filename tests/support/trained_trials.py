@@ -16,8 +16,8 @@ from tests.support.small_splits import first_rows
 from trials.config import TrialConfig
 from trials.data.dataset import TrialData
 from trials.records.checkpoints import choose_checkpoint
-from trials.records.rewind import go_back, rewind
-from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.records.rewind import restore_latest, rewind
+from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
 from trials.system.threads import use_threads
 from trials.training.evaluation_loop import Decision
 from trials.trl.backend import run_trial
@@ -58,7 +58,7 @@ class Workshop:
         origin: Origin = Origin.SINGLE,
     ) -> TrialRecord:
         """`by`: TRL or an engine, here and in the other methods."""
-        folder = TrialFolder(self.path / name)
+        folder = TrialDir(self.path / name)
         folder.begin(config, origin, name, self._data.fingerprint)
         data = replace(self._data, train=first_rows(self._data.train, rows))
         by(config, data, self._tokenizer, folder, on_eval or (lambda _: Decision.GO_ON))
@@ -68,13 +68,13 @@ class Workshop:
         checkpoint = choose_checkpoint(record.folder, step)
         rewind(record, checkpoint)
         data = replace(self._data, train=first_rows(self._data.train, rows))
-        run = TrialFolder(record.folder)
+        run = TrialDir(record.folder)
         by(record.config, data, self._tokenizer, run, lambda _: Decision.GO_ON, checkpoint=checkpoint)
         return read_trial(record.folder)
 
     def in_stretches(self, name: str, config: TrialConfig, rows: int, ways: Iterable[RunTrial]) -> TrialRecord:
         """A trial of a search that is paused at every evaluation but the last, each stretch run in the next way."""
-        folder = TrialFolder(self.path / name)
+        folder = TrialDir(self.path / name)
         folder.begin(config, Origin.PROPOSED, name, self._data.fingerprint)
         data = replace(self._data, train=first_rows(self._data.train, rows))
         steps: list[int] = []
@@ -84,7 +84,7 @@ class Workshop:
             return Decision.STOP if point.step < STEPS else Decision.GO_ON
 
         for by in ways:
-            checkpoint = go_back(folder.path)
+            checkpoint = restore_latest(folder.path)
             assert (checkpoint.step if checkpoint else 0) == (steps[-1] if steps else 0)
             if by(config, data, self._tokenizer, folder, pause, checkpoint=checkpoint) is not None:
                 break

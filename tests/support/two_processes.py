@@ -26,10 +26,10 @@ from tests.support.trained_trials import STEPS, Workshop
 from trials.config import TrialConfig
 from trials.data.dataset import TrialData, load_data
 from trials.model.loading import load_tokenizer
-from trials.records.rewind import go_back
-from trials.records.trial_dir import EvalPoint, Origin, TrialFolder, read_trial
-from trials.run import run_alone
-from trials.system.distributed import Ranks, joined_ranks
+from trials.records.rewind import restore_latest
+from trials.records.trial_dir import EvalPoint, Origin, TrialDir, read_trial
+from trials.run import run_single_trial
+from trials.system.distributed import ProcessGroup, joined_process_group
 from trials.training.evaluation_loop import Decision
 from trials.trl.backend import run_trial
 from trials.trl.fsdp import STORAGE
@@ -46,7 +46,7 @@ NOISE: dict[str, Any] = {"neftune_noise_alpha": 5.0}
 class TwoRanks:
     """One of the two processes."""
 
-    def __init__(self, path: Path, ranks: Ranks) -> None:
+    def __init__(self, path: Path, ranks: ProcessGroup) -> None:
         recipe = load_recipe("demo", SMALL, environ={}).recipe
         self._tokenizer = load_tokenizer(recipe.model)
         data = few_to_judge(load_data(recipe.data, self._tokenizer))
@@ -58,16 +58,16 @@ class TwoRanks:
         self, name: str, config: TrialConfig, on_eval: Callable[[EvalPoint], Decision] = lambda _: Decision.GO_ON
     ) -> bool:
         """From its newest checkpoint, if it has begun already; whether it came to its end."""
-        folder = TrialFolder(self._path / name, is_written=self.ranks.is_first)
+        folder = TrialDir(self._path / name, is_written=self.ranks.is_first)
 
         def begin() -> Any:
             if (folder.path / "config.json").exists():
-                return go_back(folder.path)
+                return restore_latest(folder.path)
             folder.begin(config, Origin.PROPOSED, name, self._data.fingerprint)
             return None
 
         checkpoint = self.ranks.first(begin)
-        run = partial(run_alone, group="two") if config.machine.fsdp else run_trial
+        run = partial(run_single_trial, group="two") if config.machine.fsdp else run_trial
         ending = run(config, self._data, self._tokenizer, folder, on_eval, checkpoint=checkpoint, ranks=self.ranks)
         return ending is not None
 
@@ -145,7 +145,7 @@ def with_room_for(fits: Callable[[int, int], bool]) -> None:
 
 
 def main(path: Path, scenarios: list[str]) -> None:
-    with joined_ranks() as ranks:
+    with joined_process_group() as ranks:
         two = TwoRanks(path, ranks)
         for scenario in scenarios:
             getattr(two, scenario)()

@@ -16,11 +16,11 @@ from trials.config import TrialConfig
 from trials.data.dataset import load_data
 from trials.engine.engine import Engine
 from trials.engine.model.decoder import Decoder
-from trials.engine.model.packed_batch import Batch
+from trials.engine.model.packed_batch import PackedBatch
 from trials.model.loading import load_tokenizer
 from trials.records.checkpoints import choose_checkpoint
-from trials.records.trial_dir import Ending, TrialFolder
-from trials.system.distributed import Ranks
+from trials.records.trial_dir import Ending, TrialDir
+from trials.system.distributed import ProcessGroup
 from trials.system.threads import use_threads
 from trials.training.evaluation_loop import Decision
 
@@ -43,11 +43,11 @@ class RankTrial:
     """Before that happens."""
 
 
-def train(ranks: Ranks, trial: RankTrial) -> Ending | None:
+def train(ranks: ProcessGroup, trial: RankTrial) -> Ending | None:
     """Every rank's part of it. Alone, what befalls the second befalls the one there is."""
     is_victim = ranks.number == ranks.count - 1
     path = trial.folder if ranks.is_first or trial.elsewhere is None else trial.elsewhere
-    folder = TrialFolder(path, is_written=ranks.is_first)
+    folder = TrialDir(path, is_written=ranks.is_first)
     tokenizer, data = _rows(trial)
     stop_at = 0.0 if is_victim and trial.time_is_over_for_the_second else math.inf
     checkpoint = choose_checkpoint(trial.folder, None) if trial.resumes else None
@@ -59,15 +59,15 @@ def train(ranks: Ranks, trial: RankTrial) -> Ending | None:
         )
 
 
-def evaluate_base(ranks: Ranks, trial: RankTrial) -> Ending:
+def evaluate_base(ranks: ProcessGroup, trial: RankTrial) -> Ending:
     """The base model's evaluation."""
     tokenizer, data = _rows(trial)
-    folder = TrialFolder(trial.folder, is_written=ranks.is_first)
+    folder = TrialDir(trial.folder, is_written=ranks.is_first)
     engine = _engine(ranks, trial.config)
     return engine.evaluate_base(trial.config, data, tokenizer, folder, lambda _: Decision.GO_ON)
 
 
-def shortages(_: Ranks) -> int:
+def shortages(_: ProcessGroup) -> int:
     """How often memory didn't suffice for this rank in the trial that was last."""
     return len(_refused)
 
@@ -77,7 +77,7 @@ _refused: list[int] = []
 """Tokens of each micro-step."""
 
 
-def _engine(ranks: Ranks, config: TrialConfig) -> Engine:
+def _engine(ranks: ProcessGroup, config: TrialConfig) -> Engine:
     """The process's own, for all its trials, as in a group under Ray."""
     if not _engines:
         use_threads(config.machine)
@@ -112,7 +112,7 @@ def _short_of_memory(trial: RankTrial, is_victim: bool) -> Iterator[None]:
     train, calls = Decoder.train, 0
     _refused.clear()
 
-    def short(self: Decoder, batch: Batch) -> torch.Tensor:
+    def short(self: Decoder, batch: PackedBatch) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls > trial.micro_steps_before and sum(batch.lengths) > trial.most_tokens_of_the_second:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trials.cli import number_within, run, whole_number
+from trials.cli import number_within, run_command, whole_number
 from trials.console.line_log import LineLog
 from trials.console.unexpected import keep_tracebacks_in
 from trials.errors import DataError, NothingToExport
@@ -33,16 +33,16 @@ def _raising(error: BaseException) -> int:
 def test_an_error_on_purpose_is_one_message_and_a_code(
     error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(lambda: _raising(error)) == code
+    assert run_command(lambda: _raising(error)) == code
     assert capsys.readouterr().err == message
 
 
 def test_the_command_gives_the_code() -> None:
-    assert run(lambda: 7) == 7
+    assert run_command(lambda: 7) == 7
 
 
 def test_a_bug_is_one_message_and_its_traceback_is_in_a_private_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(lambda: 1 // 0) == 1
+    assert run_command(lambda: 1 // 0) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: an unexpected ZeroDivisionError: integer division or modulo by zero. ")
     assert said.count("\n") == 1
@@ -61,11 +61,11 @@ def test_a_bug_s_traceback_goes_to_the_log_of_what_the_command_works_in(
         keep_tracebacks_in(log)
         return int({}["x"])
 
-    assert run(command) == 1
+    assert run_command(command) == 1
     assert capsys.readouterr().err == f"error: an unexpected KeyError: 'x'. Its traceback is in {log.path}\n"
     assert all(STAMPED.match(line) for line in log.path.read_text().splitlines())
     assert "KeyError: 'x'" in log.path.read_text()
-    assert run(lambda: 1 // 0) == 1  # the next command has nothing to do with that folder
+    assert run_command(lambda: 1 // 0) == 1  # the next command has nothing to do with that folder
     assert "ZeroDivisionError" not in log.path.read_text()
 
 
@@ -87,6 +87,6 @@ def test_no_number_within(text: str) -> None:
 
 
 def test_only_our_own_loggers_speak_below_error() -> None:
-    run(lambda: 0)
+    run_command(lambda: 0)
     assert logging.getLogger("trials.data.dataset").isEnabledFor(logging.INFO)
     assert not logging.getLogger("transformers.some.module").isEnabledFor(logging.INFO)

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from search_spaces.schema import Recipe
 from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
-from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialFolder, read_trial
-from trials.run import run_alone
+from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialDir, read_trial
+from trials.run import run_single_trial
 from trials.training.evaluation_loop import Decision
 
 
@@ -29,7 +29,7 @@ def engines_seen(
     config = recipe.trial_config({"learning_rate": 3e-3, "train_tokens": 1000, **values})
     machine = config.machine.model_copy(update={"engine": engine})
     config = config.model_copy(update={"machine": machine, "base_eval_loss": 9.0})
-    folder, seen = TrialFolder(path), []
+    folder, seen = TrialDir(path), []
     others = engines_in_memory()  # what an earlier test's failure or log still holds
 
     def on_eval(point: EvalPoint) -> Decision:
@@ -37,7 +37,7 @@ def engines_seen(
         return Decision.GO_ON
 
     folder.begin(config, Origin.SINGLE, "demo")
-    ending = run_alone(config, data, tokenizer, folder, on_eval, group="demo")
+    ending = run_single_trial(config, data, tokenizer, folder, on_eval, group="demo")
     assert ending is not None
     assert ending.kind is EndingKind.FINISHED
     assert len(read_trial(path).points) == len(seen)

@@ -47,7 +47,7 @@ class _TrialLog(logging.FileHandler):
 
 
 @contextmanager
-def logged_in(folder: Path) -> Iterator[None]:
+def trial_log(folder: Path) -> Iterator[None]:
     """Adds what this thread logs inside to the log of a trial's folder, each line at once."""
     token, handler = _trial.set(folder), _TrialLog(folder)
     logging.getLogger().addHandler(handler)
@@ -60,7 +60,7 @@ def logged_in(folder: Path) -> Iterator[None]:
         _trial.reset(token)
 
 
-def keep_output(path: Path) -> None:
+def redirect_output(path: Path) -> None:
     """From now on, this process's stdout and stderr go to the end of a file, and its log lines have a date.
 
     Of all that is in the process: libraries in C write to the same descriptors. Where the file can't be opened,

@@ -112,10 +112,10 @@ def write_behind() -> None:
     for stream in _streams:
         stream.writer = writer
     os.register_at_fork(after_in_child=_write_at_once)  # a child has no thread that writes
-    atexit.register(settle)
+    atexit.register(drain_console)
 
 
-def settle(seconds: float = _SETTLING_SECONDS) -> None:
+def drain_console(seconds: float = _SETTLING_SECONDS) -> None:
     """Waits until the console has taken what was said. To be called before `os._exit`."""
     for file in (sys.stdout, sys.stderr):
         with suppress(Exception):

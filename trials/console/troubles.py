@@ -10,7 +10,7 @@ from contextlib import contextmanager
 logger = logging.getLogger(__name__)
 
 
-class Troubles:
+class ReportingFailures:
     """What went wrong in this process since somebody asked, by what it's about; any thread may note something."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Troubles:
         return taken
 
 
-TROUBLES = Troubles()
+TROUBLES = ReportingFailures()
 """Of this process."""
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from trials.config import DataSettings
 from trials.errors import DataError
 from trials.sources.readers import refuse_absent
-from trials.sources.source import Source
+from trials.sources.source import DataSource
 from trials.system.shared_cache import is_folder, places, set_aside, touch, write_entry
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ It's a part of what a search knows its rows by, so one that was begun before can
 """
 
 
-def kept(key: str, make: Callable[[Path], None], is_whole: Callable[[Path], bool]) -> Path:
+def cached_dir(key: str, make: Callable[[Path], None], is_whole: Callable[[Path], bool]) -> Path:
     """The folder that belongs to a key; made if it isn't there yet, whole or not at all, by whoever comes first.
 
     What another has there is read, but never set aside if it's damaged: then one's own is made in another place.
@@ -65,7 +65,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets") / "qlora-orchestrator"
 
 
-def fingerprint(settings: DataSettings, sources: Mapping[str, Source], tokenizer: PreTrainedTokenizerBase) -> str:
+def fingerprint(settings: DataSettings, sources: Mapping[str, DataSource], tokenizer: PreTrainedTokenizerBase) -> str:
     """Equal if, and only if, the same content is tokenised in the same way."""
     choices = settings.model_dump(mode="json", exclude={"train", "eval", "test"})
     content = {name: _content(source) for name, source in sources.items()}
@@ -73,7 +73,7 @@ def fingerprint(settings: DataSettings, sources: Mapping[str, Source], tokenizer
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _content(source: Source) -> list[Any]:
+def _content(source: DataSource) -> list[Any]:
     if source.path is None:
         return [source.text, _commit(source)]
     refuse_absent(source.path)
@@ -85,7 +85,7 @@ def _content(source: Source) -> list[Any]:
     return [source.path.suffix, digest, source.start, source.stop]
 
 
-def _commit(source: Source) -> str | None:
+def _commit(source: DataSource) -> str | None:
     """What a name on the hub means now, where it's not fixed already: a branch moves."""
     from trials.sources.hub import COMMIT, pin_dataset
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trials.config import DataSettings
-from trials.data.cache import fingerprint, kept
-from trials.data.fitting import Fitting
+from trials.data.cache import cached_dir, fingerprint
+from trials.data.fitting import LengthFilter
 from trials.data.split import Counts, Split, is_whole, open_split, write_counts, write_split
 from trials.data.template_check import TemplateCheck
 from trials.data.tokenization import eos_id
-from trials.data.validation import Checked, Reading, check
+from trials.data.validation import ValidatedRows, ValidationSummary, check
 from trials.errors import DataError
 from trials.formats.row_reader import RowReader
-from trials.sources.source import Source, parse_source
+from trials.sources.source import DataSource, parse_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +60,7 @@ def load_split(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Sp
 
 
 def _tokenised(
-    sources: Mapping[str, Source], settings: DataSettings, tokenizer: PreTrainedTokenizerBase
+    sources: Mapping[str, DataSource], settings: DataSettings, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, Path]:
     """The rows' fingerprint, and the folder that holds them."""
     if settings.format == "messages" and tokenizer.chat_template is None:
@@ -70,8 +70,8 @@ def _tokenised(
         )
     key = fingerprint(settings, sources, tokenizer)
     with _all_cores():
-        building = _Building(sources, settings, tokenizer)
-        return key, kept(key, building.write, lambda folder: is_whole(folder, sources))
+        building = _DatasetBuilder(sources, settings, tokenizer)
+        return key, cached_dir(key, building.write, lambda folder: is_whole(folder, sources))
 
 
 @contextmanager
@@ -87,11 +87,11 @@ def _all_cores() -> Iterator[None]:
             os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-class _Building:
+class _DatasetBuilder:
     """One way from sources to tokenised rows on disk: check all, choose, refuse overlap, tokenise."""
 
     def __init__(
-        self, sources: Mapping[str, Source], settings: DataSettings, tokenizer: PreTrainedTokenizerBase
+        self, sources: Mapping[str, DataSource], settings: DataSettings, tokenizer: PreTrainedTokenizerBase
     ) -> None:
         self._sources = sources
         self._settings = settings
@@ -108,10 +108,10 @@ class _Building:
         for name, source in self._sources.items():
             self._write_split(folder, name, source, checked[name], sampled[name], used[name])
 
-    def _reading(self, name: str) -> Reading:
+    def _reading(self, name: str) -> ValidatedRows:
         # What is selected is what's learned from; what all are judged by stays the same.
         select = self._settings.select if name == TRAIN else "all"
-        return Reading(
+        return ValidatedRows(
             to_example=RowReader(self._settings.format, select),
             template=TemplateCheck(self._tokenizer),
             forbidden=self._forbidden,
@@ -130,7 +130,7 @@ class _Building:
         return frozenset(random.Random(self._settings.subset_seed).sample(range(available), wanted))
 
     def _overlapping(
-        self, name: str, checked: Mapping[str, Checked], sampled: Mapping[str, frozenset[int]]
+        self, name: str, checked: Mapping[str, ValidationSummary], sampled: Mapping[str, frozenset[int]]
     ) -> frozenset[int]:
         """Rows of a held-out split that stand in one before it: eval after train, test after both."""
         found: set[int] = set()
@@ -155,9 +155,15 @@ class _Building:
         logger.warning("%s; they are left out there, as data.overlap says", said)
 
     def _write_split(
-        self, folder: Path, name: str, source: Source, checked: Checked, sampled: frozenset[int], used: frozenset[int]
+        self,
+        folder: Path,
+        name: str,
+        source: DataSource,
+        checked: ValidationSummary,
+        sampled: frozenset[int],
+        used: frozenset[int],
     ) -> None:
-        fitting = Fitting(self._settings, self._tokenizer)
+        fitting = LengthFilter(self._settings, self._tokenizer)
         good = (example for i, example in enumerate(self._reading(name).good(source)) if i in used)
         written = write_split(folder, name, fitting.fit(good))
         fitting.report(source, kept=written["rows"], used=len(used))
@@ -175,7 +181,7 @@ class _Building:
         write_counts(folder, name, counts)
 
 
-def _comparable(name: str, split: Split, source: Source) -> Split:
+def _comparable(name: str, split: Split, source: DataSource) -> Split:
     if name != TRAIN and len(split) < 2:
         raise DataError(
             f"{source.text}: only one row can be used, and comparing two models needs at least two. Add rows."

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from trials.config import DataSettings
 from trials.data.tokenization import MANY_ANSWERS, NotRendered, TokenizedRow, answers_of, tokenize
-from trials.data.truncation import shorten
+from trials.data.truncation import truncate
 from trials.errors import DataError
 from trials.formats.conversations import Example
-from trials.sources.source import Source
+from trials.sources.source import DataSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ _BATCH_ROWS = 1000
 logger = logging.getLogger(__name__)
 
 
-class Fitting:
+class LengthFilter:
     """Tokenises examples, and sees to it that every row is within the maximum length."""
 
     def __init__(self, settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -42,7 +42,7 @@ class Fitting:
                 if found is not None:
                     yield found
 
-    def report(self, source: Source, *, kept: int, used: int) -> None:
+    def report(self, source: DataSource, *, kept: int, used: int) -> None:
         """Raises `DataError` if rows that are too long were not to be dropped, or nothing is left."""
         if self.not_rendered:
             logger.warning("%s: the chat template refuses what %d row(s) say", source.text, self.not_rendered)
@@ -85,7 +85,7 @@ class Fitting:
             if len(row.input_ids) <= self._settings.max_length_tokens:
                 return example, row
         if self._settings.too_long == "shorten":
-            found = shorten(example, self._settings.max_length_tokens, self._tokenizer)
+            found = truncate(example, self._settings.max_length_tokens, self._tokenizer)
             if found is not None:
                 self.shortened += found[0] is not example
                 return found

@@ -68,7 +68,7 @@ class Counts:
         return ", ".join(self.unread[:_SHOWN_FIELDS]) + (f" and {more} more" if more > 0 else "")
 
 
-class _Lazy(Sequence[T], Generic[T]):
+class _LazyRows(Sequence[T], Generic[T]):
     """Reads one row of the file whenever it's asked for."""
 
     def __init__(self, dataset: Dataset) -> None:
@@ -93,12 +93,12 @@ class _Lazy(Sequence[T], Generic[T]):
         raise NotImplementedError
 
 
-class _Rows(_Lazy[TokenizedRow]):
+class _Rows(_LazyRows[TokenizedRow]):
     def _made(self, row: dict[str, Any]) -> TokenizedRow:
         return TokenizedRow(row["id"], row["input_ids"], row["labels"])
 
 
-class _Examples(_Lazy[Example]):
+class _Examples(_LazyRows[Example]):
     def _made(self, row: dict[str, Any]) -> Example:
         messages = tuple(Message(*parts) for parts in json.loads(row["messages"]))
         return Example(row["id"], messages, row["label"])

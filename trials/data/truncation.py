@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def shorten(example: Example, limit: int, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, TokenizedRow] | None:
+def truncate(example: Example, limit: int, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, TokenizedRow] | None:
     """The example within `limit` tokens; None if even its first answer alone doesn't fit.
 
     Later turns of a conversation are left out first, then the end of its only question. Costs about as much as

@@ -12,14 +12,14 @@ from trials.errors import DataError
 from trials.formats.bad_rows import BadRow, BadRows
 from trials.formats.conversations import Example
 from trials.formats.row_reader import RowReader
-from trials.sources.readers import rows_of
-from trials.sources.source import Source
+from trials.sources.readers import read_rows
+from trials.sources.source import DataSource
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Reading:
+class ValidatedRows:
     """How to read a source: what makes examples of its rows, what they mustn't contain, what happens to bad ones."""
 
     to_example: RowReader
@@ -30,9 +30,9 @@ class Reading:
     template: TemplateCheck | None = None
     """None: no template will have to render the rows."""
 
-    def examples(self, source: Source) -> Iterator[tuple[str, Example | BadRow | None]]:
+    def examples(self, source: DataSource) -> Iterator[tuple[str, Example | BadRow | None]]:
         """Every row of a source: its place, and an example, what is wrong with it, or None if it wasn't asked for."""
-        for place, row in rows_of(source):
+        for place, row in read_rows(source):
             if isinstance(row, BadRow):
                 yield place, row
                 continue
@@ -46,7 +46,7 @@ class Reading:
             except BadRow as problem:
                 yield place, problem
 
-    def good(self, source: Source) -> Iterator[Example]:
+    def good(self, source: DataSource) -> Iterator[Example]:
         """Only the examples."""
         return (found for _, found in self.examples(source) if isinstance(found, Example))
 
@@ -62,7 +62,7 @@ class Reading:
 
 
 @dataclass
-class Checked:
+class ValidationSummary:
     """What the check of a source found: ids and keys of its examples, in order, and how many rows were no examples."""
 
     ids: list[str] = field(default_factory=list)
@@ -75,9 +75,9 @@ class Checked:
     """Fields of the rows that nothing reads, and that change nothing."""
 
 
-def check(source: Source, reading: Reading) -> Checked:
+def check(source: DataSource, reading: ValidatedRows) -> ValidationSummary:
     """Reads all rows. Raises `DataError` that names the bad ones, up to 20 faults, unless those are to be dropped."""
-    checked, problems = Checked(), BadRows()
+    checked, problems = ValidationSummary(), BadRows()
     for place, found in reading.examples(source):
         if found is None:
             checked.left_out += 1
@@ -94,7 +94,7 @@ def check(source: Source, reading: Reading) -> Checked:
     return checked
 
 
-def _of_which(checked: Checked) -> str:
+def _of_which(checked: ValidationSummary) -> str:
     if not checked.bad and not checked.left_out:
         return ""
     return f" that can be used ({checked.bad} don't fit the format, {checked.left_out} aren't among those selected)"
@@ -107,7 +107,7 @@ def _key(example: Example) -> bytes:
     return digest.digest()
 
 
-def _say_what_is_bad(source: Source, reading: Reading, problems: BadRows) -> None:
+def _say_what_is_bad(source: DataSource, reading: ValidatedRows, problems: BadRows) -> None:
     found = f"{source.text}: {problems.count} row(s) can't be used as format '{reading.format}'"
     if not reading.drop_bad:
         raise DataError(f"{found}:\n{problems.listed()}\nMend or remove these rows, or set data.bad_rows to drop.")

@@ -14,23 +14,23 @@ from trials.config import Machine, ModelSettings, TrialConfig
 from trials.data.dataset import TrialData
 from trials.data.tokenization import TokenizedRow
 from trials.engine.memory.allocator import use_expandable_segments
-from trials.engine.memory.manager import guest_of
-from trials.engine.memory.oom_history import Guest
+from trials.engine.memory.manager import footprint_of
+from trials.engine.memory.oom_history import TrialFootprint
 from trials.engine.model.frozen_base import freeze
-from trials.engine.runtime.adapter_model import EngineSubject
-from trials.engine.runtime.step_loop import Loop
-from trials.engine.runtime.trial_thread import Program
-from trials.engine.runtime.warmup import warm_up
+from trials.engine.runtime.adapter_model import EngineModel
+from trials.engine.runtime.step_loop import StepLoop
+from trials.engine.runtime.trial_thread import EngineTrial
+from trials.engine.runtime.warmup import compile_kernels
 from trials.errors import ModelError, first_line
 from trials.model.loading import compute_dtype
 from trials.model.memory_plan import MOST_TOKENS
-from trials.model.quantized_cache import load_resident_base
-from trials.records.checkpoints import Checkpoint, resumed_stopwatch
-from trials.records.trial_dir import Ending, EvalPoint, TrialFolder
-from trials.system.distributed import ALONE, Ranks
+from trials.model.quantized_cache import load_quantized_base
+from trials.records.checkpoints import Checkpoint, resumed_timer
+from trials.records.trial_dir import Ending, EvalPoint, TrialDir
+from trials.system.distributed import ALONE, ProcessGroup
 from trials.system.oom import is_out_of_memory
-from trials.training.evaluation_loop import Decision, Job, OnEval, OnLog, never, unheard
-from trials.training.outcome import evaluate_untrained, recorded
+from trials.training.evaluation_loop import Decision, OnEval, OnLog, TrainingRun, never, unheard
+from trials.training.outcome import evaluate_base_model, run_and_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +41,7 @@ _SWITCH_SECONDS = 5e-5
 class Engine:
     """Trains many trials of one base model in this process; its methods may be called from many threads at once."""
 
-    def __init__(self, settings: ModelSettings, machine: Machine, ranks: Ranks = ALONE) -> None:
+    def __init__(self, settings: ModelSettings, machine: Machine, ranks: ProcessGroup = ALONE) -> None:
         """Loads the base model. Raises `ModelError` if it can't be, has no room, or its layers are unknown.
 
         With other `ranks`, each of which has an engine, all are given the same trials, one after the other.
@@ -53,7 +53,7 @@ class Engine:
         self._loop = _opened(settings, machine)
         self._ranks = replace(ranks, resting=self._loop.pulse.resting)
         if self._loop.frozen.device.type == "cuda":
-            warm_up(self._loop)
+            compile_kernels(self._loop)
         self._rows_lock = threading.Lock()
         self._rows: Sequence[TokenizedRow] = ()
         self._fingerprint: str | None = None
@@ -63,7 +63,7 @@ class Engine:
         config: TrialConfig,
         data: TrialData,
         tokenizer: PreTrainedTokenizerBase,
-        folder: TrialFolder,
+        folder: TrialDir,
         on_eval: OnEval,
         stop_at: float = math.inf,
         checkpoint: Checkpoint | None = None,
@@ -75,29 +75,31 @@ class Engine:
         A trial that `is_called_off` leaves after the optimizer step in work, as one that the callback stopped. `on_log`
         is told what is logged between evaluations.
         """
-        stopwatch = resumed_stopwatch(checkpoint)
+        stopwatch = resumed_timer(checkpoint)
         asked = self._asked(on_eval)
-        job = Job(config, data, folder, asked, stop_at, checkpoint, stopwatch, is_called_off, on_log, self._ranks)
+        job = TrainingRun(
+            config, data, folder, asked, stop_at, checkpoint, stopwatch, is_called_off, on_log, self._ranks
+        )
         with self._loop.pulse.working():
-            return recorded(folder, lambda: self._in_its_room(job, tokenizer), self._ranks)
+            return run_and_record(folder, lambda: self._in_its_room(job, tokenizer), self._ranks)
 
     def evaluate_base(
         self,
         config: TrialConfig,
         data: TrialData,
         tokenizer: PreTrainedTokenizerBase,
-        folder: TrialFolder,
+        folder: TrialDir,
         on_eval: OnEval,
     ) -> Ending:
         """As `trials.trl.backend.evaluate_base`."""
         with self._loop.pulse.working(), ExitStack() as leaving:
 
-            def subject() -> EngineSubject:
-                room = self._room_for(Guest(0, data.eval.longest, MOST_TOKENS), id(leaving))
+            def subject() -> EngineModel:
+                room = self._room_for(TrialFootprint(0, data.eval.longest, MOST_TOKENS), id(leaving))
                 leaving.enter_context(room)
-                return EngineSubject(self._loop, config, self._eval_rows(data), None, self._ranks)
+                return EngineModel(self._loop, config, self._eval_rows(data), None, self._ranks)
 
-            return evaluate_untrained(subject, config, data, tokenizer, folder, self._asked(on_eval), self._ranks)
+            return evaluate_base_model(subject, config, data, tokenizer, folder, self._asked(on_eval), self._ranks)
 
     @property
     def has_ended(self) -> bool:
@@ -116,13 +118,13 @@ class Engine:
         """Ends the engine; trials that still train are cut off."""
         self._loop.close()
 
-    def _in_its_room(self, job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
-        guest = guest_of(job.config.hyperparameters, job.data, self._loop.frozen, self._ranks.count)
+    def _in_its_room(self, job: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
+        guest = footprint_of(job.config.hyperparameters, job.data, self._loop.frozen, self._ranks.count)
         with self._loop.relying_on_gpu(), self._room_for(guest, id(job)):
-            return Program(job, tokenizer, self._loop, self._eval_rows(job.data)).run()
+            return EngineTrial(job, tokenizer, self._loop, self._eval_rows(job.data)).run()
 
     @contextmanager
-    def _room_for(self, guest: Guest, key: int) -> Iterator[None]:
+    def _room_for(self, guest: TrialFootprint, key: int) -> Iterator[None]:
         with ExitStack() as leaving:
 
             def enter() -> None:
@@ -149,9 +151,9 @@ class Engine:
             return self._rows
 
 
-def _opened(settings: ModelSettings, machine: Machine) -> Loop:
+def _opened(settings: ModelSettings, machine: Machine) -> StepLoop:
     try:
-        return Loop(freeze(load_resident_base(settings), compute_dtype(settings)), machine)
+        return StepLoop(freeze(load_quantized_base(settings), compute_dtype(settings)), machine)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from trials.config import TrialConfig
-from trials.model.architecture import ARCHITECTURES, BaseShape, base_shape
+from trials.model.architecture import ARCHITECTURES, ModelShape, model_shape
 
 HEAD_SIZES = (16, 32, 64, 128, 256)
 """Features of an attention head that the GPU's kernels know."""
 
 
-def why_not(config: TrialConfig, processes: int = 1, base: BaseShape | None = None) -> str | None:
+def unsupported_reason(config: TrialConfig, processes: int = 1, base: ModelShape | None = None) -> str | None:
     """Why the engine can't run this configuration in so many processes a trial, in a sentence; None if it can.
 
     `base` is of the configuration's base model; None: its config is read.
@@ -25,11 +25,11 @@ def why_not(config: TrialConfig, processes: int = 1, base: BaseShape | None = No
         return "the engine holds the whole base in every process, and machine.fsdp asks to share it"
     if "lm_head" in hyperparameters.target_modules:
         return "the engine has no adapter on lm_head"
-    base = base or base_shape(config.model.name, config.model.revision)
+    base = base or model_shape(config.model.name, config.model.revision)
     return _why_not_model(base, config.data.max_length_tokens)
 
 
-def _why_not_model(base: BaseShape, longest_row: int) -> str | None:
+def _why_not_model(base: ModelShape, longest_row: int) -> str | None:
     if base.model_type not in ARCHITECTURES:
         return f"the engine computes {' and '.join(ARCHITECTURES)} models, and this one is {base.model_type}"
     size, window = base.head_size, base.sliding_window

@@ -10,15 +10,15 @@ import torch
 
 from trials.config import TrialConfig
 from trials.data.split import Split
-from trials.evaluation.evaluator import Judged, answers
+from trials.evaluation.evaluator import LoadedModel, answers
 from trials.formats.conversations import LABELLED
 from trials.metrics.row_losses import RowLosses
 from trials.metrics.task_scores import RowScores, task_score
-from trials.records.score_log import Scoring, keep_scoring
-from trials.records.trial_dir import EvalPoint, TrialFolder
-from trials.system.distributed import ALONE, Ranks
+from trials.records.score_log import ScoreRecord, append_score
+from trials.records.trial_dir import EvalPoint, TrialDir
+from trials.system.distributed import ALONE, ProcessGroup
 from trials.system.oom import is_out_of_memory
-from trials.system.timer import Stopwatch
+from trials.system.timer import TrialTimer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Scorer:
+class AnswerScorer:
     """Scores one trial's model and writes that to its folder; does nothing where the recipe asks for no score."""
 
     def __init__(
@@ -34,9 +34,9 @@ class Scorer:
         config: TrialConfig,
         split: Split,
         tokenizer: PreTrainedTokenizerBase,
-        folder: TrialFolder,
-        stopwatch: Stopwatch,
-        ranks: Ranks = ALONE,
+        folder: TrialDir,
+        stopwatch: TrialTimer,
+        ranks: ProcessGroup = ALONE,
     ) -> None:
         self._config = config
         self._split = split
@@ -63,7 +63,7 @@ class Scorer:
         if scores is None:
             return point
         if self._folder.is_written:
-            keep_scoring(self._folder.path, Scoring(point.step, point.tokens_seen, losses, scores))
+            append_score(self._folder.path, ScoreRecord(point.step, point.tokens_seen, losses, scores))
         seconds = self._stopwatch.seconds
         return replace(point, score=scores.mean, score_seconds=seconds - began, seconds=seconds)
 
@@ -81,7 +81,7 @@ class Scorer:
     def _score_answers(self, model: Any) -> RowScores:
         data_format = self._config.data.format
         examples = self._split.examples[: self._config.evaluation.score_rows]
-        judged = Judged(model, self._tokenizer, is_adapter=hasattr(model, "peft_config"))
+        judged = LoadedModel(model, self._tokenizer, is_adapter=hasattr(model, "peft_config"))
         given = self._ranks.divided(
             examples,
             lambda part: answers(

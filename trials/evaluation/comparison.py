@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trials.errors import DataError
-from trials.evaluation.result import Judgement, Rows
+from trials.evaluation.result import EvalResult, EvalRows
 from trials.metrics.paired_tests import (
     LabelComparison,
     LossComparison,
@@ -32,7 +32,7 @@ class Comparison:
         return {"rows": self.rows, **found}
 
 
-def compare_judgements(a: Judgement, b: Judgement) -> Comparison:
+def compare_results(a: EvalResult, b: EvalResult) -> Comparison:
     """Raises `DataError` if the two were judged on different rows."""
     refuse_other_rows(a.rows, b.rows)
     # Another tokenizer cuts the same answer into other tokens, and then a loss per token is another measure.
@@ -44,7 +44,7 @@ def compare_judgements(a: Judgement, b: Judgement) -> Comparison:
     )
 
 
-def refuse_other_rows(a: Rows, b: Rows) -> None:
+def refuse_other_rows(a: EvalRows, b: EvalRows) -> None:
     """Raises `DataError` if two models are not, or would not be, judged on the same rows."""
     if a.hash != b.hash:
         raise DataError(

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from trials.data.tokenization import IGNORED, TokenizedRow
 from trials.metrics.row_losses import RowLosses
-from trials.system.distributed import Ranks
+from trials.system.distributed import ProcessGroup
 from trials.system.oom import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def evaluate_rows(model: Any, rows: Sequence[TokenizedRow], batch_rows: int, *, 
 
 
 def shared_losses(
-    ranks: Ranks, rows: Sequence[TokenizedRow], evaluate: Callable[[Sequence[TokenizedRow]], RowLosses]
+    ranks: ProcessGroup, rows: Sequence[TokenizedRow], evaluate: Callable[[Sequence[TokenizedRow]], RowLosses]
 ) -> RowLosses:
     """Loss of every row's completion, each evaluated by one of the ranks; in the order of `rows`."""
     sums = ranks.divided(rows, lambda part: evaluate(part).loss_sums)

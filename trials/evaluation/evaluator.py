@@ -20,7 +20,7 @@ from trials.data.tokenization import encode
 from trials.errors import DataError, ModelError
 from trials.evaluation.eval_loss import evaluate_rows
 from trials.evaluation.generation import Sampling, generate
-from trials.evaluation.result import Answers, Judgement, Rows, Task, rows_hash
+from trials.evaluation.result import Answers, EvalResult, EvalRows, EvalTask, rows_hash
 from trials.formats.conversations import LABELLED, Example
 from trials.metrics.row_losses import RowLosses, compare
 from trials.metrics.task_scores import has_words, task_score
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Judged:
+class LoadedModel:
     """A model that can be judged: an adapter on its base, or a plain model."""
 
     model: Any
@@ -55,7 +55,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Choices:
+class LoadOptions:
     """What a command may set beside a trial's own settings, or the defaults for other models; None leaves them."""
 
     quantization: str | None = None
@@ -67,15 +67,15 @@ class Choices:
         return settings.model_copy(update={key: value for key, value in vars(self).items() if value is not None})
 
 
-def load_judged(path: str, choices: Choices | None = None) -> Judged:
+def load_model(path: str, choices: LoadOptions | None = None) -> LoadedModel:
     """Loads an adapter folder by `AutoPeftModelForCausalLM`, as its users do, or a model folder or hub name.
 
     A trial's own `adapter/` is loaded on its base as the trial loaded that. Raises `ModelError` if it can't be loaded.
     """
-    choices = choices or Choices()
-    tokenizer, _ = check_judged(path, choices)
+    choices = choices or LoadOptions()
+    tokenizer, _ = check_model(path, choices)
     if not is_adapter(path):
-        return Judged(load_base(choices.over(ModelSettings(name=path))), tokenizer, is_adapter=False)
+        return LoadedModel(load_base(choices.over(ModelSettings(name=path))), tokenizer, is_adapter=False)
     from peft import AutoPeftModelForCausalLM
 
     base = base_settings(path)
@@ -90,16 +90,16 @@ def load_judged(path: str, choices: Choices | None = None) -> Judged:
         raise cannot_load(path, error) from error
     refuse_missing(said, Path(path), base)
     keep_gradients_on_cpu(model)
-    return Judged(model, tokenizer, is_adapter=True)
+    return LoadedModel(model, tokenizer, is_adapter=True)
 
 
-def check_judged(path: str, choices: Choices | None = None) -> tuple[PreTrainedTokenizerBase, Vocabulary | None]:
+def check_model(path: str, choices: LoadOptions | None = None) -> tuple[PreTrainedTokenizerBase, Vocabulary | None]:
     """The tokenizer of an adapter or a model and the tokens that the model knows, None if that can't be told.
 
     Raises `ModelError` for all that can be seen to be wrong with it without loading its weights; first of all for an
     export whose files aren't the proved ones any more.
     """
-    choices = choices or Choices()
+    choices = choices or LoadOptions()
     refuse_changed(path)
     if not is_adapter(path):
         settings = choices.over(ModelSettings(name=path))
@@ -118,46 +118,46 @@ def check_judged(path: str, choices: Choices | None = None) -> tuple[PreTrainedT
     return tokenizer, vocabulary(base) if known is None else Vocabulary(path, known)
 
 
-def _tokenizer_of(path: str, choices: Choices) -> PreTrainedTokenizerBase:
+def _tokenizer_of(path: str, choices: LoadOptions) -> PreTrainedTokenizerBase:
     return load_tokenizer(choices.over(tokenizer_settings(path)))
 
 
 @dataclass(frozen=True)
-class Prepared:
+class EvalJob:
     """A model that is about to be judged: its rows are checked and tokenised, its weights are not loaded yet."""
 
     path: str
-    choices: Choices
-    task: Task
+    choices: LoadOptions
+    task: EvalTask
     split: Split
-    rows: Rows
+    rows: EvalRows
 
-    def judge(self) -> Judgement:
+    def judge(self) -> EvalResult:
         """Loads the model and judges it."""
-        return judge(load_judged(self.path, self.choices), self.path, self.split, self.task)
+        return evaluate(load_model(self.path, self.choices), self.path, self.split, self.task)
 
-    def judge_with_base(self) -> tuple[Judgement, Judgement]:
+    def judge_with_base(self) -> tuple[EvalResult, EvalResult]:
         """Loads the adapter and judges it, then its base."""
-        judged = load_judged(self.path, self.choices)
-        ours = judge(judged, self.path, self.split, self.task)
-        return ours, judge(judged, "base", self.split, self.task, base=True)
+        judged = load_model(self.path, self.choices)
+        ours = evaluate(judged, self.path, self.split, self.task)
+        return ours, evaluate(judged, "base", self.split, self.task, base=True)
 
 
-def prepare(path: str, choices: Choices, task: Task, settings: DataSettings) -> Prepared:
+def prepare(path: str, choices: LoadOptions, task: EvalTask, settings: DataSettings) -> EvalJob:
     """Checks all that can be checked without weights. Raises `ModelError` or `DataError`.
 
     An interval needs two rows: fewer are refused.
     """
-    tokenizer, known = check_judged(path, choices)
+    tokenizer, known = check_model(path, choices)
     split = load_split(settings, tokenizer)
     if len(split) < 2:
         raise DataError(f"{task.data}: only one row can be used, and an interval needs at least two. Give more.")
     if known is not None:
         known.refuse_rows({"the": split}, tokenizer)
-    return Prepared(path, choices, task, split, _rows(path, task, split))
+    return EvalJob(path, choices, task, split, _rows(path, task, split))
 
 
-def judge(judged: Judged, name: str, split: Split, task: Task, *, base: bool = False) -> Judgement:
+def evaluate(judged: LoadedModel, name: str, split: Split, task: EvalTask, *, base: bool = False) -> EvalResult:
     """Losses of all rows, and answers where asked; `base`: of the base model, with the adapter switched off.
 
     Raises `ModelError` if a loss isn't finite: then nothing that follows from it would be true.
@@ -170,20 +170,20 @@ def judge(judged: Judged, name: str, split: Split, task: Task, *, base: bool = F
     if task.answers:
         logger.info("%s: eval loss %.4f; now it answers %d rows, which takes longer", name, found.mean, len(split))
         given = _answer_all(judged, split, task, base=base)
-    return Judgement(_rows(name, task, split), task.format, found, given)
+    return EvalResult(_rows(name, task, split), task.format, found, given)
 
 
-def _rows(name: str, task: Task, split: Split) -> Rows:
-    return Rows(name, task.data, len(split), rows_hash(split.examples))
+def _rows(name: str, task: EvalTask, split: Split) -> EvalRows:
+    return EvalRows(name, task.data, len(split), rows_hash(split.examples))
 
 
-def losses(judged: Judged, split: Split, batch_rows: int, *, base: bool = False) -> RowLosses:
+def losses(judged: LoadedModel, split: Split, batch_rows: int, *, base: bool = False) -> RowLosses:
     """Loss of every row; `base`: of the base model, with the adapter switched off."""
     with _as_base(judged, base):
         return evaluate_rows(judged.model, split.rows, batch_rows)
 
 
-def _answer_all(judged: Judged, split: Split, task: Task, *, base: bool) -> Answers:
+def _answer_all(judged: LoadedModel, split: Split, task: EvalTask, *, base: bool) -> Answers:
     examples, labelled = list(split.examples), task.format in LABELLED
     texts = answers(judged, examples, task.max_new_tokens, base=base, until_object=labelled, batch_rows=task.batch_rows)
     return Answers(
@@ -197,7 +197,7 @@ def _answer_all(judged: Judged, split: Split, task: Task, *, base: bool) -> Answ
 
 
 def answers(
-    judged: Judged,
+    judged: LoadedModel,
     examples: Sequence[Example],
     max_new_tokens: int | None = None,
     *,
@@ -217,7 +217,7 @@ def _lengths(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> tuple[
     return tuple(map(len, encode(list(texts), tokenizer)))
 
 
-def _as_base(judged: Judged, base: bool) -> AbstractContextManager[None]:
+def _as_base(judged: LoadedModel, base: bool) -> AbstractContextManager[None]:
     off: AbstractContextManager[None] = judged.model.disable_adapter() if base and judged.is_adapter else nullcontext()
     return off
 
@@ -228,7 +228,7 @@ def against_base(winner: RowLosses, base: RowLosses) -> dict[str, float]:
     return {"base_eval_loss": base.mean, "difference": gain.difference, "standard_error": gain.standard_error}
 
 
-def samples(judged: Judged, split: Split, count: int) -> list[dict[str, str]]:
+def samples(judged: LoadedModel, split: Split, count: int) -> list[dict[str, str]]:
     """The first rows answered by the base and by the adapter, beside what was expected."""
     shown = split.examples[:count]
     ours, bases = answers(judged, shown), answers(judged, shown, base=True)

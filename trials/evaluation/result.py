@@ -23,7 +23,7 @@ from trials.metrics.task_scores import RowScores
 
 
 @dataclass(frozen=True)
-class Task:
+class EvalTask:
     """What a model is judged by."""
 
     data: str
@@ -52,7 +52,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Rows:
+class EvalRows:
     """Who is judged on which rows; `hash` is the same for the same conversations and labels in the same order."""
 
     model: str
@@ -62,10 +62,10 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class EvalResult:
     """One model on one set of rows."""
 
-    rows: Rows
+    rows: EvalRows
     format: str
     losses: RowLosses
     answers: Answers | None = None
@@ -104,7 +104,7 @@ def labels_of(answers: Answers) -> LabelReport | None:
     return label_report(answers.labels, [parse_label(text) for text in answers.texts])
 
 
-def by_length(judgement: Judgement, answers: Answers) -> tuple[LengthBin, ...]:
+def by_length(judgement: EvalResult, answers: Answers) -> tuple[LengthBin, ...]:
     """The rows in quarters by the length of their reference; fewer where many are equally long."""
     lengths = np.asarray(answers.reference_tokens)
     quarter = np.searchsorted(np.quantile(lengths, [0.25, 0.5, 0.75]), lengths)
@@ -123,8 +123,8 @@ def by_length(judgement: Judgement, answers: Answers) -> tuple[LengthBin, ...]:
     )
 
 
-def as_json(judgement: Judgement) -> dict[str, Any]:
-    """Figures with their intervals first, then `judged`: all of it row by row, which `read_judgement` reads."""
+def as_json(judgement: EvalResult) -> dict[str, Any]:
+    """Figures with their intervals first, then `judged`: all of it row by row, which `read_result` reads."""
     losses, answers = judgement.losses, judgement.answers
     found: dict[str, Any] = {
         "eval_loss": losses.mean,
@@ -146,10 +146,10 @@ def is_written_by_json(text: str) -> bool:
     return isinstance(found, dict) and ("judged" in found or {"a", "b", "comparison"} <= found.keys())
 
 
-def read_judgement(path: Path) -> Judgement:
+def read_result(path: Path) -> EvalResult:
     """A file that `--json` wrote. Raises `DataError` for any other."""
     try:
-        return TypeAdapter(Judgement).validate_python(json.loads(path.read_text(encoding="utf-8"))["judged"])
+        return TypeAdapter(EvalResult).validate_python(json.loads(path.read_text(encoding="utf-8"))["judged"])
     except OSError as error:
         raise DataError(f"can't read {path}: {error.strerror}. Check its permissions.") from error
     except (ValueError, KeyError, TypeError, ValidationError) as error:

@@ -8,14 +8,14 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from trials.evaluation.comparison import Comparison
-from trials.evaluation.result import Answers, Judgement, by_length, labels_of, loss_estimate
+from trials.evaluation.result import Answers, EvalResult, by_length, labels_of, loss_estimate
 from trials.formats.conversations import NLI_LABELS
 from trials.metrics.classification import LabelReport
 from trials.metrics.intervals import Estimate, bootstrap_mean
 from trials.metrics.paired_tests import CANNOT_TELL, Better, LabelComparison, LossComparison, ScoreComparison
 
 
-def of_judgement(judgement: Judgement) -> Iterator[RenderableType]:
+def result_lines(judgement: EvalResult) -> Iterator[RenderableType]:
     """Loss, and the task's own measure where answers were asked for."""
     losses = judgement.losses
     interval = loss_estimate(losses)
@@ -43,7 +43,7 @@ def _of_labels(report: LabelReport) -> Iterator[RenderableType]:
     yield f"answering {commonest.label} always would be right in {100 * commonest.rows / report.rows:.1f} %"
 
 
-def _of_text(judgement: Judgement, answers: Answers) -> Iterator[RenderableType]:
+def _of_text(judgement: EvalResult, answers: Answers) -> Iterator[RenderableType]:
     rouge = bootstrap_mean(answers.scores.values)
     yield f"ROUGE-L {rouge.value:.4f}, 95 % {_range(rouge, 1, 4)}"
     if answers.wordless_references:
@@ -66,7 +66,7 @@ def _of_text(judgement: Judgement, answers: Answers) -> Iterator[RenderableType]
     )
 
 
-def of_comparison(comparison: Comparison, a: str, b: str) -> Iterator[RenderableType]:
+def comparison_lines(comparison: Comparison, a: str, b: str) -> Iterator[RenderableType]:
     """Which is better by each measure, and by how much."""
     if comparison.loss is None:
         yield f"loss: not comparable, {a} and {b} cut the same text into different tokens"

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from trials.cli import run
+from trials.cli import run_command
 from trials.config import DataSettings, ModelSettings, Settings
 from trials.model.merging import merge
 from trials.system.files import write_json
@@ -20,7 +20,7 @@ from trials.system.files import write_json
 MERGED = "merged"
 
 
-class ProofJob(Settings):
+class VerificationJob(Settings):
     """What to judge, on which rows."""
 
     export: str = Field(description="folder with adapter and tokenizer")
@@ -31,7 +31,7 @@ class ProofJob(Settings):
     merge: bool = Field(description="also write merged weights to the export's folder `merged`, and judge those")
 
 
-def prove(job: ProofJob) -> dict[str, Any]:
+def verify_export(job: VerificationJob) -> dict[str, Any]:
     """Eval loss of the export; its test loss beside the base's; a few answers; eval loss of the merged weights."""
     found = _judge(job, job.export, job.model.quantization)
     if job.merge:
@@ -42,11 +42,11 @@ def prove(job: ProofJob) -> dict[str, Any]:
     return found
 
 
-def _judge(job: ProofJob, path: str, quantization: str) -> dict[str, Any]:
+def _judge(job: VerificationJob, path: str, quantization: str) -> dict[str, Any]:
     from trials.data.dataset import load_data
     from trials.evaluation import evaluator as judging
 
-    judged = judging.load_judged(path, judging.Choices(quantization, job.model.compute_dtype))
+    judged = judging.load_model(path, judging.LoadOptions(quantization, job.model.compute_dtype))
     data = load_data(job.data, judged.tokenizer)
     losses = judging.losses(judged, data.eval, job.batch_rows)
     found: dict[str, Any] = {"eval_loss": losses.mean, "row_losses": asdict(losses)}
@@ -62,13 +62,13 @@ def _judge(job: ProofJob, path: str, quantization: str) -> dict[str, Any]:
 def main() -> int:
     """Runs the command line; returns the exit code."""
     job_file, result_file = map(Path, sys.argv[1:3])
-    job = ProofJob.model_validate_json(job_file.read_text(encoding="utf-8"))
+    job = VerificationJob.model_validate_json(job_file.read_text(encoding="utf-8"))
 
     def command() -> int:
-        write_json(result_file, prove(job))
+        write_json(result_file, verify_export(job))
         return 0
 
-    return run(command)
+    return run_command(command)
 
 
 if __name__ == "__main__":

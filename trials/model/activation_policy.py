@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 
-class Keep(Enum):
+class ActivationPolicy(Enum):
     """What isn't kept is computed again (arXiv 1604.06174)."""
 
     ALL = "all"

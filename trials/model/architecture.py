@@ -15,7 +15,7 @@ LINEAR_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 
 @dataclass(frozen=True)
-class BaseShape:
+class ModelShape:
     """Of a base model, under transformers' names. Of other architectures than `ARCHITECTURES` only `model_type` counts.
 
     In search.json it spares a search's own processes torch, without which transformers reads no config.
@@ -43,19 +43,19 @@ class BaseShape:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @classmethod
-    def of(cls, config: Any) -> BaseShape:
+    def of(cls, config: Any) -> ModelShape:
         """What transformers' config of a model says."""
         known = {field.name: getattr(config, field.name, None) for field in fields(cls)}
         return cls(**{name: value for name, value in known.items() if value is not None})
 
 
 @functools.lru_cache(maxsize=8)
-def base_shape(name: str, revision: str | None) -> BaseShape:
+def model_shape(name: str, revision: str | None) -> ModelShape:
     """Of the base model of that name, without its weights. Raises `ModelError` if its config can't be read."""
     from transformers import AutoConfig
 
     try:
-        return BaseShape.of(AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False))
+        return ModelShape.of(AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"can't read the config of {name!r}: {first_line(error)}. Give a model folder, or a name on the hub."

@@ -56,8 +56,8 @@ def dropped(x: Tensor, token_keys: Tensor, feature_keys: Tensor, p: float) -> Te
     return torch.where(kept, x / (1 - p), 0)
 
 
-class TokensInStep:
-    """Where the tokens of the micro-batch in work stand. One for all of a model's `CountedDropout`."""
+class TokenCounter:
+    """Where the tokens of the micro-batch in work stand. One for all of a model's `CounterDropout`."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -76,13 +76,13 @@ class TokensInStep:
         return self._keys.view(shape)
 
 
-class CountedDropout(nn.Module):
-    """In place of `nn.Dropout` before an adapter's A, in training that says `TokensInStep.stand` before a forward pass.
+class CounterDropout(nn.Module):
+    """In place of `nn.Dropout` before an adapter's A, in training that says `TokenCounter.stand` before a forward pass.
 
     The backward pass may come, and recompute the forward pass, until the next micro-batch is announced.
     """
 
-    def __init__(self, p: float, module: str, features: int, tokens: TokensInStep) -> None:
+    def __init__(self, p: float, module: str, features: int, tokens: TokenCounter) -> None:
         """`p` is the share to drop, `module` the adapted module's name in the base model, with so many inputs."""
         super().__init__()
         self.p = p
@@ -99,14 +99,14 @@ class CountedDropout(nn.Module):
         return dropped(x, self._tokens.keys(x.shape[:-1]), self._feature_keys, self.p)
 
 
-def count_dropout(model: PeftModel, seed: int) -> TokensInStep:
-    """Puts `CountedDropout` in place of PEFT's; gives what has to be told where the tokens stand."""
+def count_dropout(model: PeftModel, seed: int) -> TokenCounter:
+    """Puts `CounterDropout` in place of PEFT's; gives what has to be told where the tokens stand."""
     from peft.tuners.lora import LoraLayer
 
-    tokens = TokensInStep(seed)
+    tokens = TokenCounter(seed)
     for name, module in model.get_base_model().named_modules():
         if isinstance(module, LoraLayer):
             for adapter, dropout in module.lora_dropout.items():
                 if isinstance(dropout, nn.Dropout):
-                    module.lora_dropout[adapter] = CountedDropout(dropout.p, name, module.in_features, tokens)
+                    module.lora_dropout[adapter] = CounterDropout(dropout.p, name, module.in_features, tokens)
     return tokens

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from trials.config import ALL_LINEAR, Hyperparameters, ModelSettings
 from trials.data.chat_template import chosen_template
 from trials.errors import ModelError, first_line
-from trials.model.architecture import ARCHITECTURES, LINEAR_NAMES, base_shape
+from trials.model.architecture import ARCHITECTURES, LINEAR_NAMES, model_shape
 from trials.model.model_files import check_json_files, check_model_files, check_stored_weights
 from trials.model.vocabulary import Vocabulary
 
@@ -73,7 +73,7 @@ def check_base(settings: ModelSettings) -> None:
     if not folder.is_dir():
         return
     check_model_files(folder)
-    shape = base_shape(settings.name, settings.revision)
+    shape = model_shape(settings.name, settings.revision)
     if shape.model_type in ARCHITECTURES:
         check_stored_weights(folder, shape)
 
@@ -203,7 +203,7 @@ def _linear_layers(settings: ModelSettings) -> tuple[tuple[str, ...], frozenset[
 
     PEFT's `all-linear` leaves the output layer out (peft 0.21).
     """
-    if base_shape(settings.name, settings.revision).model_type in ARCHITECTURES:
+    if model_shape(settings.name, settings.revision).model_type in ARCHITECTURES:
         head = frozenset({"lm_head"})
         return tuple(name for name in LINEAR_NAMES if name not in head), head  # without seconds of imports to make one
     model = empty_model(settings)

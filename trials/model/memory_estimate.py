@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trials.config import TrialConfig
-from trials.model.activation_policy import Keep
-from trials.model.architecture import ARCHITECTURES, BaseShape
-from trials.model.memory_plan import KEPT_DENSE_BYTES, MOST_OF_GPU, Sizes, adapter_bytes, workspace_bytes
+from trials.model.activation_policy import ActivationPolicy
+from trials.model.architecture import ARCHITECTURES, ModelShape
+from trials.model.memory_plan import KEPT_DENSE_BYTES, MOST_OF_GPU, ModelSizes, adapter_bytes, workspace_bytes
 
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight: half a byte, a scale of one byte for 64, and one of four bytes for 256 of those (arXiv 2305.14314)."""
@@ -20,7 +20,7 @@ _TRL_MICRO_STEP = 2.0
 
 
 @dataclass(frozen=True)
-class MemoryNeed:
+class MemoryEstimate:
     """Bytes of one trial alone on a GPU, split as small as it can be."""
 
     base_bytes: int
@@ -41,34 +41,34 @@ class MemoryNeed:
         return self.total_bytes / 2**30
 
 
-def predicted_memory(
+def estimate_memory(
     config: TrialConfig,
-    base: BaseShape,
+    base: ModelShape,
     longest_row: int,
     *,
     itemsize: int = 2,
     in_engine: bool = True,
     is_recomputed: bool = True,
-) -> MemoryNeed | None:
+) -> MemoryEstimate | None:
     """The least GPU memory that a trial needs; None for a base model whose layers aren't Llama's or Mistral's.
 
     `longest_row` is in tokens, of training and evaluation. `itemsize` is in bytes of a number in a matrix product: 2 on
-    a GPU. `in_engine`: whether our engine trains it (`trials.engine.support.why_not` is None, and `machine.engine` is
+    a GPU. `in_engine`: whether our engine trains it (`trials.engine.support.unsupported_reason` is None, and `machine.engine` is
     not trl). `is_recomputed`: whether activations may be computed again; TRL then begins with more, of more rows.
     """
     if base.model_type not in ARCHITECTURES:
         return None
     sizes = sizes_of(base, itemsize, is_quantized=config.model.quantization == "nf4")
-    keep = Keep.INPUT if is_recomputed else Keep.ALL
+    keep = ActivationPolicy.INPUT if is_recomputed else ActivationPolicy.ALL
     need = workspace_bytes(sizes, (keep,) * sizes.layers, longest_row)
     factor = 1.0 if in_engine else _TRL_MICRO_STEP
     frozen_bytes = base_bytes(base, sizes) + (_kept_dense_bytes(sizes) if in_engine else 0)
-    return MemoryNeed(frozen_bytes, _adapter_bytes(config, sizes, base), int(need * factor))
+    return MemoryEstimate(frozen_bytes, _adapter_bytes(config, sizes, base), int(need * factor))
 
 
-def sizes_of(base: BaseShape, itemsize: int, *, is_quantized: bool) -> Sizes:
+def sizes_of(base: ModelShape, itemsize: int, *, is_quantized: bool) -> ModelSizes:
     """What planning has to know of a base model."""
-    return Sizes(
+    return ModelSizes(
         layers=base.num_hidden_layers,
         hidden=base.hidden_size,
         intermediate=base.intermediate_size,
@@ -79,14 +79,14 @@ def sizes_of(base: BaseShape, itemsize: int, *, is_quantized: bool) -> Sizes:
     )
 
 
-def base_bytes(base: BaseShape, sizes: Sizes) -> int:
+def base_bytes(base: ModelShape, sizes: ModelSizes) -> int:
     """Of the base model as it lies in memory: layers in 4 bits where they are quantised, embeddings and head never."""
     per_weight = _NF4_BYTES if sizes.is_quantized else sizes.itemsize
     vocabulary = base.vocab_size * base.hidden_size * (1 if base.tie_word_embeddings else 2)
     return int(sizes.layers * sizes.layer_weights * per_weight) + vocabulary * sizes.itemsize
 
 
-def _kept_dense_bytes(sizes: Sizes) -> int:
+def _kept_dense_bytes(sizes: ModelSizes) -> int:
     dense = sizes.layers * sizes.layer_weights * sizes.itemsize
     return dense if sizes.is_quantized and dense <= KEPT_DENSE_BYTES else 0
 
@@ -96,7 +96,7 @@ def allowed_gib(gpu_gib: float) -> float:
     return gpu_gib * MOST_OF_GPU
 
 
-def linear_shapes(sizes: Sizes, vocabulary: int) -> dict[str, tuple[int, int, int]]:
+def linear_shapes(sizes: ModelSizes, vocabulary: int) -> dict[str, tuple[int, int, int]]:
     """Inputs, outputs and number of the linear layers of each name."""
     hidden, mlp, layers = sizes.hidden, sizes.intermediate, sizes.layers
     return {
@@ -111,7 +111,7 @@ def linear_shapes(sizes: Sizes, vocabulary: int) -> dict[str, tuple[int, int, in
     }
 
 
-def _adapter_bytes(config: TrialConfig, sizes: Sizes, base: BaseShape) -> int:
+def _adapter_bytes(config: TrialConfig, sizes: ModelSizes, base: ModelShape) -> int:
     hp = config.hyperparameters
     shapes = linear_shapes(sizes, base.vocab_size)
     chosen = [shapes[name] for name in set(hp.target_modules) if name in shapes]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from trials.config import Hyperparameters
-from trials.model.activation_policy import Keep
+from trials.model.activation_policy import ActivationPolicy
 
 MOST_TOKENS = 5120
 """Beyond this a micro-step's fixed costs are small on any card (docs/engine.md)."""
@@ -29,7 +29,7 @@ _SLACK_BYTES = 300 * 2**20
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ModelSizes:
     """What the arithmetic needs to know of a base model."""
 
     layers: int
@@ -57,10 +57,17 @@ class Sizes:
         """Of the modules whose weights are needed at the same time."""
         return max(self.hidden * (self.queries + 2 * self.keys), self.hidden * self.intermediate)
 
-    def kept(self, keep: Keep) -> int:
+    def kept(self, keep: ActivationPolicy) -> int:
         """Numbers that a layer keeps of a token."""
         attention = 2 * self.queries + 2 * self.keys + self.hidden
-        return self.hidden + {Keep.ALL: attention + 2 * self.intermediate, Keep.NO_MLP: attention, Keep.INPUT: 0}[keep]
+        return (
+            self.hidden
+            + {
+                ActivationPolicy.ALL: attention + 2 * self.intermediate,
+                ActivationPolicy.NO_MLP: attention,
+                ActivationPolicy.INPUT: 0,
+            }[keep]
+        )
 
     @property
     def passing(self) -> int:
@@ -69,11 +76,11 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MicroBatchPlan:
     """The split of a micro-step."""
 
     tokens: int
-    keep: tuple[Keep, ...]
+    keep: tuple[ActivationPolicy, ...]
     """One a layer."""
     dense_layers: int = 0
     """Whose weights are kept as matrix products take them, in memory that nothing else wants."""
@@ -81,11 +88,11 @@ class Plan:
     @property
     def recomputed(self) -> int:
         """Layers of which something is computed again."""
-        return sum(each is not Keep.ALL for each in self.keep)
+        return sum(each is not ActivationPolicy.ALL for each in self.keep)
 
 
 @dataclass(frozen=True)
-class Rates:
+class DeviceRates:
     """What the machine does a second."""
 
     flops: float
@@ -95,8 +102,13 @@ class Rates:
 
 
 def plan(
-    sizes: Sizes, rates: Rates, other_bytes: int, allowed_bytes: int, longest_row: int, most_tokens: int = MOST_TOKENS
-) -> Plan | None:
+    sizes: ModelSizes,
+    rates: DeviceRates,
+    other_bytes: int,
+    allowed_bytes: int,
+    longest_row: int,
+    most_tokens: int = MOST_TOKENS,
+) -> MicroBatchPlan | None:
     """The fastest split that fits into `allowed_bytes`; None if not even one row of the longest does.
 
     `other_bytes` are those of the base model and the adapters with their optimizers.
@@ -108,21 +120,21 @@ def plan(
         rounded = tokens // _STEP * _STEP
         tokens = min(most, rounded if rounded >= longest_row else tokens)
         if tokens >= longest_row:
-            found.append(_with_dense_layers(sizes, Plan(tokens, keep), allowed_bytes - other_bytes))
+            found.append(_with_dense_layers(sizes, MicroBatchPlan(tokens, keep), allowed_bytes - other_bytes))
     return min(found, key=lambda one: seconds_per_token(sizes, rates, one), default=None)
 
 
-def _with_dense_layers(sizes: Sizes, split: Plan, free_bytes: int) -> Plan:
+def _with_dense_layers(sizes: ModelSizes, split: MicroBatchPlan, free_bytes: int) -> MicroBatchPlan:
     left = free_bytes - workspace_bytes(sizes, split.keep, split.tokens)
     dense = min(sizes.layers, left // _layer_bytes(sizes)) if sizes.is_quantized else 0
     return replace(split, dense_layers=dense)
 
 
-def _layer_bytes(sizes: Sizes) -> int:
+def _layer_bytes(sizes: ModelSizes) -> int:
     return sizes.layer_weights * sizes.itemsize
 
 
-def memory_bytes(sizes: Sizes, split: Plan, other_bytes: int) -> int:
+def memory_bytes(sizes: ModelSizes, split: MicroBatchPlan, other_bytes: int) -> int:
     """Predicted for everything; `other_bytes` as in `plan`."""
     return other_bytes + workspace_bytes(sizes, split.keep, split.tokens) + split.dense_layers * _layer_bytes(sizes)
 
@@ -133,15 +145,19 @@ def adapter_bytes(parameters: int, hyperparameters: Hyperparameters, itemsize: i
     return parameters * (4 + 4 + state + 2 * itemsize)
 
 
-def workspace_bytes(sizes: Sizes, keep: Sequence[Keep], tokens: int) -> int:
+def workspace_bytes(sizes: ModelSizes, keep: Sequence[ActivationPolicy], tokens: int) -> int:
     """Memory of micro-steps of so many tokens, beside base model and adapters."""
     fixed = sizes.largest_weight * sizes.itemsize + _LOGITS_BYTES + _SLACK_BYTES
     return fixed + tokens * _token_bytes(sizes, keep)
 
 
-def seconds_per_token(sizes: Sizes, rates: Rates, split: Plan) -> float:
+def seconds_per_token(sizes: ModelSizes, rates: DeviceRates, split: MicroBatchPlan) -> float:
     """At the machine's rates, with nothing lost in between: good for comparing splits."""
-    again = {Keep.ALL: 0, Keep.NO_MLP: sizes.mlp_inner_weights, Keep.INPUT: sizes.layer_weights}
+    again = {
+        ActivationPolicy.ALL: 0,
+        ActivationPolicy.NO_MLP: sizes.mlp_inner_weights,
+        ActivationPolicy.INPUT: sizes.layer_weights,
+    }
     forward = sizes.layers * sizes.layer_weights
     recomputed = sum(again[each] for each in split.keep)
     flops = 4 * forward + 2 * recomputed
@@ -151,18 +167,21 @@ def seconds_per_token(sizes: Sizes, rates: Rates, split: Plan) -> float:
     return flops / rates.flops + bytes_read / rates.bytes / split.tokens
 
 
-def _choices(layers: int) -> Iterator[tuple[Keep, ...]]:
+def _choices(layers: int) -> Iterator[tuple[ActivationPolicy, ...]]:
     """From keeping everything to keeping inputs only, in quarters of the layers."""
-    for more, less in ((Keep.ALL, Keep.NO_MLP), (Keep.NO_MLP, Keep.INPUT)):
+    for more, less in (
+        (ActivationPolicy.ALL, ActivationPolicy.NO_MLP),
+        (ActivationPolicy.NO_MLP, ActivationPolicy.INPUT),
+    ):
         for quarters in (4, 3, 2, 1, 0):
             count = layers * quarters // 4
             yield (less,) * (layers - count) + (more,) * count
 
 
-def _tokens_that_fit(sizes: Sizes, keep: Sequence[Keep], free_bytes: int) -> int:
+def _tokens_that_fit(sizes: ModelSizes, keep: Sequence[ActivationPolicy], free_bytes: int) -> int:
     return max(0, (free_bytes - workspace_bytes(sizes, keep, 0)) // _token_bytes(sizes, keep))
 
 
-def _token_bytes(sizes: Sizes, keep: Sequence[Keep]) -> int:
-    numbers = sum(sizes.kept(each) for each in keep) + sizes.kept(Keep.ALL) + sizes.passing
+def _token_bytes(sizes: ModelSizes, keep: Sequence[ActivationPolicy]) -> int:
+    numbers = sum(sizes.kept(each) for each in keep) + sizes.kept(ActivationPolicy.ALL) + sizes.passing
     return numbers * sizes.itemsize

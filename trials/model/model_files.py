@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trials.errors import ModelError
-from trials.model.architecture import BaseShape
+from trials.model.architecture import ModelShape
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -52,7 +52,7 @@ def check_model_files(folder: Path) -> None:
         check_weights(file)
 
 
-def check_stored_weights(folder: Path, shape: BaseShape) -> None:
+def check_stored_weights(folder: Path, shape: ModelShape) -> None:
     """Raises `ModelError` if safetensors files lack weights of a Llama or Mistral model, or hold another model's.
 
     Transformers (5.23) fills in random numbers for weights that are missing or have other names, and with NF4 takes no
@@ -80,7 +80,7 @@ def check_stored_weights(folder: Path, shape: BaseShape) -> None:
             )
 
 
-def _expected_shapes(shape: BaseShape) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """Shapes of a Llama or Mistral model's weights by name, without the prefix `model.` that a bare decoder hasn't."""
     wide, inner = shape.hidden_size, shape.intermediate_size
     heads, groups = (count * shape.head_size for count in (shape.num_attention_heads, shape.num_key_value_heads))

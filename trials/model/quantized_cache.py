@@ -39,7 +39,7 @@ _VERSION = 1
 _log = logging.getLogger(__name__)
 
 
-def load_resident_base(
+def load_quantized_base(
     settings: ModelSettings, root: Path | None = None, least_bytes: int = LEAST_BYTES
 ) -> PreTrainedModel:
     """As `loading.load_base`, with the same weights to the bit, read from what was saved where that is possible.

@@ -23,10 +23,10 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from trials.errors import RunFolderError
-from trials.records.trial_dir import EVAL_ROWS_FILE, TrialFolder, eval_rows_file, step_of
+from trials.records.trial_dir import EVAL_ROWS_FILE, TrialDir, eval_rows_file, step_of
 from trials.system.damage import DamagedFile, read_as
 from trials.system.files import link_file, link_folder, make_folder, move, replace_folder, write_json
-from trials.system.timer import Stopwatch
+from trials.system.timer import TrialTimer
 
 BEST_ADAPTER = "best_adapter"
 _FOLDER = "checkpoints"
@@ -48,7 +48,7 @@ class LogState:
 
 @dataclass(frozen=True)
 class Progress:
-    """What transformers' own files don't tell of a trial at a checkpoint; seconds as in `Stopwatch`."""
+    """What transformers' own files don't tell of a trial at a checkpoint; seconds as in `TrialTimer`."""
 
     step: int
     seconds: float
@@ -79,17 +79,17 @@ class _Marker:
 _MARKERS = TypeAdapter(_Marker)
 
 
-def resumed_stopwatch(checkpoint: Checkpoint | None) -> Stopwatch:
+def resumed_timer(checkpoint: Checkpoint | None) -> TrialTimer:
     """Of a trial that goes on from a checkpoint, or begins."""
     if checkpoint is None:
-        return Stopwatch()
-    return Stopwatch(checkpoint.progress.seconds, checkpoint.progress.training_seconds)
+        return TrialTimer()
+    return TrialTimer(checkpoint.progress.seconds, checkpoint.progress.training_seconds)
 
 
 class CheckpointWriter:
     """Writes the checkpoints of one trial, each whole or not at all."""
 
-    def __init__(self, folder: TrialFolder, stopwatch: Stopwatch, base_eval_loss: float, keep: int | None) -> None:
+    def __init__(self, folder: TrialDir, stopwatch: TrialTimer, base_eval_loss: float, keep: int | None) -> None:
         self._folder = folder.path
         self._is_written = folder.is_written
         self._stopwatch = stopwatch

@@ -1,6 +1,6 @@
 """What is known of a trial's memory: predicted, measured, and how its batches were split to fit. Needs no torch.
 
-trials/<id>/memory.json  one `MemoryUse`
+trials/<id>/memory.json  one `MemoryReport`
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from trials.records.trial_dir import TrialFolder
+from trials.records.trial_dir import TrialDir
 from trials.system.damage import DamagedFile, read_as
 from trials.system.files import write_json
 
@@ -31,7 +31,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class MemoryUse:
+class MemoryReport:
     """How a trial fits into memory. In the engine, bytes are those of everything in the process, others included."""
 
     predicted_bytes: int | None
@@ -44,21 +44,21 @@ class MemoryUse:
     """Whether activations of any layer are computed again."""
     tried: tuple[Attempt, ...] = ()
 
-    def after(self, attempts: Sequence[Attempt]) -> MemoryUse:
+    def after(self, attempts: Sequence[Attempt]) -> MemoryReport:
         """With what was tried before it."""
         return replace(self, tried=(*attempts, *self.tried))
 
 
-_USES = TypeAdapter(MemoryUse)
+_USES = TypeAdapter(MemoryReport)
 
 
-def keep_memory_use(folder: TrialFolder, use: MemoryUse) -> None:
+def write_memory_report(folder: TrialDir, use: MemoryReport) -> None:
     """Puts it into a trial's folder."""
     if folder.is_written:
         write_json(folder.path / MEMORY_FILE, asdict(use))
 
 
-def read_memory_use(folder: Path) -> MemoryUse | None:
+def read_memory_report(folder: Path) -> MemoryReport | None:
     """Of a trial; None where nothing is known, or it can't be read: nothing depends on it."""
     try:
         return read_as(folder / MEMORY_FILE, _USES)

@@ -3,7 +3,7 @@
 trials/<id>/before-<step>/  the trial as it was before it went back to <step>: a trial folder itself, with its config,
                             evaluations, best adapter, ending, and the checkpoints after that step
 
-`go_back` does so for a trial of a search, which goes on from its newest checkpoint, or begins again.
+`restore_latest` does so for a trial of a search, which goes on from its newest checkpoint, or begins again.
 
 The process may die in between: everything that is replaced has its copy in `before-<step>` first, and the same command
 (or, once no later checkpoint is left, a plain --resume) does the rest.
@@ -30,9 +30,9 @@ from trials.system.files import (
     link_folder,
     move,
     read_json_lines,
+    recover_folder,
     remove_folder,
     replace_folder,
-    settle_folder,
     sync_folder,
     write_text,
 )
@@ -62,14 +62,14 @@ def _is_its_end(record: TrialRecord, ending: Ending, step: int) -> bool:
     return ending.kind is EndingKind.FINISHED and step >= max((point.step for point in record.points), default=0)
 
 
-def go_back(folder: Path) -> Checkpoint | None:
+def restore_latest(folder: Path) -> Checkpoint | None:
     """Makes the newest whole checkpoint of a search's trial the last thing that it did, and gives it.
 
     None where there is none: the trial begins again, with nothing on record; what it had is in `before-0`. A trial that
     was paused at its checkpoint stays as it is. Only for who owns the folder, as nobody may write to it meanwhile.
     Raises `RunFolderError` for a trial that has ended, and for one of no search.
     """
-    settle_folder(folder / "adapter")
+    recover_folder(folder / "adapter")
     record = read_trial(folder)
     if record.origin is Origin.SINGLE:
         raise RunFolderError(f"{folder} is no trial of a search. Go on with it: python -m trials.train --resume.")
@@ -78,11 +78,11 @@ def go_back(folder: Path) -> Checkpoint | None:
             f"{folder} has ended already ({record.ending.kind.value}: {record.ending.reason}). Only a trial that was "
             "paused or cut off goes on."
         )
-    return back_to_newest(record)
+    return restore_newest_checkpoint(record)
 
 
-def back_to_newest(record: TrialRecord) -> Checkpoint | None:
-    """As `go_back`, for a trial of any origin, whose folder was settled before it was read."""
+def restore_newest_checkpoint(record: TrialRecord) -> Checkpoint | None:
+    """As `restore_latest`, for a trial of any origin, whose folder was settled before it was read."""
     set_broken_aside(record.folder)
     newest = next(iter(whole_checkpoints(record.folder)[::-1]), None)
     if newest is None:
@@ -118,7 +118,7 @@ def rewind(record: TrialRecord, checkpoint: Checkpoint) -> Path | None:
     None if nothing had come after the checkpoint.
     """
     folder, step = record.folder, checkpoint.step
-    settle_folder(folder / "adapter")
+    recover_folder(folder / "adapter")
     shutil.rmtree(folder / "adapter.new", ignore_errors=True)
     newer = [found for found in whole_checkpoints(folder) if found.step > step]
     steps = [*(point.step for point in record.points), *(scoring.step for scoring in record.scorings)]

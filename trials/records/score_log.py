@@ -1,6 +1,6 @@
 """What answers were worth at some of a trial's evaluations, row by row, as its folder keeps it. Needs no torch.
 
-trials/<id>/score_rows.jsonl  one `Scoring` a line
+trials/<id>/score_rows.jsonl  one `ScoreRecord` a line
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCORINGS_FILE = "score_rows.jsonl"
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScoreRecord:
     """One evaluation at which answers were scored: losses of all eval rows, scores of the first of them.
 
     Both are of the same weights, so that trials can be compared by the one and by the other, paired by row.
@@ -37,15 +37,15 @@ class Scoring:
         return self.losses.flaw if self.scores.values else "it has no scores"
 
 
-SCORINGS = TypeAdapter(Scoring)
+SCORINGS = TypeAdapter(ScoreRecord)
 
 
-def keep_scoring(folder: Path, scoring: Scoring) -> None:
+def append_score(folder: Path, scoring: ScoreRecord) -> None:
     """Adds a scoring to a trial's folder."""
     append_json_line(folder / SCORINGS_FILE, asdict(scoring))
 
 
-def read_scorings(folder: Path) -> Lines[Scoring]:
+def read_scores(folder: Path) -> Lines[ScoreRecord]:
     """Return a trial's scorings, in order, and what is wrong with lines that are none."""
     return read_lines_as(folder / SCORINGS_FILE, SCORINGS)
 

@@ -27,7 +27,7 @@ from trials.config import TrialConfig
 from trials.errors import RunFolderError
 from trials.metrics.row_losses import RowLosses
 from trials.records.adapter_check import POINT_FILE, describe_files, why_not_there
-from trials.records.score_log import Scoring, read_scorings
+from trials.records.score_log import ScoreRecord, read_scores
 from trials.system.damage import DamagedFile, Lines, read_as, read_lines_as
 from trials.system.files import append_json_line, in_place, make_folder, replace_folder, write_json
 
@@ -153,7 +153,7 @@ class TrialRecord:
         return read_row_losses(self.folder)
 
     @property
-    def scorings(self) -> tuple[Scoring, ...]:
+    def scorings(self) -> tuple[ScoreRecord, ...]:
         """Scores and losses of rows at every evaluation that was scored, in order; read when first asked for."""
         return self._scorings.values
 
@@ -162,11 +162,11 @@ class TrialRecord:
         return (*self.damage, *_row_damage(self), *self._scorings.damage)
 
     @cached_property
-    def _scorings(self) -> Lines[Scoring]:
-        return read_scorings(self.folder)
+    def _scorings(self) -> Lines[ScoreRecord]:
+        return read_scores(self.folder)
 
 
-class TrialFolder:
+class TrialDir:
     """Writes the folder of one trial; where several processes train it, the first of them, and the others nothing."""
 
     def __init__(self, path: Path, *, is_written: bool = True) -> None:

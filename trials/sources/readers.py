@@ -19,7 +19,7 @@ from trials.formats.conversations import Row
 from trials.sources.csv_rows import csv_rows
 from trials.sources.hub import refuse_other_commit
 from trials.sources.json_rows import json_rows
-from trials.sources.source import FORMS, SUFFIXES, Source
+from trials.sources.source import FORMS, SUFFIXES, DataSource
 from trials.sources.text_files import refuse_other_kinds
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def rows_of(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
+def read_rows(source: DataSource) -> Iterator[tuple[str, Row | BadRow]]:
     """Every row of a source, in order, as its place (such as "line 3") and what stands there.
 
     What is no row is given as a `BadRow`, so that all of them can be named at once. Raises `DataError` if the source
@@ -48,7 +48,7 @@ def _with_id(place: str, row: Row | BadRow) -> Row | BadRow:
     return row if isinstance(row, BadRow) else {"id": "-".join(place.split()[:2]), **row}
 
 
-def _numbered(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
+def _numbered(source: DataSource) -> Iterator[tuple[str, Row | BadRow]]:
     if source.path is None:
         # `datasets` would make numbers of a CSV file's columns where it can, and nothing of NA.
         return csv_rows(_file_of_hub(source)) if source.split.endswith(".csv") else _counted(_from_hub(source))
@@ -80,7 +80,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"can't read {path}: {_cause(error)}. Mend the file.") from error
 
 
-def _from_hub(source: Source) -> Dataset:
+def _from_hub(source: DataSource) -> Dataset:
     from datasets import load_dataset
 
     is_file = "." in source.split
@@ -104,7 +104,7 @@ def _say_that_csv_has_types(source: str, name: str) -> None:
     )
 
 
-def _file_of_hub(source: Source) -> Path:
+def _file_of_hub(source: DataSource) -> Path:
     from huggingface_hub import hf_hub_download
 
     with _hub_errors(source):
@@ -113,7 +113,7 @@ def _file_of_hub(source: Source) -> Path:
 
 
 @contextmanager
-def _hub_errors(source: Source) -> Iterator[None]:
+def _hub_errors(source: DataSource) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the hub's client raises whatever its HTTP library does

@@ -20,7 +20,7 @@ _HUB = re.compile(
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """A parsed source. Exactly one of `path` and `hub_name` is given; rows from `start` up to `stop` are meant."""
 
     path: Path | None = None
@@ -42,12 +42,12 @@ class Source:
             return name
         return f"{name}[{self.start or ''}:{'' if self.stop is None else self.stop}]"
 
-    def at(self, revision: str) -> Source:
+    def at(self, revision: str) -> DataSource:
         """The same data set at a fixed commit."""
         return replace(self, revision=revision)
 
 
-def parse_source(text: str) -> Source:
+def parse_source(text: str) -> DataSource:
     """A path if it looks like one or exists, else a name on the hub. Raises `DataError` if it's neither."""
     match = _SLICE.match(text)
     name, start, stop = text, 0, None
@@ -57,11 +57,11 @@ def parse_source(text: str) -> Source:
         if stop is not None and stop <= start:
             raise DataError(f"data source {text!r}: the slice holds no rows. Give its end above its start.")
     if is_path(name):
-        return Source(path=expanded(name), start=start, stop=stop)
+        return DataSource(path=expanded(name), start=start, stop=stop)
     hub = _HUB.match(name)
     if hub is None:
         raise DataError(f"data source {text!r} is not understood. Give {FORMS}.")
-    return Source(None, hub["name"], hub["revision"], hub["config"], hub["split"] or "train", start, stop)
+    return DataSource(None, hub["name"], hub["revision"], hub["config"], hub["split"] or "train", start, stop)
 
 
 def is_path(name: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from trials.errors import RankError
+from trials.errors import PeerError
 from trials.system.oom import is_out_of_memory
 
 _PATIENCE = timedelta(days=2)
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """One process among those of a trial."""
 
     number: int = 0
@@ -58,7 +58,7 @@ class Ranks:
 
         Nobody hears of what was heard from another rank: that one has gone on, and asks something else.
         """
-        if self.count > 1 and not isinstance(error, RankError | _OutOfMemoryElsewhere):
+        if self.count > 1 and not isinstance(error, PeerError | _OutOfMemoryElsewhere):
             self._told(error, False)
 
     def lost_one(self, error: BaseException) -> bool:
@@ -137,13 +137,13 @@ class Ranks:
         return int(told[0]), bool(told[1])
 
 
-ALONE = Ranks()
+ALONE = ProcessGroup()
 
 _OUT_OF_MEMORY, _FAILED = 1, 2
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
+def joined_process_group() -> Iterator[ProcessGroup]:
     """This process among those that torchrun or Ray's TorchTrainer started with it; alone where nobody did.
 
     Every rank must enter it, once. On a GPU it makes the rank's own the current one of the calling thread.
@@ -157,14 +157,14 @@ def joined_ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _joined() -> Ranks:
+def _joined() -> ProcessGroup:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
         dist.init_process_group("nccl" if on_gpu else "gloo")
     control = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    return Ranks(dist.get_rank(), dist.get_world_size(), control)
+    return ProcessGroup(dist.get_rank(), dist.get_world_size(), control)
 
 
 class _OutOfMemoryElsewhere(torch.OutOfMemoryError):
@@ -174,4 +174,4 @@ class _OutOfMemoryElsewhere(torch.OutOfMemoryError):
 def _failure_elsewhere(is_memory: bool, said: str) -> Exception:
     if is_memory:
         return _OutOfMemoryElsewhere(f"out of memory on another of the trial's GPUs: {said}")
-    return RankError(f"on another of the trial's GPUs: {said}")
+    return PeerError(f"on another of the trial's GPUs: {said}")

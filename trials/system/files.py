@@ -87,9 +87,9 @@ def make_folder(path: Path) -> None:
 def replace_folder(new: Path, target: Path) -> None:
     """Puts folder `new` in the place of `target`, which is a folder that this project made, or isn't there.
 
-    After a crash in between, `settle_folder` finishes the job.
+    After a crash in between, `recover_folder` finishes the job.
     """
-    settle_folder(target)
+    recover_folder(target)
     aside = set_aside_name(target)
     sync_folder(new)
     if target.exists():
@@ -106,7 +106,7 @@ def move(path: Path, target: Path) -> None:
         sync_directory(path.parent)
 
 
-def settle_folder(target: Path) -> None:
+def recover_folder(target: Path) -> None:
     """Ends a replacement that was cut: the old folder goes back to its place, or goes where the new one is there.
 
     Only for the owner of the folder: while another process replaces it, this would make that process fail.

@@ -16,7 +16,7 @@ _NAME = "lock"
 
 
 @contextmanager
-def only_here(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """Keeps others from working in `folder`; the system gives it free when this process ends, however it does.
 
     Raises `RunFolderError` while another holds it, on this machine or, where the file system passes locks on, another;

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Stopwatch:
+class TrialTimer:
     """Seconds since the trial began, and of these the seconds spent in optimizer steps.
 
     A trial that is resumed goes on from the seconds it had; the time in which nobody ran it isn't counted.

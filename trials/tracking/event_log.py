@@ -7,8 +7,8 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
-from trials.console.troubles import TROUBLES, Troubles, only_reporting
-from trials.records.trial_dir import TrialFolder
+from trials.console.troubles import TROUBLES, ReportingFailures, only_reporting
+from trials.records.trial_dir import TrialDir
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -27,7 +27,7 @@ class EventLog:
     TensorBoard hides what an earlier process logged of steps that are trained again.
     """
 
-    def __init__(self, folder: TrialFolder, steps_done: int, troubles: Troubles = TROUBLES) -> None:
+    def __init__(self, folder: TrialDir, steps_done: int, troubles: ReportingFailures = TROUBLES) -> None:
         self._troubles = troubles
         self._writer: EventsWriter | None = None
         self._flushed = 0.0
@@ -70,7 +70,7 @@ class EventLog:
     ) -> None:
         self.close()
 
-    def _open(self, folder: TrialFolder, steps_done: int) -> None:
+    def _open(self, folder: TrialDir, steps_done: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trials.console.troubles import TROUBLES, Troubles
+from trials.console.troubles import TROUBLES, ReportingFailures
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Tracker:
         online: bool,
         limits: Limits = Limits(),
         outage: Outage = OUTAGE,
-        troubles: Troubles = TROUBLES,
+        troubles: ReportingFailures = TROUBLES,
     ) -> None:
         self._run, self._online, self._limits = run, online, limits
         self._outage, self._troubles = outage, troubles

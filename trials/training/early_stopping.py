@@ -19,7 +19,7 @@ def divergence(loss: float, base_loss: float, factor: float) -> Ending | None:
     return None
 
 
-def lost_patience(points: Sequence[EvalPoint], settings: EvaluationSettings) -> Ending | None:
+def patience_exhausted(points: Sequence[EvalPoint], settings: EvaluationSettings) -> Ending | None:
     """Early stopped if the last `patience` evaluations didn't improve on the best before them."""
     if len(points) <= settings.patience:
         return None

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from trials.config import TrialConfig
 from trials.data.dataset import TrialData
-from trials.evaluation.answer_scorer import Scorer
+from trials.evaluation.answer_scorer import AnswerScorer
 from trials.metrics.row_losses import RowLosses
 from trials.records.checkpoints import Checkpoint
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, TrialFolder, read_trial
-from trials.system.distributed import ALONE, Ranks
-from trials.system.timer import Stopwatch
-from trials.training.early_stopping import divergence, lost_patience
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, TrialDir, read_trial
+from trials.system.distributed import ALONE, ProcessGroup
+from trials.system.timer import TrialTimer
+from trials.training.early_stopping import divergence, patience_exhausted
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -50,21 +50,21 @@ def unheard(figures: Mapping[str, float]) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingRun:
     """What `run_trial` was given, and the watch that began to run with it."""
 
     config: TrialConfig
     data: TrialData
-    folder: TrialFolder
+    folder: TrialDir
     on_eval: OnEval
     stop_at: float
     checkpoint: Checkpoint | None
-    stopwatch: Stopwatch
+    stopwatch: TrialTimer
     is_called_off: Callable[[], bool] = never
     """Whether nobody waits for the trial any more; the engine asks after every optimizer step, from its own thread."""
     on_log: OnLog = unheard
     """Told by the engine what it logs between evaluations: the training loss, the learning rate."""
-    ranks: Ranks = ALONE
+    ranks: ProcessGroup = ALONE
     """The processes that train this trial: all of them ask the same questions in the same order."""
 
     def time_is_over(self) -> bool:
@@ -95,7 +95,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Moment:
+class TrainProgress:
     """Where a trial stands after an optimizer step."""
 
     step: int
@@ -106,14 +106,14 @@ class Moment:
     """As logged last, in nats per token; None: not logged yet, or not finite."""
 
 
-def moment_of(state: TrainerState) -> Moment:
+def progress_of(state: TrainerState) -> TrainProgress:
     """As transformers' state of a trial tells it, which the engine keeps as well."""
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     latest = losses[-1] if losses and math.isfinite(losses[-1]) else None
-    return Moment(state.global_step, state.max_steps, int(state.num_input_tokens_seen), latest)
+    return TrainProgress(state.global_step, state.max_steps, int(state.num_input_tokens_seen), latest)
 
 
-class Subject(Protocol):
+class TrainableModel(Protocol):
     """The adapter that a trial trains, whoever trains it."""
 
     def losses(self) -> RowLosses:
@@ -122,14 +122,16 @@ class Subject(Protocol):
     def save(self, path: Path) -> None:
         """Writes it into a folder in PEFT's format."""
 
-    def scored(self, scorer: Scorer, point: EvalPoint, losses: RowLosses) -> EvalPoint:
-        """What `Scorer.scored` makes of the adapter as it is now."""
+    def scored(self, scorer: AnswerScorer, point: EvalPoint, losses: RowLosses) -> EvalPoint:
+        """What `AnswerScorer.scored` makes of the adapter as it is now."""
 
 
-class Supervisor:
+class EvaluationLoop:
     """Evaluates a trial, records it, and decides with the callback whether it goes on."""
 
-    def __init__(self, job: Job, subject: Subject, scorer: Scorer, base_loss: float, ending: Ending) -> None:
+    def __init__(
+        self, job: TrainingRun, subject: TrainableModel, scorer: AnswerScorer, base_loss: float, ending: Ending
+    ) -> None:
         self._job = job
         self._settings = job.config.evaluation
         self._subject = subject
@@ -139,7 +141,7 @@ class Supervisor:
         self.ending: Ending | None = ending
         """How the trial ends if nothing changes it; None once the callback has said stop."""
 
-    def evaluate(self, moment: Moment, on_record: OnRecord) -> bool:
+    def evaluate(self, moment: TrainProgress, on_record: OnRecord) -> bool:
         """Whether the training ends with it; `on_record` is called once it's on record, before anybody is asked."""
         self._job.stopwatch.stop_training()
         losses = self._subject.losses()
@@ -155,7 +157,7 @@ class Supervisor:
         self._job.stopwatch.start_training()
         return is_over
 
-    def _record(self, losses: RowLosses, moment: Moment, *, is_scored: bool) -> EvalPoint:
+    def _record(self, losses: RowLosses, moment: TrainProgress, *, is_scored: bool) -> EvalPoint:
         """Puts the evaluation on disk, the adapter before its score: time may be over while answers are made."""
         point = self._point(losses.mean, moment)
         self._points.append(point)
@@ -165,13 +167,13 @@ class Supervisor:
         self._job.folder.log(point)
         return point
 
-    def _score_is_due(self, point: EvalPoint, moment: Moment) -> bool:
-        is_last = moment.step >= moment.last_step or lost_patience(self._points, self._settings) is not None
+    def _score_is_due(self, point: EvalPoint, moment: TrainProgress) -> bool:
+        is_last = moment.step >= moment.last_step or patience_exhausted(self._points, self._settings) is not None
         before = self._points[-2].tokens_seen if len(self._points) > 1 else 0
         # When time is over, what's left of it is kept for the export.
         return self._scorer.is_due(point.tokens_seen, before, is_last=is_last) and not self._job.time_is_over()
 
-    def _judge(self, point: EvalPoint, moment: Moment, diverged: Ending | None) -> bool:
+    def _judge(self, point: EvalPoint, moment: TrainProgress, diverged: Ending | None) -> bool:
         if diverged is not None:
             # The callback isn't asked: a trial that diverged must not be taken for one that merely fell behind.
             self.ending = diverged
@@ -183,14 +185,14 @@ class Supervisor:
         self.ending = early or self.ending
         return early is not None
 
-    def _ends_early(self, moment: Moment) -> Ending | None:
+    def _ends_early(self, moment: TrainProgress) -> Ending | None:
         if moment.step >= moment.last_step:
             return None
         if self._job.time_is_over():
             return Ending(EndingKind.PRUNED, "the time for training was over")
-        return lost_patience(self._points, self._settings)
+        return patience_exhausted(self._points, self._settings)
 
-    def _point(self, eval_loss: float, moment: Moment) -> EvalPoint:
+    def _point(self, eval_loss: float, moment: TrainProgress) -> EvalPoint:
         training_seconds = self._job.stopwatch.training_seconds
         return EvalPoint(
             step=moment.step,

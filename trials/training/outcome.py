@@ -10,33 +10,33 @@ from typing import TYPE_CHECKING
 from trials.config import TrialConfig
 from trials.data.dataset import TrialData
 from trials.errors import EXIT_INTERRUPTED, DiskFull, TuningError, first_line
-from trials.evaluation.answer_scorer import Scorer
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, TrialFolder
+from trials.evaluation.answer_scorer import AnswerScorer
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, TrialDir
 from trials.system.disk_full import disk_full_in
-from trials.system.distributed import ALONE, Ranks
+from trials.system.distributed import ALONE, ProcessGroup
 from trials.system.oom import is_out_of_memory
-from trials.system.timer import Stopwatch
-from trials.training.evaluation_loop import OnEval, Subject
+from trials.system.timer import TrialTimer
+from trials.training.evaluation_loop import OnEval, TrainableModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class CutOffError(TuningError):
+class TrialInterrupted(TuningError):
     """A trial was cut off through no fault of its own: it has no ending, and can be resumed."""
 
     exit_code = EXIT_INTERRUPTED
 
 
-class NotHeardError(CutOffError):
+class ReportingError(TrialInterrupted):
     """A trial was cut off as what it said isn't taken: by Ray, or by the store that its folder is on."""
 
 
-def recorded(folder: TrialFolder, train: Callable[[], Ending | None], ranks: Ranks = ALONE) -> Ending | None:
+def run_and_record(folder: TrialDir, train: Callable[[], Ending | None], ranks: ProcessGroup = ALONE) -> Ending | None:
     """Trains, and records how that ended; None: the callback stopped the trial, and writes the ending.
 
-    Running out of memory is an ending; any other error but `CutOffError` and `DiskFull`, which cut it off, is recorded
-    as `failed`. Errors are raised. That another of the trial's processes has ended cuts it off: raises `CutOffError`.
+    Running out of memory is an ending; any other error but `TrialInterrupted` and `DiskFull`, which cut it off, is recorded
+    as `failed`. Errors are raised. That another of the trial's processes has ended cuts it off: raises `TrialInterrupted`.
     """
     try:
         with disk_full_in(folder.path), _cut_off_with_others(ranks):
@@ -52,24 +52,24 @@ def recorded(folder: TrialFolder, train: Callable[[], Ending | None], ranks: Ran
     return ending
 
 
-def evaluate_untrained(
-    make_subject: Callable[[], Subject],
+def evaluate_base_model(
+    make_subject: Callable[[], TrainableModel],
     config: TrialConfig,
     data: TrialData,
     tokenizer: PreTrainedTokenizerBase,
-    folder: TrialFolder,
+    folder: TrialDir,
     on_eval: OnEval,
-    ranks: Ranks = ALONE,
+    ranks: ProcessGroup = ALONE,
 ) -> Ending:
     """Evaluates the base model without any adapter: what every trial has to beat. Errors are recorded and raised."""
-    stopwatch = Stopwatch()
+    stopwatch = TrialTimer()
     try:
         with disk_full_in(folder.path), _cut_off_with_others(ranks):
             subject = make_subject()
             losses = subject.losses()
             point = EvalPoint(0, 0, losses.mean, losses.mean, stopwatch.seconds)
             folder.keep_if_best(point, losses, save_adapter=None)
-            scorer = Scorer(config, data.eval, tokenizer, folder, stopwatch, ranks)
+            scorer = AnswerScorer(config, data.eval, tokenizer, folder, stopwatch, ranks)
             if scorer.is_due(0, 0, is_last=True):
                 point = subject.scored(scorer, point, losses)
             folder.log(point)
@@ -83,18 +83,18 @@ def evaluate_untrained(
 
 
 @contextmanager
-def _cut_off_with_others(ranks: Ranks) -> Iterator[None]:
+def _cut_off_with_others(ranks: ProcessGroup) -> Iterator[None]:
     """What a collective raises when another rank has ended is no failure of this one."""
     try:
         yield
     except Exception as error:
         if ranks.lost_one(error):
-            raise CutOffError(f"another of the trial's processes has ended: {first_line(error)}") from error
+            raise TrialInterrupted(f"another of the trial's processes has ended: {first_line(error)}") from error
         raise
 
 
-def _record_failure(folder: TrialFolder, error: Exception) -> None:
-    if not isinstance(error, CutOffError | DiskFull) and not _process_is_exiting():
+def _record_failure(folder: TrialDir, error: Exception) -> None:
+    if not isinstance(error, TrialInterrupted | DiskFull) and not _process_is_exiting():
         folder.end(Ending(EndingKind.FAILED, f"{type(error).__name__}: {error}"))
 
 

@@ -17,18 +17,18 @@ from transformers import set_seed
 from trials.config import TrialConfig
 from trials.data.dataset import TrialData
 from trials.data.tokenization import TokenizedRow
-from trials.evaluation.answer_scorer import Scorer
+from trials.evaluation.answer_scorer import AnswerScorer
 from trials.evaluation.eval_loss import evaluate_rows, shared_losses
 from trials.metrics.row_losses import RowLosses
 from trials.model.loading import attach_adapter, load_base
-from trials.records.checkpoints import Checkpoint, CheckpointWriter, resumed_stopwatch
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, TrialFolder
+from trials.records.checkpoints import Checkpoint, CheckpointWriter, resumed_timer
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, TrialDir
 from trials.schedule import evaluation_tokens, full_length
-from trials.system.distributed import ALONE, Ranks
+from trials.system.distributed import ALONE, ProcessGroup
 from trials.system.oom import is_out_of_memory
-from trials.training.evaluation_loop import Job, OnEval, OnLog, Supervisor, moment_of, unheard
-from trials.training.outcome import evaluate_untrained, recorded
-from trials.trl.batch_size import Splitter
+from trials.training.evaluation_loop import EvaluationLoop, OnEval, OnLog, TrainingRun, progress_of, unheard
+from trials.training.outcome import evaluate_base_model, run_and_record
+from trials.trl.batch_size import BatchSizeFinder
 from trials.trl.trainer import EvaluationTimes, build_trainer
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ def run_trial(
     config: TrialConfig,
     data: TrialData,
     tokenizer: PreTrainedTokenizerBase,
-    folder: TrialFolder,
+    folder: TrialDir,
     on_eval: OnEval,
     stop_at: float = math.inf,
     checkpoint: Checkpoint | None = None,
-    ranks: Ranks = ALONE,
+    ranks: ProcessGroup = ALONE,
     on_log: OnLog = unheard,
 ) -> Ending | None:
     """Trains one adapter, and leaves its evaluations, best adapter and ending in `folder`.
@@ -54,23 +54,23 @@ def run_trial(
     Returns how the trial ended; None if the callback stopped it, who then writes the ending. Running out of memory
     is an ending; any other error is recorded as `failed` and raised.
     """
-    job = Job(
-        config, data, folder, on_eval, stop_at, checkpoint, resumed_stopwatch(checkpoint), on_log=on_log, ranks=ranks
+    job = TrainingRun(
+        config, data, folder, on_eval, stop_at, checkpoint, resumed_timer(checkpoint), on_log=on_log, ranks=ranks
     )
-    return recorded(folder, lambda: _train_as_it_fits(job, tokenizer), ranks)
+    return run_and_record(folder, lambda: _train_as_it_fits(job, tokenizer), ranks)
 
 
 def evaluate_base(
     config: TrialConfig,
     data: TrialData,
     tokenizer: PreTrainedTokenizerBase,
-    folder: TrialFolder,
+    folder: TrialDir,
     on_eval: OnEval,
-    ranks: Ranks = ALONE,
+    ranks: ProcessGroup = ALONE,
 ) -> Ending:
     """Evaluates the base model without any adapter: what every trial has to beat. Errors are recorded and raised."""
     settings = config.evaluation
-    return evaluate_untrained(
+    return evaluate_base_model(
         lambda: _HfSubject(ranks.own(lambda: load_base(config.model)), data.eval.rows, settings.batch_rows, ranks),
         config,
         data,
@@ -81,14 +81,14 @@ def evaluate_base(
     )
 
 
-def _train_as_it_fits(job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
+def _train_as_it_fits(job: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
     """With ever smaller micro-batches where memory runs out, from the newest checkpoint or the beginning each time.
 
     Several ranks find out together what fits, before they train; not so if they share the base, and have to wait for
     each other whatever they compute. In the middle of that nobody can go on without the one whose memory ran out:
     raises `CutOffError`.
     """
-    splitter = Splitter(job)
+    splitter = BatchSizeFinder(job)
     while True:
         try:
             return _train(splitter, tokenizer)
@@ -103,7 +103,7 @@ def _train_as_it_fits(job: Job, tokenizer: PreTrainedTokenizerBase) -> Ending | 
                 raise
 
 
-def _train(splitter: Splitter, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
+def _train(splitter: BatchSizeFinder, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
     job = splitter.job
     config, data, folder = job.config, job.data, job.folder
     base = job.ranks.own(lambda: load_base(config.model))
@@ -114,9 +114,11 @@ def _train(splitter: Splitter, tokenizer: PreTrainedTokenizerBase) -> Ending | N
     length = full_length(config.hyperparameters, epoch)
     finished = Ending(EndingKind.FINISHED, f"trained for all its {length.steps} steps")
     # Where the base is shared, nobody answers without the others: all answer every row.
-    scorer = Scorer(config, data.eval, tokenizer, job.folder, job.stopwatch, ALONE if job.is_sharded else job.ranks)
+    scorer = AnswerScorer(
+        config, data.eval, tokenizer, job.folder, job.stopwatch, ALONE if job.is_sharded else job.ranks
+    )
     subject = _HfSubject(model, data.eval.rows, config.evaluation.batch_rows, job.ranks, job.is_sharded)
-    supervisor = Supervisor(job, subject, scorer, base_loss, finished)
+    supervisor = EvaluationLoop(job, subject, scorer, base_loss, finished)
     times = EvaluationTimes(evaluation_tokens(length.tokens, config.evaluation, epoch), job.time_is_over)
     checkpoints = CheckpointWriter(folder, job.stopwatch, base_loss, config.machine.keep_checkpoints)
     steps_done = job.checkpoint.step if job.checkpoint else 0
@@ -126,7 +128,7 @@ def _train(splitter: Splitter, tokenizer: PreTrainedTokenizerBase) -> Ending | N
         data.train,
         config,
         length,
-        lambda state, on_record: supervisor.evaluate(moment_of(state), on_record),
+        lambda state, on_record: supervisor.evaluate(progress_of(state), on_record),
         times,
         folder,
         checkpoints,
@@ -151,7 +153,7 @@ class _HfSubject:
     model: Any
     rows: Sequence[TokenizedRow]
     batch_rows: int
-    ranks: Ranks
+    ranks: ProcessGroup
     is_sharded: bool = False
 
     def losses(self) -> RowLosses:
@@ -169,11 +171,11 @@ class _HfSubject:
     def save(self, path: Path) -> None:
         self.model.save_pretrained(str(path), save_embedding_layers=False)
 
-    def scored(self, scorer: Scorer, point: EvalPoint, losses: RowLosses) -> EvalPoint:
+    def scored(self, scorer: AnswerScorer, point: EvalPoint, losses: RowLosses) -> EvalPoint:
         return scorer.scored(point, losses, self.model)
 
 
-def _base_eval_loss(job: Job, base: PreTrainedModel) -> float:
+def _base_eval_loss(job: TrainingRun, base: PreTrainedModel) -> float:
     """Of the untrained base, evaluated only if neither the config nor the checkpoint knows it."""
     known = job.base_eval_loss
     if known is not None:

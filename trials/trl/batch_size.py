@@ -16,24 +16,24 @@ from dataclasses import dataclass, replace
 import torch
 
 from trials.config import Machine, TrialConfig
-from trials.model.architecture import base_shape
+from trials.model.architecture import model_shape
 from trials.model.loading import compute_dtype
-from trials.model.memory_estimate import predicted_memory
-from trials.records.checkpoints import resumed_stopwatch
-from trials.records.memory_report import Attempt, MemoryUse, keep_memory_use, read_memory_use
-from trials.records.rewind import back_to_newest
-from trials.records.trial_dir import Ending, EndingKind, TrialFolder, read_trial
+from trials.model.memory_estimate import estimate_memory
+from trials.records.checkpoints import resumed_timer
+from trials.records.memory_report import Attempt, MemoryReport, read_memory_report, write_memory_report
+from trials.records.rewind import restore_newest_checkpoint
+from trials.records.trial_dir import Ending, EndingKind, TrialDir, read_trial
 from trials.schedule import micro_batch_rows
-from trials.training.evaluation_loop import Job
-from trials.training.outcome import CutOffError
-from trials.trl.dry_run import WorstRows
+from trials.training.evaluation_loop import TrainingRun
+from trials.training.outcome import TrialInterrupted
+from trials.trl.dry_run import LongestRows
 from trials.trl.sampler import rows_of_a_rank
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class BatchSplit:
+class BatchSetting:
     """One way to run an optimizer step."""
 
     rows: int
@@ -45,9 +45,9 @@ class BatchSplit:
         return f"{self.rows} rows at once{' and recomputed activations' if self.recomputation else ''}"
 
     @staticmethod
-    def of(attempt: Attempt) -> BatchSplit:
+    def of(attempt: Attempt) -> BatchSetting:
         """The one that was tried."""
-        return BatchSplit(attempt.rows, attempt.recomputation)
+        return BatchSetting(attempt.rows, attempt.recomputation)
 
     def applied(self, config: TrialConfig) -> TrialConfig:
         """The trial, run so."""
@@ -55,7 +55,7 @@ class BatchSplit:
         return config.model_copy(update={"machine": config.machine.model_copy(update=update)})
 
 
-def batch_splits(step_rows: int, longest_row: int, machine: Machine) -> list[BatchSplit]:
+def batch_settings(step_rows: int, longest_row: int, machine: Machine) -> list[BatchSetting]:
     """From what the machine's settings ask for to what takes the least memory.
 
     `step_rows` are those that one process has of an optimizer step.
@@ -64,30 +64,30 @@ def batch_splits(step_rows: int, longest_row: int, machine: Machine) -> list[Bat
     while rows[-1] > 1:
         rows.append(max(less for less in range(1, rows[-1] // 2 + 1) if step_rows % less == 0))
     kinds = (True,) if machine.gradient_checkpointing else (False, True)
-    return [BatchSplit(each, recomputation) for recomputation in kinds for each in rows]
+    return [BatchSetting(each, recomputation) for recomputation in kinds for each in rows]
 
 
-def still_to_try(splits: Sequence[BatchSplit], known: MemoryUse | None) -> list[BatchSplit]:
+def still_to_try(splits: Sequence[BatchSetting], known: MemoryReport | None) -> list[BatchSetting]:
     """Those that may fit, by what is known of the trial from before it was paused or cut off."""
     if known is None:
         return list(splits)
-    latest = BatchSplit(known.micro_batch_rows, known.recomputation)
+    latest = BatchSetting(known.micro_batch_rows, known.recomputation)
     if latest not in splits:
         return list(splits)
     first = splits.index(latest)
-    ran_out = any(not last.fits and BatchSplit.of(last) == latest for last in known.tried[-1:])
+    ran_out = any(not last.fits and BatchSetting.of(last) == latest for last in known.tried[-1:])
     return list(splits[min(first + ran_out, len(splits) - 1) :])
 
 
-class Splitter:
+class BatchSizeFinder:
     """The splits of one trial, one after the other, until it fits into memory."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrainingRun) -> None:
         self._folder = job.folder
         config, train = job.config, job.data.train
         rows = rows_of_a_rank(config.hyperparameters.effective_batch, job.ranks)
-        splits = batch_splits(rows, train.longest, config.machine)
-        known = job.ranks.first(lambda: read_memory_use(self._folder.path))
+        splits = batch_settings(rows, train.longest, config.machine)
+        known = job.ranks.first(lambda: read_memory_report(self._folder.path))
         self._left = still_to_try(splits, known)
         self._tried = list(known.tried) if known else []
         self._longest = train.longest_rows(self._left[0].rows * train.longest)
@@ -99,15 +99,15 @@ class Splitter:
         """Whether its worst micro-step has fitted into memory."""
 
     @property
-    def job(self) -> Job:
+    def job(self) -> TrainingRun:
         """The trial, with its batches split so."""
         return replace(self._job, config=self._left[0].applied(self._job.config))
 
     @property
-    def worst_rows(self) -> WorstRows:
+    def worst_rows(self) -> LongestRows:
         """Of the split that is tried."""
         evaluated = self._evaluated[: self._job.config.evaluation.batch_rows]
-        return WorstRows(self._longest[: self._left[0].rows], evaluated)
+        return LongestRows(self._longest[: self._left[0].rows], evaluated)
 
     def begins(self) -> None:
         """What comes now takes memory by how batches are split."""
@@ -135,39 +135,39 @@ class Splitter:
         logger.warning("out of memory with %s; going on with %s", *self._left[:2])
         del self._left[0]
         self.has_begun = self.has_fitted = False
-        checkpoint = self._job.ranks.first(lambda: back_to_newest(read_trial(self._folder.path)))
-        self._job = replace(self._job, checkpoint=checkpoint, stopwatch=resumed_stopwatch(checkpoint))
+        checkpoint = self._job.ranks.first(lambda: restore_newest_checkpoint(read_trial(self._folder.path)))
+        self._job = replace(self._job, checkpoint=checkpoint, stopwatch=resumed_timer(checkpoint))
         return True
 
-    def cut_off(self) -> CutOffError:
+    def cut_off(self) -> TrialInterrupted:
         """Memory didn't suffice on this rank alone, and the others wait for it: all must be started again.
 
         They go on with the next split; without one the trial ends. The first rank can't write that down: it waits too.
         """
-        folder = TrialFolder(self._folder.path)
+        folder = TrialDir(self._folder.path)
         with suppress(FileNotFoundError):  # another rank, whose memory ran out too, writes the same at this moment
             self._note(folder, fits=False)
         if len(self._left) == 1:
             folder.end(Ending(EndingKind.OUT_OF_MEMORY, f"with {self._left[0]}, and nothing takes less"))
         logger.error("out of memory with %s, while other processes wait for this one's part of a step", self._left[0])
-        return CutOffError(
+        return TrialInterrupted(
             "memory ran out in the middle of a step. The trial goes on with less: --resume "
             f"{shlex.quote(str(folder.path))}"
         )
 
-    def _note(self, folder: TrialFolder, *, fits: bool) -> None:
+    def _note(self, folder: TrialDir, *, fits: bool) -> None:
         split = self._left[0]
         self._tried.append(Attempt(split.rows, self.worst_rows.tokens, split.recomputation, fits))
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-        use = MemoryUse(self._predicted_bytes(split), peak, split.rows, split.recomputation, tuple(self._tried))
-        keep_memory_use(folder, use)
+        use = MemoryReport(self._predicted_bytes(split), peak, split.rows, split.recomputation, tuple(self._tried))
+        write_memory_report(folder, use)
 
-    def _predicted_bytes(self, split: BatchSplit) -> int | None:
+    def _predicted_bytes(self, split: BatchSetting) -> int | None:
         config = self._job.config
-        base = base_shape(config.model.name, config.model.revision)
+        base = model_shape(config.model.name, config.model.revision)
         longest = split.rows * max(self._job.data.train.longest, 1)
         itemsize = compute_dtype(config.model).itemsize
-        need = predicted_memory(
+        need = estimate_memory(
             config, base, longest, itemsize=itemsize, in_engine=False, is_recomputed=split.recomputation
         )
         return None if need is None else need.total_bytes

@@ -18,7 +18,7 @@ from peft import load_peft_weights, set_peft_model_state_dict
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trials.records.checkpoints import Checkpoint, CheckpointWriter, LogState
-from trials.system.distributed import ALONE, Ranks
+from trials.system.distributed import ALONE, ProcessGroup
 from trials.trl.rng_state import random_state, random_state_file, restore_random_state
 
 
@@ -27,7 +27,7 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]  # transformers ships 
 
     checkpoints: CheckpointWriter | None = None
     """None: nobody asks for checkpoints."""
-    ranks: Ranks = ALONE
+    ranks: ProcessGroup = ALONE
     """The processes that train the trial."""
     _random_states: list[dict[str, Any]]
 

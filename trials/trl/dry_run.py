@@ -23,7 +23,7 @@ _COUNTED = ("_metrics", "_total_train_tokens")
 
 
 @dataclass(frozen=True)
-class WorstRows:
+class LongestRows:
     """The longest rows of a trial."""
 
     train: Sequence[TokenizedRow]
@@ -37,7 +37,7 @@ class WorstRows:
         return sum(len(row.input_ids) for row in self.train)
 
 
-def rehearse(trainer: Trainer, model: nn.Module, rows: WorstRows, *, may_halve: bool = True) -> None:
+def dry_run(trainer: Trainer, model: nn.Module, rows: LongestRows, *, may_halve: bool = True) -> None:
     """Forward, backward, an optimizer step and an evaluation, and all of it undone, bit by bit.
 
     It asks nothing of other processes, as memory may suffice on one and not on another: they agree on it afterwards.

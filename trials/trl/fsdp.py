@@ -17,23 +17,23 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trials.system.distributed import Ranks
+from trials.system.distributed import ProcessGroup
 
 STORAGE = torch.bfloat16
 """Of packed 4-bit weights, two bytes a number."""
 
 
-class Sharding(TrainerCallback):  # type: ignore[misc]
+class FsdpCallback(TrainerCallback):  # type: ignore[misc]
     """Divides the base once DDP has the adapter, before the first micro-batch."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: ProcessGroup) -> None:
         self._ranks = ranks
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Called by the trainer."""
-        shard_base(kwargs["model"], self._ranks.count)
+        shard_base_model(kwargs["model"], self._ranks.count)
 
 
 def leave_base_out_of_ddp(model: PeftModel) -> None:
@@ -44,7 +44,7 @@ def leave_base_out_of_ddp(model: PeftModel) -> None:
     ignore(model, [*frozen, *buffers])
 
 
-def shard_base(model: PeftModel, ranks: int) -> None:
+def shard_base_model(model: PeftModel, ranks: int) -> None:
     """Divides the decoder layers over so many ranks, all of which must call it and pass them as often from then on."""
     decoder = model.get_base_model().get_decoder()
     whole = {parameter for parameter in model.parameters() if parameter.requires_grad}

@@ -13,25 +13,25 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader
 
 from trials.data.tokenization import IGNORED
-from trials.system.distributed import Ranks
+from trials.system.distributed import ProcessGroup
 from trials.training.row_order import RowOrder
 
 Examples = list[dict[str, Any]]
 Batch = dict[str, torch.Tensor]
 
 
-def rows_of_a_rank(effective_batch: int, ranks: Ranks) -> int:
+def rows_of_a_rank(effective_batch: int, ranks: ProcessGroup) -> int:
     """The most rows that one process has of an optimizer step."""
     return math.ceil(effective_batch / ranks.count)
 
 
-class RankBatches(BatchSampler):
+class RankBatchSampler(BatchSampler):
     """The row indices of one rank's micro-batches, epoch by epoch; every rank has as many, some of them empty.
 
     The rows of a step are those of one process, in its order: neighbours for each rank.
     """
 
-    def __init__(self, rows: int, effective_batch: int, micro_batch: int, seed: int, ranks: Ranks) -> None:
+    def __init__(self, rows: int, effective_batch: int, micro_batch: int, seed: int, ranks: ProcessGroup) -> None:
         """`rows` is how many there are to train on; `micro_batch` divides `rows_of_a_rank`."""
         self._order = RowOrder(rows, effective_batch, seed)
         self._rows, self._effective_batch, self._micro_batch = rows, effective_batch, micro_batch
@@ -80,7 +80,7 @@ class RankLoader(DataLoader[Any]):
     """
 
     def __init__(
-        self, dataset: Any, batches: RankBatches, collate: Callable[[Examples], Batch], *, pin_memory: bool
+        self, dataset: Any, batches: RankBatchSampler, collate: Callable[[Examples], Batch], *, pin_memory: bool
     ) -> None:
         def collated(examples: Examples) -> Batch:
             return collate(examples) if examples else _silent(collate)

@@ -20,17 +20,17 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from trials.config import TrialConfig
 from trials.data.split import Split
-from trials.model.dropout import TokensInStep, count_dropout
+from trials.model.dropout import TokenCounter, count_dropout
 from trials.records.checkpoints import CheckpointWriter
-from trials.records.trial_dir import TrialFolder
-from trials.schedule import Length, Milestones, checkpoint_steps, logging_steps, micro_batch_rows
-from trials.system.distributed import ALONE, Ranks
+from trials.records.trial_dir import TrialDir
+from trials.schedule import TokenTriggers, TrialLength, checkpoint_steps, logging_steps, micro_batch_rows
+from trials.system.distributed import ALONE, ProcessGroup
 from trials.tracking.event_log import EventLog
 from trials.training.evaluation_loop import OnLog, OnRecord, unheard
 from trials.trl.checkpointing import CheckpointedTrainer, CheckpointTimes
-from trials.trl.dry_run import WorstRows, rehearse
-from trials.trl.fsdp import Sharding, leave_base_out_of_ddp
-from trials.trl.sampler import RankBatches, RankLoader, rows_of_a_rank, seen
+from trials.trl.dry_run import LongestRows, dry_run
+from trials.trl.fsdp import FsdpCallback, leave_base_out_of_ddp
+from trials.trl.sampler import RankBatchSampler, RankLoader, rows_of_a_rank, seen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,16 +40,16 @@ Evaluate = Callable[[TrainerState, OnRecord], bool]
 """Evaluates the model as it is, and keeps what was found; gives whether the training ends with it."""
 
 
-class _OurTrainer(CheckpointedTrainer):
+class _TrialTrainerBase(CheckpointedTrainer):
     """Our evaluation in place of the mean of batch means, and dropout that knows each row's place in its step."""
 
     evaluate_trial: Evaluate
-    tokens_in_step: TokensInStep
-    worst_rows: WorstRows | None = None
+    tokens_in_step: TokenCounter
+    worst_rows: LongestRows | None = None
     """Tried before the first micro-batch; None: nothing is tried, or it was."""
     on_fitting: Callable[[], None] = staticmethod(lambda: None)
     """Called once they fitted into memory."""
-    rank_batches: RankBatches | None = None
+    rank_batches: RankBatchSampler | None = None
     """This process's part of the rows; None: it's alone, and has them all."""
     is_sharded = False
     """Whether the base is shared: then every rank takes part in all that is computed."""
@@ -83,12 +83,12 @@ class _OurTrainer(CheckpointedTrainer):
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
 
-    def _try_out(self, model: nn.Module, worst: WorstRows) -> None:
+    def _try_out(self, model: nn.Module, worst: LongestRows) -> None:
         rows_done = self._rows_done
         if self.is_sharded:
-            rehearse(self, model, worst, may_halve=False)
+            dry_run(self, model, worst, may_halve=False)
         else:
-            self.ranks.together(lambda: rehearse(self, model, worst))
+            self.ranks.together(lambda: dry_run(self, model, worst))
         self._rows_done = rows_done
         self.on_fitting()
 
@@ -107,11 +107,11 @@ class _OurTrainer(CheckpointedTrainer):
             self._save_checkpoint(self.model, None)
 
 
-class TrialTrainer(_OurTrainer, SFTTrainer):  # type: ignore[misc]
+class TrialTrainer(_TrialTrainerBase, SFTTrainer):  # type: ignore[misc]
     """`SFTTrainer` with our evaluation."""
 
 
-class HeadTrainer(_OurTrainer):
+class HeadTrainer(_TrialTrainerBase):
     """For an adapter on the vocabulary projection, which TRL refuses: its fused loss would go past the adapter.
 
     The loss is transformers' own, which holds all logits at once.
@@ -122,7 +122,7 @@ class EvaluationTimes(TrainerCallback):  # type: ignore[misc]
     """Asks for an evaluation when so many tokens were seen, at the last step, and when time is over."""
 
     def __init__(self, tokens: Sequence[int], time_is_over: Callable[[], bool]) -> None:
-        self._milestones = Milestones(tokens)
+        self._milestones = TokenTriggers(tokens)
         self._time_is_over = time_is_over
 
     def on_train_begin(
@@ -166,20 +166,20 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     train: Split,
     config: TrialConfig,
-    length: Length,
+    length: TrialLength,
     evaluate: Evaluate,
     times: EvaluationTimes,
-    folder: TrialFolder,
+    folder: TrialDir,
     checkpoints: CheckpointWriter | None = None,
     steps_done: int = 0,
-    ranks: Ranks = ALONE,
+    ranks: ProcessGroup = ALONE,
     on_log: OnLog = unheard,
-) -> _OurTrainer:
+) -> _TrialTrainerBase:
     """A trainer that is ready for `train()`, or for `go_on_from()` a checkpoint that has `steps_done`."""
     arguments = sft_config(config, train, length, folder.path, ranks)
     kind = HeadTrainer if _adapts_head(model) else TrialTrainer
     with _adapter_as_it_is(model):
-        trainer: _OurTrainer = kind(
+        trainer: _TrialTrainerBase = kind(
             model=model,
             args=arguments,
             train_dataset=train.for_training,
@@ -200,18 +200,18 @@ def build_trainer(
     return trainer
 
 
-def _join(trainer: _OurTrainer, model: PeftModel, train: Split, config: TrialConfig, ranks: Ranks) -> None:
+def _join(trainer: _TrialTrainerBase, model: PeftModel, train: Split, config: TrialConfig, ranks: ProcessGroup) -> None:
     """Gives a process its part of the work."""
     trainer.ranks = ranks
     micro_batch = trainer.args.per_device_train_batch_size
     batch = config.hyperparameters.effective_batch
-    trainer.rank_batches = RankBatches(len(train), batch, micro_batch, config.seed, ranks)
+    trainer.rank_batches = RankBatchSampler(len(train), batch, micro_batch, config.seed, ranks)
     leave_base_out_of_ddp(model)
     if not ranks.is_first:
         torch.manual_seed(config.seed + ranks.number)  # NEFTune's noise isn't that of another rank's rows
     if config.machine.fsdp:
         trainer.is_sharded = True
-        trainer.add_callback(Sharding(ranks))
+        trainer.add_callback(FsdpCallback(ranks))
 
 
 def _adapts_head(model: PeftModel) -> bool:
@@ -231,7 +231,9 @@ def _adapter_as_it_is(model: PeftModel) -> Iterator[None]:
         parameter.data = weight
 
 
-def sft_config(config: TrialConfig, train: Split, length: Length, folder: Path, ranks: Ranks = ALONE) -> SFTConfig:
+def sft_config(
+    config: TrialConfig, train: Split, length: TrialLength, folder: Path, ranks: ProcessGroup = ALONE
+) -> SFTConfig:
     """TRL's settings of one trial. Every default that would change the loss is named here."""
     hp = config.hyperparameters
     rows = rows_of_a_rank(hp.effective_batch, ranks)

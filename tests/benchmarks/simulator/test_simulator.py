@@ -15,7 +15,7 @@ from benchmarks.simulator import deadlines as random_nights
 from benchmarks.simulator.simulator import Accident, Account, Curve, Machine, SimulatedNight
 from benchmarks.simulator.synthetic_curves import ModelledCurves
 from orchestrator.controller.study import STUDY_NAME, trial_id_of
-from orchestrator.state.run_dir import Placement, RunFolder, Search
+from orchestrator.state.run_dir import Placement, RunDir, Search
 from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from tests.support.fake_search import START, make_run, make_search
@@ -45,7 +45,7 @@ def night_search(recipe: Recipe, seconds: float = 2400, slots: int = 2) -> Searc
 
 def play(
     path: Path, search: Search, accidents: list[Accident], landscape: ModelledCurves | None = None
-) -> tuple[RunFolder, Account]:
+) -> tuple[RunDir, Account]:
     run = make_run(path, search)
     assert search.placement is not None
     night = SimulatedNight(run, landscape or ModelledCurves(3), MACHINE, search.placement.slots, accidents)
@@ -54,7 +54,7 @@ def play(
     return run, account
 
 
-def trained(run: RunFolder) -> list[TrialRecord]:
+def trained(run: RunDir) -> list[TrialRecord]:
     return [record for record in run.records() if record.origin is not Origin.BASE]
 
 

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.system.many_nodes import overheads
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from tests.support.cli import run_command
 from trials.records.trial_dir import EndingKind
 from trials.system.files import append_json_line
@@ -20,7 +20,7 @@ def test_overhead_is_what_a_slot_was_neither_free_nor_trained_in(tmp_path: Path)
     for trial, began, ended, slept in lines:
         line = {"trial": trial, "began": began, "ended": ended, "slept": slept}
         append_json_line(tmp_path / "stretches" / "engine-0.jsonl", line)
-    costs, stretches = overheads(RunFolder(tmp_path))
+    costs, stretches = overheads(RunDir(tmp_path))
     assert costs == {"0002": 1.0, "0001": 1.0}
     assert len(stretches) == 3
 
@@ -43,6 +43,6 @@ def test_trials_on_two_nodes_go_through_the_whole_stack(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"4 trials \(finished\) in \d+ stretches on 2 slots", done.stdout)
     assert re.search(r"slot-seconds not training, per trial: median \d+\.\d\d", done.stdout)
-    records = RunFolder(tmp_path / "run").records()
+    records = RunDir(tmp_path / "run").records()
     assert [record.ending.kind for record in records if record.ending] == [EndingKind.FINISHED] * 5
     assert {path.name for path in (tmp_path / "run" / "stretches").iterdir()} == {"engine-0.jsonl", "engine-1.jsonl"}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.controller.controller import Conductor
-from orchestrator.controller.events import Event, Message, TrialPaused
+from orchestrator.controller.controller import SearchController
+from orchestrator.controller.events import Event, Notice, TrialPaused
 from orchestrator.planning import speed_cache as speed
-from orchestrator.planning.throughput import Pace
-from orchestrator.state.regrouped import Regrouped
-from orchestrator.state.run_dir import Placement, RunFolder, Search
+from orchestrator.planning.throughput import ThroughputModel
+from orchestrator.state.regrouped import Consolidation
+from orchestrator.state.run_dir import Placement, RunDir, Search
 from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from tests.support.fake_search import (
@@ -30,9 +30,9 @@ from tests.support.fake_search import (
     record,
     run_probe,
 )
-from trials.records.trial_dir import EndingKind, TrialFolder
+from trials.records.trial_dir import EndingKind, TrialDir
 
-TWO = Regrouped(2, 1.6, "0002", "it promises most", START.isoformat())
+TWO = Consolidation(2, 1.6, "0002", "it promises most", START.isoformat())
 
 
 def search_for(*settings: str) -> Search:
@@ -42,23 +42,23 @@ def search_for(*settings: str) -> Search:
     return replace(search, placement=Placement(2, 2, most_ranks=2))
 
 
-def evaluated(run: RunFolder, conductor: Conductor, trial_id: str, loss: float, tokens: int) -> bool:
+def evaluated(run: RunDir, conductor: SearchController, trial_id: str, loss: float, tokens: int) -> bool:
     """A token takes a second."""
     evaluation = point(loss, tokens, seconds=float(tokens))
-    record(TrialFolder(run.trial(trial_id)), evaluation)
+    record(TrialDir(run.trial(trial_id)), evaluation)
     goes_on = conductor.on_eval(trial_id, evaluation)
     conductor.tidy()
     return goes_on
 
 
-def measure(run: RunFolder, conductor: Conductor) -> None:
+def measure(run: RunDir, conductor: SearchController) -> None:
     base = begin(conductor)
     evaluate(run, conductor, base, BASE_LOSS, 0)
     finish(run, conductor, base, EndingKind.FINISHED)
     run_probe(conductor, tokens_per_second=1.0)
 
 
-def promising(path: Path, search: Search, seconds_left: float) -> tuple[Conductor, list[Event]]:
+def promising(path: Path, search: Search, seconds_left: float) -> tuple[SearchController, list[Event]]:
     """So long before the end two trials run, and the better one has most of its way before it."""
     run, clock, events = make_run(path, search), Clock(), []
     conductor = make_conductor(run, search, clock=clock, events=events)
@@ -75,11 +75,11 @@ def test_the_conductor_makes_room_for_the_most_promising_trial(tmp_path: Path) -
     conductor, events = promising(tmp_path, search, seconds_left=700.0)
     assert conductor.regrouped is not None
     assert (conductor.regrouped.ranks, conductor.regrouped.speedup) == (2, pytest.approx(1.6))
-    said = [event.text for event in events if isinstance(event, Message)]
+    said = [event.text for event in events if isinstance(event, Notice)]
     assert "from now on 2 GPUs train one trial" in said[-1]
     assert "never measured on this machine" in said[-1]
     assert conductor.next_trial() == "over"
-    run = RunFolder(tmp_path)
+    run = RunDir(tmp_path)
     running = [name for name in ("0001", "0002") if run.trial(name).is_dir()]
     assert not any(evaluated(run, conductor, name, 0.9, 200) for name in running)
     assert any(isinstance(event, TrialPaused) and "all GPUs go to" in event.reason for event in events)
@@ -108,9 +108,9 @@ def test_trials_stay_apart(tmp_path: Path, settings: tuple[str, ...], seconds_le
 def test_what_an_earlier_search_measured_decides(tmp_path: Path) -> None:
     search = search_for()
     together = replace(search, ranks=2, placement=Placement(1, 1))
-    pace = Pace()
+    pace = ThroughputModel()
     pace.note(search.recipe.trial_config({}), 1000, 900.0)
-    speed.remember_speed(together, pace)
+    speed.save_speed(together, pace)
     assert speed.measured_scaling(search, 2, 1.0) == pytest.approx(1000 / 900)
     conductor, _ = promising(tmp_path / "run", search, seconds_left=700.0)
     assert conductor.regrouped is None  # two are hardly faster than one here
@@ -118,7 +118,7 @@ def test_what_an_earlier_search_measured_decides(tmp_path: Path) -> None:
 
 def test_the_speed_of_trials_apart_tells_that_of_trials_together(tmp_path: Path) -> None:
     config = search_for().recipe.trial_config({})
-    pace = Pace(TWO)
+    pace = ThroughputModel(TWO)
     for _ in range(5):
         pace.note(config, 1000, 1000.0)
     assert pace.seconds_per_token(config) == pytest.approx(1 / 1.6)
@@ -131,7 +131,7 @@ def test_the_speed_of_trials_apart_tells_that_of_trials_together(tmp_path: Path)
 def test_a_resumed_session_knows_both(tmp_path: Path) -> None:
     search = search_for()
     run = make_run(tmp_path, search)
-    folder = TrialFolder(run.trial("0001"))
+    folder = TrialDir(run.trial("0001"))
     conductor = make_conductor(run, search)
     measure(run, conductor)
     leave(conductor, begin(conductor))
@@ -139,7 +139,7 @@ def test_a_resumed_session_knows_both(tmp_path: Path) -> None:
     together = [replace(point(1.8, 200 + 100 * n, seconds=200.0 + 50 * n), ranks=2) for n in range(1, 8)]
     for evaluation in (*points, *together):
         record(folder, evaluation)
-    pace = Pace.from_records(run.records(), TWO)
+    pace = ThroughputModel.from_records(run.records(), TWO)
     assert pace.seconds_per_token() == pytest.approx(0.5, rel=0.1)
     run.write_search(replace(search, ranks=2, regrouped=TWO, opening_seconds=7.5))
     read = run.read_search()

@@ -5,12 +5,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from orchestrator.controller.controller import MOST_FAILURES_IN_A_ROW, Assignment, Conductor
+from orchestrator.controller.controller import MOST_FAILURES_IN_A_ROW, SearchController, TrialRequest
 from orchestrator.controller.crash_tracker import MOST_DEATHS
-from orchestrator.controller.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
-from orchestrator.controller.proxy_errors import DIED, MOST_MISHAPS, How, Left
+from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
+from orchestrator.controller.proxy_errors import DIED, MOST_PROXY_ERRORS, ExitKind, TrialExit
 from orchestrator.controller.study import STUDY_NAME, study_number, trial_id_of
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.state.run_dir import RunDir, Search
 from search_spaces.schema import Recipe
 from tests.support.checkpoint_dirs import write_checkpoint
 from tests.support.fake_search import (
@@ -29,16 +29,16 @@ from tests.support.fake_search import (
     run_trial,
 )
 from trials.records.checkpoints import whole_checkpoints
-from trials.records.trial_dir import Ending, EndingKind, Origin, TrialFolder, read_trial
+from trials.records.trial_dir import Ending, EndingKind, Origin, TrialDir, read_trial
 
 FULL = [(100, 2.0), (300, 1.5), (900, 1.0)]
 
 
-def states(run: RunFolder) -> list[TrialState]:
+def states(run: RunDir) -> list[TrialState]:
     return [trial.state for trial in optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials]
 
 
-def test_starting_points_run_to_the_end(run: RunFolder, search: Search) -> None:
+def test_starting_points_run_to_the_end(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search, slots=3)
     run_base(run, conductor)
     start, rival = begin(conductor), begin(conductor)
@@ -48,7 +48,7 @@ def test_starting_points_run_to_the_end(run: RunFolder, search: Search) -> None:
     assert evaluate(run, conductor, start, 2.8, 600)
 
 
-def test_a_complete_trial_is_never_stopped(run: RunFolder, search: Search) -> None:
+def test_a_complete_trial_is_never_stopped(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search)
     run_base(run, conductor)
     run_trial(run, conductor, FULL)
@@ -56,13 +56,13 @@ def test_a_complete_trial_is_never_stopped(run: RunFolder, search: Search) -> No
     assert evaluate(run, conductor, hopeless, 9.0, 893)  # steps don't end where tokens do
 
 
-def test_an_unfinished_base_is_evaluated_again(run: RunFolder, search: Search) -> None:
+def test_an_unfinished_base_is_evaluated_again(run: RunDir, search: Search) -> None:
     begin(make_conductor(run, search))
     again = begin(make_conductor(run, search))
     assert again.origin is Origin.BASE
 
 
-def test_time_is_over_before_the_reserve(run: RunFolder, search: Search) -> None:
+def test_time_is_over_before_the_reserve(run: RunDir, search: Search) -> None:
     clock = Clock()
     conductor = make_conductor(run, search, clock=clock)
     run_base(run, conductor)
@@ -78,7 +78,7 @@ def test_time_is_over_before_the_reserve(run: RunFolder, search: Search) -> None
     assert ending.reason == "the time for training was over"
 
 
-def test_the_number_of_trials_is_limited(run: RunFolder, small_recipe: Recipe) -> None:
+def test_the_number_of_trials_is_limited(run: RunDir, small_recipe: Recipe) -> None:
     settings = small_recipe.search.model_copy(update={"trials": 2})
     search = make_search(small_recipe.model_copy(update={"search": settings}))
     conductor = make_conductor(run, search)
@@ -88,16 +88,16 @@ def test_the_number_of_trials_is_limited(run: RunFolder, small_recipe: Recipe) -
     assert conductor.next_trial() == "over"
 
 
-def test_trials_that_say_why_they_failed_are_counted_each(run: RunFolder, search: Search) -> None:
+def test_trials_that_say_why_they_failed_are_counted_each(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search, slots=MOST_FAILURES_IN_A_ROW)
     run_base(run, conductor)
     for assignment in [begin(conductor) for _ in range(MOST_FAILURES_IN_A_ROW)]:
-        TrialFolder(run.trial(assignment.trial_id)).end(Ending(EndingKind.FAILED, "ValueError: of its own"))
+        TrialDir(run.trial(assignment.trial_id)).end(Ending(EndingKind.FAILED, "ValueError: of its own"))
         leave(conductor, assignment, died=True)
     assert conductor.next_trial() == "over"
 
 
-def test_disk_is_bounded_by_the_best_adapters(run: RunFolder, small_recipe: Recipe) -> None:
+def test_disk_is_bounded_by_the_best_adapters(run: RunDir, small_recipe: Recipe) -> None:
     settings = small_recipe.search.model_copy(update={"keep_adapters": 2, "rungs": 0})
     search = make_search(small_recipe.model_copy(update={"search": settings}))
     conductor = make_conductor(run, search, slots=2)
@@ -116,13 +116,13 @@ def test_trial_ids_and_study_numbers_are_one_apart() -> None:
 
 
 @pytest.mark.parametrize("kind", [EndingKind.FAILED, EndingKind.OUT_OF_MEMORY])
-def test_when_the_base_fails_the_search_is_over(run: RunFolder, search: Search, kind: EndingKind) -> None:
+def test_when_the_base_fails_the_search_is_over(run: RunDir, search: Search, kind: EndingKind) -> None:
     events: list[Event] = []
     conductor = make_conductor(run, search, events=events)
     finish(run, conductor, begin(conductor), kind)
     assert conductor.next_trial() == "over"
     assert any(
-        isinstance(event, Message) and f"the base model's evaluation failed with: made up: {kind.value}" in event.text
+        isinstance(event, Notice) and f"the base model's evaluation failed with: made up: {kind.value}" in event.text
         for event in events
     )
     resumed = make_conductor(run, search)
@@ -130,7 +130,7 @@ def test_when_the_base_fails_the_search_is_over(run: RunFolder, search: Search, 
     assert run.records()[0].ending == Ending(EndingKind.FINISHED, "made up: finished")
 
 
-def test_failing_again_and_again_ends_the_search(run: RunFolder, search: Search) -> None:
+def test_failing_again_and_again_ends_the_search(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search)
     run_base(run, conductor)
     for kind in [EndingKind.FAILED] * 4 + [EndingKind.FINISHED] + [EndingKind.FAILED] * 4:
@@ -141,36 +141,36 @@ def test_failing_again_and_again_ends_the_search(run: RunFolder, search: Search)
     assert f"5 trials in a row failed, the last one, {last.trial_id}, with: made up: failed (see " in conductor.gave_up
 
 
-def test_an_error_of_what_speaks_for_a_trial_is_not_the_trial_s(run: RunFolder, search: Search) -> None:
+def test_an_error_of_what_speaks_for_a_trial_is_not_the_trial_s(run: RunDir, search: Search) -> None:
     clock, events = Clock(), list[Event]()
     conductor = make_conductor(run, search, clock=clock, events=events)
     run_base(run, conductor)
     spoken_for = begin(conductor)
-    for _ in range(MOST_MISHAPS - 1):
-        conductor.on_end(spoken_for.trial_id, Left(How.MISHAP, "OSError: no threads left"))
+    for _ in range(MOST_PROXY_ERRORS - 1):
+        conductor.on_end(spoken_for.trial_id, TrialExit(ExitKind.MISHAP, "OSError: no threads left"))
         assert conductor.next_trial() == "wait"  # what is short may come back
         clock.forward(60)
         assert begin(conductor).trial_id == spoken_for.trial_id
     assert evaluate(run, conductor, spoken_for, 2.0, 100)
-    conductor.on_end(spoken_for.trial_id, Left(How.MISHAP, "OSError: no threads left"))
+    conductor.on_end(spoken_for.trial_id, TrialExit(ExitKind.MISHAP, "OSError: no threads left"))
     clock.forward(60)
     assert begin(conductor).trial_id == spoken_for.trial_id
     assert read_trial(spoken_for.folder).ending is None
     assert conductor.gave_up is None
-    said = [event.text for event in events if isinstance(event, Message) and "no threads left" in event.text]
+    said = [event.text for event in events if isinstance(event, Notice) and "no threads left" in event.text]
     assert len(said) == 1
 
 
-def test_a_trial_alone_with_such_errors_is_set_aside_and_has_not_failed(run: RunFolder, search: Search) -> None:
+def test_a_trial_alone_with_such_errors_is_set_aside_and_has_not_failed(run: RunDir, search: Search) -> None:
     clock = Clock()
     conductor = make_conductor(run, search, clock=clock)
     run_base(run, conductor)
     spoken_for, other = begin(conductor), begin(conductor)
-    for number in range(MOST_MISHAPS):
+    for number in range(MOST_PROXY_ERRORS):
         evaluate(run, conductor, other, 2.0, 10 * (number + 1))
-        conductor.on_end(spoken_for.trial_id, Left(How.MISHAP, "OSError: no"))
+        conductor.on_end(spoken_for.trial_id, TrialExit(ExitKind.MISHAP, "OSError: no"))
         clock.forward(10)
-        if number < MOST_MISHAPS - 1:
+        if number < MOST_PROXY_ERRORS - 1:
             assert begin(conductor).trial_id == spoken_for.trial_id
     ending = read_trial(spoken_for.folder).ending
     assert ending is not None
@@ -181,15 +181,15 @@ def test_a_trial_alone_with_such_errors_is_set_aside_and_has_not_failed(run: Run
 
 @pytest.mark.parametrize("of_the_base", [True, False])
 def test_if_what_speaks_for_trials_fails_every_time_the_search_gives_up_and_says_why(
-    run: RunFolder, search: Search, *, of_the_base: bool
+    run: RunDir, search: Search, *, of_the_base: bool
 ) -> None:
     clock = Clock()
     conductor = make_conductor(run, search, clock=clock)
     if not of_the_base:
         run_base(run, conductor)
-    for _ in range(MOST_MISHAPS):
+    for _ in range(MOST_PROXY_ERRORS):
         assignment = begin(conductor)
-        conductor.on_end(assignment.trial_id, Left(How.MISHAP, "ImportError: no tune"))
+        conductor.on_end(assignment.trial_id, TrialExit(ExitKind.MISHAP, "ImportError: no tune"))
         clock.forward(60)
     assert conductor.next_trial() == "over"
     assert conductor.gave_up is not None
@@ -197,45 +197,45 @@ def test_if_what_speaks_for_trials_fails_every_time_the_search_gives_up_and_says
     assert not [record for record in run.records() if record.ending is not None and record.id != "0000"]
 
 
-def test_a_base_that_is_evaluated_and_was_not_heard_of_is_not_evaluated_again(run: RunFolder, search: Search) -> None:
+def test_a_base_that_is_evaluated_and_was_not_heard_of_is_not_evaluated_again(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search)
     base = begin(conductor)
-    record(TrialFolder(base.folder), point(BASE_LOSS, 0), base=True)
-    TrialFolder(base.folder).end(Ending(EndingKind.FINISHED, "made up: finished"))
-    conductor.on_end(base.trial_id, Left(How.MISHAP, "wandb.Error: no"))
+    record(TrialDir(base.folder), point(BASE_LOSS, 0), base=True)
+    TrialDir(base.folder).end(Ending(EndingKind.FINISHED, "made up: finished"))
+    conductor.on_end(base.trial_id, TrialExit(ExitKind.MISHAP, "wandb.Error: no"))
     run_probe(conductor)
     assert begin(conductor).config.base_eval_loss == BASE_LOSS
 
 
-def test_trouble_with_reporting_is_said_once_a_session(run: RunFolder, search: Search) -> None:
+def test_trouble_with_reporting_is_said_once_a_session(run: RunDir, search: Search) -> None:
     events: list[Event] = []
     conductor = make_conductor(run, search, events=events)
     for text in ("no network", "no network", "still none"):
         conductor.on_trouble("W&B", text)
     conductor.on_trouble("TensorBoard", "disk full")
-    said = [event.text for event in events if isinstance(event, Message)]
+    said = [event.text for event in events if isinstance(event, Notice)]
     assert [text.split(" (")[0] for text in said] == ["warning: W&B: no network", "warning: TensorBoard: disk full"]
 
 
-def test_an_evaluation_that_nobody_was_asked_about_reaches_the_study(run: RunFolder, search: Search) -> None:
+def test_an_evaluation_that_nobody_was_asked_about_reaches_the_study(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search)
     run_base(run, conductor)
     assignment = begin(conductor)
     assert evaluate(run, conductor, assignment, 2.0, 100)
-    record(TrialFolder(run.trial(assignment.trial_id)), point(9.0, 200, best=2.0))
+    record(TrialDir(run.trial(assignment.trial_id)), point(9.0, 200, best=2.0))
     finish(run, conductor, assignment, EndingKind.DIVERGED)
     trial = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials[0]
     assert trial.intermediate_values == {100: 2.0, 200: 2.0}
     assert trial.state is TrialState.PRUNED
 
 
-def test_trials_remember_the_rows_of_the_search(run: RunFolder, search: Search) -> None:
+def test_trials_remember_the_rows_of_the_search(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, replace(search, data={"fingerprint": "abc"}))
     begin(conductor)
     assert [record.fingerprint for record in run.records()] == ["abc"]
 
 
-def test_base_then_speed_then_starting_points_then_proposals(run: RunFolder, search: Search) -> None:
+def test_base_then_speed_then_starting_points_then_proposals(run: RunDir, search: Search) -> None:
     events: list[Event] = []
     conductor = make_conductor(run, search, slots=2, events=events)
     run_base(run, conductor)
@@ -252,7 +252,7 @@ def test_base_then_speed_then_starting_points_then_proposals(run: RunFolder, sea
     assert not (run.path / "probe").exists()
 
 
-def test_nothing_runs_beside_what_measures_the_speed(run: RunFolder, search: Search) -> None:
+def test_nothing_runs_beside_what_measures_the_speed(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search, slots=2)
     base = begin(conductor)
     assert conductor.next_trial() == "wait"
@@ -262,17 +262,17 @@ def test_nothing_runs_beside_what_measures_the_speed(run: RunFolder, search: Sea
     assert conductor.next_trial() == "wait"
 
 
-def test_no_more_trials_at_once_than_slots(run: RunFolder, search: Search) -> None:
+def test_no_more_trials_at_once_than_slots(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search, slots=2)
     run_base(run, conductor)
     first = begin(conductor)
     begin(conductor)
     assert conductor.next_trial() == "wait"
     finish(run, conductor, first, EndingKind.FINISHED)
-    assert isinstance(conductor.next_trial(), Assignment)
+    assert isinstance(conductor.next_trial(), TrialRequest)
 
 
-def test_trials_know_the_base_loss_and_keep_checkpoints(run: RunFolder, search: Search) -> None:
+def test_trials_know_the_base_loss_and_keep_checkpoints(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search)
     run_base(run, conductor)
     config = begin(conductor).config
@@ -280,7 +280,7 @@ def test_trials_know_the_base_loss_and_keep_checkpoints(run: RunFolder, search: 
     assert (config.machine.checkpoint_evaluations, config.machine.keep_checkpoints) == (True, 1)
 
 
-def test_full_trials_are_shortened_so_that_enough_of_them_fit(run: RunFolder, small_recipe: Recipe) -> None:
+def test_full_trials_are_shortened_so_that_enough_of_them_fit(run: RunDir, small_recipe: Recipe) -> None:
     settings = small_recipe.search.model_copy(update={"full_trials": 6, "reserve": "10m"})
     recipe = small_recipe.model_copy(update={"search": settings})
     counted = {"train": {"rows": 90, "tokens": 900}}
@@ -296,7 +296,7 @@ def test_full_trials_are_shortened_so_that_enough_of_them_fit(run: RunFolder, sm
     assert begin(again).trial_id == "0001"
 
 
-def test_a_trial_behind_the_others_pauses(run: RunFolder, search: Search) -> None:
+def test_a_trial_behind_the_others_pauses(run: RunDir, search: Search) -> None:
     events: list[Event] = []
     conductor = make_conductor(run, search, events=events)
     run_base(run, conductor)
@@ -312,7 +312,7 @@ def test_a_trial_behind_the_others_pauses(run: RunFolder, search: Search) -> Non
     assert states(run) == [TrialState.COMPLETE, TrialState.RUNNING, TrialState.RUNNING]
 
 
-def test_what_is_paused_when_time_is_over_ends_as_pruned(run: RunFolder, search: Search) -> None:
+def test_what_is_paused_when_time_is_over_ends_as_pruned(run: RunDir, search: Search) -> None:
     clock = Clock()
     conductor = make_conductor(run, search, clock=clock)
     run_base(run, conductor)
@@ -332,7 +332,7 @@ def test_what_is_paused_when_time_is_over_ends_as_pruned(run: RunFolder, search:
     assert states(run) == [TrialState.COMPLETE, TrialState.PRUNED]
 
 
-def test_an_interrupted_search_leaves_its_trials_to_go_on(run: RunFolder, search: Search) -> None:
+def test_an_interrupted_search_leaves_its_trials_to_go_on(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search, slots=3)
     run_base(run, conductor)
     cut_off = begin(conductor)
@@ -348,7 +348,7 @@ def test_an_interrupted_search_leaves_its_trials_to_go_on(run: RunFolder, search
     assert states(run) == [TrialState.RUNNING]
 
 
-def test_a_trial_that_was_cut_off_goes_on_under_its_own_name(run: RunFolder, search: Search) -> None:
+def test_a_trial_that_was_cut_off_goes_on_under_its_own_name(run: RunDir, search: Search) -> None:
     first = make_conductor(run, search, slots=2)
     run_base(run, first)
     cut_off = begin(first)
@@ -369,7 +369,7 @@ def test_a_trial_that_was_cut_off_goes_on_under_its_own_name(run: RunFolder, sea
     assert run.read_search().deadline == search.deadline
 
 
-def test_what_was_asked_for_and_never_began_is_begun(run: RunFolder, search: Search) -> None:
+def test_what_was_asked_for_and_never_began_is_begun(run: RunDir, search: Search) -> None:
     first = make_conductor(run, search, slots=3)
     run_base(run, first)
     begin(first)
@@ -380,7 +380,7 @@ def test_what_was_asked_for_and_never_began_is_begun(run: RunFolder, search: Sea
     assert list(ids) == [lost.trial_id, "0001"]
 
 
-def test_a_trial_whose_process_died_goes_on_until_it_is_its_own_doing(run: RunFolder, search: Search) -> None:
+def test_a_trial_whose_process_died_goes_on_until_it_is_its_own_doing(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search)
     run_base(run, conductor)
     dead = begin(conductor)
@@ -395,7 +395,7 @@ def test_a_trial_whose_process_died_goes_on_until_it_is_its_own_doing(run: RunFo
     assert states(run) == [TrialState.FAIL]
 
 
-def test_an_evaluation_clears_a_trial_of_the_suspicion(run: RunFolder, search: Search) -> None:
+def test_an_evaluation_clears_a_trial_of_the_suspicion(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search)
     run_base(run, conductor)
     dead = begin(conductor)
@@ -406,7 +406,7 @@ def test_an_evaluation_clears_a_trial_of_the_suspicion(run: RunFolder, search: S
     assert read_trial(dead.folder).ending is None
 
 
-def test_those_who_died_together_go_on_one_after_the_other(run: RunFolder, search: Search) -> None:
+def test_those_who_died_together_go_on_one_after_the_other(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search, slots=3)
     run_base(run, conductor)
     together = [begin(conductor) for _ in range(3)]
@@ -417,7 +417,7 @@ def test_those_who_died_together_go_on_one_after_the_other(run: RunFolder, searc
     assert other.trial_id not in {assignment.trial_id for assignment in together}
 
 
-def test_a_base_whose_process_died_is_evaluated_again(run: RunFolder, search: Search) -> None:
+def test_a_base_whose_process_died_is_evaluated_again(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search)
     for _ in range(2):
         conductor.on_end(begin(conductor).trial_id, DIED)
@@ -425,24 +425,24 @@ def test_a_base_whose_process_died_is_evaluated_again(run: RunFolder, search: Se
     assert begin(conductor).trial_id == "0001"
 
 
-def test_a_base_whose_process_dies_every_time_ends_the_search(run: RunFolder, search: Search) -> None:
+def test_a_base_whose_process_dies_every_time_ends_the_search(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search)
     for _ in range(3):
         conductor.on_end(begin(conductor).trial_id, DIED)
     assert conductor.next_trial() == "over"
 
 
-def test_events_tell_the_whole_story(run: RunFolder, search: Search) -> None:
+def test_events_tell_the_whole_story(run: RunDir, search: Search) -> None:
     events: list[Event] = []
-    conductor: Conductor = make_conductor(run, search, events=events)
+    conductor: SearchController = make_conductor(run, search, events=events)
     run_base(run, conductor)
     run_trial(run, conductor, FULL)
-    kinds = [type(event) for event in events if not isinstance(event, Message)]
+    kinds = [type(event) for event in events if not isinstance(event, Notice)]
     preliminary = [TrialStarted, TrialEvaluated, TrialEnded] + [TrialStarted] + [TrialEvaluated] * 2 + [TrialEnded]
     assert kinds == [*preliminary, TrialStarted, *[TrialEvaluated] * 3, TrialEnded]
 
 
-def test_a_trial_has_no_checkpoints_when_it_has_ended(run: RunFolder, search: Search) -> None:
+def test_a_trial_has_no_checkpoints_when_it_has_ended(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search, slots=3)
     run_base(run, conductor)
     pruned, cut_off = begin(conductor), begin(conductor)
@@ -454,7 +454,7 @@ def test_a_trial_has_no_checkpoints_when_it_has_ended(run: RunFolder, search: Se
     assert [checkpoint.step for checkpoint in whole_checkpoints(cut_off.folder)] == [1]
 
 
-def test_paused_trials_are_bounded(run: RunFolder, small_recipe: Recipe) -> None:
+def test_paused_trials_are_bounded(run: RunDir, small_recipe: Recipe) -> None:
     settings = small_recipe.search.model_copy(update={"keep_paused": 2})
     search = make_search(small_recipe.model_copy(update={"search": settings}))
     conductor = make_conductor(run, search, slots=1)
@@ -470,7 +470,7 @@ def test_paused_trials_are_bounded(run: RunFolder, small_recipe: Recipe) -> None
     assert len(list(run.path.glob("trials/*/checkpoints"))) == 2
 
 
-def test_trials_are_told_where_they_are_scored_if_that_is_asked_for(run: RunFolder, small_recipe: Recipe) -> None:
+def test_trials_are_told_where_they_are_scored_if_that_is_asked_for(run: RunDir, small_recipe: Recipe) -> None:
     settings = small_recipe.evaluation.model_copy(update={"score_rows": 8})
     search = make_search(small_recipe.model_copy(update={"evaluation": settings}))
     conductor = make_conductor(run, search)
@@ -478,13 +478,13 @@ def test_trials_are_told_where_they_are_scored_if_that_is_asked_for(run: RunFold
     assert begin(conductor).config.score_at_tokens == (100, 300)
 
 
-def test_trials_are_told_nothing_of_scores_if_none_are_asked_for(run: RunFolder, search: Search) -> None:
+def test_trials_are_told_nothing_of_scores_if_none_are_asked_for(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search)
     run_base(run, conductor)
     assert begin(conductor).config.score_at_tokens == ()
 
 
-def test_a_study_that_is_damaged_is_made_anew_from_the_folders(run: RunFolder, search: Search) -> None:
+def test_a_study_that_is_damaged_is_made_anew_from_the_folders(run: RunDir, search: Search) -> None:
     first = make_conductor(run, search, slots=3)
     run_base(run, first)
     run_trial(run, first, FULL)
@@ -502,17 +502,17 @@ def test_a_study_that_is_damaged_is_made_anew_from_the_folders(run: RunFolder, s
     assert begin(second).trial_id not in {record.id for record in run.records() if record.ending}
 
 
-def test_what_the_study_was_not_told_yet_is_told_after_a_crash(run: RunFolder, search: Search) -> None:
+def test_what_the_study_was_not_told_yet_is_told_after_a_crash(run: RunDir, search: Search) -> None:
     first = make_conductor(run, search, slots=3)
     run_base(run, first)
     complete, paused = (first.next_trial() for _ in range(2))
-    assert isinstance(complete, Assignment)
-    assert isinstance(paused, Assignment)
+    assert isinstance(complete, TrialRequest)
+    assert isinstance(paused, TrialRequest)
     for assignment, losses in ((complete, FULL), (paused, FULL[:1])):
         for tokens, loss in losses:
-            record(TrialFolder(assignment.folder), point(loss, tokens))
+            record(TrialDir(assignment.folder), point(loss, tokens))
             first.on_eval(assignment.trial_id, point(loss, tokens))
-    TrialFolder(complete.folder).end(Ending(EndingKind.FINISHED, "made up"))
+    TrialDir(complete.folder).end(Ending(EndingKind.FINISHED, "made up"))
     first.on_end(complete.trial_id)
     assert states(run) == []  # there was no time for it
     make_conductor(run, run.read_search(), slots=3)
@@ -522,7 +522,7 @@ def test_what_the_study_was_not_told_yet_is_told_after_a_crash(run: RunFolder, s
     assert not (run.path / "study.db.broken-1").exists()
 
 
-def test_a_study_that_takes_an_open_trial_for_ended_is_made_anew(run: RunFolder, search: Search) -> None:
+def test_a_study_that_takes_an_open_trial_for_ended_is_made_anew(run: RunDir, search: Search) -> None:
     first = make_conductor(run, search)
     run_base(run, first)
     cut_off = begin(first)
@@ -532,7 +532,7 @@ def test_a_study_that_takes_an_open_trial_for_ended_is_made_anew(run: RunFolder,
     assert states(run) == [TrialState.RUNNING]
 
 
-def test_a_cut_off_starting_point_goes_on_before_anything_else(run: RunFolder, search: Search) -> None:
+def test_a_cut_off_starting_point_goes_on_before_anything_else(run: RunDir, search: Search) -> None:
     first = make_conductor(run, search, slots=3)
     run_base(run, first)
     start, rival = begin(first), begin(first)
@@ -545,7 +545,7 @@ def test_a_cut_off_starting_point_goes_on_before_anything_else(run: RunFolder, s
 
 @pytest.mark.parametrize("kind", [EndingKind.OUT_OF_MEMORY, EndingKind.DIVERGED, EndingKind.FAILED])
 def test_where_the_speed_cannot_be_measured_trials_begin_all_the_same(
-    run: RunFolder, search: Search, kind: EndingKind
+    run: RunDir, search: Search, kind: EndingKind
 ) -> None:
     events: list[Event] = []
     conductor = make_conductor(run, search, events=events)
@@ -553,8 +553,8 @@ def test_where_the_speed_cannot_be_measured_trials_begin_all_the_same(
     evaluate(run, conductor, base, BASE_LOSS, 0)
     finish(run, conductor, base, EndingKind.FINISHED)
     probe = begin(conductor)
-    TrialFolder(probe.folder).end(Ending(kind, "made up"))
-    conductor.on_end(probe.trial_id, DIED if kind is EndingKind.FAILED else Left())
+    TrialDir(probe.folder).end(Ending(kind, "made up"))
+    conductor.on_end(probe.trial_id, DIED if kind is EndingKind.FAILED else TrialExit())
     if kind is EndingKind.FAILED:
         for _ in range(2):
             again = begin(conductor)
@@ -562,10 +562,10 @@ def test_where_the_speed_cannot_be_measured_trials_begin_all_the_same(
             leave(conductor, again, died=True)
     assert begin(conductor).trial_id == "0001"
     assert run.read_search().shortened == 1.0
-    assert any(isinstance(event, Message) and "no trial is shortened" in event.text for event in events)
+    assert any(isinstance(event, Notice) and "no trial is shortened" in event.text for event in events)
 
 
-def test_what_was_trained_again_keeps_its_evaluations_and_no_second_adapter(run: RunFolder, search: Search) -> None:
+def test_what_was_trained_again_keeps_its_evaluations_and_no_second_adapter(run: RunDir, search: Search) -> None:
     first = make_conductor(run, search)
     run_base(run, first)
     cut_off = begin(first)
@@ -582,7 +582,7 @@ def test_what_was_trained_again_keeps_its_evaluations_and_no_second_adapter(run:
     assert (before / "metrics.jsonl").exists()
 
 
-def test_a_search_from_before_lengths_were_measured_goes_on_as_it_was(run: RunFolder, search: Search) -> None:
+def test_a_search_from_before_lengths_were_measured_goes_on_as_it_was(run: RunDir, search: Search) -> None:
     first = make_conductor(run, search)
     run_base(run, first)
     begin(first)

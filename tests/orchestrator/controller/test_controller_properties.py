@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orchestrator.controller.calibration import PROBE_ID
-from orchestrator.controller.controller import Assignment, Conductor
+from orchestrator.controller.controller import SearchController, TrialRequest
 from orchestrator.controller.events import Event, TrialEnded, TrialEvaluated, TrialStarted
-from orchestrator.controller.proxy_errors import DIED, Left
+from orchestrator.controller.proxy_errors import DIED, TrialExit
 from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from tests.support.checkpoint_dirs import write_checkpoint
 from tests.support.fake_search import BASE_LOSS, Clock, make_run, make_search, point, record, run_base
-from trials.records.trial_dir import Ending, EndingKind, Origin, TrialFolder, TrialRecord, read_trial
+from trials.records.trial_dir import Ending, EndingKind, Origin, TrialDir, TrialRecord, read_trial
 
 MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 SLOTS, TRIALS, FULL_TOKENS, TOKENS_PER_SECOND = 2, 6, 900, 100.0
@@ -38,7 +38,7 @@ class Searches(RuleBasedStateMachine):
         self.search = make_search(recipe, seconds=400, reserve_seconds=60)
         self.run = make_run(self.folder / "run", self.search)
         self.clock = Clock()
-        self.running: dict[str, Assignment] = {}
+        self.running: dict[str, TrialRequest] = {}
         self.seen: dict[str, list[float]] = {}
         """Losses of every trial that was handed out, as they are on disk."""
         self.tokens: dict[str, int] = {}
@@ -56,7 +56,7 @@ class Searches(RuleBasedStateMachine):
             self.seen = {"0000": [BASE_LOSS]}
 
     def start(self) -> None:
-        self.conductor = Conductor(self.run, self.run.read_search(), SLOTS, self.hear, now=self.clock)
+        self.conductor = SearchController(self.run, self.run.read_search(), SLOTS, self.hear, now=self.clock)
 
     def hear(self, event: Event) -> None:
         """All that is said is on disk before."""
@@ -90,7 +90,7 @@ class Searches(RuleBasedStateMachine):
     def hand_out(self) -> bool:
         answer = self.conductor.next_trial()
         self.conductor.tidy()
-        if not isinstance(answer, Assignment):
+        if not isinstance(answer, TrialRequest):
             assert answer == "over" or self.running, "it waits for nothing"
             return False
         trial_id = answer.trial_id
@@ -129,7 +129,7 @@ class Searches(RuleBasedStateMachine):
         found = replace(
             point(loss, tokens, best=best, seconds=tokens / TOKENS_PER_SECOND), tokens_per_second=TOKENS_PER_SECOND
         )
-        record(TrialFolder(assignment.folder), found, base=is_base)
+        record(TrialDir(assignment.folder), found, base=is_base)
         self.seen[trial_id].append(loss)
         self.tokens[trial_id] = tokens
         goes_on = self.conductor.on_eval(trial_id, found)
@@ -147,7 +147,7 @@ class Searches(RuleBasedStateMachine):
         trial_id = data.draw(st.sampled_from(sorted(self.running)))
         if kind is EndingKind.FINISHED and not self.seen[trial_id]:
             return
-        TrialFolder(self.on_disk(trial_id)).end(Ending(kind, "made up"))
+        TrialDir(self.on_disk(trial_id)).end(Ending(kind, "made up"))
         self.leave(trial_id)
         assert trial_id in self.over or trial_id == "0000"
 
@@ -158,7 +158,7 @@ class Searches(RuleBasedStateMachine):
 
     def leave(self, trial_id: str, *, died: bool = False) -> None:
         self.leaving = frozenset([trial_id])
-        self.conductor.on_end(trial_id, DIED if died else Left())
+        self.conductor.on_end(trial_id, DIED if died else TrialExit())
         self.conductor.tidy()
         self.leaving = frozenset()
         del self.running[trial_id]

@@ -1,12 +1,12 @@
-from orchestrator.controller.crash_tracker import MOST_DEATHS, Suspects
+from orchestrator.controller.crash_tracker import MOST_DEATHS, CrashTracker
 
 
 def test_nobody_is_suspected_at_first() -> None:
-    assert Suspects().next([]) is None
+    assert CrashTracker().next([]) is None
 
 
 def test_they_go_on_one_at_a_time_in_the_order_of_their_deaths() -> None:
-    suspects = Suspects()
+    suspects = CrashTracker()
     for trial_id in ("0003", "0001", "0002"):
         assert not suspects.note_death(trial_id)
     assert suspects.next(["0007"]) == "0003"
@@ -16,12 +16,12 @@ def test_they_go_on_one_at_a_time_in_the_order_of_their_deaths() -> None:
 
 
 def test_dying_again_and_again_is_a_trial_s_own_doing() -> None:
-    suspects = Suspects()
+    suspects = CrashTracker()
     assert [suspects.note_death("0001") for _ in range(MOST_DEATHS)] == [False] * (MOST_DEATHS - 1) + [True]
 
 
 def test_an_evaluation_clears_it() -> None:
-    suspects = Suspects()
+    suspects = CrashTracker()
     for _ in range(2 * MOST_DEATHS):
         assert not suspects.note_death("0001")
         suspects.clear("0001")

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.controller.controller import Assignment
-from orchestrator.controller.proxy_errors import DIED, Left
-from orchestrator.controller.remote import MirroredConductor, conductor_of
-from orchestrator.state.run_dir import RunFolder, Search
-from orchestrator.storage.locations import create_at, open_at
+from orchestrator.controller.controller import TrialRequest
+from orchestrator.controller.proxy_errors import DIED, TrialExit
+from orchestrator.controller.remote import RemoteSearchController, controller_of
+from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.storage.locations import create_run, open_run
 from orchestrator.storage.mirror import Mirror
-from orchestrator.storage.trial_snapshots import TrialStore
-from orchestrator.storage.working_copy import trial_copy
+from orchestrator.storage.trial_snapshots import TrialSnapshotStore
+from orchestrator.storage.working_copy import working_copy_of
 from tests.support.fake_search import BASE_LOSS, Clock, begin, point, record
-from trials.records.trial_dir import Ending, EndingKind, Origin, TrialFolder, read_trial
+from trials.records.trial_dir import Ending, EndingKind, Origin, TrialDir, read_trial
 
 
 @pytest.fixture
@@ -27,22 +27,22 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def conductor(url: str, search: Search) -> MirroredConductor:
-    run = create_at(url)
+def conductor(url: str, search: Search) -> RemoteSearchController:
+    run = create_run(url)
     run.write_search(dataclasses.replace(search, shortened=1.0))
     return conduct(run)
 
 
-def conduct(run: RunFolder) -> MirroredConductor:
-    found = conductor_of(run, run.read_search(), 2, lambda _: None, Clock())
-    assert isinstance(found, MirroredConductor)
+def conduct(run: RunDir) -> RemoteSearchController:
+    found = controller_of(run, run.read_search(), 2, lambda _: None, Clock())
+    assert isinstance(found, RemoteSearchController)
     return found
 
 
-def work(conductor: MirroredConductor, assignment: Assignment, *losses: float, ends: bool = True) -> None:
+def work(conductor: RemoteSearchController, assignment: TrialRequest, *losses: float, ends: bool = True) -> None:
     """What a worker on another machine does, up to its end or until it dies."""
-    with trial_copy(asdict(assignment)) as copy:
-        folder = TrialFolder(copy.path)
+    with working_copy_of(asdict(assignment)) as copy:
+        folder = TrialDir(copy.path)
         for number, loss in enumerate(losses, 1):
             evaluation = point(loss, 0 if assignment.origin is Origin.BASE else 100 * number)
             record(folder, evaluation, base=assignment.origin is Origin.BASE)
@@ -50,10 +50,10 @@ def work(conductor: MirroredConductor, assignment: Assignment, *losses: float, e
             conductor.on_eval(assignment.trial_id, evaluation)
         if ends:
             folder.end(Ending(EndingKind.FINISHED, "made up"))
-    conductor.on_end(assignment.trial_id, Left() if ends else DIED)
+    conductor.on_end(assignment.trial_id, TrialExit() if ends else DIED)
 
 
-def test_it_acts_on_what_workers_put_on_the_store(conductor: MirroredConductor, url: str) -> None:
+def test_it_acts_on_what_workers_put_on_the_store(conductor: RemoteSearchController, url: str) -> None:
     store = Mirror(url, Path()).store
     base = begin(conductor)
     assert "search.json" in store.names()
@@ -71,7 +71,7 @@ def test_it_acts_on_what_workers_put_on_the_store(conductor: MirroredConductor, 
 
 
 def test_another_machine_goes_on_where_this_one_was(
-    conductor: MirroredConductor, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    conductor: RemoteSearchController, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work(conductor, begin(conductor), BASE_LOSS)
     start = begin(conductor)
@@ -81,8 +81,8 @@ def test_another_machine_goes_on_where_this_one_was(
     assert cut_off.remote is not None
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
-    other = conduct(open_at(url))
-    snapshot = TrialStore(Mirror(url, Path()).store, cut_off.remote["name"]).read()
+    other = conduct(open_run(url))
+    snapshot = TrialSnapshotStore(Mirror(url, Path()).store, cut_off.remote["name"]).read()
     assert snapshot is not None
     assert snapshot.owner is None
     again = begin(other)
@@ -91,7 +91,7 @@ def test_another_machine_goes_on_where_this_one_was(
     assert read_trial(again.folder.parent / start.trial_id).best_eval_loss == 2.5
 
 
-def test_a_trial_whose_worker_died_goes_on_from_what_it_had_put_there(conductor: MirroredConductor) -> None:
+def test_a_trial_whose_worker_died_goes_on_from_what_it_had_put_there(conductor: RemoteSearchController) -> None:
     work(conductor, begin(conductor), BASE_LOSS)
     start = begin(conductor)
     work(conductor, start, ends=False)

@@ -5,8 +5,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from orchestrator.controller.study import CONSTRAINT, STUDY_NAME, Study, Suggestion
-from orchestrator.scheduling.scheduler import Promotion
+from orchestrator.controller.study import CONSTRAINT, STUDY_NAME, StudyRecorder, Suggestion
+from orchestrator.scheduling.scheduler import FreezeThawScheduler
 from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from tests.support.fake_search import point
@@ -18,8 +18,8 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'study.db'}"
 
 
-def ask(study: Study, recipe: Recipe) -> Suggestion:
-    policy = Promotion(recipe.space, recipe.search)
+def ask(study: StudyRecorder, recipe: Recipe) -> Suggestion:
+    policy = FreezeThawScheduler(recipe.space, recipe.search)
     suggestion = study.ask(policy.propose)
     study.begin(suggestion)
     return suggestion
@@ -30,7 +30,7 @@ def trials(url: str) -> list[optuna.trial.FrozenTrial]:
 
 
 def test_starting_points_come_first_and_whole(url: str, small_recipe: Recipe) -> None:
-    study = Study(url, small_recipe)
+    study = StudyRecorder(url, small_recipe)
     first = ask(study, small_recipe)
     assert first.name == "usual"
     assert first.values["learning_rate"] == small_recipe.start["usual"]["learning_rate"]
@@ -40,7 +40,7 @@ def test_starting_points_come_first_and_whole(url: str, small_recipe: Recipe) ->
 
 def test_the_same_seed_proposes_the_same_configurations(tmp_path: Path, small_recipe: Recipe) -> None:
     def proposals(name: str) -> list[object]:
-        study = Study(f"sqlite:///{tmp_path / name}", small_recipe)
+        study = StudyRecorder(f"sqlite:///{tmp_path / name}", small_recipe)
         return [dict(ask(study, small_recipe).values) for _ in range(4)]
 
     first = proposals("a.db")
@@ -49,7 +49,7 @@ def test_the_same_seed_proposes_the_same_configurations(tmp_path: Path, small_re
 
 
 def test_each_outcome_is_told_as_what_it_is(url: str, small_recipe: Recipe) -> None:
-    study = Study(url, small_recipe)
+    study = StudyRecorder(url, small_recipe)
     outcomes = [
         (EndingKind.FINISHED, TrialState.COMPLETE),
         (EndingKind.EARLY_STOPPED, TrialState.COMPLETE),
@@ -71,17 +71,17 @@ def test_each_outcome_is_told_as_what_it_is(url: str, small_recipe: Recipe) -> N
 
 
 def test_a_trial_without_any_loss_is_not_complete(url: str, small_recipe: Recipe) -> None:
-    study = Study(url, small_recipe)
+    study = StudyRecorder(url, small_recipe)
     study.tell(ask(study, small_recipe).number, EndingKind.PRUNED, None)
     assert trials(url)[0].state is TrialState.PRUNED
 
 
 def test_what_ran_when_the_search_was_cut_off_is_still_open(url: str, small_recipe: Recipe) -> None:
-    study = Study(url, small_recipe)
+    study = StudyRecorder(url, small_recipe)
     start, told, running = (ask(study, small_recipe) for _ in range(3))
     study.tell(told.number, EndingKind.FINISHED, 1.0)
     study.report(running.number, point(2.0, 100))
-    resumed = Study(url, small_recipe)  # the process died
+    resumed = StudyRecorder(url, small_recipe)  # the process died
     assert [resumed.is_open(each.number) for each in (start, told, running)] == [True, False, True]
     resumed.report(running.number, point(2.5, 100))  # as it was told before: it counts once
     resumed.report(running.number, point(1.5, 300))
@@ -93,30 +93,30 @@ def test_what_ran_when_the_search_was_cut_off_is_still_open(url: str, small_reci
 
 def test_starting_points_that_were_not_queued_in_time_are(url: str, small_recipe: Recipe) -> None:
     without = small_recipe.model_copy(update={"start": {}})
-    Study(url, without)
-    assert ask(Study(url, small_recipe), small_recipe).name == "usual"
+    StudyRecorder(url, without)
+    assert ask(StudyRecorder(url, small_recipe), small_recipe).name == "usual"
 
 
 def test_the_limit_counts_configurations(url: str, small_recipe: Recipe) -> None:
-    study = Study(url, small_recipe)
+    study = StudyRecorder(url, small_recipe)
     assert study.has_more(1)  # the starting point is only queued
     ask(study, small_recipe)
     assert not study.has_more(1)
     assert study.has_more(2)
-    resumed = Study(url, small_recipe)
+    resumed = StudyRecorder(url, small_recipe)
     assert not resumed.has_more(1)
     assert resumed.has_more(2)
     assert resumed.has_more(None)
 
 
 def test_a_resumed_search_draws_new_configurations(url: str, small_recipe: Recipe) -> None:
-    study = Study(url, small_recipe)
+    study = StudyRecorder(url, small_recipe)
     asked = []
     for _ in range(3):
         suggestion = ask(study, small_recipe)
         asked.append(dict(suggestion.values))
         study.tell(suggestion.number, EndingKind.FINISHED, 1.0)
-    resumed = Study(url, small_recipe)
+    resumed = StudyRecorder(url, small_recipe)
     assert all(dict(ask(resumed, small_recipe).values) not in asked for _ in range(2))
 
 
@@ -131,13 +131,13 @@ def test_lists_of_modules_can_be_searched(url: str) -> None:
         ["space.target_modules={choices: [[q_proj], [q_proj, k_proj, v_proj, o_proj]]}"],
         environ={},
     ).recipe
-    study = Study(url, recipe)
+    study = StudyRecorder(url, recipe)
     seen = {tuple(recipe.trial_config(ask(study, recipe).values).hyperparameters.target_modules) for _ in range(12)}
     assert seen == {("q_proj",), ("q_proj", "k_proj", "v_proj", "o_proj")}
 
 
 def test_scores_are_noted_and_decide_nothing(url: str, small_recipe: Recipe) -> None:
-    study = Study(url, small_recipe)
+    study = StudyRecorder(url, small_recipe)
     study.record_base(3.0, 0.25)
     number = ask(study, small_recipe).number
     for tokens, score in ((100, 0.5), (200, None), (300, 0.75), (400, None)):

@@ -4,16 +4,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from orchestrator.execution.channel import Conversation, Ended, Logged
+from orchestrator.execution.channel import Finished, LoggedMetrics, TrialChannel
 from tests.support.fake_search import point
 
 
 @pytest.fixture
-def conversation() -> Conversation:
-    return Conversation()
+def conversation() -> TrialChannel:
+    return TrialChannel()
 
 
-def test_a_trial_waits_for_the_answer_to_what_it_said(conversation: Conversation) -> None:
+def test_a_trial_waits_for_the_answer_to_what_it_said(conversation: TrialChannel) -> None:
     with ThreadPoolExecutor(1) as trial:
         for goes_on in (True, False):
             asked: Future[bool] = trial.submit(conversation.ask, point(1.5, 100))
@@ -23,27 +23,27 @@ def test_a_trial_waits_for_the_answer_to_what_it_said(conversation: Conversation
             assert asked.result(timeout=5) is goes_on
 
 
-def test_nobody_answers_what_a_trial_logs(conversation: Conversation) -> None:
+def test_nobody_answers_what_a_trial_logs(conversation: TrialChannel) -> None:
     conversation.say({"train/loss": 2.0})
     conversation.answer(goes_on=True)
     assert conversation.ask(point(1.5, 100))
-    assert [conversation.next_word() for _ in range(2)] == [Logged({"train/loss": 2.0}), point(1.5, 100)]
+    assert [conversation.next_word() for _ in range(2)] == [LoggedMetrics({"train/loss": 2.0}), point(1.5, 100)]
 
 
-def test_the_end_comes_after_what_was_said(conversation: Conversation) -> None:
+def test_the_end_comes_after_what_was_said(conversation: TrialChannel) -> None:
     conversation.answer(goes_on=True)
     conversation.ask(point(1.5, 100))
     conversation.end("ValueError: a bad night")
     assert conversation.next_word() == point(1.5, 100)
-    assert conversation.next_word() == Ended("ValueError: a bad night")
+    assert conversation.next_word() == Finished("ValueError: a bad night")
 
 
-def test_broken_off_nobody_waits_again(conversation: Conversation) -> None:
+def test_broken_off_nobody_waits_again(conversation: TrialChannel) -> None:
     with ThreadPoolExecutor(2) as both:
         asked = both.submit(conversation.ask, point(1.5, 100))
         assert conversation.next_word() == point(1.5, 100)
         heard = both.submit(conversation.next_word)
         conversation.break_off()
         assert asked.result(timeout=5) is False
-        assert heard.result(timeout=5) == Ended()
+        assert heard.result(timeout=5) == Finished()
     assert conversation.ask(point(1.4, 200)) is False

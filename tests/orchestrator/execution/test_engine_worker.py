@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from orchestrator.execution import trial_runner as workplace
-from orchestrator.execution.channel import Ended
-from orchestrator.execution.engine_worker import EngineActor
+from orchestrator.execution.channel import Finished
+from orchestrator.execution.engine_worker import EngineWorker
 from orchestrator.execution.loading import load_rows
 from search_spaces.schema import Recipe
 from tests.support.hanging_rows import Hangs
 from trials.data.dataset import TrialData
-from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
 from trials.system.disk_full import says_disk_full
 
 Assign = Callable[..., dict[str, Any]]
@@ -43,7 +43,7 @@ def assign(tmp_path: Path, small_recipe: Recipe, small_data: TrialData) -> Assig
         machine = config.machine.model_copy(update={"checkpoint_evaluations": True, "keep_checkpoints": 1})
         config = config.model_copy(update={"base_eval_loss": 9.0, "evaluation": evaluation, "machine": machine})
         if not resumes:
-            TrialFolder(tmp_path / trial_id).begin(config, origin, "proposed")
+            TrialDir(tmp_path / trial_id).begin(config, origin, "proposed")
         return {
             "trial_id": trial_id,
             "resumes": resumes,
@@ -59,29 +59,29 @@ def assign(tmp_path: Path, small_recipe: Recipe, small_data: TrialData) -> Assig
     return of
 
 
-def hold(actor: EngineActor, trial_id: str) -> tuple[list[EvalPoint], Ended]:
+def hold(actor: EngineWorker, trial_id: str) -> tuple[list[EvalPoint], Finished]:
     """What a holder hears from its trial, which it always lets go on."""
     points = []
-    while not isinstance(word := actor.next_word(trial_id), Ended):
+    while not isinstance(word := actor.next_word(trial_id), Finished):
         points.append(word)
         actor.go_on(trial_id)
     return points, word
 
 
-def hold_both(actor: EngineActor, *trial_ids: str) -> list[tuple[list[EvalPoint], Ended]]:
+def hold_both(actor: EngineWorker, *trial_ids: str) -> list[tuple[list[EvalPoint], Finished]]:
     """What the holders of trials side by side hear."""
     with ThreadPoolExecutor(len(trial_ids)) as holders:
         return list(holders.map(lambda trial_id: hold(actor, trial_id), trial_ids))
 
 
 def test_trials_side_by_side_say_what_they_leave_on_disk(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineActor(slots=2, cpu_threads=1)
+    actor = EngineWorker(slots=2, cpu_threads=1)
     for trial_id in ("0000", "0001"):
         actor.begin(assign(trial_id))
     heard = hold_both(actor, "0000", "0001")
     for trial_id, (points, ended) in zip(("0000", "0001"), heard, strict=True):
         record = read_trial(tmp_path / trial_id)
-        assert ended == Ended()
+        assert ended == Finished()
         assert points == list(record.points)
         assert record.ending is not None
         assert record.ending.kind is EndingKind.FINISHED
@@ -89,14 +89,14 @@ def test_trials_side_by_side_say_what_they_leave_on_disk(tmp_path: Path, assign:
 
 
 def test_a_stopped_trial_gives_its_slot_away_at_once(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineActor(slots=1, cpu_threads=1)
+    actor = EngineWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1000))
     assert isinstance(actor.next_word("0001"), EvalPoint)
     actor.begin(assign("0002"))
     time.sleep(0.5)
     assert not (tmp_path / "0002" / "metrics.jsonl").exists()
     actor.release("0001")
-    assert actor.next_word("0001") == Ended()
+    assert actor.next_word("0001") == Finished()
     points, _ = hold(actor, "0002")
     assert points
     stopped: TrialRecord = read_trial(tmp_path / "0001")
@@ -104,7 +104,7 @@ def test_a_stopped_trial_gives_its_slot_away_at_once(tmp_path: Path, assign: Ass
 
 
 def test_a_trial_that_nobody_waits_for_leaves_in_the_middle_of_its_training(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineActor(slots=1, cpu_threads=1)
+    actor = EngineWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1))  # minutes
     while not list((tmp_path / "0001").glob("tensorboard/events.*")):
         time.sleep(0.05)
@@ -118,7 +118,7 @@ def test_a_trial_that_nobody_waits_for_leaves_in_the_middle_of_its_training(tmp_
 
 
 def test_a_paused_trial_goes_on_from_its_checkpoint_as_if_it_had_run_through(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineActor(slots=2, cpu_threads=1)
+    actor = EngineWorker(slots=2, cpu_threads=1)
     actor.begin(assign("0001", train_tokens=2500))
     through, _ = hold(actor, "0001")
     actor.begin(assign("0002", train_tokens=2500))
@@ -135,7 +135,7 @@ def test_a_paused_trial_goes_on_from_its_checkpoint_as_if_it_had_run_through(tmp
 
 
 def test_a_stretch_waits_for_the_one_before_it_in_the_same_folder(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineActor(slots=2, cpu_threads=1)
+    actor = EngineWorker(slots=2, cpu_threads=1)
     actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1))  # minutes
     before = actor._threads["0001"]
     while not list((tmp_path / "0001").glob("tensorboard/events.*")):
@@ -147,7 +147,7 @@ def test_a_stretch_waits_for_the_one_before_it_in_the_same_folder(tmp_path: Path
 
 
 def test_a_trial_is_gone_when_its_release_returns(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineActor(slots=1, cpu_threads=1)
+    actor = EngineWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1))
     while not list((tmp_path / "0001").glob("tensorboard/events.*")):
         time.sleep(0.05)
@@ -158,7 +158,7 @@ def test_a_trial_is_gone_when_its_release_returns(tmp_path: Path, assign: Assign
 
 
 def test_a_trial_that_is_to_go_on_and_has_no_checkpoint_begins_nothing(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineActor(slots=1, cpu_threads=1)
+    actor = EngineWorker(slots=1, cpu_threads=1)
     assign("0001")
     actor.begin(assign("0001", resumes=True))
     _, ended = hold(actor, "0001")
@@ -167,7 +167,7 @@ def test_a_trial_that_is_to_go_on_and_has_no_checkpoint_begins_nothing(tmp_path:
 
 
 def test_data_that_hangs_is_seen_from_outside(assign: Assign, monkeypatch: pytest.MonkeyPatch) -> None:
-    actor = EngineActor(slots=1, cpu_threads=1)
+    actor = EngineWorker(slots=1, cpu_threads=1)
     assert actor.seconds_since_progress() is None
     hangs = Hangs()
     monkeypatch.setattr(workplace, "load_rows", lambda *given: hangs.instead_of(*load_rows(*given)))
@@ -183,7 +183,7 @@ def test_data_that_hangs_is_seen_from_outside(assign: Assign, monkeypatch: pytes
 
 
 def test_an_engine_that_takes_its_time_to_open_does_not_hang(assign: Assign, monkeypatch: pytest.MonkeyPatch) -> None:
-    actor, is_open = EngineActor(slots=1, cpu_threads=1), threading.Event()
+    actor, is_open = EngineWorker(slots=1, cpu_threads=1), threading.Event()
 
     def slow(*given: Any) -> Any:
         is_open.wait()
@@ -200,7 +200,7 @@ def test_an_engine_that_takes_its_time_to_open_does_not_hang(assign: Assign, mon
 
 
 def test_a_full_disk_is_no_failure_of_the_trial(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineActor(slots=1, cpu_threads=1)
+    actor = EngineWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001"))
     (tmp_path / "0001" / "metrics.jsonl").symlink_to("/dev/full")
     _, ended = hold(actor, "0001")
@@ -210,7 +210,7 @@ def test_a_full_disk_is_no_failure_of_the_trial(tmp_path: Path, assign: Assign) 
 
 
 def test_a_trial_that_fails_leaves_alone(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineActor(slots=2, cpu_threads=1)
+    actor = EngineWorker(slots=2, cpu_threads=1)
     assignment = assign("0001")
     (tmp_path / "0001" / "adapter.new").touch()  # in the way of its first adapter
     actor.begin(assignment)
@@ -221,24 +221,24 @@ def test_a_trial_that_fails_leaves_alone(tmp_path: Path, assign: Assign) -> None
     assert ending is not None
     assert ending.kind is EndingKind.FAILED
     assert points
-    assert ended == Ended()
+    assert ended == Finished()
 
 
 def test_other_rows_than_the_search_began_with_are_refused(assign: Assign) -> None:
-    actor = EngineActor(slots=1, cpu_threads=1)
+    actor = EngineWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001", fingerprint="other"))
     assert "the data or the tokenizer has changed" in str(actor.next_word("0001").error)  # type: ignore[union-attr]
 
 
 def test_a_trial_that_is_not_there_has_ended() -> None:
-    actor = EngineActor(slots=1, cpu_threads=1)
-    assert actor.next_word("0009") == Ended()
+    actor = EngineWorker(slots=1, cpu_threads=1)
+    assert actor.next_word("0009") == Finished()
     actor.go_on("0009")
     actor.release("0009")
 
 
 def test_a_process_whose_engine_has_broken_down_ends(assign: Assign, monkeypatch: pytest.MonkeyPatch) -> None:
-    actor = EngineActor(slots=1, cpu_threads=1)
+    actor = EngineWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001"))
     hold(actor, "0001")
     codes: list[int] = []
@@ -270,7 +270,7 @@ def test_a_process_whose_gpu_breaks_down_while_the_engine_opens_ends(
     codes: list[int] = []
     monkeypatch.setattr("os._exit", codes.append)
     monkeypatch.setattr("trials.engine.engine.Engine.__init__", breaks)
-    actor = EngineActor(slots=1, cpu_threads=1)
+    actor = EngineWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001"))
     assert error in str(actor.next_word("0001").error)  # type: ignore[union-attr]
     actor._threads["0001"].join()

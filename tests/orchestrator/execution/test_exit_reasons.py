@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
 
-from orchestrator.controller.proxy_errors import DIED, How, Left
+from orchestrator.controller.proxy_errors import DIED, ExitKind, TrialExit
 from orchestrator.execution.exit_reasons import how_it_left
-from orchestrator.execution.trial_proxy import FailedInEngine
+from orchestrator.execution.trial_proxy import TrialFailedRemotely
 from orchestrator.storage.visibility import UNSEEN
 
 IN_ENGINE = """Traceback (most recent call last):
@@ -29,29 +29,35 @@ def task_error(cause: Exception) -> RayTaskError:
     [
         (ActorDiedError(), True, DIED),
         (task_error(ActorDiedError()), True, DIED),
-        (task_error(OSError("no threads left")), True, Left(How.MISHAP, "OSError: no threads left")),
-        (task_error(GetTimeoutError("it takes long")), True, Left(How.MISHAP, "GetTimeoutError: it takes long")),
-        (task_error(OSError("no such file")), False, Left(How.DEATH, "OSError: no such file")),
+        (task_error(OSError("no threads left")), True, TrialExit(ExitKind.MISHAP, "OSError: no threads left")),
         (
-            task_error(FailedInEngine(IN_ENGINE.format(kind="torch.cuda.CudaError"))),
+            task_error(GetTimeoutError("it takes long")),
             True,
-            Left(How.DEATH, "torch.cuda.CudaError: text"),
+            TrialExit(ExitKind.MISHAP, "GetTimeoutError: it takes long"),
+        ),
+        (task_error(OSError("no such file")), False, TrialExit(ExitKind.DEATH, "OSError: no such file")),
+        (
+            task_error(TrialFailedRemotely(IN_ENGINE.format(kind="torch.cuda.CudaError"))),
+            True,
+            TrialExit(ExitKind.DEATH, "torch.cuda.CudaError: text"),
         ),
         (
-            task_error(FailedInEngine(IN_ENGINE.format(kind="trials.training.outcome.NotHeardError"))),
+            task_error(TrialFailedRemotely(IN_ENGINE.format(kind="trials.training.outcome.ReportingError"))),
             True,
-            Left(How.MISHAP, "text"),
+            TrialExit(ExitKind.MISHAP, "text"),
         ),
     ],
 )
-def test_whose_doing_it_was(error: Exception, left: Left, *, is_held: bool) -> None:
+def test_whose_doing_it_was(error: Exception, left: TrialExit, *, is_held: bool) -> None:
     assert how_it_left(error, str(error), is_held=is_held) == left
 
 
 def test_a_node_that_does_not_see_the_run_folder_is_no_trial_s_doing() -> None:
-    error = task_error(FailedInEngine(f"Traceback:\n  File\nRunFolderError: node {UNSEEN} it"))
-    assert how_it_left(error, str(error), is_held=True).how is How.MISHAP
+    error = task_error(TrialFailedRemotely(f"Traceback:\n  File\nRunFolderError: node {UNSEEN} it"))
+    assert how_it_left(error, str(error), is_held=True).how is ExitKind.MISHAP
 
 
 def test_what_tune_kept_no_error_of_has_its_text() -> None:
-    assert how_it_left(None, "Traceback:\n  File\nKeyError: 'x'\n", is_held=True) == Left(How.MISHAP, "KeyError: 'x'")
+    assert how_it_left(None, "Traceback:\n  File\nKeyError: 'x'\n", is_held=True) == TrialExit(
+        ExitKind.MISHAP, "KeyError: 'x'"
+    )

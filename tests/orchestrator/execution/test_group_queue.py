@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from orchestrator.execution import group_queue as desk_module
-from orchestrator.execution.channel import Ended, Logged
-from orchestrator.execution.group_queue import Desk
+from orchestrator.execution.channel import Finished, LoggedMetrics
+from orchestrator.execution.group_queue import GroupQueue
 from tests.support.fake_search import point
 from tests.support.waiting import wait_until
 
@@ -22,13 +22,13 @@ AT_ONCE = 0.3
 OF_ITS_OWN = "Traceback (most recent call last):\n  ...\nValueError: no such row\n"
 HEARD = (
     "Traceback (most recent call last):\n  ...\n"
-    "trials.errors.RankError: on another of the trial's GPUs: ValueError: no such row\n"
+    "trials.errors.PeerError: on another of the trial's GPUs: ValueError: no such row\n"
 )
 
 
 @pytest.fixture
-def desk() -> Iterator[Desk]:
-    desk = Desk(2)
+def desk() -> Iterator[GroupQueue]:
+    desk = GroupQueue(2)
     yield desk
     desk.close()
 
@@ -43,7 +43,7 @@ def assignment(trial_id: str, stretch: int = 1) -> Mapping[str, Any]:
     return {"trial_id": trial_id, "stretch": stretch}
 
 
-def taken(desk: Desk, number: int = 0) -> tuple[int, Mapping[str, Any]]:
+def taken(desk: GroupQueue, number: int = 0) -> tuple[int, Mapping[str, Any]]:
     """The turn that both ranks are given."""
     first, second = desk.next_turn(number), desk.next_turn(number)
     assert first is not None
@@ -59,12 +59,12 @@ def waits(future: Future[Any]) -> bool:
     return False
 
 
-def end_by_both(desk: Desk, number: int, *errors: str | None) -> None:
+def end_by_both(desk: GroupQueue, number: int, *errors: str | None) -> None:
     for rank, error in enumerate(errors or (None, None)):
         desk.end(number, rank, error)
 
 
-def test_every_rank_takes_every_turn_in_order(desk: Desk, calls: ThreadPoolExecutor) -> None:
+def test_every_rank_takes_every_turn_in_order(desk: GroupQueue, calls: ThreadPoolExecutor) -> None:
     def serve(rank: int) -> list[str]:
         served, number = [], 0
         while (turn := desk.next_turn(number)) is not None:
@@ -77,33 +77,33 @@ def test_every_rank_takes_every_turn_in_order(desk: Desk, calls: ThreadPoolExecu
     ranks = [calls.submit(serve, rank) for rank in range(2)]
     for trial_id in ("0001", "0002", "0003"):
         desk.begin(assignment(trial_id))
-    assert [desk.next_word(trial_id) for trial_id in ("0001", "0002", "0003")] == [Ended()] * 3
+    assert [desk.next_word(trial_id) for trial_id in ("0001", "0002", "0003")] == [Finished()] * 3
     assert all(waits(rank) for rank in ranks)  # for more
     desk.close()
     assert [rank.result(WAIT) for rank in ranks] == [["0001", "0002", "0003"]] * 2
 
 
-def test_evaluations_are_answered_and_figures_are_not(desk: Desk, calls: ThreadPoolExecutor) -> None:
+def test_evaluations_are_answered_and_figures_are_not(desk: GroupQueue, calls: ThreadPoolExecutor) -> None:
     desk.begin(assignment("0001"))
     number, _ = taken(desk)
     desk.say(number, {"train/loss": 2.0})
     asked = calls.submit(desk.ask, number, point(2.0, 100))
-    assert desk.next_word("0001") == Logged({"train/loss": 2.0})
+    assert desk.next_word("0001") == LoggedMetrics({"train/loss": 2.0})
     assert desk.next_word("0001") == point(2.0, 100)
     assert waits(asked)
     desk.go_on("0001")
     assert asked.result(WAIT) is True
 
 
-def test_a_turn_that_was_called_off_before_it_began_is_skipped(desk: Desk) -> None:
+def test_a_turn_that_was_called_off_before_it_began_is_skipped(desk: GroupQueue) -> None:
     for trial_id in ("0001", "0002"):
         desk.begin(assignment(trial_id))
     desk.release("0001")
     assert taken(desk) == (1, assignment("0002"))
-    assert desk.next_word("0001") == Ended()
+    assert desk.next_word("0001") == Finished()
 
 
-def test_a_turn_that_one_rank_has_taken_is_given_to_the_other(desk: Desk, calls: ThreadPoolExecutor) -> None:
+def test_a_turn_that_one_rank_has_taken_is_given_to_the_other(desk: GroupQueue, calls: ThreadPoolExecutor) -> None:
     desk.begin(assignment("0001"))
     assert desk.next_turn(0) == (0, assignment("0001"))
     released = calls.submit(desk.release, "0001")
@@ -113,7 +113,7 @@ def test_a_turn_that_one_rank_has_taken_is_given_to_the_other(desk: Desk, calls:
     released.result(WAIT)
 
 
-def test_a_trial_that_waits_for_its_word_is_told_to_stop(desk: Desk, calls: ThreadPoolExecutor) -> None:
+def test_a_trial_that_waits_for_its_word_is_told_to_stop(desk: GroupQueue, calls: ThreadPoolExecutor) -> None:
     desk.begin(assignment("0001"))
     number, _ = taken(desk)
     asked = calls.submit(desk.ask, number, point(2.0, 100))
@@ -128,7 +128,7 @@ def test_a_trial_that_waits_for_its_word_is_told_to_stop(desk: Desk, calls: Thre
     released.result(WAIT)
 
 
-def test_a_trial_at_work_hears_that_it_is_called_off(desk: Desk, calls: ThreadPoolExecutor) -> None:
+def test_a_trial_at_work_hears_that_it_is_called_off(desk: GroupQueue, calls: ThreadPoolExecutor) -> None:
     desk.begin(assignment("0001"))
     number, _ = taken(desk)
     called_off = calls.submit(desk.called_off, number)
@@ -140,7 +140,7 @@ def test_a_trial_at_work_hears_that_it_is_called_off(desk: Desk, calls: ThreadPo
     released.result(WAIT)
 
 
-def test_what_asks_whether_it_is_called_off_hears_of_the_end(desk: Desk, calls: ThreadPoolExecutor) -> None:
+def test_what_asks_whether_it_is_called_off_hears_of_the_end(desk: GroupQueue, calls: ThreadPoolExecutor) -> None:
     desk.begin(assignment("0001"))
     number, _ = taken(desk)
     called_off = calls.submit(desk.called_off, number)
@@ -149,17 +149,19 @@ def test_what_asks_whether_it_is_called_off_hears_of_the_end(desk: Desk, calls: 
     called_off.result(WAIT)
 
 
-def test_a_finished_trial_is_released_at_once(desk: Desk) -> None:
+def test_a_finished_trial_is_released_at_once(desk: GroupQueue) -> None:
     desk.begin(assignment("0001"))
     number, _ = taken(desk)
     end_by_both(desk, number)
     desk.release("0001")
     desk.release("0001")
     desk.go_on("0001")
-    assert desk.next_word("0001") == Ended()
+    assert desk.next_word("0001") == Finished()
 
 
-def test_a_trial_comes_again_while_its_earlier_turn_is_on_its_way_out(desk: Desk, calls: ThreadPoolExecutor) -> None:
+def test_a_trial_comes_again_while_its_earlier_turn_is_on_its_way_out(
+    desk: GroupQueue, calls: ThreadPoolExecutor
+) -> None:
     desk.begin(assignment("0001", stretch=1))
     number, _ = taken(desk)
     called_off = calls.submit(desk.called_off, number)
@@ -175,21 +177,21 @@ def test_a_trial_comes_again_while_its_earlier_turn_is_on_its_way_out(desk: Desk
 
 
 @pytest.mark.parametrize("errors", [(OF_ITS_OWN, HEARD), (HEARD, OF_ITS_OWN)], ids=["first", "second"])
-def test_the_rank_s_own_error_is_said_and_not_what_the_other_heard(desk: Desk, errors: tuple[str, str]) -> None:
+def test_the_rank_s_own_error_is_said_and_not_what_the_other_heard(desk: GroupQueue, errors: tuple[str, str]) -> None:
     desk.begin(assignment("0001"))
     number, _ = taken(desk)
     end_by_both(desk, number, *errors)
-    assert desk.next_word("0001") == Ended(OF_ITS_OWN)
+    assert desk.next_word("0001") == Finished(OF_ITS_OWN)
 
 
-def test_what_fails_on_one_alone_is_an_error(desk: Desk) -> None:
+def test_what_fails_on_one_alone_is_an_error(desk: GroupQueue) -> None:
     desk.begin(assignment("0001"))
     number, _ = taken(desk)
     end_by_both(desk, number, None, OF_ITS_OWN)
-    assert desk.next_word("0001") == Ended(OF_ITS_OWN)
+    assert desk.next_word("0001") == Finished(OF_ITS_OWN)
 
 
-def test_a_rank_that_fails_alone_leaves_the_others_waiting(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_fails_alone_leaves_the_others_waiting(desk: GroupQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desk_module, "_FAREWELL_SECONDS", 1.0)
     for rank in range(2):
         desk.beat(rank, None)
@@ -202,7 +204,7 @@ def test_a_rank_that_fails_alone_leaves_the_others_waiting(desk: Desk, monkeypat
     assert desk.seconds_since_progress() is None
 
 
-def test_the_rank_that_is_silent_longest_counts(desk: Desk) -> None:
+def test_the_rank_that_is_silent_longest_counts(desk: GroupQueue) -> None:
     desk.beat(0, 1.0)
     opening = desk.seconds_since_progress()
     assert opening is not None
@@ -224,7 +226,7 @@ def test_the_rank_that_is_silent_longest_counts(desk: Desk) -> None:
 
 
 def test_a_rank_that_had_nothing_to_do_and_is_not_heard_of_any_more_is_missed(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: GroupQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(desk_module, "_MISSING_SECONDS", 0.2)
     desk.beat(0, None)
@@ -232,20 +234,20 @@ def test_a_rank_that_had_nothing_to_do_and_is_not_heard_of_any_more_is_missed(
     assert wait_until(lambda: (desk.seconds_since_progress() or 0.0) > 0.4, WAIT)
 
 
-def test_processes_that_never_come_are_missed(desk: Desk) -> None:
+def test_processes_that_never_come_are_missed(desk: GroupQueue) -> None:
     desk.beat(0, None)
     first = desk.seconds_since_progress()
     assert first is not None
     assert wait_until(lambda: (desk.seconds_since_progress() or 0.0) > first, WAIT)
 
 
-def test_a_trial_that_is_not_there_has_ended(desk: Desk) -> None:
-    assert desk.next_word("0009") == Ended()
+def test_a_trial_that_is_not_there_has_ended(desk: GroupQueue) -> None:
+    assert desk.next_word("0009") == Finished()
     desk.go_on("0009")
     desk.release("0009")
 
 
-def test_a_closed_desk_sends_everybody_home(desk: Desk, calls: ThreadPoolExecutor) -> None:
+def test_a_closed_desk_sends_everybody_home(desk: GroupQueue, calls: ThreadPoolExecutor) -> None:
     waiting = [calls.submit(desk.next_turn, 0) for _ in range(2)]
     assert all(waits(future) for future in waiting)
     desk.close()
@@ -254,7 +256,7 @@ def test_a_closed_desk_sends_everybody_home(desk: Desk, calls: ThreadPoolExecuto
     assert desk.next_turn(0) is None
 
 
-def test_trials_come_and_go_from_many_threads(desk: Desk, calls: ThreadPoolExecutor) -> None:
+def test_trials_come_and_go_from_many_threads(desk: GroupQueue, calls: ThreadPoolExecutor) -> None:
     """Turns that end, are called off and come again, at random moments: nobody waits for ever."""
 
     def serve(rank: int) -> int:
@@ -270,7 +272,7 @@ def test_trials_come_and_go_from_many_threads(desk: Desk, calls: ThreadPoolExecu
     def hold(trial_id: str) -> None:
         for stretch in range(20):
             desk.begin(assignment(trial_id, stretch))
-            if stretch % 3 and not isinstance(desk.next_word(trial_id), Ended):
+            if stretch % 3 and not isinstance(desk.next_word(trial_id), Finished):
                 desk.go_on(trial_id)
             desk.release(trial_id)
 

@@ -13,7 +13,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from orchestrator.execution import tune_run as tuner
-from orchestrator.execution.worker_pool import Engines, cores_of_nodes
+from orchestrator.execution.worker_pool import WorkerPool, cores_of_nodes
 from orchestrator.state.run_dir import Placement
 from tests.orchestrator.execution.test_worker_pool import make_engine_search
 from tests.support.waiting import wait_until
@@ -32,7 +32,7 @@ def cluster() -> Iterator[Cluster]:
 def test_trials_go_to_the_engines_that_are_left_until_a_machine_is_back(cluster: Cluster) -> None:
     leaving = cluster.add_node(num_cpus=1, num_gpus=1)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    engines = Engines(replace(make_engine_search(), gpus_per_trial=1), Placement(engines=2, slots=4))
+    engines = WorkerPool(replace(make_engine_search(), gpus_per_trial=1), Placement(engines=2, slots=4))
     processes = {name: ray.get(ray.get_actor(name).ready.remote()) for name in ("engine-0", "engine-1")}
     raylet = leaving.all_processes["raylet"][0].process.pid
     gone, stays = sorted(processes, key=lambda name: psutil.Process(processes[name]).ppid() != raylet)
@@ -74,7 +74,7 @@ def test_a_cluster_without_cores_for_trials_is_refused() -> None:
         ray.shutdown()
 
 
-def stays_away(engines: Engines, name: str, seconds: float) -> bool:
+def stays_away(engines: WorkerPool, name: str, seconds: float) -> bool:
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         engines.restart_hung()

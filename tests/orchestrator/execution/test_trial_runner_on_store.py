@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.trial_runner import Workplace
+from orchestrator.execution.trial_runner import TrialRunner
 from orchestrator.storage.mirror import Mirror
 from search_spaces.schema import Recipe
 from tests.support.process_pool import Together
 from trials.console.logs import LOG_FILE
 from trials.data.dataset import TrialData
-from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
-from trials.system.distributed import ALONE, Ranks
+from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.system.distributed import ALONE, ProcessGroup
 from trials.training.evaluation_loop import Decision
 
 NEAR = 1e-5
-_workplaces: list[Workplace] = []
+_workplaces: list[TrialRunner] = []
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ class Handed:
         self._config = config.model_copy(update={"base_eval_loss": 9.0, "machine": machine})
         self._fingerprint = data.fingerprint
         self._folder = self._mirror.path / "trials" / "0001"
-        TrialFolder(self._folder).begin(self._config, Origin.PROPOSED, "proposed", data.fingerprint)
+        TrialDir(self._folder).begin(self._config, Origin.PROPOSED, "proposed", data.fingerprint)
 
     def run(self, work: Callable[[Mapping[str, Any], int], Any], *, owner: str, stop_at_evaluation: int) -> TrialRecord:
         """One stretch of it; what the search's machine knows then, which has no weights."""
@@ -73,10 +73,10 @@ class Handed:
         return read_trial(self._folder)
 
 
-def train(ranks: Ranks, assignment: Mapping[str, Any], stop_at_evaluation: int) -> list[float]:
+def train(ranks: ProcessGroup, assignment: Mapping[str, Any], stop_at_evaluation: int) -> list[float]:
     """A rank's part of one stretch; the losses that it heard of."""
     if not _workplaces:
-        _workplaces.append(Workplace(1, ranks))
+        _workplaces.append(TrialRunner(1, ranks))
     losses: list[float] = []
 
     def on_eval(point: EvalPoint) -> Decision:

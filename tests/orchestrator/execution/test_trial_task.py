@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.controller.controller import Conductor
+from orchestrator.controller.controller import SearchController
 from orchestrator.execution import tune_run as tuner
 from orchestrator.state.run_dir import Placement
 from tests.orchestrator.execution.test_worker_pool import make_engine_search
@@ -17,7 +17,7 @@ def test_a_trial_s_log_and_its_process_s_output_are_in_the_run_folder(tmp_path: 
     search = replace(make_engine_search("engine=trl", "trials=1"), placement=Placement(engines=0, slots=1))
     run = make_run(tmp_path / "run", search)
     with tuner.ray_session(dashboard=False):
-        tuner.run_tune(Conductor(run, search, 1, lambda _: None), run)
+        tuner.run_tune(SearchController(run, search, 1, lambda _: None), run)
     base, trial = run.records()
     assert trial.points
     for record in (base, trial):

@@ -20,26 +20,26 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from benchmarks.system.sleeping_engine import SleepingEngine
-from orchestrator.controller.controller import Conductor
+from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, TrialEvaluated, TrialStarted
 from orchestrator.controller.study import STUDY_NAME
 from orchestrator.execution import tune_adapters as tune_plugins
 from orchestrator.execution import tune_run as tuner
-from orchestrator.execution.worker_pool import Engines
-from orchestrator.state.run_dir import Placement, RunFolder, Search
+from orchestrator.execution.worker_pool import WorkerPool
+from orchestrator.state.run_dir import Placement, RunDir, Search
 from orchestrator.storage.visibility import UNSEEN
 from search_spaces.schema import Recipe
 from tests.support.fake_search import BASE_LOSS, make_conductor, make_run, make_search, point, record, run_base
 from trials.config import TrialConfig
 from trials.errors import SearchBroken
-from trials.records.trial_dir import EndingKind, EvalPoint, TrialFolder
+from trials.records.trial_dir import EndingKind, EvalPoint, TrialDir
 
 APART = Placement(engines=0, slots=1)
 """Every trial in a process of its own."""
 
 
 @pytest.fixture
-def conductor(run: RunFolder, search: Search) -> Conductor:
+def conductor(run: RunDir, search: Search) -> SearchController:
     return make_conductor(run, search, slots=2)
 
 
@@ -51,8 +51,8 @@ def python_handles_sigint() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_suggestion_is_all_that_a_worker_needs(conductor: Conductor, run: RunFolder, search: Search) -> None:
-    searcher = tune_plugins.ConductedSearcher(conductor, run, Engines(search, APART))
+def test_a_suggestion_is_all_that_a_worker_needs(conductor: SearchController, run: RunDir, search: Search) -> None:
+    searcher = tune_plugins.SearcherAdapter(conductor, run, WorkerPool(search, APART))
     base = searcher.suggest("a")
     assert isinstance(base, dict)
     assert (base["trial_id"], base["origin"]) == ("0000", "base")
@@ -69,16 +69,18 @@ def test_a_suggestion_is_all_that_a_worker_needs(conductor: Conductor, run: RunF
     assert searcher.suggest("d") is None  # both slots are taken
 
 
-def test_the_searcher_is_finished_when_the_conductor_is(conductor: Conductor, run: RunFolder, search: Search) -> None:
+def test_the_searcher_is_finished_when_the_conductor_is(
+    conductor: SearchController, run: RunDir, search: Search
+) -> None:
     conductor.interrupt()
-    assert tune_plugins.ConductedSearcher(conductor, run, Engines(search, APART)).suggest("a") == Searcher.FINISHED
+    assert tune_plugins.SearcherAdapter(conductor, run, WorkerPool(search, APART)).suggest("a") == Searcher.FINISHED
 
 
 def test_a_trial_whose_process_died_goes_on_in_a_stretch_of_its_own(
-    conductor: Conductor, run: RunFolder, search: Search
+    conductor: SearchController, run: RunDir, search: Search
 ) -> None:
     run_base(run, conductor)
-    searcher = tune_plugins.ConductedSearcher(conductor, run, Engines(search, APART))
+    searcher = tune_plugins.SearcherAdapter(conductor, run, WorkerPool(search, APART))
     searcher.suggest("b")
     searcher.on_trial_complete("b", error=True)
     assert run.records()[1].ending is None
@@ -86,7 +88,7 @@ def test_a_trial_whose_process_died_goes_on_in_a_stretch_of_its_own(
     assert isinstance(again, dict)
     assert (again["trial_id"], again["stretch"]) == ("0001", "0001-2")
     (run.path / "ray" / "0001-3").mkdir(parents=True)  # of an earlier session
-    resumed = tune_plugins.ConductedSearcher(conductor, run, Engines(search, APART))
+    resumed = tune_plugins.SearcherAdapter(conductor, run, WorkerPool(search, APART))
     resumed._stretches |= {"0001", "0001-2"}
     searcher.on_trial_complete("c", error=True)
     last = resumed.suggest("d")
@@ -94,25 +96,25 @@ def test_a_trial_whose_process_died_goes_on_in_a_stretch_of_its_own(
     assert last["stretch"] == "0001-4"
 
 
-def test_the_scheduler_says_what_the_conductor_says(conductor: Conductor, run: RunFolder, search: Search) -> None:
+def test_the_scheduler_says_what_the_conductor_says(conductor: SearchController, run: RunDir, search: Search) -> None:
     run_base(run, conductor, BASE_LOSS)
-    searcher = tune_plugins.ConductedSearcher(conductor, run, Engines(search, APART))
+    searcher = tune_plugins.SearcherAdapter(conductor, run, WorkerPool(search, APART))
     start, other = (SimpleNamespace(config=searcher.suggest(name)) for name in "bc")
-    scheduler = tune_plugins.ConductedScheduler(conductor, searcher)
+    scheduler = tune_plugins.SchedulerAdapter(conductor, searcher)
     # A starting point runs to its end; one that is worse than the base after a third of it needn't go on.
     for trial, loss, word in ((start, 1.5, TrialScheduler.CONTINUE), (other, 9.0, TrialScheduler.STOP)):
         evaluation = point(loss, 300)
-        record(TrialFolder(run.trial(trial.config["trial_id"])), evaluation)
+        record(TrialDir(run.trial(trial.config["trial_id"])), evaluation)
         assert scheduler.on_trial_result(None, trial, {**asdict(evaluation), "training_iteration": 1}) == word
 
 
 @pytest.fixture
-def scheduler(conductor: Conductor, run: RunFolder, search: Search) -> tune_plugins.ConductedScheduler:
-    searcher = tune_plugins.ConductedSearcher(conductor, run, Engines(search, APART))
-    return tune_plugins.ConductedScheduler(conductor, searcher)
+def scheduler(conductor: SearchController, run: RunDir, search: Search) -> tune_plugins.SchedulerAdapter:
+    searcher = tune_plugins.SearcherAdapter(conductor, run, WorkerPool(search, APART))
+    return tune_plugins.SchedulerAdapter(conductor, searcher)
 
 
-def test_a_process_that_has_become_free_is_the_newest_trial_s(scheduler: tune_plugins.ConductedScheduler) -> None:
+def test_a_process_that_has_become_free_is_the_newest_trial_s(scheduler: tune_plugins.SchedulerAdapter) -> None:
     states = (Trial.TERMINATED, Trial.PENDING, Trial.PENDING, Trial.RUNNING)
     trials = [SimpleNamespace(status=state) for state in states]
     chosen = scheduler.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials))
@@ -121,7 +123,10 @@ def test_a_process_that_has_become_free_is_the_newest_trial_s(scheduler: tune_pl
 
 
 def test_a_machine_that_does_not_see_its_trial_is_named_in_the_log(
-    conductor: Conductor, scheduler: tune_plugins.ConductedScheduler, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    conductor: SearchController,
+    scheduler: tune_plugins.SchedulerAdapter,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "error.txt").write_text(f"Traceback\n  File\nRunFolderError: third {UNSEEN}, /mnt/0001. Mount it.\n")
     trial = {"trial_id": "a", "config": {"engine": None}, "get_pickled_error": lambda: None}
@@ -130,16 +135,18 @@ def test_a_machine_that_does_not_see_its_trial_is_named_in_the_log(
     assert not conductor.must_stop
 
 
-def test_everything_stops_when_the_conductor_says_so(conductor: Conductor, run: RunFolder, search: Search) -> None:
-    engines = Engines(search, APART)
-    stopper = tune_plugins.ConductedStopper(conductor, tune_plugins.ConductedSearcher(conductor, run, engines), engines)
+def test_everything_stops_when_the_conductor_says_so(conductor: SearchController, run: RunDir, search: Search) -> None:
+    engines = WorkerPool(search, APART)
+    stopper = tune_plugins.StopperAdapter(conductor, tune_plugins.SearcherAdapter(conductor, run, engines), engines)
     assert not stopper.stop_all()
     assert not stopper("a", {})
     conductor.interrupt()
     assert stopper.stop_all()
 
 
-def test_the_first_interrupt_is_ours_the_second_is_pythons(conductor: Conductor, python_handles_sigint: None) -> None:
+def test_the_first_interrupt_is_ours_the_second_is_pythons(
+    conductor: SearchController, python_handles_sigint: None
+) -> None:
     with tuner._interrupts(conductor):
         signal.raise_signal(signal.SIGINT)
         assert conductor.was_interrupted
@@ -148,15 +155,17 @@ def test_the_first_interrupt_is_ours_the_second_is_pythons(conductor: Conductor,
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_what_tune_pickles_leaves_the_conductor_behind(conductor: Conductor, run: RunFolder, search: Search) -> None:
-    engines = Engines(search, APART)
-    searcher = tune_plugins.ConductedSearcher(conductor, run, engines)
-    scheduler = tune_plugins.ConductedScheduler(conductor, searcher)
-    for adapter in (searcher, scheduler, tune_plugins.ConductedStopper(conductor, searcher, engines)):
+def test_what_tune_pickles_leaves_the_conductor_behind(
+    conductor: SearchController, run: RunDir, search: Search
+) -> None:
+    engines = WorkerPool(search, APART)
+    searcher = tune_plugins.SearcherAdapter(conductor, run, engines)
+    scheduler = tune_plugins.SchedulerAdapter(conductor, searcher)
+    for adapter in (searcher, scheduler, tune_plugins.StopperAdapter(conductor, searcher, engines)):
         assert pickle.loads(pickle.dumps(adapter)).__dict__ == {}
 
 
-def test_when_tune_gives_up_nothing_stays_running(run: RunFolder, search: Search) -> None:
+def test_when_tune_gives_up_nothing_stays_running(run: RunDir, search: Search) -> None:
     now = datetime.now(UTC)
     deadline = replace(search.deadline, started=now, ends=now + timedelta(hours=1))
     search = replace(search, deadline=deadline, placement=APART)
@@ -183,7 +192,7 @@ def test_several_trials_processes_start_side_by_side(
     search = replace(search, deadline=deadline, shortened=1.0, placement=Placement(engines=1, slots=3))
     run, events = make_run(tmp_path / "run", search), list[Event]()
     with tuner.ray_session(dashboard=False):
-        tuner.run_tune(Conductor(run, search, 3, events.append), run)
+        tuner.run_tune(SearchController(run, search, 3, events.append), run)
     assert [record.ending.kind for record in run.records() if record.ending] == [EndingKind.FINISHED] * 4
     # One by one, the third is handed out when the second's process is there: later than the first is evaluated.
     told = [event for event in events if isinstance(event, TrialStarted | TrialEvaluated)]
@@ -214,15 +223,15 @@ def test_tune_prints_nothing_of_its_own(capfd: pytest.CaptureFixture[str]) -> No
 
 
 def test_what_can_wait_is_done_when_tune_has_nothing_to_ask(
-    conductor: Conductor, run: RunFolder, search: Search
+    conductor: SearchController, run: RunDir, search: Search
 ) -> None:
     def known() -> int:
         return len(optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials)
 
     run_base(run, conductor)
-    engines = Engines(search, APART)
-    searcher = tune_plugins.ConductedSearcher(conductor, run, engines)
+    engines = WorkerPool(search, APART)
+    searcher = tune_plugins.SearcherAdapter(conductor, run, engines)
     searcher.suggest("b")
     assert known() == 0
-    assert not tune_plugins.ConductedStopper(conductor, searcher, engines).stop_all()
+    assert not tune_plugins.StopperAdapter(conductor, searcher, engines).stop_all()
     assert known() == 1

@@ -18,14 +18,14 @@ from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from trials.data.dataset import load_data
 from trials.model.loading import load_tokenizer
-from trials.records.trial_dir import Origin, TrialFolder
+from trials.records.trial_dir import Origin, TrialDir
 from trials.training.evaluation_loop import Decision
 from trials.system.threads import use_threads
 from trials.trl.backend import run_trial
 
 recipe = load_recipe("demo", [*SMALL, "train_tokens=100000", "evaluations=90"], environ={{}}).recipe
 config, tokenizer = recipe.trial_config({{}}), load_tokenizer(recipe.model)
-folder = TrialFolder(Path({folder!r}))
+folder = TrialDir(Path({folder!r}))
 folder.begin(config, Origin.SINGLE, "hangs")
 use_threads(config.machine)
 data = load_data(recipe.data, tokenizer)

@@ -17,10 +17,10 @@ import yaml
 from ray.util import placement_group_table
 
 from benchmarks.system.group_switching import change_trials, open_groups, wait_until
-from orchestrator.controller.controller import Conductor
+from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, TrialEvaluated
 from orchestrator.execution import tune_run as tuner
-from orchestrator.state.run_dir import Placement, RunFolder
+from orchestrator.state.run_dir import Placement, RunDir
 from tests.orchestrator.execution.test_worker_pool import assert_all_is_well, make_engine_search
 from tests.support.fake_search import make_run
 from trials.system.processes import is_alive
@@ -109,7 +109,7 @@ class Warnings(logging.Handler):
 class Survived:
     """What came of a search with accidents."""
 
-    run: RunFolder
+    run: RunDir
     accidents: RankAccidents
     left: list[str]
     """The placement groups that were still there at its end."""
@@ -137,7 +137,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> Survived:
     logger.addHandler(warnings)
     try:
         with tuner.ray_session(dashboard=True):
-            tuner.run_tune(Conductor(run, search, 1, accidents), run)
+            tuner.run_tune(SearchController(run, search, 1, accidents), run)
             wait_until(lambda: not open_groups())
             left = open_groups()
     finally:

@@ -18,20 +18,20 @@ import psutil
 import pytest
 import ray
 
-from orchestrator.controller.controller import Conductor
+from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, TrialEvaluated
 from orchestrator.controller.study import STUDY_NAME
 from orchestrator.execution import tune_run as tuner
 from orchestrator.execution import worker_pool as engines_module
-from orchestrator.execution.worker_pool import Engines
-from orchestrator.state.run_dir import Placement, RunFolder, Search
+from orchestrator.execution.worker_pool import WorkerPool
+from orchestrator.state.run_dir import Placement, RunDir, Search
 from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from tests.support.fake_search import make_run, make_search
 from tests.support.hanging_rows import HangingOnce
 from tests.support.waiting import wait_until
 from trials.console.logs import LOG_FILE
-from trials.records.trial_dir import EndingKind, Origin, TrialFolder
+from trials.records.trial_dir import EndingKind, Origin, TrialDir
 from trials.system.processes import is_alive
 
 SETTINGS = ("engine=shared", "train_tokens=1500", "trials=5", "concurrent_trials=2")
@@ -79,14 +79,14 @@ def make_engine_search(*settings: str) -> Search:
     return replace(search, deadline=deadline, full_tokens=1500, shortened=1.0, placement=Placement(engines=1, slots=2))
 
 
-def run_search(path: Path, search: Search, listener: Callable[[Event], None]) -> RunFolder:
+def run_search(path: Path, search: Search, listener: Callable[[Event], None]) -> RunDir:
     run = make_run(path, search)
     with tuner.ray_session(dashboard=False):
-        tuner.run_tune(Conductor(run, search, 2, listener), run)
+        tuner.run_tune(SearchController(run, search, 2, listener), run)
     return run
 
 
-def assert_all_is_well(run: RunFolder, trials: int) -> None:
+def assert_all_is_well(run: RunDir, trials: int) -> None:
     """Every trial came to an end that isn't a failure, none was evaluated twice, and study and folders agree."""
     records = run.records()
     assert [record.id for record in records] == [f"{number:04d}" for number in range(trials + 1)]
@@ -101,7 +101,7 @@ def assert_all_is_well(run: RunFolder, trials: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Accidents]:
+def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Accidents]:
     """A search of five trials in one engine; the first holder is killed, then the engine under the third trial."""
     environment = pytest.MonkeyPatch()
     environment.setenv("WANDB_MODE", "offline")
@@ -111,7 +111,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Accid
     return run, accidents
 
 
-def test_trials_share_one_process_until_it_is_killed(survived: tuple[RunFolder, Accidents]) -> None:
+def test_trials_share_one_process_until_it_is_killed(survived: tuple[RunDir, Accidents]) -> None:
     _, accidents = survived
     assert accidents.at == {}
     first, *_, last = sorted(set(accidents.engines.values()), key=list(accidents.engines.values()).index)
@@ -120,14 +120,14 @@ def test_trials_share_one_process_until_it_is_killed(survived: tuple[RunFolder, 
     assert sum(process == first for process in accidents.engines.values()) >= 3
 
 
-def test_the_search_outlives_its_holders_and_its_engine(survived: tuple[RunFolder, Accidents]) -> None:
+def test_the_search_outlives_its_holders_and_its_engine(survived: tuple[RunDir, Accidents]) -> None:
     run, accidents = survived
     assert_all_is_well(run, trials=5)
     stretches = {path.name for path in (run.path / "ray").iterdir() if path.is_dir()}
     assert f"{accidents.struck[1]}-2" in stretches  # it went on under its own id
 
 
-def test_what_a_trial_logs_while_it_trains_is_in_its_holder_s_wandb_run(survived: tuple[RunFolder, Accidents]) -> None:
+def test_what_a_trial_logs_while_it_trains_is_in_its_holder_s_wandb_run(survived: tuple[RunDir, Accidents]) -> None:
     run, _ = survived
     undisturbed = [
         record for record in run.records() if (record.folder / LOG_FILE).read_text().count(" in process ") == 1
@@ -139,7 +139,7 @@ def test_what_a_trial_logs_while_it_trains_is_in_its_holder_s_wandb_run(survived
         assert times == 2 * record.points[-1].step  # in the history, and as the newest
 
 
-def test_a_trial_has_one_wandb_run_through_all_its_stretches(survived: tuple[RunFolder, Accidents]) -> None:
+def test_a_trial_has_one_wandb_run_through_all_its_stretches(survived: tuple[RunDir, Accidents]) -> None:
     run, accidents = survived
     ids = {}
     for record in run.records():
@@ -151,7 +151,7 @@ def test_a_trial_has_one_wandb_run_through_all_its_stretches(survived: tuple[Run
     assert len(set.union(*ids.values())) == len(ids)
 
 
-def test_a_trial_s_log_tells_all_its_stretches_and_no_other_trial_s(survived: tuple[RunFolder, Accidents]) -> None:
+def test_a_trial_s_log_tells_all_its_stretches_and_no_other_trial_s(survived: tuple[RunDir, Accidents]) -> None:
     run, accidents = survived
     for record in run.records():
         said = (record.folder / LOG_FILE).read_text()
@@ -163,7 +163,7 @@ def test_a_trial_s_log_tells_all_its_stretches_and_no_other_trial_s(survived: tu
     assert len(set(re.findall(r"in process (\d+)", cut_off))) == 2
 
 
-def test_an_engine_s_output_is_kept_through_its_death(survived: tuple[RunFolder, Accidents]) -> None:
+def test_an_engine_s_output_is_kept_through_its_death(survived: tuple[RunDir, Accidents]) -> None:
     run, accidents = survived
     said = (run.logs / "engine-0.log").read_text()
     assert all(f"in process {process} on" in said for process in set(accidents.engines.values()))
@@ -205,7 +205,7 @@ def test_engines_have_a_gpu_each_and_trials_go_where_most_slots_are_free(two_gpu
     search = replace(make_engine_search(), gpus_per_trial=1)
     placement = tuner.placed(search).placement
     assert placement is not None
-    engines = Engines(search, placement)
+    engines = WorkerPool(search, placement)
     processes = {name: ray.get(ray.get_actor(name).ready.remote()) for name in ("engine-0", "engine-1")}
     assert len(set(processes.values())) == 2
     assert ray.available_resources().get("GPU", 0) == 0
@@ -220,9 +220,9 @@ def test_engines_have_a_gpu_each_and_trials_go_where_most_slots_are_free(two_gpu
 
 def test_a_trial_has_left_once_nothing_of_it_runs(two_gpus: None, tmp_path: Path) -> None:
     search = make_engine_search("train_tokens=1000000", "evaluations=1")
-    engines = Engines(search, Placement(engines=1, slots=2))
+    engines = WorkerPool(search, Placement(engines=1, slots=2))
     assert engines.has_left("0001")
-    folder = TrialFolder(tmp_path / "0001")
+    folder = TrialDir(tmp_path / "0001")
     config = search.recipe.trial_config({}).model_copy(update={"base_eval_loss": 9.0})
     folder.begin(config, Origin.PROPOSED, "proposed")
     assignment = {
@@ -249,7 +249,7 @@ def test_a_trial_has_left_once_nothing_of_it_runs(two_gpus: None, tmp_path: Path
 
 
 def test_where_trials_have_processes_of_their_own_there_is_no_engine(search: Search) -> None:
-    engines = Engines(search, Placement(engines=0, slots=2))
+    engines = WorkerPool(search, Placement(engines=0, slots=2))
     assert engines.take_slot("0000") is None
     engines.free_slot("0000")
     engines.free_all_slots()

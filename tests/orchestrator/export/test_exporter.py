@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 
 from orchestrator.export.exporter import export_best, main
-from orchestrator.export.target import settle
+from orchestrator.export.target import recover_export
 from orchestrator.state.clock import SteadyClock
-from orchestrator.state.run_dir import RunFolder, Search
-from orchestrator.supervisor.finalize import finish
+from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.supervisor.finalize import finalize
 from search_spaces.schema import Recipe
 from tests.orchestrator.export.test_target import contents, make_export
 from tests.support.fake_search import START, make_conductor, make_run, make_search, point, run_base, run_trial
 from tests.support.power_cut import Disk, watched
 from trials.errors import ExportNotVerified
 from trials.metrics.row_losses import RowLosses
-from trials.records.trial_dir import Origin, TrialFolder, TrialRecord
+from trials.records.trial_dir import Origin, TrialDir, TrialRecord
 
 
 def test_a_folder_without_a_search_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,13 +44,13 @@ def test_nothing_to_export_is_exit_code_3(
 
 
 @pytest.fixture
-def trained(tmp_path: Path, search: Search, small_trial: TrialRecord) -> RunFolder:
+def trained(tmp_path: Path, search: Search, small_trial: TrialRecord) -> RunDir:
     """A search whose only trial was really trained."""
     run = make_run(tmp_path / "run", search)
     shutil.copytree(small_trial.folder, run.trial("0001"))
     losses = small_trial.row_losses()
     assert losses is not None
-    base = TrialFolder(run.trial("0000"))
+    base = TrialDir(run.trial("0000"))
     base.begin(search.recipe.trial_config({}), Origin.BASE, "base")
     worse = RowLosses(
         [total + 2.0 * n for total, n in zip(losses.loss_sums, losses.token_counts, strict=True)], losses.token_counts
@@ -62,7 +62,7 @@ def trained(tmp_path: Path, search: Search, small_trial: TrialRecord) -> RunFold
 class Watched(threading.Thread):
     """Reads an export's manifest as often as it can, as somebody who gets up at the deadline."""
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunDir) -> None:
         super().__init__(daemon=True)
         self.seen: list[dict[str, Any]] = []
         self._run, self.is_over = run, False
@@ -75,7 +75,7 @@ class Watched(threading.Thread):
             time.sleep(0.05)
 
 
-def test_an_export_whose_proof_takes_too_long_is_there_at_the_deadline_and_says_so(trained: RunFolder) -> None:
+def test_an_export_whose_proof_takes_too_long_is_there_at_the_deadline_and_says_so(trained: RunDir) -> None:
     watched = Watched(trained)
     exported = export_best(trained, due_seconds=0.0)
     watched.is_over = True
@@ -96,7 +96,7 @@ def _promise(folder: Path, less: float) -> None:
     own.write_text(json.dumps({**content, "eval_loss": content["eval_loss"] - less}))
 
 
-def test_an_unproved_export_that_fails_its_proof_is_taken_away(trained: RunFolder) -> None:
+def test_an_unproved_export_that_fails_its_proof_is_taken_away(trained: RunDir) -> None:
     _promise(trained.trial("0001"), 0.1)
     watched = Watched(trained)
     with pytest.raises(ExportNotVerified, match="but the trial measured"):
@@ -106,7 +106,7 @@ def test_an_unproved_export_that_fails_its_proof_is_taken_away(trained: RunFolde
     assert not trained.export.exists()
 
 
-def test_an_earlier_export_stays_until_the_new_one_is_proved(trained: RunFolder) -> None:
+def test_an_earlier_export_stays_until_the_new_one_is_proved(trained: RunDir) -> None:
     before = contents(make_export(trained.export))
     _promise(trained.trial("0001"), 0.1)
     with pytest.raises(ExportNotVerified, match="but the trial measured"):
@@ -115,7 +115,7 @@ def test_an_earlier_export_stays_until_the_new_one_is_proved(trained: RunFolder)
 
 
 def test_the_ranking_is_walked_down_until_a_trial_is_proved(
-    trained: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("0002", "0003", "0004", "0005"):
         shutil.copytree(trained.trial("0001"), trained.trial(name))
@@ -138,7 +138,7 @@ def test_the_ranking_is_walked_down_until_a_trial_is_proved(
     assert "exported trial 0001 to" in said.out
 
 
-def test_trials_that_fail_alike_for_another_reason_are_not_all_tried(trained: RunFolder) -> None:
+def test_trials_that_fail_alike_for_another_reason_are_not_all_tried(trained: RunDir) -> None:
     for name, worse in (("0002", 0.01), ("0003", 0.02), ("0004", 0.03)):
         shutil.copytree(trained.trial("0001"), trained.trial(name))
         _promise(trained.trial(name), -worse)
@@ -151,7 +151,7 @@ def test_trials_that_fail_alike_for_another_reason_are_not_all_tried(trained: Ru
     assert [path.name for path in trained.path.iterdir() if "export" in path.name] == []
 
 
-def test_a_search_of_an_earlier_version_has_no_hashes_and_is_exported(trained: RunFolder) -> None:
+def test_a_search_of_an_earlier_version_has_no_hashes_and_is_exported(trained: RunDir) -> None:
     adapter = trained.trial("0001") / "adapter"
     content = json.loads((adapter / "point.json").read_text())
     del content["files"]
@@ -165,13 +165,13 @@ def test_a_search_of_an_earlier_version_has_no_hashes_and_is_exported(trained: R
 
 
 def test_a_winner_is_exported_though_the_report_fails_and_files_are_in_its_way(
-    trained: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: RunDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained.export.mkdir()
     (trained.export / "notes.txt").write_text("mine")
     monkeypatch.setitem(sys.modules, "orchestrator.report", None)  # as where plotly isn't installed
     clock = SteadyClock(is_time_of_day=False, wall=START.timestamp)
-    assert finish(trained, clock, interrupted=False) == 0
+    assert finalize(trained, clock, interrupted=False) == 0
     said = capsys.readouterr()
     assert "warning: no report: " in said.err
     assert f"what was in {trained.export} is in {trained.export}.kept-1 now" in said.err
@@ -180,7 +180,7 @@ def test_a_winner_is_exported_though_the_report_fails_and_files_are_in_its_way(
 
 
 def test_killed_between_its_two_renames_the_earlier_export_comes_back_and_the_next_one_is_proved(
-    trained: RunFolder,
+    trained: RunDir,
 ) -> None:
     before = contents(make_export(trained.export, "old"))
     disk = Disk(trained.path, stop_before=r"rename \S*/export export$")
@@ -188,7 +188,7 @@ def test_killed_between_its_two_renames_the_earlier_export_comes_back_and_the_ne
         export_best(trained)
     assert disk.is_off
     assert not trained.export.exists()
-    settle(trained.export)
+    recover_export(trained.export)
     assert contents(trained.export) == before
     assert export_best(trained).manifest["verified"] is not None
     assert sorted(path.name for path in trained.path.glob("*export*")) == ["export"]

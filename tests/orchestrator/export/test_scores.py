@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.export.scores import manifest_scores
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from orchestrator.state.selection import pick_best
 from tests.support.report_runs import BASE, STEP_TOKENS, Told, new_run, right, write_trial
 from trials.metrics.intervals import wilson
@@ -13,13 +13,13 @@ BASE_SCORED = Told("0000", BASE.losses, origin=Origin.BASE, name="base", adapter
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
+def run(tmp_path: Path) -> RunDir:
     run = new_run(tmp_path / "run", ["evaluation.score_rows=40"])
     write_trial(run, BASE_SCORED)
     return run
 
 
-def test_winner_base_and_starting_points_with_intervals(run: RunFolder) -> None:
+def test_winner_base_and_starting_points_with_intervals(run: RunDir) -> None:
     write_trial(run, Told("0001", [1.5], origin=Origin.START, name="usual", scores={1: right(34)}))
     write_trial(run, Told("0002", [1.4, 1.2], scores={1: right(20), 2: right(36)}))
     write_trial(run, Told("0003", [1.6], scores={1: right(40)}))
@@ -40,7 +40,7 @@ def test_winner_base_and_starting_points_with_intervals(run: RunFolder) -> None:
     assert start["winner_is_better_by"]["value"] == pytest.approx(0.05)
 
 
-def test_the_score_is_of_the_exported_weights_where_those_were_scored(run: RunFolder) -> None:
+def test_the_score_is_of_the_exported_weights_where_those_were_scored(run: RunDir) -> None:
     write_trial(run, Told("0001", [1.2, 1.3, 1.4], scores={1: right(20), 3: right(36)}))
     found = manifest_scores(run.records(), pick_best(run.records()))
     assert found is not None
@@ -51,13 +51,13 @@ def test_the_score_is_of_the_exported_weights_where_those_were_scored(run: RunFo
     assert (found["winner"]["value"], found["winner"]["of_exported_weights"]) == (0.9, False)
 
 
-def test_a_starting_point_that_wins_is_named_once(run: RunFolder) -> None:
+def test_a_starting_point_that_wins_is_named_once(run: RunDir) -> None:
     write_trial(run, Told("0001", [1.2], origin=Origin.START, name="usual", scores={1: right(30)}))
     found = manifest_scores(run.records(), pick_best(run.records()))
     assert found is not None
     assert [other["origin"] for other in found["others"]] == ["base"]
 
 
-def test_without_a_score_there_is_nothing(run: RunFolder) -> None:
+def test_without_a_score_there_is_nothing(run: RunDir) -> None:
     write_trial(run, Told("0001", [1.2]))
     assert manifest_scores(run.records(), pick_best(run.records())) is None

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from orchestrator.export.exporter import main
-from orchestrator.export.target import refuse_target, set_strangers_aside, settle, staging_beside
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.export.target import recover_export, refuse_target, set_strangers_aside, staging_beside
+from orchestrator.state.run_dir import RunDir, Search
 from tests.support.cli import ROOT
 from tests.support.fake_search import BASE_LOSS, point, record
 from trials.errors import RunFolderError
-from trials.records.trial_dir import Origin, TrialFolder
+from trials.records.trial_dir import Origin, TrialDir
 
 
 def make_export(folder: Path, content: str = "weights") -> Path:
@@ -41,10 +41,10 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def won(run: RunFolder, search: Search) -> RunFolder:
+def won(run: RunDir, search: Search) -> RunDir:
     """A search whose trial beats the base model, with weights that are not what was saved."""
     for trial_id, origin, loss in (("0000", Origin.BASE, BASE_LOSS), ("0001", Origin.PROPOSED, 1.5)):
-        folder = TrialFolder(run.trial(trial_id))
+        folder = TrialDir(run.trial(trial_id))
         folder.begin(search.recipe.trial_config({}), origin, origin.value)
         record(folder, point(loss, 900), base=origin is Origin.BASE)
     (run.trial("0001") / "adapter" / "adapter_model.safetensors").write_text("WEIGHTS")
@@ -91,7 +91,7 @@ def _dangling(at: Path) -> None:
     ],
 )
 def test_what_is_no_export_is_refused_and_left_as_it_is(
-    won: RunFolder, tmp_path: Path, make: object, says: str, capsys: pytest.CaptureFixture[str]
+    won: RunDir, tmp_path: Path, make: object, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "models"
     make(target)  # type: ignore[operator]
@@ -108,7 +108,7 @@ def test_what_is_no_export_is_refused_and_left_as_it_is(
     ["", "..", "trials", "trials/0001", "trials/new", "trials/0001/adapter", "export/inner", "logs", "export/.."],
 )
 def test_the_run_folder_is_no_target(
-    won: RunFolder, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    won: RunDir, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(tmp_path)
     assert main([str(won.path), "--to", f"{won.path}/{where}"]) == 2
@@ -117,14 +117,14 @@ def test_the_run_folder_is_no_target(
 
 
 def test_a_folder_that_cannot_be_made_is_refused(
-    won: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    won: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("a file")
     assert main([str(won.path), "--to", str(tmp_path / "file" / "models")]) == 2
     assert f"can't write to {tmp_path / 'file'}: " in capsys.readouterr().err
 
 
-def test_new_empty_and_earlier_exports_are_allowed(won: RunFolder, tmp_path: Path) -> None:
+def test_new_empty_and_earlier_exports_are_allowed(won: RunDir, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     make_export(tmp_path / "earlier")
     for target in ("new", "empty", "earlier", "run/export", "run/export-merged"):
@@ -132,7 +132,7 @@ def test_new_empty_and_earlier_exports_are_allowed(won: RunFolder, tmp_path: Pat
 
 
 def test_an_export_that_fails_leaves_the_users_folders_beside_it(
-    won: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    won: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("models.old", "models.new", "models.unproved", ".models.export-abc"):
         _other_adapters(tmp_path / name)
@@ -164,7 +164,7 @@ def test_what_comes_to_the_target_meanwhile_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [_other_adapters, _export_and_more, _file, _link])
-def test_a_search_sets_aside_what_is_in_the_way_of_its_export(run: RunFolder, make: object) -> None:
+def test_a_search_sets_aside_what_is_in_the_way_of_its_export(run: RunDir, make: object) -> None:
     make(run.export)  # type: ignore[operator]
     before = contents(run.path)
     kept = set_strangers_aside(run.export)
@@ -197,7 +197,7 @@ def test_a_killed_export_is_cleared_up_after_and_gives_the_earlier_one_back(tmp_
     assert not target.exists()
     strange = tmp_path / ".mod[e]ls.export-mine"  # as the user may name a folder
     _other_adapters(strange)
-    settle(target)
+    recover_export(target)
     assert sorted(path.name for path in tmp_path.iterdir()) == [strange.name, target.name]
     assert (target / "adapter_model.safetensors").read_text() == "old"
 
@@ -214,7 +214,7 @@ def test_an_export_that_another_process_makes_is_left_alone(tmp_path: Path) -> N
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         before = contents(tmp_path)
-        settle(target)
+        recover_export(target)
         assert contents(tmp_path) == before
         process.communicate(b"")
     assert (target / "adapter_model.safetensors").read_text() == "old"

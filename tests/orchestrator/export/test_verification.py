@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.export.verification import check_loss, prove_export
+from orchestrator.export.verification import check_loss, verify_export
 from search_spaces.schema import Recipe
 from trials.errors import ExportNotVerified
 
@@ -20,4 +20,4 @@ def test_a_loss_outside_is_an_error_that_names_both(loss: float) -> None:
 def test_an_export_that_cannot_be_loaded_is_not_verified(tmp_path: Path, small_recipe: Recipe) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ExportNotVerified, match=r"could not be loaded again \(exit code \d\)"):
-        prove_export(tmp_path, small_recipe, 1.0, merge=False)
+        verify_export(tmp_path, small_recipe, 1.0, merge=False)

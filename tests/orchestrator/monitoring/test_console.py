@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator.controller.events import Event, Message, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
-from orchestrator.monitoring.console import headline, shown_rows, table, watch
-from orchestrator.monitoring.progress import Board
+from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
+from orchestrator.monitoring.console import headline, live_view, shown_rows, table
+from orchestrator.monitoring.progress import Progress
 from search_spaces.schema import Recipe
 from tests.support.fake_search import make_search, point
 from trials.console.line_log import LineLog
@@ -19,7 +19,7 @@ from trials.records.trial_dir import Ending, EndingKind, Origin
 def events(small_recipe: Recipe) -> list[Event]:
     config = small_recipe.trial_config({})
     return [
-        Message("Ray dashboard http://127.0.0.1:8265"),
+        Notice("Ray dashboard http://127.0.0.1:8265"),
         TrialStarted("0000", Origin.BASE, "base", config, 900),
         TrialEvaluated("0000", point(3.0, 0)),
         TrialEnded("0000", Ending(EndingKind.FINISHED, "evaluated"), 3.0),
@@ -32,7 +32,7 @@ def events(small_recipe: Recipe) -> list[Event]:
 def show(events: list[Event], recipe: Recipe, *, terminal: bool, log: list[str] | None = None) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=110)
     logged = [] if log is None else log
-    with watch(Board(tuple(recipe.space)), make_search(recipe).deadline, console, logged.append) as listener:
+    with live_view(Progress(tuple(recipe.space)), make_search(recipe).deadline, console, logged.append) as listener:
         for event in events:
             listener(event)
     assert isinstance(console.file, io.StringIO)
@@ -85,7 +85,7 @@ def test_pauses_and_returns_are_said(events: list[Event], small_recipe: Recipe) 
 
 
 def test_running_trials_are_always_shown(small_recipe: Recipe) -> None:
-    board = Board(tuple(small_recipe.space))
+    board = Progress(tuple(small_recipe.space))
     config = small_recipe.trial_config({})
     for number in range(60):
         board.take(TrialStarted(f"{number:04d}", Origin.PROPOSED, "proposed", config, 900))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.controller.controller import Assignment, Conductor
+from orchestrator.controller.controller import SearchController, TrialRequest
 from orchestrator.controller.events import in_turn
 from orchestrator.monitoring.metrics import METRICS, Sample, SearchMetrics
-from orchestrator.monitoring.progress import Board
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.monitoring.progress import Progress
+from orchestrator.state.run_dir import RunDir, Search
 from tests.support.fake_search import Clock, begin, evaluate, finish, leave, run_base
-from trials.records.memory_report import MemoryUse, keep_memory_use
-from trials.records.trial_dir import EndingKind, TrialFolder
+from trials.records.memory_report import MemoryReport, write_memory_report
+from trials.records.trial_dir import EndingKind, TrialDir
 
 FULL = 900
 
@@ -19,12 +19,12 @@ FULL = 900
 class Watched:
     """A search whose metrics are looked at."""
 
-    def __init__(self, run: RunFolder, search: Search) -> None:
+    def __init__(self, run: RunDir, search: Search) -> None:
         self.clock = Clock()
-        board = Board(tuple(search.recipe.space))
+        board = Progress(tuple(search.recipe.space))
         self.metrics = SearchMetrics(board, run, search, self.clock)
         listener = in_turn(board.take, self.metrics.take)
-        self.conductor = Conductor(run, search, 2, listener, now=self.clock)
+        self.conductor = SearchController(run, search, 2, listener, now=self.clock)
         self.run = run
 
     def of(self, trial_id: str) -> dict[str, float]:
@@ -39,12 +39,12 @@ class Watched:
         found: list[Sample] = [sample for sample in self.metrics.current() if not sample.tags]
         return {sample.metric.name.removeprefix("qlora_search_"): sample.value for sample in found}
 
-    def begin(self) -> Assignment:
+    def begin(self) -> TrialRequest:
         return begin(self.conductor)
 
 
 @pytest.fixture
-def watched(run: RunFolder, search: Search) -> Watched:
+def watched(run: RunDir, search: Search) -> Watched:
     watched = Watched(run, search)
     run_base(run, watched.conductor)
     return watched
@@ -52,7 +52,7 @@ def watched(run: RunFolder, search: Search) -> Watched:
 
 def test_an_evaluation_shows_in_all_figures_of_its_trial(watched: Watched) -> None:
     trial = watched.begin()
-    keep_memory_use(TrialFolder(trial.folder), MemoryUse(7, 5_000_000, 4, recomputation=False))
+    write_memory_report(TrialDir(trial.folder), MemoryReport(7, 5_000_000, 4, recomputation=False))
     evaluate(watched.run, watched.conductor, trial, 2.5, 300)
     found = watched.of(trial.trial_id)
     assert found["eval_loss"] == found["best_eval_loss"] == 2.5
@@ -90,14 +90,14 @@ def test_a_trial_that_left_is_shown_once_more_and_then_no_longer(watched: Watche
     assert watched.of_search()["best_eval_loss"] == 2.5
 
 
-def test_a_session_knows_of_those_before_it(watched: Watched, run: RunFolder, search: Search) -> None:
+def test_a_session_knows_of_those_before_it(watched: Watched, run: RunDir, search: Search) -> None:
     trial = watched.begin()
     evaluate(watched.run, watched.conductor, trial, 2.5, FULL)
     finish(watched.run, watched.conductor, trial, EndingKind.FINISHED)
     paused = watched.begin()
     evaluate(watched.run, watched.conductor, paused, 2.8, 100)
     leave(watched.conductor, paused)
-    again = SearchMetrics(Board(()), run, search, Clock())
+    again = SearchMetrics(Progress(()), run, search, Clock())
     found = {(sample.metric.name, *sample.tags.values()): sample.value for sample in again.current()}
     assert found["qlora_search_trials", "finished"] == found["qlora_search_trials", "paused"] == 1
     assert found["qlora_search_best_eval_loss",] == 2.5

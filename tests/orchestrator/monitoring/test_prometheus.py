@@ -13,14 +13,14 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from orchestrator.controller.controller import Conductor
+from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import in_turn
 from orchestrator.execution.tune_run import ray_session
 from orchestrator.monitoring.metrics import METRICS
-from orchestrator.monitoring.progress import Board
-from orchestrator.monitoring.prometheus import Metrics
+from orchestrator.monitoring.progress import Progress
+from orchestrator.monitoring.prometheus import PrometheusExporter
 from orchestrator.monitoring.scrape_targets import ScrapeTargets, folder
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.state.run_dir import RunDir, Search
 from tests.support.fake_search import Clock, begin, evaluate, run_base
 
 DASHBOARD = Path(__file__).parents[3] / "docs/grafana/search.json"
@@ -30,11 +30,11 @@ REPORTS_SECONDS, FORGETS_SECONDS = 120, 35
 
 
 @pytest.fixture
-def conductor(run: RunFolder, search: Search) -> Iterator[Conductor]:
+def conductor(run: RunDir, search: Search) -> Iterator[SearchController]:
     """Of a search whose metrics Ray is told."""
-    board, clock = Board(tuple(search.recipe.space)), Clock()
-    with ray_session(dashboard=False), Metrics(board, run, search, clock) as metrics:
-        yield Conductor(run, search, 2, in_turn(board.take, metrics), now=clock)
+    board, clock = Progress(tuple(search.recipe.space)), Clock()
+    with ray_session(dashboard=False), PrometheusExporter(board, run, search, clock) as metrics:
+        yield SearchController(run, search, 2, in_turn(board.take, metrics), now=clock)
 
 
 def scraped() -> dict[tuple[str, str], float]:
@@ -48,7 +48,7 @@ def scraped() -> dict[tuple[str, str], float]:
     return {(sample.name, sample.labels.get("trial", "")): sample.value for sample in samples}
 
 
-def test_prometheus_finds_a_trial_s_loss_and_goes_on_finding_it(run: RunFolder, conductor: Conductor) -> None:
+def test_prometheus_finds_a_trial_s_loss_and_goes_on_finding_it(run: RunDir, conductor: SearchController) -> None:
     run_base(run, conductor)
     trial = begin(conductor)
     evaluate(run, conductor, trial, 2.5, 300)
@@ -82,12 +82,12 @@ def test_prometheus_finds_the_list_of_addresses_where_it_may_read(
 
 
 def test_metrics_that_fail_are_one_warning_and_the_search_goes_on(
-    run: RunFolder, search: Search, caplog: pytest.LogCaptureFixture
+    run: RunDir, search: Search, caplog: pytest.LogCaptureFixture
 ) -> None:
-    board, clock = Board(tuple(search.recipe.space)), Clock()
-    with Metrics(board, run, search, clock) as metrics:
+    board, clock = Progress(tuple(search.recipe.space)), Clock()
+    with PrometheusExporter(board, run, search, clock) as metrics:
         # Nobody told the board, so the metrics know nothing of a trial that is evaluated.
-        conductor = Conductor(run, search, 2, metrics, now=clock)
+        conductor = SearchController(run, search, 2, metrics, now=clock)
         run_base(run, conductor)
         evaluate(run, conductor, begin(conductor), 2.5, 300)
     (warning,) = [message for message in caplog.messages if message.startswith("metrics: ")]

@@ -8,11 +8,11 @@ import subprocess
 import sys
 
 from orchestrator.monitoring.search_log import last_error, search_log, size
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from tests.support.cli import ROOT, environment, run_command
 
 
-def test_the_last_error_since_then(run: RunFolder) -> None:
+def test_the_last_error_since_then(run: RunDir) -> None:
     log = search_log(run)
     assert (size(log), last_error(log, 0)) == (0, None)
     log.append("error: of an earlier session")
@@ -23,7 +23,7 @@ def test_the_last_error_since_then(run: RunFolder) -> None:
     assert last_error(log, 0) == "Ray can't be started"
 
 
-def test_a_session_s_bug_is_one_line_for_people_and_a_traceback_in_the_log(run: RunFolder) -> None:
+def test_a_session_s_bug_is_one_line_for_people_and_a_traceback_in_the_log(run: RunDir) -> None:
     (run.path / "session.json").mkdir()
     done = run_command([sys.executable, "-m", "orchestrator.supervisor.session", str(run.path), str(os.getpid()), "0"])
     assert done.returncode == 1
@@ -38,20 +38,20 @@ def test_a_session_s_bug_is_one_line_for_people_and_a_traceback_in_the_log(run: 
 CRASHES = """
 import ctypes, sys
 from pathlib import Path
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from orchestrator.monitoring.search_log import log_session
-from trials.cli import run
+from trials.cli import run_command
 
 def session():
-    log_session(RunFolder(Path(sys.argv[1])))
+    log_session(RunDir(Path(sys.argv[1])))
     sys.stderr.write("a word\\n")
     ctypes.string_at(0)
 
-sys.exit(run(session))
+sys.exit(run_command(session))
 """
 
 
-def test_what_a_crash_leaves_is_in_the_log_and_not_on_the_console(run: RunFolder) -> None:
+def test_what_a_crash_leaves_is_in_the_log_and_not_on_the_console(run: RunDir) -> None:
     command = [sys.executable, "-c", CRASHES, str(run.path)]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGSEGV

@@ -11,8 +11,8 @@ from orchestrator.planning.export_reserve import (
     ExportWork,
     expected_seconds,
     export_work,
+    grace_seconds,
     measured_reserve,
-    most_lateness,
 )
 from orchestrator.state.deadline import first_reserve
 from orchestrator.state.run_dir import Placement
@@ -76,4 +76,4 @@ def test_what_is_to_do_is_read_from_the_search(small_recipe: Recipe) -> None:
 
 def test_its_parts() -> None:
     assert expected_seconds(100) == pytest.approx(60)
-    assert most_lateness(100) == 25
+    assert grace_seconds(100) == 25

@@ -9,7 +9,7 @@ import pytest
 from transformers import GPT2Config, MistralConfig
 
 from orchestrator.planning.disk_usage import disk_gib
-from orchestrator.planning.memory_bounds import allowed, corners
+from orchestrator.planning.memory_bounds import memory_bounds, memory_limit
 from orchestrator.state.run_dir import Search
 from search_spaces.loader import load_recipe
 from tests.support.fake_driver import FakeDriver
@@ -29,7 +29,7 @@ def night(tmp_path: Path) -> Search:
 
 
 def test_the_corners_are_extremes_of_what_decides(night: Search) -> None:
-    found = corners(night)
+    found = memory_bounds(night)
     extremes = [(corner.values["lora_rank"], len(corner.values["target_modules"])) for corner in found]
     assert extremes[0] == (8, 4)
     assert extremes[-1] == (64, 7)
@@ -41,33 +41,33 @@ def test_the_corners_are_extremes_of_what_decides(night: Search) -> None:
 
 def test_longer_rows_need_more(night: Search) -> None:
     short = replace(night, data={"train": {"longest": 256}, "eval": {"longest": 300}})
-    assert corners(short)[0].need.total_bytes < corners(night)[0].need.total_bytes
+    assert memory_bounds(short)[0].need.total_bytes < memory_bounds(night)[0].need.total_bytes
 
 
 def test_a_model_that_nobody_can_predict_has_no_corners(night: Search, tmp_path: Path) -> None:
     GPT2Config().save_pretrained(tmp_path / "gpt2")
     recipe = load_recipe("nli_cot", [f"model.name={tmp_path / 'gpt2'}"], environ={}).recipe
-    assert corners(replace(night, recipe=recipe)) == []
+    assert memory_bounds(replace(night, recipe=recipe)) == []
     recipe = load_recipe("nli_cot", [f"model.name={tmp_path / 'absent'}"], environ={}).recipe
-    assert corners(replace(night, recipe=recipe)) == []
+    assert memory_bounds(replace(night, recipe=recipe)) == []
     assert disk_gib(replace(night, recipe=recipe), 1, 30) is None
 
 
 def test_what_a_trial_may_take(night: Search, fake_driver: FakeDriver) -> None:
-    assert allowed(night).gib == pytest.approx(24 * 0.94)
-    assert allowed(night).reason == "a GPU of 24 GiB is assumed"
+    assert memory_limit(night).gib == pytest.approx(24 * 0.94)
+    assert memory_limit(night).reason == "a GPU of 24 GiB is assumed"
     fake_driver("NVIDIA Unheard Of", total_mib="81920", free_mib="81000")
-    assert (allowed(night).gib, allowed(night).reason) == (pytest.approx(80 * 0.94), "NVIDIA Unheard Of")
+    assert (memory_limit(night).gib, memory_limit(night).reason) == (pytest.approx(80 * 0.94), "NVIDIA Unheard Of")
     fake_driver("NVIDIA GeForce RTX 4090", total_mib="24576", free_mib="18432")
-    assert allowed(night).gib == pytest.approx(18 - 0.5)
-    assert allowed(night).reason == "NVIDIA GeForce RTX 4090, as others have taken the rest"
+    assert memory_limit(night).gib == pytest.approx(18 - 0.5)
+    assert memory_limit(night).reason == "NVIDIA GeForce RTX 4090, as others have taken the rest"
     machine = night.recipe.machine.model_copy(update={"gpu_memory_gib": 20.0})
     given = replace(night, recipe=night.recipe.model_copy(update={"machine": machine}))
-    assert (allowed(given).gib, allowed(given).reason) == (20.0, "machine.gpu_memory_gib")
+    assert (memory_limit(given).gib, memory_limit(given).reason) == (20.0, "machine.gpu_memory_gib")
 
 
 def test_the_disk_is_bounded_by_what_is_kept(night: Search) -> None:
-    parameters = corners(night)[-1].parameters
+    parameters = memory_bounds(night)[-1].parameters
     few, many = disk_gib(night, 2, 40), disk_gib(night, 2, 4000)
     assert few is not None
     assert many is not None

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config
 
-from orchestrator.planning.forecast import Prediction, predict
+from orchestrator.planning.forecast import SearchForecast, forecast_search
 from orchestrator.planning.plan_lines import (
     cost_lines,
+    evaluation_points_line,
+    forecast_lines,
     memory_lines,
-    milestones_line,
-    night_lines,
     reserve_line,
     speed_lines,
 )
-from orchestrator.planning.throughput import Pace
+from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.state.run_dir import Placement, Search
 from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
@@ -36,11 +36,11 @@ def night(tmp_path: Path, fake_driver: FakeDriver) -> Search:
     return mistral_night(tmp_path)
 
 
-def prediction(search: Search, recipe: Recipe, **changes: object) -> Prediction:
+def prediction(search: Search, recipe: Recipe, **changes: object) -> SearchForecast:
     """At 10 tokens a second."""
-    pace = Pace()
+    pace = ThroughputModel()
     pace.note(recipe.trial_config({}), 100, 10.0)
-    return replace(predict(replace(search, placement=Placement(1, 1)), pace, START), **changes)  # type: ignore[arg-type]
+    return replace(forecast_search(replace(search, placement=Placement(1, 1)), pace, START), **changes)  # type: ignore[arg-type]
 
 
 def test_a_reserve_that_will_be_measured_is_said_to_be_a_first_guess(search: Search) -> None:
@@ -54,7 +54,7 @@ def test_a_reserve_that_will_be_measured_is_said_to_be_a_first_guess(search: Sea
 
 
 def test_without_a_speed_the_plan_says_so(search: Search) -> None:
-    (line,) = speed_lines(predict(search, Pace(), START), 900, EPOCH)
+    (line,) = speed_lines(forecast_search(search, ThroughputModel(), START), 900, EPOCH)
     assert line.startswith("speed: unknown until it's measured, in the first minutes")
 
 
@@ -72,11 +72,11 @@ def test_a_shortened_trial_has_its_milestones_closer(small_recipe: Recipe) -> No
     often = load_recipe("demo", ["every_rows=15"], environ={}).recipe
     search = make_search(often)
     whole = prediction(search, small_recipe, full_tokens=900)
-    assert "at 300, 600, 900 tokens" in milestones_line(search, 900, whole, EPOCH)
+    assert "at 300, 600, 900 tokens" in evaluation_points_line(search, 900, whole, EPOCH)
     half = prediction(search, small_recipe, full_tokens=450)
-    assert "at 160, 320, 450 tokens" in milestones_line(search, 900, half, EPOCH)
+    assert "at 160, 320, 450 tokens" in evaluation_points_line(search, 900, half, EPOCH)
     many = make_search(load_recipe("demo", ["evaluations=60"], environ={}).recipe)
-    assert milestones_line(many, 900, whole, EPOCH).endswith("180 tokens, and so on, 60 in all")
+    assert evaluation_points_line(many, 900, whole, EPOCH).endswith("180 tokens, and so on, 60 in all")
 
 
 def test_memory_at_the_corners(night: Search) -> None:
@@ -114,6 +114,6 @@ def test_disk_energy_and_cost(search: Search, small_recipe: Recipe) -> None:
 
 
 def test_all_of_it_together(night: Search, small_recipe: Recipe) -> None:
-    text = "\n".join(night_lines(night, 900, EPOCH, prediction(night, small_recipe)))
+    text = "\n".join(forecast_lines(night, 900, EPOCH, prediction(night, small_recipe)))
     for word in ("are kept for", "speed:", "predicted:", "may pause", "memory of one trial", "disk:", "energy:"):
         assert word in text

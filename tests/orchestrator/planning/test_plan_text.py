@@ -1,8 +1,8 @@
 from dataclasses import replace
 from datetime import timedelta
 
-from orchestrator.planning.plan_text import Sizes, data_lines, describe, placement_line
-from orchestrator.planning.throughput import Pace
+from orchestrator.planning.plan_text import DataSizes, data_lines, describe, placement_line
+from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.state.run_dir import Placement, Search
 from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
@@ -11,7 +11,7 @@ from trials.data.dataset import TrialData
 
 
 def test_sizes_are_counted_on_tokens(small_recipe: Recipe, small_data: TrialData) -> None:
-    sizes = Sizes.of(small_recipe, small_data)
+    sizes = DataSizes.of(small_recipe, small_data)
     assert sizes.epoch_tokens == sum(len(row.input_ids) for row in small_data.train.rows)
     assert [sizes.data[name]["rows"] for name in ("train", "eval", "test")] == [4500, 12, 8]
     assert sizes.data["fingerprint"] == small_data.fingerprint
@@ -21,14 +21,14 @@ def test_sizes_are_counted_on_tokens(small_recipe: Recipe, small_data: TrialData
 def test_the_longest_trial_of_the_space_sets_the_rungs(small_data: TrialData) -> None:
     settings = ["train_tokens=null", "epochs=1", "space.epochs={low: 0.5, high: 3.0}"]
     recipe = load_recipe("demo", settings, environ={}).recipe
-    sizes = Sizes.of(recipe, small_data)
+    sizes = DataSizes.of(recipe, small_data)
     assert sizes.full_tokens == 3 * sizes.epoch_tokens
     choices = load_recipe("demo", ["space.train_tokens={choices: [50000, 100000, 70000]}"], environ={}).recipe
-    assert Sizes.of(choices, small_data).full_tokens == 100_000
+    assert DataSizes.of(choices, small_data).full_tokens == 100_000
 
 
 def test_the_plan_says_where_each_setting_came_from(small_recipe: Recipe, small_data: TrialData) -> None:
-    plan = describe(make_search(small_recipe), Sizes.of(small_recipe, small_data))
+    plan = describe(make_search(small_recipe), DataSizes.of(small_recipe, small_data))
     assert "search.seed = 0  (--set)" in plan
     assert "hyperparameters.weight_decay = 0.01  (default)" in plan
     assert "the last 10m00s are kept for verification" in plan
@@ -39,11 +39,11 @@ def test_the_plan_says_where_each_setting_came_from(small_recipe: Recipe, small_
 def test_a_search_that_goes_on_is_planned_with_what_it_has_measured(
     small_recipe: Recipe, small_data: TrialData
 ) -> None:
-    search, pace = make_search(small_recipe), Pace()
+    search, pace = make_search(small_recipe), ThroughputModel()
     pace.note(small_recipe.trial_config({}), 900, 90.0)
     late = search.deadline.training_ends - timedelta(seconds=200)
     plan = describe(
-        replace(search, shortened=1.0, placement=Placement(1, 1)), Sizes.of(small_recipe, small_data), pace, late
+        replace(search, shortened=1.0, placement=Placement(1, 1)), DataSizes.of(small_recipe, small_data), pace, late
     )
     assert "speed: 10 tokens/s in each of 1 trials at once, evaluations included, measured" in plan
     assert "1 of them at full length" in plan
@@ -73,7 +73,7 @@ def test_columns_that_are_not_used_are_named_once() -> None:
 
 def test_the_plan_says_where_trials_run(small_recipe: Recipe, small_data: TrialData) -> None:
     recipe = load_recipe("demo", ["cpu_threads=null", "concurrent_trials=3"], environ={}).recipe
-    sizes = Sizes.of(small_recipe, small_data)
+    sizes = DataSizes.of(small_recipe, small_data)
     said = describe(make_search(recipe), sizes)
     shared = "engine: shared (it can run every configuration of this search); trials at once: 3, on 1 base model(s)\n"
     assert shared in said
@@ -83,7 +83,7 @@ def test_the_plan_says_where_trials_run(small_recipe: Recipe, small_data: TrialD
 
 
 def test_the_plan_says_what_trains_one_trial_together(small_recipe: Recipe, small_data: TrialData) -> None:
-    sizes, search = Sizes.of(small_recipe, small_data), make_search(small_recipe)
+    sizes, search = DataSizes.of(small_recipe, small_data), make_search(small_recipe)
     assert "GPUs per trial: 0\n" in describe(search, sizes)
     said = describe(replace(search, ranks=2), sizes)
     assert "GPUs per trial: 0; 2 processes on the CPU stand in for them (gloo)\n" in said

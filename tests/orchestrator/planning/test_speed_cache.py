@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.planning.speed_cache import EARLIER, ESTIMATED, MEASURED, measured_speed, remember_speed, speed_before
-from orchestrator.planning.throughput import Pace
+from orchestrator.planning.speed_cache import EARLIER, ESTIMATED, MEASURED, measured_speed, save_speed, speed_before
+from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.state.run_dir import Placement, Search
 from search_spaces.schema import Recipe
 from tests.support.fake_driver import FakeDriver
@@ -24,9 +24,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def pace(small_recipe: Recipe) -> Pace:
+def pace(small_recipe: Recipe) -> ThroughputModel:
     """Two trials side by side in one engine, 500 tokens a second each."""
-    pace = Pace()
+    pace = ThroughputModel()
     pace.note(small_recipe.trial_config({}), 1000, 2.0)
     pace.note_start(0.5)
     return pace
@@ -36,20 +36,20 @@ def placed(search: Search, engines: int, slots: int) -> Search:
     return replace(search, placement=Placement(engines, slots))
 
 
-def test_what_was_measured_is_said_so(pace: Pace) -> None:
+def test_what_was_measured_is_said_so(pace: ThroughputModel) -> None:
     found = measured_speed(pace)
     assert found is not None
     assert found.source == MEASURED
     assert found.seconds_per_token == pytest.approx(0.002)
-    assert measured_speed(Pace()) is None
+    assert measured_speed(ThroughputModel()) is None
 
 
 def test_on_a_cpu_nothing_is_known_before_a_first_search(search: Search) -> None:
     assert speed_before(search) is None
 
 
-def test_a_later_search_knows_what_an_earlier_one_measured(search: Search, pace: Pace) -> None:
-    remember_speed(placed(search, engines=1, slots=2), pace)
+def test_a_later_search_knows_what_an_earlier_one_measured(search: Search, pace: ThroughputModel) -> None:
+    save_speed(placed(search, engines=1, slots=2), pace)
     found = speed_before(placed(search, engines=1, slots=4))
     assert found is not None
     assert found.source == EARLIER
@@ -57,8 +57,8 @@ def test_a_later_search_knows_what_an_earlier_one_measured(search: Search, pace:
     assert found.seconds_per_token == pytest.approx(0.004)  # twice as many share the engine
 
 
-def test_another_base_model_or_engine_was_not_measured(search: Search, pace: Pace) -> None:
-    remember_speed(placed(search, 1, 2), pace)
+def test_another_base_model_or_engine_was_not_measured(search: Search, pace: ThroughputModel) -> None:
+    save_speed(placed(search, 1, 2), pace)
     model = search.recipe.model.model_copy(update={"quantization": "none"})
     other = replace(search, recipe=search.recipe.model_copy(update={"model": model}))
     assert speed_before(placed(other, 1, 2)) is None
@@ -67,11 +67,13 @@ def test_another_base_model_or_engine_was_not_measured(search: Search, pace: Pac
     assert speed_before(placed(other, 1, 2)) is None
 
 
-def test_a_model_that_was_replaced_in_its_folder_was_not_measured(search: Search, pace: Pace, tmp_path: Path) -> None:
+def test_a_model_that_was_replaced_in_its_folder_was_not_measured(
+    search: Search, pace: ThroughputModel, tmp_path: Path
+) -> None:
     base = Path(shutil.copytree(search.recipe.model.name, tmp_path / "base"))
     model = search.recipe.model.model_copy(update={"name": str(base)})
     ours = placed(replace(search, recipe=search.recipe.model_copy(update={"model": model})), 1, 2)
-    remember_speed(ours, pace)
+    save_speed(ours, pace)
     assert speed_before(ours) is not None
     config = base / "config.json"
     times = config.stat()
@@ -82,37 +84,37 @@ def test_a_model_that_was_replaced_in_its_folder_was_not_measured(search: Search
     assert speed_before(ours) is None
 
 
-def test_several_processes_together_are_as_fast_as_they_were(search: Search, pace: Pace) -> None:
+def test_several_processes_together_are_as_fast_as_they_were(search: Search, pace: ThroughputModel) -> None:
     two = replace(placed(search, 1, 1), ranks=2)
-    remember_speed(placed(search, 1, 1), pace)
+    save_speed(placed(search, 1, 1), pace)
     assert speed_before(two) is None
-    remember_speed(two, pace)
+    save_speed(two, pace)
     assert speed_before(two) is not None
     assert speed_before(replace(two, ranks=3)) is None
 
 
 def test_nothing_measured_is_nothing_remembered(search: Search, cache: Path) -> None:
-    remember_speed(search, Pace())
+    save_speed(search, ThroughputModel())
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"half', '{"KEY": {"tokens_per_second": 0}}', '{"KEY": 3}'])
-def test_a_broken_cache_is_no_error(search: Search, pace: Pace, cache: Path, content: str) -> None:
+def test_a_broken_cache_is_no_error(search: Search, pace: ThroughputModel, cache: Path, content: str) -> None:
     ours = placed(search, 1, 2)
-    remember_speed(ours, pace)
+    save_speed(ours, pace)
     key = cache.read_text(encoding="utf-8").split('"')[1]
     cache.write_text(content.replace("KEY", key), encoding="utf-8")
     assert speed_before(ours) is None
-    remember_speed(ours, pace)
+    save_speed(ours, pace)
     assert speed_before(ours) is not None
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(
-    search: Search, pace: Pace, cache: Path, monkeypatch: pytest.MonkeyPatch
+    search: Search, pace: ThroughputModel, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.parent.write_text("a file where a folder should be", encoding="utf-8")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
-    remember_speed(placed(search, 1, 2), pace)
+    save_speed(placed(search, 1, 2), pace)
     assert speed_before(placed(search, 1, 2)) is None
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.planning.throughput import FIRST_START_SECONDS, Pace
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.planning.throughput import FIRST_START_SECONDS, ThroughputModel
+from orchestrator.state.run_dir import RunDir
 from search_spaces.schema import Recipe
 from tests.support.fake_search import BASE_LOSS, point, record
 from trials.config import TrialConfig
-from trials.records.trial_dir import Origin, TrialFolder
+from trials.records.trial_dir import Origin, TrialDir
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -22,21 +22,23 @@ def config(recipe: Recipe, **values: Any) -> TrialConfig:
     return recipe.trial_config(values)
 
 
-def note(pace: Pace, of: TrialConfig, each: float, times: int = 1, noise: float = 0.0, seed: int = 0) -> None:
+def note(
+    pace: ThroughputModel, of: TrialConfig, each: float, times: int = 1, noise: float = 0.0, seed: int = 0
+) -> None:
     rng = random.Random(seed)
     for _ in range(times):
         pace.note(of, 1000, 1000 * each * (1 + rng.uniform(-noise, noise)))
 
 
 def test_nothing_is_known_at_first(small_recipe: Recipe) -> None:
-    pace = Pace()
+    pace = ThroughputModel()
     assert pace.seconds_per_token() is None
     assert pace.seconds(config(small_recipe), 1000) is None
     assert pace.start_seconds == FIRST_START_SECONDS
 
 
 def test_the_first_stretch_is_believed_and_later_ones_refine_it(small_recipe: Recipe) -> None:
-    pace, usual = Pace(), config(small_recipe)
+    pace, usual = ThroughputModel(), config(small_recipe)
     pace.note(usual, 1000, 20.0)  # with kernels compiled in it
     assert pace.seconds_per_token(usual) == pytest.approx(0.02)
     note(pace, usual, 0.01, times=6, noise=0.1)
@@ -45,7 +47,7 @@ def test_the_first_stretch_is_believed_and_later_ones_refine_it(small_recipe: Re
 
 
 def test_kinds_differ_and_new_ones_are_like_their_family(small_recipe: Recipe) -> None:
-    pace = Pace()
+    pace = ThroughputModel()
     few, many = config(small_recipe, lora_rank=8), config(small_recipe, lora_rank=8, target_modules=ALL_LINEAR)
     for seed in range(8):
         note(pace, few, 0.010, noise=0.05, seed=seed)
@@ -60,7 +62,7 @@ def test_kinds_differ_and_new_ones_are_like_their_family(small_recipe: Recipe) -
 
 
 def test_a_slow_kind_does_not_make_the_others_look_slow(small_recipe: Recipe) -> None:
-    pace = Pace()
+    pace = ThroughputModel()
     few, many = config(small_recipe), config(small_recipe, target_modules=ALL_LINEAR)
     note(pace, few, 0.01, times=6)
     note(pace, many, 0.03, times=10)
@@ -70,7 +72,7 @@ def test_a_slow_kind_does_not_make_the_others_look_slow(small_recipe: Recipe) ->
 
 @pytest.mark.parametrize("outlier", [1e-4, 3.0])
 def test_a_single_outlier_hardly_counts(small_recipe: Recipe, outlier: float) -> None:
-    pace, usual = Pace(), config(small_recipe)
+    pace, usual = ThroughputModel(), config(small_recipe)
     note(pace, usual, 0.01, times=8, noise=0.05)
     note(pace, usual, outlier)  # a machine that slept, a clock that jumped
     assert pace.seconds_per_token(usual) == pytest.approx(0.01, rel=0.2)
@@ -80,7 +82,7 @@ def test_a_single_outlier_hardly_counts(small_recipe: Recipe, outlier: float) ->
 
 @pytest.mark.parametrize("factor", [0.4, 2.5])
 def test_a_machine_that_changed_is_believed_soon_for_all_kinds(small_recipe: Recipe, factor: float) -> None:
-    pace = Pace()
+    pace = ThroughputModel()
     few, many = config(small_recipe), config(small_recipe, target_modules=ALL_LINEAR)
     for _ in range(8):
         note(pace, few, 0.01)
@@ -94,7 +96,7 @@ def test_a_machine_that_changed_is_believed_soon_for_all_kinds(small_recipe: Rec
     ("tokens", "seconds"), [(0, 5.0), (-100, 5.0), (100, 0.0), (100, -3.0), (100, float("inf")), (100, float("nan"))]
 )
 def test_nonsense_is_left_out(small_recipe: Recipe, tokens: int, seconds: float) -> None:
-    pace = Pace()
+    pace = ThroughputModel()
     pace.note(config(small_recipe), tokens, seconds)
     pace.note_start(seconds if tokens == 100 else -1.0)
     assert pace.seconds_per_token() is None
@@ -102,28 +104,28 @@ def test_nonsense_is_left_out(small_recipe: Recipe, tokens: int, seconds: float)
 
 
 def test_starts_are_measured_too() -> None:
-    pace = Pace()
+    pace = ThroughputModel()
     for seconds in (9.0, 0.3, 0.2, 0.25, 0.2, 0.3):
         pace.note_start(seconds)
     assert pace.start_seconds == pytest.approx(0.25, rel=0.4)
 
 
-def test_after_a_crash_it_is_rebuilt_from_the_records(run: RunFolder, small_recipe: Recipe) -> None:
+def test_after_a_crash_it_is_rebuilt_from_the_records(run: RunDir, small_recipe: Recipe) -> None:
     of = small_recipe.trial_config({})
-    base = TrialFolder(run.trial("0000"))
+    base = TrialDir(run.trial("0000"))
     base.begin(of, Origin.BASE, "base")
     record(base, point(BASE_LOSS, 0, seconds=30.0), base=True)
-    trial = TrialFolder(run.trial("0001"))
+    trial = TrialDir(run.trial("0001"))
     trial.begin(of, Origin.START, "usual")
     for tokens, seconds in ((100, 2.0), (300, 6.0), (900, 18.0)):
         record(trial, point(2.0, tokens, seconds=seconds))
-    pace = Pace.from_records(run.records())
+    pace = ThroughputModel.from_records(run.records())
     assert pace.seconds_per_token(of) == pytest.approx(0.02)
     assert (pace.tokens, pace.slot_seconds) == (900, 18.0)
 
 
 def test_a_note_takes_as_long_after_many_as_at_first(small_recipe: Recipe) -> None:
-    pace = Pace()
+    pace = ThroughputModel()
     kinds = [config(small_recipe, lora_rank=2**r, effective_batch=2**b) for r in range(8) for b in range(8)]
 
     def seconds() -> float:

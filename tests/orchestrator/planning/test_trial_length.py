@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.planning.trial_length import length_in_words, shortened, shortened_trial, tonight
+from orchestrator.planning.trial_length import length_in_words, shortened, shortened_length, shortened_trial
 from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from trials.config import Hyperparameters
 
 
 def test_where_enough_full_trials_fit_they_stay_full() -> None:
-    assert tonight(100_000, 0.01, 6_000, 1, 6) == 100_000
-    assert tonight(100_000, 0.01, 50_000, 1, 6) == 100_000
+    assert shortened_length(100_000, 0.01, 6_000, 1, 6) == 100_000
+    assert shortened_length(100_000, 0.01, 50_000, 1, 6) == 100_000
 
 
 def test_where_they_do_not_fit_they_are_shortened_to_what_does() -> None:
     # 50 hours for all of it, nine to spend: the UltraChat guide's author cut by hand, to a twentieth
     full = 100_000_000
-    short = tonight(full, 50 * 3600 / full, 9 * 3600, 1, 6)
+    short = shortened_length(full, 50 * 3600 / full, 9 * 3600, 1, 6)
     assert short / full == pytest.approx(9 / 50 / 6, rel=1e-3)
     assert 6 * short * 50 * 3600 / full <= 9 * 3600
 
 
 def test_trials_side_by_side_share_the_night_but_none_takes_more_than_half_of_it() -> None:
-    assert tonight(100_000, 0.01, 600, 2, 6) == 20_000
-    assert tonight(100_000, 0.01, 600, 8, 6) == 30_000
+    assert shortened_length(100_000, 0.01, 600, 2, 6) == 20_000
+    assert shortened_length(100_000, 0.01, 600, 8, 6) == 30_000
 
 
 def test_without_a_number_nothing_is_shortened() -> None:
-    assert tonight(100_000, 0.01, 10, 1, None) == 100_000
+    assert shortened_length(100_000, 0.01, 10, 1, None) == 100_000
 
 
 def test_at_least_one_token_is_left() -> None:
-    assert tonight(100_000, 0.01, -5, 1, 6) == 1
+    assert shortened_length(100_000, 0.01, -5, 1, 6) == 1
 
 
 @pytest.mark.parametrize(

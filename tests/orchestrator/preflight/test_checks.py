@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.preflight.checks import disk_finding, preflight, preflight_lines
+from orchestrator.preflight.checks import disk_check, preflight_lines, run_checks
 from orchestrator.search import main
-from orchestrator.state.check_result import Finding, Level, refuse_impossible
+from orchestrator.state.check_result import CheckResult, Severity, raise_if_blocked
 from orchestrator.state.run_dir import Search
 from tests.conftest import SMALL
 from trials.errors import InputError
@@ -19,29 +19,29 @@ PLAN = ["demo", "--plan", "--set", *SMALL]
 
 
 def test_a_finding_is_one_line_with_its_remedy() -> None:
-    bad = Finding("disk", Level.IMPOSSIBLE, "full", "Make room")
+    bad = CheckResult("disk", Severity.IMPOSSIBLE, "full", "Make room")
     assert str(bad) == "impossible: disk: full. Make room"
-    assert preflight_lines([bad, Finding("Ray", Level.OK, "none")]).splitlines()[2] == "  ok: Ray: none"
-    refuse_impossible([Finding("disk", Level.WARNING, "nearly full", "Make room")])
+    assert preflight_lines([bad, CheckResult("Ray", Severity.OK, "none")]).splitlines()[2] == "  ok: Ray: none"
+    raise_if_blocked([CheckResult("disk", Severity.WARNING, "nearly full", "Make room")])
     with pytest.raises(InputError, match=r"the search can.t run here:\n  disk: full\. Make room"):
-        refuse_impossible([bad])
+        raise_if_blocked([bad])
 
 
 def test_the_disk_is_the_run_folder_s(tmp_path: Path) -> None:
     out = tmp_path / "runs" / "not there yet"
-    fine, full = disk_finding(out, 0.001), disk_finding(out, 1e6)
-    assert (fine.level, full.level) == (Level.OK, Level.WARNING)
+    fine, full = disk_check(out, 0.001), disk_check(out, 1e6)
+    assert (fine.level, full.level) == (Severity.OK, Severity.WARNING)
     assert f"GiB free in {tmp_path}, at most 1000000.00 needed" in full.text
     assert fine.text.startswith(f"{shutil.disk_usage(tmp_path).free / 2**30:.0f}"[:1])
 
 
 @pytest.mark.skipif(gpu_count() > 0, reason="there is more to say of GPUs")
 def test_a_machine_by_itself_has_three_lines(search: Search, tmp_path: Path) -> None:
-    found = preflight(search, str(tmp_path), 0.1)
+    found = run_checks(search, str(tmp_path), 0.1)
     assert [(finding.name, finding.level) for finding in found] == [
-        ("Ray", Level.OK),
-        ("GPUs", Level.OK),
-        ("disk", Level.OK),
+        ("Ray", Severity.OK),
+        ("GPUs", Severity.OK),
+        ("disk", Severity.OK),
     ]
 
 
@@ -57,11 +57,11 @@ def test_a_wrong_key_of_w_and_b_is_a_warning_and_no_reason_not_to_search(
 ) -> None:
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "abc")
-    found = {finding.name: finding for finding in preflight(search, str(tmp_path), 0.1)}["W&B"]
-    assert found.level is Level.WARNING
+    found = {finding.name: finding for finding in run_checks(search, str(tmp_path), 0.1)}["W&B"]
+    assert found.level is Severity.WARNING
     assert "WANDB_API_KEY" in str(found)  # its format, or on a very busy machine that nothing was heard
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert "W&B" not in {finding.name for finding in preflight(search, str(tmp_path), 0.1)}
+    assert "W&B" not in {finding.name for finding in run_checks(search, str(tmp_path), 0.1)}
 
 
 def test_what_makes_the_search_impossible_is_bad_input_to_plan_and_search_alike(

@@ -14,10 +14,10 @@ from ray.cluster_utils import Cluster
 
 from orchestrator.controller.events import Event
 from orchestrator.preflight import cluster as preflight_cluster
-from orchestrator.preflight.cluster import _slots_finding, cluster_findings, slow_findings
+from orchestrator.preflight.cluster import _slots_finding, cluster_checks, slow_checks
 from orchestrator.preflight.nodes import this_node
-from orchestrator.state.check_result import Finding, Level
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.state.check_result import CheckResult, Severity
+from orchestrator.state.run_dir import RunDir, Search
 from orchestrator.supervisor.session import look_at_cluster
 from tests.support.fake_search import make_conductor, make_search, run_base
 from trials.errors import InputError
@@ -44,19 +44,19 @@ def dashboard() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def found(dashboard: str, small_recipe: object) -> list[Finding]:
-    return cluster_findings(make_search(small_recipe), None)  # type: ignore[arg-type]
+def found(dashboard: str, small_recipe: object) -> list[CheckResult]:
+    return cluster_checks(make_search(small_recipe), None)  # type: ignore[arg-type]
 
 
-def test_the_cluster_and_its_clocks_have_a_line_each(found: list[Finding], small_recipe: object) -> None:
+def test_the_cluster_and_its_clocks_have_a_line_each(found: list[CheckResult], small_recipe: object) -> None:
     said = {finding.name: finding for finding in found}
     levels = {name: finding.level for name, finding in said.items() if name != "cluster"}
-    assert set(levels.values()) == {Level.OK}
-    assert said["cluster"].level is Level.WARNING  # it has GPUs, and this search was told to use none
+    assert set(levels.values()) == {Severity.OK}
+    assert said["cluster"].level is Severity.WARNING  # it has GPUs, and this search was told to use none
     assert said["cluster"].text == "2 nodes, 2 GPUs, 2 cores, but trials use no GPU"
     on_gpus = replace(make_search(small_recipe), gpus_per_trial=1)  # type: ignore[arg-type]
     assert str(_slots_finding(on_gpus)) == "ok: cluster: 2 nodes, 2 GPUs, 2 cores; trials at once: 2"
-    assert said["clocks"].level is Level.OK  # it's one machine
+    assert said["clocks"].level is Severity.OK  # it's one machine
     assert said["clocks"].text.startswith("2 within 0.")
 
 
@@ -66,8 +66,8 @@ def test_nodes_with_other_code_than_here_are_named(
     here = this_node()
     changed = replace(here, versions={**here.versions, "code": "changed"})
     monkeypatch.setattr(preflight_cluster, "this_node", lambda: changed)
-    found = [line for line in cluster_findings(search, None) if line.level is not Level.OK and line.name != "cluster"]
-    assert [line.level for line in found] == [Level.IMPOSSIBLE] * 2
+    found = [line for line in cluster_checks(search, None) if line.level is not Severity.OK and line.name != "cluster"]
+    assert [line.level for line in found] == [Severity.IMPOSSIBLE] * 2
     assert {line.text for line in found} == {f"code {here.versions['code']}; here changed"}
     assert len({line.name for line in found}) == 2
     assert all(line.name.startswith(socket.gethostname()) for line in found)
@@ -77,9 +77,11 @@ def test_the_state_api_answers_and_gpus_add_up_where_there_are_two(
     dashboard: str, search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-    state, nccl = slow_findings(search, dashboard)
-    assert state.level is Level.OK
-    assert nccl.level in (Level.OK, Level.WARNING), nccl  # gloo takes no notice of P2P, and which is faster is chance
+    state, nccl = slow_checks(search, dashboard)
+    assert state.level is Severity.OK
+    assert nccl.level in (Severity.OK, Severity.WARNING), (
+        nccl
+    )  # gloo takes no notice of P2P, and which is faster is chance
     assert state.text == f"dashboard at {dashboard}; its state API answers, 2 nodes"
     assert "all-reduce over 2 GPUs: with P2P " in nccl.text
     assert nccl.text.count("GB/s") == 2
@@ -90,7 +92,7 @@ def test_a_state_api_that_ray_does_not_find_is_pointed_out(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{free_port()}")
     state = preflight_cluster._state_finding(dashboard)
-    assert state.level is Level.WARNING
+    assert state.level is Severity.WARNING
     assert "its state API doesn't answer" in state.text
 
 
@@ -100,13 +102,13 @@ def test_gpus_that_are_taken_are_not_waited_for_for_ever(
     monkeypatch.setattr("orchestrator.preflight.cluster._ALL_REDUCE_SECONDS", 2.0)
     holder = ray.remote(num_gpus=1)(Counter).remote()
     ray.get(holder.total.remote())
-    nccl = slow_findings(search, dashboard)[1]
+    nccl = slow_checks(search, dashboard)[1]
     ray.kill(holder)
-    assert (nccl.level, nccl.text) == (Level.WARNING, "not checked over 2 GPUs (they are in use)")
+    assert (nccl.level, nccl.text) == (Severity.WARNING, "not checked over 2 GPUs (they are in use)")
 
 
 def test_a_new_search_is_refused_and_one_that_goes_on_is_only_warned(
-    dashboard: str, run: RunFolder, search: Search
+    dashboard: str, run: RunDir, search: Search
 ) -> None:
     heard: list[Event] = []
     greedy = replace(search, gpus_per_trial=5, ranks=5)

@@ -17,10 +17,15 @@ import ray
 from ray.cluster_utils import Cluster
 
 from orchestrator.execution.cluster import NoAnswer, alive_nodes, on_nodes
-from orchestrator.preflight.shared_storage import Blind, blind_nodes, existing_part, refuse_blind_nodes
-from orchestrator.storage.locations import open_at
+from orchestrator.preflight.shared_storage import (
+    NodeWithoutStorage,
+    existing_part,
+    nodes_without_storage,
+    require_shared_storage,
+)
+from orchestrator.storage.locations import open_run
 from orchestrator.storage.object_store import ObjectStore
-from orchestrator.storage.visibility import UNSEEN, is_seen, leave_marker, marker, refuse_unseen
+from orchestrator.storage.visibility import UNSEEN, is_visible, probe_name, require_visible, write_probe
 from tests.support.cli import ROOT, environment, small_search
 from tests.support.s3_server import BUCKET, s3_server
 from trials.errors import InputError, RunFolderError
@@ -59,28 +64,28 @@ def other_run(cluster: Cluster) -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def is_of_the_other(blind: Blind) -> bool:
+def is_of_the_other(blind: NodeWithoutStorage) -> bool:
     return blind.node.id != ray.get_runtime_context().get_node_id()
 
 
 def test_nodes_that_share_the_folder_are_not_blind_and_leave_nothing(cluster: Cluster, tmp_path: Path) -> None:
     assert len(alive_nodes()) == 2
-    assert blind_nodes(str(tmp_path)) == []
-    refuse_blind_nodes(str(tmp_path))
+    assert nodes_without_storage(str(tmp_path)) == []
+    require_shared_storage(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_node_without_the_folder_is_named(cluster: Cluster) -> None:
-    (blind,) = blind_nodes(str(OF_EACH))
+    (blind,) = nodes_without_storage(str(OF_EACH))
     assert is_of_the_other(blind)
     assert blind.why == "doesn't have that folder"
     with pytest.raises(InputError, match=rf"{blind.node.address} \(.+, node {blind.node.id[:12]}\).*\n.*NFS"):
-        refuse_blind_nodes(str(OF_EACH))
+        require_shared_storage(str(OF_EACH))
     assert list(OF_EACH.iterdir()) == []
 
 
 def test_a_node_with_a_folder_of_its_own_is_named_and_cleared_up(cluster: Cluster, other_run: Path) -> None:
-    (blind,) = blind_nodes(str(OF_EACH))
+    (blind,) = nodes_without_storage(str(OF_EACH))
     assert is_of_the_other(blind)
     assert "a folder of its own" in blind.why
     assert list(other_run.iterdir()) == []
@@ -102,7 +107,7 @@ def test_a_node_that_sees_the_drivers_marker_but_whose_own_stays_with_it_is_name
     thread = threading.Thread(target=copy_what_the_driver_writes)
     thread.start()
     try:
-        (blind,) = blind_nodes(str(OF_EACH))
+        (blind,) = nodes_without_storage(str(OF_EACH))
     finally:
         copying.set()
         thread.join()
@@ -128,12 +133,12 @@ def test_a_node_where_the_project_breaks_says_how(cluster: Cluster) -> None:
 
 def test_a_folder_that_the_driver_cannot_write_to_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"can't write to .*Give another --out"):
-        blind_nodes(str(tmp_path / "absent"))
+        nodes_without_storage(str(tmp_path / "absent"))
 
 
 def test_nodes_that_reach_a_store_see_the_same_there(cluster: Cluster, tmp_path: Path) -> None:
     url = f"file://{tmp_path / 'store'}"
-    assert blind_nodes(url) == []
+    assert nodes_without_storage(url) == []
     assert ObjectStore(url).names() == []
 
 
@@ -141,7 +146,7 @@ def test_nodes_without_the_credentials_of_a_store_are_named(cluster: Cluster, mo
     with s3_server() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)  # of this process; the nodes were started before
-        blind = blind_nodes(f"s3://{BUCKET}/run")
+        blind = nodes_without_storage(f"s3://{BUCKET}/run")
         assert ObjectStore(f"s3://{BUCKET}/run").names() == []
     assert {each.node for each in blind} == set(alive_nodes())
     assert all(each.why.startswith("can't write to it: can't write .marker-") for each in blind)
@@ -149,16 +154,16 @@ def test_nodes_without_the_credentials_of_a_store_are_named(cluster: Cluster, mo
 
 def test_a_machine_that_cannot_write_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert leave_marker(str(tmp_path / "file"), "token", "node") == "can't write to it: Not a directory"
+    assert write_probe(str(tmp_path / "file"), "token", "node") == "can't write to it: Not a directory"
 
 
 def test_a_marker_of_another_search_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.storage.visibility._SEEN_SECONDS", 0.2)
-    path = tmp_path / marker("token", "node")
+    path = tmp_path / probe_name("token", "node")
     path.write_text("another")
-    assert not is_seen(str(tmp_path), "token", "node")
+    assert not is_visible(str(tmp_path), "token", "node")
     path.write_text("token")
-    assert is_seen(str(tmp_path), "token", "node")
+    assert is_visible(str(tmp_path), "token", "node")
 
 
 def test_a_machine_that_joined_later_and_does_not_share_the_folder_refuses_the_trial(
@@ -166,9 +171,9 @@ def test_a_machine_that_joined_later_and_does_not_share_the_folder_refuses_the_t
 ) -> None:
     monkeypatch.setattr("orchestrator.storage.visibility._SEEN_SECONDS", 0.2)
     with pytest.raises(RunFolderError, match=UNSEEN):
-        refuse_unseen(tmp_path)
+        require_visible(tmp_path)
     (tmp_path / "config.json").touch()
-    refuse_unseen(tmp_path)
+    require_visible(tmp_path)
 
 
 def test_before_a_run_folder_is_made_its_parent_can_be_looked_at(tmp_path: Path) -> None:
@@ -189,7 +194,7 @@ def test_the_command_stops_and_names_the_node(cluster: Cluster, tmp_path: Path, 
     assert "isn't on storage that every node of the Ray cluster sees" in error
     assert error.count(why) == 1
     assert f"go on by --resume {place}" in error
-    run = open_at(place)
+    run = open_run(place)
     assert run.records() == []
     assert not list(run.path.glob(".marker*"))
 
@@ -205,7 +210,7 @@ def test_a_node_on_which_another_disk_lies_over_the_folder_is_named(cluster: Clu
         while not (joined := set(alive_nodes()) - before):
             assert node.poll() is None, "the node didn't start: is this container allowed to unshare?"
             time.sleep(0.2)
-        assert {blind.node for blind in blind_nodes(str(tmp_path))} == joined
+        assert {blind.node for blind in nodes_without_storage(str(tmp_path))} == joined
     finally:
         node.terminate()
         node.wait(60)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from ray._private.services import canonicalize_bootstrap_address
 
-from orchestrator.ray_setup.address import address_finding, named_cluster
-from orchestrator.state.check_result import Level
+from orchestrator.ray_setup.address import address_check, named_cluster
+from orchestrator.state.check_result import Severity
 
 
 @pytest.fixture
@@ -59,37 +59,37 @@ def test_it_is_found_where_ray_finds_it(
 
 
 def test_without_a_cluster_there_is_nothing_to_say(tmp_path: Path) -> None:
-    found = address_finding(given(tmp_path))
-    assert (found.level, found.remedy) == (Level.OK, "")
+    found = address_check(given(tmp_path))
+    assert (found.level, found.remedy) == (Severity.OK, "")
     assert "starts Ray on this machine" in found.text
 
 
 def test_a_cluster_that_answers_is_fine(tmp_path: Path, listening: int) -> None:
-    assert address_finding(given(tmp_path, f"127.0.0.1:{listening}")).level is Level.OK
+    assert address_check(given(tmp_path, f"127.0.0.1:{listening}")).level is Severity.OK
     here = socket.gethostbyname("localhost")
-    assert address_finding(given(tmp_path, f"localhost:{listening}", f"{here}:{listening}")).level is Level.OK
+    assert address_check(given(tmp_path, f"localhost:{listening}", f"{here}:{listening}")).level is Severity.OK
 
 
 def test_one_that_nobody_answers_for_makes_the_search_impossible(tmp_path: Path, silent: int) -> None:
-    found = address_finding(given(tmp_path, f"127.0.0.1:{silent}"))
-    assert found.level is Level.IMPOSSIBLE
+    found = address_check(given(tmp_path, f"127.0.0.1:{silent}"))
+    assert found.level is Severity.IMPOSSIBLE
     assert f"RAY_ADDRESS names 127.0.0.1:{silent}, where nobody answers" in found.text
-    left_behind = address_finding(given(tmp_path, None, f"127.0.0.1:{silent}"))
-    assert left_behind.level is Level.IMPOSSIBLE
+    left_behind = address_check(given(tmp_path, None, f"127.0.0.1:{silent}"))
+    assert left_behind.level is Severity.IMPOSSIBLE
     assert f"{tmp_path}/ray/ray_current_cluster names" in left_behind.text
     assert "RAY_ADDRESS=local" in left_behind.remedy
 
 
 def test_two_different_ones_are_pointed_out(tmp_path: Path, listening: int) -> None:
-    found = address_finding(given(tmp_path, f"127.0.0.1:{listening}", "10.0.0.1:6379"))
-    assert found.level is Level.WARNING
+    found = address_check(given(tmp_path, f"127.0.0.1:{listening}", "10.0.0.1:6379"))
+    assert found.level is Severity.WARNING
     assert "names 10.0.0.1:6379" in found.text
 
 
 @pytest.mark.parametrize("address", ["http://10.0.0.1:8265", "head", "head:port", "::1:6379"])
 def test_what_is_no_address_is_refused(tmp_path: Path, address: str) -> None:
-    found = address_finding(given(tmp_path, address))
-    assert found.level is Level.IMPOSSIBLE
+    found = address_check(given(tmp_path, address))
+    assert found.level is Severity.IMPOSSIBLE
     assert f"RAY_ADDRESS is {address!r}" in found.text
 
 
@@ -119,8 +119,8 @@ def test_an_address_that_somebody_else_left_is_ignored_and_that_is_said(
     assert named_cluster(environ) == f"127.0.0.1:{listening}"
     foreign(tmp_path / "ray" / "ray_current_cluster", kind, tmp_path)
     assert named_cluster(environ) is None
-    found = address_finding(environ)
-    assert found.level is Level.WARNING
+    found = address_check(environ)
+    assert found.level is Severity.WARNING
     assert "ray_current_cluster isn't yours, and is ignored" in found.text
     assert "export RAY_ADDRESS=" in found.remedy
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ray_setup import folder as ray_folder
-from orchestrator.ray_setup.address import address_finding
-from orchestrator.state.check_result import Level
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.ray_setup.address import address_check
+from orchestrator.state.check_result import Severity
+from orchestrator.state.run_dir import RunDir
 from trials.errors import SearchBroken
 
 SOCKET = "ray/session_2026-11-29_18-38-00_869136_4194304/sockets/plasma_store"
@@ -58,8 +58,8 @@ def test_bytes_count_not_characters(short: Path) -> None:
 
 
 def test_a_deep_tmpdir_is_said_with_the_folder_that_is_used(deep: Path) -> None:
-    found = address_finding({"RAY_ADDRESS": "local", "TMPDIR": str(deep)})
-    assert found.level is Level.OK
+    found = address_check({"RAY_ADDRESS": "local", "TMPDIR": str(deep)})
+    assert found.level is Severity.OK
     assert "in /tmp, as TMPDIR" in found.text
     assert str(deep) in found.text
 
@@ -67,8 +67,8 @@ def test_a_deep_tmpdir_is_said_with_the_folder_that_is_used(deep: Path) -> None:
 def test_where_no_folder_is_fit_the_search_is_impossible(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"TMPDIR": str(deep), "RAY_ADDRESS": "local"}
     monkeypatch.setattr(ray_folder.os, "access", lambda path, _: path == deep)
-    found = address_finding(given)
-    assert found.level is Level.IMPOSSIBLE
+    found = address_check(given)
+    assert found.level is Severity.IMPOSSIBLE
     assert "TMPDIR" in found.text
     assert "TMPDIR=/tmp" in found.remedy
     with pytest.raises(SearchBroken, match="TMPDIR"):
@@ -92,7 +92,7 @@ def test_a_folder_that_somebody_has_made_first_is_not_taken(short: Path) -> None
         ray_folder.make(folder)
 
 
-def test_logs_of_the_last_broken_sessions_are_kept(short: Path, run: RunFolder) -> None:
+def test_logs_of_the_last_broken_sessions_are_kept(short: Path, run: RunDir) -> None:
     for second in range(5):
         folder = ray_folder.make(ray_folder.planned({"TMPDIR": str(short)}))
         logs = folder / f"ray/session_2026-11-29_18-38-0{second}_869136_15663/logs"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.report.render import main, write_report
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from tests.support.report_runs import BASE, Told, new_run, night, right, write_prediction, write_samples, write_trial
 from trials.errors import RunFolderError
 from trials.records.trial_dir import Ending, EndingKind
@@ -59,7 +59,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def whole_night(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def whole_night(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     run = night(tmp_path_factory.mktemp("night") / "run")
     write_prediction(run)
     write_report(run)
@@ -67,7 +67,7 @@ def whole_night(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 @pytest.fixture(scope="module")
-def page(whole_night: RunFolder) -> Page:
+def page(whole_night: RunDir) -> Page:
     return Page(whole_night.path / "report.html")
 
 
@@ -88,7 +88,7 @@ def test_plotly_is_in_the_page_once(page: Page) -> None:
     assert {"curves", "importance", "loss-against"} <= figures
 
 
-def test_the_whole_night_is_told(whole_night: RunFolder, page: Page) -> None:
+def test_the_whole_night_is_told(whole_night: RunDir, page: Page) -> None:
     winner = whole_night.read_json("export/manifest.json")["trial"]
     assert f"Trial {winner} wins" in page.text
     assert "was verified" in page.text
@@ -100,7 +100,7 @@ def test_the_whole_night_is_told(whole_night: RunFolder, page: Page) -> None:
     assert "running or paused" in page.text
 
 
-def test_the_page_says_what_to_type(whole_night: RunFolder, page: Page) -> None:
+def test_the_page_says_what_to_type(whole_night: RunDir, page: Page) -> None:
     path = whole_night.path
     for command in (
         f"python -m trials.generate {path}/export --prompt TEXT",
@@ -111,7 +111,7 @@ def test_the_page_says_what_to_type(whole_night: RunFolder, page: Page) -> None:
     assert "hyperparameters.weight_decay 0.02 --set" in page.text
 
 
-def test_writing_the_report_changes_nothing_else(whole_night: RunFolder) -> None:
+def test_writing_the_report_changes_nothing_else(whole_night: RunDir) -> None:
     def others() -> dict[Path, bytes]:
         files = (file for file in whole_night.path.rglob("*") if file.is_file())
         return {file: file.read_bytes() for file in files if file.name not in {"report.html", "trials.csv"}}
@@ -121,7 +121,7 @@ def test_writing_the_report_changes_nothing_else(whole_night: RunFolder) -> None
     assert others() == before
 
 
-def test_csv_has_all_trials(whole_night: RunFolder) -> None:
+def test_csv_has_all_trials(whole_night: RunDir) -> None:
     with (whole_night.path / "trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [record.id for record in whole_night.records()]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.report.score_agreement import ScoredTrial, agreement, at_end, at_rung, contradictions, latest
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from tests.support.report_runs import STEP_TOKENS, Told, new_run, right, write_trial
 from trials.metrics.task_scores import Measure, RowScores
 from trials.records.trial_dir import Ending, EndingKind
@@ -15,7 +15,7 @@ PATIENCE = Ending(EndingKind.EARLY_STOPPED, "3 evaluations without improving")
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
+def run(tmp_path: Path) -> RunDir:
     return new_run(tmp_path / "run")
 
 
@@ -24,7 +24,7 @@ def ids(trials: list[ScoredTrial]) -> list[str]:
 
 
 def scored(
-    run: RunFolder, *trials: tuple[float, tuple[float, ...]], measure: Measure = Measure.LABEL
+    run: RunDir, *trials: tuple[float, tuple[float, ...]], measure: Measure = Measure.LABEL
 ) -> list[ScoredTrial]:
     """Trials of one evaluation with these losses and scores."""
     for number, (loss, scores) in enumerate(trials, start=1):
@@ -32,7 +32,7 @@ def scored(
     return latest(run.records())
 
 
-def test_trials_are_compared_where_they_reached_a_rung_and_at_their_end(run: RunFolder) -> None:
+def test_trials_are_compared_where_they_reached_a_rung_and_at_their_end(run: RunDir) -> None:
     write_trial(run, Told("0001", [1.5, 1.4, 1.3], scores={1: right(10), 3: right(30)}))
     write_trial(run, Told("0002", [1.6], PRUNED, scores={1: right(20)}))
     write_trial(run, Told("0003", [1.4, 1.5], PATIENCE, scores={1: right(5), 2: right(6)}))
@@ -49,7 +49,7 @@ def test_trials_are_compared_where_they_reached_a_rung_and_at_their_end(run: Run
     assert at_end(records)[0].score == 0.75
 
 
-def test_orders_that_agree_and_orders_that_do_not(run: RunFolder) -> None:
+def test_orders_that_agree_and_orders_that_do_not(run: RunDir) -> None:
     trials = scored(run, *((1.0 + k / 10, right(30 - k)) for k in range(6)))
     found = agreement(trials)
     assert found is not None
@@ -64,13 +64,13 @@ def test_orders_that_agree_and_orders_that_do_not(run: RunFolder) -> None:
     assert opposite.tau == pytest.approx(-1.0)
 
 
-def test_no_order_of_two_trials_or_of_equal_scores(run: RunFolder) -> None:
+def test_no_order_of_two_trials_or_of_equal_scores(run: RunDir) -> None:
     trials = scored(run, (1.0, right(30)), (1.1, right(30)), (1.2, right(30)))
     assert agreement(trials) is None
     assert agreement(trials[:2]) is None
 
 
-def test_a_contradiction_is_clear_by_both_measures(run: RunFolder) -> None:
+def test_a_contradiction_is_clear_by_both_measures(run: RunDir) -> None:
     trials = scored(run, (1.0, right(10)), (1.2, right(30)), (1.3, right(12)))
     found = contradictions(trials)
     assert found.told_apart == 3
@@ -80,17 +80,17 @@ def test_a_contradiction_is_clear_by_both_measures(run: RunFolder) -> None:
     assert pair.score.difference.value == pytest.approx(0.5)
 
 
-def test_what_the_loss_can_not_tell_apart_is_no_contradiction(run: RunFolder) -> None:
+def test_what_the_loss_can_not_tell_apart_is_no_contradiction(run: RunDir) -> None:
     found = contradictions(scored(run, (1.0, right(10)), (1.001, right(40))))
     assert (found.told_apart, found.found) == (0, ())
 
 
-def test_what_the_score_can_not_tell_apart_is_no_contradiction(run: RunFolder) -> None:
+def test_what_the_score_can_not_tell_apart_is_no_contradiction(run: RunDir) -> None:
     found = contradictions(scored(run, (1.0, right(10)), (1.2, right(14))))
     assert (found.told_apart, found.found) == (1, ())
 
 
-def test_text_scores_are_compared_too_and_the_worst_comes_first(run: RunFolder) -> None:
+def test_text_scores_are_compared_too_and_the_worst_comes_first(run: RunDir) -> None:
     rows = [0.01 * k for k in range(40)]
     trials = scored(
         run,
@@ -105,7 +105,7 @@ def test_text_scores_are_compared_too_and_the_worst_comes_first(run: RunFolder) 
     assert found[1].score.difference.value == pytest.approx(0.1195)
 
 
-def test_other_rows_are_not_compared(run: RunFolder) -> None:
+def test_other_rows_are_not_compared(run: RunDir) -> None:
     one, other = scored(run, (1.0, right(10)), (1.2, right(40)))
     fewer = replace(other, scoring=replace(other.scoring, scores=RowScores(Measure.LABEL, right(20, of=20))))
     assert contradictions([one, fewer]).found == ()

@@ -2,23 +2,23 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.report.data import read_findings
+from orchestrator.report.data import read_report_data
 from orchestrator.report.scores import ScoreSection, score_section
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from tests.support.report_runs import BASE, STEP_TOKENS, Told, new_run, right, write_export, write_trial
 from trials.metrics.task_scores import Measure
 from trials.records.trial_dir import Ending, EndingKind
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
+def run(tmp_path: Path) -> RunDir:
     run = new_run(tmp_path / "run", ["evaluation.score_rows=40"])
     write_trial(run, Told("0000", BASE.losses, origin=BASE.origin, name=BASE.name, adapter=False, scores={1: right(4)}))
     return run
 
 
-def section_of(run: RunFolder) -> ScoreSection:
-    found = score_section(read_findings(run))
+def section_of(run: RunDir) -> ScoreSection:
+    found = score_section(read_report_data(run))
     assert found is not None
     return found
 
@@ -26,7 +26,7 @@ def section_of(run: RunFolder) -> ScoreSection:
 def test_without_a_wish_for_scores_there_is_no_section(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     write_trial(run, BASE)
-    assert score_section(read_findings(run)) is None
+    assert score_section(read_report_data(run)) is None
 
 
 def test_before_anything_is_scored(tmp_path: Path) -> None:
@@ -34,14 +34,14 @@ def test_before_anything_is_scored(tmp_path: Path) -> None:
     assert (found.rows, found.sentences, found.stages) == (7, ["Nothing was scored so far."], [])
 
 
-def test_only_the_base_is_scored(run: RunFolder) -> None:
+def test_only_the_base_is_scored(run: RunDir) -> None:
     write_trial(run, Told("0001", [1.5]))
     found = section_of(run)
     assert (found.measure, found.rows) == ("accuracy", 40)
     assert found.sentences == ["No trial was scored so far.", "The base model's accuracy is 10.0 % (4.0 to 23.1)."]
 
 
-def test_stages_have_loss_score_and_places_by_both(run: RunFolder) -> None:
+def test_stages_have_loss_score_and_places_by_both(run: RunDir) -> None:
     pruned = Ending(EndingKind.PRUNED, "place 3 of 3")
     write_trial(run, Told("0001", [1.5, 1.2, 1.1], scores={1: right(20), 3: right(36)}))
     write_trial(run, Told("0002", [1.4, 1.3, 1.2], scores={1: right(20), 3: right(35)}))
@@ -59,7 +59,7 @@ def test_stages_have_loss_score_and_places_by_both(run: RunFolder) -> None:
     assert [row.is_leader for row in end.rows] == [True, False]
 
 
-def test_a_stage_says_whether_the_orders_agree(run: RunFolder) -> None:
+def test_a_stage_says_whether_the_orders_agree(run: RunDir) -> None:
     for number in range(1, 7):
         write_trial(run, Told(f"{number:04d}", [1 + number / 10], scores={1: right(40 - number)}))
     (*_, end) = section_of(run).stages
@@ -81,13 +81,13 @@ def test_a_stage_says_whether_the_orders_agree(run: RunFolder) -> None:
         ([33], "1 trial: too few for an order."),
     ],
 )
-def test_what_is_said_of_an_order(run: RunFolder, rows: list[int], said: str) -> None:
+def test_what_is_said_of_an_order(run: RunDir, rows: list[int], said: str) -> None:
     for number, count in enumerate(rows, start=1):
         write_trial(run, Told(f"{number:04d}", [1 + number / 10], scores={1: right(count)}))
     assert said in section_of(run).stages[-1].sentences[0]
 
 
-def test_contradictions_are_named_with_both_margins(run: RunFolder) -> None:
+def test_contradictions_are_named_with_both_margins(run: RunDir) -> None:
     write_trial(run, Told("0001", [1.1], scores={1: right(20)}))
     write_trial(run, Told("0002", [1.3], scores={1: right(36)}))
     (*_, end) = section_of(run).stages
@@ -100,7 +100,7 @@ def test_contradictions_are_named_with_both_margins(run: RunFolder) -> None:
     assert line.endswith("and 0002 the better score, by 40.0 (22.0 to 54.2) points of accuracy")
 
 
-def test_of_many_contradictions_the_worst_are_named_each_trial_once(run: RunFolder) -> None:
+def test_of_many_contradictions_the_worst_are_named_each_trial_once(run: RunDir) -> None:
     for number in range(1, 6):
         write_trial(run, Told(f"{number:04d}", [1 + number / 10], scores={1: right(7 * number)}))
     (*_, end) = section_of(run).stages
@@ -113,7 +113,7 @@ def test_of_many_contradictions_the_worst_are_named_each_trial_once(run: RunFold
     ]
 
 
-def test_the_exported_trial_has_the_best_score(run: RunFolder) -> None:
+def test_the_exported_trial_has_the_best_score(run: RunDir) -> None:
     write_trial(run, Told("0001", [1.1], scores={1: right(36)}))
     write_trial(run, Told("0002", [1.3], scores={1: right(20)}))
     assert section_of(run).sentences[0] == (
@@ -126,7 +126,7 @@ def test_the_exported_trial_has_the_best_score(run: RunFolder) -> None:
     )
 
 
-def test_another_trial_has_the_best_score(run: RunFolder) -> None:
+def test_another_trial_has_the_best_score(run: RunDir) -> None:
     write_trial(run, Told("0001", [1.1], scores={1: right(34)}))
     write_trial(run, Told("0002", [1.3], scores={1: right(36)}))
     write_export(run, "0001", 1.1)
@@ -143,27 +143,27 @@ def test_another_trial_has_the_best_score(run: RunFolder) -> None:
     assert said.endswith(f"if it is what counts, look at trial 0003; its adapter is {run.path}/trials/0003/adapter.")
 
 
-def test_a_better_trial_whose_adapter_is_gone(run: RunFolder) -> None:
+def test_a_better_trial_whose_adapter_is_gone(run: RunDir) -> None:
     write_trial(run, Told("0001", [1.1], scores={1: right(30)}))
     write_trial(run, Told("0002", [1.3], scores={1: right(40)}, adapter=False))
     assert section_of(run).sentences[0].endswith("look at trial 0002, but its adapter wasn't kept.")
 
 
-def test_the_exported_trial_was_not_scored(run: RunFolder) -> None:
+def test_the_exported_trial_was_not_scored(run: RunDir) -> None:
     write_trial(run, Told("0001", [1.1]))
     write_trial(run, Told("0002", [1.3], scores={1: right(36)}))
     said = section_of(run).sentences[0]
     assert said.endswith("90.0 % (76.9 to 96.0). The trial with the lowest loss, 0001, was not scored.")
 
 
-def test_a_score_of_other_weights_than_the_exported_is_said_to_be(run: RunFolder) -> None:
+def test_a_score_of_other_weights_than_the_exported_is_said_to_be(run: RunDir) -> None:
     write_trial(run, Told("0001", [1.1, 1.2], scores={2: right(36)}))
     said = section_of(run).sentences[0]
     tokens = f"{2 * STEP_TOKENS:,} tokens, and its adapter with the lowest loss is of {STEP_TOKENS:,}."
     assert said.endswith(f"It was scored at {tokens}")
 
 
-def test_text_scores(run: RunFolder) -> None:
+def test_text_scores(run: RunDir) -> None:
     for number in (1, 2, 3):
         scores = {1: [0.1 * number + 0.01 * k for k in range(20)]}
         write_trial(run, Told(f"{number:04d}", [1 + number / 10], scores=scores, measure=Measure.ROUGE_L))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.report.data import read_findings
+from orchestrator.report.data import read_report_data
 from orchestrator.report.tables import (
     NOTHING,
     counts_line,
@@ -15,25 +15,25 @@ from orchestrator.report.tables import (
     stopped_rows,
     surroundings,
 )
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from tests.support.report_runs import BASE, BASE_LOSS, Told, new_run, right, row_losses, write_trial
 from trials.metrics.row_losses import compare
 from trials.records.trial_dir import Ending, EndingKind, Origin
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
+def run(tmp_path: Path) -> RunDir:
     return new_run(tmp_path / "run")
 
 
-def test_ranking_puts_the_lowest_loss_first_and_trials_without_a_loss_last(run: RunFolder) -> None:
+def test_ranking_puts_the_lowest_loss_first_and_trials_without_a_loss_last(run: RunDir) -> None:
     write_trial(run, BASE)
     write_trial(run, Told("0001", [1.5, 1.4]))
     write_trial(run, Told("0002", [], Ending(EndingKind.FAILED, "its process died")))
     write_trial(run, Told("0003", [1.2, 1.3]))
     write_trial(run, Told("0004", [2.5]))
 
-    rows = ranking_rows(read_findings(run))
+    rows = ranking_rows(read_report_data(run))
 
     assert [row.id for row in rows] == ["0003", "0001", "0000", "0004", "0002"]
     assert [row.loss for row in rows] == ["1.2000", "1.4000", "1.9000", "2.5000", NOTHING]
@@ -41,18 +41,18 @@ def test_ranking_puts_the_lowest_loss_first_and_trials_without_a_loss_last(run: 
     assert [row.id for row in rows if row.is_base] == ["0000"]
 
 
-def test_trials_with_equal_losses_are_ranked_by_id(run: RunFolder) -> None:
+def test_trials_with_equal_losses_are_ranked_by_id(run: RunDir) -> None:
     for trial in ("0002", "0001"):
         write_trial(run, Told(trial, [1.5]))
-    assert [row.id for row in ranking_rows(read_findings(run))] == ["0001", "0002"]
+    assert [row.id for row in ranking_rows(read_report_data(run))] == ["0001", "0002"]
 
 
-def test_ranking_gives_the_paired_difference_to_the_winner(run: RunFolder) -> None:
+def test_ranking_gives_the_paired_difference_to_the_winner(run: RunDir) -> None:
     write_trial(run, BASE)
     write_trial(run, Told("0001", [1.5]))
     write_trial(run, Told("0002", [1.2]))
 
-    behind = {row.id: row.behind for row in ranking_rows(read_findings(run))}
+    behind = {row.id: row.behind for row in ranking_rows(read_report_data(run))}
 
     error = compare(row_losses(1.2, seed=2), row_losses(1.5, seed=1)).standard_error
     assert behind["0001"] == f"+0.3000 ± {error:.4f}"
@@ -60,19 +60,19 @@ def test_ranking_gives_the_paired_difference_to_the_winner(run: RunFolder) -> No
     assert behind["0000"].startswith("+0.7000 ± ")
 
 
-def test_ranking_leaves_out_a_difference_between_other_rows(run: RunFolder) -> None:
+def test_ranking_leaves_out_a_difference_between_other_rows(run: RunDir) -> None:
     write_trial(run, BASE)
     write_trial(run, Told("0001", [1.2]))
     folder = write_trial(run, Told("0002", [1.5]))
     for path in folder.path.rglob("eval_rows.json"):
         path.write_text('{"loss_sums": [1.0, 2.0], "token_counts": [3, 4]}')
-    assert {row.id: row.behind for row in ranking_rows(read_findings(run))}["0002"] == NOTHING
+    assert {row.id: row.behind for row in ranking_rows(read_report_data(run))}["0002"] == NOTHING
 
 
-def test_ranking_shows_what_the_search_varies(run: RunFolder) -> None:
+def test_ranking_shows_what_the_search_varies(run: RunDir) -> None:
     write_trial(run, BASE)
     write_trial(run, Told("0001", [1.5], values={"learning_rate": 0.0003, "lora_rank": 8}))
-    findings = read_findings(run)
+    findings = read_report_data(run)
 
     rows = {row.id: dict(zip(findings.varied, row.values, strict=True)) for row in ranking_rows(findings)}
 
@@ -82,7 +82,7 @@ def test_ranking_shows_what_the_search_varies(run: RunFolder) -> None:
     assert "weight_decay" not in findings.varied
 
 
-def test_stopped_rows_give_every_reason_with_troubles_first(run: RunFolder) -> None:
+def test_stopped_rows_give_every_reason_with_troubles_first(run: RunDir) -> None:
     write_trial(run, BASE)
     write_trial(run, Told("0001", [1.5], Ending(EndingKind.PRUNED, "place 9 of 9")))
     write_trial(run, Told("0002", [1.5], Ending(EndingKind.EARLY_STOPPED, "no patience")))
@@ -92,7 +92,7 @@ def test_stopped_rows_give_every_reason_with_troubles_first(run: RunFolder) -> N
     write_trial(run, Told("0006", [], Ending(EndingKind.OUT_OF_MEMORY, "2 GiB")))
     write_trial(run, Told("0007", [], Ending(EndingKind.FAILED, "died")))
 
-    rows = stopped_rows(read_findings(run))
+    rows = stopped_rows(read_report_data(run))
 
     assert [(row.id, row.ending, row.reason) for row in rows] == [
         ("0007", "failed", "died"),
@@ -104,18 +104,18 @@ def test_stopped_rows_give_every_reason_with_troubles_first(run: RunFolder) -> N
     ]
 
 
-def test_counts_line_counts_trained_trials_only(run: RunFolder) -> None:
+def test_counts_line_counts_trained_trials_only(run: RunDir) -> None:
     write_trial(run, BASE)
-    assert counts_line(read_findings(run)) == "No trial was started yet."
+    assert counts_line(read_report_data(run)) == "No trial was started yet."
     write_trial(run, Told("0001", [1.5]))
-    assert counts_line(read_findings(run)) == "1 trial: 1 finished."
+    assert counts_line(read_report_data(run)) == "1 trial: 1 finished."
     write_trial(run, Told("0002", [1.5], None))
     write_trial(run, Told("0003", [1.5], None))
-    assert counts_line(read_findings(run)) == "3 trials: 2 running or paused, 1 finished."
+    assert counts_line(read_report_data(run)) == "3 trials: 2 running or paused, 1 finished."
 
 
 def test_settings_say_who_made_them(tmp_path: Path) -> None:
-    findings = read_findings(new_run(tmp_path / "run", ["weight_decay=0.25"]))
+    findings = read_report_data(new_run(tmp_path / "run", ["weight_decay=0.25"]))
 
     made, defaults = settings(findings)
 
@@ -129,13 +129,13 @@ def test_settings_say_who_made_them(tmp_path: Path) -> None:
     assert not by_key.keys() & {setting.key for setting in defaults}
 
 
-def test_surroundings_name_versions_and_hardware(run: RunFolder) -> None:
-    pairs = dict(surroundings(read_findings(run)))
+def test_surroundings_name_versions_and_hardware(run: RunDir) -> None:
+    pairs = dict(surroundings(read_report_data(run)))
     assert pairs["python"].startswith("3.")
     assert int(pairs["cpu cores"]) >= 1
 
 
-def test_csv_has_a_row_a_trial_with_numbers_in_full(run: RunFolder) -> None:
+def test_csv_has_a_row_a_trial_with_numbers_in_full(run: RunDir) -> None:
     write_trial(run, BASE)
     values = {"learning_rate": 0.00012345678, "target_modules": ["q_proj", "v_proj"]}
     scores = {1: right(10), 2: right(37)}

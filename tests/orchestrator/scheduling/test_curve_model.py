@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from orchestrator.scheduling.curve_model import MOST_POINTS, Outlook
-from orchestrator.scheduling.encoding import Coordinates
+from orchestrator.scheduling.curve_model import MOST_POINTS, LearningCurveModel
+from orchestrator.scheduling.encoding import SpaceEncoder
 from orchestrator.scheduling.gaussian_process import Points, covariance, fit, prior, within
 from search_spaces.schema import Choices, Range
 
@@ -15,9 +15,9 @@ SPACE = {
 VALUES = {"learning_rate": 1e-4, "lora_rank": 8, "target_modules": ["q_proj"], "epochs": 2}
 
 
-def told(count: int, late: bool = False) -> tuple[Outlook, dict[str, dict[str, object]]]:
+def told(count: int, late: bool = False) -> tuple[LearningCurveModel, dict[str, dict[str, object]]]:
     """An outlook that saw `count` whole trials, whose last losses follow the early ones, or (late) turn them round."""
-    outlook, all_values = Outlook(Coordinates(SPACE)), {}
+    outlook, all_values = LearningCurveModel(SpaceEncoder(SPACE)), {}
     for number in range(count):
         values = {**VALUES, "learning_rate": 1e-5 * 1000 ** (number / count), "epochs": 1 + number % 3}
         early = 2.0 - number / count
@@ -29,7 +29,7 @@ def told(count: int, late: bool = False) -> tuple[Outlook, dict[str, dict[str, o
 
 
 def test_coordinates_are_between_0_and_1_and_draws_are_configurations_of_the_space() -> None:
-    coordinates = Coordinates(SPACE)
+    coordinates = SpaceEncoder(SPACE)
     assert coordinates.of(VALUES) == pytest.approx([1 / 3, 1 / 3, np.sqrt(0.5), 0.0, 0.5])
     random = np.random.default_rng(0)
     for draw in [*coordinates.draw(50, random), *coordinates.near(VALUES, 50, random)]:
@@ -41,7 +41,7 @@ def test_coordinates_are_between_0_and_1_and_draws_are_configurations_of_the_spa
 
 
 def test_a_configuration_nearby_keeps_some_of_the_values() -> None:
-    coordinates = Coordinates(SPACE)
+    coordinates = SpaceEncoder(SPACE)
     draws = coordinates.near(VALUES, 200, np.random.default_rng(1))
     same = np.mean(draws == coordinates.draw_of(VALUES), 0)
     assert np.all((same > 0.3) & (same < 0.9))

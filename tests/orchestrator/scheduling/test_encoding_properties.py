@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from orchestrator.controller.study import decode, distribution, encode
-from orchestrator.scheduling.encoding import Coordinates
+from orchestrator.scheduling.encoding import SpaceEncoder
 from search_spaces.schema import Choices, Dimension, Range, Recipe, is_integer
 from trials.data.tokenization import IGNORED, tokenize
 from trials.formats.conversations import ASSISTANT, USER, Example, Message
@@ -49,7 +49,7 @@ SPACES = st.fixed_dictionaries(
 def test_a_proposal_is_the_same_in_the_study_in_json_and_as_coordinates(
     space: Mapping[str, Dimension], seed: int
 ) -> None:
-    coordinates, random = Coordinates(space), np.random.default_rng(seed)
+    coordinates, random = SpaceEncoder(space), np.random.default_rng(seed)
     draws = coordinates.draw(8, random)
     near = coordinates.near(coordinates.values(draws[0]), 8, random)
     for draw in np.concatenate([draws, near]):
@@ -80,7 +80,7 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def test_whatever_is_proposed_is_a_configuration(
     small_recipe: Recipe, space: Mapping[str, Dimension], seed: int
 ) -> None:
-    coordinates = Coordinates(space)
+    coordinates = SpaceEncoder(space)
     values = coordinates.values(coordinates.draw(1, np.random.default_rng(seed))[0])
     found = small_recipe.hyperparameters_with(values).model_dump(mode="json")
     assert {name: found[name] for name in values} == values

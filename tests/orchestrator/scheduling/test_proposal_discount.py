@@ -1,10 +1,10 @@
 import pytest
 
-from orchestrator.scheduling.proposal_discount import Promises
+from orchestrator.scheduling.proposal_discount import ProposalDiscount
 
 
 def test_at_first_promises_are_believed() -> None:
-    promises = Promises()
+    promises = ProposalDiscount()
     promises.make("1", 0.0)  # nothing promised, nothing to be learned
     promises.make("2", float("inf"))
     promises.settle("1", 1.0)
@@ -13,7 +13,7 @@ def test_at_first_promises_are_believed() -> None:
 
 
 def test_promises_that_are_kept_in_part_count_in_part() -> None:
-    promises = Promises()
+    promises = ProposalDiscount()
     for number in range(40):
         promises.make(f"{number}", 2.0)
         promises.settle(f"{number}", 0.5)
@@ -21,7 +21,7 @@ def test_promises_that_are_kept_in_part_count_in_part() -> None:
 
 
 def test_a_promise_is_settled_once_and_a_windfall_counts_in_bounds() -> None:
-    promises = Promises()
+    promises = ProposalDiscount()
     promises.make("1", 1.0)
     promises.settle("1", 1000.0)
     after = promises.kept
@@ -31,7 +31,7 @@ def test_a_promise_is_settled_once_and_a_windfall_counts_in_bounds() -> None:
 
 
 def test_what_the_space_has_no_more_of_is_noticed_soon() -> None:
-    promises = Promises()
+    promises = ProposalDiscount()
     for number in range(60):
         promises.make(f"{number}", 1.0)
         promises.settle(f"{number}", 1.0 if number < 40 else 0.1)

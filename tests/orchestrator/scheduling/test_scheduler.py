@@ -4,28 +4,30 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from orchestrator.scheduling.expected_improvement import improvement
-from orchestrator.scheduling.scheduler import Fresh, Night, Nothing, Promotion, Resume, Standing, State
+from orchestrator.scheduling.expected_improvement import expected_improvement
+from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, Idle, Resume, StartNew, State, TrialView
 from search_spaces.schema import Range, SearchSettings
 
 SPACE = {"learning_rate": Range(low=1e-5, high=1e-2, log=True)}
-NIGHT = Night(seconds_left=1000.0, seconds=1600.0, slots=1, seconds_full=100.0, milestone=1 / 9, seconds_start=1.0)
+NIGHT = BudgetState(
+    seconds_left=1000.0, seconds=1600.0, slots=1, seconds_full=100.0, milestone=1 / 9, seconds_start=1.0
+)
 
 
 def standing(
     trial_id: str, rate: float, losses: tuple[float, ...], state: State = State.PAUSED, is_start: bool = False
-) -> Standing:
+) -> TrialView:
     points = tuple(((k + 1) / 9, loss) for k, loss in enumerate(losses))
-    return Standing(trial_id, {"learning_rate": rate}, points, 1.0, state, is_start, 0.0)
+    return TrialView(trial_id, {"learning_rate": rate}, points, 1.0, state, is_start, 0.0)
 
 
 def curve(end: float) -> tuple[float, ...]:
     return tuple(end + 2.0 * np.exp(-k / 2) for k in range(9))
 
 
-def a_night() -> Promotion:
+def a_night() -> FreezeThawScheduler:
     """Eight whole trials with a valley at a rate of 3e-4."""
-    policy = Promotion(SPACE, SearchSettings())
+    policy = FreezeThawScheduler(SPACE, SearchSettings())
     for number, rate in enumerate(10 ** np.linspace(-5, -2, 8)):
         policy.update(standing(f"{number}", float(rate), curve(1.0 + (np.log10(rate) + 3.5) ** 2), State.OVER))
     return policy
@@ -68,9 +70,9 @@ def test_several_starting_points_are_begun_in_time_for_all_of_them() -> None:
     policy = a_night()
     for number in range(9):
         policy.update(standing(f"start {number}", 1e-5, (9.0,), is_start=True))
-    assert isinstance(policy.next(EARLY), Fresh)
+    assert isinstance(policy.next(EARLY), StartNew)
     assert policy.next(replace(EARLY, seconds_left=900.0)) == Resume("start 0")
-    assert isinstance(policy.next(replace(EARLY, seconds_left=900.0, slots=3)), Fresh)
+    assert isinstance(policy.next(replace(EARLY, seconds_left=900.0, slots=3)), StartNew)
 
 
 def test_the_promising_one_of_two_goes_on_and_is_resumed() -> None:
@@ -97,23 +99,23 @@ def test_the_same_is_said_after_a_restart() -> None:
 
 def test_nothing_starts_when_the_time_is_over_or_nothing_may() -> None:
     policy = a_night()
-    assert isinstance(policy.next(replace(NIGHT, seconds_left=0.5)), Nothing)
-    assert isinstance(policy.next(replace(NIGHT, may_start=False)), Nothing)
-    assert isinstance(policy.next(NIGHT), Fresh)
+    assert isinstance(policy.next(replace(NIGHT, seconds_left=0.5)), Idle)
+    assert isinstance(policy.next(replace(NIGHT, may_start=False)), Idle)
+    assert isinstance(policy.next(NIGHT), StartNew)
     policy.update(standing("a", 1e-5, (9.0,)))
     assert policy.next(replace(NIGHT, may_start=False)) == Resume("a")
 
 
 def test_an_empty_night_begins_and_a_trial_without_a_loss_is_resumed() -> None:
-    policy = Promotion(SPACE, SearchSettings())
-    assert isinstance(policy.next(NIGHT), Fresh)
+    policy = FreezeThawScheduler(SPACE, SearchSettings())
+    assert isinstance(policy.next(NIGHT), StartNew)
     policy.update(standing("cut off", 1e-4, ()))
     assert policy.next(replace(NIGHT, may_start=False)) == Resume("cut off")
     assert policy.forecast("cut off") is None
 
 
 def test_the_last_that_can_be_completed_is_where_none_is() -> None:
-    policy = Promotion(SPACE, SearchSettings())
+    policy = FreezeThawScheduler(SPACE, SearchSettings())
     policy.start_from(3.0)
     policy.update(standing("best", 3e-4, (1.0, 0.9, 0.8)))
     policy.update(standing("far", 3e-5, (2.0, 1.9, 1.8, 1.7, 1.6)))
@@ -137,14 +139,14 @@ def test_a_forecast_is_in_nats_and_certain_at_the_end() -> None:
 
 
 def test_the_expected_improvement_of_a_certain_gain_is_the_gain() -> None:
-    found = improvement(0.0, np.array([-1.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0]))
+    found = expected_improvement(0.0, np.array([-1.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0]))
     assert found == pytest.approx([1.0, 1 / np.sqrt(2 * np.pi), 0.0])
 
 
 @pytest.mark.parametrize("known", [10_000])
 def test_decisions_are_quick_however_many_trials_are_known(known: int) -> None:
     random = np.random.default_rng(0)
-    policy = Promotion(SPACE, SearchSettings())
+    policy = FreezeThawScheduler(SPACE, SearchSettings())
     night = replace(NIGHT, slots=1000)
     for number in range(known):
         losses = tuple(1.0 + 2.0 / np.arange(1, 1 + random.integers(1, 10)) + random.random())

@@ -6,11 +6,11 @@ import pytest
 
 from orchestrator.state.run_dir import (
     Placement,
-    RunFolder,
+    RunDir,
     Search,
-    create_run_folder,
+    create_run_dir,
     hardware,
-    open_run_folder,
+    open_run_dir,
     versions,
 )
 from search_spaces.loader import load_recipe
@@ -31,7 +31,7 @@ def test_a_search_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert content["sources"] == {"search.seed": "--set"}
 
 
-def test_where_the_trials_run_is_on_record(run: RunFolder, search: Search) -> None:
+def test_where_the_trials_run_is_on_record(run: RunDir, search: Search) -> None:
     search = replace(search, placement=Placement(engines=2, slots=6), shortened=0.5, prediction={"trials": 9})
     run.write_search(search)
     content = json.loads((run.path / "search.json").read_text())
@@ -39,7 +39,7 @@ def test_where_the_trials_run_is_on_record(run: RunFolder, search: Search) -> No
     assert run.read_search() == search
 
 
-def test_how_many_processes_train_a_trial_is_on_record(run: RunFolder, search: Search) -> None:
+def test_how_many_processes_train_a_trial_is_on_record(run: RunDir, search: Search) -> None:
     run.write_search(replace(search, ranks=2))
     assert run.read_search().ranks == 2
     path = run.path / "search.json"
@@ -52,23 +52,23 @@ def test_how_many_processes_train_a_trial_is_on_record(run: RunFolder, search: S
 def test_a_folder_that_holds_a_search_is_not_taken_again(tmp_path: Path, small_recipe: Recipe) -> None:
     make_run(tmp_path / "run", make_search(small_recipe))
     with pytest.raises(RunFolderError, match=r"holds another search\. Go on with it by --resume"):
-        create_run_folder(tmp_path / "run")
+        create_run_dir(tmp_path / "run")
 
 
 def test_a_folder_with_anything_in_it_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunFolderError, match="is not empty"):
-        create_run_folder(tmp_path)
+        create_run_dir(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunFolderError, match="can't write to"):
-        create_run_folder(tmp_path / "file" / "run")
+        create_run_dir(tmp_path / "file" / "run")
 
 
 def test_an_empty_folder_is_fine(tmp_path: Path) -> None:
-    run = create_run_folder(tmp_path)
+    run = create_run_dir(tmp_path)
     assert (run.path / "trials").is_dir()
     assert [path.name for path in tmp_path.iterdir()] == ["trials"]
 
@@ -81,7 +81,7 @@ def test_a_folder_without_a_readable_search_is_refused(tmp_path: Path, content: 
     if content is not None:
         (tmp_path / "search.json").write_text(content)
     with pytest.raises(RunFolderError, match=message):
-        open_run_folder(tmp_path)
+        open_run_dir(tmp_path)
 
 
 def test_the_machine_is_described() -> None:

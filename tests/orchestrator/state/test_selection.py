@@ -2,18 +2,18 @@ import threading
 
 import pytest
 
-from orchestrator.controller.trials import Roster
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.controller.trials import TrialTable
+from orchestrator.state.run_dir import RunDir
 from orchestrator.state.selection import base_of, pick_best, rank
 from tests.support.fake_search import point, record, row_losses, save_adapter
 from trials.errors import NothingToExport
-from trials.records.trial_dir import Ending, EndingKind, Origin, TrialFolder
+from trials.records.trial_dir import Ending, EndingKind, Origin, TrialDir
 
 
 def add(
-    run: RunFolder, name: str, losses: list[float], *, origin: Origin = Origin.PROPOSED, ended: bool = True
-) -> TrialFolder:
-    folder = TrialFolder(run.trial(name))
+    run: RunDir, name: str, losses: list[float], *, origin: Origin = Origin.PROPOSED, ended: bool = True
+) -> TrialDir:
+    folder = TrialDir(run.trial(name))
     folder.begin(run.read_search().recipe.trial_config({}), origin, origin.value)
     for i, loss in enumerate(losses):
         evaluation = point(loss, 100 * (i + 1), best=min(losses[: i + 1]))
@@ -23,7 +23,7 @@ def add(
     return folder
 
 
-def test_the_lowest_best_loss_wins_not_the_last(run: RunFolder) -> None:
+def test_the_lowest_best_loss_wins_not_the_last(run: RunDir) -> None:
     add(run, "0000", [3.0], origin=Origin.BASE)
     add(run, "0001", [3.0, 1.0, 2.5])
     add(run, "0002", [2.0, 1.8, 1.5])
@@ -35,7 +35,7 @@ def test_the_lowest_best_loss_wins_not_the_last(run: RunFolder) -> None:
     assert base_of(run.records()) == best.base
 
 
-def test_a_trial_whose_adapter_is_gone_cannot_be_exported(run: RunFolder) -> None:
+def test_a_trial_whose_adapter_is_gone_cannot_be_exported(run: RunDir) -> None:
     add(run, "0000", [3.0], origin=Origin.BASE)
     gone = add(run, "0001", [1.0])
     add(run, "0002", [2.0])
@@ -44,13 +44,13 @@ def test_a_trial_whose_adapter_is_gone_cannot_be_exported(run: RunFolder) -> Non
     assert pick_best(run.records()).trial.id == "0002"
 
 
-def test_a_trial_that_was_cut_off_can_win(run: RunFolder) -> None:
+def test_a_trial_that_was_cut_off_can_win(run: RunDir) -> None:
     add(run, "0000", [3.0], origin=Origin.BASE)
     add(run, "0001", [1.0], ended=False)
     assert pick_best(run.records()).trial.id == "0001"
 
 
-def test_nothing_is_exported_that_does_not_beat_the_base(run: RunFolder) -> None:
+def test_nothing_is_exported_that_does_not_beat_the_base(run: RunDir) -> None:
     with pytest.raises(NothingToExport, match="the base model was not evaluated"):
         pick_best(run.records())
     add(run, "0000", [3.0], origin=Origin.BASE)
@@ -62,9 +62,9 @@ def test_nothing_is_exported_that_does_not_beat_the_base(run: RunFolder) -> None
             pick_best(run.records())
 
 
-def test_a_gain_within_its_error_is_none(run: RunFolder) -> None:
+def test_a_gain_within_its_error_is_none(run: RunDir) -> None:
     add(run, "0000", [3.0], origin=Origin.BASE)
-    folder = TrialFolder(run.trial("0001"))
+    folder = TrialDir(run.trial("0001"))
     folder.begin(run.read_search().recipe.trial_config({}), Origin.PROPOSED, "proposed")
     folder.record(point(2.9, 100), row_losses(2.9, spread=0.5), save_adapter)
     with pytest.raises(NothingToExport, match=r"better by 0\.1000 ± 0\.\d+, where more than twice that error"):
@@ -73,18 +73,18 @@ def test_a_gain_within_its_error_is_none(run: RunFolder) -> None:
     assert pick_best(run.records()).gain.is_clear
 
 
-def test_only_ended_trials_lose_their_adapters(run: RunFolder) -> None:
+def test_only_ended_trials_lose_their_adapters(run: RunDir) -> None:
     for name, loss in (("0001", 1.0), ("0002", 3.0), ("0003", 2.0)):
         add(run, name, [loss])
     add(run, "0004", [9.0], ended=False)
     before = run.records()
-    TrialFolder(run.trial("0004")).end(Ending(EndingKind.FINISHED, "made up"))
+    TrialDir(run.trial("0004")).end(Ending(EndingKind.FINISHED, "made up"))
     last = run.records()[-1]
     for keep, expendable in ((1, ["0003", "0002", "0004"]), (3, ["0004"]), (4, [])):
-        assert [adapter.parent.name for adapter in Roster(before, keep).end(last)] == expendable
+        assert [adapter.parent.name for adapter in TrialTable(before, keep).end(last)] == expendable
 
 
-def test_reading_the_records_never_disturbs_a_trial_that_writes(run: RunFolder) -> None:
+def test_reading_the_records_never_disturbs_a_trial_that_writes(run: RunDir) -> None:
     add(run, "0000", [3.0], origin=Origin.BASE)
     folder = add(run, "0001", [2.9], ended=False)
     stop = threading.Event()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.storage import lease
-from orchestrator.storage.lease import only_command
+from orchestrator.storage.lease import run_lease
 from orchestrator.storage.object_store import ObjectStore
 from tests.support.cli import ROOT, environment
 from tests.support.waiting import wait_until
@@ -55,11 +55,11 @@ def holder(url: str, copy: str) -> subprocess.Popen[str]:
 
 
 def test_a_second_machine_is_refused_and_told_by_whom(store: ObjectStore) -> None:
-    with only_command(store, Path("/one")):
+    with run_lease(store, Path("/one")):
         held = rf"{store.url} is in use by process {os.getpid()} on "
-        with pytest.raises(RunFolderError, match=held), only_command(store, Path("/two")):
+        with pytest.raises(RunFolderError, match=held), run_lease(store, Path("/two")):
             pass
-    with only_command(store, Path("/two")):
+    with run_lease(store, Path("/two")):
         pass
     assert store.names() == []
 
@@ -68,7 +68,7 @@ def test_the_same_working_copy_is_free_at_once_when_its_holder_was_killed(store:
     process = holder(url, "/copy")
     process.kill()
     process.communicate()
-    with only_command(store, Path("/copy")):
+    with run_lease(store, Path("/copy")):
         assert len(store.names("lock/")) == 1
 
 
@@ -80,7 +80,7 @@ def test_another_machine_waits_until_a_killed_holder_is_forgotten(
     try:
         begun = store.modified("lock/1.json")
         assert wait_until(lambda: (store.modified("lock/1.json") - begun).total_seconds() > 5, 60)
-        with pytest.raises(RunFolderError, match="in use"), only_command(store, Path("/two")):
+        with pytest.raises(RunFolderError, match="in use"), run_lease(store, Path("/two")):
             pass
     finally:
         process.kill()
@@ -90,7 +90,7 @@ def test_another_machine_waits_until_a_killed_holder_is_forgotten(
 
 def is_free(store: ObjectStore) -> bool:
     try:
-        with only_command(store, Path("/two")):
+        with run_lease(store, Path("/two")):
             return True
     except RunFolderError:
         return False
@@ -107,7 +107,7 @@ def test_who_was_taken_over_ends(store: ObjectStore, url: str) -> None:
 
 def test_a_lease_whose_content_is_not_written_yet_is_held(store: ObjectStore) -> None:
     store.write("lock/1.json", b"")
-    with pytest.raises(RunFolderError, match="is in use by another command"), only_command(store, Path("/one")):
+    with pytest.raises(RunFolderError, match="is in use by another command"), run_lease(store, Path("/one")):
         raise AssertionError("two have it")
     assert store.names("lock/") == ["lock/1.json"]
 
@@ -119,7 +119,7 @@ def test_of_many_at_once_one_has_it_at_most(store: ObjectStore) -> None:
     def command(number: int) -> None:
         begin.wait()
         try:
-            with only_command(store, Path(f"/{number}")):
+            with run_lease(store, Path(f"/{number}")):
                 with lock:
                     inside[0] += 1
                     most[0] = max(most[0], inside[0])

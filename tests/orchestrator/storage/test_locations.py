@@ -7,28 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.state.run_dir import RunDir, Search
 from orchestrator.storage.locations import (
-    bring_weights,
-    create_at,
-    only_here_and_there,
-    open_at,
-    place_of,
-    publish,
+    address_of,
+    create_run,
+    exclusive_access,
+    fetch_weights,
+    open_run,
     refuse_taken_place,
+    upload,
 )
 from orchestrator.storage.mirror import Mirror, copies, working_copy
 from orchestrator.storage.object_store import ObjectStore
 from orchestrator.storage.trial_snapshots import SMALL_BYTES
 from orchestrator.storage.visibility import UNSEEN
-from orchestrator.storage.working_copy import trial_copy
+from orchestrator.storage.working_copy import working_copy_of
 from tests.support.fake_search import point, record
 from tests.trials.system.test_locks import end, holder
 from trials.config import TrialConfig
 from trials.errors import RunFolderError
-from trials.records.trial_dir import Ending, EndingKind, Origin, TrialFolder
-from trials.system.locks import only_here
-from trials.training.outcome import CutOffError
+from trials.records.trial_dir import Ending, EndingKind, Origin, TrialDir
+from trials.system.locks import exclusive_lock
+from trials.training.outcome import TrialInterrupted
 
 WEIGHTS = b"weights" * SMALL_BYTES
 
@@ -46,7 +46,7 @@ def move_to(machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def begin(url: str, search: Search) -> Mirror:
     """A run folder on the store, with its search."""
-    run = create_at(url)
+    run = create_run(url)
     run.write_search(search)
     mirror = Mirror.of(run.path)
     assert mirror is not None
@@ -54,9 +54,9 @@ def begin(url: str, search: Search) -> Mirror:
     return mirror
 
 
-def handed_over(mirror: Mirror, config: TrialConfig) -> TrialFolder:
+def handed_over(mirror: Mirror, config: TrialConfig) -> TrialDir:
     """A new trial, which its worker has from now on."""
-    folder = TrialFolder(mirror.path / "trials" / "0001")
+    folder = TrialDir(mirror.path / "trials" / "0001")
     folder.begin(config, Origin.PROPOSED, "proposed")
     mirror.hand_over(folder.path, "worker")
     return folder
@@ -65,8 +65,8 @@ def handed_over(mirror: Mirror, config: TrialConfig) -> TrialFolder:
 def train(mirror: Mirror, config: TrialConfig) -> None:
     """One trial with one evaluation, put on the store by its worker."""
     folder = handed_over(mirror, config)
-    with trial_copy(assignment(mirror)) as copy:
-        worker = TrialFolder(copy.path)
+    with working_copy_of(assignment(mirror)) as copy:
+        worker = TrialDir(copy.path)
         record(worker, point(2.0, 100))
         (copy.path / "adapter" / "adapter_model.safetensors").write_bytes(WEIGHTS)
         copy.keep()
@@ -85,22 +85,22 @@ def test_a_search_is_found_again_from_another_machine(
     mirror = begin(url, search)
     train(mirror, small_config)
     move_to("second", tmp_path, monkeypatch)
-    run = open_at(url)
+    run = open_run(url)
     assert run.path == working_copy(url) != mirror.path
-    assert place_of(run) == url
+    assert address_of(run) == url
     assert run.read_search() == mirror_search(mirror)
     (trial,) = run.records()
     assert (trial.tokens_seen, trial.ending) == (100, Ending(EndingKind.FINISHED, "made up"))
     weights = trial.adapter / "adapter_model.safetensors"
     assert weights.stat().st_size == len(WEIGHTS)
     assert weights.read_bytes() != WEIGHTS
-    bring_weights(trial)
+    fetch_weights(trial)
     assert weights.read_bytes() == WEIGHTS
     assert not list((copies() / "trials").glob("*/*"))
 
 
 def mirror_search(mirror: Mirror) -> Search:
-    return RunFolder(mirror.path).read_search()
+    return RunDir(mirror.path).read_search()
 
 
 def test_what_a_command_makes_is_published_the_manifest_last(url: str, search: Search) -> None:
@@ -109,7 +109,7 @@ def test_what_a_command_makes_is_published_the_manifest_last(url: str, search: S
     for name in [*made, "export.new/half", "study.db-journal", "session.json", "ray/0001/error.txt", ".marker-1"]:
         (mirror.path / name).parent.mkdir(parents=True, exist_ok=True)
         (mirror.path / name).write_text(name)
-    publish(RunFolder(mirror.path))
+    upload(RunDir(mirror.path))
     assert mirror.store.names() == sorted([*made, "search.json"])
     times = {name: mirror.store.modified(name) for name in made}
     assert times["export/manifest.json"] == max(times.values())
@@ -124,14 +124,14 @@ def test_a_taken_place_is_refused_and_a_new_one_is_not(url: str, search: Search)
     with pytest.raises(RunFolderError, match=r"is not empty: letter\.txt is there"):
         refuse_taken_place(f"{url}2")
     with pytest.raises(RunFolderError, match=r"holds no search.*Give a run folder"):
-        open_at(f"{url}2")
+        open_run(f"{url}2")
 
 
 def test_a_working_copy_of_a_search_that_is_not_on_the_store_any_more_is_set_aside(url: str, search: Search) -> None:
     before = begin(url, search)
     before.store.remove(before.store.names())
     (before.path / "mine").touch()
-    run = create_at(url)
+    run = create_run(url)
     assert [path.name for path in run.path.iterdir() if path.is_file()] == ["store.json"]
     assert len(list(run.path.parent.glob("*/mine"))) == 1
 
@@ -140,40 +140,40 @@ def test_a_search_at_work_on_this_machine_is_looked_at_and_left_alone(
     url: str, search: Search, small_config: TrialConfig
 ) -> None:
     mirror = begin(url, search)
-    TrialFolder(mirror.path / "trials" / "0001").begin(small_config, Origin.PROPOSED, "not on the store yet")
+    TrialDir(mirror.path / "trials" / "0001").begin(small_config, Origin.PROPOSED, "not on the store yet")
     other = holder(mirror.path)
     try:
-        assert [trial.id for trial in open_at(url).records()] == ["0001"]
-        with pytest.raises(RunFolderError, match="in use"), only_here_and_there(RunFolder(mirror.path)):
+        assert [trial.id for trial in open_run(url).records()] == ["0001"]
+        with pytest.raises(RunFolderError, match="in use"), exclusive_access(RunDir(mirror.path)):
             pass
     finally:
         end(other)
-    assert open_at(url).records() == []
+    assert open_run(url).records() == []
 
 
 def test_a_search_at_work_elsewhere_is_not_joined(
     url: str, search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mirror = begin(url, search)
-    with only_here_and_there(RunFolder(mirror.path)):
+    with exclusive_access(RunDir(mirror.path)):
         move_to("second", tmp_path, monkeypatch)
-        run = open_at(url)
-        with pytest.raises(RunFolderError, match=f"{url} is in use by process"), only_here_and_there(run):
+        run = open_run(url)
+        with pytest.raises(RunFolderError, match=f"{url} is in use by process"), exclusive_access(run):
             pass
-    with only_here_and_there(run):
+    with exclusive_access(run):
         pass
 
 
 def test_a_folder_is_what_it_was(tmp_path: Path, search: Search) -> None:
     path = tmp_path / "run"
     refuse_taken_place(str(path))
-    run = create_at(str(path))
+    run = create_run(str(path))
     run.write_search(search)
-    assert place_of(open_at(str(path))) == str(path)
+    assert address_of(open_run(str(path))) == str(path)
     before = sorted(path.rglob("*"))
-    publish(run)
+    upload(run)
     assert sorted(path.rglob("*")) == before
-    with only_here_and_there(run), pytest.raises(RunFolderError), only_here(path):
+    with exclusive_access(run), pytest.raises(RunFolderError), exclusive_lock(path):
         pass
 
 
@@ -182,15 +182,15 @@ def test_a_worker_that_lost_its_trial_or_the_store_was_cut_off(
 ) -> None:
     mirror = begin(url, search)
     folder = handed_over(mirror, small_config)
-    with trial_copy(assignment(mirror)) as copy:
+    with working_copy_of(assignment(mirror)) as copy:
         copy.keep()
         mirror.take_back(folder.path, "worker")
-        record(TrialFolder(copy.path), point(2.0, 100))
-        with pytest.raises(CutOffError, match="belongs to None, not to worker"):
+        record(TrialDir(copy.path), point(2.0, 100))
+        with pytest.raises(TrialInterrupted, match="belongs to None, not to worker"):
             copy.keep()
-        TrialFolder(copy.path).end(Ending(EndingKind.FAILED, "as it was cut off"))
+        TrialDir(copy.path).end(Ending(EndingKind.FAILED, "as it was cut off"))
     mirror.pull(folder.path)
-    (trial,) = RunFolder(mirror.path).records()
+    (trial,) = RunDir(mirror.path).records()
     assert (trial.points, trial.ending) == ((), None)
 
 
@@ -199,17 +199,17 @@ def test_a_trial_that_was_stopped_puts_nothing_more_on_the_store(
 ) -> None:
     mirror = begin(url, search)
     folder = handed_over(mirror, small_config)
-    with trial_copy(assignment(mirror)) as copy:
-        record(TrialFolder(copy.path), point(2.0, 100))
+    with working_copy_of(assignment(mirror)) as copy:
+        record(TrialDir(copy.path), point(2.0, 100))
         copy.keep()
         copy.leave()
         (copy.path / "late").touch()
         copy.keep()
-        TrialFolder(copy.path).end(Ending(EndingKind.FAILED, "too late"))
+        TrialDir(copy.path).end(Ending(EndingKind.FAILED, "too late"))
     mirror.pull(folder.path)
     assert not (folder.path / "late").exists()
     assert not (folder.path / "ending.json").exists()
-    assert len(RunFolder(mirror.path).records()[0].points) == 1
+    assert len(RunDir(mirror.path).records()[0].points) == 1
 
 
 def test_copies_of_killed_processes_are_removed_and_those_of_others_are_not(
@@ -249,19 +249,19 @@ def test_a_working_copy_that_another_search_is_about_to_use_is_not_moved_away(ur
     other = holder(working_copy(url))
     try:
         with pytest.raises(RunFolderError, match="is in use by process"):
-            create_at(url)
+            create_run(url)
     finally:
         end(other)
-    create_at(url)
+    create_run(url)
 
 
 def test_a_trial_in_a_folder_runs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"trial_id": "0001", "folder": str(tmp_path), "remote": None}
     monkeypatch.setattr("orchestrator.storage.visibility._SEEN_SECONDS", 0.2)
-    with pytest.raises(RunFolderError, match=UNSEEN), trial_copy(given):
+    with pytest.raises(RunFolderError, match=UNSEEN), working_copy_of(given):
         pass
     (tmp_path / "config.json").touch()
-    with trial_copy(given) as copy:
+    with working_copy_of(given) as copy:
         copy.keep()
         assert copy.path == tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

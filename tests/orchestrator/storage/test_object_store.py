@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
-from orchestrator.storage.locations import check_store, create_at
+from orchestrator.storage.locations import check_store, create_run
 from orchestrator.storage.object_store import QUICK, ObjectStore
 from tests.support.s3_server import BUCKET, S3Server, s3_server
 from trials.errors import RunFolderError, StoreDamaged, StoreFailed
@@ -115,7 +115,7 @@ def test_a_store_that_stays_away_is_one_error(monkeypatch: pytest.MonkeyPatch) -
 def test_a_bucket_that_is_not_there_is_refused(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     reach(server, monkeypatch)
     with pytest.raises(RunFolderError, match=r"can't use s3://absent/run: NoSuchBucket.*Check the bucket's name"):
-        create_at("s3://absent/run")
+        create_run("s3://absent/run")
 
 
 def test_missing_credentials_are_named(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,15 +12,15 @@ import pytest
 
 from orchestrator.storage.object_store import ObjectStore
 from orchestrator.storage.placeholders import content_of
-from orchestrator.storage.trial_snapshots import SMALL_BYTES, NotTheOwner, TrialStore
+from orchestrator.storage.trial_snapshots import SMALL_BYTES, StaleOwnerError, TrialSnapshotStore
 from tests.support.fake_search import point, row_losses
 from trials.config import TrialConfig
 from trials.errors import StoreDamaged, StoreFailed
 from trials.records.checkpoints import CheckpointWriter, LogState, whole_checkpoints
-from trials.records.rewind import go_back
-from trials.records.trial_dir import EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.records.rewind import restore_latest
+from trials.records.trial_dir import EvalPoint, Origin, TrialDir, TrialRecord, read_trial
 from trials.system.files import append_json_line, link_folder
-from trials.system.timer import Stopwatch
+from trials.system.timer import TrialTimer
 
 Files = dict[str, bytes]
 
@@ -31,8 +31,8 @@ def store(tmp_path: Path) -> ObjectStore:
 
 
 @pytest.fixture
-def trial(store: ObjectStore) -> TrialStore:
-    return TrialStore(store, "trials/0001")
+def trial(store: ObjectStore) -> TrialSnapshotStore:
+    return TrialSnapshotStore(store, "trials/0001")
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def content(folder: Path) -> Files:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def again(store: ObjectStore) -> TrialStore:
+def again(store: ObjectStore) -> TrialSnapshotStore:
     """The same trial, as another process sees it."""
-    return TrialStore(store, "trials/0001")
+    return TrialSnapshotStore(store, "trials/0001")
 
 
 def objects(store: ObjectStore) -> list[str]:
@@ -63,7 +63,7 @@ def objects(store: ObjectStore) -> list[str]:
 
 
 def test_what_was_put_comes_back_in_place_of_what_was_there(
-    store: ObjectStore, trial: TrialStore, folder: Path, tmp_path: Path
+    store: ObjectStore, trial: TrialSnapshotStore, folder: Path, tmp_path: Path
 ) -> None:
     trial.push(folder, owner=None, becomes=None)
     other = tmp_path / "other"
@@ -75,14 +75,14 @@ def test_what_was_put_comes_back_in_place_of_what_was_there(
     assert not (other / "gone").exists()
 
 
-def test_a_trial_that_is_not_there_changes_nothing(trial: TrialStore, folder: Path) -> None:
+def test_a_trial_that_is_not_there_changes_nothing(trial: TrialSnapshotStore, folder: Path) -> None:
     before = content(folder)
     assert trial.pull(folder, whole=True) is None
     assert content(folder) == before
 
 
 def test_only_what_changed_is_written_and_what_nobody_has_any_more_is_removed(
-    store: ObjectStore, trial: TrialStore, folder: Path
+    store: ObjectStore, trial: TrialSnapshotStore, folder: Path
 ) -> None:
     (folder / "other").write_bytes(weights("other"))
     trial.push(folder, owner=None, becomes=None)
@@ -99,7 +99,9 @@ def test_only_what_changed_is_written_and_what_nobody_has_any_more_is_removed(
     assert store.modified("trials/0001/index.json") == index
 
 
-def test_unfinished_files_stay_behind(store: ObjectStore, trial: TrialStore, folder: Path, tmp_path: Path) -> None:
+def test_unfinished_files_stay_behind(
+    store: ObjectStore, trial: TrialSnapshotStore, folder: Path, tmp_path: Path
+) -> None:
     for name in ("adapter.new", "checkpoints/unfinished"):
         (folder / name).mkdir(parents=True)
         (folder / name / "weights").touch()
@@ -109,7 +111,7 @@ def test_unfinished_files_stay_behind(store: ObjectStore, trial: TrialStore, fol
 
 
 def test_a_push_that_is_cut_short_leaves_the_last_evaluation(
-    store: ObjectStore, trial: TrialStore, folder: Path, tmp_path: Path
+    store: ObjectStore, trial: TrialSnapshotStore, folder: Path, tmp_path: Path
 ) -> None:
     trial.push(folder, owner=None, becomes=None)
     before = content(folder)
@@ -130,7 +132,7 @@ def test_a_push_that_is_cut_short_leaves_the_last_evaluation(
     assert content(tmp_path / "other") == before
 
 
-def test_who_lost_a_trial_cannot_write_to_it(store: ObjectStore, trial: TrialStore, folder: Path) -> None:
+def test_who_lost_a_trial_cannot_write_to_it(store: ObjectStore, trial: TrialSnapshotStore, folder: Path) -> None:
     trial.push(folder, owner=None, becomes="worker")
     cut_off = again(store)
     cut_off.push(folder, owner="worker", becomes="worker")
@@ -138,7 +140,7 @@ def test_who_lost_a_trial_cannot_write_to_it(store: ObjectStore, trial: TrialSto
     trial.push(folder, owner="worker", becomes=None)
     trial.push(folder, owner=None, becomes="another")
     (folder / "late").touch()
-    with pytest.raises(NotTheOwner):
+    with pytest.raises(StaleOwnerError):
         cut_off.push(folder, owner="worker", becomes="worker")
     found = trial.read()
     assert found is not None
@@ -151,7 +153,7 @@ def test_who_lost_a_trial_cannot_write_to_it(store: ObjectStore, trial: TrialSto
 
 
 def test_a_reader_that_an_evaluation_overtakes_gets_that_one(
-    store: ObjectStore, trial: TrialStore, folder: Path, tmp_path: Path
+    store: ObjectStore, trial: TrialSnapshotStore, folder: Path, tmp_path: Path
 ) -> None:
     trial.push(folder, owner=None, becomes=None)
     reader = again(store)
@@ -170,9 +172,9 @@ def test_a_reader_that_an_evaluation_overtakes_gets_that_one(
 
 def train(folder: Path, config: TrialConfig) -> TrialRecord:
     """Two evaluations, each with its checkpoint, as a trial leaves them; weights are made up."""
-    trial = TrialFolder(folder)
+    trial = TrialDir(folder)
     trial.begin(config, Origin.PROPOSED, "proposed")
-    writer = CheckpointWriter(trial, Stopwatch(), 3.0, None)
+    writer = CheckpointWriter(trial, TrialTimer(), 3.0, None)
     for tokens in (100, 200):
         evaluation: EvalPoint = point(3.0 - tokens / 1000, tokens)
 
@@ -192,7 +194,7 @@ def train(folder: Path, config: TrialConfig) -> TrialRecord:
 
 
 def test_a_trial_goes_back_without_its_weights_and_they_are_all_there_afterwards(
-    store: ObjectStore, trial: TrialStore, small_config: TrialConfig, tmp_path: Path
+    store: ObjectStore, trial: TrialSnapshotStore, small_config: TrialConfig, tmp_path: Path
 ) -> None:
     """What the conductor does on a machine that has placeholders gives what it would have given with the weights."""
     worker, driver, other = (tmp_path / name / "0001" for name in ("worker", "driver", "other"))
@@ -207,11 +209,11 @@ def test_a_trial_goes_back_without_its_weights_and_they_are_all_there_afterwards
     assert [checkpoint.step for checkpoint in whole_checkpoints(driver)] == [1]
     used = sum(path.stat().st_blocks * 512 for path in driver.rglob("*.safetensors"))
     assert used < sum(path.stat().st_size for path in worker.rglob("*.safetensors")) / 5
-    assert go_back(driver) == whole_checkpoints(driver)[0]
+    assert restore_latest(driver) == whole_checkpoints(driver)[0]
     on_driver.push(driver, owner=None, becomes=None)
     again(store).pull(other, whole=True)
 
-    go_back(worker)
+    restore_latest(worker)
     assert content(other) == content(worker)
     assert (other / "adapter" / "adapter_model.safetensors").read_bytes() == weights("adapter 100")
     adapter = other / "checkpoints" / "checkpoint-1" / "adapter_model.safetensors"
@@ -220,7 +222,7 @@ def test_a_trial_goes_back_without_its_weights_and_they_are_all_there_afterwards
 
 
 def test_weights_come_where_placeholders_were(
-    store: ObjectStore, trial: TrialStore, folder: Path, tmp_path: Path
+    store: ObjectStore, trial: TrialSnapshotStore, folder: Path, tmp_path: Path
 ) -> None:
     trial.push(folder, owner=None, becomes=None)
     on_driver, copy = again(store), tmp_path / "driver"
@@ -233,17 +235,17 @@ def test_weights_come_where_placeholders_were(
 
 
 def test_a_placeholder_is_never_put_on_the_store_as_weights(
-    store: ObjectStore, trial: TrialStore, folder: Path, tmp_path: Path
+    store: ObjectStore, trial: TrialSnapshotStore, folder: Path, tmp_path: Path
 ) -> None:
     trial.push(folder, owner=None, becomes=None)
     trial.pull(tmp_path / "driver", whole=False)
     with pytest.raises(StoreFailed, match="on no store any more"):
-        TrialStore(store, "trials/0002").push(tmp_path / "driver", owner=None, becomes=None)
+        TrialSnapshotStore(store, "trials/0002").push(tmp_path / "driver", owner=None, becomes=None)
     assert store.names("trials/0002/") == []
 
 
 def test_large_records_are_read_on_the_driver_too(
-    store: ObjectStore, trial: TrialStore, folder: Path, tmp_path: Path
+    store: ObjectStore, trial: TrialSnapshotStore, folder: Path, tmp_path: Path
 ) -> None:
     for _ in range(2000):
         append_json_line(folder / "metrics.jsonl", {"step": 1, "eval_loss": 2.0, "some_longer_name": 1.0})
@@ -253,7 +255,7 @@ def test_large_records_are_read_on_the_driver_too(
     assert (tmp_path / "driver" / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
 
 
-def test_a_removed_trial_is_gone(store: ObjectStore, trial: TrialStore, folder: Path) -> None:
+def test_a_removed_trial_is_gone(store: ObjectStore, trial: TrialSnapshotStore, folder: Path) -> None:
     trial.push(folder, owner=None, becomes=None)
     trial.remove()
     assert store.names() == []
@@ -284,7 +286,7 @@ def change_index(tmp_path: Path, changed: Callable[[dict[str, Any]], None]) -> N
 )
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_name_that_leads_out_of_the_trial_is_refused_before_anything_is_written(
-    store: ObjectStore, trial: TrialStore, folder: Path, tmp_path: Path, name: str, whole: bool
+    store: ObjectStore, trial: TrialSnapshotStore, folder: Path, tmp_path: Path, name: str, whole: bool
 ) -> None:
     trial.push(folder, owner=None, becomes=None)
     change_index(tmp_path, lambda content: content["files"].update({name: content["files"]["config.json"]}))
@@ -312,7 +314,7 @@ def test_a_name_that_leads_out_of_the_trial_is_refused_before_anything_is_writte
     ],
 )
 def test_a_hash_or_a_content_that_is_none_is_refused(
-    store: ObjectStore, trial: TrialStore, folder: Path, tmp_path: Path, field: str, value: object
+    store: ObjectStore, trial: TrialSnapshotStore, folder: Path, tmp_path: Path, field: str, value: object
 ) -> None:
     trial.push(folder, owner=None, becomes=None)
     change_index(tmp_path, lambda content: content["files"]["config.json"].update({field: value}))
@@ -329,7 +331,7 @@ def test_an_index_that_is_none_is_refused(store: ObjectStore, tmp_path: Path, te
 
 
 def test_a_content_that_is_not_what_was_put_there_is_refused(
-    store: ObjectStore, trial: TrialStore, folder: Path, tmp_path: Path
+    store: ObjectStore, trial: TrialSnapshotStore, folder: Path, tmp_path: Path
 ) -> None:
     trial.push(folder, owner=None, becomes=None)
     (name,) = objects(store)
@@ -340,7 +342,7 @@ def test_a_content_that_is_not_what_was_put_there_is_refused(
 
 
 def test_a_link_here_does_not_lead_out_of_the_trial(
-    store: ObjectStore, trial: TrialStore, folder: Path, tmp_path: Path
+    store: ObjectStore, trial: TrialSnapshotStore, folder: Path, tmp_path: Path
 ) -> None:
     trial.push(folder, owner=None, becomes=None)
     (tmp_path / "elsewhere").mkdir()

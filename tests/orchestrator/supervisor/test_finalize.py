@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator.state.clock import SteadyClock
-from orchestrator.state.run_dir import RunFolder, Search
-from orchestrator.supervisor.finalize import finish
+from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.supervisor.finalize import finalize
 from tests.support.fake_search import BASE_LOSS, START, make_conductor, make_run, run_base, run_trial
 from trials.errors import EXIT_INTERRUPTED, EXIT_NOTHING_TO_EXPORT
 
 
 @pytest.fixture
-def run(tmp_path: Path, search: Search) -> RunFolder:
+def run(tmp_path: Path, search: Search) -> RunDir:
     """Of a search whose only trial is no better than the base model."""
     run = make_run(tmp_path / "run", search)
     conductor = make_conductor(run, search)
@@ -26,9 +26,9 @@ def run(tmp_path: Path, search: Search) -> RunFolder:
 
 @pytest.mark.parametrize(("interrupted", "code"), [(False, EXIT_NOTHING_TO_EXPORT), (True, EXIT_INTERRUPTED)])
 def test_without_a_better_adapter_nothing_is_exported(
-    run: RunFolder, interrupted: bool, code: int, capsys: pytest.CaptureFixture[str]
+    run: RunDir, interrupted: bool, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert finish(run, SteadyClock(is_time_of_day=False, wall=START.timestamp), interrupted=interrupted) == code
+    assert finalize(run, SteadyClock(is_time_of_day=False, wall=START.timestamp), interrupted=interrupted) == code
     said = capsys.readouterr()
     assert "nothing exported: the best trial, 0001, has eval loss 3.0" in said.err
     assert f"report: {run.path / 'report.html'}" in said.out
@@ -39,7 +39,7 @@ def test_without_a_better_adapter_nothing_is_exported(
 
 
 def test_a_report_that_fails_for_an_unforeseen_reason_is_one_line_and_costs_nothing_else(
-    run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: RunDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "orchestrator.report", None)  # as where plotly isn't installed
     assert _finish(run) == EXIT_NOTHING_TO_EXPORT
@@ -52,7 +52,7 @@ def test_a_report_that_fails_for_an_unforeseen_reason_is_one_line_and_costs_noth
 
 
 def test_an_export_that_fails_for_an_unforeseen_reason_costs_no_report(
-    run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: RunDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "orchestrator.export", None)
     assert _finish(run) == 1
@@ -64,5 +64,5 @@ def test_an_export_that_fails_for_an_unforeseen_reason_costs_no_report(
     assert (run.path / "report.html").is_file()
 
 
-def _finish(run: RunFolder) -> int:
-    return finish(run, SteadyClock(is_time_of_day=False, wall=START.timestamp), interrupted=False)
+def _finish(run: RunDir) -> int:
+    return finalize(run, SteadyClock(is_time_of_day=False, wall=START.timestamp), interrupted=False)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.search import main
-from orchestrator.state.run_dir import RunFolder
-from orchestrator.supervisor.give_up import note_giving_up
-from orchestrator.supervisor.supervisor import SessionCode, persevere
+from orchestrator.state.run_dir import RunDir
+from orchestrator.supervisor.give_up import record_giving_up
+from orchestrator.supervisor.supervisor import SessionExit, run_with_restarts
 from tests.conftest import SMALL
 from trials.errors import EXIT_GAVE_UP
 
@@ -21,17 +21,17 @@ def test_a_session_that_gave_up_is_not_run_again() -> None:
         sessions.append(1)
         return EXIT_GAVE_UP
 
-    ended = persevere(session, lambda: 0, lambda: 3600.0, lambda _: None, lambda _: None)
-    assert ended is SessionCode.GAVE_UP
+    ended = run_with_restarts(session, lambda: 0, lambda: 3600.0, lambda _: None, lambda _: None)
+    assert ended is SessionExit.GAVE_UP
     assert len(sessions) == 1
 
 
 def test_the_command_ends_with_4_and_says_last_why_and_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def give_up(folder: RunFolder, *_: object) -> SessionCode:
-        note_giving_up(folder, "5 trials in a row failed, the last one, 0007, with: OSError: no such device")
-        return SessionCode.GAVE_UP
+    def give_up(folder: RunDir, *_: object) -> SessionExit:
+        record_giving_up(folder, "5 trials in a row failed, the last one, 0007, with: OSError: no such device")
+        return SessionExit.GAVE_UP
 
     monkeypatch.setattr("orchestrator.search.persevere_with", give_up)
     run = tmp_path / "run"

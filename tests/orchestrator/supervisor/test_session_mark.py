@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from orchestrator.ray_setup import folder as ray_folder
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from orchestrator.supervisor.session_mark import clear_session, end_last_session
 from tests.support.cli import ROOT
 from trials.system.processes import SessionMark, is_alive
@@ -42,14 +42,14 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_mark(run: RunFolder, session: int, folder: Path, changed: dict[str, Any] | None = None) -> None:
+def write_mark(run: RunDir, session: int, folder: Path, changed: dict[str, Any] | None = None) -> None:
     mark = asdict(SessionMark.of(session, folder.name))
     content = {**mark, "ray_folder": str(folder), "run": run.path.stat().st_ino, **(changed or {})}
     (run.path / "session.json").write_text(json.dumps(content))
 
 
 def test_what_a_killed_command_left_behind_is_ended_and_removed(
-    run: RunFolder, left_behind: subprocess.Popen[bytes], folder: Path
+    run: RunDir, left_behind: subprocess.Popen[bytes], folder: Path
 ) -> None:
     write_mark(run, left_behind.pid, folder)
     end_last_session(run)
@@ -75,14 +75,14 @@ def test_what_a_killed_command_left_behind_is_ended_and_removed(
     ids=str,
 )
 def test_processes_that_are_not_surely_that_session_s_are_let_be(
-    run: RunFolder, left_behind: subprocess.Popen[bytes], folder: Path, other: dict[str, Any]
+    run: RunDir, left_behind: subprocess.Popen[bytes], folder: Path, other: dict[str, Any]
 ) -> None:
     write_mark(run, left_behind.pid, folder, other)
     end_last_session(run)
     assert is_alive(left_behind.pid)
 
 
-def test_a_mark_of_an_earlier_version_ends_nothing(run: RunFolder, left_behind: subprocess.Popen[bytes]) -> None:
+def test_a_mark_of_an_earlier_version_ends_nothing(run: RunDir, left_behind: subprocess.Popen[bytes]) -> None:
     mark = SessionMark.of(left_behind.pid)
     before = {"host": mark.host, "boot": mark.boot, "session": mark.session}
     (run.path / "session.json").write_text(json.dumps(before))
@@ -91,22 +91,22 @@ def test_a_mark_of_an_earlier_version_ends_nothing(run: RunFolder, left_behind: 
 
 
 def test_a_copy_of_a_run_folder_ends_nothing_of_the_original_s(
-    run: RunFolder, left_behind: subprocess.Popen[bytes], folder: Path
+    run: RunDir, left_behind: subprocess.Popen[bytes], folder: Path
 ) -> None:
     write_mark(run, left_behind.pid, folder)
     shutil.copytree(run.path, run.path.with_name("copy"))
-    end_last_session(RunFolder(run.path.with_name("copy")))
+    end_last_session(RunDir(run.path.with_name("copy")))
     assert is_alive(left_behind.pid)
     assert folder.exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[]", "null", '{"run": 1}'])
-def test_a_mark_that_was_half_written_is_no_mark(run: RunFolder, text: str) -> None:
+def test_a_mark_that_was_half_written_is_no_mark(run: RunDir, text: str) -> None:
     (run.path / "session.json").write_text(text)
     end_last_session(run)
 
 
-def test_no_folder_is_removed_but_one_of_ours(run: RunFolder, tmp_path: Path) -> None:
+def test_no_folder_is_removed_but_one_of_ours(run: RunDir, tmp_path: Path) -> None:
     for name in ("precious", "qlora-1234567g", "qlora-00000001"):
         named = tmp_path / name
         named.mkdir()
@@ -123,14 +123,14 @@ def test_no_folder_is_removed_but_one_of_ours(run: RunFolder, tmp_path: Path) ->
 MARKING = """
 import sys
 from pathlib import Path
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.state.run_dir import RunDir
 from orchestrator.supervisor.session_mark import mark_session
-print(mark_session(RunFolder(Path(sys.argv[1]))), flush=True)
+print(mark_session(RunDir(Path(sys.argv[1]))), flush=True)
 sys.stdin.read()
 """
 
 
-def test_a_session_s_folder_is_this_user_s_alone_and_on_record(run: RunFolder) -> None:
+def test_a_session_s_folder_is_this_user_s_alone_and_on_record(run: RunDir) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", MARKING, str(run.path)],
         cwd=ROOT,

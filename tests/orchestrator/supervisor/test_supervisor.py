@@ -14,20 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.state.run_dir import RunDir, Search
 from orchestrator.supervisor.interruption import Interruption, interruptible
 from orchestrator.supervisor.supervisor import (
     MOST_IN_A_ROW,
-    SessionCode,
+    SessionExit,
     evaluations_on_disk,
     in_words,
-    persevere,
     run_session,
+    run_with_restarts,
 )
 from tests.support.cli import ROOT, environment
 from tests.support.fake_search import point, record
 from trials.errors import SearchBroken
-from trials.records.trial_dir import Ending, EndingKind, TrialFolder
+from trials.records.trial_dir import Ending, EndingKind, TrialDir
 from trials.system.processes import is_alive
 
 
@@ -54,40 +54,40 @@ class Sessions:
         self.waits.append(seconds)
         self.left -= seconds
 
-    def persevere(self) -> SessionCode:
-        return persevere(
+    def persevere(self) -> SessionExit:
+        return run_with_restarts(
             *(self, lambda: self.on_disk, lambda: self.left, self.said.append, self.wait),
             is_asked=lambda: self.is_asked,
             last_error=lambda: "no Ray",
         )
 
 
-GOES_ON = (SessionCode.BROKEN, SessionCode.REGROUPED)
+GOES_ON = (SessionExit.BROKEN, SessionExit.REGROUPED)
 
 
-@pytest.mark.parametrize("code", [code for code in SessionCode if code not in GOES_ON])
-def test_what_ends_by_itself_is_not_begun_again(code: SessionCode) -> None:
+@pytest.mark.parametrize("code", [code for code in SessionExit if code not in GOES_ON])
+def test_what_ends_by_itself_is_not_begun_again(code: SessionExit) -> None:
     sessions = Sessions((code, 0))
     assert sessions.persevere() is code
     assert sessions.said == []
 
 
 def test_after_regrouping_the_next_session_goes_on_at_once() -> None:
-    sessions = Sessions((SessionCode.REGROUPED, 0), (SessionCode.OVER, 1))
-    assert sessions.persevere() is SessionCode.OVER
+    sessions = Sessions((SessionExit.REGROUPED, 0), (SessionExit.OVER, 1))
+    assert sessions.persevere() is SessionExit.OVER
     assert (sessions.codes, sessions.waits, sessions.said) == ([], [], [])
-    assert Sessions((SessionCode.REGROUPED, 0), seconds_left=0.0).persevere() is SessionCode.OVER
+    assert Sessions((SessionExit.REGROUPED, 0), seconds_left=0.0).persevere() is SessionExit.OVER
 
 
-@pytest.mark.parametrize("code", [SessionCode.BROKEN, 1, -signal.SIGKILL, -signal.SIGSEGV])
+@pytest.mark.parametrize("code", [SessionExit.BROKEN, 1, -signal.SIGKILL, -signal.SIGSEGV])
 def test_what_breaks_begins_again_and_that_is_said(code: int) -> None:
-    sessions = Sessions((code, 1), (code, 1), (SessionCode.OVER, 1))
-    assert sessions.persevere() is SessionCode.OVER
+    sessions = Sessions((code, 1), (code, 1), (SessionExit.OVER, 1))
+    assert sessions.persevere() is SessionExit.OVER
     assert sessions.said == [f"the search broke ({in_words(code)}), and goes on from what is on disk in 2 s"] * 2
 
 
 def test_breaking_again_and_again_without_getting_on_is_given_up() -> None:
-    sessions = Sessions((1, 3), *[(1, 0)] * (MOST_IN_A_ROW - 1), (SessionCode.OVER, 0))
+    sessions = Sessions((1, 3), *[(1, 0)] * (MOST_IN_A_ROW - 1), (SessionExit.OVER, 0))
     with pytest.raises(SearchBroken, match=f"{MOST_IN_A_ROW} times in a row without getting on.*exit code 1: no Ray"):
         sessions.persevere()
     assert sessions.waits == [2, 4, 8, 16, 32, 60, 60]
@@ -95,27 +95,27 @@ def test_breaking_again_and_again_without_getting_on_is_given_up() -> None:
 
 
 def test_as_long_as_it_gets_on_it_may_break_as_often_as_it_likes() -> None:
-    sessions = Sessions(*[(1, 0), (1, 0), (1, 1)] * 10, (SessionCode.OVER, 0))
-    assert sessions.persevere() is SessionCode.OVER
+    sessions = Sessions(*[(1, 0), (1, 0), (1, 1)] * 10, (SessionExit.OVER, 0))
+    assert sessions.persevere() is SessionExit.OVER
 
 
 def test_when_time_is_over_nothing_is_begun_again() -> None:
     sessions = Sessions((1, 0), (1, 0), (1, 0), seconds_left=5.0)
-    assert sessions.persevere() is SessionCode.OVER
+    assert sessions.persevere() is SessionExit.OVER
     assert sessions.waits == [2, 3]
     assert len(sessions.codes) == 0
 
 
 def test_asked_to_stop_between_two_sessions_it_begins_none_again() -> None:
-    sessions = Sessions((1, 0), (1, 0), (SessionCode.OVER, 1))
+    sessions = Sessions((1, 0), (1, 0), (SessionExit.OVER, 1))
     sessions.asked_after = [2]
-    assert sessions.persevere() is SessionCode.INTERRUPTED
+    assert sessions.persevere() is SessionExit.INTERRUPTED
     assert (sessions.waits, len(sessions.codes)) == ([2, 4], 1)
 
 
-def test_endings_count_as_getting_on_as_evaluations_do(run: RunFolder) -> None:
+def test_endings_count_as_getting_on_as_evaluations_do(run: RunDir) -> None:
     assert evaluations_on_disk(run) == 0
-    folder = TrialFolder(run.trial("0001"))
+    folder = TrialDir(run.trial("0001"))
     folder.path.mkdir()
     for tokens in (100, 200):
         record(folder, point(1.0, tokens))
@@ -143,7 +143,7 @@ time.sleep(600)
 
 
 def test_a_session_that_is_too_late_is_ended_with_all_its_processes(
-    run: RunFolder, search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunDir, search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = datetime.now(UTC)
     # Training was to end 12 seconds ago; three quarters of the reserve are over in three.
@@ -152,7 +152,7 @@ def test_a_session_that_is_too_late_is_ended_with_all_its_processes(
     run.write_search(replace(search, deadline=deadline))
     make_session(tmp_path / "elsewhere", STUBBORN, monkeypatch)
     began = time.monotonic()
-    assert run_session(run, lambda: datetime.now(UTC), Interruption()) == SessionCode.OVER
+    assert run_session(run, lambda: datetime.now(UTC), Interruption()) == SessionExit.OVER
     assert 3 <= time.monotonic() - began <= 8
     assert not is_alive(int(Path("pids").read_text(encoding="utf-8")))
 
@@ -164,13 +164,13 @@ sys.modules.pop("orchestrator")
 open("ready", "w").close()
 time.sleep(1)  # it imports its modules, and is interrupted
 from orchestrator.supervisor.interruption import obey
-from trials.cli import run
+from trials.cli import run_command
 
 def session():
     obey()
     time.sleep(600)
 
-sys.exit(run(session))
+sys.exit(run_command(session))
 """
 
 BREAKING = """
@@ -187,14 +187,14 @@ time.sleep(600)
     [
         (OBEDIENT.format(root=str(ROOT)), [signal.SIGINT]),
         (OBEDIENT.format(root=str(ROOT)), [signal.SIGTERM]),
-        (BREAKING.format(code=SessionCode.BROKEN), [signal.SIGINT]),
+        (BREAKING.format(code=SessionExit.BROKEN), [signal.SIGINT]),
         (BREAKING.format(code=1), [signal.SIGINT]),
         (STUBBORN + "# ready", [signal.SIGINT] * 3),
     ],
     ids=["INT", "TERM", "Ray breaks over it", "an error comes of it", "three times, in vain"],
 )
 def test_signals_are_the_session_s_to_obey(
-    run: RunFolder,
+    run: RunDir,
     search: Search,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -215,7 +215,7 @@ def test_signals_are_the_session_s_to_obey(
 
     threading.Thread(target=send, daemon=True).start()
     with interruptible() as interruption:
-        assert run_session(run, lambda: datetime.now(UTC), interruption) == SessionCode.INTERRUPTED
+        assert run_session(run, lambda: datetime.now(UTC), interruption) == SessionExit.INTERRUPTED
     assert interruption.is_asked
     assert "Traceback" not in capfd.readouterr().err
 
@@ -223,5 +223,5 @@ def test_signals_are_the_session_s_to_obey(
 def test_a_session_on_a_broken_search_json_is_refused_with_a_message(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "orchestrator.supervisor.session", str(tmp_path), str(os.getpid()), "0"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == SessionCode.REFUSED
+    assert done.returncode == SessionExit.REFUSED
     assert "holds no search" in done.stderr

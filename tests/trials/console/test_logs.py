@@ -10,15 +10,15 @@ import threading
 from pathlib import Path
 
 from tests.support.cli import ROOT
-from trials.console.logs import LOG_FILE, keep_output, logged_in
+from trials.console.logs import LOG_FILE, redirect_output, trial_log
 
 WRITER = """
 import os, signal, sys
 from pathlib import Path
 from trials.cli import quiet_libraries
-from trials.console.logs import keep_output
+from trials.console.logs import redirect_output
 quiet_libraries()
-keep_output(Path(sys.argv[1]))
+redirect_output(Path(sys.argv[1]))
 import logging
 logging.getLogger("trials.x").info("a log line")
 os.write(1, b"from C\\n")
@@ -38,7 +38,7 @@ def test_each_trial_of_a_process_has_its_own_lines(tmp_path: Path) -> None:
 
     def run(name: str) -> None:
         (tmp_path / name).mkdir()
-        with logged_in(tmp_path / name):
+        with trial_log(tmp_path / name):
             both_are_in.wait()
             logger.info("of %s", name)
             both_are_in.wait()
@@ -54,17 +54,17 @@ def test_each_trial_of_a_process_has_its_own_lines(tmp_path: Path) -> None:
 def test_a_trial_that_goes_on_adds_to_its_log_and_what_comes_after_it_does_not(tmp_path: Path) -> None:
     logger = logging.getLogger("trials.engine.somewhere")
     for stretch in (1, 2):
-        with logged_in(tmp_path):
+        with trial_log(tmp_path):
             logger.warning("stretch %d", stretch)
         logger.warning("of nobody")
     assert lines(tmp_path) == ["WARNING stretch 1", "WARNING stretch 2"]
 
 
 def test_a_log_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
-    with logged_in(tmp_path / "gone"):
+    with trial_log(tmp_path / "gone"):
         logging.getLogger("trials.engine.somewhere").warning("to nowhere")
     (tmp_path / "file").touch()
-    keep_output(tmp_path / "file" / "engine-0.log")
+    redirect_output(tmp_path / "file" / "engine-0.log")
 
 
 def test_all_that_a_process_writes_is_kept_though_it_is_killed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.support.terminals import Terminal, says, wait_for
 OF_HOURS = """
 import os, signal, sys, time
 from pathlib import Path
-from trials.cli import run
+from trials.cli import run_command
 from trials.console.line_log import LineLog
 from trials.console.terminal import speak_into, survives_hangup
 from trials.console.unexpected import keep_tracebacks_in
@@ -50,13 +50,13 @@ def run_script(script: str, shell: str, **environ: str) -> subprocess.CompletedP
 
 SHORT = """
 import os, sys, time
-from trials.cli import run
+from trials.cli import run_command
 
 def command():
     {body}
     return 7
 
-sys.exit(run(command))
+sys.exit(run_command(command))
 """
 SAYS_MUCH = SHORT.format(body="[print(number, flush=True) or time.sleep(0.001) for number in range(3000)]")
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from tests.trials.data.test_tokenization import MARKED, TEMPLATES, WITH_EOS
 from trials.data.chat_template import chat_template
 from trials.data.tokenization import TokenizedRow, tokenize
-from trials.data.truncation import shorten
+from trials.data.truncation import truncate
 from trials.formats.conversations import ASSISTANT, Example, Message, example
 
 CHAT = Example(
@@ -38,16 +38,16 @@ def _length(row: Example, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def test_later_turns_go_first(zephyr: PreTrainedTokenizerBase) -> None:
     two_turns = Example("r1", CHAT.messages[:4])
-    found = shorten(CHAT, _length(CHAT, zephyr) - 1, zephyr)
+    found = truncate(CHAT, _length(CHAT, zephyr) - 1, zephyr)
     assert found is not None
     assert found[0] == two_turns
-    assert shorten(CHAT, _length(two_turns, zephyr), zephyr) == (two_turns, tokenize([two_turns], zephyr)[0])
+    assert truncate(CHAT, _length(two_turns, zephyr), zephyr) == (two_turns, tokenize([two_turns], zephyr)[0])
 
 
 @pytest.mark.parametrize("limit", [60, 90, 150, 200])
 def test_then_the_end_of_the_question(zephyr: PreTrainedTokenizerBase, limit: int) -> None:
     row = example("r1", "Who is taller? " + "Ann is tall. Zoë is small. " * 30, "Ann is.")
-    found = shorten(row, limit, zephyr)
+    found = truncate(row, limit, zephyr)
     assert found is not None
     assert row.prompt_text.startswith(found[0].prompt_text)
     assert found[0].completion == row.completion
@@ -56,8 +56,8 @@ def test_then_the_end_of_the_question(zephyr: PreTrainedTokenizerBase, limit: in
 
 
 def test_an_answer_is_never_cut(zephyr: PreTrainedTokenizerBase) -> None:
-    assert shorten(example("r1", "Who?", "Ann is tall. " * 30), 60, zephyr) is None
-    assert shorten(Example("r1", (Message("assistant", "Ann is tall. " * 30),)), 60, zephyr) is None
+    assert truncate(example("r1", "Who?", "Ann is tall. " * 30), 60, zephyr) is None
+    assert truncate(Example("r1", (Message("assistant", "Ann is tall. " * 30),)), 60, zephyr) is None
 
 
 THOUGHTS_GO = (
@@ -107,7 +107,7 @@ def test_the_most_turns_that_fit_are_found_as_one_by_one(
     for limit in range(10, whole + 2, 23):
         expected = _one_by_one(chat, limit, used)
         if expected is not None:
-            assert shorten(chat, limit, used) == expected
+            assert truncate(chat, limit, used) == expected
 
 
 def test_a_template_that_forgets_thoughts_still_gives_a_row_that_fits(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -116,14 +116,14 @@ def test_a_template_that_forgets_thoughts_still_gives_a_row_that_fits(tokenizer:
     chat = _chat(turns=9, seed=1)
     whole = len(tokenize([chat], used)[0].input_ids)
     for limit in range(60, whole + 2, 20):
-        found = shorten(chat, limit, used)
+        found = truncate(chat, limit, used)
         assert found is None or len(found[1].input_ids) <= limit
 
 
 def test_turns_that_are_only_context_don_t_end_a_shortened_row(zephyr: PreTrainedTokenizerBase) -> None:
     marked = list(CHAT.messages)
     marked[3] = replace(marked[3], is_learned=False)
-    found = shorten(Example("r1", tuple(marked)), _length(CHAT, zephyr) - 1, zephyr)
+    found = truncate(Example("r1", tuple(marked)), _length(CHAT, zephyr) - 1, zephyr)
     assert found is not None
     assert found[0].messages == CHAT.messages[:2]
 
@@ -139,7 +139,7 @@ def test_many_turns_cost_few_tokens(zephyr: PreTrainedTokenizerBase, monkeypatch
         return found
 
     monkeypatch.setattr(type(zephyr), "__call__", counting)
-    found = shorten(chat, 300, zephyr)
+    found = truncate(chat, 300, zephyr)
     assert found is not None
     assert len(found[0].messages) > 4
     # Halves of halves, then rows of about 300 tokens. One by one it was a hundred times the whole and more.

@@ -19,11 +19,11 @@ from trials.config import TrialConfig
 from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
 from trials.engine.lora.adapter import Adapter
-from trials.engine.runtime.adapter_trainer import Trainee
+from trials.engine.runtime.adapter_trainer import AdapterTrainer
 from trials.errors import ModelError
 from trials.evaluation.eval_loss import evaluate_rows
 from trials.model.loading import load_base
-from trials.records.trial_dir import EndingKind, Origin, TrialFolder, TrialRecord, read_trial
+from trials.records.trial_dir import EndingKind, Origin, TrialDir, TrialRecord, read_trial
 from trials.system.threads import use_threads
 from trials.training.evaluation_loop import Decision
 from trials.trl import backend as training
@@ -77,8 +77,8 @@ def trained(
     return Pair(*records)
 
 
-def begin(path: Path, config: TrialConfig, data: TrialData) -> TrialFolder:
-    folder = TrialFolder(path)
+def begin(path: Path, config: TrialConfig, data: TrialData) -> TrialDir:
+    folder = TrialDir(path)
     folder.begin(config, Origin.SINGLE, path.name, data.fingerprint)
     return folder
 
@@ -185,9 +185,9 @@ def test_an_unknown_target_module_is_refused_before_anything_is_trained(
     assert not record.points
 
 
-def _adapters() -> list[Adapter | Trainee]:
+def _adapters() -> list[Adapter | AdapterTrainer]:
     gc.collect()
-    return [each for each in gc.get_objects() if isinstance(each, (Adapter, Trainee))]
+    return [each for each in gc.get_objects() if isinstance(each, (Adapter, AdapterTrainer))]
 
 
 def test_nothing_is_left_behind_by_many_trials(

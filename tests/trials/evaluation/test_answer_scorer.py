@@ -20,15 +20,15 @@ from tests.conftest import SMALL
 from trials.config import EvaluationSettings, TrialConfig
 from trials.data.dataset import TrialData, load_data
 from trials.errors import RecipeError
-from trials.evaluation.answer_scorer import Scorer
-from trials.evaluation.evaluator import answers, load_judged
+from trials.evaluation.answer_scorer import AnswerScorer
+from trials.evaluation.evaluator import answers, load_model
 from trials.formats.conversations import Example
 from trials.metrics.row_losses import RowLosses
 from trials.metrics.task_scores import Measure, task_score
 from trials.model.loading import attach_adapter, load_base
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
 from trials.system.threads import use_threads
-from trials.system.timer import Stopwatch
+from trials.system.timer import TrialTimer
 from trials.training.evaluation_loop import Decision
 from trials.trl.backend import evaluate_base, run_trial
 
@@ -87,7 +87,7 @@ def train(
     def of(*, data: TrialData = text_data, stop_at: float = math.inf, **evaluation: Any) -> Trained:
         settings = text_config.evaluation.model_copy(update=evaluation)
         config = text_config.model_copy(update={"evaluation": settings})
-        folder = TrialFolder(tmp_path_factory.mktemp("trial") / "0001")
+        folder = TrialDir(tmp_path_factory.mktemp("trial") / "0001")
         folder.begin(config, Origin.SINGLE, "text")
         heard: list[EvalPoint] = []
 
@@ -141,7 +141,7 @@ def test_the_score_is_that_of_the_adapter_on_disk(scored: Trained, text_data: Tr
     best = min(scored.record.points, key=lambda point: point.eval_loss)
     assert best.score is not None
     examples = text_data.eval.examples[:ROWS]
-    given = answers(load_judged(str(scored.record.adapter)), examples)
+    given = answers(load_model(str(scored.record.adapter)), examples)
     assert task_score("prompt_completion", given, examples).mean == best.score
 
 
@@ -193,7 +193,7 @@ def test_the_base_is_scored_once(
     small_config: TrialConfig, small_data: TrialData, tokenizer: Any, tmp_path: Path
 ) -> None:
     config = small_config.model_copy(update={"evaluation": EvaluationSettings(score_rows=2)})
-    folder = TrialFolder(tmp_path / "0000")
+    folder = TrialDir(tmp_path / "0000")
     folder.begin(config, Origin.BASE, "base")
     evaluate_base(config, small_data, tokenizer, folder, lambda _: Decision.GO_ON)
     (point,), (scoring,) = read_trial(folder.path).points, read_trial(folder.path).scorings
@@ -222,7 +222,7 @@ def test_scoring_leaves_the_model_and_the_random_state_as_they_were(
         return modes, model.config.to_dict(), base.generation_config.to_dict(), torch.get_rng_state().tolist()
 
     gradients, before = _gradients(model, ids), state()
-    scorer = Scorer(text_config, text_data.eval, tokenizer, TrialFolder(tmp_path), Stopwatch())
+    scorer = AnswerScorer(text_config, text_data.eval, tokenizer, TrialDir(tmp_path), TrialTimer())
     assert scorer.scored(EvalPoint(1, 1, 1.0, 1.0, 1.0), RowLosses([1.0], [1]), model).score is not None
     assert state() == before
     after = _gradients(model, ids)
@@ -242,7 +242,7 @@ def test_scoring_leaves_the_model_and_the_random_state_as_they_were(
 def test_what_is_due(text_config: TrialConfig, rows: int | None, tokens: tuple[int, ...], expected: list[bool]) -> None:
     settings = text_config.evaluation.model_copy(update={"score_rows": rows})
     config = text_config.model_copy(update={"evaluation": settings, "score_at_tokens": tokens})
-    scorer = Scorer(config, None, None, None, None)  # type: ignore[arg-type]
+    scorer = AnswerScorer(config, None, None, None, None)  # type: ignore[arg-type]
     seen = [(0, 90), (90, 150), (150, 400), (400, 900)]
     assert [scorer.is_due(tokens, before, is_last=tokens == 900) for before, tokens in seen] == expected
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trials.config import TrialConfig
 from trials.data.dataset import TrialData
 from trials.data.tokenization import prompt_ids
-from trials.evaluation.evaluator import Judged, load_judged
+from trials.evaluation.evaluator import LoadedModel, load_model
 from trials.evaluation.generation import Conversation, ObjectIsWhole, Sampling, answer, generate
 from trials.formats.answers import first_object, parse_label
 from trials.formats.conversations import ASSISTANT, USER, Message
@@ -120,14 +120,16 @@ def test_rows_of_a_batch_are_done_each_for_itself(tokenizer: PreTrainedTokenizer
 
 
 @pytest.fixture(scope="module")
-def rambling(small_trial: TrialRecord) -> Judged:
+def rambling(small_trial: TrialRecord) -> LoadedModel:
     """A trained adapter that never learned to stop: its EOS is no likelier than anything."""
-    judged = load_judged(str(small_trial.folder / "adapter"))
+    judged = load_model(str(small_trial.folder / "adapter"))
     judged.model.get_output_embeddings().weight.data[judged.tokenizer.eos_token_id] = 0
     return judged
 
 
-def test_stopping_changes_no_label_and_leaves_nothing_after_the_object(rambling: Judged, small_data: TrialData) -> None:
+def test_stopping_changes_no_label_and_leaves_nothing_after_the_object(
+    rambling: LoadedModel, small_data: TrialData
+) -> None:
     asked = [example.prompt for example in small_data.eval.examples]
     whole, stopped = (
         generate(
@@ -146,7 +148,7 @@ def test_stopping_changes_no_label_and_leaves_nothing_after_the_object(rambling:
 
 
 def test_every_token_that_ends_a_turn_ends_an_answer(
-    rambling: Judged, small_data: TrialData, monkeypatch: pytest.MonkeyPatch
+    rambling: LoadedModel, small_data: TrialData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = [small_data.eval.examples[0].prompt]
     before = generate(rambling.model, rambling.tokenizer, asked, SHORT)[0]

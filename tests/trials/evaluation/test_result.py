@@ -12,13 +12,13 @@ import pytest
 from trials.errors import DataError
 from trials.evaluation.result import (
     Answers,
-    Judgement,
-    Rows,
+    EvalResult,
+    EvalRows,
     as_json,
     by_length,
     labels_of,
     loss_estimate,
-    read_judgement,
+    read_result,
     rows_hash,
 )
 from trials.formats.conversations import Example, Message, example
@@ -29,7 +29,7 @@ from trials.system.files import write_json
 LENGTHS = (2, 9, 4, 30, 7, 3, 12, 5)
 
 
-def _judgement(*, labelled: bool = False) -> Judgement:
+def _judgement(*, labelled: bool = False) -> EvalResult:
     rows = len(LENGTHS)
     texts = tuple('{"predicted_label": 1}' if i % 2 else "?" for i in range(rows))
     answers = Answers(
@@ -41,14 +41,14 @@ def _judgement(*, labelled: bool = False) -> Judgement:
         wordless_references=0,
     )
     losses = RowLosses([0.5 * n for n in LENGTHS], [n + 1 for n in LENGTHS])
-    return Judgement(Rows("m", "d.jsonl", rows, "hash"), "nli" if labelled else "instruction", losses, answers)
+    return EvalResult(EvalRows("m", "d.jsonl", rows, "hash"), "nli" if labelled else "instruction", losses, answers)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_a_file_gives_back_what_was_written(tmp_path: Path, labelled: bool) -> None:
     for judgement in (_judgement(labelled=labelled), replace(_judgement(labelled=labelled), answers=None)):
         write_json(tmp_path / "j.json", as_json(judgement))
-        assert read_judgement(tmp_path / "j.json") == judgement
+        assert read_result(tmp_path / "j.json") == judgement
 
 
 def test_the_file_has_the_figures_first() -> None:
@@ -122,7 +122,7 @@ def test_another_file_is_no_judgement(tmp_path: Path, content: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(content)
     with pytest.raises(DataError, match=r"other\.json is no file that `python -m trials\.evaluate"):
-        read_judgement(path)
+        read_result(path)
 
 
 def test_a_judgement_that_was_tampered_with_is_none(tmp_path: Path) -> None:
@@ -130,4 +130,4 @@ def test_a_judgement_that_was_tampered_with_is_none(tmp_path: Path) -> None:
     content["judged"]["losses"]["token_counts"] = ["many"]
     write_json(tmp_path / "j.json", content)
     with pytest.raises(DataError, match="is no file that"):
-        read_judgement(tmp_path / "j.json")
+        read_result(tmp_path / "j.json")

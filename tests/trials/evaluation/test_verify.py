@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from trials.evaluation.verify import ProofJob, main, prove
+from trials.evaluation.verify import VerificationJob, main, verify_export
 from trials.records.trial_dir import TrialRecord
 from trials.system.files import write_json
 
@@ -19,18 +19,20 @@ from trials.system.files import write_json
 @pytest.fixture(scope="module")
 def job(
     small_trial: TrialRecord, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory
-) -> ProofJob:
+) -> VerificationJob:
     """An export as the orchestrator makes it: adapter and tokenizer side by side."""
     export = tmp_path_factory.mktemp("run") / "export"
     shutil.copytree(small_trial.folder / "adapter", export)
     tokenizer.save_pretrained(export)
     config = small_trial.config
-    return ProofJob(export=str(export), model=config.model, data=config.data, batch_rows=8, samples=1, merge=False)
+    return VerificationJob(
+        export=str(export), model=config.model, data=config.data, batch_rows=8, samples=1, merge=False
+    )
 
 
 @pytest.fixture(scope="module")
-def found(job: ProofJob) -> dict[str, Any]:
-    return prove(job.model_copy(update={"merge": True}))
+def found(job: VerificationJob) -> dict[str, Any]:
+    return verify_export(job.model_copy(update={"merge": True}))
 
 
 def test_the_export_has_the_loss_of_its_trial(found: dict[str, Any], small_trial: TrialRecord) -> None:
@@ -50,7 +52,7 @@ def test_answers_are_shown(found: dict[str, Any]) -> None:
     assert set(sample) == {"id", "prompt", "expected", "base", "winner"}
 
 
-def test_merged_weights_stand_alone_and_are_about_as_good(found: dict[str, Any], job: ProofJob) -> None:
+def test_merged_weights_stand_alone_and_are_about_as_good(found: dict[str, Any], job: VerificationJob) -> None:
     merged = Path(job.export) / "merged"
     assert (merged / "model.safetensors").is_file()
     assert not (merged / "adapter_config.json").exists()
@@ -58,16 +60,16 @@ def test_merged_weights_stand_alone_and_are_about_as_good(found: dict[str, Any],
     assert abs(found["merged"] - found["eval_loss"]) < 0.2 * found["test"]["difference"]
 
 
-def test_without_test_rows_the_samples_are_eval_rows(job: ProofJob) -> None:
+def test_without_test_rows_the_samples_are_eval_rows(job: VerificationJob) -> None:
     data = job.data.model_copy(update={"test": None})
-    found = prove(job.model_copy(update={"data": data}))
+    found = verify_export(job.model_copy(update={"data": data}))
     assert "test" not in found
     assert "merged" not in found
     assert len(found["samples"]) == 1
 
 
 def test_the_command_writes_what_it_finds(
-    job: ProofJob, found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: VerificationJob, found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_json(tmp_path / "job.json", job.model_dump(mode="json"))
     monkeypatch.setattr(sys, "argv", ["proof", str(tmp_path / "job.json"), str(tmp_path / "result.json")])
@@ -77,7 +79,7 @@ def test_the_command_writes_what_it_finds(
 
 
 def test_an_export_that_is_not_there_ends_with_2(
-    job: ProofJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    job: VerificationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = job.model_copy(update={"export": str(tmp_path / "gone")})
     write_json(tmp_path / "job.json", gone.model_dump(mode="json"))

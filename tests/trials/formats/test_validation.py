@@ -9,23 +9,23 @@ from typing import Any
 
 import pytest
 
-from trials.data.validation import Reading, check
+from trials.data.validation import ValidatedRows, check
 from trials.errors import DataError
 from trials.formats.bad_rows import MAX_FAULTS_NAMED
 from trials.formats.row_reader import RowReader
-from trials.sources.source import Source
+from trials.sources.source import DataSource
 
 ROW = {"premise": "Ann is tall.", "hypothesis": "Ann is.", "thought_process": "step 1: yes.", "label": 1}
 
 
-def _file(path: Path, *lines: Any) -> Source:
+def _file(path: Path, *lines: Any) -> DataSource:
     file = path / "rows.jsonl"
     file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return Source(path=file)
+    return DataSource(path=file)
 
 
-def _reading(*, drop_bad: bool = False) -> Reading:
-    return Reading(RowReader("nli_cot"), ("<s>", "</s>"), drop_bad, "nli_cot")
+def _reading(*, drop_bad: bool = False) -> ValidatedRows:
+    return ValidatedRows(RowReader("nli_cot"), ("<s>", "</s>"), drop_bad, "nli_cot")
 
 
 def test_rows_come_in_file_order(tmp_path: Path) -> None:
@@ -92,6 +92,6 @@ def test_a_file_without_rows(tmp_path: Path, lines: list[str]) -> None:
 
 def test_a_selection_that_leaves_nothing_says_so(tmp_path: Path) -> None:
     thought = {**ROW, "true_label": 1, "predicted_label": 0}
-    reading = Reading(RowReader("nli_cot", "correct"), (), drop_bad=True, format="nli_cot")
+    reading = ValidatedRows(RowReader("nli_cot", "correct"), (), drop_bad=True, format="nli_cot")
     with pytest.raises(DataError, match=r"no rows that can be used \(1 don't fit the format, 1 aren't among those sel"):
         check(_file(tmp_path, thought, "rubbish"), reading)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from search_spaces.schema import Recipe
 from trials import evaluate, generate
 from trials.errors import ModelError
-from trials.evaluation.evaluator import check_judged
+from trials.evaluation.evaluator import check_model
 from trials.model.adapter_fit import refuse_missing
 
 WEIGHTS = "adapter_model.safetensors"
@@ -56,7 +56,7 @@ def _change(adapter: Path, change: Callable[[Weights], Weights]) -> None:
 
 
 def test_an_adapter_on_its_base_passes(saved: Path, small_recipe: Recipe) -> None:
-    _, known = check_judged(str(saved))
+    _, known = check_model(str(saved))
     assert known is not None
     assert (known.model, known.size) == (small_recipe.model.name, 1536)
 
@@ -79,14 +79,14 @@ def test_an_adapter_on_its_base_passes(saved: Path, small_recipe: Recipe) -> Non
 def test_every_kind_of_lora_passes_that_peft_saves(
     settings: dict[str, Any], small_recipe: Recipe, tmp_path: Path
 ) -> None:
-    check_judged(str(_save(tmp_path, small_recipe.model.name, **settings)))
+    check_model(str(_save(tmp_path, small_recipe.model.name, **settings)))
 
 
 def test_dora_without_its_magnitudes(small_recipe: Recipe, tmp_path: Path) -> None:
     adapter = _save(tmp_path, small_recipe.model.name, use_dora=True)
     _change(adapter, lambda weights: {name: each for name, each in weights.items() if "magnitude" not in name})
     with pytest.raises(ModelError, match=r"it lacks 12 weights, such as .*lora_magnitude_vector"):
-        check_judged(str(adapter))
+        check_model(str(adapter))
 
 
 @pytest.mark.parametrize(
@@ -116,20 +116,20 @@ def test_dora_without_its_magnitudes(small_recipe: Recipe, tmp_path: Path) -> No
 def test_weights_that_belong_to_another_model(adapter: Path, change: Callable[[Weights], Weights], says: str) -> None:
     _change(adapter, change)
     with pytest.raises(ModelError, match=says):
-        check_judged(str(adapter))
+        check_model(str(adapter))
 
 
 def test_layers_that_the_base_does_not_have(adapter: Path) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["c_attn"]}))
     with pytest.raises(ModelError, match=r"doesn't fit the base model .*: Target modules \{'c_attn'\} not found"):
-        check_judged(str(adapter))
+        check_model(str(adapter))
 
 
 def test_a_base_whose_vocabulary_was_enlarged(small_recipe: Recipe, tmp_path: Path) -> None:
     adapter = _save(tmp_path, small_recipe.model.name, tokens=1540, modules_to_save=["embed_tokens", "lm_head"])
     with pytest.raises(ModelError, match=r"its model\.embed_tokens\.weight is of 1,540 tokens, and the base has 1,536"):
-        check_judged(str(adapter))
+        check_model(str(adapter))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_the_commands_say_it_in_one_message(
 def test_a_configuration_that_is_a_pointer(adapter: Path) -> None:
     (adapter / "adapter_config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(ModelError, match=r"adapter_config\.json is no JSON file but a Git LFS pointer"):
-        check_judged(str(adapter))
+        check_model(str(adapter))
 
 
 def test_what_cannot_be_seen_beforehand_is_seen_as_it_is_loaded(adapter: Path, small_recipe: Recipe) -> None:
@@ -182,11 +182,11 @@ def test_the_base_of_an_adapter_is_looked_at_too(adapter: Path, small_recipe: Re
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
     with pytest.raises(ModelError, match=r"model\.safetensors is no safetensors file but a Git LFS pointer"):
-        check_judged(str(adapter))
+        check_model(str(adapter))
 
 
 def test_a_base_that_is_gone(adapter: Path) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/model"}))
     with pytest.raises(ModelError, match="/gone/model"):
-        check_judged(str(adapter))
+        check_model(str(adapter))

@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig
 
-from orchestrator.state.run_dir import RunFolder, Search
+from orchestrator.state.run_dir import RunDir, Search
 from tests.support.cli import ROOT
 from tests.support.fake_search import make_run
 from trials.config import ModelSettings
 from trials.errors import ModelError
-from trials.model.architecture import ARCHITECTURES, LINEAR_NAMES, BaseShape, base_shape
+from trials.model.architecture import ARCHITECTURES, LINEAR_NAMES, ModelShape, model_shape
 from trials.model.loading import check_targets, linear_names
 from trials.model.memory_estimate import linear_shapes, sizes_of
 
@@ -29,18 +29,18 @@ def test_the_linear_layers_are_those_of_the_model(config: Any) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert linear_names(model) == set(LINEAR_NAMES)
-    sizes = sizes_of(BaseShape.of(config), 4, is_quantized=False)
+    sizes = sizes_of(ModelShape.of(config), 4, is_quantized=False)
     assert linear_shapes(sizes, config.vocab_size).keys() == set(LINEAR_NAMES)
 
 
 def test_the_shape_is_what_the_config_says() -> None:
     config = MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=128, tie_word_embeddings=True)
-    found = BaseShape.of(config)
+    found = ModelShape.of(config)
     assert (found.model_type, found.hidden_size, found.num_key_value_heads) == ("mistral", 64, 2)
     assert (found.sliding_window, found.tie_word_embeddings, found.hidden_act) == (128, True, "silu")
     assert found.head_size == 16
     assert replace(found, head_dim=32).head_size == 32
-    assert BaseShape.of(GPT2Config(n_layer=3)).num_hidden_layers == 3  # which calls it otherwise
+    assert ModelShape.of(GPT2Config(n_layer=3)).num_hidden_layers == 3  # which calls it otherwise
 
 
 def test_targets_are_checked_without_a_model_where_its_names_are_known(
@@ -61,7 +61,7 @@ def test_targets_of_other_models_are_those_of_the_model(tmp_path: Path) -> None:
 
 
 def test_search_json_keeps_the_shape(search: Search, tmp_path: Path) -> None:
-    shape = base_shape(search.recipe.model.name, None)
+    shape = model_shape(search.recipe.model.name, None)
     run = make_run(tmp_path / "run", replace(search, base=shape))
     assert run.read_search().base == shape
     run.write_search(search)
@@ -75,16 +75,16 @@ def test_a_session_that_knows_the_shape_loads_no_torch(search: Search, tmp_path:
     script = f"""
 import sys
 from pathlib import Path
-from orchestrator.planning.memory_bounds import corners
-from orchestrator.planning.forecast import predict
-from orchestrator.planning.placement import place
-from orchestrator.state.run_dir import RunFolder
+from orchestrator.planning.memory_bounds import memory_bounds
+from orchestrator.planning.forecast import forecast_search
+from orchestrator.planning.placement import plan_placement
+from orchestrator.state.run_dir import RunDir
 import orchestrator.controller.controller, orchestrator.supervisor.session, orchestrator.execution.tune_run
-search = RunFolder(Path({str(run.path)!r})).read_search()
-place(search, gpus=0, cores=[2])
-assert corners(search)
+search = RunDir(Path({str(run.path)!r})).read_search()
+plan_placement(search, gpus=0, cores=[2])
+assert memory_bounds(search)
 print([name for name in ("torch", "transformers") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
-    assert isinstance(RunFolder(run.path).read_search().base, BaseShape)
+    assert isinstance(RunDir(run.path).read_search().base, ModelShape)

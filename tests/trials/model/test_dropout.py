@@ -16,10 +16,10 @@ from search_spaces.schema import Recipe
 from tests.support.small_splits import first_rows
 from trials.data.dataset import TrialData
 from trials.data.split import Split
-from trials.model.dropout import CountedDropout, TokensInStep, count_dropout, dropped, feature_keys, fmix32, token_keys
+from trials.model.dropout import CounterDropout, TokenCounter, count_dropout, dropped, feature_keys, fmix32, token_keys
 from trials.model.loading import attach_adapter, load_base
-from trials.records.trial_dir import TrialFolder
-from trials.schedule import Length
+from trials.records.trial_dir import TrialDir
+from trials.schedule import TrialLength
 from trials.trl.trainer import EvaluationTimes, build_trainer
 
 TOKENS, FEATURES = 512, 768
@@ -106,8 +106,8 @@ def test_the_mask_and_the_gradient_are_the_same_in_every_type(dtype: torch.dtype
 
 
 def test_a_row_s_mask_knows_neither_its_neighbours_nor_its_padding() -> None:
-    tokens = TokensInStep(seed=3)
-    module = CountedDropout(0.4, NAME, FEATURES, tokens)
+    tokens = TokenCounter(seed=3)
+    module = CounterDropout(0.4, NAME, FEATURES, tokens)
 
     def mask(first: int, rows: int, length: int) -> Tensor:
         tokens.stand(5, first, torch.empty(rows, length))
@@ -124,7 +124,7 @@ def test_a_row_s_mask_knows_neither_its_neighbours_nor_its_padding() -> None:
 
 def test_in_evaluation_nothing_is_dropped_and_no_place_is_asked_for() -> None:
     x = torch.ones(2, 3, 4)
-    module = CountedDropout(0.5, NAME, 4, TokensInStep(0))
+    module = CounterDropout(0.5, NAME, 4, TokenCounter(0))
     assert module.eval()(x) is x
     with pytest.raises(ValueError, match=r"which tokens stand in a tensor \[2, 3\]"):
         module.train()(x)
@@ -150,8 +150,8 @@ def losses(
 def _train(config: Any, rows: Split, tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[float]:
     torch.manual_seed(0)
     model = attach_adapter(load_base(config.model), config.hyperparameters)
-    times, length = EvaluationTimes([10**9], lambda: False), Length(6, 10**9)
-    trainer = build_trainer(model, tokenizer, rows, config, length, lambda *_: False, times, TrialFolder(folder))
+    times, length = EvaluationTimes([10**9], lambda: False), TrialLength(6, 10**9)
+    trainer = build_trainer(model, tokenizer, rows, config, length, lambda *_: False, times, TrialDir(folder))
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
@@ -176,6 +176,6 @@ def test_only_adapters_with_dropout_get_it(small_recipe: Recipe) -> None:
         config = small_recipe.trial_config({"lora_dropout": p})
         model = attach_adapter(load_base(config.model), config.hyperparameters)
         count_dropout(model, 0)
-        found = [module for module in model.modules() if isinstance(module, CountedDropout)]
+        found = [module for module in model.modules() if isinstance(module, CounterDropout)]
         assert len(found) == expected * model.config.num_hidden_layers
         assert not any(isinstance(module, torch.nn.Dropout) for module in model.modules() if p)

@@ -13,12 +13,12 @@ from tests.trials.engine.model.test_decoder import model_of
 from trials.config import TrialConfig
 from trials.engine.lora.adapter import parameter_count
 from trials.engine.model.frozen_base import freeze
-from trials.model.activation_policy import Keep
-from trials.model.architecture import BaseShape
-from trials.model.memory_estimate import allowed_gib, base_bytes, predicted_memory, sizes_of
+from trials.model.activation_policy import ActivationPolicy
+from trials.model.architecture import ModelShape
+from trials.model.memory_estimate import allowed_gib, base_bytes, estimate_memory, sizes_of
 from trials.model.memory_plan import adapter_bytes, workspace_bytes
 
-MISTRAL = BaseShape.of(MistralConfig(sliding_window=None))
+MISTRAL = ModelShape.of(MistralConfig(sliding_window=None))
 """As its 7B model has it."""
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -30,10 +30,12 @@ def _config(**values: Any) -> TrialConfig:
 def test_sizes_are_those_of_the_model_that_is_loaded() -> None:
     model = model_of().to(torch.float32)
     frozen = freeze(model, torch.float32)
-    sizes = sizes_of(BaseShape.of(model.config), 4, is_quantized=False)
+    sizes = sizes_of(ModelShape.of(model.config), 4, is_quantized=False)
     assert sizes == frozen.sizes
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert base_bytes(BaseShape.of(model.config), sizes) == pytest.approx(4 * parameters, rel=0.01)  # without the norms
+    assert base_bytes(ModelShape.of(model.config), sizes) == pytest.approx(
+        4 * parameters, rel=0.01
+    )  # without the norms
 
 
 @pytest.mark.parametrize("modules", [["q_proj"], ["k_proj", "down_proj"], LINEAR], ids=len)
@@ -42,15 +44,15 @@ def test_adapters_are_those_that_are_trained(modules: list[str]) -> None:
     frozen = freeze(model, torch.float32)
     config = _config(target_modules=modules, lora_rank=8)
     config = config.model_copy(update={"model": config.model.model_copy(update={"quantization": "none"})})
-    need = predicted_memory(config, BaseShape.of(model.config), 100, itemsize=4)
+    need = estimate_memory(config, ModelShape.of(model.config), 100, itemsize=4)
     assert need is not None
     parameters = parameter_count(frozen.targets, config.hyperparameters)
     assert need.adapter_bytes == adapter_bytes(parameters, config.hyperparameters, 4)
-    assert need.micro_step_bytes == workspace_bytes(frozen.sizes, (Keep.INPUT,) * frozen.sizes.layers, 100)
+    assert need.micro_step_bytes == workspace_bytes(frozen.sizes, (ActivationPolicy.INPUT,) * frozen.sizes.layers, 100)
 
 
 def test_a_7b_model_in_4_bits_takes_what_was_measured() -> None:
-    need = predicted_memory(_config(), MISTRAL, 2048)
+    need = estimate_memory(_config(), MISTRAL, 2048)
     assert need is not None
     assert need.base_bytes / 2**30 == pytest.approx(3.86, abs=0.03)  # facts: measured on an H100
     assert need.gib < allowed_gib(24)
@@ -58,7 +60,7 @@ def test_a_7b_model_in_4_bits_takes_what_was_measured() -> None:
 
 def test_more_of_anything_takes_more() -> None:
     def gib(longest: int = 2048, *, in_engine: bool = True, is_recomputed: bool = True, **values: Any) -> float:
-        need = predicted_memory(_config(**values), MISTRAL, longest, in_engine=in_engine, is_recomputed=is_recomputed)
+        need = estimate_memory(_config(**values), MISTRAL, longest, in_engine=in_engine, is_recomputed=is_recomputed)
         assert need is not None
         return need.gib
 
@@ -82,7 +84,7 @@ def test_a_small_model_is_kept_as_matrix_products_take_it() -> None:
         tie_word_embeddings=True,
     )
     ours, trl = (
-        predicted_memory(_config(), BaseShape.of(small), 512, in_engine=in_engine) for in_engine in (True, False)
+        estimate_memory(_config(), ModelShape.of(small), 512, in_engine=in_engine) for in_engine in (True, False)
     )
     assert ours is not None
     assert trl is not None
@@ -90,4 +92,4 @@ def test_a_small_model_is_kept_as_matrix_products_take_it() -> None:
 
 
 def test_of_other_models_nothing_is_known() -> None:
-    assert predicted_memory(_config(), BaseShape.of(Qwen2Config()), 100) is None
+    assert estimate_memory(_config(), ModelShape.of(Qwen2Config()), 100) is None

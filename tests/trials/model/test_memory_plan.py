@@ -12,16 +12,16 @@ from torch import Tensor
 from tests.trials.engine.model.test_decoder import model_of
 from trials.config import Machine
 from trials.engine.memory import manager as room_module
-from trials.engine.memory.manager import Room
-from trials.engine.memory.oom_history import Guest
-from trials.engine.model.activations import Workspace
+from trials.engine.memory.manager import MemoryManager
+from trials.engine.memory.oom_history import TrialFootprint
+from trials.engine.model.activations import ActivationBuffers
 from trials.engine.model.frozen_base import FrozenDecoder, freeze
-from trials.model.activation_policy import Keep
+from trials.model.activation_policy import ActivationPolicy
 from trials.model.memory_plan import (
     MOST_TOKENS,
-    Plan,
-    Rates,
-    Sizes,
+    DeviceRates,
+    MicroBatchPlan,
+    ModelSizes,
     memory_bytes,
     plan,
     seconds_per_token,
@@ -30,15 +30,15 @@ from trials.model.memory_plan import (
 from trials.system.oom import is_out_of_memory
 
 GIB = 2**30
-MISTRAL = Sizes(32, hidden=4096, intermediate=14336, queries=4096, keys=1024, itemsize=2, is_quantized=True)
-SMALL = Sizes(30, hidden=576, intermediate=1536, queries=576, keys=192, itemsize=2, is_quantized=True)
-H100, RTX_4090 = Rates(650e12, 2.5e12), Rates(165e12, 0.9e12)
+MISTRAL = ModelSizes(32, hidden=4096, intermediate=14336, queries=4096, keys=1024, itemsize=2, is_quantized=True)
+SMALL = ModelSizes(30, hidden=576, intermediate=1536, queries=576, keys=192, itemsize=2, is_quantized=True)
+H100, RTX_4090 = DeviceRates(650e12, 2.5e12), DeviceRates(165e12, 0.9e12)
 BASE = 4 * GIB
 
 
 @pytest.mark.parametrize("rates", [H100, RTX_4090], ids=str)
 @pytest.mark.parametrize("longest", [100, 2050, 8192])
-def test_a_split_fits_holds_the_longest_row_and_is_no_slower_with_more_memory(rates: Rates, longest: int) -> None:
+def test_a_split_fits_holds_the_longest_row_and_is_no_slower_with_more_memory(rates: DeviceRates, longest: int) -> None:
     before = float("inf")
     for quarters in range(4 * 5, 4 * 80):
         allowed = quarters * GIB // 4
@@ -56,15 +56,15 @@ def test_a_split_fits_holds_the_longest_row_and_is_no_slower_with_more_memory(ra
 
 
 def test_nothing_is_planned_that_is_too_small_for_a_row() -> None:
-    least = BASE + workspace_bytes(MISTRAL, [Keep.INPUT] * 32, 2050)
+    least = BASE + workspace_bytes(MISTRAL, [ActivationPolicy.INPUT] * 32, 2050)
     found = plan(MISTRAL, H100, BASE, least, 2050)
-    assert found == Plan(2050, (Keep.INPUT,) * 32)
+    assert found == MicroBatchPlan(2050, (ActivationPolicy.INPUT,) * 32)
     assert plan(MISTRAL, H100, BASE, least - 1, 2050) is None
     assert plan(MISTRAL, H100, 2 * least, least, 1) is None
 
 
 def test_only_want_of_memory_has_anything_computed_again() -> None:
-    def recomputed(gib: float, sizes: Sizes = MISTRAL) -> int:
+    def recomputed(gib: float, sizes: ModelSizes = MISTRAL) -> int:
         found = plan(sizes, H100, BASE, int(gib * GIB), 2048)
         assert found is not None
         return found.recomputed
@@ -89,32 +89,38 @@ def frozen() -> FrozenDecoder:
 
 
 @pytest.mark.parametrize(
-    "keep", [(Keep.ALL,) * 3, (Keep.INPUT,) * 3, (Keep.INPUT, Keep.NO_MLP, Keep.ALL)], ids=lambda keep: keep[0].name
+    "keep",
+    [
+        (ActivationPolicy.ALL,) * 3,
+        (ActivationPolicy.INPUT,) * 3,
+        (ActivationPolicy.INPUT, ActivationPolicy.NO_MLP, ActivationPolicy.ALL),
+    ],
+    ids=lambda keep: keep[0].name,
 )
-def test_a_workspace_takes_what_was_predicted(frozen: FrozenDecoder, keep: tuple[Keep, ...]) -> None:
+def test_a_workspace_takes_what_was_predicted(frozen: FrozenDecoder, keep: tuple[ActivationPolicy, ...]) -> None:
     sizes, tokens = frozen.sizes, 1000
-    workspace = Workspace(frozen, tokens, keep)
+    workspace = ActivationBuffers(frozen, tokens, keep)
     # Beside it the prediction has logits and slack, which don't grow with tokens, and what exists for a moment.
     momentary = tokens * sizes.passing * sizes.itemsize
     weight = sizes.largest_weight * sizes.itemsize
     predicted = workspace_bytes(sizes, keep, tokens) - workspace_bytes(sizes, keep, 0) + weight - momentary
     assert _bytes_of(workspace) == predicted
-    replaced = workspace.replaced(Plan(10, keep))
+    replaced = workspace.replaced(MicroBatchPlan(10, keep))
     assert _bytes_of(workspace) == 0
-    assert _bytes_of(Workspace(frozen, 0, keep)) == 0
+    assert _bytes_of(ActivationBuffers(frozen, 0, keep)) == 0
     assert _bytes_of(replaced) == weight + (predicted - weight) // 100
 
 
-def test_memory_is_given_back_before_new_is_asked_for(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    room.enter(1, Guest(2**20, longest_row=50, step_tokens=1e6))
+def test_memory_is_given_back_before_new_is_asked_for(room: MemoryManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.enter(1, TrialFootprint(2**20, longest_row=50, step_tokens=1e6))
     given_back_with: list[int] = []
-    old, real = room.workspace, Workspace.__init__
+    old, real = room.workspace, ActivationBuffers.__init__
 
-    def asked(self: Workspace, *given: Any) -> None:
+    def asked(self: ActivationBuffers, *given: Any) -> None:
         assert given_back_with == [0]
         real(self, *given)
 
-    monkeypatch.setattr(Workspace, "__init__", asked)
+    monkeypatch.setattr(ActivationBuffers, "__init__", asked)
     monkeypatch.setattr(room_module, "available_bytes", lambda: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: given_back_with.append(_bytes_of(old)))
@@ -122,7 +128,7 @@ def test_memory_is_given_back_before_new_is_asked_for(room: Room, monkeypatch: p
     assert room.workspace is not old
 
 
-def _bytes_of(workspace: Workspace) -> int:
+def _bytes_of(workspace: ActivationBuffers) -> int:
     """Of everything that it holds, each piece of memory counted once."""
     memories = [workspace._scratch, *workspace._layers]
     tensors = [workspace._weight, *(value for one in memories for value in vars(one).values())]
@@ -134,63 +140,63 @@ def _tensors(values: list[object]) -> Iterator[Tensor]:
     return (value for value in values if isinstance(value, Tensor))
 
 
-def _tokens_of(room: Room) -> tuple[int, tuple[Keep, ...]]:
+def _tokens_of(room: MemoryManager) -> tuple[int, tuple[ActivationPolicy, ...]]:
     assert room.workspace.tokens == room.plan.tokens
     assert room.workspace.keep == room.plan.keep
     return room.plan.tokens, room.plan.keep
 
 
 def test_on_a_cpu_the_machine_says_how_much_and_the_longest_row_is_the_least(frozen: FrozenDecoder) -> None:
-    room = Room(frozen, Machine(micro_batch_tokens=64))
+    room = MemoryManager(frozen, Machine(micro_batch_tokens=64))
     first = room.workspace
-    room.enter(1, Guest(0, longest_row=50, step_tokens=100.0))
+    room.enter(1, TrialFootprint(0, longest_row=50, step_tokens=100.0))
     assert room.workspace is first
-    room.enter(2, Guest(0, longest_row=100, step_tokens=100.0))
-    assert _tokens_of(room) == (100, (Keep.ALL,) * 3)
+    room.enter(2, TrialFootprint(0, longest_row=100, step_tokens=100.0))
+    assert _tokens_of(room) == (100, (ActivationPolicy.ALL,) * 3)
     room.leave(2)
     room.leave(1)
     assert room.workspace.tokens >= 64
 
 
 def test_who_does_not_fit_leaves_the_room_as_it_was(frozen: FrozenDecoder) -> None:
-    room = Room(frozen, Machine(micro_batch_tokens=64))
-    room.enter(1, Guest(0, longest_row=50, step_tokens=100.0))
+    room = MemoryManager(frozen, Machine(micro_batch_tokens=64))
+    room.enter(1, TrialFootprint(0, longest_row=50, step_tokens=100.0))
     with pytest.raises(RuntimeError) as error:
-        room.enter(2, Guest(0, longest_row=10**12, step_tokens=100.0))  # really too much
+        room.enter(2, TrialFootprint(0, longest_row=10**12, step_tokens=100.0))  # really too much
     assert is_out_of_memory(error.value)
-    assert _tokens_of(room) == (64, (Keep.ALL,) * 3)
+    assert _tokens_of(room) == (64, (ActivationPolicy.ALL,) * 3)
     assert len(room.workspace.layer(2, 64).gate) == 64
     room.leave(1)
 
 
 @pytest.fixture
-def room(frozen: FrozenDecoder, monkeypatch: pytest.MonkeyPatch) -> Room:
+def room(frozen: FrozenDecoder, monkeypatch: pytest.MonkeyPatch) -> MemoryManager:
     """As on a GPU that has 32 MiB for micro-steps and adapters."""
-    room = Room(frozen, Machine(micro_batch_tokens=64))
-    fixed = workspace_bytes(frozen.sizes, (Keep.ALL,) * 3, 0)
-    monkeypatch.setattr(Room, "_allowed_bytes", fixed + 32 * 2**20)
+    room = MemoryManager(frozen, Machine(micro_batch_tokens=64))
+    fixed = workspace_bytes(frozen.sizes, (ActivationPolicy.ALL,) * 3, 0)
+    monkeypatch.setattr(MemoryManager, "_allowed_bytes", fixed + 32 * 2**20)
     room._rates = H100
     return room
 
 
-def test_adapters_that_come_take_room_and_give_it_back(room: Room) -> None:
-    room.enter(1, Guest(2**20, longest_row=50, step_tokens=1e6))
+def test_adapters_that_come_take_room_and_give_it_back(room: MemoryManager) -> None:
+    room.enter(1, TrialFootprint(2**20, longest_row=50, step_tokens=1e6))
     alone = _tokens_of(room)
-    assert alone == (MOST_TOKENS, (Keep.ALL,) * 3)
-    room.enter(2, Guest(20 * 2**20, longest_row=50, step_tokens=1e6))
+    assert alone == (MOST_TOKENS, (ActivationPolicy.ALL,) * 3)
+    room.enter(2, TrialFootprint(20 * 2**20, longest_row=50, step_tokens=1e6))
     tokens, keep = _tokens_of(room)
-    assert tokens < MOST_TOKENS or Keep.INPUT in keep
+    assert tokens < MOST_TOKENS or ActivationPolicy.INPUT in keep
     assert memory_bytes(room._sizes, room.plan, room._other_bytes) <= room._allowed_bytes
     with pytest.raises(torch.OutOfMemoryError, match="a row of 50 tokens doesn't fit"):
-        room.enter(3, Guest(12 * 2**20, longest_row=50, step_tokens=1e6))
+        room.enter(3, TrialFootprint(12 * 2**20, longest_row=50, step_tokens=1e6))
     assert _tokens_of(room) == (tokens, keep)
     room.leave(2)
     assert _tokens_of(room) == alone
     room.leave(1)
 
 
-def test_micro_steps_are_no_larger_than_all_steps_together(room: Room) -> None:
-    room.enter(1, Guest(0, longest_row=50, step_tokens=500.0))
+def test_micro_steps_are_no_larger_than_all_steps_together(room: MemoryManager) -> None:
+    room.enter(1, TrialFootprint(0, longest_row=50, step_tokens=500.0))
     assert room._best().tokens == 600
-    room.enter(2, Guest(0, longest_row=50, step_tokens=500.0))
+    room.enter(2, TrialFootprint(0, longest_row=50, step_tokens=500.0))
     assert room._best().tokens == 1200

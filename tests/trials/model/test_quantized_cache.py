@@ -22,7 +22,7 @@ from trials.config import ModelSettings
 from trials.data.dataset import TrialData
 from trials.evaluation.eval_loss import evaluate_rows
 from trials.model.loading import load_base
-from trials.model.quantized_cache import load_resident_base
+from trials.model.quantized_cache import load_quantized_base
 
 DEMO = RECIPE_FOLDER / "demo" / "base"
 
@@ -39,7 +39,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def load(original: Path, root: Path, **settings: str) -> PreTrainedModel:
-    return load_resident_base(ModelSettings(name=str(original), **settings), root, least_bytes=0)
+    return load_quantized_base(ModelSettings(name=str(original), **settings), root, least_bytes=0)
 
 
 def saved(root: Path) -> list[Path]:
@@ -94,7 +94,7 @@ def test_other_weights_are_saved_apart(original: Path, root: Path) -> None:
 
 
 def test_what_is_small_or_not_quantised_here_is_not_saved(original: Path, root: Path) -> None:
-    load_resident_base(ModelSettings(name=str(original)), root)
+    load_quantized_base(ModelSettings(name=str(original)), root)
     load(original, root, quantization="none")
     assert not root.exists()
     load(original, root)
@@ -165,10 +165,10 @@ def test_where_nothing_can_be_written_the_original_is_used(
 ON_THE_HUB = """
 import sys
 from trials.config import ModelSettings
-from trials.model.quantized_cache import load_resident_base, saved_bases
+from trials.model.quantized_cache import load_quantized_base, saved_bases
 
 for revision in (None, "main", sys.argv[1]):
-    load_resident_base(ModelSettings(name="ann/model", revision=revision), least_bytes=0)
+    load_quantized_base(ModelSettings(name="ann/model", revision=revision), least_bytes=0)
     print(len(list(saved_bases().glob("*/model.safetensors"))))
 """
 

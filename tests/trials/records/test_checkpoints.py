@@ -24,8 +24,8 @@ from trials.records.checkpoints import (
     set_broken_aside,
     whole_checkpoints,
 )
-from trials.records.trial_dir import TrialFolder
-from trials.system.timer import Stopwatch
+from trials.records.trial_dir import TrialDir
+from trials.system.timer import TrialTimer
 
 
 def _steps(folder: Path) -> list[int]:
@@ -33,7 +33,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
-    watch = Stopwatch(seconds=100.0, training_seconds=50.0)
+    watch = TrialTimer(seconds=100.0, training_seconds=50.0)
     to = writer(tmp_path, stopwatch=watch)
     to.write(7, LOG, lambda: save(to, 7))
     (found,) = whole_checkpoints(tmp_path)
@@ -115,7 +115,7 @@ def test_a_trial_goes_on_after_the_record_of_its_best_adapter_was_damaged(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     for name in ("point.json", "eval_rows.json"):
-        folder = TrialFolder(tmp_path / name)
+        folder = TrialDir(tmp_path / name)
         folder.path.mkdir()
         evaluate(folder, 3, 2.0, 2.0)
         damage(folder.adapter / name)
@@ -165,7 +165,7 @@ def test_only_the_newest_are_kept(tmp_path: Path, keep: int | None, left: list[i
 
 
 def test_the_best_adapter_goes_along_and_takes_no_room_until_it_is_surpassed(tmp_path: Path) -> None:
-    folder = TrialFolder(tmp_path)
+    folder = TrialDir(tmp_path)
     evaluate(folder, 2, 1.5, 1.5)
     first, second = write_checkpoint(tmp_path, 2), write_checkpoint(tmp_path, 3)
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
@@ -184,7 +184,7 @@ def test_the_best_adapter_goes_along_and_takes_no_room_until_it_is_surpassed(tmp
 
 
 def test_writing_is_no_training(tmp_path: Path) -> None:
-    watch = Stopwatch()
+    watch = TrialTimer()
     watch.start_training()
     to = writer(tmp_path, stopwatch=watch)
 

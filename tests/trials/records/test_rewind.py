@@ -16,8 +16,8 @@ from trials.config import TrialConfig
 from trials.errors import DataError, RunFolderError
 from trials.records import rewind as rewinding
 from trials.records.checkpoints import choose_checkpoint, whole_checkpoints
-from trials.records.rewind import go_back, refuse_other_rows, refuse_to_resume, rewind
-from trials.records.trial_dir import Ending, EndingKind, Origin, TrialFolder, TrialRecord, read_trial
+from trials.records.rewind import refuse_other_rows, refuse_to_resume, restore_latest, rewind
+from trials.records.trial_dir import Ending, EndingKind, Origin, TrialDir, TrialRecord, read_trial
 from trials.system.files import write_text
 
 FINISHED = Ending(EndingKind.FINISHED, "trained for all its 6 steps")
@@ -87,7 +87,7 @@ def test_the_best_of_what_is_left_may_be_older_than_the_checkpoint(make: Make) -
 
 def test_before_the_first_evaluation_there_is_no_adapter(tmp_path: Path, small_config: TrialConfig) -> None:
     record = trained(tmp_path / "trial", small_config, (), checkpoints=(2,))
-    evaluate(TrialFolder(record.folder), 5, 3.0, 3.0)
+    evaluate(TrialDir(record.folder), 5, 3.0, 3.0)
     kept = rewind(read_trial(record.folder), choose_checkpoint(record.folder, None))
     after = read_trial(record.folder)
     assert (after.points, after.row_losses(), after.has_adapter) == ((), None, False)
@@ -215,7 +215,7 @@ def test_a_paused_trial_of_a_search_stays_as_it_is_and_costs_little(make: Make) 
     took = []
     for _ in range(20):
         began = time.perf_counter()
-        found = go_back(record.folder)
+        found = restore_latest(record.folder)
         took.append(time.perf_counter() - began)
         assert found is not None
         assert found.step == 6
@@ -226,21 +226,21 @@ def test_a_paused_trial_of_a_search_stays_as_it_is_and_costs_little(make: Make) 
 @pytest.mark.parametrize("origin", [Origin.PROPOSED, Origin.START])
 def test_a_trial_that_was_cut_off_goes_back_to_its_newest_checkpoint(make: Make, origin: Origin) -> None:
     record = make(checkpoints=(2, 4), origin=origin)
-    found = go_back(record.folder)
+    found = restore_latest(record.folder)
     assert found is not None
     assert found.step == 4
     after, kept = read_trial(record.folder), read_trial(record.folder / "before-4")
     assert (after.points, kept.points) == (record.points[:4], record.points)
     assert (_weights(after), _weights(kept)) == ("weights of step 4", "weights of step 6")
     before = _tree(record.folder)
-    assert go_back(record.folder) == found
+    assert restore_latest(record.folder) == found
     assert _tree(record.folder) == before
 
 
 def test_a_checkpoint_that_is_not_whole_is_passed_over(make: Make) -> None:
     record = make(origin=Origin.PROPOSED)
     (record.folder / "checkpoints" / "checkpoint-6" / "optimizer.pt").write_text("half")
-    found = go_back(record.folder)
+    found = restore_latest(record.folder)
     assert found is not None
     assert found.step == 4
     assert _steps(read_trial(record.folder)) == ([1, 2, 3, 4], [1, 2, 3, 4], [2, 4])
@@ -258,23 +258,23 @@ def test_without_a_whole_checkpoint_it_begins_again(tmp_path: Path, small_config
     record = trained(folder, small_config, (3.0, 1.0, 2.0), checkpoints=(2,), origin=Origin.PROPOSED)
     (folder / "checkpoints" / "checkpoint-2" / "checkpoint.json").unlink()
     assert len(record.scorings) == 3
-    assert go_back(folder) is None
+    assert restore_latest(folder) is None
     assert _nothing_is_on_record(folder)
     kept = read_trial(folder / "before-0")
     assert (kept.points, kept.scorings, kept.config) == (record.points, record.scorings, record.config)
     assert _weights(kept) == "weights of step 2"
     before = _tree(folder)
-    assert go_back(folder) is None
+    assert restore_latest(folder) is None
     assert _tree(folder) == before
 
 
 def test_a_base_whose_only_evaluation_was_cut_off_begins_again(tmp_path: Path, small_config: TrialConfig) -> None:
-    folder = TrialFolder(tmp_path / "base")
+    folder = TrialDir(tmp_path / "base")
     folder.begin(small_config, Origin.BASE, "base")
-    assert go_back(folder.path) is None
+    assert restore_latest(folder.path) is None
     assert not list(folder.path.glob("before*"))
     evaluate(folder, 0, 3.0, 3.0)
-    assert go_back(folder.path) is None
+    assert restore_latest(folder.path) is None
     assert _nothing_is_on_record(folder.path)
     assert read_trial(folder.path / "before-0").points[0].step == 0
 
@@ -298,8 +298,8 @@ def test_cut_off_while_it_begins_again_the_next_call_does_the_rest(
     with monkeypatch.context() as patched:
         patched.setattr(where, name, cut_off)
         with pytest.raises(KeyboardInterrupt):
-            go_back(folder)
-    assert go_back(folder) is None
+            restore_latest(folder)
+    assert restore_latest(folder) is None
     assert _nothing_is_on_record(folder)
     kept = [read_trial(path) for path in folder.glob("before-*")]
     assert max((found.points for found in kept), key=len) == record.points
@@ -312,8 +312,8 @@ def test_a_trial_that_is_over_or_of_no_search_does_not_go_back(make: Make, tmp_p
     with pytest.raises(
         RunFolderError, match=r"has ended already \(finished: .*\)\. Only a trial that was paused or cut off"
     ):
-        go_back(record.folder)
+        restore_latest(record.folder)
     assert _tree(record.folder) == before
     shutil.rmtree(record.folder)
     with pytest.raises(RunFolderError, match=r"no trial of a search\. Go on with it: python -m trials.train"):
-        go_back(make().folder)
+        restore_latest(make().folder)

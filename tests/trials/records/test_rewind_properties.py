@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.checkpoint_dirs import trained
 from trials.config import TrialConfig
 from trials.records.checkpoints import whole_checkpoints
-from trials.records.rewind import back_to_newest, rewind
+from trials.records.rewind import restore_newest_checkpoint, rewind
 from trials.records.trial_dir import Ending, EndingKind, Origin, TrialRecord, read_trial
 
 LOSSES = st.lists(st.sampled_from([0.5, 1.0, 1.5, 2.0, 4.0]), min_size=1, max_size=7)
@@ -79,7 +79,7 @@ def test_a_trial_goes_on_from_the_newest_checkpoint_that_is_whole(
         for step in damaged:
             (record.folder / "checkpoints" / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"")
         newest = max(saved - damaged, default=None)
-        found = back_to_newest(read_trial(record.folder))
+        found = restore_newest_checkpoint(read_trial(record.folder))
         after = read_trial(record.folder)
         assert (found.step if found else None) == newest
         assert [p.eval_loss for p in after.points] == losses[: newest or 0]

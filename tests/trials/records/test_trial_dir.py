@@ -12,7 +12,7 @@ import pytest
 from trials.config import TrialConfig
 from trials.errors import RunFolderError
 from trials.metrics.row_losses import RowLosses
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder, read_trial
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir, read_trial
 
 LOSSES = RowLosses([4.0, 6.0], [2, 2])
 
@@ -29,13 +29,13 @@ def _adapter(content: str) -> object:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, small_config: TrialConfig) -> TrialFolder:
-    folder = TrialFolder(tmp_path / "trials" / "0003")
+def folder(tmp_path: Path, small_config: TrialConfig) -> TrialDir:
+    folder = TrialDir(tmp_path / "trials" / "0003")
     folder.begin(small_config, Origin.PROPOSED, "proposed")
     return folder
 
 
-def test_what_was_written_is_read(folder: TrialFolder, small_config: TrialConfig) -> None:
+def test_what_was_written_is_read(folder: TrialDir, small_config: TrialConfig) -> None:
     points = [_point(1, 3.0, 3.0), _point(2, 2.5, 2.5)]
     for point in points:
         folder.record(point, LOSSES, _adapter(str(point.step)))
@@ -49,14 +49,14 @@ def test_what_was_written_is_read(folder: TrialFolder, small_config: TrialConfig
     assert record.has_adapter
 
 
-def test_a_trial_that_only_began(folder: TrialFolder) -> None:
+def test_a_trial_that_only_began(folder: TrialDir) -> None:
     record = read_trial(folder.path)
     assert (record.points, record.ending, record.best_eval_loss, record.tokens_seen) == ((), None, None, 0)
     assert record.row_losses() is None
     assert not record.has_adapter
 
 
-def test_adapter_and_rows_are_those_of_the_best_evaluation(folder: TrialFolder) -> None:
+def test_adapter_and_rows_are_those_of_the_best_evaluation(folder: TrialDir) -> None:
     worse = RowLosses([9.0, 9.0], [2, 2])
     folder.record(_point(1, 2.5, 2.5), LOSSES, _adapter("best"))
     folder.record(_point(2, 3.0, 2.5), worse, _adapter("worse"))
@@ -66,7 +66,7 @@ def test_adapter_and_rows_are_those_of_the_best_evaluation(folder: TrialFolder) 
     assert record.best_eval_loss == 2.5
 
 
-def test_a_recorded_evaluation_always_has_its_adapter(folder: TrialFolder) -> None:
+def test_a_recorded_evaluation_always_has_its_adapter(folder: TrialDir) -> None:
     def dies(_: Path) -> None:
         raise KeyboardInterrupt
 
@@ -78,13 +78,13 @@ def test_a_recorded_evaluation_always_has_its_adapter(folder: TrialFolder) -> No
     assert (folder.adapter / "adapter_config.json").read_text() == "first"
 
 
-def test_the_base_has_rows_and_no_adapter(folder: TrialFolder) -> None:
+def test_the_base_has_rows_and_no_adapter(folder: TrialDir) -> None:
     folder.record(_point(0, 3.0, 3.0), LOSSES, save_adapter=None)
     assert read_trial(folder.path).row_losses() == LOSSES
     assert not read_trial(folder.path).has_adapter
 
 
-def test_a_line_cut_by_a_crash_is_not_read_and_the_next_one_is(folder: TrialFolder) -> None:
+def test_a_line_cut_by_a_crash_is_not_read_and_the_next_one_is(folder: TrialDir) -> None:
     folder.record(_point(1, 3.0, 3.0), LOSSES, None)
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(asdict(_point(2, 2.0, 2.0)))[:40])
@@ -93,13 +93,13 @@ def test_a_line_cut_by_a_crash_is_not_read_and_the_next_one_is(folder: TrialFold
     assert [point.step for point in read_trial(folder.path).points] == [1, 3]
 
 
-def test_an_evaluation_says_which_machine_made_it(folder: TrialFolder) -> None:
+def test_an_evaluation_says_which_machine_made_it(folder: TrialDir) -> None:
     folder.record(_point(1, 3.0, 3.0), LOSSES, None)
     (line,) = (folder.path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["node"] == socket.gethostname()
 
 
-def test_an_adapter_is_found_after_a_cut_replacement(folder: TrialFolder) -> None:
+def test_an_adapter_is_found_after_a_cut_replacement(folder: TrialDir) -> None:
     folder.record(_point(1, 3.0, 3.0), LOSSES, _adapter("old"))
     folder.adapter.rename(folder.path / "adapter.old")  # a crash between the two renames
     record = read_trial(folder.path)
@@ -110,7 +110,7 @@ def test_an_adapter_is_found_after_a_cut_replacement(folder: TrialFolder) -> Non
     assert not (folder.path / "adapter.old").exists()
 
 
-def test_reading_changes_nothing(folder: TrialFolder) -> None:
+def test_reading_changes_nothing(folder: TrialDir) -> None:
     folder.record(_point(1, 3.0, 3.0), LOSSES, _adapter("old"))
     folder.adapter.rename(folder.path / "adapter.old")  # the trial's own process is between its two renames
     before = sorted(folder.path.rglob("*"))
@@ -118,18 +118,18 @@ def test_reading_changes_nothing(folder: TrialFolder) -> None:
     assert sorted(folder.path.rglob("*")) == before
 
 
-def test_the_first_ending_stands(folder: TrialFolder) -> None:
+def test_the_first_ending_stands(folder: TrialDir) -> None:
     folder.end(Ending(EndingKind.PRUNED, "fell behind at a rung"))
     folder.end(Ending(EndingKind.FAILED, "its process died"))
     assert read_trial(folder.path).ending == Ending(EndingKind.PRUNED, "fell behind at a rung")
 
 
-def test_a_folder_holds_one_trial(folder: TrialFolder, small_config: TrialConfig) -> None:
+def test_a_folder_holds_one_trial(folder: TrialDir, small_config: TrialConfig) -> None:
     with pytest.raises(RunFolderError, match=r"0003 already holds a trial\. Give another --out"):
         folder.begin(small_config, Origin.SINGLE, "another")
 
 
-def test_fields_of_a_later_version_are_skipped(folder: TrialFolder) -> None:
+def test_fields_of_a_later_version_are_skipped(folder: TrialDir) -> None:
     line = {**asdict(_point(1, 3.0, 3.0)), "gpu_degrees": 61}
     (folder.path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     assert read_trial(folder.path).points == (_point(1, 3.0, 3.0),)
@@ -140,13 +140,13 @@ def test_fields_of_a_later_version_are_skipped(folder: TrialFolder) -> None:
     ["", '{"origin": "start"', "[]", '{"origin": "start"}', '{"origin": "moon", "name": "x", "config": {}}'],
     ids=["empty", "cut", "no object", "keys missing", "unknown origin"],
 )
-def test_a_config_that_is_not_ours_is_an_error_that_names_the_file(folder: TrialFolder, content: str) -> None:
+def test_a_config_that_is_not_ours_is_an_error_that_names_the_file(folder: TrialDir, content: str) -> None:
     (folder.path / "config.json").write_text(content)
     with pytest.raises(RunFolderError, match=r"0003/config\.json can't be read: .* Restore it"):
         read_trial(folder.path)
 
 
-def test_an_unknown_setting_is_an_error(folder: TrialFolder) -> None:
+def test_an_unknown_setting_is_an_error(folder: TrialDir) -> None:
     path = folder.path / "config.json"
     content = json.loads(path.read_text())
     content["config"]["hyperparameters"]["lora_depth"] = 3
@@ -160,7 +160,7 @@ def test_no_trial_is_an_error(tmp_path: Path) -> None:
         read_trial(tmp_path)
 
 
-def test_killed_between_adapter_and_metrics_the_loss_on_record_is_the_adapters(folder: TrialFolder) -> None:
+def test_killed_between_adapter_and_metrics_the_loss_on_record_is_the_adapters(folder: TrialDir) -> None:
     folder.record(_point(1, 3.0, 3.0), LOSSES, _adapter("first"))
     folder.record(_point(2, 2.0, 2.0), LOSSES, _adapter("second"))
     metrics = folder.path / "metrics.jsonl"
@@ -171,7 +171,7 @@ def test_killed_between_adapter_and_metrics_the_loss_on_record_is_the_adapters(f
     assert (record.adapter / "adapter_config.json").read_text() == "second"
 
 
-def test_the_adapter_is_on_disk_before_the_evaluations_line(folder: TrialFolder) -> None:
+def test_the_adapter_is_on_disk_before_the_evaluations_line(folder: TrialDir) -> None:
     folder.keep_if_best(_point(1, 3.0, 3.0), LOSSES, _adapter("first"))
     # Answers are made and scored here, for minutes perhaps; whoever reads now finds the evaluation all the same.
     assert read_trial(folder.path).points == (_point(1, 3.0, 3.0),)
@@ -183,5 +183,5 @@ def test_the_adapter_is_on_disk_before_the_evaluations_line(folder: TrialFolder)
 
 def test_the_rows_are_remembered_where_somebody_said_which(tmp_path: Path, small_config: TrialConfig) -> None:
     for name, said in (("a", "abc"), ("b", None)):
-        TrialFolder(tmp_path / name).begin(small_config, Origin.SINGLE, "demo", said)
+        TrialDir(tmp_path / name).begin(small_config, Origin.SINGLE, "demo", said)
         assert read_trial(tmp_path / name).fingerprint == said

@@ -10,14 +10,14 @@ import pytest
 
 from trials.errors import DataError
 from trials.formats.bad_rows import BadRow
-from trials.sources.readers import rows_of
-from trials.sources.source import Source
+from trials.sources.readers import read_rows
+from trials.sources.source import DataSource
 
 
 def _rows(path: Path, content: str | bytes, encoding: str = "utf-8") -> list[Any]:
     file = path / "rows.csv"
     file.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
-    return [row for _, row in rows_of(Source(path=file))]
+    return [row for _, row in read_rows(DataSource(path=file))]
 
 
 def _cells(path: Path, content: str | bytes, encoding: str = "utf-8") -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ def test_other_delimiters_are_read_and_said(
 
 def test_rows_have_their_lines_and_those_with_too_many_or_too_few_cells_are_bad(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('\na,b\n1,"2\n3"\n\n,\n4,5,6\n7\n"8"x,9\n10,11\n')
-    found = list(rows_of(Source(path=tmp_path / "rows.csv")))
+    found = list(read_rows(DataSource(path=tmp_path / "rows.csv")))
     assert [place for place, _ in found] == [
         "row 1 (line 3)", "row 2 (line 7)", "row 3 (line 8)", "row 4 (line 9)", "row 5 (line 10)",
     ]  # fmt: skip

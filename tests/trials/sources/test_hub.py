@@ -28,10 +28,10 @@ print(json.dumps(answers))
 LOAD = """
 import sys
 from trials.errors import DataError
-from trials.sources.readers import rows_of
+from trials.sources.readers import read_rows
 from trials.sources.source import parse_source
 try:
-    print(*[row["text"] for _, row in rows_of(parse_source(sys.argv[1]))])
+    print(*[row["text"] for _, row in read_rows(parse_source(sys.argv[1]))])
 except DataError as error:
     print(error)
 """

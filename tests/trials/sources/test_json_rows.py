@@ -10,8 +10,8 @@ import pytest
 
 from trials.errors import DataError
 from trials.formats.bad_rows import BadRow
-from trials.sources.readers import rows_of
-from trials.sources.source import Source
+from trials.sources.readers import read_rows
+from trials.sources.source import DataSource
 
 ROWS = [{"prompt": "Say hello", "completion": "Hello, Zoë!"}, {"prompt": "Say bye", "completion": "Bye!"}]
 CHAT = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}
@@ -20,7 +20,7 @@ LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
 
 def _rows(path: Path, name: str, content: str | bytes, encoding: str = "utf-8") -> list[Any]:
     (path / name).write_bytes(content if isinstance(content, bytes) else content.encode(encoding, "surrogatepass"))
-    found = [row for _, row in rows_of(Source(path=path / name))]
+    found = [row for _, row in read_rows(DataSource(path=path / name))]
     return [row if isinstance(row, BadRow) else {key: row[key] for key in row if key != "id"} for row in found]
 
 

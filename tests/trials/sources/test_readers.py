@@ -15,7 +15,7 @@ from datasets import Dataset
 from trials.errors import DataError
 from trials.formats.bad_rows import BadRow
 from trials.formats.row_reader import RowReader
-from trials.sources.readers import rows_of
+from trials.sources.readers import read_rows
 from trials.sources.source import parse_source
 
 ROWS = [
@@ -46,19 +46,19 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path / name)
-    found = list(rows_of(parse_source(str(tmp_path / name))))
+    found = list(read_rows(parse_source(str(tmp_path / name))))
     # CSV has no types: every cell is text.
     expected = [{**row, "n": str(row["n"])} for row in ROWS] if name == "rows.csv" else ROWS
     assert [row for _, row in found] == expected
     assert [place.split()[1] for place, _ in found] == ["1", "2", "3"]
-    sliced = rows_of(parse_source(f"{tmp_path / name}[1:2]"))
+    sliced = read_rows(parse_source(f"{tmp_path / name}[1:2]"))
     assert [row["id"] for _, row in sliced if not isinstance(row, BadRow)] == ["b"]
 
 
 def test_a_row_without_an_id_gets_its_place_and_empty_lines_are_nothing(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n\n   \n{"a": 2}\n')
     assert [
-        (p, r["id"]) for p, r in rows_of(parse_source(str(tmp_path / "rows.jsonl"))) if not isinstance(r, BadRow)
+        (p, r["id"]) for p, r in read_rows(parse_source(str(tmp_path / "rows.jsonl"))) if not isinstance(r, BadRow)
     ] == [
         ("line 1", "line-1"),
         ("line 4", "line-4"),
@@ -68,7 +68,8 @@ def test_a_row_without_an_id_gets_its_place_and_empty_lines_are_nothing(tmp_path
 def test_a_field_that_changes_its_type_matters_only_to_who_reads_it(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"a": "x"}\n{"a": [1, {"b": null}]}\n')
     assert (
-        len([row for _, row in rows_of(parse_source(str(tmp_path / "rows.jsonl"))) if not isinstance(row, BadRow)]) == 3
+        len([row for _, row in read_rows(parse_source(str(tmp_path / "rows.jsonl"))) if not isinstance(row, BadRow)])
+        == 3
     )
 
 
@@ -83,7 +84,7 @@ def test_a_field_that_changes_its_type_matters_only_to_who_reads_it(tmp_path: Pa
 )
 def test_what_is_no_row_is_given_as_such_and_the_next_one_is_read(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "rows.jsonl").write_text(f'{{"a": 1}}\n{line}\n{{"a": 2}}\n')
-    found = list(rows_of(parse_source(str(tmp_path / "rows.jsonl"))))
+    found = list(read_rows(parse_source(str(tmp_path / "rows.jsonl"))))
     assert [isinstance(row, BadRow) for _, row in found] == [False, True, False]
     assert (found[1][0], str(found[1][1])) == ("line 2", message)
 
@@ -104,13 +105,13 @@ def test_a_file_that_can_t_be_read_is_refused(tmp_path: Path, name: str, content
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
-        list(rows_of(parse_source(str(tmp_path / name))))
+        list(read_rows(parse_source(str(tmp_path / name))))
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_file_that_was_replaced_under_the_same_time_stamp_is_read_anew(tmp_path: Path, name: str) -> None:
     def prompts() -> list[str]:
-        return [row["prompt"] for _, row in rows_of(parse_source(str(file))) if not isinstance(row, BadRow)]
+        return [row["prompt"] for _, row in read_rows(parse_source(str(file))) if not isinstance(row, BadRow)]
 
     file = tmp_path / name
     WRITERS[name](file)
@@ -135,7 +136,7 @@ def test_every_kind_of_parquet_column(tmp_path: Path) -> None:
         "turns": pa.array([[{"role": "user", "weight": None}], []]),
     }
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet", row_group_size=1)
-    found = [row for _, row in rows_of(parse_source(str(tmp_path / "rows.parquet")))]
+    found = [row for _, row in read_rows(parse_source(str(tmp_path / "rows.parquet")))]
     assert found == [
         {"id": "row-1", **{name: values.to_pylist()[0] for name, values in columns.items()}},
         {"id": "row-2", **{name: values.to_pylist()[1] for name, values in columns.items()}},
@@ -148,6 +149,6 @@ def test_a_column_of_json_in_parquet_is_read_as_datasets_writes_it(tmp_path: Pat
     turns = [[{"role": "user", "content": "x", "more": {"a": 1}}], [{"role": "user", "content": ["y"]}]]
     Dataset.from_dict({"messages": turns}, on_mixed_types="use_json").to_parquet(tmp_path / "rows.parquet")
     found = [
-        row["messages"] for _, row in rows_of(parse_source(str(tmp_path / "rows.parquet"))) if isinstance(row, dict)
+        row["messages"] for _, row in read_rows(parse_source(str(tmp_path / "rows.parquet"))) if isinstance(row, dict)
     ]
     assert found == turns

@@ -7,25 +7,25 @@ from pathlib import Path
 import pytest
 
 from trials.errors import DataError
-from trials.sources.source import Source, bare_name, parse_source, with_path
+from trials.sources.source import DataSource, bare_name, parse_source, with_path
 
 
 @pytest.mark.parametrize(
     ("text", "source"),
     [
-        ("/a/rows.jsonl", Source(path=Path("/a/rows.jsonl"))),
-        ("data/finetune/train.jsonl", Source(path=Path("data/finetune/train.jsonl"))),
-        ("rows.csv[:800]", Source(path=Path("rows.csv"), stop=800)),
-        ("rows.parquet[800:1000]", Source(path=Path("rows.parquet"), start=800, stop=1000)),
-        ("/a/rows[5:]", Source(path=Path("/a/rows"), start=5)),
-        ("owner/name", Source(hub_name="owner/name")),
-        ("owner/name:test_sft", Source(hub_name="owner/name", split="test_sft")),
-        ("owner/name:train[:800]", Source(hub_name="owner/name", stop=800)),
-        ("owner/name@1f2e#main:test", Source(hub_name="owner/name", revision="1f2e", config="main", split="test")),
-        ("owner/name:data/train.jsonl", Source(hub_name="owner/name", split="data/train.jsonl")),
+        ("/a/rows.jsonl", DataSource(path=Path("/a/rows.jsonl"))),
+        ("data/finetune/train.jsonl", DataSource(path=Path("data/finetune/train.jsonl"))),
+        ("rows.csv[:800]", DataSource(path=Path("rows.csv"), stop=800)),
+        ("rows.parquet[800:1000]", DataSource(path=Path("rows.parquet"), start=800, stop=1000)),
+        ("/a/rows[5:]", DataSource(path=Path("/a/rows"), start=5)),
+        ("owner/name", DataSource(hub_name="owner/name")),
+        ("owner/name:test_sft", DataSource(hub_name="owner/name", split="test_sft")),
+        ("owner/name:train[:800]", DataSource(hub_name="owner/name", stop=800)),
+        ("owner/name@1f2e#main:test", DataSource(hub_name="owner/name", revision="1f2e", config="main", split="test")),
+        ("owner/name:data/train.jsonl", DataSource(hub_name="owner/name", split="data/train.jsonl")),
     ],
 )
-def test_a_name_says_what_is_meant(text: str, source: Source) -> None:
+def test_a_name_says_what_is_meant(text: str, source: DataSource) -> None:
     assert parse_source(text) == source
     assert parse_source(source.text) == source
 

@@ -13,10 +13,10 @@ import torch
 
 from tests.support.process_pool import Together
 from trials.data.tokenization import TokenizedRow
-from trials.errors import RankError
+from trials.errors import PeerError
 from trials.evaluation.eval_loss import shared_losses
 from trials.metrics.row_losses import RowLosses
-from trials.system.distributed import ALONE, Ranks, joined_ranks
+from trials.system.distributed import ALONE, ProcessGroup, joined_process_group
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def pair() -> Iterator[Together]:
     together.close()
 
 
-def _summed(ranks: Ranks) -> list[list[float]]:
+def _summed(ranks: ProcessGroup) -> list[list[float]]:
     tensors = torch.tensor([1.0 + ranks.number]), torch.full((2,), 10.0 * ranks.number)
     ranks.sum(*tensors)
     return [tensor.tolist() for tensor in tensors]
@@ -36,7 +36,7 @@ def test_every_rank_has_the_sums(pair: Together) -> None:
     assert pair.run(_summed) == [[[3.0], [10.0, 10.0]]] * 2
 
 
-def _agreed(ranks: Ranks) -> list[bool]:
+def _agreed(ranks: ProcessGroup) -> list[bool]:
     return [ranks.agree(ranks.number == 1), ranks.agree(), ranks.agree(ranks.number == 0)]
 
 
@@ -47,7 +47,7 @@ def test_what_one_says_all_agree_on(pair: Together) -> None:
 OUT_OF_MEMORY = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
 
-def _failed_on_the_second(ranks: Ranks, error: Exception) -> bool:
+def _failed_on_the_second(ranks: ProcessGroup, error: Exception) -> bool:
     if ranks.number == 1:
         ranks.fail(error)
         return False
@@ -55,7 +55,7 @@ def _failed_on_the_second(ranks: Ranks, error: Exception) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("error", "heard"), [(OUT_OF_MEMORY, torch.OutOfMemoryError), (ValueError("no such row"), RankError)]
+    ("error", "heard"), [(OUT_OF_MEMORY, torch.OutOfMemoryError), (ValueError("no such row"), PeerError)]
 )
 def test_who_fails_tells_the_others(pair: Together, error: Exception, heard: type[Exception]) -> None:
     first, second = pair.run(_failed_on_the_second, error)
@@ -65,7 +65,7 @@ def test_who_fails_tells_the_others(pair: Together, error: Exception, heard: typ
     assert pair.run(_agreed) == [[True, False, True]] * 2  # nobody waits for anybody any more
 
 
-def _fails_and_is_heard(ranks: Ranks, error: Exception) -> str:
+def _fails_and_is_heard(ranks: ProcessGroup, error: Exception) -> str:
     """As a step in which both take part: whoever heard of the failure is in the same `except` as whoever failed."""
     try:
         if ranks.number == 1:
@@ -85,7 +85,7 @@ def test_what_was_heard_is_not_said_again(pair: Together, error: Exception) -> N
     assert pair.run(_agreed) == [[True, False, True]] * 2
 
 
-def _process_of_the_first(ranks: Ranks) -> tuple[int, int]:
+def _process_of_the_first(ranks: ProcessGroup) -> tuple[int, int]:
     return ranks.first(os.getpid), os.getpid()
 
 
@@ -94,7 +94,7 @@ def test_the_first_finds_and_the_others_hear(pair: Together) -> None:
     assert heard == also_heard == first != second
 
 
-def _together(ranks: Ranks, error: Exception | None = None) -> list[int]:
+def _together(ranks: ProcessGroup, error: Exception | None = None) -> list[int]:
     def work() -> int:
         if error is not None and ranks.number == 1:
             raise error
@@ -108,7 +108,7 @@ def test_all_have_what_each_has_made(pair: Together) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "heard"), [(OUT_OF_MEMORY, torch.OutOfMemoryError), (ValueError("no such row"), RankError)]
+    ("error", "heard"), [(OUT_OF_MEMORY, torch.OutOfMemoryError), (ValueError("no such row"), PeerError)]
 )
 def test_what_fails_on_one_fails_on_all(pair: Together, error: Exception, heard: type[Exception]) -> None:
     first, second = pair.run(_together, error)
@@ -119,7 +119,7 @@ def test_what_fails_on_one_fails_on_all(pair: Together, error: Exception, heard:
     assert pair.run(_together) == [[0, 10]] * 2
 
 
-def _divided(ranks: Ranks, items: Sequence[int]) -> tuple[list[int], list[int]]:
+def _divided(ranks: ProcessGroup, items: Sequence[int]) -> tuple[list[int], list[int]]:
     mine: list[int] = []
 
     def work(part: Sequence[int]) -> list[int]:
@@ -139,7 +139,7 @@ def _row(tokens: int) -> TokenizedRow:
     return TokenizedRow(str(tokens), list(range(tokens)), [-100, *range(1, tokens)])
 
 
-def _losses(ranks: Ranks, rows: Sequence[TokenizedRow]) -> RowLosses:
+def _losses(ranks: ProcessGroup, rows: Sequence[TokenizedRow]) -> RowLosses:
     return shared_losses(ranks, rows, lambda part: RowLosses(*zip(*[_loss(row) for row in part], strict=True)))
 
 
@@ -154,7 +154,7 @@ def test_losses_are_those_of_one_process(pair: Together) -> None:
         assert (list(found.loss_sums), list(found.token_counts)) == (list(alone.loss_sums), list(alone.token_counts))
 
 
-def _rests(ranks: Ranks) -> int:
+def _rests(ranks: ProcessGroup) -> int:
     rests = 0
 
     @contextmanager
@@ -175,7 +175,7 @@ def test_who_waits_for_the_others_rests(pair: Together) -> None:
 
 
 def _parts(tokens: Sequence[int], count: int) -> list[slice]:
-    parts = [Ranks(number, count).part(tokens) for number in range(count)]
+    parts = [ProcessGroup(number, count).part(tokens) for number in range(count)]
     assert all(is_counted for _, is_counted in parts)
     return [part for part, _ in parts]
 
@@ -198,14 +198,14 @@ def test_a_step_is_divided_by_tokens_among_neighbours(tokens: list[int], ends: l
 
 
 def test_of_fewer_rows_than_ranks_each_counts_once() -> None:
-    parts = [Ranks(number, 4).part([5, 7]) for number in range(4)]
+    parts = [ProcessGroup(number, 4).part([5, 7]) for number in range(4)]
     assert parts == [(slice(0, 1), True), (slice(1, 2), True), (slice(1, 2), False), (slice(1, 2), False)]
 
 
 def test_alone_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     tensor = torch.ones(2)
-    with joined_ranks() as ranks:
+    with joined_process_group() as ranks:
         assert ranks is ALONE
         ranks.sum(tensor)
         ranks.fail(ValueError("not heard"))

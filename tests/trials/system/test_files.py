@@ -15,10 +15,10 @@ from trials.system.files import (
     link_file,
     link_folder,
     read_json_lines,
+    recover_folder,
     remove_folder,
     replace_folder,
     set_aside_name,
-    settle_folder,
     write_json,
     write_text,
 )
@@ -97,7 +97,7 @@ def test_a_crash_between_the_two_renames_leaves_the_old_folder(tmp_path: Path) -
     for name in (set_aside_name(target).name, "adapter.old"):  # the second one is that of earlier versions
         _folder(tmp_path / name, name)
         assert (in_place(target) / "weights").read_text() == name
-        settle_folder(target)
+        recover_folder(target)
         assert (target / "weights").read_text() == name
         remove_folder(target)
     assert not list(tmp_path.iterdir())
@@ -113,7 +113,7 @@ def test_a_folder_that_is_removed_leaves_no_older_one_to_be_read_in_its_place(tm
 def test_settling_never_touches_a_folder_in_its_place(tmp_path: Path) -> None:
     target = _folder(tmp_path / "adapter", "new")
     _folder(tmp_path / "adapter.old", "old")  # a crash after the second rename
-    settle_folder(target)
+    recover_folder(target)
     assert (target / "weights").read_text() == "new"
     replace_folder(_folder(tmp_path / "newer", "newer"), target)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

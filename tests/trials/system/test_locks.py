@@ -15,14 +15,14 @@ from search_spaces.schema import Recipe
 from tests.conftest import SMALL
 from tests.support.fake_search import make_run, make_search
 from trials.errors import RunFolderError
-from trials.system.locks import only_here
+from trials.system.locks import exclusive_lock
 from trials.train import main
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from trials.system.locks import only_here
-with only_here(Path(sys.argv[1])):
+from trials.system.locks import exclusive_lock
+with exclusive_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -45,12 +45,12 @@ def test_a_folder_in_use_says_by_whom_and_is_free_when_that_was_killed(tmp_path:
     other = holder(tmp_path)
     try:
         held = rf"in use by process {other.pid} on .*Wait until that has ended"
-        with pytest.raises(RunFolderError, match=held), only_here(tmp_path):
+        with pytest.raises(RunFolderError, match=held), exclusive_lock(tmp_path):
             pass
     finally:
         end(other)
     for _ in range(2):
-        with only_here(tmp_path):
+        with exclusive_lock(tmp_path):
             assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
 
 

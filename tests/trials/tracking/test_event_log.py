@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from trials.console.troubles import Troubles
-from trials.records.trial_dir import TrialFolder
+from trials.console.troubles import ReportingFailures
+from trials.records.trial_dir import TrialDir
 from trials.tracking.event_log import EventLog
 
 
@@ -27,7 +27,7 @@ def events(folder: Path) -> list[Event]:
 
 
 def test_figures_and_texts_are_there_and_steps_that_are_trained_again_are_hidden(tmp_path: Path) -> None:
-    folder, troubles = TrialFolder(tmp_path), Troubles()
+    folder, troubles = TrialDir(tmp_path), ReportingFailures()
     with EventLog(folder, 0, troubles) as first:
         first.add_scalar("train/loss", 2.0, 1, walltime=7.0)
         first.add_text("args", "{}")
@@ -43,7 +43,7 @@ def test_figures_and_texts_are_there_and_steps_that_are_trained_again_are_hidden
 
 
 def test_a_process_that_does_not_write_writes_nothing(tmp_path: Path) -> None:
-    with EventLog(TrialFolder(tmp_path, is_written=False), 0) as log:
+    with EventLog(TrialDir(tmp_path, is_written=False), 0) as log:
         log.add_scalar("train/loss", 2.0, 1)
     assert not list(tmp_path.iterdir())
 
@@ -61,7 +61,7 @@ def a_trial_folder_that_is_none(path: Path) -> None:
 def test_a_damaged_folder_is_one_warning(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     (tmp_path / "0001").mkdir()
     damage(tmp_path / "0001")
-    log_much(TrialFolder(tmp_path / "0001"))
+    log_much(TrialDir(tmp_path / "0001"))
 
 
 def test_a_disk_that_fills_up_is_one_warning_and_nobody_waits(tmp_path: Path) -> None:
@@ -69,13 +69,13 @@ def test_a_disk_that_fills_up_is_one_warning_and_nobody_waits(tmp_path: Path) ->
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
-        log_much(TrialFolder(tmp_path))
+        log_much(TrialDir(tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def log_much(folder: TrialFolder) -> None:
-    troubles = Troubles()
+def log_much(folder: TrialDir) -> None:
+    troubles = ReportingFailures()
     with EventLog(folder, 0, troubles) as log:
         for step in range(1000):
             log.add_scalar("train/loss", 1.0, step)

@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.wandb_server import KEY, WandbServer, wandb_server
 from trials.config import TrackingSettings, TrialConfig
-from trials.console.logs import LOG_FILE, logged_in
-from trials.console.troubles import Troubles
+from trials.console.logs import LOG_FILE, trial_log
+from trials.console.troubles import ReportingFailures
 from trials.tracking.tracker import Limits, Outage, TrackedRun, Tracker, TrackingError, check_key, end_idle_processes
 from trials.tracking.trial_run import wandb_is_wanted, wandb_run
 
@@ -131,7 +131,7 @@ def test_an_id_that_cannot_be_kept_or_read_is_no_trouble_of_the_trial(
 
 
 def test_figures_reach_a_server_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    troubles = Troubles()
+    troubles = ReportingFailures()
     with wandb_server("well") as server:
         ask_for(monkeypatch, server.url)
         assert check_key(60) == server.url
@@ -157,13 +157,13 @@ def test_figures_reach_a_server_that_works(tmp_path: Path, monkeypatch: pytest.M
 def test_a_trial_is_logged_offline_with_one_warning_where_the_server_cannot_be_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manner: str, said: str
 ) -> None:
-    troubles, outage, folder = Troubles(), Outage(), tmp_path / "0001"
+    troubles, outage, folder = ReportingFailures(), Outage(), tmp_path / "0001"
     monkeypatch.setattr(logging.getLogger("trials"), "level", logging.INFO)
     with wandb_server(manner) as server:
         ask_for(monkeypatch, server.url, "abc" if manner == "wrong key" else KEY)
         if manner == "refuses":
             server.server_close()
-        with logged_in(folder):
+        with trial_log(folder):
             tracker = Tracker(tracked(folder), online=True, limits=HASTY, outage=outage, troubles=troubles)
             for step in range(50):
                 tracker.log({"train/loss": 1.0, "train/global_step": step})
@@ -181,7 +181,7 @@ def test_a_trial_is_logged_offline_with_one_warning_where_the_server_cannot_be_u
 def test_a_trial_does_not_wait_for_what_is_silent_and_the_next_does_not_ask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    troubles, outage = Troubles(), Outage()
+    troubles, outage = ReportingFailures(), Outage()
     with wandb_server("silent") as server:
         ask_for(monkeypatch, server.url)
         first = Tracker(tracked(tmp_path / "1"), online=True, limits=PATIENT, outage=outage, troubles=troubles)
@@ -203,7 +203,7 @@ def test_a_trial_does_not_wait_for_what_is_silent_and_the_next_does_not_ask(
 def test_a_server_that_falls_silent_in_mid_run_leaves_all_of_it_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    troubles = Troubles()
+    troubles = ReportingFailures()
     with _begun(tmp_path, monkeypatch, troubles) as (server, tracker):
         server.manner = "silent"
         for step in range(1, 50):
@@ -216,7 +216,9 @@ def test_a_server_that_falls_silent_in_mid_run_leaves_all_of_it_on_disk(
 
 
 @contextmanager
-def _begun(path: Path, monkeypatch: pytest.MonkeyPatch, troubles: Troubles) -> Iterator[tuple[WandbServer, Tracker]]:
+def _begun(
+    path: Path, monkeypatch: pytest.MonkeyPatch, troubles: ReportingFailures
+) -> Iterator[tuple[WandbServer, Tracker]]:
     """Tracking of which a server that is well has the first figures."""
     with wandb_server("well") as server:
         ask_for(monkeypatch, server.url)
@@ -230,7 +232,7 @@ def _begun(path: Path, monkeypatch: pytest.MonkeyPatch, troubles: Troubles) -> I
 def test_what_logs_may_die_and_what_it_had_not_logged_is_logged_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    troubles = Troubles()
+    troubles = ReportingFailures()
     with _begun(tmp_path, monkeypatch, troubles) as (_, tracker):
         for process in tracking_processes():
             process.kill()
@@ -245,7 +247,7 @@ def test_what_logs_may_die_and_what_it_had_not_logged_is_logged_offline(
 def test_the_oldest_figures_of_too_many_are_dropped_which_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    troubles = Troubles()
+    troubles = ReportingFailures()
     with wandb_server("silent") as server:
         ask_for(monkeypatch, server.url)
         limits = Limits(silence=8.0, entries=20)

@@ -8,7 +8,7 @@ import pytest
 
 from trials.config import EvaluationSettings
 from trials.records.trial_dir import EndingKind, EvalPoint
-from trials.training.early_stopping import divergence, lost_patience
+from trials.training.early_stopping import divergence, patience_exhausted
 
 
 def _points(losses: list[float]) -> list[EvalPoint]:
@@ -53,6 +53,6 @@ def test_the_reason_says_the_figures() -> None:
 def test_patience_counts_evaluations_without_improvement(
     losses: list[float], patience: int, least: float, ends: bool
 ) -> None:
-    ending = lost_patience(_points(losses), EvaluationSettings(patience=patience, min_improvement=least))
+    ending = patience_exhausted(_points(losses), EvaluationSettings(patience=patience, min_improvement=least))
     assert (ending is not None) == ends
     assert ending is None or ending.kind is EndingKind.EARLY_STOPPED

@@ -14,8 +14,8 @@ from tests.support.small_splits import first_rows
 from trials.data.dataset import TrialData
 from trials.data.split import Split
 from trials.model.loading import attach_adapter, load_base
-from trials.records.trial_dir import TrialFolder
-from trials.schedule import Length
+from trials.records.trial_dir import TrialDir
+from trials.schedule import TrialLength
 from trials.training.row_order import RowOrder
 from trials.trl.trainer import EvaluationTimes, build_trainer
 
@@ -43,8 +43,8 @@ def _seen(
     machine = config.machine.model_copy(update={"micro_batch_rows": case["micro"]})
     config = config.model_copy(update={"machine": machine, "seed": case["seed"]})
     model = attach_adapter(load_base(config.model), config.hyperparameters)
-    times, length = EvaluationTimes([10**9], lambda: False), Length(case["steps"], 10**9)
-    trainer = build_trainer(model, tokenizer, split, config, length, lambda *_: False, times, TrialFolder(folder))
+    times, length = EvaluationTimes([10**9], lambda: False), TrialLength(case["steps"], 10**9)
+    trainer = build_trainer(model, tokenizer, split, config, length, lambda *_: False, times, TrialDir(folder))
     recorded = _Steps()
     trainer.add_callback(recorded)
     model.register_forward_pre_hook(lambda _module, _args, batch: recorded.see(batch), with_kwargs=True)

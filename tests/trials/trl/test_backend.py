@@ -20,7 +20,7 @@ from tests.support.small_splits import first_rows
 from trials.config import Machine, TrialConfig
 from trials.data.dataset import TrialData
 from trials.errors import ModelError
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialFolder, TrialRecord, read_trial
+from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
 from trials.system.oom import is_out_of_memory
 from trials.system.threads import use_threads
 from trials.training.evaluation_loop import Decision
@@ -56,7 +56,7 @@ def train(
     def of(
         on_eval: Callable[[EvalPoint], Decision] = lambda _: Decision.GO_ON,
         *,
-        folder: TrialFolder | None = None,
+        folder: TrialDir | None = None,
         stop_at: float = math.inf,
         data: TrialData = few,
         base_eval_loss: float | None = 9.0,  # known already: no trial has to evaluate the base
@@ -69,7 +69,7 @@ def train(
         judged = config.evaluation.model_copy(update=evaluation or {})
         update = {"base_eval_loss": base_eval_loss, "machine": machine, "evaluation": judged}
         config = config.model_copy(update=update)
-        folder = folder or TrialFolder(tmp_path_factory.mktemp("trial") / "0001")
+        folder = folder or TrialDir(tmp_path_factory.mktemp("trial") / "0001")
         folder.begin(config, Origin.SINGLE, "demo")
         ending = run_trial(config, data, tokenizer, folder, on_eval, stop_at)
         return Trained(ending, read_trial(folder.path))
@@ -120,7 +120,7 @@ def test_it_learns(
     tokenizer: PreTrainedTokenizerBase,
     tmp_path: Path,
 ) -> None:
-    folder = TrialFolder(tmp_path / "0000")
+    folder = TrialDir(tmp_path / "0000")
     folder.begin(small_config, Origin.BASE, "base")
     heard: list[EvalPoint] = []
     ending = evaluate_base(
@@ -281,7 +281,7 @@ def test_any_other_error_is_recorded_and_raised(train: Train, tmp_path: Path) ->
         raise ZeroDivisionError("a bug")
 
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        train(broken, folder=TrialFolder(tmp_path / "0001"))
+        train(broken, folder=TrialDir(tmp_path / "0001"))
     assert read_trial(tmp_path / "0001").ending == Ending(EndingKind.FAILED, "ZeroDivisionError: a bug")
 
 
@@ -315,7 +315,7 @@ def test_a_base_that_cannot_be_evaluated_says_why(
     small_config: TrialConfig, small_data: TrialData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     model = small_config.model.model_copy(update={"name": str(tmp_path / "nowhere")})
-    folder = TrialFolder(tmp_path / "0000")
+    folder = TrialDir(tmp_path / "0000")
     folder.begin(small_config, Origin.BASE, "base")
     config = small_config.model_copy(update={"model": model})
     with pytest.raises(ModelError, match="no model in"):

@@ -14,11 +14,11 @@ from tests.support.small_splits import first_rows
 from tests.support.trained_trials import Workshop
 from trials.config import Machine, TrialConfig
 from trials.data.dataset import TrialData
-from trials.records.memory_report import Attempt, MemoryUse, read_memory_use
+from trials.records.memory_report import Attempt, MemoryReport, read_memory_report
 from trials.records.trial_dir import EndingKind, EvalPoint, TrialRecord, read_trial
 from trials.training.evaluation_loop import Decision
 from trials.trl import trainer as trainer_module
-from trials.trl.batch_size import BatchSplit, batch_splits, still_to_try
+from trials.trl.batch_size import BatchSetting, batch_settings, still_to_try
 
 ROWS = 18
 PAUSING = {"checkpoint_evaluations": True, "checkpoint_every_rows": None, "keep_checkpoints": 1}
@@ -64,12 +64,12 @@ def _short_of_memory(monkeypatch: pytest.MonkeyPatch, fits: Callable[[SFTTrainer
     monkeypatch.setattr(SFTTrainer, "compute_loss", checked)
 
 
-def _tried(use: MemoryUse) -> list[tuple[int, bool, bool]]:
+def _tried(use: MemoryReport) -> list[tuple[int, bool, bool]]:
     return [(attempt.rows, attempt.recomputation, attempt.fits) for attempt in use.tried]
 
 
-def _use(record: TrialRecord) -> MemoryUse:
-    found = read_memory_use(record.folder)
+def _use(record: TrialRecord) -> MemoryReport:
+    found = read_memory_report(record.folder)
     assert found is not None
     return found
 
@@ -191,7 +191,7 @@ def test_an_evaluation_is_made_in_smaller_batches(
     ],
 )
 def test_the_ways_to_split(batch: int, machine: dict[str, Any], expected: list[tuple[int, bool]]) -> None:
-    assert batch_splits(batch, 100, Machine(**machine)) == [BatchSplit(*each) for each in expected]
+    assert batch_settings(batch, 100, Machine(**machine)) == [BatchSetting(*each) for each in expected]
 
 
 def test_the_longest_rows_come_first(small_data: TrialData, small_config: TrialConfig) -> None:
@@ -206,14 +206,14 @@ def test_the_longest_rows_come_first(small_data: TrialData, small_config: TrialC
 @pytest.mark.parametrize(
     ("latest", "fits", "expected"),
     [
-        (BatchSplit(2, False), True, [(2, False), (1, False), (4, True), (2, True), (1, True)]),
-        (BatchSplit(2, False), False, [(1, False), (4, True), (2, True), (1, True)]),
-        (BatchSplit(1, True), False, [(1, True)]),
+        (BatchSetting(2, False), True, [(2, False), (1, False), (4, True), (2, True), (1, True)]),
+        (BatchSetting(2, False), False, [(1, False), (4, True), (2, True), (1, True)]),
+        (BatchSetting(1, True), False, [(1, True)]),
     ],
 )
 def test_what_ran_out_before_the_process_ended_is_not_tried_again(
-    latest: BatchSplit, fits: bool, expected: list[tuple[int, bool]]
+    latest: BatchSetting, fits: bool, expected: list[tuple[int, bool]]
 ) -> None:
     attempt = Attempt(latest.rows, 100, latest.recomputation, fits)
-    known = MemoryUse(None, None, latest.rows, latest.recomputation, (attempt,))
-    assert still_to_try(batch_splits(4, 100, Machine()), known) == [BatchSplit(*each) for each in expected]
+    known = MemoryReport(None, None, latest.rows, latest.recomputation, (attempt,))
+    assert still_to_try(batch_settings(4, 100, Machine()), known) == [BatchSetting(*each) for each in expected]

@@ -7,9 +7,9 @@ import torch
 
 from tests.support.small_splits import first_rows
 from trials.data.dataset import TrialData
-from trials.system.distributed import Ranks
+from trials.system.distributed import ProcessGroup
 from trials.training.row_order import RowOrder
-from trials.trl.sampler import RankBatches, RankLoader, rows_of_a_rank, seen
+from trials.trl.sampler import RankBatchSampler, RankLoader, rows_of_a_rank, seen
 
 
 @pytest.mark.parametrize(
@@ -18,8 +18,8 @@ from trials.trl.sampler import RankBatches, RankLoader, rows_of_a_rank, seen
 )
 def test_together_they_take_the_rows_of_one_process(rows: int, batch: int, micro_batch: int, count: int) -> None:
     order = RowOrder(rows, batch, seed=3)
-    ranks = [RankBatches(rows, batch, micro_batch, 3, Ranks(number, count)) for number in range(count)]
-    a_step = rows_of_a_rank(batch, Ranks(0, count)) // micro_batch
+    ranks = [RankBatchSampler(rows, batch, micro_batch, 3, ProcessGroup(number, count)) for number in range(count)]
+    a_step = rows_of_a_rank(batch, ProcessGroup(0, count)) // micro_batch
     for epoch in range(2):
         for each in ranks:
             each.set_epoch(epoch)
@@ -36,7 +36,7 @@ def test_together_they_take_the_rows_of_one_process(rows: int, batch: int, micro
 
 def test_an_empty_micro_batch_counts_as_no_token_and_is_seen_all_the_same(small_data: TrialData) -> None:
     train = first_rows(small_data.train, 3)
-    batches = RankBatches(len(train), 3, 1, 0, Ranks(0, 2))
+    batches = RankBatchSampler(len(train), 3, 1, 0, ProcessGroup(0, 2))
 
     def collate(examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         (example,) = examples

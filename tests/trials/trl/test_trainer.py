@@ -18,8 +18,8 @@ from trials.data.dataset import TrialData
 from trials.data.split import Split
 from trials.model.dropout import count_dropout
 from trials.model.loading import attach_adapter, load_base
-from trials.records.trial_dir import TrialFolder
-from trials.schedule import Length
+from trials.records.trial_dir import TrialDir
+from trials.schedule import TrialLength
 from trials.trl.trainer import EvaluationTimes, HeadTrainer, TrialTrainer, build_trainer, sft_config
 
 Build = Callable[..., TrialTrainer]
@@ -41,10 +41,10 @@ def build(small_recipe: Recipe, few_rows: Split, tokenizer: PreTrainedTokenizerB
             tokenizer,
             few_rows,
             config,
-            Length(steps=20, tokens=3000),
+            TrialLength(steps=20, tokens=3000),
             lambda *_: False,
             EvaluationTimes([3000], lambda: False),
-            TrialFolder(tmp_path),
+            TrialDir(tmp_path),
         )
         trainer.create_optimizer_and_scheduler(num_training_steps=20)
         return trainer
@@ -156,7 +156,7 @@ def test_effective_batch(
 ) -> None:
     config = small_recipe.trial_config({"effective_batch": effective})
     config = config.model_copy(update={"machine": config.machine.model_copy(update={"micro_batch_tokens": tokens})})
-    arguments = sft_config(config, small_data.train, Length(5, 100), tmp_path)
+    arguments = sft_config(config, small_data.train, TrialLength(5, 100), tmp_path)
     assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (micro, effective // micro)
 
 
@@ -189,7 +189,7 @@ def test_neftune_disturbs_training_and_never_an_evaluation(
     config = small_recipe.trial_config({"neftune_noise_alpha": alpha, "lora_dropout": 0.0})
     model = attach_adapter(load_base(config.model), config.hyperparameters)
     times = EvaluationTimes([1], lambda: False)
-    build_trainer(model, tokenizer, few_rows, config, Length(1, 1), evaluate, times, TrialFolder(tmp_path)).train()
+    build_trainer(model, tokenizer, few_rows, config, TrialLength(1, 1), evaluate, times, TrialDir(tmp_path)).train()
     assert seen == [(alpha == 0.0, True)]
 
 
@@ -223,7 +223,7 @@ def _step_losses(kind: type, small_recipe: Recipe, rows: Split, folder: Path, **
     model = attach_adapter(load_base(config.model), config.hyperparameters)
     trainer = kind(
         model=model,
-        args=sft_config(config, rows, Length(4, 1000), folder),
+        args=sft_config(config, rows, TrialLength(4, 1000), folder),
         train_dataset=rows.for_training,
         data_collator=DataCollatorForLanguageModeling(pad_token_id=0),
     )
@@ -250,7 +250,7 @@ def test_an_adapter_on_the_head_is_trained(
     model = attach_adapter(load_base(config.model), config.hyperparameters)
     times = EvaluationTimes([1], lambda: False)
     trainer = build_trainer(
-        model, tokenizer, few_rows, config, Length(2, 100), lambda *_: False, times, TrialFolder(tmp_path)
+        model, tokenizer, few_rows, config, TrialLength(2, 100), lambda *_: False, times, TrialDir(tmp_path)
     )
     assert isinstance(trainer, HeadTrainer)
     trainer.train()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Later:
+class AsyncScalars:
     """Numbers that are still being computed."""
 
     def __init__(self, figures: Tensor) -> None:

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trials.engine.kernels.sending import sent
+from trials.engine.kernels.sending import to_device_async
 from trials.engine.support import HEAD_SIZES
 
 _LARGE = (9, 10)
@@ -92,7 +92,7 @@ def blocks_of(lengths: Sequence[int], group: int, settings: Settings, device: to
     of_lines = {tile.lines: _line_blocks(counts, group, tile.lines) for tile in (settings.forward, settings.dq)}
     of_keys = _key_blocks(counts, settings.dkdv.keys)
     tables = [*of_lines.values(), of_keys]
-    joined = sent(torch.cat(tables).to(torch.int32), device)
+    joined = to_device_async(torch.cat(tables).to(torch.int32), device)
     *there, keys = joined.split([len(table) for table in tables])
     lines = dict(zip(of_lines, there, strict=True))
     return Blocks(lines[settings.forward.lines], lines[settings.dq.lines], keys, group, settings)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trials.engine.lora.groups import Dropout, Group
+from trials.engine.lora.groups import AdapterGroup, Dropout
 from trials.engine.lora.torch_lora import add_undropped_input_gradient, undropped_inner
 from trials.engine.lora.triton_lora import (
     GroupTable,
@@ -22,13 +22,13 @@ from trials.engine.lora.triton_lora import (
 )
 
 
-class FusedProducts:
+class FusedLoraOps:
     """Without dropout torch's product for all adapters at once, with it a kernel; weight gradients by one in any case.
 
     The kernels read an adapter's own tokens and ranks only.
     """
 
-    def __init__(self, group: Group, dropout: Dropout | None) -> None:
+    def __init__(self, group: AdapterGroup, dropout: Dropout | None) -> None:
         """`dropout` is that of the group's span."""
         self._group = group
         self._dropout = dropout

@@ -38,7 +38,7 @@ class Dropout:
 
 
 @dataclass(frozen=True)
-class Part:
+class ModuleSlice:
     """One module of a group."""
 
     name: str
@@ -59,10 +59,10 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Group:
+class AdapterGroup:
     """Modules that read the same input."""
 
-    parts: Sequence[Part]
+    parts: Sequence[ModuleSlice]
     span: slice
     """The tokens from the first to the last adapter that has any of the modules."""
     a: Tensor
@@ -74,7 +74,7 @@ class Group:
     """Beside the mask's."""
 
     @property
-    def present(self) -> Sequence[Part]:
+    def present(self) -> Sequence[ModuleSlice]:
         """The parts that any adapter has."""
         return [part for part in self.parts if part.segments]
 
@@ -86,7 +86,7 @@ class Group:
         """`inner` [tokens of the span, ranks of all parts], or its gradient, times the mask in place."""
         return inner if self.mask is None else inner.mul_(self.mask)
 
-    def narrowed(self, tokens: Tensor, now: Mapping[int, Segment]) -> Group:
+    def narrowed(self, tokens: Tensor, now: Mapping[int, Segment]) -> AdapterGroup:
         """For a part of the tokens, given by their numbers; `now` has its segments by the former ones' `id`."""
         parts = [replace(part, segments=[now[id(segment)] for segment in part.segments]) for part in self.parts]
         span = _span(_distinct(parts))
@@ -94,7 +94,7 @@ class Group:
         return replace(self, parts=parts, span=span, mask=mask)
 
 
-def group_of(names: Sequence[str], stacks: Sequence[tuple[Segment, Mapping[str, Stack]]]) -> Group | None:
+def group_of(names: Sequence[str], stacks: Sequence[tuple[Segment, Mapping[str, Stack]]]) -> AdapterGroup | None:
     """Of the modules called `names`, such as q_proj; None where no adapter has any of them.
 
     `stacks` has the weights of every segment's adapter, in the type of the products.
@@ -103,23 +103,23 @@ def group_of(names: Sequence[str], stacks: Sequence[tuple[Segment, Mapping[str, 
     for name in names:
         present = [(segment, stack[name]) for segment, stack in stacks if name in stack]
         if not present:
-            parts.append(Part(name, (), slice(column, column), None))
+            parts.append(ModuleSlice(name, (), slice(column, column), None))
             continue
         ranks = sum(segment.adapter.rank for segment, _ in present)
         a += [stack.a for _, stack in present]
         b = _beside([stack.b for _, stack in present], 2)
         columns = slice(column, column + ranks)
-        parts.append(Part(present[0][1].name, [segment for segment, _ in present], columns, b))
+        parts.append(ModuleSlice(present[0][1].name, [segment for segment, _ in present], columns, b))
         column += ranks
     if not a:
         return None
     within = _distinct(parts)
     is_one = len(within) == 1
     mask = None if is_one else _mask(parts, _span(within), a[0])
-    return Group(parts, _span(within), _beside(a, 1), mask, within[0].adapter.scale if is_one else 1.0)
+    return AdapterGroup(parts, _span(within), _beside(a, 1), mask, within[0].adapter.scale if is_one else 1.0)
 
 
-def _distinct(parts: Sequence[Part]) -> Sequence[Segment]:
+def _distinct(parts: Sequence[ModuleSlice]) -> Sequence[Segment]:
     """The segments that have any of the parts."""
     return list({id(segment): segment for part in parts for segment in part.segments}.values())
 
@@ -132,7 +132,7 @@ def _within(span: slice, segment: Segment) -> slice:
     return slice(segment.start - span.start, segment.end - span.start)
 
 
-def _mask(parts: Sequence[Part], span: slice, like: Tensor) -> Tensor:
+def _mask(parts: Sequence[ModuleSlice], span: slice, like: Tensor) -> Tensor:
     # A scale such as 20 / 48, rounded to 8 bits, would be another one.
     dtype = torch.promote_types(like.dtype, torch.float32)
     mask = torch.zeros(span.stop - span.start, parts[-1].columns.stop, dtype=dtype, device=like.device)

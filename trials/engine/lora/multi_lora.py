@@ -15,40 +15,40 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from trials.engine.lora.groups import Dropout, Group, Segment, group_of
-from trials.engine.lora.torch_lora import Products
+from trials.engine.lora.groups import AdapterGroup, Dropout, Segment, group_of
+from trials.engine.lora.torch_lora import LoraOps
 
 Names = tuple[str, ...]
 """Modules of a layer that read the same input, such as gate_proj and up_proj."""
-MakeProducts = Callable[[Group, Dropout | None], Products]
+MakeProducts = Callable[[AdapterGroup, Dropout | None], LoraOps]
 """Computes the products of a group with the dropout of its span, on the device in use."""
 
 
-class LowRank:
+class MultiLora:
     """The adapters of one micro-step, applied group by group."""
 
     def __init__(
         self,
         segments: Sequence[Segment],
         dropout: Dropout | None,
-        groups: Mapping[Names, Group],
+        groups: Mapping[Names, AdapterGroup],
         make_products: MakeProducts,
     ) -> None:
-        """See `low_rank`."""
+        """See `multi_lora`."""
         self._segments = segments
         self._dropout = dropout
         self._groups = groups
         self._make_products = make_products
-        self._products: dict[Names, Products] = {}
+        self._products: dict[Names, LoraOps] = {}
         for names, group in groups.items():
             own = dropout and dropout.narrowed(group.span)
             self._products[names] = make_products(group, own)
 
-    def narrowed(self, tokens: Tensor, segments: Sequence[Segment]) -> LowRank:
+    def narrowed(self, tokens: Tensor, segments: Sequence[Segment]) -> MultiLora:
         """The same for a part of the tokens, given by their numbers; `segments` are these tokens' own, in order."""
         now = {id(segment): after for segment, after in zip(self._segments, segments, strict=True)}
         groups = {names: group.narrowed(tokens, now) for names, group in self._groups.items()}
-        return LowRank(segments, self._dropout and self._dropout.narrowed(tokens), groups, self._make_products)
+        return MultiLora(segments, self._dropout and self._dropout.narrowed(tokens), groups, self._make_products)
 
     def add(self, names: Names, layer: int, x: Tensor, outputs: Sequence[Tensor]) -> Tensor | None:
         """Adds the low-rank parts of `x` [tokens, in] to each module's output [tokens, out] in place.
@@ -91,13 +91,13 @@ class LowRank:
         self._products[names].add_weight_gradients(layer, x[span], inner, dinner, within)
 
 
-def low_rank(
+def multi_lora(
     segments: Sequence[Segment],
     dropout: Dropout | None,
     groups: Sequence[Names],
     dtype: torch.dtype,
     make_products: MakeProducts,
-) -> LowRank:
+) -> MultiLora:
     """The adapters of a micro-step's segments, with modules in `groups`.
 
     `dtype` is that of the low-rank products: in training that of all others, as under autocast; in evaluation the
@@ -106,7 +106,7 @@ def low_rank(
     stacks = [(segment, segment.adapter.stacked(dtype)) for segment in segments]
     found = {names: group_of(names, stacks) for names in groups}
     present = {names: group for names, group in found.items() if group is not None}
-    return LowRank(segments, dropout, present, make_products)
+    return MultiLora(segments, dropout, present, make_products)
 
 
 def _add_product(left: Tensor, right: Tensor, scale: float, y: Tensor) -> None:

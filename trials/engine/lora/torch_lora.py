@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from trials.engine.kernels import torch_ops
-from trials.engine.lora.groups import Dropout, Group
+from trials.engine.lora.groups import AdapterGroup, Dropout
 from trials.model.dropout import feature_keys
 
 
-class Products(Protocol):
+class LoraOps(Protocol):
     """Of one group in one micro-step. All tensors [tokens, ...] are of the group's span."""
 
     def inner(self, layer: int, x: Tensor) -> Tensor:
@@ -29,17 +29,17 @@ class Products(Protocol):
         """Adds to the adapters' gradients; `gradients` are those of each module's output [tokens, out]."""
 
 
-class PlainProducts:
+class TorchLoraOps:
     """By torch's matrix products, with dropped inputs written out."""
 
-    def __init__(self, group: Group, dropout: Dropout | None) -> None:
+    def __init__(self, group: AdapterGroup, dropout: Dropout | None) -> None:
         """`dropout` is that of the group's span."""
         self._group = group
         self._dropout = dropout
         self._noise: dict[tuple[str, int], Tensor] = {}
 
     def inner(self, layer: int, x: Tensor) -> Tensor:
-        """See `Products`."""
+        """See `LoraOps`."""
         if self._dropout is None:
             return undropped_inner(self._group, layer, x)
         a, x = self._group.a[layer], x.to(self._group.a.dtype)
@@ -47,7 +47,7 @@ class PlainProducts:
         return self._group.masked(torch.cat(parts, 1))
 
     def add_input_gradient(self, layer: int, dinner: Tensor, dx: Tensor) -> None:
-        """See `Products`."""
+        """See `LoraOps`."""
         if self._dropout is None:
             add_undropped_input_gradient(self._group, layer, dinner, dx)
             return
@@ -59,7 +59,7 @@ class PlainProducts:
     def add_weight_gradients(
         self, layer: int, x: Tensor, inner: Tensor, dinner: Tensor, gradients: Sequence[Tensor]
     ) -> None:
-        """See `Products`. Segment by segment, so that what isn't finite in one adapter stays there."""
+        """See `LoraOps`. Segment by segment, so that what isn't finite in one adapter stays there."""
         group = self._group
         for part, dy in zip(group.parts, gradients, strict=True):
             if not part.segments:
@@ -86,14 +86,14 @@ class PlainProducts:
         return factors
 
 
-def undropped_inner(group: Group, layer: int, x: Tensor) -> Tensor:
-    """`Products.inner` where nothing is dropped: one product for all adapters."""
+def undropped_inner(group: AdapterGroup, layer: int, x: Tensor) -> Tensor:
+    """`LoraOps.inner` where nothing is dropped: one product for all adapters."""
     a = group.a[layer]
     return group.masked(x.to(a.dtype) @ a.T)
 
 
-def add_undropped_input_gradient(group: Group, layer: int, dinner: Tensor, dx: Tensor) -> None:
-    """`Products.add_input_gradient` where nothing is dropped."""
+def add_undropped_input_gradient(group: AdapterGroup, layer: int, dinner: Tensor, dx: Tensor) -> None:
+    """`LoraOps.add_input_gradient` where nothing is dropped."""
     dx.addmm_(dinner, group.a[layer], alpha=group.scale)
 
 

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trials.engine.kernels.sending import sent
+from trials.engine.kernels.sending import to_device_async
 from trials.engine.lora.adapter import Adapter
 from trials.model.dropout import feature_keys
 
@@ -259,7 +259,7 @@ def _unit(pieces: Sequence[tuple[int, ...]]) -> int:
 def _there(tables: Sequence[Sequence[tuple[int, ...]]], device: torch.device) -> list[Tensor]:
     """On the device, all in one copy."""
     numbers = [number for table in tables for row in table for number in row]
-    together = sent(torch.tensor(numbers, dtype=torch.int64), device)
+    together = to_device_async(torch.tensor(numbers, dtype=torch.int64), device)
     parts = torch.split(together, [sum(map(len, table)) for table in tables])
     return [part.view(len(table), -1) if table else part for part, table in zip(parts, tables, strict=True)]
 

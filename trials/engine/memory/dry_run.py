@@ -15,28 +15,28 @@ import torch
 
 from trials.data.tokenization import TokenizedRow
 from trials.engine.lora.adapter import Adapter
-from trials.engine.memory.manager import Learn, Room
+from trials.engine.memory.manager import Learn, MemoryManager
 from trials.engine.model.decoder import Decoder
-from trials.engine.model.packed_batch import Share, fitting, make_batch
-from trials.engine.optim.flat import Stepper
-from trials.records.memory_report import Attempt, MemoryUse
+from trials.engine.model.packed_batch import BatchSlice, fitting, make_batch
+from trials.engine.optim.flat import FlatOptimizer
+from trials.records.memory_report import Attempt, MemoryReport
 from trials.system.oom import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Rehearsal:
+class DryRun:
     """Of one trial, whose adapter has no optimizer yet. Runs in the loop's thread."""
 
     key: int
     adapter: Adapter
-    make_stepper: Callable[[], Stepper]
+    make_stepper: Callable[[], FlatOptimizer]
     longest_rows: Callable[[int], tuple[Sequence[TokenizedRow], Sequence[TokenizedRow]]]
     """Of so many tokens together, to train on and to evaluate; asked only if something has to be tried."""
     tried: list[Attempt] = field(default_factory=list)
 
-    def run(self, room: Room, decoder: Decoder, learn: Learn) -> MemoryUse:
+    def run(self, room: MemoryManager, decoder: Decoder, learn: Learn) -> MemoryReport:
         """Raises torch's error if not even one row fits."""
         proof = room.proof(self.key)
         if proof is None:
@@ -44,7 +44,7 @@ class Rehearsal:
             proof = room.prove(self.key, _peak_bytes(self.adapter))
         return replace(room.memory_use(self.key), peak_bytes=proof.peak_bytes, tried=tuple(self.tried))
 
-    def _try(self, room: Room, decoder: Decoder, learn: Learn) -> None:
+    def _try(self, room: MemoryManager, decoder: Decoder, learn: Learn) -> None:
         known = room.experience.shortages
         try:
             while not self._fits(room, decoder, learn):
@@ -53,7 +53,7 @@ class Rehearsal:
             room.experience.forget_after(known)
             raise
 
-    def _fits(self, room: Room, decoder: Decoder, learn: Learn) -> bool:
+    def _fits(self, room: MemoryManager, decoder: Decoder, learn: Learn) -> bool:
         train, evaluated = (rows[: fitting(rows, room.limit)] for rows in self.longest_rows(room.limit))
         tokens, is_recomputed = sum(len(row.input_ids) for row in train), room.plan.recomputed > 0
         error: Exception | None = None
@@ -79,9 +79,11 @@ class Rehearsal:
             torch.cuda.reset_peak_memory_stats()
         before = adapter.flat.to("cpu", copy=True)
         try:
-            decoder.train(make_batch([Share(adapter, train, 1.0)], frozen.dtype, frozen.device, training=True))
+            decoder.train(make_batch([BatchSlice(adapter, train, 1.0)], frozen.dtype, frozen.device, training=True))
             self.make_stepper().step()
-            decoder.losses(make_batch([Share(adapter, evaluated, 1.0)], frozen.dtype, frozen.device, training=False))
+            decoder.losses(
+                make_batch([BatchSlice(adapter, evaluated, 1.0)], frozen.dtype, frozen.device, training=False)
+            )
         finally:
             adapter.flat.copy_(before)
             adapter.gradient.zero_()

@@ -11,21 +11,21 @@ import torch
 from trials.config import Hyperparameters, Machine
 from trials.data.dataset import TrialData
 from trials.engine.lora.adapter import parameter_count
-from trials.engine.memory.oom_history import Experience, Guest, Proof, Shortage
-from trials.engine.model.activations import Workspace
+from trials.engine.memory.oom_history import OomEvent, OomHistory, TrialFootprint, VerifiedFit
+from trials.engine.model.activations import ActivationBuffers
 from trials.engine.model.frozen_base import FrozenDecoder
-from trials.model.activation_policy import Keep
+from trials.model.activation_policy import ActivationPolicy
 from trials.model.memory_plan import (
     MOST_OF_GPU,
     MOST_TOKENS,
-    Plan,
-    Rates,
+    DeviceRates,
+    MicroBatchPlan,
     adapter_bytes,
     memory_bytes,
     plan,
     seconds_per_token,
 )
-from trials.records.memory_report import MemoryUse
+from trials.records.memory_report import MemoryReport
 from trials.system.oom import is_out_of_memory
 
 _WORTH_MOVING = 1.02
@@ -33,7 +33,7 @@ _WORTH_MOVING = 1.02
 _LONG_STEP = 1.2
 """An optimizer step of rows that are drawn at random may have so many times the tokens of a mean one."""
 
-_SOME_RATES = Rates(165e12, 0.9e12)
+_SOME_RATES = DeviceRates(165e12, 0.9e12)
 """Of an RTX 4090: plans depend on how the two compare, and that is alike on cards of one time."""
 
 Learn = Callable[[int, int], int | None]
@@ -43,7 +43,7 @@ None: it was a single row, and nothing needs less memory.
 """
 
 
-class Room:
+class MemoryManager:
     """How large micro-steps may be beside the adapters that are present. Belongs to the loop's thread."""
 
     def __init__(self, frozen: FrozenDecoder, machine: Machine) -> None:
@@ -53,16 +53,16 @@ class Room:
         self._machine = machine
         on_gpu = frozen.device.type == "cuda"
         self._base_bytes = torch.cuda.memory_allocated() if on_gpu else 0
-        self._rates = rates_of(frozen.device)
-        self._guests: dict[int, Guest] = {}
+        self._rates = device_rates(frozen.device)
+        self._guests: dict[int, TrialFootprint] = {}
         self._available_bytes = available_bytes()
-        self.experience = Experience()
+        self.experience = OomHistory()
         # Nothing yet: when an engine opens, memory may be as short as at any other time.
-        self.plan = Plan(0, (Keep.INPUT,) * self._sizes.layers)
-        self.workspace = Workspace(frozen, self.plan.tokens, self.plan.keep)
+        self.plan = MicroBatchPlan(0, (ActivationPolicy.INPUT,) * self._sizes.layers)
+        self.workspace = ActivationBuffers(frozen, self.plan.tokens, self.plan.keep)
         self._settle()
 
-    def enter(self, key: int, guest: Guest) -> None:
+    def enter(self, key: int, guest: TrialFootprint) -> None:
         """Makes room for a trial. Raises torch's error if there isn't enough."""
         self._available_bytes = available_bytes()
         self._guests[key] = guest
@@ -102,19 +102,19 @@ class Room:
         """Of everything in memory, at the worst moment of a micro-step."""
         return memory_bytes(self._sizes, self.plan, self._other_bytes)
 
-    def proof(self, key: int) -> Proof | None:
+    def proof(self, key: int) -> VerifiedFit | None:
         """That the largest micro-step with this guest fits; None: it has to be tried."""
         return self.experience.proof(self.plan, self.limit, self._other_bytes, self._guests[key])
 
-    def memory_use(self, key: int) -> MemoryUse:
+    def memory_use(self, key: int) -> MemoryReport:
         """What a guest's memory comes to at the moment."""
         rows = max(1, self.limit // self._guests[key].longest_row)
         peak = torch.cuda.max_memory_allocated() if self._rates else None
-        return MemoryUse(self.predicted_bytes, peak, rows, self.plan.recomputed > 0)
+        return MemoryReport(self.predicted_bytes, peak, rows, self.plan.recomputed > 0)
 
-    def prove(self, key: int, peak_bytes: int | None) -> Proof:
+    def prove(self, key: int, peak_bytes: int | None) -> VerifiedFit:
         """The largest micro-step with this guest was tried, and fitted."""
-        proof = Proof(self.plan, self.limit, self._other_bytes, self._guests[key], peak_bytes)
+        proof = VerifiedFit(self.plan, self.limit, self._other_bytes, self._guests[key], peak_bytes)
         self.experience.sufficed(proof)
         return proof
 
@@ -134,22 +134,22 @@ class Room:
             self.experience.ran_out(shortage)
             best = self._best()
 
-    def _shortage(self, split: Plan, tokens: int) -> Shortage:
+    def _shortage(self, split: MicroBatchPlan, tokens: int) -> OomEvent:
         """What follows from want of memory for a micro-step of so many tokens."""
         other, available = self._other_bytes, self._available_bytes
         if self._rates is None or split == self._least:
-            return Shortage(other, max(tokens // 2, 1), None, available)
+            return OomEvent(other, max(tokens // 2, 1), None, available)
         # A single row that memory doesn't suffice for says nothing of what would fit: the plan's tokens are halved.
         smaller = memory_bytes(self._sizes, replace(split, tokens=split.tokens // 2), other)
-        return Shortage(other, None, max(smaller, self._least_bytes), available)
+        return OomEvent(other, None, max(smaller, self._least_bytes), available)
 
-    def _move(self, best: Plan) -> None:
+    def _move(self, best: MicroBatchPlan) -> None:
         self._keep_dense(0)
         self.workspace = self.workspace.replaced(best)
         self._keep_dense(best.dense_layers)
         self.plan = best
 
-    def _is_to_move(self, best: Plan) -> bool:
+    def _is_to_move(self, best: MicroBatchPlan) -> bool:
         have = self.plan
         if self._longest > self.workspace.tokens:
             return True
@@ -170,10 +170,10 @@ class Room:
             else:
                 layer.drop_dense()
 
-    def _best(self) -> Plan:
+    def _best(self) -> MicroBatchPlan:
         if self._rates is None:
             most = self.experience.most_tokens(self._other_bytes, self._machine.micro_batch_tokens, None)
-            return Plan(max(most, self._longest), (Keep.ALL,) * self._sizes.layers)
+            return MicroBatchPlan(max(most, self._longest), (ActivationPolicy.ALL,) * self._sizes.layers)
         best = self._planned(self._rates)
         if best is None:
             raise torch.OutOfMemoryError(
@@ -182,15 +182,15 @@ class Room:
             )
         return best
 
-    def _planned(self, rates: Rates) -> Plan | None:
+    def _planned(self, rates: DeviceRates) -> MicroBatchPlan | None:
         wanted = sum(guest.step_tokens for guest in self._guests.values()) * _LONG_STEP
         most = min(MOST_TOKENS, int(wanted)) if self._guests else MOST_TOKENS
         return plan(self._sizes, rates, self._other_bytes, self._usable_bytes, self._longest, most)
 
     @property
-    def _least(self) -> Plan:
+    def _least(self) -> MicroBatchPlan:
         """Asks for the least memory: one row at once, and everything is computed again."""
-        return Plan(self._longest, (Keep.INPUT,) * self._sizes.layers)
+        return MicroBatchPlan(self._longest, (ActivationPolicy.INPUT,) * self._sizes.layers)
 
     @property
     def _least_bytes(self) -> int:
@@ -217,10 +217,12 @@ class Room:
         return int(total * MOST_OF_GPU if gib is None else gib * 2**30)
 
 
-def guest_of(hyperparameters: Hyperparameters, data: TrialData, frozen: FrozenDecoder, ranks: int) -> Guest:
+def footprint_of(
+    hyperparameters: Hyperparameters, data: TrialData, frozen: FrozenDecoder, ranks: int
+) -> TrialFootprint:
     """A trial, before anything of it exists, whose steps are divided over so many ranks."""
     parameters = parameter_count(frozen.targets, hyperparameters)
-    return Guest(
+    return TrialFootprint(
         adapter_bytes(parameters, hyperparameters, frozen.dtype.itemsize),
         max(data.train.longest, data.eval.longest),
         hyperparameters.effective_batch * data.train.epoch.row_tokens / ranks,
@@ -234,7 +236,7 @@ def available_bytes() -> int | None:
     return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
 
 
-def rates_of(device: torch.device) -> Rates | None:
+def device_rates(device: torch.device) -> DeviceRates | None:
     """Of this GPU; None for a CPU. Where there isn't even memory for measuring, some card's."""
     if device.type != "cuda":
         return None
@@ -246,13 +248,13 @@ def rates_of(device: torch.device) -> Rates | None:
     return _SOME_RATES
 
 
-def measured_rates() -> Rates:
+def measured_rates() -> DeviceRates:
     """Of this GPU, in a few milliseconds: a large matrix product, and a copy."""
     matrix = torch.randn(4096, 4096, dtype=torch.bfloat16, device="cuda")
     multiplying = _seconds(lambda: matrix @ matrix)
     buffer = torch.zeros(2**28, dtype=torch.uint8, device="cuda")
     copying = _seconds(buffer.clone)
-    return Rates(2 * 4096**3 / multiplying, 2 * 2**28 / copying)
+    return DeviceRates(2 * 4096**3 / multiplying, 2 * 2**28 / copying)
 
 
 def _seconds(work: Callable[[], object]) -> float:

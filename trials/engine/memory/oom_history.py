@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trials.model.memory_plan import Plan
+from trials.model.memory_plan import MicroBatchPlan
 
 _GIVEN_BACK_BYTES = 2**28
 """Of memory that other processes have given back: with less, as few tokens fit as before."""
 
 
 @dataclass(frozen=True)
-class Guest:
+class TrialFootprint:
     """What a trial brings along."""
 
     adapter_bytes: int
@@ -27,7 +27,7 @@ class Guest:
 
 
 @dataclass(frozen=True)
-class Shortage:
+class OomEvent:
     """Memory ran out."""
 
     other_bytes: int
@@ -47,17 +47,17 @@ class Shortage:
 
 
 @dataclass(frozen=True)
-class Proof:
+class VerifiedFit:
     """A micro-step of the longest rows, an optimizer step and an evaluation were tried, and fitted."""
 
-    plan: Plan
+    plan: MicroBatchPlan
     tokens: int
     other_bytes: int
-    guest: Guest
+    guest: TrialFootprint
     peak_bytes: int | None
     """Of everything on the GPU meanwhile; None on a CPU."""
 
-    def covers(self, plan: Plan, tokens: int, other_bytes: int, guest: Guest) -> bool:
+    def covers(self, plan: MicroBatchPlan, tokens: int, other_bytes: int, guest: TrialFootprint) -> bool:
         """Whether nothing of this asks for more."""
         asked = (tokens, other_bytes, guest.adapter_bytes, guest.longest_row)
         shown = (self.tokens, self.other_bytes, self.guest.adapter_bytes, self.guest.longest_row)
@@ -65,14 +65,14 @@ class Proof:
         return is_same_split and all(one <= other for one, other in zip(asked, shown, strict=True))
 
 
-class Experience:
+class OomHistory:
     """Of one engine. Belongs to the loop's thread."""
 
     def __init__(self) -> None:
-        self._shortages: list[Shortage] = []
-        self._proofs: list[Proof] = []
+        self._shortages: list[OomEvent] = []
+        self._proofs: list[VerifiedFit] = []
 
-    def ran_out(self, shortage: Shortage) -> None:
+    def ran_out(self, shortage: OomEvent) -> None:
         """Takes in that memory didn't suffice."""
         self._shortages.append(shortage)
 
@@ -85,7 +85,7 @@ class Experience:
         """Takes back what was learned from a trial that fits in no way: it says nothing of the others."""
         del self._shortages[shortages:]
 
-    def sufficed(self, proof: Proof) -> None:
+    def sufficed(self, proof: VerifiedFit) -> None:
         """Takes in that it did."""
         self._proofs.append(proof)
 
@@ -110,9 +110,9 @@ class Experience:
         ]
         return min([planned, *known])
 
-    def proof(self, plan: Plan, tokens: int, other_bytes: int, guest: Guest) -> Proof | None:
+    def proof(self, plan: MicroBatchPlan, tokens: int, other_bytes: int, guest: TrialFootprint) -> VerifiedFit | None:
         """That such a micro-step fits; None: it has to be tried."""
         return next((each for each in self._proofs if each.covers(plan, tokens, other_bytes, guest)), None)
 
-    def _applying(self, other_bytes: int) -> list[Shortage]:
+    def _applying(self, other_bytes: int) -> list[OomEvent]:
         return [each for each in self._shortages if each.other_bytes <= other_bytes]

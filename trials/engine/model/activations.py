@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from trials.engine.model.frozen_base import FrozenDecoder
-from trials.model.activation_policy import Keep
-from trials.model.memory_plan import Plan
+from trials.model.activation_policy import ActivationPolicy
+from trials.model.memory_plan import MicroBatchPlan
 
 
 @dataclass(frozen=True)
 class LayerMemory:
     """One layer's part, [tokens, ...] each."""
 
-    keep: Keep
+    keep: ActivationPolicy
     x: Tensor
     """Its input."""
     qkv: Tensor
@@ -37,10 +37,10 @@ class LayerMemory:
         return LayerMemory(self.keep, *(tensor[:tokens] for tensor in tensors))
 
 
-class Workspace:
+class ActivationBuffers:
     """Memory for micro-steps of at most so many tokens."""
 
-    def __init__(self, frozen: FrozenDecoder, tokens: int, keep: Sequence[Keep]) -> None:
+    def __init__(self, frozen: FrozenDecoder, tokens: int, keep: Sequence[ActivationPolicy]) -> None:
         """`keep` has one entry a layer. For 0 tokens nothing is set aside."""
         self.tokens = tokens
         """0 once its memory is given back."""
@@ -51,18 +51,18 @@ class Workspace:
         )
         largest = max(largest, *(linear.numel for layer in frozen.layers for linear in layer.linears.values()))
         self._weight = torch.empty(largest if tokens else 0, dtype=frozen.dtype, device=frozen.device)
-        self._scratch = self._new(tokens, Keep.INPUT, None)
+        self._scratch = self._new(tokens, ActivationPolicy.INPUT, None)
         self._layers = [self._new(tokens, each, self._scratch) for each in keep]
 
-    def replaced(self, plan: Plan) -> Workspace:
+    def replaced(self, plan: MicroBatchPlan) -> ActivationBuffers:
         """In its place, one for another plan; this one's memory is given back first, and it's of no use any more."""
         self.tokens = 0
-        self._layers, self._scratch = [], self._new(0, Keep.INPUT, None)
+        self._layers, self._scratch = [], self._new(0, ActivationPolicy.INPUT, None)
         self._weight = self._weight.new_empty(0)
         if torch.cuda.is_available():
             # Else the allocator keeps it all, and lays the new pieces into the old ones, which it then can't give back.
             torch.cuda.empty_cache()
-        return Workspace(self._frozen, plan.tokens, plan.keep)
+        return ActivationBuffers(self._frozen, plan.tokens, plan.keep)
 
     def layer(self, index: int, tokens: int) -> LayerMemory:
         """What layer `index` keeps of a micro-step of `tokens`."""
@@ -83,7 +83,7 @@ class Workspace:
         if tokens > self.tokens:
             raise torch.OutOfMemoryError(f"{tokens} tokens at once, and memory is set aside for {self.tokens}")
 
-    def _new(self, tokens: int, keep: Keep, scratch: LayerMemory | None) -> LayerMemory:
+    def _new(self, tokens: int, keep: ActivationPolicy, scratch: LayerMemory | None) -> LayerMemory:
         frozen = self._frozen
 
         def empty(width: int) -> Tensor:
@@ -91,9 +91,9 @@ class Workspace:
 
         queries, keys = frozen.heads * frozen.head_size, frozen.key_heads * frozen.head_size
         x = empty(frozen.hidden)
-        if scratch is not None and keep is Keep.INPUT:
+        if scratch is not None and keep is ActivationPolicy.INPUT:
             return LayerMemory(keep, x, scratch.qkv, scratch.attended, scratch.middle, scratch.gate, scratch.up)
         attention = (empty(queries + 2 * keys), empty(queries), empty(frozen.hidden))
-        if scratch is not None and keep is Keep.NO_MLP:
+        if scratch is not None and keep is ActivationPolicy.NO_MLP:
             return LayerMemory(keep, x, *attention, scratch.gate, scratch.up)
         return LayerMemory(keep, x, *attention, empty(frozen.intermediate), empty(frozen.intermediate))

@@ -2,7 +2,7 @@
 
 Written out by hand, because the weights are frozen: what the gradient needs of a layer is small and known, goes to
 memory that is set aside once, and gradients take its place there. A layer is kept whole, or without what its MLP holds,
-or only by its input (`Keep`), and what isn't kept is computed again (arXiv 1604.06174).
+or only by its input (`ActivationPolicy`), and what isn't kept is computed again (arXiv 1604.06174).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from trials.engine.kernels.padded_attention import Attention
-from trials.engine.lora.multi_lora import LowRank, low_rank
-from trials.engine.model.activations import LayerMemory, Workspace
+from trials.engine.lora.multi_lora import MultiLora, multi_lora
+from trials.engine.model.activations import ActivationBuffers, LayerMemory
 from trials.engine.model.cross_entropy import token_losses, token_losses_and_gradient
 from trials.engine.model.frozen_base import QKV, FrozenDecoder, FrozenLayer
 from trials.engine.model.kernels import kernels_for
-from trials.engine.model.packed_batch import Batch
-from trials.model.activation_policy import Keep
+from trials.engine.model.packed_batch import PackedBatch
+from trials.model.activation_policy import ActivationPolicy
 
 OUT = ("o_proj",)
 GATE_UP = ("gate_proj", "up_proj")
@@ -29,27 +29,27 @@ DOWN = ("down_proj",)
 
 
 @dataclass
-class _Pass:
+class _PassState:
     """What all layers share in one micro-step."""
 
-    batch: Batch
+    batch: PackedBatch
     attention: Attention
     cos: Tensor
     sin: Tensor
-    low_rank: LowRank
-    low_rank_of_learned: LowRank
+    low_rank: MultiLora
+    low_rank_of_learned: MultiLora
     """For learned tokens only."""
     training: bool
 
 
 @dataclass
-class _Held:
+class _LayerState:
     """Of one layer, from its forward pass to its backward pass. Tensors are views of the workspace."""
 
     memory: LayerMemory
     after: LayerMemory
     """For what comes after attention: `memory`, or in the last layer its part for as many tokens as are learned."""
-    low_rank: LowRank
+    low_rank: MultiLora
     """For what comes after attention."""
     learned: Tensor | None
     """In the last layer, after whose attention no other token counts: their numbers."""
@@ -74,7 +74,7 @@ class _Held:
 class Decoder:
     """A frozen base model and the memory to run it in."""
 
-    def __init__(self, frozen: FrozenDecoder, workspace: Workspace) -> None:
+    def __init__(self, frozen: FrozenDecoder, workspace: ActivationBuffers) -> None:
         self.frozen = frozen
         self.workspace = workspace
         """Replaced between micro-steps, where memory is cut anew."""
@@ -83,7 +83,7 @@ class Decoder:
         self._counts = [frozen.heads, frozen.key_heads, frozen.key_heads]
 
     @torch.no_grad()
-    def losses(self, batch: Batch) -> Tensor:
+    def losses(self, batch: PackedBatch) -> Tensor:
         """Summed loss in nats of every row's learned tokens [rows], in float32 or wider. Nothing is kept."""
         shared = self._shared(batch, training=False)
         scratch = self.workspace.scratch(len(batch.input_ids))
@@ -93,7 +93,7 @@ class Decoder:
         return _row_sums(token_losses(hidden, self.frozen.head, batch.targets), batch)
 
     @torch.no_grad()
-    def train(self, batch: Batch) -> Tensor:
+    def train(self, batch: PackedBatch) -> Tensor:
         """As `losses`; adds the gradients of the weighted losses to those of the batch's adapters."""
         shared = self._shared(batch, training=True)
         layers = range(len(self.frozen.layers))
@@ -106,13 +106,15 @@ class Decoder:
             dx = self._attention_backward(layer, dx, kept, shared)
         return _row_sums(losses, batch)
 
-    def _held(self, index: int, memory: LayerMemory, shared: _Pass) -> _Held:
+    def _held(self, index: int, memory: LayerMemory, shared: _PassState) -> _LayerState:
         if index < len(self.frozen.layers) - 1:
-            return _Held(memory, memory, shared.low_rank, None)
+            return _LayerState(memory, memory, shared.low_rank, None)
         learned = shared.batch.learned
-        return _Held(memory, memory.view(len(learned)), shared.low_rank_of_learned, learned)
+        return _LayerState(memory, memory.view(len(learned)), shared.low_rank_of_learned, learned)
 
-    def _forward(self, embedded: Tensor, inputs: Sequence[Tensor], held: Sequence[_Held], shared: _Pass) -> Tensor:
+    def _forward(
+        self, embedded: Tensor, inputs: Sequence[Tensor], held: Sequence[_LayerState], shared: _PassState
+    ) -> Tensor:
         """Through all layers, each with its input in its place; gives the last one's output [learned, hidden]."""
         last = embedded.new_empty(len(shared.batch.learned), embedded.shape[1])
         inputs[0].copy_(embedded)
@@ -126,18 +128,18 @@ class Decoder:
             residual = kept.after.middle
         return last if residual is None else last.add_(residual)
 
-    def _shared(self, batch: Batch, *, training: bool) -> _Pass:
+    def _shared(self, batch: PackedBatch, *, training: bool) -> _PassState:
         cos, sin = self.frozen.rotary(batch.positions)
         groups = (QKV, OUT, GATE_UP, DOWN)
         dtype = self.frozen.dtype if training else torch.promote_types(self.frozen.dtype, torch.float32)
-        of_all = low_rank(batch.segments, batch.dropout, groups, dtype, self._kernels.products)
+        of_all = multi_lora(batch.segments, batch.dropout, groups, dtype, self._kernels.products)
         of_learned = of_all.narrowed(batch.learned, batch.learned_segments)
-        return _Pass(batch, self._kernels.attention(batch.lengths), cos, sin, of_all, of_learned, training)
+        return _PassState(batch, self._kernels.attention(batch.lengths), cos, sin, of_all, of_learned, training)
 
-    def _embed(self, batch: Batch) -> Tensor:
+    def _embed(self, batch: PackedBatch) -> Tensor:
         return self.frozen.embed(batch.input_ids)
 
-    def _head(self, states: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _head(self, states: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """Losses of learned tokens, and the gradient of the last layer's output [learned, hidden]."""
         hidden, rstd = self._ops.rms_norm(states, self.frozen.final_norm, self.frozen.eps)
         losses, dhidden = token_losses_and_gradient(hidden, self.frozen.head, batch.targets, batch.weights)
@@ -146,7 +148,7 @@ class Decoder:
         return losses, dstates
 
     def _attention_forward(
-        self, layer: FrozenLayer, x: Tensor, residual: Tensor | None, held: _Held, shared: _Pass
+        self, layer: FrozenLayer, x: Tensor, residual: Tensor | None, held: _LayerState, shared: _PassState
     ) -> None:
         """Adds the `residual` to `x`, and goes on up to `memory.attended`."""
         memory = held.memory
@@ -158,13 +160,13 @@ class Decoder:
         out = memory.attended.view(-1, self.frozen.heads, self.frozen.head_size)
         held.attention = shared.attention.forward(*self._heads(memory.qkv), out, training=shared.training)
 
-    def _project_out(self, layer: FrozenLayer, held: _Held) -> None:
+    def _project_out(self, layer: FrozenLayer, held: _LayerState) -> None:
         """From attention to `after.middle`, to which the layer's input has still to be added."""
         attended, middle = held.narrowed(held.memory.attended), held.after.middle
         torch.mm(attended, self._dense(layer, OUT).T, out=middle)
         held.inner[OUT] = held.low_rank.add(OUT, layer.index, attended, (middle,))
 
-    def _mlp_inside(self, layer: FrozenLayer, residual: Tensor | None, held: _Held) -> Tensor:
+    def _mlp_inside(self, layer: FrozenLayer, residual: Tensor | None, held: _LayerState) -> Tensor:
         """Adds the `residual` to `after.middle`, and gives what goes into down_proj."""
         after = held.after
         y, held.mlp_rstd = self._ops.rms_norm(after.middle, layer.mlp_norm, self.frozen.eps, residual)
@@ -174,16 +176,16 @@ class Decoder:
         h: Tensor = self._ops.swiglu(after.gate, after.up)
         return h
 
-    def _restore(self, layer: FrozenLayer, held: _Held, shared: _Pass) -> None:
+    def _restore(self, layer: FrozenLayer, held: _LayerState, shared: _PassState) -> None:
         """Computes again what wasn't kept."""
-        if held.memory.keep is Keep.INPUT:
+        if held.memory.keep is ActivationPolicy.INPUT:
             self._attention_forward(layer, held.memory.x, None, held, shared)
             self._project_out(layer, held)
             self._mlp_inside(layer, held.narrowed(held.memory.x), held)
-        elif held.memory.keep is Keep.NO_MLP:
+        elif held.memory.keep is ActivationPolicy.NO_MLP:
             self._mlp_inside(layer, None, held)
 
-    def _mlp_backward(self, layer: FrozenLayer, dx: Tensor, held: _Held) -> None:
+    def _mlp_backward(self, layer: FrozenLayer, dx: Tensor, held: _LayerState) -> None:
         """Turns `dx`, the gradient of the layer's output, into that of the residual stream in its middle."""
         after, low_rank = held.after, held.low_rank
         assert held.mlp_rstd is not None
@@ -201,7 +203,7 @@ class Decoder:
             low_rank.add_weight_gradients(GATE_UP, layer.index, y, held.inner[GATE_UP], dinner, gradients)
         self._ops.rms_norm_backward(dy, after.middle, layer.mlp_norm, held.mlp_rstd, dx)
 
-    def _attention_backward(self, layer: FrozenLayer, dx: Tensor, held: _Held, shared: _Pass) -> Tensor:
+    def _attention_backward(self, layer: FrozenLayer, dx: Tensor, held: _LayerState, shared: _PassState) -> Tensor:
         """From the gradient of the residual stream in the layer's middle to that of its input."""
         memory = held.memory
         assert held.attention_rstd is not None
@@ -219,7 +221,7 @@ class Decoder:
         self._ops.rms_norm_backward(dy, memory.x, layer.attention_norm, held.attention_rstd, dx)
         return dx
 
-    def _attend_backward(self, dout: Tensor, held: _Held, shared: _Pass) -> None:
+    def _attend_backward(self, dout: Tensor, held: _LayerState, shared: _PassState) -> None:
         """Puts the gradients of queries, keys and values in their place."""
         memory, heads = held.memory, (-1, self.frozen.heads, self.frozen.head_size)
         q, k, v = self._heads(memory.qkv)
@@ -247,5 +249,5 @@ class Decoder:
         return layer.dense(names, self.workspace.weight)
 
 
-def _row_sums(losses: Tensor, batch: Batch) -> Tensor:
+def _row_sums(losses: Tensor, batch: PackedBatch) -> Tensor:
     return torch.zeros(batch.row_count, dtype=losses.dtype, device=losses.device).index_add_(0, batch.row_of, losses)

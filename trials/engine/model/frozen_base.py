@@ -13,7 +13,7 @@ from torch import Tensor
 from trials.engine.model.kernels import gpu_ops
 from trials.errors import ModelError
 from trials.model.architecture import ARCHITECTURES
-from trials.model.memory_plan import KEPT_DENSE_BYTES, Sizes
+from trials.model.memory_plan import KEPT_DENSE_BYTES, ModelSizes
 
 QKV = ("q_proj", "k_proj", "v_proj")
 ATTENTION = (*QKV, "o_proj")
@@ -155,9 +155,9 @@ class FrozenDecoder:
         return [(m.name, m.shape[1], m.shape[0]) for layer in self.layers for m in layer.linears.values()]
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> ModelSizes:
         """What planning has to know of it."""
-        return Sizes(
+        return ModelSizes(
             layers=len(self.layers),
             hidden=self.hidden,
             intermediate=self.intermediate,

@@ -10,8 +10,8 @@ import torch
 
 from trials.engine.kernels import torch_ops
 from trials.engine.kernels.padded_attention import Attention, PaddedAttention
-from trials.engine.lora.groups import Dropout, Group
-from trials.engine.lora.torch_lora import PlainProducts, Products
+from trials.engine.lora.groups import AdapterGroup, Dropout
+from trials.engine.lora.torch_lora import LoraOps, TorchLoraOps
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Kernels:
     """With the functions of `torch_ops`."""
     attention: Callable[[Sequence[int]], Attention]
     """Of rows by their lengths in tokens."""
-    products: Callable[[Group, Dropout | None], Products]
+    products: Callable[[AdapterGroup, Dropout | None], LoraOps]
     """Of a group, and of its span's dropout."""
 
 
-PLAIN = Kernels(torch_ops, PaddedAttention, PlainProducts)
+PLAIN = Kernels(torch_ops, PaddedAttention, TorchLoraOps)
 
 
 def gpu_ops(device: torch.device) -> ModuleType | None:
@@ -45,6 +45,6 @@ def kernels_for(device: torch.device) -> Kernels:
     if ops is None:
         return PLAIN
     from trials.engine.kernels.packed_attention import PackedAttention
-    from trials.engine.lora.fused_lora import FusedProducts
+    from trials.engine.lora.fused_lora import FusedLoraOps
 
-    return Kernels(ops, PackedAttention, FusedProducts)
+    return Kernels(ops, PackedAttention, FusedLoraOps)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from trials.data.tokenization import IGNORED, TokenizedRow
-from trials.engine.kernels.sending import sent
+from trials.engine.kernels.sending import to_device_async
 from trials.engine.lora.adapter import Adapter
 from trials.engine.lora.groups import Dropout, Segment
 from trials.model.dropout import token_keys
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchSlice:
     """What one trial adds to a micro-step."""
 
     adapter: Adapter | None
@@ -36,7 +36,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PackedBatch:
     """Tensors of one micro-step, on the model's device."""
 
     input_ids: Tensor
@@ -60,7 +60,9 @@ class Batch:
     dropout: Dropout | None
 
 
-def make_batch(shares: Sequence[Share], dtype: torch.dtype, device: torch.device, *, training: bool) -> Batch:
+def make_batch(
+    shares: Sequence[BatchSlice], dtype: torch.dtype, device: torch.device, *, training: bool
+) -> PackedBatch:
     """Lays the rows of the shares end to end; dropout only if `training`. `dtype` is that of matrix products."""
     rows = [row for share in shares for row in share.rows]
     lengths = [len(row.input_ids) for row in rows]
@@ -79,9 +81,9 @@ def make_batch(shares: Sequence[Share], dtype: torch.dtype, device: torch.device
     dropout = _dropout(shares, positions, row_of, dtype) if training else None
 
     def there(tensor: Tensor) -> Tensor:
-        return sent(tensor, device)
+        return to_device_async(tensor, device)
 
-    return Batch(
+    return PackedBatch(
         input_ids=there(ids),
         positions=there(positions),
         lengths=lengths,
@@ -104,7 +106,7 @@ def fitting(rows: Sequence[TokenizedRow], tokens: int, start: int = 0) -> int:
     return max(start + 1, end)
 
 
-def _segments(shares: Sequence[Share], tokens: Sequence[int]) -> list[Segment]:
+def _segments(shares: Sequence[BatchSlice], tokens: Sequence[int]) -> list[Segment]:
     """Of so many tokens a share."""
     segments, start = [], 0
     for share, count in zip(shares, tokens, strict=True):
@@ -114,7 +116,7 @@ def _segments(shares: Sequence[Share], tokens: Sequence[int]) -> list[Segment]:
     return segments
 
 
-def _dropout(shares: Sequence[Share], positions: Tensor, row_of: Tensor, dtype: torch.dtype) -> Dropout | None:
+def _dropout(shares: Sequence[BatchSlice], positions: Tensor, row_of: Tensor, dtype: torch.dtype) -> Dropout | None:
     """On the CPU."""
     rates = [0.0 if share.adapter is None else share.adapter.dropout for share in shares]
     if not any(rates):

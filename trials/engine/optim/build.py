@@ -15,13 +15,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from trials.config import Hyperparameters, TrialConfig
-from trials.schedule import Length
+from trials.schedule import TrialLength
 
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
 
 
 def build_optimizer(
-    named_parameters: NamedParameters, config: TrialConfig, length: Length
+    named_parameters: NamedParameters, config: TrialConfig, length: TrialLength
 ) -> tuple[torch.optim.Optimizer, LRScheduler]:
     """For LoRA's A and B, named and ordered as PEFT does. The gradient is clipped by whoever takes the step."""
     hp = config.hyperparameters

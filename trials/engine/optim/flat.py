@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trials.config import Hyperparameters, TrialConfig
 from trials.engine.lora.adapter import Adapter
 from trials.engine.optim.build import build_optimizer
-from trials.schedule import Length
+from trials.schedule import TrialLength
 
 _BLOCK = 256
 """Numbers that share a scale in bitsandbytes' 8-bit state."""
@@ -29,10 +29,10 @@ _WRAPPED = "__bnb_optimizer_quant_state__"
 State = dict[str, Any]
 
 
-class Stepper:
+class FlatOptimizer:
     """Optimizer and schedule of one adapter."""
 
-    def __init__(self, adapter: Adapter, config: TrialConfig, length: Length) -> None:
+    def __init__(self, adapter: Adapter, config: TrialConfig, length: TrialLength) -> None:
         named = adapter.named_parameters()
         self._shapes = [parameter.shape for _, parameter in named]
         self._is_flat = _may_be_flat(config.hyperparameters, self._shapes)

@@ -13,25 +13,25 @@ import torch
 from trials.config import TrialConfig
 from trials.data.tokenization import TokenizedRow
 from trials.engine.lora.adapter import Adapter
-from trials.engine.runtime.step_loop import Loop
-from trials.evaluation.answer_scorer import Scorer
+from trials.engine.runtime.step_loop import StepLoop
+from trials.evaluation.answer_scorer import AnswerScorer
 from trials.evaluation.eval_loss import shared_losses
 from trials.metrics.row_losses import RowLosses
 from trials.model.adapter_files import save_adapter
 from trials.model.loading import attach_adapter
 from trials.records.trial_dir import EvalPoint
-from trials.system.distributed import ALONE, Ranks
+from trials.system.distributed import ALONE, ProcessGroup
 
 
 @dataclass(frozen=True)
-class EngineSubject:
+class EngineModel:
     """An adapter on the engine's base model, or that base model alone."""
 
-    loop: Loop
+    loop: StepLoop
     config: TrialConfig
     rows: Sequence[TokenizedRow]
     adapter: Adapter | None
-    ranks: Ranks = ALONE
+    ranks: ProcessGroup = ALONE
 
     def losses(self) -> RowLosses:
         """Of the eval rows, as it is now."""
@@ -42,7 +42,7 @@ class EngineSubject:
         assert self.adapter is not None
         save_adapter(self.adapter.named_parameters(), self.config, path)
 
-    def scored(self, scorer: Scorer, point: EvalPoint, losses: RowLosses) -> EvalPoint:
+    def scored(self, scorer: AnswerScorer, point: EvalPoint, losses: RowLosses) -> EvalPoint:
         """Answers come from transformers' own model, which nobody else uses meanwhile."""
 
         def score() -> EvalPoint:

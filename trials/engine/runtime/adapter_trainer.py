@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from trials.data.tokenization import TokenizedRow
-from trials.engine.kernels.async_scalars import Later
+from trials.engine.kernels.async_scalars import AsyncScalars
 from trials.engine.lora.adapter import Adapter
-from trials.engine.model.packed_batch import Share
-from trials.engine.optim.flat import Stepper
-from trials.system.distributed import ALONE, Ranks
+from trials.engine.model.packed_batch import BatchSlice
+from trials.engine.optim.flat import FlatOptimizer
+from trials.system.distributed import ALONE, ProcessGroup
 
 
 @dataclass(frozen=True)
 class StepDone:
     """An optimizer step that was taken."""
 
-    figures: Later
+    figures: AsyncScalars
     """Mean loss of the step's learned tokens, in nats, and the gradient's L2 norm before clipping."""
     learning_rate: float
     tokens: int
@@ -29,17 +29,17 @@ class StepDone:
     """Seconds since the epoch; a GPU may be one micro-step behind."""
 
 
-class Trainee:
+class AdapterTrainer:
     """Takes its optimizer steps as soon as their rows have passed. Belongs to the loop's thread while it trains."""
 
     def __init__(
         self,
         adapter: Adapter,
-        stepper: Stepper,
+        stepper: FlatOptimizer,
         max_grad_norm: float | None,
         rows_of_step: Callable[[int], Sequence[TokenizedRow]],
         steps_done: int,
-        ranks: Ranks = ALONE,
+        ranks: ProcessGroup = ALONE,
     ) -> None:
         """`rows_of_step` gives the rows of an optimizer step, counted from 0; it's asked in order.
 
@@ -76,7 +76,7 @@ class Trainee:
         self._loss = None
         self.adapter.gradient.zero_()
 
-    def take(self, room: int) -> Share | None:
+    def take(self, room: int) -> BatchSlice | None:
         """The next rows that fit into so many tokens; None if not even one does."""
         end = self._passed
         while end < len(self._rows) and len(self._rows[end].input_ids) <= room:
@@ -85,7 +85,7 @@ class Trainee:
         if end == self._passed:
             return None
         slot = self._first_slot + self._passed
-        share = Share(self.adapter, self._rows[self._passed : end], self._weight, self.steps_done, slot)
+        share = BatchSlice(self.adapter, self._rows[self._passed : end], self._weight, self.steps_done, slot)
         self._passed = end
         self.served += share.tokens
         return share
@@ -131,6 +131,6 @@ class Trainee:
         rate = self._stepper.learning_rate
         self._stepper.step()
         self.steps_done += 1
-        figures = Later(torch.stack([self._loss, norm]))
+        figures = AsyncScalars(torch.stack([self._loss, norm]))
         self.done.append(StepDone(figures, rate, self._step_tokens, time.time()))
         return self.done[-1]

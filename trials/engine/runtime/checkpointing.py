@@ -21,16 +21,16 @@ from transformers import TrainerControl, TrainerState
 from trials.config import TrialConfig
 from trials.data.split import Split
 from trials.engine.optim.build import NamedParameters
-from trials.engine.optim.flat import Stepper
+from trials.engine.optim.flat import FlatOptimizer
 from trials.errors import RunFolderError
 from trials.model.adapter_files import read_adapter, save_adapter
 from trials.records.checkpoints import Checkpoint, CheckpointWriter, LogState
-from trials.schedule import Length, logging_steps, micro_batch_rows
+from trials.schedule import TrialLength, logging_steps, micro_batch_rows
 
 _OPTIMIZER, _SCHEDULER, _RANDOM, _STATE = "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"
 
 
-def first_state(config: TrialConfig, train: Split, length: Length) -> TrainerState:
+def first_state(config: TrialConfig, train: Split, length: TrialLength) -> TrainerState:
     """The state of a trial that hasn't begun, with all that `Trainer` asks of it in a checkpoint."""
     batch = config.hyperparameters.effective_batch
     steps_per_epoch = math.ceil(len(train) / batch)
@@ -47,7 +47,7 @@ def write_checkpoint(
     writer: CheckpointWriter,
     config: TrialConfig,
     named_parameters: NamedParameters,
-    stepper: Stepper,
+    stepper: FlatOptimizer,
     state: TrainerState,
     log: LogState,
 ) -> None:
@@ -67,7 +67,7 @@ def write_checkpoint(
 def read_checkpoint(
     checkpoint: Checkpoint,
     named_parameters: NamedParameters,
-    stepper: Stepper,
+    stepper: FlatOptimizer,
 ) -> TrainerState:
     """Puts parameters, optimizer and schedule where they were, whoever wrote the checkpoint; gives the state.
 

@@ -8,7 +8,7 @@ _SAYS_GPU = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]", "cuDNN er
 """How the driver's and the libraries' errors come through torch and Triton, as plain `RuntimeError`s."""
 
 
-def is_breakdown(error: BaseException) -> bool:
+def is_fatal_gpu_error(error: BaseException) -> bool:
     """Whether a kernel failed, or the GPU is lost, and not for want of memory.
 
     Who got the error says little: kernels run behind their launch. What else is in the GPU's memory may be spoilt too.

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Pulse:
+class Heartbeat:
     """Of the threads at work. Its methods may be called from any thread; each is about the thread that calls."""
 
     def __init__(self) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from trials.engine.memory.manager import Learn
 from trials.engine.model.decoder import Decoder
-from trials.engine.model.packed_batch import Share, make_batch
-from trials.engine.runtime.adapter_trainer import StepDone, Trainee
-from trials.engine.runtime.gpu_errors import is_breakdown
+from trials.engine.model.packed_batch import BatchSlice, make_batch
+from trials.engine.runtime.adapter_trainer import AdapterTrainer, StepDone
+from trials.engine.runtime.gpu_errors import is_fatal_gpu_error
 from trials.system.oom import is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -29,16 +29,16 @@ class DivergedError(Exception):
 
 
 @dataclass
-class Training:
+class ActiveTrial:
     """A trial that trains, and who waits for it."""
 
-    trainee: Trainee
+    trainee: AdapterTrainer
     is_there: IsThere
     future: Future[None]
     tokens: int = 0
 
 
-class MicroSteps:
+class MicroBatcher:
     """The trials that train at the moment. Belongs to the loop's thread."""
 
     def __init__(self, decoder: Decoder, limit: int, learn: Learn) -> None:
@@ -46,14 +46,14 @@ class MicroSteps:
         self._learn = learn
         self.limit = limit
         """Tokens of a micro-step at most, but for a single row."""
-        self._training: list[Training] = []
-        self._unseen: list[tuple[Training, StepDone]] = []
+        self._training: list[ActiveTrial] = []
+        self._unseen: list[tuple[ActiveTrial, StepDone]] = []
 
     def __bool__(self) -> bool:
         """Whether anybody trains."""
         return bool(self._training)
 
-    def join(self, training: Training) -> None:
+    def join(self, training: ActiveTrial) -> None:
         """A trial trains from now on."""
         # Nobody who comes later makes the others wait until it has had as much as they.
         least = min((other.trainee.served for other in self._training), default=0)
@@ -65,7 +65,7 @@ class MicroSteps:
         for training in list(self._training):
             self._leave(training, error)
 
-    def _begin_step(self, training: Training) -> None:
+    def _begin_step(self, training: ActiveTrial) -> None:
         try:
             training.trainee.begin_step()
         except Exception as error:
@@ -96,9 +96,9 @@ class MicroSteps:
             if not training.future.done():
                 self._finish_step(training)
 
-    def _take_rows(self) -> list[tuple[Training, Share]]:
+    def _take_rows(self) -> list[tuple[ActiveTrial, BatchSlice]]:
         room = self.limit
-        taken: list[tuple[Training, Share]] = []
+        taken: list[tuple[ActiveTrial, BatchSlice]] = []
         for training in sorted(self._training, key=lambda training: training.trainee.served):
             share = training.trainee.take(room)
             if share is None and not taken:
@@ -108,12 +108,12 @@ class MicroSteps:
                 taken.append((training, share))
         return sorted(taken, key=_beside_its_like)
 
-    def _note(self, taken: Sequence[tuple[Training, Share]], losses: Tensor) -> None:
+    def _note(self, taken: Sequence[tuple[ActiveTrial, BatchSlice]], losses: Tensor) -> None:
         parts = torch.split(losses, [len(share.rows) for _, share in taken])
         for (training, _), part in zip(taken, parts, strict=True):
             training.trainee.add_losses(part)
 
-    def _finish_step(self, training: Training) -> None:
+    def _finish_step(self, training: ActiveTrial) -> None:
         failure: Exception | None = None
         try:
             step = training.trainee.take_step()
@@ -130,7 +130,7 @@ class MicroSteps:
         else:
             self._begin_step(training)
 
-    def _fail_step(self, training: Training, error: Exception) -> None:
+    def _fail_step(self, training: ActiveTrial, error: Exception) -> None:
         """Begins the step anew if there wasn't memory for the optimizer's state; smaller micro-steps leave more."""
         trainee = training.trainee
         most = None
@@ -152,7 +152,7 @@ class MicroSteps:
                 self._leave(training, DivergedError("the gradient is not finite"))
         self._unseen = []
 
-    def _break_off(self, taken: Sequence[tuple[Training, Share]], error: Exception) -> None:
+    def _break_off(self, taken: Sequence[tuple[ActiveTrial, BatchSlice]], error: Exception) -> None:
         """After a failed micro-step: its trials begin their optimizer steps anew, with less at once.
 
         What fails with a single row, where nothing needs less, is that trial's own failure, and what isn't for want of
@@ -176,9 +176,9 @@ class MicroSteps:
             else:
                 self._leave(training, error)
 
-    def _leave(self, training: Training, error: Exception | None) -> None:
+    def _leave(self, training: ActiveTrial, error: Exception | None) -> None:
         """Raises what is no trial's own; the training is abandoned then with all others."""
-        if error is not None and is_breakdown(error):
+        if error is not None and is_fatal_gpu_error(error):
             if training not in self._training:
                 self._training.append(training)
             raise error
@@ -190,7 +190,7 @@ class MicroSteps:
             training.future.set_exception(error)
 
 
-def _beside_its_like(taken: tuple[Training, Share]) -> tuple[int, tuple[str, ...]]:
+def _beside_its_like(taken: tuple[ActiveTrial, BatchSlice]) -> tuple[int, tuple[str, ...]]:
     """Orders shares so that adapters of one module lie together: between them nothing has to be computed for it."""
     modules = taken[0].trainee.adapter.modules
     return len(modules), modules

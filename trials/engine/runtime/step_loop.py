@@ -21,23 +21,23 @@ from torch import Tensor
 
 from trials.config import Machine
 from trials.data.tokenization import TokenizedRow
-from trials.engine.kernels.async_scalars import Later
+from trials.engine.kernels.async_scalars import AsyncScalars
 from trials.engine.lora.adapter import Adapter
-from trials.engine.memory.dry_run import Rehearsal
-from trials.engine.memory.manager import Room
-from trials.engine.memory.oom_history import Guest
+from trials.engine.memory.dry_run import DryRun
+from trials.engine.memory.manager import MemoryManager
+from trials.engine.memory.oom_history import TrialFootprint
 from trials.engine.model.decoder import Decoder
 from trials.engine.model.frozen_base import FrozenDecoder
-from trials.engine.model.packed_batch import Share, fitting, make_batch
-from trials.engine.runtime.adapter_trainer import Trainee
-from trials.engine.runtime.gpu_errors import is_breakdown
-from trials.engine.runtime.heartbeat import Pulse
-from trials.engine.runtime.micro_batches import IsThere, MicroSteps, Training
+from trials.engine.model.packed_batch import BatchSlice, fitting, make_batch
+from trials.engine.runtime.adapter_trainer import AdapterTrainer
+from trials.engine.runtime.gpu_errors import is_fatal_gpu_error
+from trials.engine.runtime.heartbeat import Heartbeat
+from trials.engine.runtime.micro_batches import ActiveTrial, IsThere, MicroBatcher
 from trials.engine.runtime.profiling import KernelClock, kernel_clock
 from trials.metrics.row_losses import RowLosses
-from trials.records.memory_report import MemoryUse
+from trials.records.memory_report import MemoryReport
 from trials.system.oom import is_out_of_memory
-from trials.training.outcome import CutOffError
+from trials.training.outcome import TrialInterrupted
 
 logger = logging.getLogger(__name__)
 
@@ -47,36 +47,36 @@ _NOBODY = -1
 """A guest's key; trials' are addresses."""
 
 
-class EngineClosedError(CutOffError):
+class EngineClosedError(TrialInterrupted):
     """The engine ended before the trial did."""
 
 
-class Loop:
+class StepLoop:
     """Runs work of trials, which ask for it from threads of their own and wait for the future."""
 
     def __init__(self, frozen: FrozenDecoder, machine: Machine) -> None:
         self.frozen = frozen
-        self.pulse = Pulse()
+        self.pulse = Heartbeat()
         """Of this thread, and of those that ask it for work."""
-        self._room = Room(frozen, machine)
+        self._room = MemoryManager(frozen, machine)
         self._decoder = Decoder(frozen, self._room.workspace)
-        self._micro_steps = MicroSteps(self._decoder, self._room.limit, self._learn)
+        self._micro_steps = MicroBatcher(self._decoder, self._room.limit, self._learn)
         self._changed = threading.Condition()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._joining: deque[Training] = deque()
+        self._joining: deque[ActiveTrial] = deque()
         self._is_closed = False
         self._farewell = "the engine has ended"
         self._clock: KernelClock | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def train(self, trainee: Trainee, is_there: IsThere) -> Future[None]:
+    def train(self, trainee: AdapterTrainer, is_there: IsThere) -> Future[None]:
         """Takes optimizer steps until `is_there` says so, at least one.
 
         The future raises `DivergedError`, torch's error if memory doesn't suffice for a single row, or
         `EngineClosedError`.
         """
-        training = Training(trainee, is_there, Future())
+        training = ActiveTrial(trainee, is_there, Future())
         with self._changed:
             self._refuse_closed()
             self._joining.append(training)
@@ -88,7 +88,7 @@ class Loop:
 
         Only the caller waits for the figures: the thread that computes goes on with what others want.
         """
-        later: Later = self.wait_for(self.call(lambda: self._evaluate(adapter, rows)))
+        later: AsyncScalars = self.wait_for(self.call(lambda: self._evaluate(adapter, rows)))
         with self.relying_on_gpu():
             losses = later.read()
         return RowLosses(losses, [row.completion_tokens for row in rows])
@@ -102,7 +102,7 @@ class Loop:
         try:
             yield
         except RuntimeError as error:
-            if is_breakdown(error):
+            if is_fatal_gpu_error(error):
                 self.wait_for(self.call(partial(_raise, error)))
             raise
 
@@ -120,7 +120,7 @@ class Loop:
         with self.pulse.resting():
             return future.result()
 
-    def enter(self, key: int, guest: Guest) -> None:
+    def enter(self, key: int, guest: TrialFootprint) -> None:
         """Makes room for a trial. Raises torch's error if memory doesn't suffice."""
         self.wait_for(self.call(lambda: self._enter_room(key, guest)))
 
@@ -129,7 +129,7 @@ class Loop:
         with suppress(EngineClosedError):
             self.wait_for(self.call(lambda: self._leave_room(key)))
 
-    def rehearse(self, guest: Guest, work: Callable[[Decoder], None]) -> None:
+    def rehearse(self, guest: TrialFootprint, work: Callable[[Decoder], None]) -> None:
         """Runs something by itself, with room for a guest who is none of the trials."""
 
         def run() -> None:
@@ -162,18 +162,18 @@ class Loop:
                 raise failure
             logger.warning("out of memory before a trial trains; at most %d tokens at once from now on", most)
 
-    def try_out(self, rehearsal: Rehearsal) -> MemoryUse:
+    def try_out(self, rehearsal: DryRun) -> MemoryReport:
         """Tries the worst micro-step of a trial that has entered, where nothing like it has been tried yet.
 
         Raises torch's error if memory doesn't suffice for a single row.
         """
         run = partial(rehearsal.run, self._room, self._decoder, self._learn)
-        found: MemoryUse = self.wait_for(self.call(run))
+        found: MemoryReport = self.wait_for(self.call(run))
         return found
 
-    def memory_use(self, key: int) -> MemoryUse:
+    def memory_use(self, key: int) -> MemoryReport:
         """As `try_out` gave it, and as it is by now; the peak is that of the whole process."""
-        found: MemoryUse = self.wait_for(self.call(lambda: self._room.memory_use(key)))
+        found: MemoryReport = self.wait_for(self.call(lambda: self._room.memory_use(key)))
         return found
 
     @property
@@ -223,7 +223,7 @@ class Loop:
             if not self._micro_steps:
                 self._micro_steps.look_at_figures()
 
-    def _enter_room(self, key: int, guest: Guest) -> None:
+    def _enter_room(self, key: int, guest: TrialFootprint) -> None:
         if self._clock is None:
             self._clock = kernel_clock()
         self._room.enter(key, guest)
@@ -236,7 +236,7 @@ class Loop:
         if self._clock is not None:
             self._clock.trial_left()
 
-    def _use(self, room: Room) -> None:
+    def _use(self, room: MemoryManager) -> None:
         """What the room holds may have been cut anew."""
         self._decoder.workspace = room.workspace
 
@@ -264,7 +264,7 @@ class Loop:
         self._micro_steps.limit = self._room.limit
         return self._room.limit
 
-    def _evaluate(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> Later:
+    def _evaluate(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> AsyncScalars:
         sums: list[Tensor] = []
         start = 0
         while start < len(rows):
@@ -274,14 +274,14 @@ class Loop:
                 sums.append(found)
                 start = end
             self.pulse.beat()
-        return Later(torch.cat(sums))
+        return AsyncScalars(torch.cat(sums))
 
     def _losses(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> Tensor | None:
         """None: there wasn't memory for so many rows at once; there will be more, or fewer rows.
 
         Raises torch's error for a single row that nothing can be done about.
         """
-        frozen, share = self.frozen, Share(adapter, rows, 1.0)
+        frozen, share = self.frozen, BatchSlice(adapter, rows, 1.0)
         try:
             return self._decoder.losses(make_batch([share], frozen.dtype, frozen.device, training=False))
         except Exception as error:
@@ -300,7 +300,7 @@ def _answer(function: Callable[[], Any], future: Future[Any]) -> None:
     try:
         future.set_result(function())
     except BaseException as error:
-        if is_breakdown(error):
+        if is_fatal_gpu_error(error):
             raise
         future.set_exception(error)
 

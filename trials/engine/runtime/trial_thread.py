@@ -12,33 +12,33 @@ from transformers.integrations import rewrite_logs
 
 from trials.data.tokenization import TokenizedRow
 from trials.engine.lora.adapter import Adapter
-from trials.engine.memory.dry_run import Rehearsal
-from trials.engine.optim.flat import Stepper
-from trials.engine.runtime.adapter_model import EngineSubject
-from trials.engine.runtime.adapter_trainer import Trainee
+from trials.engine.memory.dry_run import DryRun
+from trials.engine.optim.flat import FlatOptimizer
+from trials.engine.runtime.adapter_model import EngineModel
+from trials.engine.runtime.adapter_trainer import AdapterTrainer
 from trials.engine.runtime.checkpointing import first_state, read_checkpoint, write_checkpoint
 from trials.engine.runtime.micro_batches import DivergedError
-from trials.engine.runtime.step_loop import EngineClosedError, Loop
+from trials.engine.runtime.step_loop import EngineClosedError, StepLoop
 from trials.engine.runtime.training_log import TrainingLog
-from trials.evaluation.answer_scorer import Scorer
+from trials.evaluation.answer_scorer import AnswerScorer
 from trials.records.checkpoints import CheckpointWriter
-from trials.records.memory_report import Attempt, MemoryUse, keep_memory_use
+from trials.records.memory_report import Attempt, MemoryReport, write_memory_report
 from trials.records.trial_dir import Ending, EndingKind
-from trials.schedule import Milestones, checkpoint_steps, evaluation_tokens, full_length
+from trials.schedule import TokenTriggers, checkpoint_steps, evaluation_tokens, full_length
 from trials.system.oom import is_out_of_memory
 from trials.tracking.event_log import EventLog
-from trials.training.evaluation_loop import Job, Supervisor, moment_of
+from trials.training.evaluation_loop import EvaluationLoop, TrainingRun, progress_of
 from trials.training.row_order import RowOrder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Program:
+class EngineTrial:
     """A trial's own state, and the order in which things happen to it."""
 
     def __init__(
-        self, job: Job, tokenizer: PreTrainedTokenizerBase, loop: Loop, eval_rows: Sequence[TokenizedRow]
+        self, job: TrainingRun, tokenizer: PreTrainedTokenizerBase, loop: StepLoop, eval_rows: Sequence[TokenizedRow]
     ) -> None:
         config, data, hp = job.config, job.data, job.config.hyperparameters
         self._job, self._config, self._loop = job, config, loop
@@ -54,19 +54,19 @@ class Program:
         self._state = ranks.own(lambda: loop.set_aside(self._first_state))
         log = (job.checkpoint.progress.log,) if job.checkpoint else ()
         self._log = TrainingLog(self._state, *log)
-        self._trainee = Trainee(
+        self._trainee = AdapterTrainer(
             self._adapter, self._stepper, hp.max_grad_norm, self._rows_of_step(), self._state.global_step, ranks
         )
         tokens = evaluation_tokens(self._length.tokens, config.evaluation, data.train.epoch)
-        self._evaluations = Milestones(tokens, self._tokens_seen)
+        self._evaluations = TokenTriggers(tokens, self._tokens_seen)
         self._checkpoint_steps = checkpoint_steps(hp.effective_batch, config.machine)
         self._checkpoints = CheckpointWriter(job.folder, job.stopwatch, base_loss, config.machine.keep_checkpoints)
         self._checkpointed: int | None = None
         """The step of the newest checkpoint that it has written."""
         self._finished = Ending(EndingKind.FINISHED, f"trained for all its {self._length.steps} steps")
-        scorer = Scorer(config, data.eval, tokenizer, job.folder, job.stopwatch, ranks)
-        subject = EngineSubject(loop, config, eval_rows, self._adapter, ranks)
-        self._supervisor = Supervisor(job, subject, scorer, base_loss, self._finished)
+        scorer = AnswerScorer(config, data.eval, tokenizer, job.folder, job.stopwatch, ranks)
+        subject = EngineModel(loop, config, eval_rows, self._adapter, ranks)
+        self._supervisor = EvaluationLoop(job, subject, scorer, base_loss, self._finished)
 
     def run(self) -> Ending | None:
         """Trains to the end; None: the callback said stop, or the trial is called off."""
@@ -85,7 +85,7 @@ class Program:
                 Attempt(max(1, tokens // self._job.data.train.longest), tokens, self._memory.recomputation, fits=False)
                 for tokens in ran_out
             ]
-            keep_memory_use(self._job.folder, now.after([*self._memory.tried, *tried]))
+            write_memory_report(self._job.folder, now.after([*self._memory.tried, *tried]))
 
     def _train(self) -> Ending | None:
         with EventLog(self._job.folder, self._state.global_step) as events:
@@ -155,7 +155,7 @@ class Program:
             if with_checkpoint:
                 self._write_checkpoint()
 
-        return self._supervisor.evaluate(moment_of(self._state), on_record)
+        return self._supervisor.evaluate(progress_of(self._state), on_record)
 
     def _diverged(self) -> Ending:
         return Ending(EndingKind.DIVERGED, f"its loss or gradient is not finite after {self._state.global_step} steps")
@@ -171,24 +171,24 @@ class Program:
         parameters = self._adapter.named_parameters()
         write_checkpoint(self._checkpoints, self._config, parameters, self._stepper, self._state, self._log.pending)
 
-    def _make_stepper(self) -> Stepper:
-        return Stepper(self._adapter, self._config, self._length)
+    def _make_stepper(self) -> FlatOptimizer:
+        return FlatOptimizer(self._adapter, self._config, self._length)
 
-    def _tried_out(self) -> MemoryUse:
+    def _tried_out(self) -> MemoryReport:
         """Whether the trial fits into memory, before it has anything to lose; leaves what was found in its folder."""
         data, key = self._job.data, id(self._job)
 
         def longest_rows(tokens: int) -> tuple[Sequence[TokenizedRow], Sequence[TokenizedRow]]:
             return data.train.longest_rows(tokens), data.eval.longest_rows(tokens)
 
-        rehearsal = Rehearsal(key, self._adapter, self._make_stepper, longest_rows)
+        rehearsal = DryRun(key, self._adapter, self._make_stepper, longest_rows)
         try:
             found = self._loop.try_out(rehearsal)
         except Exception as error:
             if is_out_of_memory(error):
-                keep_memory_use(self._job.folder, self._loop.memory_use(key).after(rehearsal.tried))
+                write_memory_report(self._job.folder, self._loop.memory_use(key).after(rehearsal.tried))
             raise
-        keep_memory_use(self._job.folder, found)
+        write_memory_report(self._job.folder, found)
         return found
 
     def _first_state(self) -> TrainerState:
@@ -209,7 +209,7 @@ class Program:
         """Of the untrained base, evaluated only if neither the config nor the checkpoint knows it."""
         known = self._job.base_eval_loss
         return (
-            EngineSubject(self._loop, self._config, eval_rows, None, self._job.ranks).losses().mean
+            EngineModel(self._loop, self._config, eval_rows, None, self._job.ranks).losses().mean
             if known is None
             else known
         )

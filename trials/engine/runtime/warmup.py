@@ -7,10 +7,10 @@ from functools import partial
 from trials.config import Hyperparameters
 from trials.data.tokenization import IGNORED, TokenizedRow
 from trials.engine.lora.adapter import Adapter, parameter_count
-from trials.engine.memory.oom_history import Guest
+from trials.engine.memory.oom_history import TrialFootprint
 from trials.engine.model.decoder import Decoder
-from trials.engine.model.packed_batch import Share, make_batch
-from trials.engine.runtime.step_loop import Loop
+from trials.engine.model.packed_batch import BatchSlice, make_batch
+from trials.engine.runtime.step_loop import StepLoop
 from trials.model.memory_plan import adapter_bytes
 from trials.system.oom import is_out_of_memory
 
@@ -21,7 +21,7 @@ _TARGETS = ("v_proj", "down_proj")
 _ROW = TokenizedRow("warm-up", [0] * 70, [IGNORED] * 35 + [0] * 35)
 
 
-def warm_up(loop: Loop) -> None:
+def compile_kernels(loop: StepLoop) -> None:
     """Passes a few tokens through adapters of every kind that kernels are compiled for; leaves nothing behind.
 
     Where memory doesn't suffice for the largest, trials may still be small enough: theirs are compiled when they come.
@@ -30,7 +30,7 @@ def warm_up(loop: Loop) -> None:
         hp = Hyperparameters(lora_rank=rank, target_modules=_TARGETS, lora_dropout=0.1, epochs=1.0)
         size = adapter_bytes(parameter_count(loop.frozen.targets, hp), hp, loop.frozen.dtype.itemsize)
         try:
-            loop.rehearse(Guest(size, len(_ROW.input_ids), len(_ROW.input_ids)), partial(_pass, hp))
+            loop.rehearse(TrialFootprint(size, len(_ROW.input_ids), len(_ROW.input_ids)), partial(_pass, hp))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -40,7 +40,7 @@ def warm_up(loop: Loop) -> None:
 def _pass(hp: Hyperparameters, decoder: Decoder) -> None:
     frozen = decoder.frozen
     adapter = Adapter(frozen.targets, hp, 0, frozen.final_norm)
-    share = Share(adapter, [_ROW], 1.0)
+    share = BatchSlice(adapter, [_ROW], 1.0)
     for dropout in (hp.lora_dropout, 0.0):
         adapter.dropout = dropout
         decoder.train(make_batch([share], frozen.dtype, frozen.device, training=True))

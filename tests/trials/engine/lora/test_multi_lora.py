@@ -7,10 +7,10 @@ from torch import Tensor
 
 from tests.trials.engine.model.test_decoder import ALL, adapter_of, model_of, rows_of_lengths
 from trials.engine.lora.adapter import Adapter
-from trials.engine.lora.multi_lora import LowRank, low_rank
+from trials.engine.lora.multi_lora import MultiLora, multi_lora
 from trials.engine.model.decoder import GATE_UP
 from trials.engine.model.kernels import PLAIN
-from trials.engine.model.packed_batch import Batch, Share, make_batch
+from trials.engine.model.packed_batch import BatchSlice, PackedBatch, make_batch
 
 TARGETS = (("q_proj",), ("gate_proj",), ("up_proj", "gate_proj"), ALL, ("v_proj",))
 """Of five adapters; the middle three have modules of the MLP."""
@@ -18,21 +18,21 @@ WITH_MLP = slice(1, 4)
 HIDDEN, INNER = 32, 48
 
 
-def adapters_and_batch(dropout: float) -> tuple[list[Adapter], Batch]:
+def adapters_and_batch(dropout: float) -> tuple[list[Adapter], PackedBatch]:
     model = model_of()
     adapters = [
         adapter_of(model, seed=number, lora_rank=number + 2, target_modules=targets, lora_dropout=dropout)
         for number, targets in enumerate(TARGETS)
     ]
-    shares = [Share(adapter, rows_of_lengths([6, 9], seed=n), 0.1, step=n) for n, adapter in enumerate(adapters)]
+    shares = [BatchSlice(adapter, rows_of_lengths([6, 9], seed=n), 0.1, step=n) for n, adapter in enumerate(adapters)]
     return adapters, make_batch(shares, torch.float64, torch.device("cpu"), training=True)
 
 
-def low_rank_of(batch: Batch) -> LowRank:
-    return low_rank(batch.segments, batch.dropout, [GATE_UP], torch.float64, PLAIN.products)
+def low_rank_of(batch: PackedBatch) -> MultiLora:
+    return multi_lora(batch.segments, batch.dropout, [GATE_UP], torch.float64, PLAIN.products)
 
 
-def expected_outputs(batch: Batch, x: Tensor, name: str) -> Tensor:
+def expected_outputs(batch: PackedBatch, x: Tensor, name: str) -> Tensor:
     """One segment after the other, of layer 1."""
     y = torch.zeros(len(x), INNER, dtype=x.dtype)
     for segment in batch.segments:
@@ -61,7 +61,7 @@ def test_gradients_are_those_of_each_adapter_alone_with_dropout_too() -> None:
     x, dy = (torch.randn(len(batch.input_ids), size, dtype=torch.float64) for size in (HIDDEN, INNER))
     gradients = [dy, dy * 2]
 
-    def passed(part: LowRank) -> Tensor:
+    def passed(part: MultiLora) -> Tensor:
         inner = part.add(GATE_UP, 1, x, [torch.zeros_like(dy), torch.zeros_like(dy)])
         assert inner is not None
         dx = torch.zeros_like(x)
@@ -76,7 +76,7 @@ def test_gradients_are_those_of_each_adapter_alone_with_dropout_too() -> None:
         adapter.gradient.zero_()
     alone = torch.zeros_like(together)
     for segment in batch.segments[WITH_MLP]:
-        alone += passed(low_rank([segment], batch.dropout, [GATE_UP], torch.float64, PLAIN.products))
+        alone += passed(multi_lora([segment], batch.dropout, [GATE_UP], torch.float64, PLAIN.products))
     torch.testing.assert_close(together, alone)
     for adapter, gradient in zip(adapters, found, strict=True):
         torch.testing.assert_close(adapter.gradient, gradient)

@@ -16,14 +16,14 @@ from tests.support.trained_trials import Workshop
 from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
 from trials.engine.lora.adapter import Adapter
-from trials.engine.memory.oom_history import Experience, Guest, Proof
+from trials.engine.memory.oom_history import OomHistory, TrialFootprint, VerifiedFit
 from trials.engine.model.decoder import Decoder
-from trials.engine.model.packed_batch import Batch
-from trials.engine.optim.flat import Stepper
-from trials.model.activation_policy import Keep
-from trials.model.memory_plan import Plan
-from trials.records.memory_report import MemoryUse, keep_memory_use, read_memory_use
-from trials.records.trial_dir import EndingKind, TrialFolder, TrialRecord
+from trials.engine.model.packed_batch import PackedBatch
+from trials.engine.optim.flat import FlatOptimizer
+from trials.model.activation_policy import ActivationPolicy
+from trials.model.memory_plan import MicroBatchPlan
+from trials.records.memory_report import MemoryReport, read_memory_report, write_memory_report
+from trials.records.trial_dir import EndingKind, TrialDir, TrialRecord
 
 ROWS = 18
 
@@ -34,11 +34,11 @@ def longest(small_data: TrialData) -> int:
     return first_rows(small_data.train, ROWS).longest
 
 
-def _watch(monkeypatch: pytest.MonkeyPatch, name: str, look: Callable[[Batch], None]) -> None:
+def _watch(monkeypatch: pytest.MonkeyPatch, name: str, look: Callable[[PackedBatch], None]) -> None:
     """Looks at every batch that is trained on (`train`) or evaluated (`losses`)."""
     real = getattr(Decoder, name)
 
-    def watched(self: Decoder, batch: Batch) -> Tensor:
+    def watched(self: Decoder, batch: PackedBatch) -> Tensor:
         look(batch)
         found: Tensor = real(self, batch)
         return found
@@ -50,7 +50,7 @@ def _short_of_memory(monkeypatch: pytest.MonkeyPatch, name: str, tokens: int) ->
     """As on a GPU that has room for so many tokens at once; gives the tokens of what was tried in vain."""
     failed: list[int] = []
 
-    def check(batch: Batch) -> None:
+    def check(batch: PackedBatch) -> None:
         if len(batch.input_ids) > tokens:
             failed.append(len(batch.input_ids))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
@@ -59,8 +59,8 @@ def _short_of_memory(monkeypatch: pytest.MonkeyPatch, name: str, tokens: int) ->
     return failed
 
 
-def _use(record: TrialRecord) -> MemoryUse:
-    found = read_memory_use(record.folder)
+def _use(record: TrialRecord) -> MemoryReport:
+    found = read_memory_report(record.folder)
     assert found is not None
     return found
 
@@ -139,18 +139,18 @@ def test_an_optimizer_step_that_memory_does_not_suffice_for_is_taken_again(
 ) -> None:
     config = workshop.config(optimizer="adamw_torch_fused")
     straight = workshop.run("straight", config, ROWS, by=engine.run_trial)
-    step, calls = Stepper.step, iter(range(1000))
+    step, calls = FlatOptimizer.step, iter(range(1000))
 
-    def short(self: Stepper) -> None:
+    def short(self: FlatOptimizer) -> None:
         if next(calls) in (3, 4):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
         step(self)
 
-    monkeypatch.setattr(Stepper, "step", short)
+    monkeypatch.setattr(FlatOptimizer, "step", short)
     record = workshop.run("short", config, ROWS, by=engine.run_trial)
     assert [attempt.fits for attempt in _use(record).tried] == [False, False]
     assert _eval_losses(record) == pytest.approx(_eval_losses(straight), abs=1e-6)
-    monkeypatch.setattr(Stepper, "step", lambda _: torch.empty(2**55))
+    monkeypatch.setattr(FlatOptimizer, "step", lambda _: torch.empty(2**55))
     infeasible = workshop.run("infeasible", config, ROWS, by=engine.run_trial)
     assert infeasible.ending is not None
     assert infeasible.ending.kind is EndingKind.OUT_OF_MEMORY
@@ -161,7 +161,7 @@ def test_who_does_not_fit_with_a_single_row_is_infeasible_and_others_go_on(
 ) -> None:
     expected = workshop.run("alone", workshop.config(), ROWS, by=engine.run_trial)
 
-    def check(batch: Batch) -> None:
+    def check(batch: PackedBatch) -> None:
         if any(segment.adapter.rank == 64 for segment in batch.segments):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
 
@@ -219,26 +219,26 @@ def test_an_adapter_that_memory_does_not_suffice_for_is_made_beside_smaller_micr
 @pytest.mark.parametrize(
     ("tokens", "other", "guest", "is_known"),
     [
-        (100, 10, Guest(5, 50, 1.0), True),
-        (101, 10, Guest(5, 50, 1.0), False),
-        (100, 11, Guest(5, 50, 1.0), False),
-        (100, 10, Guest(6, 50, 1.0), False),
-        (100, 10, Guest(5, 51, 1.0), False),
+        (100, 10, TrialFootprint(5, 50, 1.0), True),
+        (101, 10, TrialFootprint(5, 50, 1.0), False),
+        (100, 11, TrialFootprint(5, 50, 1.0), False),
+        (100, 10, TrialFootprint(6, 50, 1.0), False),
+        (100, 10, TrialFootprint(5, 51, 1.0), False),
     ],
 )
 def test_what_asks_for_no_more_than_was_shown_to_fit_is_known(
-    tokens: int, other: int, guest: Guest, is_known: bool
+    tokens: int, other: int, guest: TrialFootprint, is_known: bool
 ) -> None:
-    experience, plan = Experience(), Plan(100, (Keep.ALL,))
-    experience.sufficed(Proof(plan, 100, 10, Guest(5, 50, 9.0), 3))
+    experience, plan = OomHistory(), MicroBatchPlan(100, (ActivationPolicy.ALL,))
+    experience.sufficed(VerifiedFit(plan, 100, 10, TrialFootprint(5, 50, 9.0), 3))
     assert (experience.proof(plan, tokens, other, guest) is not None) == is_known
-    assert experience.proof(Plan(100, (Keep.INPUT,)), 1, 1, guest) is None
+    assert experience.proof(MicroBatchPlan(100, (ActivationPolicy.INPUT,)), 1, 1, guest) is None
 
 
 def test_what_is_known_of_memory_is_read_back(tmp_path: Path) -> None:
-    assert read_memory_use(tmp_path) is None
-    use = MemoryUse(10, None, 2, recomputation=True)
-    keep_memory_use(TrialFolder(tmp_path), use)
-    assert read_memory_use(tmp_path) == use
+    assert read_memory_report(tmp_path) is None
+    use = MemoryReport(10, None, 2, recomputation=True)
+    write_memory_report(TrialDir(tmp_path), use)
+    assert read_memory_report(tmp_path) == use
     (tmp_path / "memory.json").write_text("{")
-    assert read_memory_use(tmp_path) is None
+    assert read_memory_report(tmp_path) is None

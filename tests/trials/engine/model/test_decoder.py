@@ -14,12 +14,12 @@ from transformers.models.auto import AutoModelForCausalLM
 from trials.config import Hyperparameters
 from trials.data.tokenization import IGNORED, TokenizedRow
 from trials.engine.lora.adapter import Adapter
-from trials.engine.model.activations import Workspace
+from trials.engine.model.activations import ActivationBuffers
 from trials.engine.model.decoder import Decoder
 from trials.engine.model.frozen_base import freeze
-from trials.engine.model.packed_batch import Share, make_batch
+from trials.engine.model.packed_batch import BatchSlice, make_batch
 from trials.errors import ModelError
-from trials.model.activation_policy import Keep
+from trials.model.activation_policy import ActivationPolicy
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
@@ -59,9 +59,9 @@ def adapter_of(model: PreTrainedModel, seed: int = 3, **settings: object) -> Ada
     return adapter
 
 
-def decoder_of(model: PreTrainedModel, keep: Keep = Keep.ALL, tokens: int = 400) -> Decoder:
+def decoder_of(model: PreTrainedModel, keep: ActivationPolicy = ActivationPolicy.ALL, tokens: int = 400) -> Decoder:
     frozen = freeze(model, torch.float64)
-    return Decoder(frozen, Workspace(frozen, tokens, [keep] * len(frozen.layers)))
+    return Decoder(frozen, ActivationBuffers(frozen, tokens, [keep] * len(frozen.layers)))
 
 
 def reference(
@@ -91,15 +91,17 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool((found - expected).norm() <= TOLERANCE * expected.norm().clamp(min=1e-12))
 
 
-@pytest.mark.parametrize("keep", list(Keep))
+@pytest.mark.parametrize("keep", list(ActivationPolicy))
 @pytest.mark.parametrize(
     ("kind", "targets"), [("mistral", ATTENTION), ("mistral", ALL), ("llama", ("v_proj", "down_proj"))]
 )
-def test_losses_and_gradients_are_those_of_autograd(kind: str, targets: tuple[str, ...], keep: Keep) -> None:
+def test_losses_and_gradients_are_those_of_autograd(
+    kind: str, targets: tuple[str, ...], keep: ActivationPolicy
+) -> None:
     model = model_of(kind)
     adapter = adapter_of(model, lora_rank=4, lora_alpha=6, target_modules=targets)
     rows = rows_of_lengths([7, 19, 3, 12], seed=5)
-    share = Share(adapter, rows, weight=0.03)
+    share = BatchSlice(adapter, rows, weight=0.03)
     found = decoder_of(model, keep).train(make_batch([share], torch.float64, torch.device("cpu"), training=True))
     losses, gradients = reference(kind, adapter, targets, rows, 0.03)
     assert found.tolist() == pytest.approx(losses, rel=TOLERANCE)
@@ -115,10 +117,10 @@ def test_adapters_in_one_pass_get_what_each_would_alone() -> None:
     for number, (rank, alpha, targets) in enumerate(settings):
         adapter = adapter_of(model, seed=number, lora_rank=rank, lora_alpha=alpha, target_modules=targets)
         rows = rows_of_lengths([5 + number, 11], seed=number)
-        shares.append(Share(adapter, rows, weight=1 / (number + 2)))
+        shares.append(BatchSlice(adapter, rows, weight=1 / (number + 2)))
         expected.append(reference("mistral", adapter, targets, rows, 1 / (number + 2)))
     base_rows = rows_of_lengths([9], seed=9)
-    shares.insert(1, Share(None, base_rows, weight=1.0))
+    shares.insert(1, BatchSlice(None, base_rows, weight=1.0))
     batch = make_batch(shares, torch.float64, torch.device("cpu"), training=True)
     losses = decoder_of(model).train(batch).tolist()
     assert losses[:2] + losses[3:] == pytest.approx([loss for sums, _ in expected for loss in sums], rel=TOLERANCE)
@@ -132,13 +134,13 @@ def test_adapters_in_one_pass_get_what_each_would_alone() -> None:
 def test_what_is_not_finite_in_one_adapters_tokens_stays_there() -> None:
     model = model_of()
     healthy, broken = (adapter_of(model, seed=seed, target_modules=ALL) for seed in (1, 2))
-    alone = Share(healthy, rows_of_lengths([8, 13], seed=1), weight=0.1)
+    alone = BatchSlice(healthy, rows_of_lengths([8, 13], seed=1), weight=0.1)
     decoder = decoder_of(model)
     decoder.train(make_batch([alone], torch.float64, torch.device("cpu"), training=True))
     expected = healthy.gradient.clone()
     healthy.gradient.zero_()
     broken.weights["model.layers.0.self_attn.q_proj"].b.fill_(1e308)
-    beside = Share(broken, rows_of_lengths([6], seed=2), weight=0.1)
+    beside = BatchSlice(broken, rows_of_lengths([6], seed=2), weight=0.1)
     losses = decoder.train(make_batch([beside, alone], torch.float64, torch.device("cpu"), training=True))
     assert not losses[0].isfinite()
     assert close(healthy.gradient, expected)
@@ -148,7 +150,7 @@ def test_losses_are_those_of_training_and_leave_no_gradient() -> None:
     model = model_of()
     adapter = adapter_of(model, target_modules=ALL)
     batch = make_batch(
-        [Share(adapter, rows_of_lengths([4, 21], seed=2), weight=0.1)],
+        [BatchSlice(adapter, rows_of_lengths([4, 21], seed=2), weight=0.1)],
         torch.float64,
         torch.device("cpu"),
         training=False,
@@ -165,21 +167,21 @@ def test_dropout_is_that_of_each_adapter_and_of_no_neighbour() -> None:
     plain = adapter_of(model, seed=2, target_modules=ALL)
     decoder = decoder_of(model)
 
-    def gradients(*shares: Share) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradients(*shares: BatchSlice) -> tuple[torch.Tensor, torch.Tensor]:
         for adapter in (dropping, plain):
             adapter.gradient.zero_()
         decoder.train(make_batch(shares, torch.float64, torch.device("cpu"), training=True))
         return dropping.gradient.clone(), plain.gradient.clone()
 
     rows = rows_of_lengths([9, 14], seed=3)
-    alone = gradients(Share(dropping, rows, 0.1, step=4))[0]
-    undropped = gradients(Share(plain, rows, 0.1))[1]
-    both = gradients(Share(plain, rows, 0.1), Share(dropping, rows, 0.1, step=4))
+    alone = gradients(BatchSlice(dropping, rows, 0.1, step=4))[0]
+    undropped = gradients(BatchSlice(plain, rows, 0.1))[1]
+    both = gradients(BatchSlice(plain, rows, 0.1), BatchSlice(dropping, rows, 0.1, step=4))
     assert close(both[0], alone)
     assert close(both[1], undropped)
-    assert not close(gradients(Share(dropping, rows, 0.1, step=5))[0], alone)
-    split = gradients(Share(dropping, rows[:1], 0.1, step=4))[0]
-    split += gradients(Share(dropping, rows[1:], 0.1, step=4, first_slot=1))[0]
+    assert not close(gradients(BatchSlice(dropping, rows, 0.1, step=5))[0], alone)
+    split = gradients(BatchSlice(dropping, rows[:1], 0.1, step=4))[0]
+    split += gradients(BatchSlice(dropping, rows[1:], 0.1, step=4, first_slot=1))[0]
     assert close(split, alone)
 
 

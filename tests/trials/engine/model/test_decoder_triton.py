@@ -17,15 +17,15 @@ if IS_NOWHERE:
 from trials.engine.kernels import triton_ops
 from trials.engine.kernels.packed_attention import PackedAttention
 from trials.engine.lora.adapter import Adapter
-from trials.engine.lora.fused_lora import FusedProducts
+from trials.engine.lora.fused_lora import FusedLoraOps
 from trials.engine.model import decoder
-from trials.engine.model.activations import Workspace
+from trials.engine.model.activations import ActivationBuffers
 from trials.engine.model.frozen_base import FrozenDecoder, freeze
 from trials.engine.model.kernels import PLAIN, Kernels
-from trials.engine.model.packed_batch import Batch, Share, make_batch
-from trials.model.activation_policy import Keep
+from trials.engine.model.packed_batch import BatchSlice, PackedBatch, make_batch
+from trials.model.activation_policy import ActivationPolicy
 
-FUSED = Kernels(triton_ops, PackedAttention, FusedProducts)
+FUSED = Kernels(triton_ops, PackedAttention, FusedLoraOps)
 __all__ = ["mended_interpreter"]
 HIDDEN, INNER = 64, 96
 SETTINGS = [(8, 20.0, ATTENTION, 0.0), (4, 4.0, ALL, 0.3), (16, 9.0, ("gate_proj", "o_proj"), 0.1)]
@@ -54,24 +54,26 @@ def adapters_of(frozen: FrozenDecoder) -> list[Adapter]:
 
 
 def passed(
-    frozen: FrozenDecoder, kernels: Kernels, monkeypatch: pytest.MonkeyPatch, keep: Keep
+    frozen: FrozenDecoder, kernels: Kernels, monkeypatch: pytest.MonkeyPatch, keep: ActivationPolicy
 ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
     """Losses in training, every adapter's gradient, losses in evaluation."""
     monkeypatch.setattr(decoder, "kernels_for", lambda _: kernels)
-    one = decoder.Decoder(frozen, Workspace(frozen, 200, [keep] * len(frozen.layers)))
+    one = decoder.Decoder(frozen, ActivationBuffers(frozen, 200, [keep] * len(frozen.layers)))
     adapters = adapters_of(frozen)
 
-    def batch(*, training: bool) -> Batch:
-        shares = [Share(adapter, rows_of_lengths([5, 19 + n], n), 0.1, step=n) for n, adapter in enumerate(adapters)]
+    def batch(*, training: bool) -> PackedBatch:
+        shares = [
+            BatchSlice(adapter, rows_of_lengths([5, 19 + n], n), 0.1, step=n) for n, adapter in enumerate(adapters)
+        ]
         return make_batch(shares, torch.float32, DEVICE, training=training)
 
     losses = one.train(batch(training=True))
     return losses, [adapter.gradient for adapter in adapters], one.losses(batch(training=False))
 
 
-@pytest.mark.parametrize("keep", [Keep.ALL, Keep.INPUT])
+@pytest.mark.parametrize("keep", [ActivationPolicy.ALL, ActivationPolicy.INPUT])
 def test_losses_and_gradients_are_those_of_plain_torch(
-    frozen: FrozenDecoder, monkeypatch: pytest.MonkeyPatch, keep: Keep
+    frozen: FrozenDecoder, monkeypatch: pytest.MonkeyPatch, keep: ActivationPolicy
 ) -> None:
     losses, gradients, evaluated = passed(frozen, FUSED, monkeypatch, keep)
     expected_losses, expected_gradients, expected_evaluated = passed(frozen, PLAIN, monkeypatch, keep)

@@ -15,11 +15,11 @@ from tests.support.small_splits import first_rows
 from trials.data.dataset import TrialData
 from trials.engine.optim.build import build_optimizer
 from trials.model.loading import attach_adapter, load_base
-from trials.records.trial_dir import TrialFolder
-from trials.schedule import Length
+from trials.records.trial_dir import TrialDir
+from trials.schedule import TrialLength
 from trials.trl.trainer import EvaluationTimes, build_trainer
 
-LENGTH = Length(steps=7, tokens=10**9)
+LENGTH = TrialLength(steps=7, tokens=10**9)
 Built = tuple[list[torch.nn.Parameter], torch.optim.Optimizer, LRScheduler]
 CASES: list[dict[str, Any]] = [
     {"optimizer": "adamw_torch", "scheduler": "cosine", "warmup_fraction": 0.2},
@@ -87,7 +87,7 @@ def pair(
     config = small_recipe.trial_config({"learning_rate": 1e-3, **request.param})
     model = attach_adapter(load_base(config.model), config.hyperparameters)
     rows, times = first_rows(small_data.train, 8), EvaluationTimes([10**9], lambda: False)
-    trainer = build_trainer(model, tokenizer, rows, config, LENGTH, lambda *_: False, times, TrialFolder(tmp_path))
+    trainer = build_trainer(model, tokenizer, rows, config, LENGTH, lambda *_: False, times, TrialDir(tmp_path))
     trainer.create_optimizer_and_scheduler(LENGTH.steps)
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     twins = [(name, torch.nn.Parameter(parameter.detach().clone())) for name, parameter in named]

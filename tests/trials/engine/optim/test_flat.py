@@ -14,10 +14,10 @@ from search_spaces.schema import Recipe
 from trials.config import Optimizer, TrialConfig
 from trials.engine.lora.adapter import Adapter
 from trials.engine.optim.build import build_optimizer
-from trials.engine.optim.flat import Stepper
-from trials.schedule import Length
+from trials.engine.optim.flat import FlatOptimizer
+from trials.schedule import TrialLength
 
-LENGTH = Length(steps=20, tokens=2000)
+LENGTH = TrialLength(steps=20, tokens=2000)
 Make = Callable[..., TrialConfig]
 
 
@@ -37,7 +37,7 @@ def _adapter(config: TrialConfig, features: int = 64) -> Adapter:
 
 
 class _PerMatrix:
-    """What `Stepper` has to equal."""
+    """What `FlatOptimizer` has to equal."""
 
     def __init__(self, adapter: Adapter, config: TrialConfig) -> None:
         self.adapter = adapter
@@ -48,16 +48,16 @@ class _PerMatrix:
         self.scheduler.step()
 
 
-def _train(adapter: Adapter, stepper: Stepper | _PerMatrix, first: int, last: int) -> None:
+def _train(adapter: Adapter, stepper: FlatOptimizer | _PerMatrix, first: int, last: int) -> None:
     for step in range(first, last):
         generator = torch.Generator().manual_seed(step)
         adapter.gradient.copy_(torch.randn(adapter.gradient.shape, generator=generator))
         stepper.step()
 
 
-def _pair(config: TrialConfig, features: int = 64) -> tuple[Stepper, Adapter, _PerMatrix]:
+def _pair(config: TrialConfig, features: int = 64) -> tuple[FlatOptimizer, Adapter, _PerMatrix]:
     adapter, other = _adapter(config, features), _adapter(config, features)
-    return Stepper(adapter, config, LENGTH), adapter, _PerMatrix(other, config)
+    return FlatOptimizer(adapter, config, LENGTH), adapter, _PerMatrix(other, config)
 
 
 def _same(found: Any, expected: Any) -> bool:
@@ -103,7 +103,7 @@ def test_either_goes_on_from_the_other_s_state(make: Make, change: dict[str, Any
     for one, weights in ((stepper, resumed), (reference, reference.adapter)):
         # From a file each time: what is shared inside it stays shared.
         states, schedule = torch.load(io.BytesIO(saved), weights_only=True)
-        (one if isinstance(one, Stepper) else one.optimizer).load_state_dict(states)
+        (one if isinstance(one, FlatOptimizer) else one.optimizer).load_state_dict(states)
         one.scheduler.load_state_dict(schedule)
         weights.flat.copy_(half)
         _train(weights, one, 4, 9)
@@ -121,7 +121,9 @@ def test_state_of_a_parameter_a_matrix_goes_into_one_for_all(make: Make) -> None
 def test_there_is_one_parameter_where_that_changes_nothing(make: Make) -> None:
     def parameters(features: int, **change: Any) -> int:
         config = make(**change)
-        return sum(len(group["params"]) for group in Stepper(_adapter(config, features), config, LENGTH).param_groups)
+        return sum(
+            len(group["params"]) for group in FlatOptimizer(_adapter(config, features), config, LENGTH).param_groups
+        )
 
     assert parameters(40, optimizer="adamw_torch") == 1
     assert parameters(64, optimizer="adamw_8bit") == 1

@@ -25,16 +25,16 @@ from trials.data.split import Split
 from trials.engine.lora.adapter import Adapter
 from trials.engine.model.frozen_base import freeze
 from trials.engine.optim.build import NamedParameters
-from trials.engine.optim.flat import Stepper
+from trials.engine.optim.flat import FlatOptimizer
 from trials.engine.runtime.checkpointing import first_state, read_checkpoint, write_checkpoint
 from trials.engine.runtime.training_log import TrainingLog
 from trials.errors import RunFolderError
 from trials.model.dropout import count_dropout
 from trials.model.loading import attach_adapter, load_base
 from trials.records.checkpoints import Checkpoint, CheckpointWriter, choose_checkpoint
-from trials.records.trial_dir import Origin, TrialFolder, TrialRecord, read_trial
+from trials.records.trial_dir import Origin, TrialDir, TrialRecord, read_trial
 from trials.schedule import full_length
-from trials.system.timer import Stopwatch
+from trials.system.timer import TrialTimer
 from trials.training.evaluation_loop import Decision
 from trials.training.row_order import RowOrder
 from trials.trl.backend import run_trial
@@ -63,7 +63,7 @@ class PlainTrial:
         _share(dict(self.model.named_parameters()), self.named)
         self.tokens = count_dropout(self.model, config.seed)
         length = full_length(config.hyperparameters, train.epoch)
-        self.stepper = Stepper(self.adapter, config, length)
+        self.stepper = FlatOptimizer(self.adapter, config, length)
         self.order = RowOrder(len(train), config.hyperparameters.effective_batch, config.seed)
         self.state = first_state(config, train, length)
         self.log = TrainingLog(self.state)
@@ -98,7 +98,7 @@ class PlainTrial:
         self.log.step_done(loss.detach(), norm, rate)
 
     def save(self, folder: Path) -> Checkpoint:
-        writer = CheckpointWriter(TrialFolder(folder), Stopwatch(), BASE_LOSS, keep=None)
+        writer = CheckpointWriter(TrialDir(folder), TrialTimer(), BASE_LOSS, keep=None)
         state, pending = self.state, self.log.pending
         write_checkpoint(writer, self.config, self.named, self.stepper, state, pending)
         return choose_checkpoint(folder, self.state.global_step)
@@ -124,7 +124,7 @@ def _history(record: TrialRecord, step: int) -> list[dict[str, Any]]:
 
 def _on_with_trl(name: str, folder: Path, trial: PlainTrial, data: TrialData, tokenizer: Any) -> TrialRecord:
     """TRL goes on where the plain trial stands, in a folder of its own."""
-    own = TrialFolder(folder / name)
+    own = TrialDir(folder / name)
     own.begin(trial.config, Origin.SINGLE, name, data.fingerprint)
     checkpoint = trial.save(own.path)
     run_trial(trial.config, data, tokenizer, own, lambda _: Decision.GO_ON, checkpoint=checkpoint)

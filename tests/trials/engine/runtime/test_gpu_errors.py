@@ -14,17 +14,17 @@ from tests.support.trained_trials import Workshop
 from tests.trials.engine.model.test_decoder import model_of, rows_of_lengths
 from trials.config import Machine
 from trials.engine.engine import Engine
-from trials.engine.kernels.async_scalars import Later
+from trials.engine.kernels.async_scalars import AsyncScalars
 from trials.engine.lora.adapter import Adapter
-from trials.engine.memory.dry_run import Rehearsal
-from trials.engine.memory.oom_history import Guest
+from trials.engine.memory.dry_run import DryRun
+from trials.engine.memory.oom_history import TrialFootprint
 from trials.engine.model.decoder import Decoder
 from trials.engine.model.frozen_base import freeze
-from trials.engine.optim.flat import Stepper
-from trials.engine.runtime.adapter_trainer import Trainee
-from trials.engine.runtime.gpu_errors import is_breakdown
-from trials.engine.runtime.step_loop import EngineClosedError, Loop
-from trials.schedule import Length
+from trials.engine.optim.flat import FlatOptimizer
+from trials.engine.runtime.adapter_trainer import AdapterTrainer
+from trials.engine.runtime.gpu_errors import is_fatal_gpu_error
+from trials.engine.runtime.step_loop import EngineClosedError, StepLoop
+from trials.schedule import TrialLength
 
 FAILED = "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb, m, n, k, ... )`"
 WAIT = 60
@@ -43,23 +43,23 @@ WAIT = 60
     ],
 )
 def test_what_a_breakdown_is(error: Exception, expected: bool) -> None:
-    assert is_breakdown(error) == expected
+    assert is_fatal_gpu_error(error) == expected
 
 
 @pytest.fixture
-def loop() -> Iterator[Loop]:
-    loop = Loop(freeze(model_of(), torch.float64), Machine(micro_batch_tokens=100))
+def loop() -> Iterator[StepLoop]:
+    loop = StepLoop(freeze(model_of(), torch.float64), Machine(micro_batch_tokens=100))
     yield loop
     loop.close()
 
 
 @pytest.fixture
-def trainees(small_recipe: Recipe, loop: Loop) -> list[Trainee]:
-    def trainee(seed: int) -> Trainee:
+def trainees(small_recipe: Recipe, loop: StepLoop) -> list[AdapterTrainer]:
+    def trainee(seed: int) -> AdapterTrainer:
         config = small_recipe.trial_config({"learning_rate": 1e-2, "lora_rank": 4})
         adapter = Adapter(loop.frozen.targets, config.hyperparameters, seed, loop.frozen.final_norm)
-        stepper = Stepper(adapter, config, Length(50, 5000))
-        return Trainee(adapter, stepper, 1.0, lambda step: rows_of_lengths([10] * 4, seed=step), 0)
+        stepper = FlatOptimizer(adapter, config, TrialLength(50, 5000))
+        return AdapterTrainer(adapter, stepper, 1.0, lambda step: rows_of_lengths([10] * 4, seed=step), 0)
 
     return [trainee(seed) for seed in (1, 2)]
 
@@ -68,9 +68,11 @@ def _fail(*_: Any) -> Any:
     raise RuntimeError(FAILED)
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Decoder, "train"), (Stepper, "step"), (Trainee, "begin_step")])
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Decoder, "train"), (FlatOptimizer, "step"), (AdapterTrainer, "begin_step")]
+)
 def test_whoever_trains_is_cut_off(
-    loop: Loop, trainees: list[Trainee], monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+    loop: StepLoop, trainees: list[AdapterTrainer], monkeypatch: pytest.MonkeyPatch, owner: type, name: str
 ) -> None:
     monkeypatch.setattr(owner, name, _fail)
     futures = loop.call(lambda: [loop.train(each, lambda done, _: done >= 3) for each in trainees]).result(WAIT)
@@ -80,27 +82,27 @@ def test_whoever_trains_is_cut_off(
     assert loop.has_ended
 
 
-def _evaluates(loop: Loop, _: Trainee) -> None:
+def _evaluates(loop: StepLoop, _: AdapterTrainer) -> None:
     loop.evaluate(None, rows_of_lengths([10], seed=0))
 
 
-def _rehearses(loop: Loop, trainee: Trainee) -> None:
+def _rehearses(loop: StepLoop, trainee: AdapterTrainer) -> None:
     rows = rows_of_lengths([10], seed=0)
-    loop.enter(1, Guest(0, 10, 1.0))
-    loop.try_out(Rehearsal(1, trainee.adapter, lambda: trainee._stepper, lambda _: (rows, rows)))
+    loop.enter(1, TrialFootprint(0, 10, 1.0))
+    loop.try_out(DryRun(1, trainee.adapter, lambda: trainee._stepper, lambda _: (rows, rows)))
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "work"),
-    [(Decoder, "losses", _evaluates), (Later, "read", _evaluates), (Decoder, "train", _rehearses)],
+    [(Decoder, "losses", _evaluates), (AsyncScalars, "read", _evaluates), (Decoder, "train", _rehearses)],
 )
 def test_whoever_waits_is_cut_off_with_those_who_train(
-    loop: Loop,
-    trainees: list[Trainee],
+    loop: StepLoop,
+    trainees: list[AdapterTrainer],
     monkeypatch: pytest.MonkeyPatch,
     owner: type,
     name: str,
-    work: Callable[[Loop, Trainee], None],
+    work: Callable[[StepLoop, AdapterTrainer], None],
 ) -> None:
     monkeypatch.setattr(owner, name, _fail)
     with pytest.raises(EngineClosedError):

@@ -16,13 +16,13 @@ from tests.support.trained_trials import Workshop
 from trials.data.dataset import TrialData
 from trials.data.tokenization import TokenizedRow
 from trials.engine.engine import Engine
-from trials.engine.runtime.heartbeat import Pulse
-from trials.records.trial_dir import EvalPoint, Origin, TrialFolder
+from trials.engine.runtime.heartbeat import Heartbeat
+from trials.records.trial_dir import EvalPoint, Origin, TrialDir
 from trials.training.evaluation_loop import Decision
 
 
 def test_who_has_been_silent_longest_counts_and_who_rests_does_not() -> None:
-    pulse = Pulse()
+    pulse = Heartbeat()
     assert pulse.seconds_since_progress() is None
     with ThreadPoolExecutor() as other, pulse.working():
         time.sleep(1.0)
@@ -83,7 +83,7 @@ def test_a_loader_that_hangs_is_seen(
     allowed = threading.Event()
     train = copy.copy(small_data.train)
     train.rows = cast(Sequence[TokenizedRow], _Blocked(train.rows, allowed))
-    config, folder = workshop.config(), TrialFolder(workshop.path / "hangs")
+    config, folder = workshop.config(), TrialDir(workshop.path / "hangs")
     folder.begin(config, Origin.PROPOSED, "hangs")
     with ThreadPoolExecutor() as pool:
         data = replace(small_data, train=train)

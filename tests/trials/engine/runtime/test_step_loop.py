@@ -16,13 +16,13 @@ from trials.data.tokenization import TokenizedRow
 from trials.engine.lora.adapter import Adapter
 from trials.engine.model.decoder import Decoder
 from trials.engine.model.frozen_base import freeze
-from trials.engine.model.packed_batch import Batch
-from trials.engine.optim.flat import Stepper
-from trials.engine.runtime.adapter_trainer import Trainee
+from trials.engine.model.packed_batch import PackedBatch
+from trials.engine.optim.flat import FlatOptimizer
+from trials.engine.runtime.adapter_trainer import AdapterTrainer
 from trials.engine.runtime.micro_batches import DivergedError
-from trials.engine.runtime.step_loop import EngineClosedError, Loop
-from trials.engine.runtime.warmup import warm_up
-from trials.schedule import Length
+from trials.engine.runtime.step_loop import EngineClosedError, StepLoop
+from trials.engine.runtime.warmup import compile_kernels
+from trials.schedule import TrialLength
 
 MICRO_STEP, ROW = 100, 10
 """Tokens."""
@@ -30,26 +30,26 @@ WAIT = 60
 
 
 @pytest.fixture
-def loop() -> Iterator[Loop]:
-    loop = Loop(freeze(model_of(), torch.float64), Machine(micro_batch_tokens=MICRO_STEP))
+def loop() -> Iterator[StepLoop]:
+    loop = StepLoop(freeze(model_of(), torch.float64), Machine(micro_batch_tokens=MICRO_STEP))
     yield loop
     loop.close()
 
 
-Make = Callable[..., Trainee]
+Make = Callable[..., AdapterTrainer]
 
 
 @pytest.fixture
-def make(small_recipe: Recipe, loop: Loop) -> Make:
-    def trainee(rows: int, *, seed: int = 1, loop: Loop = loop, length: int = ROW, **values: Any) -> Trainee:
+def make(small_recipe: Recipe, loop: StepLoop) -> Make:
+    def trainee(rows: int, *, seed: int = 1, loop: StepLoop = loop, length: int = ROW, **values: Any) -> AdapterTrainer:
         config = small_recipe.trial_config({"learning_rate": 1e-2, "lora_dropout": 0.1, "lora_rank": 4, **values})
         adapter = Adapter(loop.frozen.targets, config.hyperparameters, seed, loop.frozen.final_norm)
-        stepper = Stepper(adapter, config, Length(50, 5000))
+        stepper = FlatOptimizer(adapter, config, TrialLength(50, 5000))
 
         def rows_of_step(step: int) -> Sequence[TokenizedRow]:
             return rows_of_lengths([length] * rows, seed=1000 * seed + step)
 
-        return Trainee(adapter, stepper, 1.0, rows_of_step, 0)
+        return AdapterTrainer(adapter, stepper, 1.0, rows_of_step, 0)
 
     return trainee
 
@@ -58,31 +58,31 @@ def after(steps: int) -> Callable[[int, int], bool]:
     return lambda done, _: done >= steps
 
 
-def alone(trainee: Trainee, loop: Loop, steps: int) -> torch.Tensor:
+def alone(trainee: AdapterTrainer, loop: StepLoop, steps: int) -> torch.Tensor:
     """The weights after so many steps."""
     loop.train(trainee, after(steps)).result(WAIT)
     return trainee.adapter.flat
 
 
-def together(loop: Loop, *trainings: tuple[Trainee, Callable[[int, int], bool]]) -> None:
+def together(loop: StepLoop, *trainings: tuple[AdapterTrainer, Callable[[int, int], bool]]) -> None:
     """They join between the same two micro-steps."""
     futures = loop.call(lambda: [loop.train(trainee, is_there) for trainee, is_there in trainings]).result(WAIT)
     for future in futures:
         future.result(WAIT)
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, look: Callable[[Batch], None]) -> None:
+def watch(monkeypatch: pytest.MonkeyPatch, look: Callable[[PackedBatch], None]) -> None:
     """Looks at every micro-step before it's computed, in the loop's thread."""
     train = Decoder.train
 
-    def watched(self: Decoder, batch: Batch) -> torch.Tensor:
+    def watched(self: Decoder, batch: PackedBatch) -> torch.Tensor:
         look(batch)
         return train(self, batch)
 
     monkeypatch.setattr(Decoder, "train", watched)
 
 
-def test_trials_get_equal_shares_of_tokens(loop: Loop, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_get_equal_shares_of_tokens(loop: StepLoop, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = make(16), make(64, seed=2)
     apart: list[int] = []
     watch(monkeypatch, lambda _: apart.append(abs(small.served - large.served)))
@@ -92,7 +92,7 @@ def test_trials_get_equal_shares_of_tokens(loop: Loop, make: Make, monkeypatch: 
 
 
 def test_a_small_step_is_taken_in_every_micro_step_beside_a_large_one(
-    loop: Loop, make: Make, monkeypatch: pytest.MonkeyPatch
+    loop: StepLoop, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small, large = make(4), make(64, seed=2)
     steps: list[int] = []
@@ -102,7 +102,7 @@ def test_a_small_step_is_taken_in_every_micro_step_beside_a_large_one(
 
 
 def test_adapters_of_the_same_modules_lie_together_in_a_micro_step(
-    loop: Loop, make: Make, monkeypatch: pytest.MonkeyPatch
+    loop: StepLoop, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[Adapter]] = []
     watch(monkeypatch, lambda batch: seen.append([segment.adapter for segment in batch.segments]))
@@ -113,7 +113,9 @@ def test_adapters_of_the_same_modules_lie_together_in_a_micro_step(
         assert seen.pop(0) == [trainees[number].adapter for number in order]
 
 
-def test_who_comes_later_gets_no_more_than_the_others(loop: Loop, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_comes_later_gets_no_more_than_the_others(
+    loop: StepLoop, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, newcomer = make(8), make(8, seed=2)
     tokens: list[tuple[int, int]] = []
     joined = threading.Event()
@@ -132,15 +134,15 @@ def test_who_comes_later_gets_no_more_than_the_others(loop: Loop, make: Make, mo
     assert of_first - begin[0] >= 3 * MICRO_STEP
 
 
-def test_a_row_longer_than_a_micro_step_passes_by_itself(loop: Loop, make: Make) -> None:
+def test_a_row_longer_than_a_micro_step_passes_by_itself(loop: StepLoop, make: Make) -> None:
     loop.call(lambda: setattr(loop, "_limit", ROW)).result(WAIT)
     found = alone(make(3, length=5 * ROW), loop, 2)
-    other = Loop(loop.frozen, Machine(micro_batch_tokens=10 * MICRO_STEP))
+    other = StepLoop(loop.frozen, Machine(micro_batch_tokens=10 * MICRO_STEP))
     assert torch.allclose(found, alone(make(3, length=5 * ROW), other, 2), rtol=1e-9)
     other.close()
 
 
-def test_an_error_in_a_call_is_the_caller_s(loop: Loop, make: Make) -> None:
+def test_an_error_in_a_call_is_the_caller_s(loop: StepLoop, make: Make) -> None:
     expected = alone(make(8), loop, 6)
     again = make(8)
     training = loop.train(again, after(6))
@@ -150,7 +152,7 @@ def test_an_error_in_a_call_is_the_caller_s(loop: Loop, make: Make) -> None:
     assert torch.equal(again.adapter.flat, expected)
 
 
-def test_what_fails_in_one_trial_leaves_the_others(loop: Loop, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_in_one_trial_leaves_the_others(loop: StepLoop, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = alone(make(8), loop, 12)
     healthy, no_rows, no_step, unsure, diverging = (make(8, seed=seed) for seed in (1, 2, 3, 4, 5))
 
@@ -172,33 +174,33 @@ def test_what_fails_in_one_trial_leaves_the_others(loop: Loop, make: Make, monke
     assert torch.allclose(healthy.adapter.flat, expected, rtol=1e-9)
 
 
-def test_what_is_rehearsed_leaves_nothing_behind(loop: Loop, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_rehearsed_leaves_nothing_behind(loop: StepLoop, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = alone(make(3), loop, 2).clone()
     passed: list[tuple[int, bool]] = []
     watch(monkeypatch, lambda batch: passed.append((batch.segments[0].adapter.rank, batch.dropout is None)))
-    warm_up(loop)
+    compile_kernels(loop)
     assert passed == [(rank, is_plain) for rank in (16, 32, 64) for is_plain in (False, True)]
     assert torch.equal(alone(make(3), loop, 2), expected)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no more"), ValueError("anything else")])
 def test_a_rehearsal_that_memory_does_not_suffice_for_is_left_out(
-    loop: Loop, make: Make, monkeypatch: pytest.MonkeyPatch, error: Exception
+    loop: StepLoop, make: Make, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def fail(_: Batch) -> None:
+    def fail(_: PackedBatch) -> None:
         raise error
 
     with monkeypatch.context() as patch:
         watch(patch, fail)
         if isinstance(error, torch.OutOfMemoryError):
-            warm_up(loop)
+            compile_kernels(loop)
         else:
             with pytest.raises(ValueError, match="anything else"):
-                warm_up(loop)
+                compile_kernels(loop)
     alone(make(3), loop, 1)
 
 
-def test_closing_cuts_off_who_trains_and_refuses_who_comes(loop: Loop, make: Make) -> None:
+def test_closing_cuts_off_who_trains_and_refuses_who_comes(loop: StepLoop, make: Make) -> None:
     trainee = make(8)
     training = loop.train(trainee, after(10**9))
     loop.close()
@@ -211,7 +213,7 @@ def test_closing_cuts_off_who_trains_and_refuses_who_comes(loop: Loop, make: Mak
     loop.leave(7)  # who clears up after himself is not refused
 
 
-def test_a_loop_that_breaks_tells_everybody(loop: Loop, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_that_breaks_tells_everybody(loop: StepLoop, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trainee = make(8)
     # What no trial can be blamed for, such as a GPU that is gone.
     monkeypatch.setattr(loop._micro_steps, "look_at_figures", lambda: 1 / 0)
