@@ -129,7 +129,7 @@ def small_trial(
     folder = TrialDir(tmp_path_factory.mktemp("trained") / "0001")
     folder.begin(small_config, Origin.SINGLE, "demo")
     use_threads(small_config.machine)
-    run_trial(small_config, small_data, tokenizer, folder, lambda _: Decision.GO_ON)
+    run_trial(small_config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE)
     return read_trial(folder.path)
 
 

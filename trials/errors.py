@@ -10,7 +10,7 @@
     |   +-- StoreFailed       so did the object store that the run folder is on
     |       +-- StoreDamaged  what is there is none of ours; exit code 2, as nothing is begun with it
     +-- DiskFull              a disk takes no more; what is on it is whole, and the search can be resumed; exit code 130
-    +-- RankError             a trial failed on another of the processes that train it together
+    +-- PeerError             a trial failed on another of the processes that train it together
     +-- NothingToExport       the search ran, but no adapter is worth exporting; exit code 3
     +-- ExportNotVerified     the export, loaded again, isn't what the trial measured; exit code 3
 

@@ -72,10 +72,10 @@ def _judge_one(arguments: argparse.Namespace) -> dict[str, Any]:
 
     prepared = _prepare(arguments, arguments.model)
     if not arguments.against_base:
-        ours = prepared.judge()
+        ours = prepared.evaluate()
         _print(result_lines(ours))
         return as_json(ours)
-    ours, base = prepared.judge_with_base()
+    ours, base = prepared.evaluate_with_base()
     comparison = compare_results(base, ours)
     _print([*result_lines(ours), "", "base model", *result_lines(base), ""])
     _print(comparison_lines(comparison, "base", "adapter"))
@@ -90,7 +90,7 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     # Both are looked at before either is judged, which can take hours.
     found = [_read(arguments, path) or _prepare(arguments, path) for path in arguments.compare]
     refuse_other_rows(found[0].rows, found[1].rows)
-    a, b = [part if isinstance(part, EvalResult) else part.judge() for part in found]
+    a, b = [part if isinstance(part, EvalResult) else part.evaluate() for part in found]
     comparison = compare_results(a, b)
     for name, judgement in (("A", a), ("B", b)):
         _print([f"{name}: {judgement.rows.model}", *result_lines(judgement), ""])

@@ -43,7 +43,7 @@ def run_single_trial(
             log(figures(point))
             return on_eval(point)
 
-        if not _engine_runs(config, ranks.count):
+        if not _engine_runs(config, ranks.world_size):
             return run_trial(
                 config, data, tokenizer, folder, log_and_ask, checkpoint=checkpoint, ranks=ranks, on_log=log
             )

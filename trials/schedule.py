@@ -64,13 +64,13 @@ class TokenTriggers:
         """Those up to `tokens_seen` are passed already."""
         self._ahead = sorted(milestone for milestone in tokens if milestone > tokens_seen)
 
-    def lie_within(self, tokens_seen: int) -> bool:
+    def is_due(self, tokens_seen: int) -> bool:
         """Whether one would be passed with so many tokens seen."""
         return bool(self._ahead) and self._ahead[0] <= tokens_seen
 
-    def pass_by(self, tokens_seen: int) -> bool:
+    def advance(self, tokens_seen: int) -> bool:
         """Whether at least one is passed with so many tokens seen; it won't be again."""
-        are_passed = self.lie_within(tokens_seen)
+        are_passed = self.is_due(tokens_seen)
         self._ahead = [milestone for milestone in self._ahead if milestone > tokens_seen]
         return are_passed
 

@@ -152,8 +152,8 @@ def _start(config: TrialConfig, name: str, path: Path) -> int:
     with joined_process_group() as ranks:
         _refuse_small_batch(config, ranks)
         tokenizer, data = _load(config)
-        folder = TrialDir(ranks.first(lambda: path), is_written=ranks.is_first)
-        ranks.first(lambda: _begin(folder, config, name, data.fingerprint))
+        folder = TrialDir(ranks.on_rank_zero(lambda: path), is_written=ranks.is_first)
+        ranks.on_rank_zero(lambda: _begin(folder, config, name, data.fingerprint))
         with _held(folder.path, ranks):
             return _run(config, data, tokenizer, name, folder, ranks)
 
@@ -178,9 +178,9 @@ def _begin(folder: TrialDir, config: TrialConfig, name: str, fingerprint: str) -
 
 def _refuse_small_batch(config: TrialConfig, ranks: ProcessGroup) -> None:
     rows = config.hyperparameters.effective_batch
-    if rows < ranks.count:
+    if rows < ranks.world_size:
         raise RecipeError(
-            f"effective_batch {rows} can't be divided over {ranks.count} processes. Give at least as many rows."
+            f"effective_batch {rows} can't be divided over {ranks.world_size} processes. Give at least as many rows."
         )
 
 
@@ -188,7 +188,7 @@ def _refuse_small_batch(config: TrialConfig, ranks: ProcessGroup) -> None:
 def _held(path: Path, ranks: ProcessGroup) -> Iterator[None]:
     """`exclusive_lock`, by one process for all that train the trial; it logs all that is said in the trial's folder."""
     with ExitStack() as held:
-        ranks.first(lambda: held.enter_context(exclusive_lock(path)))
+        ranks.on_rank_zero(lambda: held.enter_context(exclusive_lock(path)))
         log = LineLog(path / LOG_FILE)
         keep_tracebacks_in(log)
         if ranks.is_first:
@@ -221,7 +221,7 @@ def _resume(arguments: argparse.Namespace) -> int:
             print(f"going on from the checkpoint of step {checkpoint.step}{said}", flush=True)
 
         with _held(record.folder, ranks):
-            ranks.first(go_back)
+            ranks.on_rank_zero(go_back)
             folder = TrialDir(record.folder, is_written=ranks.is_first)
             return _run(record.config, data, tokenizer, record.name, folder, ranks, checkpoint)
 
@@ -270,7 +270,7 @@ def _run(
         score = "" if point.score is None else f", score {point.score:.4f}"
         found = f"eval loss {point.eval_loss:.4f}{score}{speed}"
         print(f"step {point.step}, {point.tokens_seen:,} tokens: {found}", flush=True)
-        return Decision.GO_ON
+        return Decision.CONTINUE
 
     try:
         ending = run_single_trial(

@@ -29,7 +29,7 @@ def engine_entry(job: Job) -> Measured:
 
     def is_over(_step: int, _tokens: int) -> bool:
         """Asked after every optimizer step of any trial; tokens of steps in work count as well."""
-        return window.step_ended(sum(trainee.served for trainee in trainees))
+        return window.step_ended(sum(trainee.tokens_served for trainee in trainees))
 
     futures = [loop.train(trainee, is_over) for trainee in trainees]
     for future in futures:
@@ -66,7 +66,7 @@ def _trainee(job: Job, loop: Any, number: int, rows: Sequence[Any]) -> Any:
     parameters = parameter_count(frozen.targets, hp)
     lengths = [len(row.input_ids) for row in rows]
     step_tokens = work.effective_batch * sum(lengths) / len(lengths)
-    loop.enter(number, TrialFootprint(adapter_bytes(parameters, hp, frozen.dtype.itemsize), max(lengths), step_tokens))
+    loop.admit(number, TrialFootprint(adapter_bytes(parameters, hp, frozen.dtype.itemsize), max(lengths), step_tokens))
     adapter = Adapter(frozen.targets, hp, number, frozen.final_norm)
     stepper = FlatOptimizer(adapter, config, TrialLength(10**6, 10**9))
     order = RowOrder(len(rows), work.effective_batch, number)

@@ -88,7 +88,7 @@ def _curve(run: Callable[..., Any], config: Any, data: Any, tokenizer: Any) -> C
     with tempfile.TemporaryDirectory() as folder:
         trial = TrialDir(Path(folder) / "trial")
         trial.begin(config, Origin.SINGLE, "comparison")
-        run(config, data, tokenizer, trial, lambda _: Decision.GO_ON)
+        run(config, data, tokenizer, trial, lambda _: Decision.CONTINUE)
         return [point.eval_loss for point in read_trial(trial.path).points]
 
 

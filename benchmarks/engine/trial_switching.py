@@ -66,7 +66,7 @@ def measure(work: Path, trials: int) -> dict[str, Any]:
             trial = TrialDir(Path(folder) / str(number))
             own = config.model_copy(update={"seed": number})
             trial.begin(own, Origin.SINGLE, "change")
-            engine.run_trial(own, data, tokenizer, trial, lambda _: Decision.GO_ON)
+            engine.run_trial(own, data, tokenizer, trial, lambda _: Decision.CONTINUE)
             if ended is not None:
                 gaps.append(first_steps[-1] - ended)
             ended = time.perf_counter()

@@ -86,7 +86,7 @@ def record(run: Run, opened: Mapping[str, Any]) -> list[dict[str, Any]]:
         folder = TrialDir(Path(path) / "trial")
         folder.begin(config, Origin.SINGLE, "curve")
         ending = opened["engine"].run_trial(
-            config, opened["data"], opened["tokenizer"], folder, lambda _: Decision.GO_ON
+            config, opened["data"], opened["tokenizer"], folder, lambda _: Decision.CONTINUE
         )
         points = read_trial(folder.path).points
     about = {"configuration": run.configuration, "seed": run.seed, "ending": ending.kind.value}

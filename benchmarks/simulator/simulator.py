@@ -203,7 +203,7 @@ class SimulatedNight:
         for slot in self._slots:
             if slot.assignment is not None:
                 continue
-            answer = self._timed(self.conductor.next_trial)
+            answer = self._timed(self.conductor.suggest)
             if not isinstance(answer, TrialRequest):
                 return answer == "over"
             self._start(slot, answer)
@@ -220,10 +220,10 @@ class SimulatedNight:
     def _tidy(self) -> None:
         """As the tuner does between two events; what trials wait for isn't held up by it."""
         if self._timer is None:
-            self.conductor.tidy()
+            self.conductor.on_idle()
             return
         began = self._timer()
-        self.conductor.tidy()
+        self.conductor.on_idle()
         self.account.tidying.append(self._timer() - began)
 
     def _start(self, slot: Slot, assignment: TrialRequest) -> None:
@@ -275,7 +275,7 @@ class SimulatedNight:
         point = self._record(slot, fraction)
         if fraction < 1.0:
             self._checkpoint(slot, point)
-        goes_on = self._timed(lambda: self.conductor.on_eval(assignment.trial_id, point))
+        goes_on = self._timed(lambda: self.conductor.on_result(assignment.trial_id, point))
         if fraction >= 1.0:
             TrialDir(assignment.folder).end(Ending(EndingKind.FINISHED, "trained for all its steps"))
             self.account.full_length += 1
@@ -322,7 +322,7 @@ class SimulatedNight:
         slot.assignment = None
         if assignment.origin not in (Origin.BASE, Origin.PROBE):
             self.account.busy_seconds += max(0.0, self._seconds - slot.began - self._machine.start)
-        self._timed(lambda: self.conductor.on_end(assignment.trial_id, DIED if died else TrialExit()))
+        self._timed(lambda: self.conductor.on_trial_end(assignment.trial_id, DIED if died else TrialExit()))
 
     def _base_is_evaluated(self, slot: Slot) -> None:
         assert slot.assignment is not None
@@ -330,7 +330,7 @@ class SimulatedNight:
         point = EvalPoint(0, 0, loss, loss, seconds=0.3 * self._machine.base)
         folder = TrialDir(slot.assignment.folder)
         folder.record(point, _rows(loss), None)
-        self.conductor.on_eval(slot.assignment.trial_id, point)
+        self.conductor.on_result(slot.assignment.trial_id, point)
         folder.end(Ending(EndingKind.FINISHED, "the base model is evaluated, not trained"))
         self._leave(slot)
 
@@ -363,7 +363,7 @@ class SimulatedNight:
         fraction = min(1.0, slot.fraction + trained)
         if fraction > slot.fraction:
             point = self._record(slot, fraction)
-            self.conductor.on_eval(slot.assignment.trial_id, point)
+            self.conductor.on_result(slot.assignment.trial_id, point)
         TrialDir(slot.assignment.folder).end(Ending(EndingKind.PRUNED, "the time for training was over"))
         self._leave(slot)
 

@@ -49,7 +49,7 @@ def measure(rate: float, folder: Path, assignments: Sequence[str] = ()) -> Measu
     trial = TrialDir(folder / f"rate-{rate:g}")
     trial.begin(config, Origin.SINGLE, f"{rate:g}")
     started = time.monotonic()
-    run_trial(config, load_data(config.data, tokenizer), tokenizer, trial, lambda _: Decision.GO_ON)
+    run_trial(config, load_data(config.data, tokenizer), tokenizer, trial, lambda _: Decision.CONTINUE)
     record = read_trial(trial.path)
     loss = record.best_eval_loss
     assert loss is not None

@@ -115,6 +115,6 @@ def _assignment(config: TrialConfig, folder: Path, number: int) -> dict[str, Any
 
 
 def _first_evaluation(engine: Any, trial_id: str) -> None:
-    word = ray.get(engine.next_word.remote(trial_id))
+    word = ray.get(engine.next_message.remote(trial_id))
     if isinstance(word, Finished):
         raise RuntimeError(f"the trial ended: {word.error}")

@@ -188,11 +188,11 @@ def _search(run: RunDir, search: Search, memory: Memory) -> None:
     from orchestrator.execution import worker_pool as engines
     from orchestrator.monitoring.prometheus import PrometheusExporter
 
-    engines.EngineActor = SleepingEngine  # type: ignore[attr-defined]
+    engines.EngineWorker = SleepingEngine  # type: ignore[attr-defined]
     board, clock = Progress(tuple(search.recipe.space)), SteadyClock()
     assert search.placement is not None
     with PrometheusExporter(board, run, search, clock) as metrics:
-        listener: Callable[[Event], None] = in_turn(board.take, metrics, memory.note_start)
+        listener: Callable[[Event], None] = in_turn(board.apply, metrics, memory.note_start)
         conductor = SearchController(run, search, search.placement.slots, listener, now=clock)
         tuner.run_tune(conductor, run)
 

@@ -48,7 +48,7 @@ def _run(assignment: Mapping[str, Any], conversation: TrialChannel) -> float:
 def _evaluate_base(folder: TrialDir, conversation: TrialChannel) -> float:
     loss = ModelledCurves.base_loss
     folder.record(EvalPoint(0, 0, loss, loss, seconds=0.0), _rows(loss), None)
-    conversation.ask(EvalPoint(0, 0, loss, loss, seconds=0.0))
+    conversation.report(EvalPoint(0, 0, loss, loss, seconds=0.0))
     folder.end(Ending(EndingKind.FINISHED, "the base model is evaluated, not trained"))
     return 0.0
 
@@ -69,7 +69,7 @@ def _sleep_through(config: TrialConfig, folder: TrialDir, conversation: TrialCha
         log_evaluation(folder.path.name, point)
         if number < evaluations:
             _checkpoint(folder, point)
-        if not conversation.ask(point):
+        if not conversation.report(point):
             return (number - first) * each
     folder.end(Ending(EndingKind.FINISHED, "slept through all its steps"))
     return (evaluations - first) * each

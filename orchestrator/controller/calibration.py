@@ -47,7 +47,7 @@ class CalibrationPhase:
         self._sentences: list[str] = []
 
     @property
-    def are_done(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether trials can begin."""
         return self._base_is_done and self.search.shortened is not None
 
@@ -56,7 +56,7 @@ class CalibrationPhase:
         return self._run.path / PROBE_ID if trial_id == PROBE_ID else self._run.trial(trial_id)
 
     def next(self, running: Collection[str], now: datetime) -> tuple[str, Origin, str, TrialConfig, Path] | None:
-        """What an `Assignment` of the next one says; None while it runs."""
+        """What an `TrialRequest` of the next one says; None while it runs."""
         if running:
             return None
         self._began = now
@@ -70,7 +70,7 @@ class CalibrationPhase:
         config = probe_config(self.search, self.base_eval_loss)
         return PROBE_ID, Origin.PROBE, "probe", config, self.folder(PROBE_ID)
 
-    def take(self, trial_id: str, point: EvalPoint) -> None:
+    def on_result(self, trial_id: str, point: EvalPoint) -> None:
         """An evaluation of one of the two."""
         if trial_id == BASE_TRIAL_ID:
             self.base_eval_loss = point.eval_loss
@@ -87,7 +87,7 @@ class CalibrationPhase:
         """Whether it has to be done again."""
         return read_trial(self.folder(trial_id)).ending is None
 
-    def end(self, trial_id: str, now: datetime, *, died: bool, error: str = "") -> Ending | None:
+    def on_trial_end(self, trial_id: str, now: datetime, *, died: bool, error: str = "") -> Ending | None:
         """How it ended; None: it was cut off, and comes again."""
         record = read_trial(self.folder(trial_id))
         ending = record.ending
@@ -123,18 +123,18 @@ class CalibrationPhase:
         found, self._sentences = self._sentences, []
         return found
 
-    def note_stretch(self, member: Trial, point: EvalPoint, handed_out_seconds: float | None) -> None:
+    def observe_segment(self, member: Trial, point: EvalPoint, handed_out_seconds: float | None) -> None:
         """Takes in what a trial took from its last evaluation to this one, which isn't in `member.points` yet.
 
         `handed_out_seconds` have passed since the trial was handed out, where this is its first evaluation since then.
         """
         last = member.points[-1] if member.points else None
         seconds = point.seconds - (last.seconds if last else 0.0)
-        self.pace.note(member.config, point.tokens_seen - (last.tokens_seen if last else 0), seconds, point.ranks)
+        self.pace.observe(member.config, point.tokens_seen - (last.tokens_seen if last else 0), seconds, point.ranks)
         if handed_out_seconds is not None:
-            self.pace.note_start(handed_out_seconds - seconds)
+            self.pace.observe_start(handed_out_seconds - seconds)
 
-    def night(self, seconds_left: float, *, may_start: bool) -> BudgetState:
+    def budget_state(self, seconds_left: float, *, may_start: bool) -> BudgetState:
         """What is left of it, as the policy wants to know it."""
         full = self.pace.seconds(None, self.search.full_tokens)
         return BudgetState(
@@ -174,7 +174,7 @@ class CalibrationPhase:
     def _measure_length(self, probe: TrialRecord, now: datetime) -> None:
         recipe, full = self.search.recipe, self.search.full_tokens
         each = self._seconds_per_token(probe)
-        self.pace.note(probe.config, probe.tokens_seen, each * probe.tokens_seen)
+        self.pace.observe(probe.config, probe.tokens_seen, each * probe.tokens_seen)
         left = self.search.deadline.training_seconds_left(now)
         length = shortened_length(full, each, left, self._slots, recipe.search.full_trials)
         self.search = replace(self.search, shortened=length / full, full_tokens=length)

@@ -114,7 +114,7 @@ class SearchController:
         self._roster = TrialTable(trained, search.recipe.search.keep_adapters)
         self._policy = FreezeThawScheduler(search.recipe.space, search.recipe.search, only)
         if self._preliminaries.base_eval_loss is not None:
-            self._policy.start_from(self._preliminaries.base_eval_loss)
+            self._policy.set_base_loss(self._preliminaries.base_eval_loss)
         self._catch_up(trained)
 
     @property
@@ -123,7 +123,7 @@ class SearchController:
         return self._preliminaries.search
 
     @property
-    def must_stop(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether everything that runs has to end now: interrupted, or too much of the reserve is gone already."""
         return self._interrupted.is_set() or -self._seconds_left > grace_seconds(self.search.deadline.reserve_seconds)
 
@@ -145,21 +145,21 @@ class SearchController:
         """Starts nothing more; `must_stop` is true from now on. Safe to call from a signal handler."""
         self._interrupted.set()
 
-    def next_trial(self) -> TrialRequest | Wait | Over:
+    def suggest(self) -> TrialRequest | Wait | Over:
         """The next trial to run. The base model comes first, then what measures the speed, then everything else."""
         if self._interrupted.is_set() or self.gave_up is not None or self._seconds_left <= 0:
             return "over"
         if self.regrouped is not None:
             return "over"
-        if len(self._running) >= self._slots or self._mishaps.are_to_wait_for(self._now()):
+        if len(self._running) >= self._slots or self._mishaps.must_wait(self._now()):
             return "wait"
-        if not self._preliminaries.are_done:
+        if not self._preliminaries.is_complete:
             preliminary = self._preliminaries.next(self._running, self._now())
             return "wait" if preliminary is None else self._hand_out(TrialRequest(*preliminary))
         suspect = self._suspects.next(self._running)
         return self._fill_slot() if suspect is None else self._resume(suspect)
 
-    def on_eval(self, trial_id: str, point: EvalPoint) -> bool:
+    def on_result(self, trial_id: str, point: EvalPoint) -> bool:
         """Takes in an evaluation; True: the trial goes on. One that doesn't is over here, or pauses."""
         if trial_id in (BASE_TRIAL_ID, PROBE_ID):
             self._take_preliminary(trial_id, point)
@@ -174,7 +174,7 @@ class SearchController:
         if self.regrouped is not None:
             self._emit(TrialPaused(trial_id, f"all GPUs go to {self.regrouped.finalist}"))
             return False
-        verdict = self._policy.goes_on(trial_id, night)
+        verdict = self._policy.should_continue(trial_id, night)
         if not verdict.goes_on:
             self._emit(TrialPaused(trial_id, verdict.reason))
         return verdict.goes_on
@@ -185,7 +185,7 @@ class SearchController:
             self._troubles.add(about)
             self._emit(Notice(f"warning: {about}: {text} (said once; the trials' log.txt have the rest)"))
 
-    def on_end(self, trial_id: str, left: TrialExit = QUIETLY) -> None:
+    def on_trial_end(self, trial_id: str, left: TrialExit = QUIETLY) -> None:
         """Takes in that nobody runs a trial any more, and how it `left` what ran it."""
         self._running.pop(trial_id, None)
         if trial_id in (BASE_TRIAL_ID, PROBE_ID):
@@ -203,20 +203,20 @@ class SearchController:
             self._note_death(member, left.error)
         elif record.ending is None and left.how is ExitKind.MISHAP:
             self._note_mishap(member, left.error)
-        if record.ending is None and member.ending is None and self.must_stop and not self.was_interrupted:
+        if record.ending is None and member.ending is None and self.should_stop and not self.was_interrupted:
             self._end(member, Ending(EndingKind.PRUNED, "the time for training was over"))
         elif member.ending is not None:
             self._end(member, member.ending)
         else:
             self._policy.update(self._standing(member))
 
-    def tidy(self) -> None:
+    def on_idle(self) -> None:
         """Does what can wait; to be called whenever nobody waits for an answer.
 
         What the study is told is on disk in the trials' folders already, and told again after a crash.
         """
-        if self._preliminaries.are_done:
-            self._policy.refresh(self._night())
+        if self._preliminaries.is_complete:
+            self._policy.refit(self._night())
             self._bound_paused()
             self._consider_regrouping()
         self._writer.flush()
@@ -224,7 +224,7 @@ class SearchController:
     def close(self) -> None:
         """Takes in the end of all that runs. What is paused has had its chance if the search is over by itself."""
         for trial_id in list(self._running):
-            self.on_end(trial_id)
+            self.on_trial_end(trial_id)
         if self._is_done or (self._seconds_left <= 0 and not self.was_interrupted):
             for member in self._roster:
                 if member.ending is None:
@@ -243,12 +243,12 @@ class SearchController:
             trial_id = self._unfinished.popleft()
             if self._roster[trial_id].ending is None:
                 return self._resume(trial_id)
-        choice = self._policy.next(self._night())
+        choice = self._policy.choose_next(self._night())
         if isinstance(choice, Resume):
             return self._resume(choice.trial_id)
         if isinstance(choice, StartNew) and self._may_start:
             suggestion = self._study.ask(self._policy.propose)
-            self._writer.tell_later(lambda: self._study.begin(suggestion))
+            self._writer.write_later(lambda: self._study.begin(suggestion))
             return self._begin(suggestion)
         if self._running:
             return "wait"
@@ -276,7 +276,7 @@ class SearchController:
             if is_disk_full(error):
                 raise
             self._lose(member, error)
-            return self.next_trial()
+            return self.suggest()
         if member.tokens_seen != before:
             self._emit(Notice(f"trial {trial_id} goes back to {member.tokens_seen:,} tokens, its last checkpoint"))
         return self._run_member(member, resumes=checkpoint is not None)
@@ -303,12 +303,12 @@ class SearchController:
         handed_out = self._running.get(member.trial_id)
         self._running[member.trial_id] = None
         waited = None if handed_out is None else (self._now() - handed_out).total_seconds()
-        self._preliminaries.note_stretch(member, point, waited)
+        self._preliminaries.observe_segment(member, point, waited)
         member.points.append(point)
         self._suspects.clear(member.trial_id)
         if point.eval_loss <= point.best_eval_loss:
-            self._roster.note_rows(member, read_row_losses(self._run.trial(member.trial_id)))
-        self._writer.tell_later(lambda: self._study.report(study_number(member.trial_id), point))
+            self._roster.record_rows(member, read_row_losses(self._run.trial(member.trial_id)))
+        self._writer.write_later(lambda: self._study.report(study_number(member.trial_id), point))
         self._policy.update(self._standing(member))
 
     def _end(self, member: Trial, ending: Ending) -> None:
@@ -321,7 +321,7 @@ class SearchController:
         remove_checkpoints(folder)
         remove_adapters(folder.glob("before-*/adapter"))  # of what was trained again
         self._suspects.clear(member.trial_id)
-        self._writer.tell_later(lambda: self._writer.tell(record))
+        self._writer.write_later(lambda: self._writer.write(record))
         remove_adapters(self._roster.end(record))
         self._policy.update(self._standing(member))
         self._count_failures(record)
@@ -355,13 +355,13 @@ class SearchController:
         self._suspects.clear(member.trial_id)
         self._policy.update(self._standing(member))
         number = study_number(member.trial_id)
-        self._writer.tell_later(lambda: self._study.lose(number))
+        self._writer.write_later(lambda: self._study.lose(number))
         self._emit(TrialEnded(member.trial_id, member.ending, None))
 
     def _note_death(self, member: Trial, error: str) -> None:
         """What it ran in broke, which isn't to blame on it the first time: others may have been in there too."""
         trial_id = member.trial_id
-        if self._suspects.note_death(trial_id):
+        if self._suspects.record_crash(trial_id):
             what = f"{error}, {MOST_DEATHS} times" if error else f"its process ended without a word {MOST_DEATHS} times"
             member.ending = Ending(EndingKind.FAILED, f"{what} in a row; see ray/{trial_id}")
         elif error:
@@ -379,7 +379,7 @@ class SearchController:
 
     def _is_over_mishaps(self, trial_id: str, error: str) -> bool:
         """Whether a trial has had too many; if trials have in a row, that's the search's trouble, and it gives up."""
-        if self._mishaps.note(trial_id, error, self._now()):
+        if self._mishaps.record(trial_id, error, self._now()):
             said = (
                 f"what speaks for trial {trial_id} failed, which isn't the trial's doing, and it is run again: {error}"
             )
@@ -389,11 +389,11 @@ class SearchController:
                 f"what speaks for trials failed {MOST_PROXY_ERRORS} times in a row, the last time with: {error}"
             )
             return False
-        return self._mishaps.of(trial_id) >= MOST_PROXY_ERRORS
+        return self._mishaps.count(trial_id) >= MOST_PROXY_ERRORS
 
     def _bound_paused(self) -> None:
         """Checkpoints take room, so not everything that is paused can be kept."""
-        for trial_id in self._policy.hopeless(self.search.recipe.search.keep_paused, self._night()):
+        for trial_id in self._policy.evictable(self.search.recipe.search.keep_paused, self._night()):
             member = self._roster[trial_id]
             reason = (
                 f"paused at {member.tokens_seen:,} tokens, and {self.search.recipe.search.keep_paused} promise more"
@@ -422,10 +422,10 @@ class SearchController:
             self._emit(Notice(f"{reason}. Nothing more is started"))
 
     def _take_preliminary(self, trial_id: str, point: EvalPoint) -> None:
-        self._preliminaries.take(trial_id, point)
+        self._preliminaries.on_result(trial_id, point)
         if trial_id == BASE_TRIAL_ID:
-            self._writer.tell_later(lambda: self._study.record_base(point.eval_loss, point.score))
-            self._policy.start_from(point.eval_loss)
+            self._writer.write_later(lambda: self._study.record_base(point.eval_loss, point.score))
+            self._policy.set_base_loss(point.eval_loss)
         self._emit(TrialEvaluated(trial_id, point))
 
     def _end_preliminary(self, trial_id: str, left: TrialExit) -> None:
@@ -435,7 +435,9 @@ class SearchController:
         if left.how is ExitKind.MISHAP and self._preliminaries.is_cut_off(trial_id):
             self._is_over_mishaps(trial_id, left.error)
             return
-        ending = self._preliminaries.end(trial_id, self._now(), died=left.how is ExitKind.DEATH, error=left.error)
+        ending = self._preliminaries.on_trial_end(
+            trial_id, self._now(), died=left.how is ExitKind.DEATH, error=left.error
+        )
         if ending is None:
             self._emit(Notice(f"{trial_id} was cut off, and is done again"))
             return
@@ -448,7 +450,7 @@ class SearchController:
     def _catch_up(self, trained: list[TrialRecord]) -> None:
         """Tells study and policy what is on disk, where the search was cut off before they were told."""
         for record in trained:
-            self._writer.tell_later(partial(self._writer.tell, record))
+            self._writer.write_later(partial(self._writer.write, record))
             self._policy.update(self._standing(self._roster[record.id]))
         self._writer.flush()
         begun = {study_number(record.id) for record in trained}
@@ -461,7 +463,7 @@ class SearchController:
         return view_of(member, self.search)
 
     def _night(self) -> BudgetState:
-        return self._preliminaries.night(self._seconds_left, may_start=self._may_start)
+        return self._preliminaries.budget_state(self._seconds_left, may_start=self._may_start)
 
 
 def _in_a_line(reason: str) -> str:

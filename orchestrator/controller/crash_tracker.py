@@ -14,7 +14,7 @@ class CrashTracker:
     def __init__(self) -> None:
         self._deaths: dict[str, int] = {}
 
-    def note_death(self, trial_id: str) -> bool:
+    def record_crash(self, trial_id: str) -> bool:
         """A process with this trial in it died; whether that has become the trial's own doing."""
         self._deaths[trial_id] = self._deaths.get(trial_id, 0) + 1
         return self._deaths[trial_id] >= MOST_DEATHS

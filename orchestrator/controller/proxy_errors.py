@@ -46,16 +46,16 @@ class ProxyErrors:
         self._said: set[str] = set()
         self._until: datetime | None = None
 
-    def note(self, trial_id: str, error: str, now: datetime) -> bool:
+    def record(self, trial_id: str, error: str, now: datetime) -> bool:
         """One more; whether its error is new."""
-        self._of[trial_id] = self.of(trial_id) + 1
+        self._of[trial_id] = self.count(trial_id) + 1
         self._until = now + timedelta(seconds=_FIRST_WAIT_SECONDS * 2**self.in_a_row)
         self.in_a_row += 1
         is_new = error not in self._said
         self._said.add(error)
         return is_new
 
-    def of(self, trial_id: str) -> int:
+    def count(self, trial_id: str) -> int:
         """Of one trial, since it was evaluated last."""
         return self._of.get(trial_id, 0)
 
@@ -65,6 +65,6 @@ class ProxyErrors:
         self._of.pop(trial_id, None)
         self._until = None
 
-    def are_to_wait_for(self, now: datetime) -> bool:
+    def must_wait(self, now: datetime) -> bool:
         """Whether the next trial is better handed out a little later."""
         return self._until is not None and now < self._until

@@ -46,42 +46,42 @@ class RemoteSearchController(SearchController):
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         mirror.pull_trials()
-        mirror.claim_trials()
+        mirror.reclaim_trials()
         super().__init__(run, search, slots, listener, now)
         self._mirror = mirror
         self._handed: dict[str, tuple[TrialRequest, str]] = {}
         """Trials that run, with the owner that each was given to."""
         self._next_push = time.monotonic()
 
-    def next_trial(self) -> TrialRequest | Wait | Over:
+    def suggest(self) -> TrialRequest | Wait | Over:
         """As a conductor does; the trial is on the store then, and how long trials are."""
-        answer = super().next_trial()
+        answer = super().suggest()
         if not isinstance(answer, TrialRequest):
             return answer
         wandb_id = keep_run_id(answer.folder, answer.config.tracking)
         owner = secrets.token_hex(8)
         self._mirror.push_files("search.json")
-        self._mirror.hand_over(answer.folder, owner)
+        self._mirror.grant(answer.folder, owner)
         self._handed[answer.trial_id] = (answer, owner)
         name = answer.folder.relative_to(self._run.path).as_posix()
         return replace(answer, remote={"url": self._mirror.store.url, "name": name, "owner": owner}, wandb_id=wandb_id)
 
-    def on_eval(self, trial_id: str, point: EvalPoint) -> bool:
+    def on_result(self, trial_id: str, point: EvalPoint) -> bool:
         """As a conductor does."""
         self._mirror.pull(self._handed[trial_id][0].folder)
-        return super().on_eval(trial_id, point)
+        return super().on_result(trial_id, point)
 
-    def on_end(self, trial_id: str, left: TrialExit = QUIETLY) -> None:
+    def on_trial_end(self, trial_id: str, left: TrialExit = QUIETLY) -> None:
         """As a conductor does; the trial's worker puts nothing more on the store."""
         handed = self._handed.pop(trial_id, None)
         if handed is not None:
             assignment, owner = handed
-            self._mirror.take_back(assignment.folder, owner)
-        super().on_end(trial_id, left)
+            self._mirror.revoke(assignment.folder, owner)
+        super().on_trial_end(trial_id, left)
 
-    def tidy(self) -> None:
+    def on_idle(self) -> None:
         """As a conductor does; every some seconds, what has changed is put on the store."""
-        super().tidy()
+        super().on_idle()
         if time.monotonic() >= self._next_push:
             self.push()
             self._next_push = time.monotonic() + _BETWEEN_PUSHES_SECONDS

@@ -118,7 +118,7 @@ class StudyRecorder:
                 trial.set_user_attr(_SCORE, point.score)
             self._reported[number].add(point.tokens_seen)
 
-    def tell(self, number: int, kind: EndingKind, best_eval_loss: float | None) -> None:
+    def record_end(self, number: int, kind: EndingKind, best_eval_loss: float | None) -> None:
         """How a trial ended. Said again after an error, it's as if it were said once."""
         trial = self._open[number]
         trial.set_constraint(CONSTRAINT, 1.0 if kind in INFEASIBLE else 0.0)
@@ -129,7 +129,7 @@ class StudyRecorder:
     def lose(self, number: int) -> None:
         """A trial can't be used any more, whatever it was."""
         if self.is_open(number):
-            self.tell(number, EndingKind.FAILED, None)
+            self.record_end(number, EndingKind.FAILED, None)
 
     def record_base(self, base_eval_loss: float, base_score: float | None = None) -> None:
         """Notes the base model's figures beside the trials: without hyperparameters it's no trial of the study."""

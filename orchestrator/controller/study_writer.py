@@ -43,7 +43,7 @@ class StudyWriter:
             self._stands_in = True
             self.study = StudyRecorder(study_in_memory(recipe, records, lost), recipe, self._lost_numbers)
 
-    def tell_later(self, tell: Callable[[], None]) -> None:
+    def write_later(self, tell: Callable[[], None]) -> None:
         """Queue a call that tells the study something. It is called again if the file was locked."""
         self._later.append(tell)
 
@@ -63,7 +63,7 @@ class StudyWriter:
         except Exception as error:
             self._wait(error)
 
-    def tell(self, record: TrialRecord) -> None:
+    def write(self, record: TrialRecord) -> None:
         """Tell the study what is on disk of a trial."""
         number = study_number(record.id)
         if not self.study.is_open(number):
@@ -71,7 +71,7 @@ class StudyWriter:
         for point in record.points:
             self.study.report(number, point)  # the last one of a trial that diverged was not asked about
         if record.ending is not None:
-            self.study.tell(number, record.ending.kind, record.best_eval_loss)
+            self.study.record_end(number, record.ending.kind, record.best_eval_loss)
 
     @property
     def _lost_numbers(self) -> set[int]:
@@ -85,7 +85,7 @@ class StudyWriter:
         records = self._run.records()
         self.study, self._stands_in = self._opened(records), False
         for record in records:
-            self.tell_later(partial(self.tell, record))
+            self.write_later(partial(self.write, record))
         self.flush(at_once=True)
 
     def _wait(self, error: Exception) -> None:

@@ -83,7 +83,7 @@ class TrialTable:
         member.points, member.ending = list(record.points), record.ending
         return member
 
-    def note_rows(self, member: Trial, losses: RowLosses | None) -> None:
+    def record_rows(self, member: Trial, losses: RowLosses | None) -> None:
         """Takes in the row losses of a trial's best evaluation: how far chance decides between it and the best."""
         if losses is None:
             return

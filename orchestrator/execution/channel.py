@@ -42,14 +42,14 @@ class TrialChannel:
         self.is_broken_off = False
         """Whether nobody answers any more."""
 
-    def ask(self, point: EvalPoint) -> bool:
+    def report(self, point: EvalPoint) -> bool:
         """The trial's side: says what was evaluated, and waits for the answer; True: it goes on."""
         if self.is_broken_off:
             return False
         self._words.put(point)
         return self._answers.get()
 
-    def say(self, figures: Mapping[str, float]) -> None:
+    def log(self, figures: Mapping[str, float]) -> None:
         """The trial's side: says what it logged, and goes on at once."""
         self._words.put(LoggedMetrics(figures))
 
@@ -58,19 +58,19 @@ class TrialChannel:
         if troubles:
             self._words.put(ReportingFailed(troubles))
 
-    def end(self, error: str | None = None) -> None:
+    def finish(self, error: str | None = None) -> None:
         """The trial's side: there will be nothing more."""
         self._words.put(Finished(error))
 
-    def next_word(self) -> Word:
+    def next_message(self) -> Word:
         """The holder's side: waits for what the trial says next."""
         return self._words.get()
 
-    def answer(self, *, goes_on: bool) -> None:
+    def reply(self, *, goes_on: bool) -> None:
         """The holder's side: whether the trial goes on after the evaluation that was heard last."""
         self._answers.put(goes_on)
 
-    def break_off(self) -> None:
+    def close(self) -> None:
         """Neither side waits for the other again: the trial is told to stop when it asks, the holder that it ended."""
         self.is_broken_off = True
         self._answers.put(False)

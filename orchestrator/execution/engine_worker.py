@@ -59,20 +59,20 @@ class EngineWorker:
         )
         before = self._conversations.get(trial_id)
         if before is not None:
-            before.break_off()
+            before.close()
         self._conversations[trial_id], self._threads[trial_id] = conversation, thread
         thread.start()
 
-    def next_word(self, trial_id: str) -> Word:
+    def next_message(self, trial_id: str) -> Word:
         """Waits for what the trial says next; a trial that isn't here has ended."""
         conversation = self._conversations.get(trial_id)
-        return Finished() if conversation is None else conversation.next_word()
+        return Finished() if conversation is None else conversation.next_message()
 
-    def go_on(self, trial_id: str) -> None:
+    def resume(self, trial_id: str) -> None:
         """Lets a trial go on after an evaluation."""
         conversation = self._conversations.get(trial_id)
         if conversation is not None:
-            conversation.answer(goes_on=True)
+            conversation.reply(goes_on=True)
 
     def release(self, trial_id: str) -> None:
         """Stops a trial, if it's still here: at once if it waits for its word, else after the step in work.
@@ -81,7 +81,7 @@ class EngineWorker:
         """
         conversation, thread = self._conversations.pop(trial_id, None), self._threads.get(trial_id)
         if conversation is not None:
-            conversation.break_off()
+            conversation.close()
         if thread is not None:
             thread.join()
 
@@ -95,8 +95,8 @@ class EngineWorker:
                     self._run_trial(assignment, conversation)
         except Exception as problem:
             error, has_lost_gpu = traceback.format_exc(), gpu_is_unusable(problem)
-        conversation.end(error)
-        if error is not None and (has_lost_gpu or self._workplace.has_broken_down):
+        conversation.finish(error)
+        if error is not None and (has_lost_gpu or self._workplace.is_unusable):
             # Every later trial in this process would fail as well. Ray starts a new one.
             os._exit(1)
 
@@ -104,7 +104,7 @@ class EngineWorker:
         from trials.training.evaluation_loop import Decision
 
         def on_eval(point: EvalPoint) -> Decision:
-            conversation.warn(TROUBLES.take())
-            return Decision.GO_ON if conversation.ask(point) else Decision.STOP
+            conversation.warn(TROUBLES.pop_unreported())
+            return Decision.CONTINUE if conversation.report(point) else Decision.STOP
 
-        self._workplace.run(assignment, on_eval, lambda: conversation.is_broken_off, conversation.say)
+        self._workplace.run(assignment, on_eval, lambda: conversation.is_broken_off, conversation.log)

@@ -9,8 +9,8 @@ from orchestrator.storage.visibility import UNSEEN
 
 _GONE = frozenset({"RayActorError", "WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError", "OutOfMemoryError"})
 """Ray's errors for a process that isn't there any more, the trial's own or the one that speaks for it."""
-_IN_ENGINE = "FailedInEngine"
-_NOT_HEARD = re.compile(r"^(?:[\w.]+\.)?NotHeardError: (.*)$", re.MULTILINE)
+_IN_ENGINE = "TrialFailedRemotely"
+_NOT_HEARD = re.compile(r"^(?:[\w.]+\.)?ReportingError: (.*)$", re.MULTILINE)
 
 
 def how_it_left(error: BaseException | None, said: str, *, is_held: bool) -> TrialExit:

@@ -1,6 +1,6 @@
 """Where a group of processes that train trials together hears what comes next, and says what came of it.
 
-One trial at a time. The holder's side is that of `EngineActor`; the other is that of the ranks, each of which asks for
+One trial at a time. The holder's side is that of `EngineWorker`; the other is that of the ranks, each of which asks for
 every turn by itself. Knows neither Ray nor torch.
 """
 
@@ -68,16 +68,16 @@ class GroupQueue:
             self._count += 1
             self._changed.notify_all()
 
-    def next_word(self, trial_id: str) -> Word:
+    def next_message(self, trial_id: str) -> Word:
         """Waits for what the trial says next; a trial that isn't here has ended."""
         turn = self._of_trial.get(trial_id)
-        return Finished() if turn is None else turn.conversation.next_word()
+        return Finished() if turn is None else turn.conversation.next_message()
 
-    def go_on(self, trial_id: str) -> None:
+    def resume(self, trial_id: str) -> None:
         """Lets a trial go on after an evaluation."""
         turn = self._of_trial.get(trial_id)
         if turn is not None:
-            turn.conversation.answer(goes_on=True)
+            turn.conversation.reply(goes_on=True)
 
     def release(self, trial_id: str) -> None:
         """Stops a trial, if it's still here: at once if it waits for its word, else after the step in work.
@@ -107,7 +107,7 @@ class GroupQueue:
 
     # The ranks' side.
 
-    def next_turn(self, number: int) -> tuple[int, Mapping[str, Any]] | None:
+    def next_task(self, number: int) -> tuple[int, Mapping[str, Any]] | None:
         """The first turn from this number on that was not called off before it began; None: there will be no more.
 
         Waits for it. Every rank is given the same.
@@ -121,23 +121,23 @@ class GroupQueue:
                 self._changed.wait()
         return None
 
-    def ask(self, number: int, point: EvalPoint) -> bool:
+    def report(self, number: int, point: EvalPoint) -> bool:
         """Says what was evaluated, and waits for the answer; True: the trial goes on."""
-        return self._turns[number].conversation.ask(point)
+        return self._turns[number].conversation.report(point)
 
-    def say(self, number: int, figures: Mapping[str, float]) -> None:
+    def log(self, number: int, figures: Mapping[str, float]) -> None:
         """Says what the trial logged of its training."""
-        self._turns[number].conversation.say(figures)
+        self._turns[number].conversation.log(figures)
 
     def warn(self, number: int, troubles: Mapping[str, str]) -> None:
         """Says what went wrong with reporting."""
         self._turns[number].conversation.warn(troubles)
 
-    def called_off(self, number: int) -> None:
+    def wait_cancelled(self, number: int) -> None:
         """Waits until nobody waits for the trial any more, or it's over."""
         self._turns[number].is_called_off.wait()
 
-    def end(self, number: int, rank: int, error: str | None) -> None:
+    def finish(self, number: int, rank: int, error: str | None) -> None:
         """This rank is through with the trial; `error` is a traceback."""
         turn = self._turns[number]
         with self._changed:
@@ -148,11 +148,11 @@ class GroupQueue:
         errors = [found for _, found in sorted(turn.ended.items()) if found is not None]
         # Some may only have heard of another's trouble.
         errors.sort(key=lambda found: PeerError.__name__ in found.strip().splitlines()[-1])
-        turn.conversation.end(errors[0] if errors else None)
+        turn.conversation.finish(errors[0] if errors else None)
         turn.is_called_off.set()
         turn.is_over.set()
 
-    def beat(self, rank: int, seconds: float | None) -> None:
+    def heartbeat(self, rank: int, seconds: float | None) -> None:
         """How long the rank's work has been silent; None: it has nothing to do."""
         self._silent[rank] = (seconds, time.monotonic())
 
@@ -163,7 +163,7 @@ class GroupQueue:
             self._changed.notify_all()
 
     def _call_off(self, turn: _Task) -> None:
-        turn.conversation.break_off()
+        turn.conversation.close()
         turn.is_called_off.set()
         with self._changed:
             if not turn.is_taken:

@@ -22,7 +22,7 @@ _LATE_FINISH_SECONDS = 5.0
 
 def report_of(point: EvalPoint, troubles: Mapping[str, str] | None = None) -> dict[str, Any]:
     """An evaluation as Tune is told it, with what went wrong with reporting, here or in the trial's own process."""
-    found = {**TROUBLES.take(), **(troubles or {})}
+    found = {**TROUBLES.pop_unreported(), **(troubles or {})}
     return {**asdict(point), TROUBLES_KEY: list(found.items())}  # dictionaries in it are flattened by Tune
 
 

@@ -39,7 +39,7 @@ def run_trial_proxy(assignment: dict[str, Any]) -> None:
     troubles: dict[str, str] = {}
     log_file = nullcontext() if assignment.get("remote") else trial_log(Path(assignment["folder"]))
     with log_file, tracked(assignment, config) as log:
-        while not isinstance(word := ray.get(engine.next_word.remote(trial_id)), Finished):
+        while not isinstance(word := ray.get(engine.next_message.remote(trial_id)), Finished):
             if isinstance(word, LoggedMetrics):
                 log(word.figures)
                 continue
@@ -48,6 +48,6 @@ def run_trial_proxy(assignment: dict[str, Any]) -> None:
                 continue
             log(figures(word))
             tune.report(report_of(word, troubles))
-            engine.go_on.remote(trial_id)
+            engine.resume.remote(trial_id)
     if word.error is not None:
         raise TrialFailedRemotely(word.error)

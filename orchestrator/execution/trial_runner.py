@@ -49,7 +49,7 @@ class TrialRunner:
         return None if self._engine is None else self._engine.seconds_since_progress()
 
     @property
-    def has_broken_down(self) -> bool:
+    def is_unusable(self) -> bool:
         """Whether every later trial here would fail as well."""
         return self._engine is not None and self._engine.has_ended
 
@@ -65,7 +65,7 @@ class TrialRunner:
             if not is_first:  # which alone writes, and is asked
                 self._run(assignment, copy.path, on_eval, is_called_off, on_log)
                 return
-            kept = copy.kept_before(on_eval)
+            kept = copy.pushed_before(on_eval)
 
             def log_and_ask(point: EvalPoint) -> Decision:
                 log_evaluation(assignment["trial_id"], point)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def run_trial_task(assignment: dict[str, Any]) -> None:
-    """Runs one trial; `assignment` is what `execution.tune_adapters` made of the conductor's `Assignment`."""
+    """Runs one trial; `assignment` is what `execution.tune_adapters` made of the conductor's `TrialRequest`."""
     quiet_libraries()
     redirect_output(Path(assignment["log"]))
     with working_copy_of(assignment) as copy, logged_segment(copy.path, assignment):
@@ -71,13 +71,13 @@ class _Report:
         log_evaluation(self._trial_id, point)
         try:
             with self._watchdog.resting():
-                self._copy.keep()
+                self._copy.push()
                 self._report(point)
         except SystemExit as stop:
             self.stopped = stop
-            self._copy.leave()
+            self._copy.detach()
             return Decision.STOP
-        return Decision.GO_ON
+        return Decision.CONTINUE
 
     def _report(self, point: EvalPoint) -> None:
         try:

@@ -56,10 +56,10 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """None: nothing now, ask again. FINISHED: nothing more."""
-        self.settle()
+        self.report_exits()
         if not self._engines.has_room:
             return None
-        answer = self._conductor.next_trial()
+        answer = self._conductor.suggest()
         if not isinstance(answer, TrialRequest):
             return Searcher.FINISHED if answer == "over" else None
         self._our_ids[trial_id] = answer.trial_id
@@ -88,7 +88,7 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
         self._stretches.add(name)
         return name
 
-    def note_error(self, trial_id: str, left: TrialExit) -> None:
+    def record_error(self, trial_id: str, left: TrialExit) -> None:
         """How an error has ended a trial of Tune's, which Tune says next."""
         self._errors[trial_id] = left
 
@@ -98,18 +98,18 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
         self._engines.free_slot(self._our_ids[trial_id])
         if error:
             self._leaving.append((self._our_ids[trial_id], self._errors.pop(trial_id, DIED)))
-            self.settle()
+            self.report_exits()
         else:
-            self._conductor.on_end(self._our_ids[trial_id])
+            self._conductor.on_trial_end(self._our_ids[trial_id])
 
-    def settle(self) -> None:
+    def report_exits(self) -> None:
         """Tells the conductor of trials that ended with an error, as soon as nothing of them runs any more.
 
         A holder can die, and its trial still be in its engine, at work on an evaluation.
         """
         for leaving in [leaving for leaving in self._leaving if self._engines.has_left(leaving[0])]:
             self._leaving.remove(leaving)
-            self._conductor.on_end(*leaving)
+            self._conductor.on_trial_end(*leaving)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study and the records are on disk already."""
@@ -168,7 +168,7 @@ class SchedulerAdapter(_NotPickled, FIFOScheduler):  # type: ignore[misc]
             self.disk_trouble = said.strip().splitlines()[-1]
             self._conductor.interrupt()
         is_held = trial.config["engine"] is not None
-        self._searcher.note_error(trial.trial_id, how_it_left(trial.get_pickled_error(), said, is_held=is_held))
+        self._searcher.record_error(trial.trial_id, how_it_left(trial.get_pickled_error(), said, is_held=is_held))
         if UNSEEN in said:
             logger.warning("%s", said.strip().splitlines()[-1])
         super().on_trial_error(tune_controller, trial)
@@ -178,7 +178,7 @@ class SchedulerAdapter(_NotPickled, FIFOScheduler):  # type: ignore[misc]
         point = EvalPoint(**{name: result[name] for name in _POINT_FIELDS})
         for about, text in result.get(TROUBLES_KEY, ()):
             self._conductor.on_trouble(about, text)
-        goes_on = self._conductor.on_eval(trial.config["trial_id"], point)
+        goes_on = self._conductor.on_result(trial.config["trial_id"], point)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
 
@@ -196,13 +196,13 @@ class StopperAdapter(_NotPickled, Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Tune asks several times a second."""
-        self._searcher.settle()
+        self._searcher.report_exits()
         hung = self._engines.restart_hung()
         if hung:
             logger.warning("an engine hangs and is started again; in it were trials %s", ", ".join(hung))
-        if self._conductor.must_stop:
+        if self._conductor.should_stop:
             # Tune waits for holders to end, and they wait for their trials.
             self._engines.free_all_slots()
             return True
-        self._conductor.tidy()
+        self._conductor.on_idle()
         return False

@@ -78,7 +78,7 @@ class WorkerGroup(GroupQueue):
     def enter(self, rank: int, worker: Any) -> None:
         """A rank is there, in this Ray actor."""
         self._workers[rank] = worker
-        self.beat(rank, None)
+        self.heartbeat(rank, None)
 
     def leave(self) -> None:
         """Ends the ranks at once, and this process when their GPUs are free; what trials have on disk is whole."""
@@ -117,16 +117,16 @@ def rank_main(config: Mapping[str, Any]) -> None:
     quiet_libraries()
     desk, group = config["desk"], config["group"]
     with joined_process_group() as ranks:
-        group.keep_output(f"{config['name']}-rank-{ranks.number}")
+        group.keep_output(f"{config['name']}-rank-{ranks.rank}")
         workplace = TrialRunner(group.cpu_threads, ranks)
-        ray.get(desk.enter.remote(ranks.number, ray.get_runtime_context().current_actor))
-        threading.Thread(target=_beat, args=(desk, ranks.number, workplace), daemon=True).start()
+        ray.get(desk.enter.remote(ranks.rank, ray.get_runtime_context().current_actor))
+        threading.Thread(target=_beat, args=(desk, ranks.rank, workplace), daemon=True).start()
         number = 0
-        while (turn := ray.get(desk.next_turn.remote(number))) is not None:
+        while (turn := ray.get(desk.next_task.remote(number))) is not None:
             number, assignment = turn
             error, has_lost_gpu = _run(desk, number, assignment, workplace)
-            ray.get(desk.end.remote(number, ranks.number, error))
-            if has_lost_gpu or workplace.has_broken_down:
+            ray.get(desk.finish.remote(number, ranks.rank, error))
+            if has_lost_gpu or workplace.is_unusable:
                 os._exit(1)
             number += 1
 
@@ -137,19 +137,19 @@ def _run(desk: Any, number: int, assignment: Mapping[str, Any], workplace: Trial
     from trials.training.evaluation_loop import Decision
     from trials.training.outcome import TrialInterrupted
 
-    called_off = desk.called_off.remote(number)
+    called_off = desk.wait_cancelled.remote(number)
 
     def on_eval(point: EvalPoint) -> Decision:
-        troubles = TROUBLES.take()
+        troubles = TROUBLES.pop_unreported()
         if troubles:
             desk.warn.remote(number, troubles)
-        return Decision.GO_ON if ray.get(desk.ask.remote(number, point)) else Decision.STOP
+        return Decision.CONTINUE if ray.get(desk.report.remote(number, point)) else Decision.STOP
 
     def is_called_off() -> bool:
         return bool(ray.wait([called_off], timeout=0)[0])
 
     def on_log(figures: Mapping[str, float]) -> None:
-        desk.say.remote(number, dict(figures))
+        desk.log.remote(number, dict(figures))
 
     try:
         workplace.run(assignment, on_eval, is_called_off, on_log)
@@ -161,5 +161,5 @@ def _run(desk: Any, number: int, assignment: Mapping[str, Any], workplace: Trial
 
 def _beat(desk: Any, rank: int, workplace: TrialRunner) -> None:
     while True:
-        desk.beat.remote(rank, workplace.seconds_since_progress())
+        desk.heartbeat.remote(rank, workplace.seconds_since_progress())
         time.sleep(_BEAT_SECONDS)

@@ -36,7 +36,7 @@ def live_view(
     if not console.is_terminal:
 
         def tell(event: Event) -> None:
-            board.take(event)
+            board.apply(event)
             said = line(event, board, deadline)
             log(said)
             console.print(said, soft_wrap=True, markup=False, highlight=False)
@@ -47,7 +47,7 @@ def live_view(
     with Live(get_renderable=lambda: _drawn(board, deadline, messages), console=console, refresh_per_second=2):
 
         def show(event: Event) -> None:
-            board.take(event)
+            board.apply(event)
             log(line(event, board, deadline))
             if isinstance(event, Notice):
                 messages.append(event.text)

@@ -77,7 +77,7 @@ class SearchMetrics:
         self._trained_tokens = 0
         self._of_search = self._of_all_trials()
 
-    def take(self, event: Event) -> None:
+    def apply(self, event: Event) -> None:
         """Takes in an event that the board has taken in already."""
         if isinstance(event, TrialStarted):
             self._trials[event.trial_id] = _TrialGauges(event.tokens_seen)

@@ -33,7 +33,7 @@ class Progress:
     rows: dict[str, TrialProgress] = field(default_factory=dict)
     base_eval_loss: float | None = None
 
-    def take(self, event: Event) -> None:
+    def apply(self, event: Event) -> None:
         """Takes in one event."""
         if isinstance(event, TrialStarted):
             begun = TrialProgress(event.trial_id, event.name, self._settings(event), event.full_tokens)

@@ -42,7 +42,7 @@ class PrometheusExporter:
         """Takes in one event."""
         with only_reporting(_ABOUT, self._give_up), self._lock:
             if not self._is_over.is_set():
-                self._search.take(event)
+                self._search.apply(event)
 
     def __enter__(self) -> PrometheusExporter:
         threading.Thread(target=self._keep_telling, daemon=True).start()
@@ -60,7 +60,7 @@ class PrometheusExporter:
 
     def _give_up(self, about: str, text: str) -> None:
         self._is_over.set()
-        TROUBLES.note(about, f"{text}. The search goes on without them")
+        TROUBLES.record(about, f"{text}. The search goes on without them")
 
     def _tell(self) -> None:
         with self._lock:

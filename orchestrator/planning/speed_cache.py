@@ -128,7 +128,8 @@ def _estimated(search: Search) -> SpeedEstimate | None:
     sizes = sizes_of(base, 2, is_quantized=search.recipe.model.quantization == "nf4")
     share = _OF_RATES_TRL if trl_reason(search) else _OF_RATES_ENGINE
     each = (
-        seconds_per_token(sizes, rates, MicroBatchPlan(MOST_TOKENS, (ActivationPolicy.NO_MLP,) * sizes.layers)) / share
+        seconds_per_token(sizes, rates, MicroBatchPlan(MOST_TOKENS, (ActivationPolicy.RECOMPUTE_MLP,) * sizes.layers))
+        / share
     )
     each = max(each, _LEAST_SECONDS_PER_TOKEN)
     if search.ranks > 1:

@@ -77,7 +77,7 @@ class _Estimate:
         self.level: _Level | None = None
         self._surprises = 0
 
-    def note(self, value: float, offset: _Level) -> None:
+    def observe(self, value: float, offset: _Level) -> None:
         """Takes in one measurement; `offset` learns its share."""
         if self.level is None:
             self.level = _Level(math.log(value), _AT_FIRST**2)
@@ -123,10 +123,10 @@ class ThroughputModel:
                 continue
             at = [(0, 0.0, 1), *((point.tokens_seen, point.seconds, point.ranks) for point in record.points)]
             for (tokens, seconds, _), (more_tokens, more_seconds, ranks) in pairwise(at):
-                pace.note(record.config, more_tokens - tokens, more_seconds - seconds, ranks)
+                pace.observe(record.config, more_tokens - tokens, more_seconds - seconds, ranks)
         return pace
 
-    def note(self, config: TrialConfig, tokens: int, seconds: float, ranks: int = 1) -> None:
+    def observe(self, config: TrialConfig, tokens: int, seconds: float, ranks: int = 1) -> None:
         """A stretch of one trial from one evaluation to the next, that evaluation included; nonsense is left out."""
         if tokens <= 0 or not 0 < seconds < math.inf:
             return
@@ -139,17 +139,17 @@ class ThroughputModel:
         # The first kind of all has no offset: it's what the others are measured against.
         offset = self._offsets.get(kind) or _Level(0.0, _BETWEEN_KINDS**2 if self._offsets else 0.0)
         before = offset.value
-        self._speed.note(seconds / tokens, offset)
+        self._speed.observe(seconds / tokens, offset)
         is_new = kind not in self._offsets
         self._offsets[kind] = offset
         for family in (self._families.setdefault(kind.coarse, _Family()), self._all):
             family.total += offset.value - (0.0 if is_new else before)
             family.kinds += is_new
 
-    def note_start(self, seconds: float) -> None:
+    def observe_start(self, seconds: float) -> None:
         """From handing a trial out to its first step."""
         if 0 < seconds < math.inf:
-            self._start.note(seconds, _Level(0.0, 0.0))
+            self._start.observe(seconds, _Level(0.0, 0.0))
 
     @property
     def start_seconds(self) -> float:

@@ -53,7 +53,7 @@ class AcquisitionRanker:
         self._tried = TrialHistory(self._coordinates, space, only)
         self._outlook = LearningCurveModel(self._coordinates)
         self._random = np.random.default_rng(seed)
-        self._pool = self._coordinates.draw(_POOL, self._random)
+        self._pool = self._coordinates.sample(_POOL, self._random)
         self._known: dict[str, TrialView] = {}
         self._failures = FeasibilityModel()
         self._best: float | None = None
@@ -73,17 +73,17 @@ class AcquisitionRanker:
         """Takes in a new trial, or what has changed of one."""
         name, old = standing.trial_id, self._known.get(standing.trial_id)
         if old is None and not standing.points and not standing.is_start and len(self._known) > _SPREAD_FIRST:
-            self._promises.make(name, self._fresh_price)
+            self._promises.record_predicted(name, self._fresh_price)
         if standing.state is State.INFEASIBLE and (old is None or old.state is not State.INFEASIBLE):
-            self._promises.settle(name, 0.0)
+            self._promises.record_realised(name, 0.0)
             self._news += 1
         self._known[name] = standing
-        self._tried.take(standing)
+        self._tried.observe(standing)
         self._starts.pop(name, None)
         if standing.is_start and standing.state in {State.RUNNING, State.PAUSED}:
             self._starts[name] = standing
         if standing.points and (old is None or old.points != standing.points or old.noise != standing.noise):
-            self._outlook.tell(name, standing.values, standing.points, standing.noise)
+            self._outlook.observe(name, standing.values, standing.points, standing.noise)
             loss = standing.points[-1][1]
             self._best = loss if self._best is None else min(self._best, loss)
             self.has_complete |= standing.points[-1][0] >= standing.end - 1e-9
@@ -93,7 +93,7 @@ class AcquisitionRanker:
         if standing.state is State.PAUSED:
             self._unpriced.add(name)
 
-    def start_from(self, base_loss: float) -> None:
+    def set_base_loss(self, base_loss: float) -> None:
         """The base model's loss."""
         self._outlook.base_loss = base_loss
 
@@ -135,13 +135,13 @@ class AcquisitionRanker:
         self.best_paused(night)
         return self._bids.ranked()
 
-    def price_of(self, trial_id: str, night: BudgetState) -> float:
+    def value_of(self, trial_id: str, night: BudgetState) -> float:
         """What a running trial bids."""
         self._refresh(night)
         if self._best is None:
             return np.inf
         price = self._price(trial_id, night, start=0.0)
-        self._promises.settle(trial_id, price)
+        self._promises.record_realised(trial_id, price)
         return price
 
     def best_paused(self, night: BudgetState) -> tuple[str, float] | None:
@@ -153,19 +153,19 @@ class AcquisitionRanker:
         self._unpriced.clear()
         return self._bids.best()
 
-    def fresh_price(self, night: BudgetState) -> float:
+    def new_trial_value(self, night: BudgetState) -> float:
         """What the best configuration not tried yet bids, as far as such bids were kept; 0.0 if none may start."""
         self._refresh(night)
-        if not night.may_start or not self.has_more:
+        if not night.may_start or not self.has_untried:
             return 0.0
         if self._best is None or len(self._known) <= _SPREAD_FIRST:
             return float(np.inf)
-        return self._fresh_price * self._promises.kept
+        return self._fresh_price * self._promises.factor
 
     @property
-    def has_more(self) -> bool:
+    def has_untried(self) -> bool:
         """Whether there is a configuration that hasn't been tried."""
-        return self._tried.has_more
+        return self._tried.has_untried
 
     def forecast(self, trial_id: str) -> Forecast | None:
         """The loss at its end, as far as it can be told; None before its first evaluation."""
@@ -173,24 +173,24 @@ class AcquisitionRanker:
         if standing is None or not standing.points:
             return None
         self._catch_up_now()
-        mean, spread = self._outlook.ahead_of(trial_id, np.array([[standing.end]]))
-        return self._outlook.in_nats(float(mean[0, 0]), float(np.sqrt(max(spread[0, 0, 0], 0.0))))
+        mean, spread = self._outlook.predict_trial(trial_id, np.array([[standing.end]]))
+        return self._outlook.to_loss(float(mean[0, 0]), float(np.sqrt(max(spread[0, 0, 0], 0.0))))
 
     def propose(self, seed: int) -> dict[str, Any]:
         """The configuration not tried yet that is expected to improve most on the best loss."""
         random = np.random.default_rng(seed)
         if self._best is None or len(self._known) <= _SPREAD_FIRST:
-            return self._coordinates.values(self._spread(random))
+            return self._coordinates.decode(self._spread(random))
         if self._slots < _MANY_SLOTS:
             self._catch_up()
-            return self._coordinates.values(self._look_around(random, _CANDIDATES).take())
-        if self._candidates is None or self._candidates.are_used_up:
+            return self._coordinates.decode(self._look_around(random, _CANDIDATES).pop_best())
+        if self._candidates is None or self._candidates.is_exhausted:
             self._candidates = self._look_around(random, _MANY_CANDIDATES)
-        return self._coordinates.values(self._candidates.take())
+        return self._coordinates.decode(self._candidates.pop_best())
 
     def _spread(self, random: np.random.Generator) -> Array:
         """One of the first configurations."""
-        draws = self._tried.left(self._coordinates.draw(_CANDIDATES, random))
+        draws = self._tried.untried(self._coordinates.sample(_CANDIDATES, random))
         if not self._known:
             return np.asarray(draws[0])
         few = random.permutation(draws)[:_SPREAD_AMONG]
@@ -199,23 +199,23 @@ class AcquisitionRanker:
     def _look_around(self, random: np.random.Generator, count: int) -> CandidatePool:
         """Configurations of all the space and some like the best, with the expected improvement of each."""
         assert self._best is not None
-        near = [self._coordinates.near(each.values, count // 10, random) for each in self._tried.best]
-        draws = self._tried.left(np.concatenate([self._coordinates.draw(count, random), *near]))
-        x = self._coordinates.of_draws(draws)
-        mean, spread = self._outlook.ahead(x, np.ones((len(x), 1)))
+        near = [self._coordinates.perturb(each.values, count // 10, random) for each in self._tried.best]
+        draws = self._tried.untried(np.concatenate([self._coordinates.sample(count, random), *near]))
+        x = self._coordinates.encode_many(draws)
+        mean, spread = self._outlook.predict(x, np.ones((len(x), 1)))
         deviation = np.sqrt(np.maximum(spread[:, 0, 0], 0.0))
-        gain = expected_improvement(self._outlook.standardised(self._best), mean[:, 0], deviation)
-        worth = gain * self._failures.chance_of_training(x) ** _CAUTION
-        candidates = CandidatePool(draws, x, worth, self._outlook.alike)
-        candidates.avoid(self._tried.pending())
+        gain = expected_improvement(self._outlook.to_target(self._best), mean[:, 0], deviation)
+        worth = gain * self._failures.predict(x) ** _CAUTION
+        candidates = CandidatePool(draws, x, worth, self._outlook.similarity)
+        candidates.penalise_similar(self._tried.pending())
         return candidates
 
-    def refresh(self, night: BudgetState) -> None:
+    def refit(self, night: BudgetState) -> None:
         """Forecasts and bids, where enough is new, or so much time has passed that others can still be completed."""
         self._slots = night.slots
         self._catch_up()
         self._price_all(night)
-        if self._candidates is not None and self._candidates.taken > _MANY_CANDIDATES // 10:
+        if self._candidates is not None and self._candidates.popped > _MANY_CANDIDATES // 10:
             self._candidates = None
         if self._candidates is None and night.slots >= _MANY_SLOTS and self._best is not None:
             self._candidates = self._look_around(self._random, _MANY_CANDIDATES)
@@ -224,7 +224,7 @@ class AcquisitionRanker:
         """The same before a decision, if that may take its time."""
         self._slots = night.slots
         if night.slots < _MANY_SLOTS:
-            self.refresh(night)
+            self.refit(night)
 
     def _catch_up_now(self) -> None:
         if self._slots < _MANY_SLOTS:
@@ -232,8 +232,8 @@ class AcquisitionRanker:
 
     def _catch_up(self) -> None:
         if self._news and self._news >= max(len(self._known) // _REFRESHES, self._slots // _ROUNDS):
-            self._outlook.refresh()
-            self._failures.learn(*self._tried.outcomes())
+            self._outlook.fit()
+            self._failures.fit(*self._tried.outcomes())
             self._news, self._priced_at, self._candidates = 0, None, None
 
     def _price_all(self, night: BudgetState) -> None:
@@ -242,7 +242,7 @@ class AcquisitionRanker:
             return
         self._priced_at = left
         start = night.seconds_start / night.seconds_full
-        pool = self._coordinates.of_draws(self._tried.left(self._pool))
+        pool = self._coordinates.encode_many(self._tried.untried(self._pool))
         none, full = np.zeros(len(pool)), np.ones(len(pool))
         self._fresh_price = float(self._priced(pool, none, full, start, night).max()) if len(pool) else 0.0
         names = [name for name in self._bids.ranked()[:_MOST_PRICED] if self._known[name].points]
@@ -255,7 +255,7 @@ class AcquisitionRanker:
     def _price(self, trial_id: str, night: BudgetState, start: float) -> float:
         standing = self._known[trial_id]
         now = np.array([standing.points[-1][0] if standing.points else 0.0])
-        who = [trial_id] if standing.points else self._coordinates.of(standing.values)[None]
+        who = [trial_id] if standing.points else self._coordinates.encode(standing.values)[None]
         return float(self._priced(who, now, np.array([standing.end]), start, night)[0])
 
     def _priced(self, who: Sequence[str] | Array, now: Array, end: Array, start: float, night: BudgetState) -> Array:
@@ -263,9 +263,9 @@ class AcquisitionRanker:
         todo = np.maximum(np.minimum(end - now, left), _SMALLEST_STRETCH)
         fractions = (now + todo)[:, None]
         if len(who) == 1 and isinstance(who[0], str):
-            mean, spread = self._outlook.ahead_of(who[0], fractions)
+            mean, spread = self._outlook.predict_trial(who[0], fractions)
         else:
-            mean, spread = self._outlook.ahead(who, fractions)
+            mean, spread = self._outlook.predict(who, fractions)
         assert self._best is not None
         deviation = np.sqrt(np.maximum(spread[:, 0, 0], 0.0))
-        return expected_improvement(self._outlook.standardised(self._best), mean[:, 0], deviation) / (start + todo)
+        return expected_improvement(self._outlook.to_target(self._best), mean[:, 0], deviation) / (start + todo)

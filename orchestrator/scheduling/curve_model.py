@@ -84,18 +84,18 @@ class LearningCurveModel:
         self._top = 0.0
         self.base_loss: float | None = None
 
-    def tell(
+    def observe(
         self, trial_id: str, values: Mapping[str, Any], points: Sequence[tuple[float, float]], noise: float
     ) -> None:
         """Takes in all losses (nats) of a trial at fractions of a full trial, and the newest one's standard error."""
         old = self._seen.get(trial_id)
         s = np.log(np.maximum([fraction for fraction, _ in points], _SMALLEST_FRACTION))
         loss = np.maximum([loss for _, loss in points], _SMALLEST_LOSS)
-        x = old.x if old else self._coordinates.of(values)
+        x = old.x if old else self._coordinates.encode(values)
         self._seen[trial_id] = _Seen(x, s, np.log(loss), noise / loss[-1], tuple(_kept(s)))
         self._told_since_fit += len(points) - (len(old.s) if old else 0)
 
-    def refresh(self) -> None:
+    def fit(self) -> None:
         """Takes all that was told into account; finds the parameters anew where enough is new."""
         chosen = self._chosen()
         self._index = {name: number for number, name in enumerate(chosen)}
@@ -117,7 +117,7 @@ class LearningCurveModel:
             self._fitted_points, self._told_since_fit = self._fitted_points + self._told_since_fit, 0
         self._base = (points, *solve(self._theta, points, z, extra))
 
-    def ahead(self, who: Sequence[str] | Array, fractions: Array) -> tuple[Array, Array]:
+    def predict(self, who: Sequence[str] | Array, fractions: Array) -> tuple[Array, Array]:
         """Means (arms, stops) and covariances (arms, stops, stops) of losses to come, standardised, without noise.
 
         `who` are trials' ids, or the coordinates (arms, dimensions) of configurations not tried yet; `fractions`
@@ -138,13 +138,13 @@ class LearningCurveModel:
         solved = solved.reshape(-1, arms, stops).transpose(1, 0, 2)
         return mean, spread - solved.transpose(0, 2, 1) @ solved
 
-    def ahead_of(self, trial_id: str, fractions: Array) -> tuple[Array, Array]:
+    def predict_trial(self, trial_id: str, fractions: Array) -> tuple[Array, Array]:
         """As `ahead` for one trial (1, stops), with those of its losses too that were told since the last `refresh`."""
         seen = self._seen[trial_id]
         new = self._new(trial_id, seen)
         if not new:
-            return self.ahead([trial_id], fractions)
-        mean, spread = self.ahead([trial_id], np.concatenate([np.exp(seen.s[new])[None], fractions], 1))
+            return self.predict([trial_id], fractions)
+        mean, spread = self.predict([trial_id], np.concatenate([np.exp(seen.s[new])[None], fractions], 1))
         n = len(new)
         known = spread[0, :n, :n] + np.eye(n) * (self.noise + self._noise_of(seen))
         gain = np.linalg.solve(known, spread[0, :n, n:])
@@ -163,19 +163,19 @@ class LearningCurveModel:
         """Variance of one evaluation, standardised."""
         return noise_variance(self._theta)
 
-    def alike(self, x: Array, others: Array) -> Array:
+    def similarity(self, x: Array, others: Array) -> Array:
         """How alike configurations are for the model, (len(x), len(others)), 0 to 1: a little apart is apart enough."""
         lengths = np.exp(self._theta[: x.shape[1]])
         return np.asarray(np.exp(-2 * squared_distances(x / lengths, others / lengths)))
 
-    def in_nats(self, mean: float, deviation: float) -> Forecast:
+    def to_loss(self, mean: float, deviation: float) -> Forecast:
         """A standardised prediction as a loss."""
         seen_as = max(-(self._center + self._scale * mean), _SMALLEST_ROOT)
         come_down = float(seen_as ** (1 / _POWER))
         loss = float(np.exp(self._top - (come_down - _OFFSET)))
         return Forecast(loss, loss * come_down / (_POWER * seen_as) * self._scale * deviation)
 
-    def standardised(self, loss: float) -> float:
+    def to_target(self, loss: float) -> float:
         """A loss in nats as the model sees it."""
         return float((self._seen_as(np.log([max(loss, _SMALLEST_LOSS)]))[0] - self._center) / self._scale)
 

@@ -28,11 +28,11 @@ class SpaceEncoder:
         self._tables = {name: _table(each) for name, each in space.items() if isinstance(each, Choices)}
         self.count = sum(self._tables[name].shape[1] if name in self._tables else 1 for name in space) or 1
 
-    def of(self, values: Mapping[str, Any]) -> Array:
+    def encode(self, values: Mapping[str, Any]) -> Array:
         """The coordinates of one configuration."""
-        return np.asarray(self.of_draws(self.draw_of(values)[None])[0])
+        return np.asarray(self.encode_many(self.to_unit(values)[None])[0])
 
-    def draw(self, count: int, random: np.random.Generator) -> Array:
+    def sample(self, count: int, random: np.random.Generator) -> Array:
         """Uniform draws (count, dimensions)."""
         columns = [
             random.integers(len(each.choices), size=count).astype(float)
@@ -42,16 +42,16 @@ class SpaceEncoder:
         ]
         return np.stack(columns, 1) if columns else np.zeros((count, 0))
 
-    def near(self, values: Mapping[str, Any], count: int, random: np.random.Generator) -> Array:
+    def perturb(self, values: Mapping[str, Any], count: int, random: np.random.Generator) -> Array:
         """Draws that differ from a configuration in about half of its dimensions: a step in a range, another choice."""
-        fresh = self.draw(count, random)
-        own = self.draw_of(values)
+        fresh = self.sample(count, random)
+        own = self.to_unit(values)
         steps = np.clip(own + _STEP * random.standard_normal(fresh.shape), 0.0, 1.0)
         is_choice = np.array([isinstance(each, Choices) for each in self._space.values()], dtype=bool)
         moved = np.where(is_choice, fresh, steps)
         return np.where(random.random(fresh.shape) < _CHANGED, moved, own)
 
-    def draw_of(self, values: Mapping[str, Any]) -> Array:
+    def to_unit(self, values: Mapping[str, Any]) -> Array:
         """A configuration as a draw."""
         return np.array([_code(values[name], dimension) for name, dimension in self._space.items()])
 
@@ -66,7 +66,7 @@ class SpaceEncoder:
                 settled[:, k] = ((np.log(values) if each.log else values) - low) / (high - low)
         return [row.tobytes() for row in np.round(settled, _DIGITS) + 0.0]  # -0.0 and 0.0 are one
 
-    def of_draws(self, draws: Array) -> Array:
+    def encode_many(self, draws: Array) -> Array:
         """The coordinates (count, self.count) of draws."""
         columns = [
             self._tables[name][draws[:, k].astype(int)] if name in self._tables else draws[:, k : k + 1]
@@ -74,7 +74,7 @@ class SpaceEncoder:
         ]
         return np.asarray(np.concatenate(columns, 1)) if columns else np.zeros((len(draws), 1))
 
-    def values(self, draw: Array) -> dict[str, Any]:
+    def decode(self, draw: Array) -> dict[str, Any]:
         """The configuration of one draw, as in the recipe's space."""
         return {name: _value(name, each, float(draw[k])) for k, (name, each) in enumerate(self._space.items())}
 

@@ -21,7 +21,7 @@ class FeasibilityModel:
     def __init__(self) -> None:
         self._weights: Array | None = None
 
-    def learn(self, failed: Array, trained: Array) -> None:
+    def fit(self, failed: Array, trained: Array) -> None:
         """Takes in the coordinates of all that failed, and of all that didn't: (count, dimensions) each."""
         if not len(failed):
             return
@@ -37,7 +37,7 @@ class FeasibilityModel:
             weights += np.clip(np.linalg.solve(curvature, slope), -5, 5)
         self._weights = weights
 
-    def chance_of_training(self, x: Array) -> Array:
+    def predict(self, x: Array) -> Array:
         """For each of the coordinates `x` (count, dimensions); 1.0 while nothing has failed."""
         return np.ones(len(x)) if self._weights is None else np.asarray(expit(_features(x) @ self._weights))
 

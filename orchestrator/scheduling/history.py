@@ -34,7 +34,7 @@ class TrialHistory:
         listed = _all_of(space) if only is None else only
         self._left: dict[bytes, Array] | None = None
         if listed is not None:
-            draws = np.stack([coordinates.draw_of(values) for values in listed])
+            draws = np.stack([coordinates.to_unit(values) for values in listed])
             self._left = dict(zip(coordinates.keys(draws), draws, strict=True))
         self._x: dict[str, Array] = {}
         self._keys: set[bytes] = set()
@@ -44,12 +44,12 @@ class TrialHistory:
         self._best: list[tuple[float, str]] = []
         self._standings: dict[str, TrialView] = {}
 
-    def take(self, standing: TrialView) -> None:
+    def observe(self, standing: TrialView) -> None:
         """Takes in a new trial, or what has changed of one."""
         name = standing.trial_id
         if name not in self._x:
-            draw = self._coordinates.draw_of(standing.values)
-            self._x[name] = self._coordinates.of_draws(draw[None])[0]
+            draw = self._coordinates.to_unit(standing.values)
+            self._x[name] = self._coordinates.encode_many(draw[None])[0]
             key = self._coordinates.keys(draw[None])[0]
             self._keys.add(key)
             if self._left is not None:
@@ -75,11 +75,11 @@ class TrialHistory:
         return [self._standings[name] for _, name in self._best]
 
     @property
-    def has_more(self) -> bool:
+    def has_untried(self) -> bool:
         """Whether there is anything left."""
         return self._left is None or bool(self._left)
 
-    def left(self, draws: Array) -> Array:
+    def untried(self, draws: Array) -> Array:
         """What may be tried: of a list what is left of it, otherwise those of `draws` that are new."""
         if self._left is not None:
             return np.stack(list(self._left.values())) if self._left else draws[:0]
@@ -102,7 +102,7 @@ class TrialHistory:
 
     def distances(self, draws: Array) -> Array:
         """Of each draw from the nearest that was tried."""
-        gaps = self._coordinates.of_draws(draws)[:, None] - self._rows(self._x)[None]
+        gaps = self._coordinates.encode_many(draws)[:, None] - self._rows(self._x)[None]
         return np.asarray(np.linalg.norm(gaps, axis=2).min(1))
 
     def _rows(self, names: dict[str, Any]) -> Array:

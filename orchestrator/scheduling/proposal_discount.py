@@ -22,12 +22,12 @@ class ProposalDiscount:
         self._made: dict[str, float] = {}
         self._sum = self._count = _FIRST_BELIEF
 
-    def make(self, trial_id: str, bid: float) -> None:
+    def record_predicted(self, trial_id: str, bid: float) -> None:
         """A new trial starts because of this bid."""
         if 0 < bid < math.inf:
             self._made[trial_id] = bid
 
-    def settle(self, trial_id: str, bid: float) -> None:
+    def record_realised(self, trial_id: str, bid: float) -> None:
         """What it bids after its first evaluation; 0.0 if it failed. Later calls count for nothing."""
         made = self._made.pop(trial_id, None)
         if made is not None:
@@ -35,6 +35,6 @@ class ProposalDiscount:
             self._count = _MEMORY * self._count + 1
 
     @property
-    def kept(self) -> float:
+    def factor(self) -> float:
         """The mean share of what was promised, newer trials counting more; 1.0 before anything is known."""
         return self._sum / self._count

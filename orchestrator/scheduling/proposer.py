@@ -19,24 +19,24 @@ class CandidatePool:
         self._draws, self._x, self._worth, self._alike = draws, x, worth, alike
         self._is_taken = np.zeros(len(draws), dtype=bool)
 
-    def avoid(self, others: Array) -> None:
+    def penalise_similar(self, others: Array) -> None:
         """What is like these configurations (coordinates) is worth less: they run already, and would tell the same."""
         if len(others):
             self._worth = self._worth * (1 - self._alike(self._x, others).max(1))
 
-    def take(self) -> Array:
+    def pop_best(self) -> Array:
         """The draw that is worth most."""
         best = int(np.argmax(np.where(self._is_taken, -1.0, self._worth)))
-        self.avoid(self._x[best : best + 1])
+        self.penalise_similar(self._x[best : best + 1])
         self._is_taken[best] = True
         return np.asarray(self._draws[best])
 
     @property
-    def taken(self) -> int:
+    def popped(self) -> int:
         """How many have been."""
         return int(self._is_taken.sum())
 
     @property
-    def are_used_up(self) -> bool:
+    def is_exhausted(self) -> bool:
         """Whether all have been taken."""
         return bool(self._is_taken.all())

@@ -51,15 +51,15 @@ class FreezeThawScheduler:
     ) -> None:
         self._field = AcquisitionRanker(space, settings.seed, only)
 
-    def start_from(self, base_eval_loss: float) -> None:
+    def set_base_loss(self, base_eval_loss: float) -> None:
         """The base model's loss in nats, from which all trials come down."""
-        self._field.start_from(base_eval_loss)
+        self._field.set_base_loss(base_eval_loss)
 
     def update(self, standing: TrialView) -> None:
         """Takes in a new trial, or what has changed of one."""
         self._field.update(standing)
 
-    def goes_on(self, trial_id: str, night: BudgetState) -> ContinueDecision:
+    def should_continue(self, trial_id: str, night: BudgetState) -> ContinueDecision:
         """At an evaluation of a running trial: on, or pause."""
         due = self._field.due_starts(night)
         if any(each.trial_id == trial_id for each in due):
@@ -71,15 +71,15 @@ class FreezeThawScheduler:
             name = needed.trial_id
             reason = "it's the one to be completed" if name == trial_id else f"{name} has to be completed in time"
             return ContinueDecision(name == trial_id or needed.state is State.RUNNING, reason)
-        own = self._field.price_of(trial_id, night)
+        own = self._field.value_of(trial_id, night)
         paused = self._field.best_paused(night)
-        if paused is not None and paused[1] > max(own, self._field.fresh_price(night)):
+        if paused is not None and paused[1] > max(own, self._field.new_trial_value(night)):
             return ContinueDecision(False, f"{paused[0]} promises more")
-        if self._field.fresh_price(night) > own:
+        if self._field.new_trial_value(night) > own:
             return ContinueDecision(False, "a new configuration promises more")
         return ContinueDecision(True, "the most promising")
 
-    def next(self, night: BudgetState) -> Next:
+    def choose_next(self, night: BudgetState) -> Next:
         """For a free slot: a paused trial, or a new configuration."""
         if night.seconds_left <= night.seconds_start:
             return Idle("the time for training is over")
@@ -90,17 +90,17 @@ class FreezeThawScheduler:
         if needed is not None and needed.state is State.PAUSED:
             return Resume(needed.trial_id)
         paused = self._field.best_paused(night)
-        if paused is not None and paused[1] >= self._field.fresh_price(night):
+        if paused is not None and paused[1] >= self._field.new_trial_value(night):
             return Resume(paused[0])
-        if not self._field.has_more:
+        if not self._field.has_untried:
             return Idle("nothing is paused, and every configuration has been tried")
         return StartNew() if night.may_start else Idle("nothing is paused, and no new configuration may start")
 
-    def refresh(self, night: BudgetState) -> None:
+    def refit(self, night: BudgetState) -> None:
         """Takes into account what was told, as far as it waited for a moment in which nobody waits for an answer."""
-        self._field.refresh(night)
+        self._field.refit(night)
 
-    def hopeless(self, keep: int, night: BudgetState) -> list[str]:
+    def evictable(self, keep: int, night: BudgetState) -> list[str]:
         """Paused trials beyond the `keep` most promising, the least promising last; disk is bounded by it.
 
         Starting points aren't among them.

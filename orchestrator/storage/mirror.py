@@ -73,7 +73,7 @@ class Mirror:
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             list(threads.map(lambda name: self.pull(self.path / name), sorted(known)))
 
-    def claim_trials(self) -> None:
+    def reclaim_trials(self) -> None:
         """Takes all trials from whoever ran them in an earlier session, and removes what such have left half-done.
 
         To be called once they were pulled, by who has the run folder to itself.
@@ -92,11 +92,11 @@ class Mirror:
         self.trial(folder).pull(folder, whole=whole)
         self._pushed[folder] = _signature(folder)
 
-    def hand_over(self, folder: Path, owner: str) -> None:
+    def grant(self, folder: Path, owner: str) -> None:
         """Puts a trial on the store, whose owner writes it from now on."""
         self.trial(folder).push(folder, owner=None, becomes=owner)
 
-    def take_back(self, folder: Path, owner: str) -> None:
+    def revoke(self, folder: Path, owner: str) -> None:
         """Takes a trial as its owner left it; nothing more of that owner's is put on the store."""
         self.pull(folder)
         self.trial(folder).push(folder, owner=owner, becomes=None)

@@ -36,7 +36,7 @@ class WorkingCopy:
         self._store = store
         self._owner = owner
 
-    def keep(self) -> None:
+    def push(self) -> None:
         """Puts the trial on the store as it is now. Raises `ReportingError` where that can't be done."""
         from trials.training.outcome import ReportingError  # loads torch, which a holder does without
 
@@ -49,20 +49,20 @@ class WorkingCopy:
             raise ReportingError(str(error)) from error
         self._store = store
 
-    def kept_before(self, on_eval: OnEval) -> OnEval:
+    def pushed_before(self, on_eval: OnEval) -> OnEval:
         """Keeps every evaluation before it's reported, and nothing after the search has stopped the trial."""
         from trials.training.evaluation_loop import Decision
 
         def keep_and_ask(point: EvalPoint) -> Decision:
-            self.keep()
+            self.push()
             decision = on_eval(point)
             if decision is Decision.STOP:
-                self.leave()
+                self.detach()
             return decision
 
         return keep_and_ask
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """The search has stopped the trial, and may give it to another machine: nothing more is put on the store."""
         self._store = None
 
@@ -93,7 +93,7 @@ def working_copy_of(assignment: Mapping[str, Any], *, is_kept: bool = True) -> I
                 yield copy
             finally:
                 if (path / "ending.json").exists():
-                    copy.keep()
+                    copy.push()
     finally:
         shutil.rmtree(path.parent, ignore_errors=True)
 

@@ -58,7 +58,7 @@ class Interruption:
         finally:
             self._while_finishing = None
 
-    def take(self, number: int, _frame: FrameType | None = None) -> None:
+    def on_signal(self, number: int, _frame: FrameType | None = None) -> None:
         """A signal's handler."""
         self.times += 1
         if self._session is not None:
@@ -74,7 +74,7 @@ class Interruption:
 def interruptible() -> Iterator[Interruption]:
     """Takes SIGINT and SIGTERM inside the block, also where a shell started this process with Ctrl-C ignored."""
     asked = Interruption()
-    before = {number: signal.signal(number, asked.take) for number in _SIGNALS}
+    before = {number: signal.signal(number, asked.on_signal) for number in _SIGNALS}
     try:
         yield asked
     finally:

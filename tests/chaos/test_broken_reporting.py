@@ -21,7 +21,7 @@ def test_neither_w_and_b_nor_who_speaks_for_a_trial_can_fail_it(
     monkeypatch.setenv("BREAKS_IN", str(marks))
     monkeypatch.setenv("WANDB_API_KEY", "abc")
     monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.setattr(tuner, "hold_assignment", hold_after_breaking)
+    monkeypatch.setattr(tuner, "run_trial_proxy", hold_after_breaking)
     run = run_search(tmp_path / "run", make_engine_search("trials=2", "concurrent_trials=1"), events.append)
     assert_all_is_well(run, trials=2)
     assert len(list(marks.iterdir())) == BREAKS

@@ -167,10 +167,10 @@ def test_a_trial_that_is_damaged_while_it_runs_ends_alone(golden: RunDir) -> Non
     conductor = resumed(golden, events)
     running = begin(conductor)
     (running.folder / "config.json").write_text("")
-    conductor.on_end(running.trial_id)
-    conductor.tidy()
+    conductor.on_trial_end(running.trial_id)
+    conductor.on_idle()
     assert (golden.path / "damaged" / f"{running.trial_id}-1" / "metrics.jsonl").exists()
-    assert conductor.next_trial() in ("over", "wait")
+    assert conductor.suggest() in ("over", "wait")
 
 
 def test_check_needs_the_run_folder_for_itself_to_repair(golden: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,7 +216,7 @@ def test_a_locked_study_holds_nothing_up_and_is_told_later(golden: RunDir, how: 
     conductor = resumed(golden, events)
     open_trial = begin(conductor)
     finish(golden, conductor, open_trial, EndingKind.FINISHED)
-    assert conductor.next_trial() == "over"
+    assert conductor.suggest() == "over"
     conductor.close()
     assert texts(events).count("another program holds study.db") == 1
     assert not list(golden.path.glob("study.db.broken*"))
@@ -231,7 +231,7 @@ def test_a_study_that_is_free_again_is_told_at_the_end(golden: RunDir) -> None:
     conductor = resumed(golden, [])
     finish(golden, conductor, begin(conductor), EndingKind.FINISHED)
     browser.rollback()
-    assert conductor.next_trial() == "over"
+    assert conductor.suggest() == "over"
     conductor.close()
     study = optuna.load_study(study_name=STUDY_NAME, storage=golden.study_url)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3

@@ -38,7 +38,7 @@ def test_a_paused_trial_goes_on_in_two_processes(tmp_path: Path, monkeypatch: py
         # The rule has tests of its own; here it says so as soon as it may.
         evaluated = run.trial("0001") / "metrics.jsonl"
         forced.setattr(conductor, "is_near_the_end", lambda *_: evaluated.exists())
-        forced.setattr(conductor, "regrouped", lambda *_: wanted)
+        forced.setattr(conductor, "plan_consolidation", lambda *_: wanted)
         assert run_session_search(run) is SessionExit.REGROUPED
     before = {record.id: len(record.points) for record in run.records()}
     search = run.read_search()

@@ -77,7 +77,7 @@ def test_trials_whose_engine_ends_under_them_go_on_side_by_side_in_another(works
         if point.step > CHECKPOINT:
             meeting.wait(60)
             first.close()
-        return Decision.GO_ON
+        return Decision.CONTINUE
 
     def cut_off(name: str) -> TrialRecord:
         with pytest.raises(EngineClosedError):
@@ -117,4 +117,4 @@ def test_the_command_line_resumes_in_the_engine(
 
 
 def _stop_after(step: int) -> Callable[[EvalPoint], Decision]:
-    return lambda point: Decision.STOP if point.step > step else Decision.GO_ON
+    return lambda point: Decision.STOP if point.step > step else Decision.CONTINUE

@@ -45,7 +45,7 @@ def test_a_golden_search_goes_on(name: str, tmp_path: Path) -> None:
     deadline = replace(search.deadline, ends=datetime.now(UTC) + timedelta(hours=1))
     events: list[Event] = []
     conductor = SearchController(run, replace(search, deadline=deadline), 2, events.append)
-    first = conductor.next_trial()
+    first = conductor.suggest()
     assert isinstance(first, TrialRequest)
     assert (first.trial_id, first.resumes) == ("0002", True)
     assert not [event for event in events if isinstance(event, Notice)]

@@ -91,7 +91,7 @@ def test_everything_is_on_disk_when_somebody_is_asked(workshop: Workshop, engine
         steps = [checkpoint.step for checkpoint in whole_checkpoints(folder)]
         seen.append((point.step, record.points[-1].step, steps))
         assert record.points[-1] == point
-        return Decision.GO_ON if point.step < 10 else Decision.STOP
+        return Decision.CONTINUE if point.step < 10 else Decision.STOP
 
     # They are due at every step in any case: there's one of that step, and nothing of what isn't the newest.
     config = workshop.config({**PAUSING, "checkpoint_every_rows": 4})

@@ -147,7 +147,7 @@ def test_a_trial_that_died_before_its_last_word_says_it(workshop: Workshop, usua
 def test_a_trial_that_is_stopped_leaves_no_checkpoint_behind(workshop: Workshop) -> None:
     # Who stops a trial clears up after it, and may have done so before it hears of it.
     def stop(point: EvalPoint) -> Decision:
-        return Decision.STOP if point.step == CHECKPOINT else Decision.GO_ON
+        return Decision.STOP if point.step == CHECKPOINT else Decision.CONTINUE
 
     stopped = workshop.run("stopped", workshop.config(), 64, stop)
     assert stopped.points[-1].step == CHECKPOINT
@@ -182,7 +182,7 @@ def test_a_checkpoint_holds_the_adapter_in_float32_and_nothing_of_the_base(works
 
 
 def _stop_after(step: int) -> Callable[[EvalPoint], Decision]:
-    return lambda point: Decision.STOP if point.step > step else Decision.GO_ON
+    return lambda point: Decision.STOP if point.step > step else Decision.CONTINUE
 
 
 def test_tensorboard_hides_what_is_trained_again(usual: Usual) -> None:

@@ -162,8 +162,8 @@ def test_a_second_user_reads_the_firsts_saved_model_and_leaves_it_alone_where_it
 def test_a_second_users_speeds_are_kept_beside_the_firsts(place: Path, search: Search, small_recipe: Recipe) -> None:
     def pace(seconds: float) -> ThroughputModel:
         pace = ThroughputModel()
-        pace.note(small_recipe.trial_config({}), 1000, seconds)
-        pace.note_start(0.5)
+        pace.observe(small_recipe.trial_config({}), 1000, seconds)
+        pace.observe_start(0.5)
         return pace
 
     placed = replace(search, placement=Placement(1, 1))

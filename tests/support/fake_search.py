@@ -95,8 +95,8 @@ def evaluate(run: RunDir, conductor: SearchController, assignment: TrialRequest,
     is_base = assignment.origin is Origin.BASE
     evaluation = point(loss, tokens)
     record(TrialDir(run.trial(assignment.trial_id)), evaluation, base=is_base)
-    goes_on = conductor.on_eval(assignment.trial_id, evaluation)
-    conductor.tidy()
+    goes_on = conductor.on_result(assignment.trial_id, evaluation)
+    conductor.on_idle()
     return goes_on
 
 
@@ -108,13 +108,13 @@ def finish(run: RunDir, conductor: SearchController, assignment: TrialRequest, k
 
 def leave(conductor: SearchController, assignment: TrialRequest, *, died: bool = False) -> None:
     """Nobody runs a trial any more."""
-    conductor.on_end(assignment.trial_id, DIED if died else TrialExit())
-    conductor.tidy()
+    conductor.on_trial_end(assignment.trial_id, DIED if died else TrialExit())
+    conductor.on_idle()
 
 
 def begin(conductor: SearchController) -> TrialRequest:
-    answer = conductor.next_trial()
-    conductor.tidy()
+    answer = conductor.suggest()
+    conductor.on_idle()
     assert isinstance(answer, TrialRequest), answer
     return answer
 
@@ -134,9 +134,9 @@ def run_probe(conductor: SearchController, tokens_per_second: float = 100.0) -> 
         seconds = tokens / tokens_per_second
         evaluation = replace(point(BASE_LOSS, tokens, seconds=seconds), tokens_per_second=tokens_per_second)
         record(folder, evaluation)
-        assert conductor.on_eval(probe.trial_id, evaluation)
+        assert conductor.on_result(probe.trial_id, evaluation)
     folder.end(Ending(EndingKind.FINISHED, "made up: finished"))
-    conductor.on_end(probe.trial_id)
+    conductor.on_trial_end(probe.trial_id)
 
 
 def run_trial(run: RunDir, conductor: SearchController, losses: Sequence[tuple[int, float]]) -> TrialRequest:

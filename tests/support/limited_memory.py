@@ -65,8 +65,8 @@ def main() -> None:
 
 def _again(loop: StepLoop, frozen: FrozenDecoder) -> tuple[torch.Tensor | BaseException, RowLosses]:
     """What has been learned about memory isn't forgotten when trials come and go."""
-    loop.enter(1, TrialFootprint(0, ROWS[1], 1.0))
-    loop.leave(1)
+    loop.admit(1, TrialFootprint(0, ROWS[1], 1.0))
+    loop.release(1)
     (again,) = _trained(loop, [_trainee(frozen, *ROWS)])
     return again, loop.evaluate(None, rows_of_lengths([ROWS[1]] * 2 * ROWS[0], seed=0))
 

@@ -133,7 +133,7 @@ def night(path: Path) -> RunDir:
             point = EvalPoint(number * 14, number * STEP_TOKENS, best, best, 0.0)
             study.report(suggestion.number, point)
         if told.ending is not None:
-            study.tell(suggestion.number, told.ending.kind, min(told.losses, default=None))
+            study.record_end(suggestion.number, told.ending.kind, min(told.losses, default=None))
     winner = min((r for r in run.records() if r.origin is not Origin.BASE and r.points), key=lambda r: r.best_eval_loss)
     write_export(run, winner.id, winner.best_eval_loss or 0.0)
     write_samples(run)

@@ -24,7 +24,7 @@ def main(folder: Path, rows: int) -> None:
     few = replace(data, train=first_rows(data.train, rows))
     use_threads(config.machine)
     engine = Engine(config.model, config.machine)
-    engine.run_trial(config, few, tokenizer, TrialDir(folder), lambda _: Decision.GO_ON, checkpoint=checkpoint)
+    engine.run_trial(config, few, tokenizer, TrialDir(folder), lambda _: Decision.CONTINUE, checkpoint=checkpoint)
     engine.close()
 
 

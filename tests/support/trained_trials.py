@@ -61,7 +61,7 @@ class Workshop:
         folder = TrialDir(self.path / name)
         folder.begin(config, origin, name, self._data.fingerprint)
         data = replace(self._data, train=first_rows(self._data.train, rows))
-        by(config, data, self._tokenizer, folder, on_eval or (lambda _: Decision.GO_ON))
+        by(config, data, self._tokenizer, folder, on_eval or (lambda _: Decision.CONTINUE))
         return read_trial(folder.path)
 
     def resume(self, record: TrialRecord, rows: int, step: int | None = None, by: RunTrial = run_trial) -> TrialRecord:
@@ -69,7 +69,7 @@ class Workshop:
         rewind(record, checkpoint)
         data = replace(self._data, train=first_rows(self._data.train, rows))
         run = TrialDir(record.folder)
-        by(record.config, data, self._tokenizer, run, lambda _: Decision.GO_ON, checkpoint=checkpoint)
+        by(record.config, data, self._tokenizer, run, lambda _: Decision.CONTINUE, checkpoint=checkpoint)
         return read_trial(record.folder)
 
     def in_stretches(self, name: str, config: TrialConfig, rows: int, ways: Iterable[RunTrial]) -> TrialRecord:
@@ -81,7 +81,7 @@ class Workshop:
 
         def pause(point: EvalPoint) -> Decision:
             steps.append(point.step)
-            return Decision.STOP if point.step < STEPS else Decision.GO_ON
+            return Decision.STOP if point.step < STEPS else Decision.CONTINUE
 
         for by in ways:
             checkpoint = restore_latest(folder.path)
@@ -103,7 +103,7 @@ class Workshop:
         def interrupt(point: EvalPoint) -> Decision:
             if point.step > after:
                 raise KeyboardInterrupt
-            return Decision.GO_ON
+            return Decision.CONTINUE
 
         with pytest.raises(KeyboardInterrupt):
             self.run(name, config, rows, interrupt, by)

@@ -55,7 +55,7 @@ class TwoRanks:
         self._path, self.ranks = path, ranks
 
     def train(
-        self, name: str, config: TrialConfig, on_eval: Callable[[EvalPoint], Decision] = lambda _: Decision.GO_ON
+        self, name: str, config: TrialConfig, on_eval: Callable[[EvalPoint], Decision] = lambda _: Decision.CONTINUE
     ) -> bool:
         """From its newest checkpoint, if it has begun already; whether it came to its end."""
         folder = TrialDir(self._path / name, is_written=self.ranks.is_first)
@@ -66,7 +66,7 @@ class TwoRanks:
             folder.begin(config, Origin.PROPOSED, name, self._data.fingerprint)
             return None
 
-        checkpoint = self.ranks.first(begin)
+        checkpoint = self.ranks.on_rank_zero(begin)
         run = partial(run_single_trial, group="two") if config.machine.fsdp else run_trial
         ending = run(config, self._data, self._tokenizer, folder, on_eval, checkpoint=checkpoint, ranks=self.ranks)
         return ending is not None
@@ -93,13 +93,13 @@ class TwoRanks:
         parts = [thing for thing in things if type(thing) is DTensor and thing.dtype == STORAGE]
         found = {"whole": whole, "parts": sum(p.to_local().nbytes for p in parts), "of": sum(p.nbytes for p in parts)}
         (self._path / "bytes.json").write_text(json.dumps(found))
-        return Decision.GO_ON
+        return Decision.CONTINUE
 
     def noise(self) -> None:
         """One that runs through, and one that is paused at every evaluation."""
         config = self.shop.config(PAUSING, **NOISE)
         self.train("noise", config)
-        drawn = self.ranks.together(lambda: torch.rand(1).item())
+        drawn = self.ranks.all_gather(lambda: torch.rand(1).item())
         assert len(set(drawn)) == 2
         while not self.train("noise in stretches", config, stop_before_the_end):
             pass
@@ -129,7 +129,7 @@ def few_to_judge(data: TrialData) -> TrialData:
 
 
 def stop_before_the_end(point: EvalPoint) -> Decision:
-    return Decision.STOP if point.step < STEPS else Decision.GO_ON
+    return Decision.STOP if point.step < STEPS else Decision.CONTINUE
 
 
 def with_room_for(fits: Callable[[int, int], bool]) -> None:

@@ -45,7 +45,7 @@ class RankTrial:
 
 def train(ranks: ProcessGroup, trial: RankTrial) -> Ending | None:
     """Every rank's part of it. Alone, what befalls the second befalls the one there is."""
-    is_victim = ranks.number == ranks.count - 1
+    is_victim = ranks.rank == ranks.world_size - 1
     path = trial.folder if ranks.is_first or trial.elsewhere is None else trial.elsewhere
     folder = TrialDir(path, is_written=ranks.is_first)
     tokenizer, data = _rows(trial)
@@ -55,7 +55,7 @@ def train(ranks: ProcessGroup, trial: RankTrial) -> Ending | None:
     with _short_of_memory(trial, is_victim):
         engine = _engine(ranks, trial.config)
         return engine.run_trial(
-            trial.config, data, tokenizer, folder, lambda _: Decision.GO_ON, stop_at, checkpoint, is_called_off=asked
+            trial.config, data, tokenizer, folder, lambda _: Decision.CONTINUE, stop_at, checkpoint, is_called_off=asked
         )
 
 
@@ -64,7 +64,7 @@ def evaluate_base(ranks: ProcessGroup, trial: RankTrial) -> Ending:
     tokenizer, data = _rows(trial)
     folder = TrialDir(trial.folder, is_written=ranks.is_first)
     engine = _engine(ranks, trial.config)
-    return engine.evaluate_base(trial.config, data, tokenizer, folder, lambda _: Decision.GO_ON)
+    return engine.evaluate_base(trial.config, data, tokenizer, folder, lambda _: Decision.CONTINUE)
 
 
 def shortages(_: ProcessGroup) -> int:

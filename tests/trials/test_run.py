@@ -34,7 +34,7 @@ def engines_seen(
 
     def on_eval(point: EvalPoint) -> Decision:
         seen.append(len(engines_in_memory()) > len(others))
-        return Decision.GO_ON
+        return Decision.CONTINUE
 
     folder.begin(config, Origin.SINGLE, "demo")
     ending = run_single_trial(config, data, tokenizer, folder, on_eval, group="demo")

@@ -68,7 +68,7 @@ class ConsoleStream(io.RawIOBase):
         """Copies and then shows a piece of text. Raises `OSError` for a full disk, if it isn't another that writes."""
         piece = bytes(content)
         for copy in self.copies:
-            copy.take(piece)
+            copy.write(piece)
         self.show(piece)
         return len(piece)
 
@@ -79,7 +79,7 @@ class ConsoleStream(io.RawIOBase):
         else:
             self.writer.put(self, piece)
 
-    def tell_if_gone(self, on_gone: Callable[[ConsoleStream, str], None]) -> None:
+    def call_when_gone(self, on_gone: Callable[[ConsoleStream, str], None]) -> None:
         """Has somebody told when the console goes, or at once if it is gone already."""
         self.on_gone = on_gone
         if self._gone is not None:
@@ -116,7 +116,7 @@ class Writer:
         if self._waiting.qsize() < _MOST_WAITING:
             self._waiting.put((stream, piece))
 
-    def settle(self, seconds: float) -> None:
+    def drain(self, seconds: float) -> None:
         """Waits until all is written, but no longer than so many seconds."""
         is_done = threading.Event()
         self._waiting.put(is_done)

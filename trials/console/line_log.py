@@ -57,7 +57,7 @@ class LineCopy:
         self._rest = b""
         self._lock = threading.RLock()  # a signal's handler may print while its own thread does
 
-    def take(self, content: bytes) -> None:
+    def write(self, content: bytes) -> None:
         """Takes a piece of the stream; what comes after its last line break waits for the next one."""
         with self._lock:
             whole, line_break, rest = (self._rest + content).rpartition(b"\n")
@@ -67,4 +67,4 @@ class LineCopy:
 
     def close(self) -> None:
         """Appends a last line that has no line break."""
-        self.take(b"\n")
+        self.write(b"\n")

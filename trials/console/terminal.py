@@ -77,7 +77,7 @@ def copy_output(log: LineLog, *, stdout: bool = True) -> None:
         if stdout or stream is not _streams[0]:
             stream.copies = [LineCopy(log)]
     for stream in _streams:
-        stream.tell_if_gone(lambda gone, reason: _tell(log, gone, reason))
+        stream.call_when_gone(lambda gone, reason: _tell(log, gone, reason))
 
 
 def divert_errors(log: LineLog) -> None:
@@ -122,7 +122,7 @@ def drain_console(seconds: float = _SETTLING_SECONDS) -> None:
             file.flush()
     for stream in _streams[:1]:
         if stream.writer is not None:
-            stream.writer.settle(seconds)
+            stream.writer.drain(seconds)
     for copy in [copy for stream in _streams for copy in stream.copies]:
         copy.close()
 

@@ -17,13 +17,13 @@ class ReportingFailures:
         self._lock = threading.Lock()
         self._untold: dict[str, str] = {}
 
-    def note(self, about: str, text: str) -> None:
+    def record(self, about: str, text: str) -> None:
         """Warns in the log of the trial whose thread this is, and keeps it for who asks next."""
         logger.warning("%s: %s", about, text)
         with self._lock:
             self._untold.setdefault(about, text)
 
-    def take(self) -> dict[str, str]:
+    def pop_unreported(self) -> dict[str, str]:
         """What nobody was told yet, by what it's about."""
         with self._lock:
             taken, self._untold = self._untold, {}
@@ -35,7 +35,7 @@ TROUBLES = ReportingFailures()
 
 
 @contextmanager
-def only_reporting(about: str, note: Callable[[str, str], None] = TROUBLES.note) -> Iterator[None]:
+def only_reporting(about: str, note: Callable[[str, str], None] = TROUBLES.record) -> Iterator[None]:
     """What is done inside only reports: an error in it is noted as one `about` that, and goes no further."""
     try:
         yield

@@ -119,8 +119,8 @@ class Engine:
         self._loop.close()
 
     def _in_its_room(self, job: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
-        guest = footprint_of(job.config.hyperparameters, job.data, self._loop.frozen, self._ranks.count)
-        with self._loop.relying_on_gpu(), self._room_for(guest, id(job)):
+        guest = footprint_of(job.config.hyperparameters, job.data, self._loop.frozen, self._ranks.world_size)
+        with self._loop.fatal_gpu_errors(), self._room_for(guest, id(job)):
             return EngineTrial(job, tokenizer, self._loop, self._eval_rows(job.data)).run()
 
     @contextmanager
@@ -128,10 +128,10 @@ class Engine:
         with ExitStack() as leaving:
 
             def enter() -> None:
-                self._loop.enter(key, guest)
-                leaving.callback(self._loop.leave, key)
+                self._loop.admit(key, guest)
+                leaving.callback(self._loop.release, key)
 
-            self._ranks.together(enter)
+            self._ranks.all_gather(enter)
             yield
 
     def _asked(self, on_eval: OnEval) -> OnEval:

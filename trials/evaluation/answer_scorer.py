@@ -82,7 +82,7 @@ class AnswerScorer:
         data_format = self._config.data.format
         examples = self._split.examples[: self._config.evaluation.score_rows]
         judged = LoadedModel(model, self._tokenizer, is_adapter=hasattr(model, "peft_config"))
-        given = self._ranks.divided(
+        given = self._ranks.map_sharded(
             examples,
             lambda part: answers(
                 judged,

@@ -40,7 +40,7 @@ def shared_losses(
     ranks: ProcessGroup, rows: Sequence[TokenizedRow], evaluate: Callable[[Sequence[TokenizedRow]], RowLosses]
 ) -> RowLosses:
     """Loss of every row's completion, each evaluated by one of the ranks; in the order of `rows`."""
-    sums = ranks.divided(rows, lambda part: evaluate(part).loss_sums)
+    sums = ranks.map_sharded(rows, lambda part: evaluate(part).loss_sums)
     return RowLosses(sums, [row.completion_tokens for row in rows])
 
 

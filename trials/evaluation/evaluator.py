@@ -132,11 +132,11 @@ class EvalJob:
     split: Split
     rows: EvalRows
 
-    def judge(self) -> EvalResult:
+    def evaluate(self) -> EvalResult:
         """Loads the model and judges it."""
         return evaluate(load_model(self.path, self.choices), self.path, self.split, self.task)
 
-    def judge_with_base(self) -> tuple[EvalResult, EvalResult]:
+    def evaluate_with_base(self) -> tuple[EvalResult, EvalResult]:
         """Loads the adapter and judges it, then its base."""
         judged = load_model(self.path, self.choices)
         ours = evaluate(judged, self.path, self.split, self.task)

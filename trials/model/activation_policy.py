@@ -8,6 +8,6 @@ from enum import Enum
 class ActivationPolicy(Enum):
     """What isn't kept is computed again (arXiv 1604.06174)."""
 
-    ALL = "all"
-    NO_MLP = "all but what is inside the MLP"
-    INPUT = "only its input"
+    SAVE_ALL = "all"
+    RECOMPUTE_MLP = "all but what is inside the MLP"
+    RECOMPUTE_ALL = "only its input"

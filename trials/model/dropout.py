@@ -63,7 +63,7 @@ class TokenCounter:
         self._seed = seed
         self._keys: Tensor | None = None
 
-    def stand(self, step: int, first_slot: int, tokens: Tensor) -> None:
+    def set_position(self, step: int, first_slot: int, tokens: Tensor) -> None:
         """A micro-batch begins: `tokens` [rows, length] or anything of that shape, padded on the right if at all."""
         rows, length = tokens.shape
         slots = torch.arange(first_slot, first_slot + rows, device=tokens.device)
@@ -77,7 +77,7 @@ class TokenCounter:
 
 
 class CounterDropout(nn.Module):
-    """In place of `nn.Dropout` before an adapter's A, in training that says `TokenCounter.stand` before a forward pass.
+    """In place of `nn.Dropout` before an adapter's A, in training that says `TokenCounter.set_position` before a forward pass.
 
     The backward pass may come, and recompute the forward pass, until the next micro-batch is announced.
     """

@@ -59,7 +59,7 @@ def estimate_memory(
     if base.model_type not in ARCHITECTURES:
         return None
     sizes = sizes_of(base, itemsize, is_quantized=config.model.quantization == "nf4")
-    keep = ActivationPolicy.INPUT if is_recomputed else ActivationPolicy.ALL
+    keep = ActivationPolicy.RECOMPUTE_ALL if is_recomputed else ActivationPolicy.SAVE_ALL
     need = workspace_bytes(sizes, (keep,) * sizes.layers, longest_row)
     factor = 1.0 if in_engine else _TRL_MICRO_STEP
     frozen_bytes = base_bytes(base, sizes) + (_kept_dense_bytes(sizes) if in_engine else 0)

@@ -63,9 +63,9 @@ class ModelSizes:
         return (
             self.hidden
             + {
-                ActivationPolicy.ALL: attention + 2 * self.intermediate,
-                ActivationPolicy.NO_MLP: attention,
-                ActivationPolicy.INPUT: 0,
+                ActivationPolicy.SAVE_ALL: attention + 2 * self.intermediate,
+                ActivationPolicy.RECOMPUTE_MLP: attention,
+                ActivationPolicy.RECOMPUTE_ALL: 0,
             }[keep]
         )
 
@@ -88,7 +88,7 @@ class MicroBatchPlan:
     @property
     def recomputed(self) -> int:
         """Layers of which something is computed again."""
-        return sum(each is not ActivationPolicy.ALL for each in self.keep)
+        return sum(each is not ActivationPolicy.SAVE_ALL for each in self.keep)
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,9 @@ def workspace_bytes(sizes: ModelSizes, keep: Sequence[ActivationPolicy], tokens:
 def seconds_per_token(sizes: ModelSizes, rates: DeviceRates, split: MicroBatchPlan) -> float:
     """At the machine's rates, with nothing lost in between: good for comparing splits."""
     again = {
-        ActivationPolicy.ALL: 0,
-        ActivationPolicy.NO_MLP: sizes.mlp_inner_weights,
-        ActivationPolicy.INPUT: sizes.layer_weights,
+        ActivationPolicy.SAVE_ALL: 0,
+        ActivationPolicy.RECOMPUTE_MLP: sizes.mlp_inner_weights,
+        ActivationPolicy.RECOMPUTE_ALL: sizes.layer_weights,
     }
     forward = sizes.layers * sizes.layer_weights
     recomputed = sum(again[each] for each in split.keep)
@@ -170,8 +170,8 @@ def seconds_per_token(sizes: ModelSizes, rates: DeviceRates, split: MicroBatchPl
 def _choices(layers: int) -> Iterator[tuple[ActivationPolicy, ...]]:
     """From keeping everything to keeping inputs only, in quarters of the layers."""
     for more, less in (
-        (ActivationPolicy.ALL, ActivationPolicy.NO_MLP),
-        (ActivationPolicy.NO_MLP, ActivationPolicy.INPUT),
+        (ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_MLP),
+        (ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_ALL),
     ):
         for quarters in (4, 3, 2, 1, 0):
             count = layers * quarters // 4
@@ -183,5 +183,5 @@ def _tokens_that_fit(sizes: ModelSizes, keep: Sequence[ActivationPolicy], free_b
 
 
 def _token_bytes(sizes: ModelSizes, keep: Sequence[ActivationPolicy]) -> int:
-    numbers = sum(sizes.kept(each) for each in keep) + sizes.kept(ActivationPolicy.ALL) + sizes.passing
+    numbers = sum(sizes.kept(each) for each in keep) + sizes.kept(ActivationPolicy.SAVE_ALL) + sizes.passing
     return numbers * sizes.itemsize

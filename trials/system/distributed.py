@@ -32,8 +32,8 @@ T = TypeVar("T")
 class ProcessGroup:
     """One process among those of a trial."""
 
-    number: int = 0
-    count: int = 1
+    rank: int = 0
+    world_size: int = 1
     _control: Any = None
     """The process group in which answers are exchanged, on the CPU; gradients go through the default group."""
     resting: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -42,11 +42,11 @@ class ProcessGroup:
     @property
     def is_first(self) -> bool:
         """Whether this one writes the trial's files and talks to its launcher."""
-        return self.number == 0
+        return self.rank == 0
 
-    def agree(self, flag: bool = False) -> bool:
+    def any(self, flag: bool = False) -> bool:
         """Whether any rank says so. Raises what `fail` said on another rank."""
-        if self.count == 1:
+        if self.world_size == 1:
             return flag
         failed, flagged = self._told(None, flag)
         if failed:
@@ -58,27 +58,27 @@ class ProcessGroup:
 
         Nobody hears of what was heard from another rank: that one has gone on, and asks something else.
         """
-        if self.count > 1 and not isinstance(error, PeerError | _OutOfMemoryElsewhere):
+        if self.world_size > 1 and not isinstance(error, PeerError | _OutOfMemoryElsewhere):
             self._told(error, False)
 
     def lost_one(self, error: BaseException) -> bool:
         """Whether it's what a collective raises when another rank has ended."""
-        return self.count > 1 and (isinstance(error, dist.DistError) or "gloo/transport" in str(error))
+        return self.world_size > 1 and (isinstance(error, dist.DistError) or "gloo/transport" in str(error))
 
     def sum(self, *tensors: torch.Tensor) -> None:
         """Adds up each tensor over all ranks, in place."""
-        if self.count > 1:
+        if self.world_size > 1:
             with self.resting():
                 for tensor in tensors:
                     dist.all_reduce(tensor)
 
-    def first(self, find: Callable[[], T]) -> T:
+    def on_rank_zero(self, find: Callable[[], T]) -> T:
         """What the first rank finds; the others don't look."""
-        return self.together(lambda: find() if self.is_first else None)[0]  # type: ignore[return-value]
+        return self.all_gather(lambda: find() if self.is_first else None)[0]  # type: ignore[return-value]
 
-    def together(self, work: Callable[[], T]) -> list[T]:
+    def all_gather(self, work: Callable[[], T]) -> list[T]:
         """What every rank's work gives, in their order. What fails on one fails on all."""
-        if self.count == 1:
+        if self.world_size == 1:
             return [work()]
         value: T | None = None
         failure: Exception | None = None
@@ -87,7 +87,7 @@ class ProcessGroup:
         except Exception as error:
             failure = error
         said = None if failure is None else (is_out_of_memory(failure), f"{type(failure).__name__}: {failure}")
-        answers: list[Any] = [None] * self.count
+        answers: list[Any] = [None] * self.world_size
         with self.resting():
             dist.all_gather_object(answers, (value, said), group=self._control)
         if failure is not None:
@@ -100,34 +100,34 @@ class ProcessGroup:
     def own(self, make: Callable[[], T]) -> T:
         """What it makes on this rank, and no other sees. What fails on one fails on all."""
         made: list[T] = []
-        self.together(lambda: made.append(make()))
+        self.all_gather(lambda: made.append(make()))
         return made[0]
 
-    def divided(self, items: Sequence[S], work: Callable[[Sequence[S]], Sequence[T]]) -> Sequence[T]:
+    def map_sharded(self, items: Sequence[S], work: Callable[[Sequence[S]], Sequence[T]]) -> Sequence[T]:
         """What `work` gives for every item, done by one of the ranks; in the order of `items`."""
-        if self.count == 1:
+        if self.world_size == 1:
             return work(items)
-        mine = items[self.number :: self.count]
-        found = self.together(lambda: list(work(mine)) if mine else [])
-        return [found[index % self.count][index // self.count] for index in range(len(items))]
+        mine = items[self.rank :: self.world_size]
+        found = self.all_gather(lambda: list(work(mine)) if mine else [])
+        return [found[index % self.world_size][index // self.world_size] for index in range(len(items))]
 
-    def part(self, tokens: Sequence[int]) -> tuple[slice, bool]:
+    def shard(self, tokens: Sequence[int]) -> tuple[slice, bool]:
         """This rank's rows of an optimizer step, from their lengths, and whether they count.
 
         They are neighbours, at least one, about as many tokens for each rank. The last step of an epoch may have fewer
         rows than there are ranks: those that would have none pass the last row too, for nothing.
         """
-        if len(tokens) < self.count:
-            row = min(self.number, len(tokens) - 1)
-            return slice(row, row + 1), row == self.number
+        if len(tokens) < self.world_size:
+            row = min(self.rank, len(tokens) - 1)
+            return slice(row, row + 1), row == self.rank
         ends = list(accumulate(tokens))
         bounds = [0]
-        for number in range(1, self.count):
-            goal = ends[-1] * number / self.count
-            allowed = range(bounds[-1] + 1, len(tokens) - (self.count - number) + 1)
+        for number in range(1, self.world_size):
+            goal = ends[-1] * number / self.world_size
+            allowed = range(bounds[-1] + 1, len(tokens) - (self.world_size - number) + 1)
             bounds.append(min(allowed, key=lambda end: abs(ends[end - 1] - goal)))
         bounds.append(len(tokens))
-        return slice(bounds[self.number], bounds[self.number + 1]), True
+        return slice(bounds[self.rank], bounds[self.rank + 1]), True
 
     def _told(self, error: Exception | None, flag: bool) -> tuple[int, bool]:
         kind = 0 if error is None else _OUT_OF_MEMORY if is_out_of_memory(error) else _FAILED

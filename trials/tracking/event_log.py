@@ -96,4 +96,4 @@ class EventLog:
     def _give_up(self, about: str, text: str) -> None:
         """Nothing more is written: a file that broke off in the middle is read up to there."""
         self._writer = None
-        self._troubles.note(about, f"{text}. The trial goes on without its events")
+        self._troubles.record(about, f"{text}. The trial goes on without its events")

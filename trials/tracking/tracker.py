@@ -79,7 +79,7 @@ class Outage:
         """Whether it's too early to ask again."""
         return time.monotonic() < self._until
 
-    def note(self, seconds: float) -> None:
+    def record(self, seconds: float) -> None:
         """It failed just now; it's to be asked again after so long."""
         self._until = time.monotonic() + seconds
 
@@ -126,7 +126,7 @@ class Tracker:
             self._changed.notify_all()
         if is_full and not self._has_dropped:
             self._has_dropped = True
-            self._troubles.note(
+            self._troubles.record(
                 ABOUT, f"more than {self._limits.entries:,} figures wait for it, the oldest are dropped"
             )
 
@@ -142,7 +142,7 @@ class Tracker:
         if self._thread.is_alive():
             self._is_given_up = True
             self._end_process("")
-            self._troubles.note(ABOUT, "it couldn't be logged offline in time either, and is given up for this trial")
+            self._troubles.record(ABOUT, "it couldn't be logged offline in time either, and is given up for this trial")
 
     def _end_process(self, reason: str) -> None:
         process = self._process
@@ -159,15 +159,15 @@ class Tracker:
                 self._log_online()
         except Exception as error:
             if not self._is_given_up:
-                self._troubles.note(ABOUT, f"{error}. The trial goes on without it")
+                self._troubles.record(ABOUT, f"{error}. The trial goes on without it")
 
     def _log_online(self) -> None:
         try:
             self._track("online", self._limits.silence, None)
         except TrackingError as error:
-            self._outage.note(self._limits.again)
+            self._outage.record(self._limits.again)
             if self._is_over():
-                self._troubles.note(ABOUT, f"{error}. All of the run is on disk: {self._remedy(self._folder)}")
+                self._troubles.record(ABOUT, f"{error}. All of the run is on disk: {self._remedy(self._folder)}")
             else:
                 self._log_offline(str(error))
 
@@ -189,7 +189,7 @@ class Tracker:
             begun = self._process.ask({"begin": begin}, seconds)
             self._folder = begun["folder"]
             if reason is not None:
-                self._troubles.note(
+                self._troubles.record(
                     ABOUT, f"{reason}. The trial is logged offline: {self._remedy(cut_off, self._folder)}"
                 )
             elif begun["url"]:

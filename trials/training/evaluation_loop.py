@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Decision(Enum):
     """The one word that flows back to a trial after an evaluation."""
 
-    GO_ON = "go on"
+    CONTINUE = "go on"
     STOP = "stop"
 
 
@@ -69,20 +69,20 @@ class TrainingRun:
 
     def time_is_over(self) -> bool:
         """Whether training has to end."""
-        return self.ranks.agree(time.time() >= self.stop_at)
+        return self.ranks.any(time.time() >= self.stop_at)
 
     def has_been_called_off(self) -> bool:
         """What `is_called_off` says to any of the processes."""
-        return self.ranks.agree(self.is_called_off())
+        return self.ranks.any(self.is_called_off())
 
     def ask(self, point: EvalPoint) -> Decision:
         """What `on_eval` says to the first of the processes."""
-        return self.ranks.first(lambda: self.on_eval(point))
+        return self.ranks.on_rank_zero(lambda: self.on_eval(point))
 
     @property
     def is_sharded(self) -> bool:
         """Whether the processes share the base's layers, each of which all of them must pass together."""
-        return self.config.machine.fsdp and self.ranks.count > 1
+        return self.config.machine.fsdp and self.ranks.world_size > 1
 
     @property
     def base_eval_loss(self) -> float | None:
@@ -202,5 +202,5 @@ class EvaluationLoop:
             seconds=self._job.stopwatch.seconds,
             train_loss=moment.train_loss,
             tokens_per_second=moment.tokens_seen / training_seconds if training_seconds else None,
-            ranks=self._job.ranks.count,
+            ranks=self._job.ranks.world_size,
         )

@@ -76,7 +76,7 @@ def evaluate_base_model(
     except Exception as error:
         _record_failure(folder, error)
         raise
-    ranks.first(lambda: on_eval(point))
+    ranks.on_rank_zero(lambda: on_eval(point))
     ending = Ending(EndingKind.FINISHED, "the base model is evaluated, not trained")
     folder.end(ending)
     return ending

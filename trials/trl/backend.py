@@ -86,7 +86,7 @@ def _train_as_it_fits(job: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> E
 
     Several ranks find out together what fits, before they train; not so if they share the base, and have to wait for
     each other whatever they compute. In the middle of that nobody can go on without the one whose memory ran out:
-    raises `CutOffError`.
+    raises `TrialInterrupted`.
     """
     splitter = BatchSizeFinder(job)
     while True:
@@ -95,7 +95,7 @@ def _train_as_it_fits(job: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> E
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if job.ranks.count > 1 and (splitter.has_begun if job.is_sharded else splitter.has_fitted):
+            if job.ranks.world_size > 1 and (splitter.has_begun if job.is_sharded else splitter.has_fitted):
                 raise splitter.cut_off() from None
             # Its frames hold the model that was torn down.
             error.__traceback__ = None
@@ -160,7 +160,7 @@ class _HfSubject:
         """Of all rows. Where ranks share the base, all pass the model as often: some rows are evaluated twice."""
         if not self.is_sharded:
             return shared_losses(self.ranks, self.rows, lambda rows: evaluate_rows(self.model, rows, self.batch_rows))
-        missing = -len(self.rows) % self.ranks.count
+        missing = -len(self.rows) % self.ranks.world_size
         found = shared_losses(
             self.ranks,
             [*self.rows, *[self.rows[-1]] * missing],

@@ -87,7 +87,7 @@ class BatchSizeFinder:
         config, train = job.config, job.data.train
         rows = rows_of_a_rank(config.hyperparameters.effective_batch, job.ranks)
         splits = batch_settings(rows, train.longest, config.machine)
-        known = job.ranks.first(lambda: read_memory_report(self._folder.path))
+        known = job.ranks.on_rank_zero(lambda: read_memory_report(self._folder.path))
         self._left = still_to_try(splits, known)
         self._tried = list(known.tried) if known else []
         self._longest = train.longest_rows(self._left[0].rows * train.longest)
@@ -126,7 +126,7 @@ class BatchSizeFinder:
         Called on every rank.
         """
         self._note(self._folder, fits=False)
-        has_ended = self._job.ranks.first(lambda: read_trial(self._folder.path).ending is not None)
+        has_ended = self._job.ranks.on_rank_zero(lambda: read_trial(self._folder.path).ending is not None)
         if not self.has_begun or len(self._left) == 1 or has_ended:
             return False
         gc.collect()
@@ -135,7 +135,7 @@ class BatchSizeFinder:
         logger.warning("out of memory with %s; going on with %s", *self._left[:2])
         del self._left[0]
         self.has_begun = self.has_fitted = False
-        checkpoint = self._job.ranks.first(lambda: restore_newest_checkpoint(read_trial(self._folder.path)))
+        checkpoint = self._job.ranks.on_rank_zero(lambda: restore_newest_checkpoint(read_trial(self._folder.path)))
         self._job = replace(self._job, checkpoint=checkpoint, stopwatch=resumed_timer(checkpoint))
         return True
 

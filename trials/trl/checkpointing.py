@@ -44,19 +44,19 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]  # transformers ships 
         assert checkpoints is not None
         loss_sum = self._loss_sum()
         log = LogState(self._globalstep_last_logged, loss_sum if math.isfinite(loss_sum) else None)
-        if self.ranks.count > 1:
-            self._random_states = self.ranks.together(random_state)
+        if self.ranks.world_size > 1:
+            self._random_states = self.ranks.all_gather(random_state)
         # Not TRL's, which writes a model card into the trial's folder each time.
         write = partial(
             checkpoints.write, self.state.global_step, log, lambda: Trainer._save_checkpoint(self, model, trial)
         )
-        self.ranks.together(write)
+        self.ranks.all_gather(write)
 
     def _loss_sum(self) -> float:
         """The training loss that is summed up and not yet logged: over all rows, whoever passed them."""
         loss = self._tr_loss.clone()
         self.ranks.sum(loss)
-        return float(loss) / self.ranks.count
+        return float(loss) / self.ranks.world_size
 
     def store_flos(self) -> None:
         """Counts this process's own, and asks no other: the first writes checkpoints while the others wait."""
@@ -64,17 +64,17 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]  # transformers ships 
         self.current_flos: float = 0
 
     def _save_rng_state(self, output_dir: str) -> None:
-        if self.ranks.count == 1:
+        if self.ranks.world_size == 1:
             super()._save_rng_state(output_dir)
             return
         for rank, state in enumerate(self._random_states):
             torch.save(state, Path(output_dir) / random_state_file(rank))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if self.ranks.count == 1 or checkpoint is None:
+        if self.ranks.world_size == 1 or checkpoint is None:
             super()._load_rng_state(checkpoint)
         else:
-            restore_random_state(Path(checkpoint) / random_state_file(self.ranks.number))
+            restore_random_state(Path(checkpoint) / random_state_file(self.ranks.rank))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)

@@ -33,7 +33,7 @@ class FsdpCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Called by the trainer."""
-        shard_base_model(kwargs["model"], self._ranks.count)
+        shard_base_model(kwargs["model"], self._ranks.world_size)
 
 
 def leave_base_out_of_ddp(model: PeftModel) -> None:

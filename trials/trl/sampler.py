@@ -22,7 +22,7 @@ Batch = dict[str, torch.Tensor]
 
 def rows_of_a_rank(effective_batch: int, ranks: ProcessGroup) -> int:
     """The most rows that one process has of an optimizer step."""
-    return math.ceil(effective_batch / ranks.count)
+    return math.ceil(effective_batch / ranks.world_size)
 
 
 class RankBatchSampler(BatchSampler):
@@ -66,7 +66,7 @@ class RankBatchSampler(BatchSampler):
 
     def _bounds(self, size: int) -> tuple[int, int]:
         """Of this rank's rows in a step of so many."""
-        number, count = self._ranks.number, self._ranks.count
+        number, count = self._ranks.rank, self._ranks.world_size
         return size * number // count, size * (number + 1) // count
 
     def _micro_batches(self, size: int) -> int:

@@ -78,7 +78,7 @@ class _TrialTrainerBase(CheckpointedTrainer):
             self._try_out(model, worst)
         if self.rank_batches is not None:
             inputs = self._prepare_inputs(seen(inputs))
-        self.tokens_in_step.stand(self.state.global_step, self._rows_done, inputs["input_ids"])
+        self.tokens_in_step.set_position(self.state.global_step, self._rows_done, inputs["input_ids"])
         self._rows_done += len(inputs["input_ids"])
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
@@ -88,7 +88,7 @@ class _TrialTrainerBase(CheckpointedTrainer):
         if self.is_sharded:
             dry_run(self, model, worst, may_halve=False)
         else:
-            self.ranks.together(lambda: dry_run(self, model, worst))
+            self.ranks.all_gather(lambda: dry_run(self, model, worst))
         self._rows_done = rows_done
         self.on_fitting()
 
@@ -129,13 +129,13 @@ class EvaluationTimes(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Called by the trainer, which has seen tokens already where it goes on from a checkpoint."""
-        self._milestones.pass_by(state.num_input_tokens_seen)
+        self._milestones.advance(state.num_input_tokens_seen)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Called by the trainer after every optimizer step."""
-        is_reached = self._milestones.pass_by(state.num_input_tokens_seen)
+        is_reached = self._milestones.advance(state.num_input_tokens_seen)
         if is_reached or state.global_step >= state.max_steps or self._time_is_over():
             control.should_evaluate = True
         return control
@@ -190,7 +190,7 @@ def build_trainer(
         )
     trainer.evaluate_trial = evaluate
     trainer.tokens_in_step = count_dropout(model, config.seed)
-    if ranks.count > 1:
+    if ranks.world_size > 1:
         _join(trainer, model, train, config, ranks)
     trainer.remove_callback(PrinterCallback)
     trainer.checkpoints = checkpoints
@@ -208,7 +208,7 @@ def _join(trainer: _TrialTrainerBase, model: PeftModel, train: Split, config: Tr
     trainer.rank_batches = RankBatchSampler(len(train), batch, micro_batch, config.seed, ranks)
     leave_base_out_of_ddp(model)
     if not ranks.is_first:
-        torch.manual_seed(config.seed + ranks.number)  # NEFTune's noise isn't that of another rank's rows
+        torch.manual_seed(config.seed + ranks.rank)  # NEFTune's noise isn't that of another rank's rows
     if config.machine.fsdp:
         trainer.is_sharded = True
         trainer.add_callback(FsdpCallback(ranks))
@@ -245,7 +245,7 @@ def sft_config(
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=rows // micro_batch,
         average_tokens_across_devices=True,
-        ddp_backend="gloo" if ranks.count > 1 and not on_gpu else None,
+        ddp_backend="gloo" if ranks.world_size > 1 and not on_gpu else None,
         ddp_find_unused_parameters=False,  # every step passes the whole adapter
         learning_rate=hp.learning_rate,
         lr_scheduler_type=hp.scheduler,
@@ -262,7 +262,7 @@ def sft_config(
         dataloader_pin_memory=on_gpu,
         include_num_input_tokens_seen="non_padding",
         eval_strategy="no",  # EvaluationTimes asks for evaluations
-        save_strategy="no",  # TrialFolder keeps the best adapter, and CheckpointTimes asks for checkpoints
+        save_strategy="no",  # TrialDir keeps the best adapter, and CheckpointTimes asks for checkpoints
         logging_steps=logging_steps(length),
         logging_nan_inf_filter=False,
         report_to="none",  # TrainingFigures tells W&B, TensorBoardCallback TensorBoard: neither can fail the trial

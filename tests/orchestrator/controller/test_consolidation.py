@@ -46,8 +46,8 @@ def evaluated(run: RunDir, conductor: SearchController, trial_id: str, loss: flo
     """A token takes a second."""
     evaluation = point(loss, tokens, seconds=float(tokens))
     record(TrialDir(run.trial(trial_id)), evaluation)
-    goes_on = conductor.on_eval(trial_id, evaluation)
-    conductor.tidy()
+    goes_on = conductor.on_result(trial_id, evaluation)
+    conductor.on_idle()
     return goes_on
 
 
@@ -78,13 +78,13 @@ def test_the_conductor_makes_room_for_the_most_promising_trial(tmp_path: Path) -
     said = [event.text for event in events if isinstance(event, Notice)]
     assert "from now on 2 GPUs train one trial" in said[-1]
     assert "never measured on this machine" in said[-1]
-    assert conductor.next_trial() == "over"
+    assert conductor.suggest() == "over"
     run = RunDir(tmp_path)
     running = [name for name in ("0001", "0002") if run.trial(name).is_dir()]
     assert not any(evaluated(run, conductor, name, 0.9, 200) for name in running)
     assert any(isinstance(event, TrialPaused) and "all GPUs go to" in event.reason for event in events)
     for name in running:
-        conductor.on_end(name)
+        conductor.on_trial_end(name)
     conductor.close()
     assert all(record.ending is None for record in run.records() if record.id != "0000")
 
@@ -109,7 +109,7 @@ def test_what_an_earlier_search_measured_decides(tmp_path: Path) -> None:
     search = search_for()
     together = replace(search, ranks=2, placement=Placement(1, 1))
     pace = ThroughputModel()
-    pace.note(search.recipe.trial_config({}), 1000, 900.0)
+    pace.observe(search.recipe.trial_config({}), 1000, 900.0)
     speed.save_speed(together, pace)
     assert speed.measured_scaling(search, 2, 1.0) == pytest.approx(1000 / 900)
     conductor, _ = promising(tmp_path / "run", search, seconds_left=700.0)
@@ -120,10 +120,10 @@ def test_the_speed_of_trials_apart_tells_that_of_trials_together(tmp_path: Path)
     config = search_for().recipe.trial_config({})
     pace = ThroughputModel(TWO)
     for _ in range(5):
-        pace.note(config, 1000, 1000.0)
+        pace.observe(config, 1000, 1000.0)
     assert pace.seconds_per_token(config) == pytest.approx(1 / 1.6)
     for _ in range(20):
-        pace.note(config, 1000, 500.0, ranks=2)
+        pace.observe(config, 1000, 500.0, ranks=2)
     assert pace.seconds_per_token(config) == pytest.approx(0.5, rel=0.03)
     assert pace.speedup == pytest.approx(2.0, rel=0.03)
 

@@ -68,10 +68,10 @@ def test_time_is_over_before_the_reserve(run: RunDir, search: Search) -> None:
     run_base(run, conductor)
     running = begin(conductor)
     clock.forward(3000)
-    assert conductor.next_trial() == "over"
-    assert not conductor.must_stop
+    assert conductor.suggest() == "over"
+    assert not conductor.should_stop
     clock.forward(301)
-    assert conductor.must_stop
+    assert conductor.should_stop
     leave(conductor, running)
     ending = run.records()[-1].ending
     assert ending is not None
@@ -85,7 +85,7 @@ def test_the_number_of_trials_is_limited(run: RunDir, small_recipe: Recipe) -> N
     run_base(run, conductor)
     run_trial(run, conductor, FULL)
     run_trial(run, conductor, FULL)
-    assert conductor.next_trial() == "over"
+    assert conductor.suggest() == "over"
 
 
 def test_trials_that_say_why_they_failed_are_counted_each(run: RunDir, search: Search) -> None:
@@ -94,7 +94,7 @@ def test_trials_that_say_why_they_failed_are_counted_each(run: RunDir, search: S
     for assignment in [begin(conductor) for _ in range(MOST_FAILURES_IN_A_ROW)]:
         TrialDir(run.trial(assignment.trial_id)).end(Ending(EndingKind.FAILED, "ValueError: of its own"))
         leave(conductor, assignment, died=True)
-    assert conductor.next_trial() == "over"
+    assert conductor.suggest() == "over"
 
 
 def test_disk_is_bounded_by_the_best_adapters(run: RunDir, small_recipe: Recipe) -> None:
@@ -120,7 +120,7 @@ def test_when_the_base_fails_the_search_is_over(run: RunDir, search: Search, kin
     events: list[Event] = []
     conductor = make_conductor(run, search, events=events)
     finish(run, conductor, begin(conductor), kind)
-    assert conductor.next_trial() == "over"
+    assert conductor.suggest() == "over"
     assert any(
         isinstance(event, Notice) and f"the base model's evaluation failed with: made up: {kind.value}" in event.text
         for event in events
@@ -136,7 +136,7 @@ def test_failing_again_and_again_ends_the_search(run: RunDir, search: Search) ->
     for kind in [EndingKind.FAILED] * 4 + [EndingKind.FINISHED] + [EndingKind.FAILED] * 4:
         finish(run, conductor, begin(conductor), kind)
     finish(run, conductor, last := begin(conductor), EndingKind.FAILED)
-    assert conductor.next_trial() == "over"
+    assert conductor.suggest() == "over"
     assert conductor.gave_up is not None
     assert f"5 trials in a row failed, the last one, {last.trial_id}, with: made up: failed (see " in conductor.gave_up
 
@@ -147,12 +147,12 @@ def test_an_error_of_what_speaks_for_a_trial_is_not_the_trial_s(run: RunDir, sea
     run_base(run, conductor)
     spoken_for = begin(conductor)
     for _ in range(MOST_PROXY_ERRORS - 1):
-        conductor.on_end(spoken_for.trial_id, TrialExit(ExitKind.MISHAP, "OSError: no threads left"))
-        assert conductor.next_trial() == "wait"  # what is short may come back
+        conductor.on_trial_end(spoken_for.trial_id, TrialExit(ExitKind.MISHAP, "OSError: no threads left"))
+        assert conductor.suggest() == "wait"  # what is short may come back
         clock.forward(60)
         assert begin(conductor).trial_id == spoken_for.trial_id
     assert evaluate(run, conductor, spoken_for, 2.0, 100)
-    conductor.on_end(spoken_for.trial_id, TrialExit(ExitKind.MISHAP, "OSError: no threads left"))
+    conductor.on_trial_end(spoken_for.trial_id, TrialExit(ExitKind.MISHAP, "OSError: no threads left"))
     clock.forward(60)
     assert begin(conductor).trial_id == spoken_for.trial_id
     assert read_trial(spoken_for.folder).ending is None
@@ -168,7 +168,7 @@ def test_a_trial_alone_with_such_errors_is_set_aside_and_has_not_failed(run: Run
     spoken_for, other = begin(conductor), begin(conductor)
     for number in range(MOST_PROXY_ERRORS):
         evaluate(run, conductor, other, 2.0, 10 * (number + 1))
-        conductor.on_end(spoken_for.trial_id, TrialExit(ExitKind.MISHAP, "OSError: no"))
+        conductor.on_trial_end(spoken_for.trial_id, TrialExit(ExitKind.MISHAP, "OSError: no"))
         clock.forward(10)
         if number < MOST_PROXY_ERRORS - 1:
             assert begin(conductor).trial_id == spoken_for.trial_id
@@ -189,9 +189,9 @@ def test_if_what_speaks_for_trials_fails_every_time_the_search_gives_up_and_says
         run_base(run, conductor)
     for _ in range(MOST_PROXY_ERRORS):
         assignment = begin(conductor)
-        conductor.on_end(assignment.trial_id, TrialExit(ExitKind.MISHAP, "ImportError: no tune"))
+        conductor.on_trial_end(assignment.trial_id, TrialExit(ExitKind.MISHAP, "ImportError: no tune"))
         clock.forward(60)
-    assert conductor.next_trial() == "over"
+    assert conductor.suggest() == "over"
     assert conductor.gave_up is not None
     assert "ImportError: no tune" in conductor.gave_up
     assert not [record for record in run.records() if record.ending is not None and record.id != "0000"]
@@ -202,7 +202,7 @@ def test_a_base_that_is_evaluated_and_was_not_heard_of_is_not_evaluated_again(ru
     base = begin(conductor)
     record(TrialDir(base.folder), point(BASE_LOSS, 0), base=True)
     TrialDir(base.folder).end(Ending(EndingKind.FINISHED, "made up: finished"))
-    conductor.on_end(base.trial_id, TrialExit(ExitKind.MISHAP, "wandb.Error: no"))
+    conductor.on_trial_end(base.trial_id, TrialExit(ExitKind.MISHAP, "wandb.Error: no"))
     run_probe(conductor)
     assert begin(conductor).config.base_eval_loss == BASE_LOSS
 
@@ -255,11 +255,11 @@ def test_base_then_speed_then_starting_points_then_proposals(run: RunDir, search
 def test_nothing_runs_beside_what_measures_the_speed(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search, slots=2)
     base = begin(conductor)
-    assert conductor.next_trial() == "wait"
+    assert conductor.suggest() == "wait"
     evaluate(run, conductor, base, BASE_LOSS, 0)
     finish(run, conductor, base, EndingKind.FINISHED)
     begin(conductor)
-    assert conductor.next_trial() == "wait"
+    assert conductor.suggest() == "wait"
 
 
 def test_no_more_trials_at_once_than_slots(run: RunDir, search: Search) -> None:
@@ -267,9 +267,9 @@ def test_no_more_trials_at_once_than_slots(run: RunDir, search: Search) -> None:
     run_base(run, conductor)
     first = begin(conductor)
     begin(conductor)
-    assert conductor.next_trial() == "wait"
+    assert conductor.suggest() == "wait"
     finish(run, conductor, first, EndingKind.FINISHED)
-    assert isinstance(conductor.next_trial(), TrialRequest)
+    assert isinstance(conductor.suggest(), TrialRequest)
 
 
 def test_trials_know_the_base_loss_and_keep_checkpoints(run: RunDir, search: Search) -> None:
@@ -322,7 +322,7 @@ def test_what_is_paused_when_time_is_over_ends_as_pruned(run: RunDir, search: Se
     assert not evaluate(run, conductor, paused, 2.9, 300)
     leave(conductor, paused)
     clock.forward(3100)
-    assert conductor.next_trial() == "over"
+    assert conductor.suggest() == "over"
     conductor.close()
     record = read_trial(paused.folder)
     assert record.ending is not None
@@ -339,8 +339,8 @@ def test_an_interrupted_search_leaves_its_trials_to_go_on(run: RunDir, search: S
     evaluate(run, conductor, cut_off, 2.0, 300)
     write_checkpoint(cut_off.folder, 3)
     conductor.interrupt()
-    assert conductor.must_stop
-    assert conductor.next_trial() == "over"
+    assert conductor.should_stop
+    assert conductor.suggest() == "over"
     conductor.close()
     assert read_trial(cut_off.folder).ending is None
     again = begin(make_conductor(run, run.read_search(), slots=3))
@@ -420,7 +420,7 @@ def test_those_who_died_together_go_on_one_after_the_other(run: RunDir, search: 
 def test_a_base_whose_process_died_is_evaluated_again(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search)
     for _ in range(2):
-        conductor.on_end(begin(conductor).trial_id, DIED)
+        conductor.on_trial_end(begin(conductor).trial_id, DIED)
     run_base(run, conductor)
     assert begin(conductor).trial_id == "0001"
 
@@ -428,8 +428,8 @@ def test_a_base_whose_process_died_is_evaluated_again(run: RunDir, search: Searc
 def test_a_base_whose_process_dies_every_time_ends_the_search(run: RunDir, search: Search) -> None:
     conductor = make_conductor(run, search)
     for _ in range(3):
-        conductor.on_end(begin(conductor).trial_id, DIED)
-    assert conductor.next_trial() == "over"
+        conductor.on_trial_end(begin(conductor).trial_id, DIED)
+    assert conductor.suggest() == "over"
 
 
 def test_events_tell_the_whole_story(run: RunDir, search: Search) -> None:
@@ -505,15 +505,15 @@ def test_a_study_that_is_damaged_is_made_anew_from_the_folders(run: RunDir, sear
 def test_what_the_study_was_not_told_yet_is_told_after_a_crash(run: RunDir, search: Search) -> None:
     first = make_conductor(run, search, slots=3)
     run_base(run, first)
-    complete, paused = (first.next_trial() for _ in range(2))
+    complete, paused = (first.suggest() for _ in range(2))
     assert isinstance(complete, TrialRequest)
     assert isinstance(paused, TrialRequest)
     for assignment, losses in ((complete, FULL), (paused, FULL[:1])):
         for tokens, loss in losses:
             record(TrialDir(assignment.folder), point(loss, tokens))
-            first.on_eval(assignment.trial_id, point(loss, tokens))
+            first.on_result(assignment.trial_id, point(loss, tokens))
     TrialDir(complete.folder).end(Ending(EndingKind.FINISHED, "made up"))
-    first.on_end(complete.trial_id)
+    first.on_trial_end(complete.trial_id)
     assert states(run) == []  # there was no time for it
     make_conductor(run, run.read_search(), slots=3)
     told = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials
@@ -554,7 +554,7 @@ def test_where_the_speed_cannot_be_measured_trials_begin_all_the_same(
     finish(run, conductor, base, EndingKind.FINISHED)
     probe = begin(conductor)
     TrialDir(probe.folder).end(Ending(kind, "made up"))
-    conductor.on_end(probe.trial_id, DIED if kind is EndingKind.FAILED else TrialExit())
+    conductor.on_trial_end(probe.trial_id, DIED if kind is EndingKind.FAILED else TrialExit())
     if kind is EndingKind.FAILED:
         for _ in range(2):
             again = begin(conductor)

@@ -88,8 +88,8 @@ class Searches(RuleBasedStateMachine):
             pass
 
     def hand_out(self) -> bool:
-        answer = self.conductor.next_trial()
-        self.conductor.tidy()
+        answer = self.conductor.suggest()
+        self.conductor.on_idle()
         if not isinstance(answer, TrialRequest):
             assert answer == "over" or self.running, "it waits for nothing"
             return False
@@ -132,8 +132,8 @@ class Searches(RuleBasedStateMachine):
         record(TrialDir(assignment.folder), found, base=is_base)
         self.seen[trial_id].append(loss)
         self.tokens[trial_id] = tokens
-        goes_on = self.conductor.on_eval(trial_id, found)
-        self.conductor.tidy()
+        goes_on = self.conductor.on_result(trial_id, found)
+        self.conductor.on_idle()
         assert goes_on or not is_base
         assert goes_on or tokens < FULL_TOKENS, "a complete trial is never stopped"
         if (saves or not goes_on) and not is_base:
@@ -158,22 +158,22 @@ class Searches(RuleBasedStateMachine):
 
     def leave(self, trial_id: str, *, died: bool = False) -> None:
         self.leaving = frozenset([trial_id])
-        self.conductor.on_end(trial_id, DIED if died else TrialExit())
-        self.conductor.tidy()
+        self.conductor.on_trial_end(trial_id, DIED if died else TrialExit())
+        self.conductor.on_idle()
         self.leaving = frozenset()
         del self.running[trial_id]
 
     @rule(seconds=st.sampled_from([1.0, 30.0, 30.0, 200.0]))
     def wait(self, seconds: float) -> None:
         self.clock.forward(seconds)
-        self.conductor.tidy()
+        self.conductor.on_idle()
 
     @rule(luck=st.integers(0, 5))
     def interrupt(self, luck: int) -> None:
         if luck == 0:
             self.conductor.interrupt()
             self.interrupted = True
-            assert self.conductor.must_stop
+            assert self.conductor.should_stop
 
     @rule()
     def begin_again_after_a_crash(self) -> None:
@@ -182,7 +182,7 @@ class Searches(RuleBasedStateMachine):
         self.running.clear()
         self.interrupted = False
         self.start()
-        self.conductor.tidy()
+        self.conductor.on_idle()
         assert {found.id: (found.points, found.ending, found.config) for found in self.run.records()} == before
         assert self.standings() == paused
 

@@ -46,11 +46,11 @@ def work(conductor: RemoteSearchController, assignment: TrialRequest, *losses: f
         for number, loss in enumerate(losses, 1):
             evaluation = point(loss, 0 if assignment.origin is Origin.BASE else 100 * number)
             record(folder, evaluation, base=assignment.origin is Origin.BASE)
-            copy.keep()
-            conductor.on_eval(assignment.trial_id, evaluation)
+            copy.push()
+            conductor.on_result(assignment.trial_id, evaluation)
         if ends:
             folder.end(Ending(EndingKind.FINISHED, "made up"))
-    conductor.on_end(assignment.trial_id, TrialExit() if ends else DIED)
+    conductor.on_trial_end(assignment.trial_id, TrialExit() if ends else DIED)
 
 
 def test_it_acts_on_what_workers_put_on_the_store(conductor: RemoteSearchController, url: str) -> None:

@@ -62,9 +62,9 @@ def assign(tmp_path: Path, small_recipe: Recipe, small_data: TrialData) -> Assig
 def hold(actor: EngineWorker, trial_id: str) -> tuple[list[EvalPoint], Finished]:
     """What a holder hears from its trial, which it always lets go on."""
     points = []
-    while not isinstance(word := actor.next_word(trial_id), Finished):
+    while not isinstance(word := actor.next_message(trial_id), Finished):
         points.append(word)
-        actor.go_on(trial_id)
+        actor.resume(trial_id)
     return points, word
 
 
@@ -91,12 +91,12 @@ def test_trials_side_by_side_say_what_they_leave_on_disk(tmp_path: Path, assign:
 def test_a_stopped_trial_gives_its_slot_away_at_once(tmp_path: Path, assign: Assign) -> None:
     actor = EngineWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1000))
-    assert isinstance(actor.next_word("0001"), EvalPoint)
+    assert isinstance(actor.next_message("0001"), EvalPoint)
     actor.begin(assign("0002"))
     time.sleep(0.5)
     assert not (tmp_path / "0002" / "metrics.jsonl").exists()
     actor.release("0001")
-    assert actor.next_word("0001") == Finished()
+    assert actor.next_message("0001") == Finished()
     points, _ = hold(actor, "0002")
     assert points
     stopped: TrialRecord = read_trial(tmp_path / "0001")
@@ -122,11 +122,11 @@ def test_a_paused_trial_goes_on_from_its_checkpoint_as_if_it_had_run_through(tmp
     actor.begin(assign("0001", train_tokens=2500))
     through, _ = hold(actor, "0001")
     actor.begin(assign("0002", train_tokens=2500))
-    points = [actor.next_word("0002")]
+    points = [actor.next_message("0002")]
     actor.release("0002")
     for _ in through[1:]:
         actor.begin(assign("0002", resumes=True, train_tokens=2500))
-        points.append(actor.next_word("0002"))
+        points.append(actor.next_message("0002"))
         actor.release("0002")
     assert len(through) == 3
     losses = [point.eval_loss for point in points if isinstance(point, EvalPoint)]
@@ -142,7 +142,7 @@ def test_a_stretch_waits_for_the_one_before_it_in_the_same_folder(tmp_path: Path
         time.sleep(0.05)
     again = {**assign("0001", resumes=True), "resumes": False}
     actor.begin(again)
-    assert isinstance(actor.next_word("0001"), EvalPoint)
+    assert isinstance(actor.next_message("0001"), EvalPoint)
     assert not before.is_alive()
 
 
@@ -227,13 +227,13 @@ def test_a_trial_that_fails_leaves_alone(tmp_path: Path, assign: Assign) -> None
 def test_other_rows_than_the_search_began_with_are_refused(assign: Assign) -> None:
     actor = EngineWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001", fingerprint="other"))
-    assert "the data or the tokenizer has changed" in str(actor.next_word("0001").error)  # type: ignore[union-attr]
+    assert "the data or the tokenizer has changed" in str(actor.next_message("0001").error)  # type: ignore[union-attr]
 
 
 def test_a_trial_that_is_not_there_has_ended() -> None:
     actor = EngineWorker(slots=1, cpu_threads=1)
-    assert actor.next_word("0009") == Finished()
-    actor.go_on("0009")
+    assert actor.next_message("0009") == Finished()
+    actor.resume("0009")
     actor.release("0009")
 
 
@@ -245,7 +245,7 @@ def test_a_process_whose_engine_has_broken_down_ends(assign: Assign, monkeypatch
     monkeypatch.setattr("os._exit", codes.append)
     assert actor._workplace._engine is not None
     # What no trial can be blamed for, such as a GPU that is gone.
-    monkeypatch.setattr(actor._workplace._engine._loop._micro_steps, "look_at_figures", lambda: 1 / 0)
+    monkeypatch.setattr(actor._workplace._engine._loop._micro_steps, "check_finite", lambda: 1 / 0)
     actor.begin(assign("0002"))
     _, ended = hold(actor, "0002")
     assert ended.error is not None
@@ -272,6 +272,6 @@ def test_a_process_whose_gpu_breaks_down_while_the_engine_opens_ends(
     monkeypatch.setattr("trials.engine.engine.Engine.__init__", breaks)
     actor = EngineWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001"))
-    assert error in str(actor.next_word("0001").error)  # type: ignore[union-attr]
+    assert error in str(actor.next_message("0001").error)  # type: ignore[union-attr]
     actor._threads["0001"].join()
     assert codes == ends

@@ -45,7 +45,7 @@ def assignment(trial_id: str, stretch: int = 1) -> Mapping[str, Any]:
 
 def taken(desk: GroupQueue, number: int = 0) -> tuple[int, Mapping[str, Any]]:
     """The turn that both ranks are given."""
-    first, second = desk.next_turn(number), desk.next_turn(number)
+    first, second = desk.next_task(number), desk.next_task(number)
     assert first is not None
     assert first == second
     return first
@@ -61,23 +61,23 @@ def waits(future: Future[Any]) -> bool:
 
 def end_by_both(desk: GroupQueue, number: int, *errors: str | None) -> None:
     for rank, error in enumerate(errors or (None, None)):
-        desk.end(number, rank, error)
+        desk.finish(number, rank, error)
 
 
 def test_every_rank_takes_every_turn_in_order(desk: GroupQueue, calls: ThreadPoolExecutor) -> None:
     def serve(rank: int) -> list[str]:
         served, number = [], 0
-        while (turn := desk.next_turn(number)) is not None:
+        while (turn := desk.next_task(number)) is not None:
             number, given = turn
             served.append(given["trial_id"])
-            desk.end(number, rank, None)
+            desk.finish(number, rank, None)
             number += 1
         return served
 
     ranks = [calls.submit(serve, rank) for rank in range(2)]
     for trial_id in ("0001", "0002", "0003"):
         desk.begin(assignment(trial_id))
-    assert [desk.next_word(trial_id) for trial_id in ("0001", "0002", "0003")] == [Finished()] * 3
+    assert [desk.next_message(trial_id) for trial_id in ("0001", "0002", "0003")] == [Finished()] * 3
     assert all(waits(rank) for rank in ranks)  # for more
     desk.close()
     assert [rank.result(WAIT) for rank in ranks] == [["0001", "0002", "0003"]] * 2
@@ -86,12 +86,12 @@ def test_every_rank_takes_every_turn_in_order(desk: GroupQueue, calls: ThreadPoo
 def test_evaluations_are_answered_and_figures_are_not(desk: GroupQueue, calls: ThreadPoolExecutor) -> None:
     desk.begin(assignment("0001"))
     number, _ = taken(desk)
-    desk.say(number, {"train/loss": 2.0})
-    asked = calls.submit(desk.ask, number, point(2.0, 100))
-    assert desk.next_word("0001") == LoggedMetrics({"train/loss": 2.0})
-    assert desk.next_word("0001") == point(2.0, 100)
+    desk.log(number, {"train/loss": 2.0})
+    asked = calls.submit(desk.report, number, point(2.0, 100))
+    assert desk.next_message("0001") == LoggedMetrics({"train/loss": 2.0})
+    assert desk.next_message("0001") == point(2.0, 100)
     assert waits(asked)
-    desk.go_on("0001")
+    desk.resume("0001")
     assert asked.result(WAIT) is True
 
 
@@ -100,15 +100,15 @@ def test_a_turn_that_was_called_off_before_it_began_is_skipped(desk: GroupQueue)
         desk.begin(assignment(trial_id))
     desk.release("0001")
     assert taken(desk) == (1, assignment("0002"))
-    assert desk.next_word("0001") == Finished()
+    assert desk.next_message("0001") == Finished()
 
 
 def test_a_turn_that_one_rank_has_taken_is_given_to_the_other(desk: GroupQueue, calls: ThreadPoolExecutor) -> None:
     desk.begin(assignment("0001"))
-    assert desk.next_turn(0) == (0, assignment("0001"))
+    assert desk.next_task(0) == (0, assignment("0001"))
     released = calls.submit(desk.release, "0001")
     assert waits(released)
-    assert desk.next_turn(0) == (0, assignment("0001"))
+    assert desk.next_task(0) == (0, assignment("0001"))
     end_by_both(desk, 0)
     released.result(WAIT)
 
@@ -116,26 +116,26 @@ def test_a_turn_that_one_rank_has_taken_is_given_to_the_other(desk: GroupQueue, 
 def test_a_trial_that_waits_for_its_word_is_told_to_stop(desk: GroupQueue, calls: ThreadPoolExecutor) -> None:
     desk.begin(assignment("0001"))
     number, _ = taken(desk)
-    asked = calls.submit(desk.ask, number, point(2.0, 100))
-    assert desk.next_word("0001") == point(2.0, 100)
+    asked = calls.submit(desk.report, number, point(2.0, 100))
+    assert desk.next_message("0001") == point(2.0, 100)
     released = calls.submit(desk.release, "0001")
     assert asked.result(WAIT) is False
-    desk.called_off(number)
+    desk.wait_cancelled(number)
     assert waits(released)  # until nothing of it runs
-    desk.end(number, 0, None)
+    desk.finish(number, 0, None)
     assert waits(released)
-    desk.end(number, 1, None)
+    desk.finish(number, 1, None)
     released.result(WAIT)
 
 
 def test_a_trial_at_work_hears_that_it_is_called_off(desk: GroupQueue, calls: ThreadPoolExecutor) -> None:
     desk.begin(assignment("0001"))
     number, _ = taken(desk)
-    called_off = calls.submit(desk.called_off, number)
+    called_off = calls.submit(desk.wait_cancelled, number)
     assert waits(called_off)
     released = calls.submit(desk.release, "0001")
     called_off.result(WAIT)
-    assert desk.ask(number, point(2.0, 100)) is False  # if it comes to an evaluation all the same
+    assert desk.report(number, point(2.0, 100)) is False  # if it comes to an evaluation all the same
     end_by_both(desk, number)
     released.result(WAIT)
 
@@ -143,7 +143,7 @@ def test_a_trial_at_work_hears_that_it_is_called_off(desk: GroupQueue, calls: Th
 def test_what_asks_whether_it_is_called_off_hears_of_the_end(desk: GroupQueue, calls: ThreadPoolExecutor) -> None:
     desk.begin(assignment("0001"))
     number, _ = taken(desk)
-    called_off = calls.submit(desk.called_off, number)
+    called_off = calls.submit(desk.wait_cancelled, number)
     assert waits(called_off)
     end_by_both(desk, number)
     called_off.result(WAIT)
@@ -155,8 +155,8 @@ def test_a_finished_trial_is_released_at_once(desk: GroupQueue) -> None:
     end_by_both(desk, number)
     desk.release("0001")
     desk.release("0001")
-    desk.go_on("0001")
-    assert desk.next_word("0001") == Finished()
+    desk.resume("0001")
+    assert desk.next_message("0001") == Finished()
 
 
 def test_a_trial_comes_again_while_its_earlier_turn_is_on_its_way_out(
@@ -164,15 +164,15 @@ def test_a_trial_comes_again_while_its_earlier_turn_is_on_its_way_out(
 ) -> None:
     desk.begin(assignment("0001", stretch=1))
     number, _ = taken(desk)
-    called_off = calls.submit(desk.called_off, number)
+    called_off = calls.submit(desk.wait_cancelled, number)
     desk.begin(assignment("0001", stretch=2))
     called_off.result(WAIT)
-    again = calls.submit(desk.next_turn, number + 1)
+    again = calls.submit(desk.next_task, number + 1)
     end_by_both(desk, number, OF_ITS_OWN, HEARD)
     assert again.result(WAIT) == (1, assignment("0001", stretch=2))
-    asked = calls.submit(desk.ask, 1, point(2.0, 100))
-    assert desk.next_word("0001") == point(2.0, 100)  # nothing of what the earlier one said
-    desk.go_on("0001")
+    asked = calls.submit(desk.report, 1, point(2.0, 100))
+    assert desk.next_message("0001") == point(2.0, 100)  # nothing of what the earlier one said
+    desk.resume("0001")
     assert asked.result(WAIT) is True
 
 
@@ -181,35 +181,35 @@ def test_the_rank_s_own_error_is_said_and_not_what_the_other_heard(desk: GroupQu
     desk.begin(assignment("0001"))
     number, _ = taken(desk)
     end_by_both(desk, number, *errors)
-    assert desk.next_word("0001") == Finished(OF_ITS_OWN)
+    assert desk.next_message("0001") == Finished(OF_ITS_OWN)
 
 
 def test_what_fails_on_one_alone_is_an_error(desk: GroupQueue) -> None:
     desk.begin(assignment("0001"))
     number, _ = taken(desk)
     end_by_both(desk, number, None, OF_ITS_OWN)
-    assert desk.next_word("0001") == Finished(OF_ITS_OWN)
+    assert desk.next_message("0001") == Finished(OF_ITS_OWN)
 
 
 def test_a_rank_that_fails_alone_leaves_the_others_waiting(desk: GroupQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desk_module, "_FAREWELL_SECONDS", 1.0)
     for rank in range(2):
-        desk.beat(rank, None)
+        desk.heartbeat(rank, None)
     desk.begin(assignment("0001"))
     number, _ = taken(desk)
-    desk.end(number, 0, OF_ITS_OWN)
+    desk.finish(number, 0, OF_ITS_OWN)
     assert desk.seconds_since_progress() is None  # the others may be on their way out
     assert wait_until(lambda: desk.seconds_since_progress() == float("inf"), WAIT)
-    desk.end(number, 1, HEARD)
+    desk.finish(number, 1, HEARD)
     assert desk.seconds_since_progress() is None
 
 
 def test_the_rank_that_is_silent_longest_counts(desk: GroupQueue) -> None:
-    desk.beat(0, 1.0)
+    desk.heartbeat(0, 1.0)
     opening = desk.seconds_since_progress()
     assert opening is not None
     assert opening < 1.0  # not all of them are there yet
-    desk.beat(1, 60.0)
+    desk.heartbeat(1, 60.0)
     silent = desk.seconds_since_progress()
     assert silent is not None
     assert silent >= 60.0
@@ -217,11 +217,11 @@ def test_the_rank_that_is_silent_longest_counts(desk: GroupQueue) -> None:
     later = desk.seconds_since_progress()
     assert later is not None
     assert later >= silent + 0.2  # also if it doesn't say so any more
-    desk.beat(1, None)
+    desk.heartbeat(1, None)
     working = desk.seconds_since_progress()
     assert working is not None
     assert working < 60.0
-    desk.beat(0, None)
+    desk.heartbeat(0, None)
     assert desk.seconds_since_progress() is None
 
 
@@ -229,31 +229,31 @@ def test_a_rank_that_had_nothing_to_do_and_is_not_heard_of_any_more_is_missed(
     desk: GroupQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(desk_module, "_MISSING_SECONDS", 0.2)
-    desk.beat(0, None)
-    desk.beat(1, None)  # and is stopped
+    desk.heartbeat(0, None)
+    desk.heartbeat(1, None)  # and is stopped
     assert wait_until(lambda: (desk.seconds_since_progress() or 0.0) > 0.4, WAIT)
 
 
 def test_processes_that_never_come_are_missed(desk: GroupQueue) -> None:
-    desk.beat(0, None)
+    desk.heartbeat(0, None)
     first = desk.seconds_since_progress()
     assert first is not None
     assert wait_until(lambda: (desk.seconds_since_progress() or 0.0) > first, WAIT)
 
 
 def test_a_trial_that_is_not_there_has_ended(desk: GroupQueue) -> None:
-    assert desk.next_word("0009") == Finished()
-    desk.go_on("0009")
+    assert desk.next_message("0009") == Finished()
+    desk.resume("0009")
     desk.release("0009")
 
 
 def test_a_closed_desk_sends_everybody_home(desk: GroupQueue, calls: ThreadPoolExecutor) -> None:
-    waiting = [calls.submit(desk.next_turn, 0) for _ in range(2)]
+    waiting = [calls.submit(desk.next_task, 0) for _ in range(2)]
     assert all(waits(future) for future in waiting)
     desk.close()
     assert [future.result(WAIT) for future in waiting] == [None, None]
     desk.begin(assignment("0001"))
-    assert desk.next_turn(0) is None
+    assert desk.next_task(0) is None
 
 
 def test_trials_come_and_go_from_many_threads(desk: GroupQueue, calls: ThreadPoolExecutor) -> None:
@@ -261,19 +261,19 @@ def test_trials_come_and_go_from_many_threads(desk: GroupQueue, calls: ThreadPoo
 
     def serve(rank: int) -> int:
         number, served = 0, 0
-        while (turn := desk.next_turn(number)) is not None:
+        while (turn := desk.next_task(number)) is not None:
             number, _ = turn
             if rank == 0:
-                desk.ask(number, point(2.0, 100))
-            desk.end(number, rank, None)
+                desk.report(number, point(2.0, 100))
+            desk.finish(number, rank, None)
             number, served = number + 1, served + 1
         return served
 
     def hold(trial_id: str) -> None:
         for stretch in range(20):
             desk.begin(assignment(trial_id, stretch))
-            if stretch % 3 and not isinstance(desk.next_word(trial_id), Finished):
-                desk.go_on(trial_id)
+            if stretch % 3 and not isinstance(desk.next_message(trial_id), Finished):
+                desk.resume(trial_id)
             desk.release(trial_id)
 
     ranks = [calls.submit(serve, rank) for rank in range(2)]

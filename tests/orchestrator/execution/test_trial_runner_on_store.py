@@ -55,7 +55,7 @@ class Handed:
 
     def run(self, work: Callable[[Mapping[str, Any], int], Any], *, owner: str, stop_at_evaluation: int) -> TrialRecord:
         """One stretch of it; what the search's machine knows then, which has no weights."""
-        self._mirror.hand_over(self._folder, owner)
+        self._mirror.grant(self._folder, owner)
         assignment = {
             "trial_id": "0001",
             "resumes": bool(read_trial(self._folder).points),
@@ -69,7 +69,7 @@ class Handed:
             "by_trl": False,
         }
         work(assignment, stop_at_evaluation)
-        self._mirror.take_back(self._folder, owner)
+        self._mirror.revoke(self._folder, owner)
         return read_trial(self._folder)
 
 
@@ -81,7 +81,7 @@ def train(ranks: ProcessGroup, assignment: Mapping[str, Any], stop_at_evaluation
 
     def on_eval(point: EvalPoint) -> Decision:
         losses.append(point.eval_loss)
-        return Decision.STOP if len(losses) == stop_at_evaluation else Decision.GO_ON
+        return Decision.STOP if len(losses) == stop_at_evaluation else Decision.CONTINUE
 
     _workplaces[0].run(assignment, on_eval, lambda: False, lambda _: None)
     return losses

@@ -132,7 +132,7 @@ def test_a_machine_that_does_not_see_its_trial_is_named_in_the_log(
     trial = {"trial_id": "a", "config": {"engine": None}, "get_pickled_error": lambda: None}
     scheduler.on_trial_error(None, SimpleNamespace(error_file=str(tmp_path / "error.txt"), **trial))
     assert caplog.messages == [f"RunFolderError: third {UNSEEN}, /mnt/0001. Mount it."]
-    assert not conductor.must_stop
+    assert not conductor.should_stop
 
 
 def test_everything_stops_when_the_conductor_says_so(conductor: SearchController, run: RunDir, search: Search) -> None:
@@ -174,7 +174,7 @@ def test_when_tune_gives_up_nothing_stays_running(run: RunDir, search: Search) -
     def broken(_trial_id: str, _point: EvalPoint) -> bool:
         raise OSError("no space left on device")
 
-    conductor.on_eval = broken  # type: ignore[method-assign]
+    conductor.on_result = broken  # type: ignore[method-assign]
     with tuner.ray_session(dashboard=False), pytest.raises(SearchBroken, match="no space left on device"):
         tuner.run_tune(conductor, run)
     states = {t.state for t in optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials}
@@ -184,7 +184,7 @@ def test_when_tune_gives_up_nothing_stays_running(run: RunDir, search: Search) -
 def test_several_trials_processes_start_side_by_side(
     tmp_path: Path, small_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.execution.worker_pool.EngineActor", SleepingEngine)
+    monkeypatch.setattr("orchestrator.execution.worker_pool.EngineWorker", SleepingEngine)
     settings = small_recipe.search.model_copy(update={"trials": 3, "concurrent_trials": 3})
     now = datetime.now(UTC)
     search = make_search(small_recipe.model_copy(update={"search": settings}))

@@ -172,7 +172,7 @@ def test_an_engine_s_output_is_kept_through_its_death(survived: tuple[RunDir, Ac
 def test_an_engine_whose_data_hangs_is_started_again_and_its_trials_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines_module, "EngineActor", HangingOnce)
+    monkeypatch.setattr(engines_module, "EngineWorker", HangingOnce)
     monkeypatch.setenv("HANGS_ONCE_IN", str(tmp_path))
     accidents = Accidents({})
     search = make_engine_search("machine.step_limit_seconds=8", "trials=2", "space.lora_rank=null")

@@ -88,10 +88,10 @@ def test_running_trials_are_always_shown(small_recipe: Recipe) -> None:
     board = Progress(tuple(small_recipe.space))
     config = small_recipe.trial_config({})
     for number in range(60):
-        board.take(TrialStarted(f"{number:04d}", Origin.PROPOSED, "proposed", config, 900))
-        board.take(TrialEvaluated(f"{number:04d}", point(1.0 + number, 100)))
+        board.apply(TrialStarted(f"{number:04d}", Origin.PROPOSED, "proposed", config, 900))
+        board.apply(TrialEvaluated(f"{number:04d}", point(1.0 + number, 100)))
         if number != 59:
-            board.take(TrialEnded(f"{number:04d}", Ending(EndingKind.FINISHED, ""), 1.0))
+            board.apply(TrialEnded(f"{number:04d}", Ending(EndingKind.FINISHED, ""), 1.0))
     shown = [row.trial_id for row in shown_rows(board)]
     assert shown[0] == "0000"
     assert shown[-1] == "0059"

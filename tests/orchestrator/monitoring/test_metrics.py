@@ -23,7 +23,7 @@ class Watched:
         self.clock = Clock()
         board = Progress(tuple(search.recipe.space))
         self.metrics = SearchMetrics(board, run, search, self.clock)
-        listener = in_turn(board.take, self.metrics.take)
+        listener = in_turn(board.apply, self.metrics.apply)
         self.conductor = SearchController(run, search, 2, listener, now=self.clock)
         self.run = run
 

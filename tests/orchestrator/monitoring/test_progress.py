@@ -11,25 +11,25 @@ from trials.records.trial_dir import Ending, EndingKind, Origin
 def board(small_recipe: Recipe) -> Progress:
     config = small_recipe.trial_config({})
     board = Progress(("learning_rate", "lora_rank", "target_modules"))
-    board.take(TrialStarted("0000", Origin.BASE, "base", config, 900))
-    board.take(TrialEvaluated("0000", point(3.0, 0)))
-    board.take(TrialStarted("0001", Origin.START, "usual", config, 900))
-    board.take(TrialStarted("0002", Origin.PROPOSED, "proposed", config, 900))
+    board.apply(TrialStarted("0000", Origin.BASE, "base", config, 900))
+    board.apply(TrialEvaluated("0000", point(3.0, 0)))
+    board.apply(TrialStarted("0001", Origin.START, "usual", config, 900))
+    board.apply(TrialStarted("0002", Origin.PROPOSED, "proposed", config, 900))
     return board
 
 
 def test_the_best_is_a_trained_trial(board: Progress) -> None:
     assert board.best is None
-    board.take(TrialEvaluated("0001", point(4.0, 100)))
-    board.take(TrialEvaluated("0002", point(3.5, 100)))
+    board.apply(TrialEvaluated("0001", point(4.0, 100)))
+    board.apply(TrialEvaluated("0002", point(3.5, 100)))
     assert board.base_eval_loss == 3.0
     assert board.best is board.rows["0002"]
 
 
 def test_states_follow_the_endings(board: Progress) -> None:
-    board.take(TrialEnded("0001", Ending(EndingKind.DIVERGED, "the loss is nan"), None))
-    board.take(TrialPaused("0002", "others promise more"))
-    board.take(Notice("anything"))
+    board.apply(TrialEnded("0001", Ending(EndingKind.DIVERGED, "the loss is nan"), None))
+    board.apply(TrialPaused("0002", "others promise more"))
+    board.apply(Notice("anything"))
     assert {row.trial_id: row.state for row in board.rows.values()} == {
         "0000": "running",
         "0001": "diverged",
@@ -38,17 +38,17 @@ def test_states_follow_the_endings(board: Progress) -> None:
 
 
 def test_a_trial_that_goes_on_keeps_its_row(board: Progress, small_recipe: Recipe) -> None:
-    board.take(TrialEvaluated("0002", point(3.5, 100)))
-    board.take(TrialPaused("0002", "others promise more"))
-    board.take(TrialStarted("0002", Origin.PROPOSED, "proposed", small_recipe.trial_config({}), 900, 100))
+    board.apply(TrialEvaluated("0002", point(3.5, 100)))
+    board.apply(TrialPaused("0002", "others promise more"))
+    board.apply(TrialStarted("0002", Origin.PROPOSED, "proposed", small_recipe.trial_config({}), 900, 100))
     row = board.rows["0002"]
     assert row.state == "running"
     assert row.point == point(3.5, 100)
 
 
 def test_what_measures_the_speed_is_never_the_best(board: Progress, small_recipe: Recipe) -> None:
-    board.take(TrialStarted("probe", Origin.PROBE, "probe", small_recipe.trial_config({}), 900))
-    board.take(TrialEvaluated("probe", point(0.1, 100)))
+    board.apply(TrialStarted("probe", Origin.PROBE, "probe", small_recipe.trial_config({}), 900))
+    board.apply(TrialEvaluated("probe", point(0.1, 100)))
     assert board.best is None
 
 

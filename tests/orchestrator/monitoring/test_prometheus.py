@@ -34,7 +34,7 @@ def conductor(run: RunDir, search: Search) -> Iterator[SearchController]:
     """Of a search whose metrics Ray is told."""
     board, clock = Progress(tuple(search.recipe.space)), Clock()
     with ray_session(dashboard=False), PrometheusExporter(board, run, search, clock) as metrics:
-        yield SearchController(run, search, 2, in_turn(board.take, metrics), now=clock)
+        yield SearchController(run, search, 2, in_turn(board.apply, metrics), now=clock)
 
 
 def scraped() -> dict[tuple[str, str], float]:

@@ -21,8 +21,8 @@ from tests.support.fake_search import START
 def pace(small_recipe: Recipe) -> ThroughputModel:
     """A trial's 900 tokens take 90 s, without any time to start."""
     pace = ThroughputModel()
-    pace.note(small_recipe.trial_config({}), 1000, 100.0)
-    pace.note_start(1e-3)
+    pace.observe(small_recipe.trial_config({}), 1000, 100.0)
+    pace.observe_start(1e-3)
     return pace
 
 

@@ -39,7 +39,7 @@ def night(tmp_path: Path, fake_driver: FakeDriver) -> Search:
 def prediction(search: Search, recipe: Recipe, **changes: object) -> SearchForecast:
     """At 10 tokens a second."""
     pace = ThroughputModel()
-    pace.note(recipe.trial_config({}), 100, 10.0)
+    pace.observe(recipe.trial_config({}), 100, 10.0)
     return replace(forecast_search(replace(search, placement=Placement(1, 1)), pace, START), **changes)  # type: ignore[arg-type]
 
 

@@ -40,7 +40,7 @@ def test_a_search_that_goes_on_is_planned_with_what_it_has_measured(
     small_recipe: Recipe, small_data: TrialData
 ) -> None:
     search, pace = make_search(small_recipe), ThroughputModel()
-    pace.note(small_recipe.trial_config({}), 900, 90.0)
+    pace.observe(small_recipe.trial_config({}), 900, 90.0)
     late = search.deadline.training_ends - timedelta(seconds=200)
     plan = describe(
         replace(search, shortened=1.0, placement=Placement(1, 1)), DataSizes.of(small_recipe, small_data), pace, late

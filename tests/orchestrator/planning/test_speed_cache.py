@@ -27,8 +27,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def pace(small_recipe: Recipe) -> ThroughputModel:
     """Two trials side by side in one engine, 500 tokens a second each."""
     pace = ThroughputModel()
-    pace.note(small_recipe.trial_config({}), 1000, 2.0)
-    pace.note_start(0.5)
+    pace.observe(small_recipe.trial_config({}), 1000, 2.0)
+    pace.observe_start(0.5)
     return pace
 
 

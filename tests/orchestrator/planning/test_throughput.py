@@ -27,7 +27,7 @@ def note(
 ) -> None:
     rng = random.Random(seed)
     for _ in range(times):
-        pace.note(of, 1000, 1000 * each * (1 + rng.uniform(-noise, noise)))
+        pace.observe(of, 1000, 1000 * each * (1 + rng.uniform(-noise, noise)))
 
 
 def test_nothing_is_known_at_first(small_recipe: Recipe) -> None:
@@ -39,7 +39,7 @@ def test_nothing_is_known_at_first(small_recipe: Recipe) -> None:
 
 def test_the_first_stretch_is_believed_and_later_ones_refine_it(small_recipe: Recipe) -> None:
     pace, usual = ThroughputModel(), config(small_recipe)
-    pace.note(usual, 1000, 20.0)  # with kernels compiled in it
+    pace.observe(usual, 1000, 20.0)  # with kernels compiled in it
     assert pace.seconds_per_token(usual) == pytest.approx(0.02)
     note(pace, usual, 0.01, times=6, noise=0.1)
     assert pace.seconds_per_token(usual) == pytest.approx(0.01, rel=0.15)
@@ -97,8 +97,8 @@ def test_a_machine_that_changed_is_believed_soon_for_all_kinds(small_recipe: Rec
 )
 def test_nonsense_is_left_out(small_recipe: Recipe, tokens: int, seconds: float) -> None:
     pace = ThroughputModel()
-    pace.note(config(small_recipe), tokens, seconds)
-    pace.note_start(seconds if tokens == 100 else -1.0)
+    pace.observe(config(small_recipe), tokens, seconds)
+    pace.observe_start(seconds if tokens == 100 else -1.0)
     assert pace.seconds_per_token() is None
     assert pace.start_seconds == FIRST_START_SECONDS
 
@@ -106,7 +106,7 @@ def test_nonsense_is_left_out(small_recipe: Recipe, tokens: int, seconds: float)
 def test_starts_are_measured_too() -> None:
     pace = ThroughputModel()
     for seconds in (9.0, 0.3, 0.2, 0.25, 0.2, 0.3):
-        pace.note_start(seconds)
+        pace.observe_start(seconds)
     assert pace.start_seconds == pytest.approx(0.25, rel=0.4)
 
 
@@ -131,7 +131,7 @@ def test_a_note_takes_as_long_after_many_as_at_first(small_recipe: Recipe) -> No
     def seconds() -> float:
         began = time.process_time()
         for k in range(2000):
-            pace.note(kinds[k % 64], 1000, 10.0)
+            pace.observe(kinds[k % 64], 1000, 10.0)
             pace.seconds_per_token(kinds[(k * 7) % 64])
         return time.process_time() - began
 

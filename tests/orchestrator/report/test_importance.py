@@ -25,7 +25,7 @@ def fill(run: RunDir, trials: int, ending: Ending | None = PRUNED) -> None:
         loss = 1.2 + 0.2 * abs(math.log10(suggestion.values["learning_rate"]) + 3)
         write_trial(run, Told(trial_id_of(suggestion.number), [loss], ending), recipe.trial_config(suggestion.values))
         if ending is not None:
-            study.tell(suggestion.number, ending.kind, loss)
+            study.record_end(suggestion.number, ending.kind, loss)
 
 
 def test_the_hyperparameter_that_decides_comes_first(tmp_path: Path) -> None:

@@ -22,28 +22,28 @@ def told(count: int, late: bool = False) -> tuple[LearningCurveModel, dict[str, 
         values = {**VALUES, "learning_rate": 1e-5 * 1000 ** (number / count), "epochs": 1 + number % 3}
         early = 2.0 - number / count
         end = 0.5 * (3.0 - early if late else early)
-        outlook.tell(f"{number}", values, [(1 / 9, early), (1 / 3, (early + end) / 2), (1.0, end)], 0.0)
+        outlook.observe(f"{number}", values, [(1 / 9, early), (1 / 3, (early + end) / 2), (1.0, end)], 0.0)
         all_values[f"{number}"] = values
-    outlook.refresh()
+    outlook.fit()
     return outlook, all_values
 
 
 def test_coordinates_are_between_0_and_1_and_draws_are_configurations_of_the_space() -> None:
     coordinates = SpaceEncoder(SPACE)
-    assert coordinates.of(VALUES) == pytest.approx([1 / 3, 1 / 3, np.sqrt(0.5), 0.0, 0.5])
+    assert coordinates.encode(VALUES) == pytest.approx([1 / 3, 1 / 3, np.sqrt(0.5), 0.0, 0.5])
     random = np.random.default_rng(0)
-    for draw in [*coordinates.draw(50, random), *coordinates.near(VALUES, 50, random)]:
-        values = coordinates.values(draw)
+    for draw in [*coordinates.sample(50, random), *coordinates.perturb(VALUES, 50, random)]:
+        values = coordinates.decode(draw)
         assert 1e-5 <= values["learning_rate"] <= 1e-2
         assert values["lora_rank"] in {4, 8, 16, 32}
         assert values["target_modules"] in (["q_proj"], ["q_proj", "v_proj"])
-        assert coordinates.of_draws(draw[None])[0][:2] == pytest.approx(coordinates.of(values)[:2])
+        assert coordinates.encode_many(draw[None])[0][:2] == pytest.approx(coordinates.encode(values)[:2])
 
 
 def test_a_configuration_nearby_keeps_some_of_the_values() -> None:
     coordinates = SpaceEncoder(SPACE)
-    draws = coordinates.near(VALUES, 200, np.random.default_rng(1))
-    same = np.mean(draws == coordinates.draw_of(VALUES), 0)
+    draws = coordinates.perturb(VALUES, 200, np.random.default_rng(1))
+    same = np.mean(draws == coordinates.to_unit(VALUES), 0)
     assert np.all((same > 0.3) & (same < 0.9))
 
 
@@ -64,21 +64,21 @@ def test_the_fit_climbs_to_where_its_gradient_says() -> None:
 def test_trust_in_an_early_loss_is_learned_from_the_nights_own_curves(late: bool) -> None:
     outlook, _ = told(12, late)
     middle = {**VALUES, "learning_rate": 3e-4, "epochs": 2}
-    outlook.tell("good", middle, [(1 / 9, 1.4)], 0.0)
-    outlook.tell("bad", middle, [(1 / 9, 1.6)], 0.0)
-    good, bad = (outlook.ahead_of(name, np.ones((1, 1)))[0][0, 0] for name in ("good", "bad"))
+    outlook.observe("good", middle, [(1 / 9, 1.4)], 0.0)
+    outlook.observe("bad", middle, [(1 / 9, 1.6)], 0.0)
+    good, bad = (outlook.predict_trial(name, np.ones((1, 1)))[0][0, 0] for name in ("good", "bad"))
     gain = np.log(1.6) - np.log(1.4)
     assert good < bad if not late else bad - good < gain / outlook._scale
 
 
 def test_what_is_told_after_a_refresh_counts_as_if_it_had_been_told_before() -> None:
     outlook, values = told(6)
-    outlook.tell("new", values["2"], [(1 / 9, 1.7), (1 / 3, 1.1)], 0.05)
-    after = outlook.ahead_of("new", np.array([[0.5, 1.0]]))
+    outlook.observe("new", values["2"], [(1 / 9, 1.7), (1 / 3, 1.1)], 0.05)
+    after = outlook.predict_trial("new", np.array([[0.5, 1.0]]))
     center, scale = outlook._center, outlook._scale
     outlook._told_since_fit = 0
-    outlook.refresh()
-    before = outlook.ahead_of("new", np.array([[0.5, 1.0]]))
+    outlook.fit()
+    before = outlook.predict_trial("new", np.array([[0.5, 1.0]]))
     nats = [outlook._center + outlook._scale * before[0], center + scale * after[0]]
     assert nats[0] == pytest.approx(nats[1], abs=0.05)
 
@@ -87,8 +87,8 @@ def test_a_noisy_loss_moves_a_forecast_less() -> None:
     outlook, values = told(6)
     forecasts = []
     for noise in (0.0, 1.0):
-        outlook.tell(f"noise {noise}", values["3"], [(1 / 9, 0.5)], noise)
-        forecasts.append(outlook.ahead_of(f"noise {noise}", np.ones((1, 1)))[0][0, 0])
+        outlook.observe(f"noise {noise}", values["3"], [(1 / 9, 0.5)], noise)
+        forecasts.append(outlook.predict_trial(f"noise {noise}", np.ones((1, 1)))[0][0, 0])
     assert forecasts[0] < forecasts[1]
 
 
@@ -96,4 +96,4 @@ def test_the_model_sees_no_more_than_it_can_take() -> None:
     outlook, _ = told(400)
     assert outlook._base is not None
     assert len(outlook._base[1]) <= 1.1 * MOST_POINTS
-    assert outlook.ahead_of("399", np.ones((1, 1)))[1][0, 0, 0] < 0.1
+    assert outlook.predict_trial("399", np.ones((1, 1)))[1][0, 0, 0] < 0.1

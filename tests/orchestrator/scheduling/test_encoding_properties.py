@@ -50,14 +50,14 @@ def test_a_proposal_is_the_same_in_the_study_in_json_and_as_coordinates(
     space: Mapping[str, Dimension], seed: int
 ) -> None:
     coordinates, random = SpaceEncoder(space), np.random.default_rng(seed)
-    draws = coordinates.draw(8, random)
-    near = coordinates.near(coordinates.values(draws[0]), 8, random)
+    draws = coordinates.sample(8, random)
+    near = coordinates.perturb(coordinates.decode(draws[0]), 8, random)
     for draw in np.concatenate([draws, near]):
-        values = coordinates.values(draw)
-        again = coordinates.draw_of(values)
-        assert coordinates.values(again) == values or same(values, coordinates.values(again))
+        values = coordinates.decode(draw)
+        again = coordinates.to_unit(values)
+        assert coordinates.decode(again) == values or same(values, coordinates.decode(again))
         assert coordinates.keys(again[None]) == coordinates.keys(draw[None])
-        x = coordinates.of(values)
+        x = coordinates.encode(values)
         assert x.shape == (coordinates.count,)
         assert ((x >= -1e-9) & (x <= 1 + 1e-9)).all()
         for name, value in values.items():
@@ -81,7 +81,7 @@ def test_whatever_is_proposed_is_a_configuration(
     small_recipe: Recipe, space: Mapping[str, Dimension], seed: int
 ) -> None:
     coordinates = SpaceEncoder(space)
-    values = coordinates.values(coordinates.draw(1, np.random.default_rng(seed))[0])
+    values = coordinates.decode(coordinates.sample(1, np.random.default_rng(seed))[0])
     found = small_recipe.hyperparameters_with(values).model_dump(mode="json")
     assert {name: found[name] for name in values} == values
 

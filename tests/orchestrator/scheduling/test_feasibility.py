@@ -11,9 +11,9 @@ SPACE = {"learning_rate": Range(low=1e-5, high=1e-2, log=True), "lora_rank": Cho
 def test_a_threshold_that_failures_show_is_found() -> None:
     x = np.random.default_rng(0).random((40, 2))
     failures = FeasibilityModel()
-    assert np.all(failures.chance_of_training(x) == 1)
-    failures.learn(x[:30][x[:30, 0] > 0.6], x[:30][x[:30, 0] <= 0.6])
-    chance = failures.chance_of_training(x)
+    assert np.all(failures.predict(x) == 1)
+    failures.fit(x[:30][x[:30, 0] > 0.6], x[:30][x[:30, 0] <= 0.6])
+    chance = failures.predict(x)
     assert chance[30:][x[30:, 0] < 0.45].min() > 0.5
     assert chance[30:][x[30:, 0] > 0.7].max() < 0.5
 
@@ -72,25 +72,25 @@ def test_a_space_of_few_choices_is_tried_through_and_then_there_is_no_more() -> 
     space = {"lora_rank": Choices(choices=(4, 8, 16)), "effective_batch": Choices(choices=(8, 16))}
     policy, night = FreezeThawScheduler(space, SearchSettings()), BudgetState(9000, 9000, 1, 100, 0.1, 0)
     tried = []
-    while isinstance(policy.next(night), StartNew):
+    while isinstance(policy.choose_next(night), StartNew):
         values = policy.propose(len(tried))
         tried.append(tuple(values.values()))
         points = ((1.0, 1.0 + values["lora_rank"] / 100),)
         policy.update(TrialView(f"{len(tried)}", values, points, 1.0, State.OVER, False, 0.0))
     assert sorted(tried) == sorted((rank, batch) for rank in (4, 8, 16) for batch in (8, 16))
-    assert "every configuration has been tried" in policy.next(night).reason
+    assert "every configuration has been tried" in policy.choose_next(night).reason
 
 
 def all_tried(space: dict[str, Dimension], slots: int, most: int) -> list[tuple[object, ...]]:
     """Configurations of a night in which each is over after one evaluation, in the order in which they were tried."""
     policy, night, tried = FreezeThawScheduler(space, SearchSettings()), BudgetState(9000, 9000, slots, 100, 0.1, 0), []
-    while isinstance(policy.next(night), StartNew) and len(tried) < most:
+    while isinstance(policy.choose_next(night), StartNew) and len(tried) < most:
         values = policy.propose(len(tried))
         tried.append(tuple(values.values()))
         loss = 1.0 + abs(values.get("lora_rank", 0) - 16)
         policy.update(TrialView(f"{len(tried)}", values, ((1.0, loss),), 1.0, State.OVER, False, 0.0))
         if len(tried) % 7 == 0:
-            policy.refresh(night)
+            policy.refit(night)
     return tried
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from orchestrator.storage import lease
 from orchestrator.storage.object_store import ObjectStore
 lease._RENEWED_SECONDS = 0.2
-with lease.only_command(ObjectStore(sys.argv[1]), Path(sys.argv[2])):
+with lease.run_lease(ObjectStore(sys.argv[1]), Path(sys.argv[2])):
     print("held", flush=True)
     time.sleep(600)
 """

@@ -58,7 +58,7 @@ def handed_over(mirror: Mirror, config: TrialConfig) -> TrialDir:
     """A new trial, which its worker has from now on."""
     folder = TrialDir(mirror.path / "trials" / "0001")
     folder.begin(config, Origin.PROPOSED, "proposed")
-    mirror.hand_over(folder.path, "worker")
+    mirror.grant(folder.path, "worker")
     return folder
 
 
@@ -69,9 +69,9 @@ def train(mirror: Mirror, config: TrialConfig) -> None:
         worker = TrialDir(copy.path)
         record(worker, point(2.0, 100))
         (copy.path / "adapter" / "adapter_model.safetensors").write_bytes(WEIGHTS)
-        copy.keep()
+        copy.push()
         worker.end(Ending(EndingKind.FINISHED, "made up"))
-    mirror.take_back(folder.path, "worker")
+    mirror.revoke(folder.path, "worker")
 
 
 def assignment(mirror: Mirror) -> dict[str, object]:
@@ -183,11 +183,11 @@ def test_a_worker_that_lost_its_trial_or_the_store_was_cut_off(
     mirror = begin(url, search)
     folder = handed_over(mirror, small_config)
     with working_copy_of(assignment(mirror)) as copy:
-        copy.keep()
-        mirror.take_back(folder.path, "worker")
+        copy.push()
+        mirror.revoke(folder.path, "worker")
         record(TrialDir(copy.path), point(2.0, 100))
         with pytest.raises(TrialInterrupted, match="belongs to None, not to worker"):
-            copy.keep()
+            copy.push()
         TrialDir(copy.path).end(Ending(EndingKind.FAILED, "as it was cut off"))
     mirror.pull(folder.path)
     (trial,) = RunDir(mirror.path).records()
@@ -201,10 +201,10 @@ def test_a_trial_that_was_stopped_puts_nothing_more_on_the_store(
     folder = handed_over(mirror, small_config)
     with working_copy_of(assignment(mirror)) as copy:
         record(TrialDir(copy.path), point(2.0, 100))
-        copy.keep()
-        copy.leave()
+        copy.push()
+        copy.detach()
         (copy.path / "late").touch()
-        copy.keep()
+        copy.push()
         TrialDir(copy.path).end(Ending(EndingKind.FAILED, "too late"))
     mirror.pull(folder.path)
     assert not (folder.path / "late").exists()
@@ -262,6 +262,6 @@ def test_a_trial_in_a_folder_runs_there(tmp_path: Path, monkeypatch: pytest.Monk
         pass
     (tmp_path / "config.json").touch()
     with working_copy_of(given) as copy:
-        copy.keep()
+        copy.push()
         assert copy.path == tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

@@ -33,7 +33,7 @@ def test_the_command_ends_with_4_and_says_last_why_and_how_to_go_on(
         record_giving_up(folder, "5 trials in a row failed, the last one, 0007, with: OSError: no such device")
         return SessionExit.GAVE_UP
 
-    monkeypatch.setattr("orchestrator.search.persevere_with", give_up)
+    monkeypatch.setattr("orchestrator.search.supervise", give_up)
     run = tmp_path / "run"
     assert main(["demo", "--budget", "2h", "--out", str(run), "--set", *SMALL]) == EXIT_GAVE_UP == 4
     last = capsys.readouterr().err.strip().splitlines()[-1]

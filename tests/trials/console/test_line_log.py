@@ -39,7 +39,7 @@ def test_pieces_become_lines_and_what_is_for_a_terminal_is_left_out(tmp_path: Pa
     log = LineLog(tmp_path / "log.txt")
     copy = LineCopy(log)
     for piece in (b"\x1b[?25hone ", b"line\nand ", b"an\xff\xc3", b"\xa4other\r\n\n", b"\x1b[2Kthe last"):
-        copy.take(piece)
+        copy.write(piece)
     assert lines(log) == ["one line", "and an\ufffd\xe4other"]
     copy.close()
     assert lines(log)[2:] == ["the last"]

@@ -72,7 +72,7 @@ def trained(
     records = []
     for name, run in (("trl", training.run_trial), ("ours", engine.run_trial)):
         folder = begin(path / name, config, small_data)
-        run(config, small_data, tokenizer, folder, lambda _: Decision.GO_ON)
+        run(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE)
         records.append(read_trial(folder.path))
     return Pair(*records)
 
@@ -162,7 +162,7 @@ def test_a_trial_ends_when_time_is_over(
     records = []
     for name, run in (("trl", training.run_trial), ("ours", engine.run_trial)):
         folder = begin(tmp_path / name, config, small_data)
-        run(config, small_data, tokenizer, folder, lambda _: Decision.GO_ON, stop_at=time.time())
+        run(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE, stop_at=time.time())
         records.append(read_trial(folder.path))
     trl, ours = records
     assert ours.ending == trl.ending
@@ -178,7 +178,7 @@ def test_an_unknown_target_module_is_refused_before_anything_is_trained(
     config = config.model_copy(update={"hyperparameters": hp})
     folder = begin(tmp_path / "trial", config, small_data)
     with pytest.raises(ModelError, match=r"target_modules query not in the base model.*Allowed: down_proj, "):
-        engine.run_trial(config, small_data, tokenizer, folder, lambda _: Decision.GO_ON)
+        engine.run_trial(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE)
     record = read_trial(folder.path)
     assert record.ending is not None
     assert record.ending.kind is EndingKind.FAILED
@@ -206,7 +206,7 @@ def test_nothing_is_left_behind_by_many_trials(
             update={"hyperparameters": changed, "evaluation": evaluation, "base_eval_loss": 3.0, "seed": number}
         )
         folder = begin(tmp_path / str(number), trial, data)
-        word = Decision.STOP if number % 3 == 0 else Decision.GO_ON
+        word = Decision.STOP if number % 3 == 0 else Decision.CONTINUE
         engine.run_trial(trial, data, tokenizer, folder, lambda _, word=word: word)
     assert [each for each in _adapters() if id(each) not in others] == []
     assert engine._loop._room._guests == {}

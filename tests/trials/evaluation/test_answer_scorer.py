@@ -93,7 +93,7 @@ def train(
 
         def on_eval(point: EvalPoint) -> Decision:
             heard.append(point)
-            return Decision.GO_ON
+            return Decision.CONTINUE
 
         run_trial(config, data, tokenizer, folder, on_eval, stop_at)
         return Trained(read_trial(folder.path), heard)
@@ -195,7 +195,7 @@ def test_the_base_is_scored_once(
     config = small_config.model_copy(update={"evaluation": EvaluationSettings(score_rows=2)})
     folder = TrialDir(tmp_path / "0000")
     folder.begin(config, Origin.BASE, "base")
-    evaluate_base(config, small_data, tokenizer, folder, lambda _: Decision.GO_ON)
+    evaluate_base(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE)
     (point,), (scoring,) = read_trial(folder.path).points, read_trial(folder.path).scorings
     assert (scoring.scores.measure, len(scoring.scores.values)) == (Measure.LABEL, 2)
     assert (scoring.step, scoring.scores.mean, scoring.losses.mean) == (0, point.score, point.eval_loss)

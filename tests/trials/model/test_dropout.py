@@ -110,7 +110,7 @@ def test_a_row_s_mask_knows_neither_its_neighbours_nor_its_padding() -> None:
     module = CounterDropout(0.4, NAME, FEATURES, tokens)
 
     def mask(first: int, rows: int, length: int) -> Tensor:
-        tokens.stand(5, first, torch.empty(rows, length))
+        tokens.set_position(5, first, torch.empty(rows, length))
         made: Tensor = module(torch.ones(rows, length, FEATURES))
         return made
 
@@ -118,7 +118,7 @@ def test_a_row_s_mask_knows_neither_its_neighbours_nor_its_padding() -> None:
     assert torch.equal(mask(2, 1, 9)[0], together[2, :9])
     assert torch.equal(mask(1, 3, 20), together[1:])
     assert not torch.equal(together[0], together[1])
-    tokens.stand(6, 0, torch.empty(4, 20))
+    tokens.set_position(6, 0, torch.empty(4, 20))
     assert not torch.equal(module(torch.ones(4, 20, FEATURES)), together)
 
 

@@ -48,7 +48,9 @@ def test_adapters_are_those_that_are_trained(modules: list[str]) -> None:
     assert need is not None
     parameters = parameter_count(frozen.targets, config.hyperparameters)
     assert need.adapter_bytes == adapter_bytes(parameters, config.hyperparameters, 4)
-    assert need.micro_step_bytes == workspace_bytes(frozen.sizes, (ActivationPolicy.INPUT,) * frozen.sizes.layers, 100)
+    assert need.micro_step_bytes == workspace_bytes(
+        frozen.sizes, (ActivationPolicy.RECOMPUTE_ALL,) * frozen.sizes.layers, 100
+    )
 
 
 def test_a_7b_model_in_4_bits_takes_what_was_measured() -> None:

@@ -56,9 +56,9 @@ def test_a_split_fits_holds_the_longest_row_and_is_no_slower_with_more_memory(ra
 
 
 def test_nothing_is_planned_that_is_too_small_for_a_row() -> None:
-    least = BASE + workspace_bytes(MISTRAL, [ActivationPolicy.INPUT] * 32, 2050)
+    least = BASE + workspace_bytes(MISTRAL, [ActivationPolicy.RECOMPUTE_ALL] * 32, 2050)
     found = plan(MISTRAL, H100, BASE, least, 2050)
-    assert found == MicroBatchPlan(2050, (ActivationPolicy.INPUT,) * 32)
+    assert found == MicroBatchPlan(2050, (ActivationPolicy.RECOMPUTE_ALL,) * 32)
     assert plan(MISTRAL, H100, BASE, least - 1, 2050) is None
     assert plan(MISTRAL, H100, 2 * least, least, 1) is None
 
@@ -91,9 +91,9 @@ def frozen() -> FrozenDecoder:
 @pytest.mark.parametrize(
     "keep",
     [
-        (ActivationPolicy.ALL,) * 3,
-        (ActivationPolicy.INPUT,) * 3,
-        (ActivationPolicy.INPUT, ActivationPolicy.NO_MLP, ActivationPolicy.ALL),
+        (ActivationPolicy.SAVE_ALL,) * 3,
+        (ActivationPolicy.RECOMPUTE_ALL,) * 3,
+        (ActivationPolicy.RECOMPUTE_ALL, ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.SAVE_ALL),
     ],
     ids=lambda keep: keep[0].name,
 )
@@ -112,7 +112,7 @@ def test_a_workspace_takes_what_was_predicted(frozen: FrozenDecoder, keep: tuple
 
 
 def test_memory_is_given_back_before_new_is_asked_for(room: MemoryManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    room.enter(1, TrialFootprint(2**20, longest_row=50, step_tokens=1e6))
+    room.admit(1, TrialFootprint(2**20, longest_row=50, step_tokens=1e6))
     given_back_with: list[int] = []
     old, real = room.workspace, ActivationBuffers.__init__
 
@@ -124,7 +124,7 @@ def test_memory_is_given_back_before_new_is_asked_for(room: MemoryManager, monke
     monkeypatch.setattr(room_module, "available_bytes", lambda: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: given_back_with.append(_bytes_of(old)))
-    room.learn(room.limit)
+    room.on_oom(room.max_tokens)
     assert room.workspace is not old
 
 
@@ -149,54 +149,54 @@ def _tokens_of(room: MemoryManager) -> tuple[int, tuple[ActivationPolicy, ...]]:
 def test_on_a_cpu_the_machine_says_how_much_and_the_longest_row_is_the_least(frozen: FrozenDecoder) -> None:
     room = MemoryManager(frozen, Machine(micro_batch_tokens=64))
     first = room.workspace
-    room.enter(1, TrialFootprint(0, longest_row=50, step_tokens=100.0))
+    room.admit(1, TrialFootprint(0, longest_row=50, step_tokens=100.0))
     assert room.workspace is first
-    room.enter(2, TrialFootprint(0, longest_row=100, step_tokens=100.0))
-    assert _tokens_of(room) == (100, (ActivationPolicy.ALL,) * 3)
-    room.leave(2)
-    room.leave(1)
+    room.admit(2, TrialFootprint(0, longest_row=100, step_tokens=100.0))
+    assert _tokens_of(room) == (100, (ActivationPolicy.SAVE_ALL,) * 3)
+    room.release(2)
+    room.release(1)
     assert room.workspace.tokens >= 64
 
 
 def test_who_does_not_fit_leaves_the_room_as_it_was(frozen: FrozenDecoder) -> None:
     room = MemoryManager(frozen, Machine(micro_batch_tokens=64))
-    room.enter(1, TrialFootprint(0, longest_row=50, step_tokens=100.0))
+    room.admit(1, TrialFootprint(0, longest_row=50, step_tokens=100.0))
     with pytest.raises(RuntimeError) as error:
-        room.enter(2, TrialFootprint(0, longest_row=10**12, step_tokens=100.0))  # really too much
+        room.admit(2, TrialFootprint(0, longest_row=10**12, step_tokens=100.0))  # really too much
     assert is_out_of_memory(error.value)
-    assert _tokens_of(room) == (64, (ActivationPolicy.ALL,) * 3)
+    assert _tokens_of(room) == (64, (ActivationPolicy.SAVE_ALL,) * 3)
     assert len(room.workspace.layer(2, 64).gate) == 64
-    room.leave(1)
+    room.release(1)
 
 
 @pytest.fixture
 def room(frozen: FrozenDecoder, monkeypatch: pytest.MonkeyPatch) -> MemoryManager:
     """As on a GPU that has 32 MiB for micro-steps and adapters."""
     room = MemoryManager(frozen, Machine(micro_batch_tokens=64))
-    fixed = workspace_bytes(frozen.sizes, (ActivationPolicy.ALL,) * 3, 0)
+    fixed = workspace_bytes(frozen.sizes, (ActivationPolicy.SAVE_ALL,) * 3, 0)
     monkeypatch.setattr(MemoryManager, "_allowed_bytes", fixed + 32 * 2**20)
     room._rates = H100
     return room
 
 
 def test_adapters_that_come_take_room_and_give_it_back(room: MemoryManager) -> None:
-    room.enter(1, TrialFootprint(2**20, longest_row=50, step_tokens=1e6))
+    room.admit(1, TrialFootprint(2**20, longest_row=50, step_tokens=1e6))
     alone = _tokens_of(room)
-    assert alone == (MOST_TOKENS, (ActivationPolicy.ALL,) * 3)
-    room.enter(2, TrialFootprint(20 * 2**20, longest_row=50, step_tokens=1e6))
+    assert alone == (MOST_TOKENS, (ActivationPolicy.SAVE_ALL,) * 3)
+    room.admit(2, TrialFootprint(20 * 2**20, longest_row=50, step_tokens=1e6))
     tokens, keep = _tokens_of(room)
-    assert tokens < MOST_TOKENS or ActivationPolicy.INPUT in keep
+    assert tokens < MOST_TOKENS or ActivationPolicy.RECOMPUTE_ALL in keep
     assert memory_bytes(room._sizes, room.plan, room._other_bytes) <= room._allowed_bytes
     with pytest.raises(torch.OutOfMemoryError, match="a row of 50 tokens doesn't fit"):
-        room.enter(3, TrialFootprint(12 * 2**20, longest_row=50, step_tokens=1e6))
+        room.admit(3, TrialFootprint(12 * 2**20, longest_row=50, step_tokens=1e6))
     assert _tokens_of(room) == (tokens, keep)
-    room.leave(2)
+    room.release(2)
     assert _tokens_of(room) == alone
-    room.leave(1)
+    room.release(1)
 
 
 def test_micro_steps_are_no_larger_than_all_steps_together(room: MemoryManager) -> None:
-    room.enter(1, TrialFootprint(0, longest_row=50, step_tokens=500.0))
+    room.admit(1, TrialFootprint(0, longest_row=50, step_tokens=500.0))
     assert room._best().tokens == 600
-    room.enter(2, TrialFootprint(0, longest_row=50, step_tokens=500.0))
+    room.admit(2, TrialFootprint(0, longest_row=50, step_tokens=500.0))
     assert room._best().tokens == 1200

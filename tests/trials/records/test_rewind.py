@@ -279,7 +279,7 @@ def test_a_base_whose_only_evaluation_was_cut_off_begins_again(tmp_path: Path, s
     assert read_trial(folder.path / "before-0").points[0].step == 0
 
 
-@pytest.mark.parametrize("at", ["_keep", "_remove_best", "settle_folder", "shutil"])
+@pytest.mark.parametrize("at", ["_keep", "_remove_best", "recover_folder", "shutil"])
 @pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
 def test_cut_off_while_it_begins_again_the_next_call_does_the_rest(
     tmp_path: Path, small_config: TrialConfig, monkeypatch: pytest.MonkeyPatch, at: str, done: bool

@@ -27,7 +27,7 @@ def pair() -> Iterator[Together]:
 
 
 def _summed(ranks: ProcessGroup) -> list[list[float]]:
-    tensors = torch.tensor([1.0 + ranks.number]), torch.full((2,), 10.0 * ranks.number)
+    tensors = torch.tensor([1.0 + ranks.rank]), torch.full((2,), 10.0 * ranks.rank)
     ranks.sum(*tensors)
     return [tensor.tolist() for tensor in tensors]
 
@@ -37,7 +37,7 @@ def test_every_rank_has_the_sums(pair: Together) -> None:
 
 
 def _agreed(ranks: ProcessGroup) -> list[bool]:
-    return [ranks.agree(ranks.number == 1), ranks.agree(), ranks.agree(ranks.number == 0)]
+    return [ranks.any(ranks.rank == 1), ranks.any(), ranks.any(ranks.rank == 0)]
 
 
 def test_what_one_says_all_agree_on(pair: Together) -> None:
@@ -48,10 +48,10 @@ OUT_OF_MEMORY = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tr
 
 
 def _failed_on_the_second(ranks: ProcessGroup, error: Exception) -> bool:
-    if ranks.number == 1:
+    if ranks.rank == 1:
         ranks.fail(error)
         return False
-    return ranks.agree(True)
+    return ranks.any(True)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_who_fails_tells_the_others(pair: Together, error: Exception, heard: typ
 def _fails_and_is_heard(ranks: ProcessGroup, error: Exception) -> str:
     """As a step in which both take part: whoever heard of the failure is in the same `except` as whoever failed."""
     try:
-        if ranks.number == 1:
+        if ranks.rank == 1:
             raise error
-        ranks.agree()
+        ranks.any()
     except Exception as failure:
         ranks.fail(failure)
         return type(failure).__name__
@@ -86,7 +86,7 @@ def test_what_was_heard_is_not_said_again(pair: Together, error: Exception) -> N
 
 
 def _process_of_the_first(ranks: ProcessGroup) -> tuple[int, int]:
-    return ranks.first(os.getpid), os.getpid()
+    return ranks.on_rank_zero(os.getpid), os.getpid()
 
 
 def test_the_first_finds_and_the_others_hear(pair: Together) -> None:
@@ -96,11 +96,11 @@ def test_the_first_finds_and_the_others_hear(pair: Together) -> None:
 
 def _together(ranks: ProcessGroup, error: Exception | None = None) -> list[int]:
     def work() -> int:
-        if error is not None and ranks.number == 1:
+        if error is not None and ranks.rank == 1:
             raise error
-        return 10 * ranks.number
+        return 10 * ranks.rank
 
-    return ranks.together(work)
+    return ranks.all_gather(work)
 
 
 def test_all_have_what_each_has_made(pair: Together) -> None:
@@ -126,7 +126,7 @@ def _divided(ranks: ProcessGroup, items: Sequence[int]) -> tuple[list[int], list
         mine.extend(part)
         return [item * item for item in part]
 
-    return list(ranks.divided(items, work)), mine
+    return list(ranks.map_sharded(items, work)), mine
 
 
 def test_work_is_divided_and_its_order_kept(pair: Together) -> None:
@@ -165,8 +165,8 @@ def _rests(ranks: ProcessGroup) -> int:
 
     resting_ranks = replace(ranks, resting=resting)
     resting_ranks.sum(torch.zeros(1))
-    resting_ranks.agree()
-    resting_ranks.first(lambda: None)
+    resting_ranks.any()
+    resting_ranks.on_rank_zero(lambda: None)
     return rests
 
 
@@ -175,7 +175,7 @@ def test_who_waits_for_the_others_rests(pair: Together) -> None:
 
 
 def _parts(tokens: Sequence[int], count: int) -> list[slice]:
-    parts = [ProcessGroup(number, count).part(tokens) for number in range(count)]
+    parts = [ProcessGroup(number, count).shard(tokens) for number in range(count)]
     assert all(is_counted for _, is_counted in parts)
     return [part for part, _ in parts]
 
@@ -198,7 +198,7 @@ def test_a_step_is_divided_by_tokens_among_neighbours(tokens: list[int], ends: l
 
 
 def test_of_fewer_rows_than_ranks_each_counts_once() -> None:
-    parts = [ProcessGroup(number, 4).part([5, 7]) for number in range(4)]
+    parts = [ProcessGroup(number, 4).shard([5, 7]) for number in range(4)]
     assert parts == [(slice(0, 1), True), (slice(1, 2), True), (slice(1, 2), False), (slice(1, 2), False)]
 
 
@@ -209,9 +209,9 @@ def test_alone_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ranks is ALONE
         ranks.sum(tensor)
         ranks.fail(ValueError("not heard"))
-        assert [ranks.agree(), ranks.agree(True)] == [False, True]
-        assert ranks.together(lambda: 3) == [3]
-        assert ranks.part([5, 5, 5]) == (slice(0, 3), True)
+        assert [ranks.any(), ranks.any(True)] == [False, True]
+        assert ranks.all_gather(lambda: 3) == [3]
+        assert ranks.shard([5, 5, 5]) == (slice(0, 3), True)
     assert tensor.tolist() == [1.0, 1.0]
 
 
@@ -220,4 +220,4 @@ def test_alone_an_error_is_raised_as_it_is() -> None:
         raise KeyError("row")
 
     with pytest.raises(KeyError):
-        ALONE.together(fails)
+        ALONE.all_gather(fails)

@@ -39,7 +39,7 @@ def test_figures_and_texts_are_there_and_steps_that_are_trained_again_are_hidden
     (restart,) = [event for event in found if event.HasField("session_log")]
     assert (restart.step, restart.session_log.status) == (1, SessionLog.START)
     assert found[1].wall_time == 7.0
-    assert troubles.take() == {}
+    assert troubles.pop_unreported() == {}
 
 
 def test_a_process_that_does_not_write_writes_nothing(tmp_path: Path) -> None:
@@ -81,5 +81,5 @@ def log_much(folder: TrialDir) -> None:
             log.add_scalar("train/loss", 1.0, step)
             if step % 100 == 0:
                 log.flush()
-    (text,) = troubles.take().values()
+    (text,) = troubles.pop_unreported().values()
     assert text.endswith("The trial goes on without its events")

@@ -140,7 +140,7 @@ def test_figures_reach_a_server_that_works(tmp_path: Path, monkeypatch: pytest.M
             tracker.log({"train/loss": 1 / step, "train/global_step": step})
         tracker.close(120)
     assert sum('"train/loss"' in line for line in server.logged) == 3
-    assert troubles.take() == {}
+    assert troubles.pop_unreported() == {}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_trial_is_logged_offline_with_one_warning_where_the_server_cannot_be_u
     (line,) = (folder / LOG_FILE).read_text().splitlines()
     assert re.search(said, line)
     assert re.search(r"WARNING W&B: .* upload it with: wandb sync \S+/wandb/offline-run-\S+$", line)
-    assert list(troubles.take()) == ["W&B"]
+    assert list(troubles.pop_unreported()) == ["W&B"]
     assert logged(folder, "offline-run", "train/loss") == 2 * 50  # in the history, and as the newest
     assert outage.is_on
 
@@ -189,13 +189,13 @@ def test_a_trial_does_not_wait_for_what_is_silent_and_the_next_does_not_ask(
             time.sleep(0.1)
         first.log({"train/loss": 1.0})
         first.close(0.5)  # the trial has ended already
-        assert "after the trial's end" in troubles.take()["W&B"]
+        assert "after the trial's end" in troubles.pop_unreported()["W&B"]
         server.asked.clear()
         second = Tracker(tracked(tmp_path / "2"), online=True, outage=outage, troubles=troubles)
         second.log({"train/loss": 1.0})
         second.close(120)
         assert "UpsertBucket" not in server.asked
-    assert "some minutes ago" in troubles.take()["W&B"]
+    assert "some minutes ago" in troubles.pop_unreported()["W&B"]
     for folder in ("1", "2"):
         assert logged(tmp_path / folder, "offline-run", "train/loss")
 
@@ -209,7 +209,7 @@ def test_a_server_that_falls_silent_in_mid_run_leaves_all_of_it_on_disk(
         for step in range(1, 50):
             tracker.log({"train/loss": 1.0, "train/global_step": step})
         tracker.close(10)
-    said = troubles.take()["W&B"]
+    said = troubles.pop_unreported()["W&B"]
     assert re.search(r"after the trial's end.* wandb sync \S+/wandb/run-\S+$", said)
     assert logged(tmp_path, "run", "train/loss") >= 50
     assert not list(tmp_path.glob("wandb/offline-run-*"))
@@ -238,7 +238,7 @@ def test_what_logs_may_die_and_what_it_had_not_logged_is_logged_offline(
             process.kill()
         tracker.log({"train/later": 1.0, "train/global_step": 1})
         tracker.close(120)
-    said = troubles.take()["W&B"]
+    said = troubles.pop_unreported()["W&B"]
     assert "its process ended with signal 9" in said
     assert re.search(r"wandb sync \S+/wandb/run-\S+ \S+/wandb/offline-run-\S+$", said)
     assert logged(tmp_path, "offline-run", "train/later")
@@ -255,7 +255,7 @@ def test_the_oldest_figures_of_too_many_are_dropped_which_is_said_once(
         for step in range(50):
             tracker.log({f"train/loss-{step}": 1.0})
         tracker.close(120)
-    assert "more than 20 figures wait" in troubles.take()["W&B"]
+    assert "more than 20 figures wait" in troubles.pop_unreported()["W&B"]
     assert not logged(tmp_path, "offline-run", "train/loss-29")
     assert logged(tmp_path, "offline-run", "train/loss-30")
 

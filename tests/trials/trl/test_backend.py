@@ -54,7 +54,7 @@ def train(
     few = _few(small_data, 64)
 
     def of(
-        on_eval: Callable[[EvalPoint], Decision] = lambda _: Decision.GO_ON,
+        on_eval: Callable[[EvalPoint], Decision] = lambda _: Decision.CONTINUE,
         *,
         folder: TrialDir | None = None,
         stop_at: float = math.inf,
@@ -124,7 +124,7 @@ def test_it_learns(
     folder.begin(small_config, Origin.BASE, "base")
     heard: list[EvalPoint] = []
     ending = evaluate_base(
-        small_config, small_data, tokenizer, folder, lambda point: heard.append(point) or Decision.GO_ON
+        small_config, small_data, tokenizer, folder, lambda point: heard.append(point) or Decision.CONTINUE
     )
     base = read_trial(folder.path)
     assert ending.kind is EndingKind.FINISHED
@@ -239,7 +239,7 @@ def test_a_loss_that_is_no_number_is_divergence_and_never_written(train: Train) 
     heard: list[EvalPoint] = []
     # After one step queries times keys overflow.
     huge = {"learning_rate": 1.0, "loraplus_ratio": 1000.0, "lora_alpha": 1e18}
-    trained = train(lambda point: heard.append(point) or Decision.GO_ON, **huge)
+    trained = train(lambda point: heard.append(point) or Decision.CONTINUE, **huge)
     assert trained.record.ending is not None
     assert trained.record.ending.kind is EndingKind.DIVERGED
     assert trained.record.ending.reason == "the loss is nan"
@@ -258,7 +258,7 @@ def test_patience(train: Train) -> None:
 
 def _take_all_memory(_: EvalPoint) -> Decision:
     torch.empty(2**55)
-    return Decision.GO_ON
+    return Decision.CONTINUE
 
 
 def _gpu_is_full(_: EvalPoint) -> Decision:
@@ -319,7 +319,7 @@ def test_a_base_that_cannot_be_evaluated_says_why(
     folder.begin(small_config, Origin.BASE, "base")
     config = small_config.model_copy(update={"model": model})
     with pytest.raises(ModelError, match="no model in"):
-        evaluate_base(config, small_data, tokenizer, folder, lambda _: Decision.GO_ON)
+        evaluate_base(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE)
     ending = read_trial(folder.path).ending
     assert ending is not None
     assert ending.kind is EndingKind.FAILED

@@ -38,7 +38,7 @@ def test_what_is_tried_leaves_no_trace(
 ) -> None:
     config = workshop.config(PAUSING, **change)
     tried = workshop.run("tried", config, ROWS)
-    monkeypatch.setattr(trainer_module, "rehearse", lambda *_: None)
+    monkeypatch.setattr(trainer_module, "dry_run", lambda *_: None)
     straight = workshop.run("straight", config, ROWS)
     assert _losses(tried) == _losses(straight)
     assert _logged(tried) == _logged(straight)
@@ -128,7 +128,7 @@ def test_memory_that_runs_out_later_loses_no_evaluation(
 
     def hear(point: EvalPoint) -> Decision:
         told.append(point.step)
-        return Decision.GO_ON
+        return Decision.CONTINUE
 
     config = workshop.config(PAUSING if keeps else {"checkpoint_every_rows": None})
     record = workshop.run("short", config, ROWS, hear)

@@ -38,14 +38,14 @@ class DryRun:
 
     def run(self, room: MemoryManager, decoder: Decoder, learn: Learn) -> MemoryReport:
         """Raises torch's error if not even one row fits."""
-        proof = room.proof(self.key)
+        proof = room.verified_fit(self.key)
         if proof is None:
             self._try(room, decoder, learn)
-            proof = room.prove(self.key, _peak_bytes(self.adapter))
-        return replace(room.memory_use(self.key), peak_bytes=proof.peak_bytes, tried=tuple(self.tried))
+            proof = room.record_fit(self.key, _peak_bytes(self.adapter))
+        return replace(room.memory_report(self.key), peak_bytes=proof.peak_bytes, tried=tuple(self.tried))
 
     def _try(self, room: MemoryManager, decoder: Decoder, learn: Learn) -> None:
-        known = room.experience.shortages
+        known = room.experience.ooms
         try:
             while not self._fits(room, decoder, learn):
                 pass
@@ -54,7 +54,7 @@ class DryRun:
             raise
 
     def _fits(self, room: MemoryManager, decoder: Decoder, learn: Learn) -> bool:
-        train, evaluated = (rows[: fitting(rows, room.limit)] for rows in self.longest_rows(room.limit))
+        train, evaluated = (rows[: fitting(rows, room.max_tokens)] for rows in self.longest_rows(room.max_tokens))
         tokens, is_recomputed = sum(len(row.input_ids) for row in train), room.plan.recomputed > 0
         error: Exception | None = None
         try:

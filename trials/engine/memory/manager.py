@@ -58,28 +58,28 @@ class MemoryManager:
         self._available_bytes = available_bytes()
         self.experience = OomHistory()
         # Nothing yet: when an engine opens, memory may be as short as at any other time.
-        self.plan = MicroBatchPlan(0, (ActivationPolicy.INPUT,) * self._sizes.layers)
+        self.plan = MicroBatchPlan(0, (ActivationPolicy.RECOMPUTE_ALL,) * self._sizes.layers)
         self.workspace = ActivationBuffers(frozen, self.plan.tokens, self.plan.keep)
-        self._settle()
+        self._replan()
 
-    def enter(self, key: int, guest: TrialFootprint) -> None:
+    def admit(self, key: int, guest: TrialFootprint) -> None:
         """Makes room for a trial. Raises torch's error if there isn't enough."""
         self._available_bytes = available_bytes()
         self._guests[key] = guest
         try:
-            self._settle()
+            self._replan()
         except Exception:
-            self.leave(key)
+            self.release(key)
             raise
 
-    def leave(self, key: int) -> None:
+    def release(self, key: int) -> None:
         """Gives back what `enter` made room for."""
         self._available_bytes = available_bytes()
         del self._guests[key]
-        self._settle()
+        self._replan()
 
     @property
-    def limit(self) -> int:
+    def max_tokens(self) -> int:
         """Tokens of a micro-step at most, but for a single row."""
         return max(1, self.experience.most_tokens(self._other_bytes, self.plan.tokens, self._available_bytes))
 
@@ -88,37 +88,37 @@ class MemoryManager:
         """Whether no plan asks for less memory than the one that is in use."""
         return self.workspace.tokens > 0 and (self._rates is None or self.plan == self._least)
 
-    def learn(self, tokens: int) -> None:
+    def on_oom(self, tokens: int) -> None:
         """Memory ran out with so many tokens at once: on a GPU it's planned anew with less, else it's half of them.
 
         The knowledge stays, for as much beside it or more.
         """
         self._available_bytes = available_bytes()
-        self.experience.ran_out(self._shortage(self.plan, tokens))
-        self._settle()
+        self.experience.add_oom(self._shortage(self.plan, tokens))
+        self._replan()
 
     @property
     def predicted_bytes(self) -> int:
         """Of everything in memory, at the worst moment of a micro-step."""
         return memory_bytes(self._sizes, self.plan, self._other_bytes)
 
-    def proof(self, key: int) -> VerifiedFit | None:
+    def verified_fit(self, key: int) -> VerifiedFit | None:
         """That the largest micro-step with this guest fits; None: it has to be tried."""
-        return self.experience.proof(self.plan, self.limit, self._other_bytes, self._guests[key])
+        return self.experience.verified_fit(self.plan, self.max_tokens, self._other_bytes, self._guests[key])
 
-    def memory_use(self, key: int) -> MemoryReport:
+    def memory_report(self, key: int) -> MemoryReport:
         """What a guest's memory comes to at the moment."""
-        rows = max(1, self.limit // self._guests[key].longest_row)
+        rows = max(1, self.max_tokens // self._guests[key].longest_row)
         peak = torch.cuda.max_memory_allocated() if self._rates else None
         return MemoryReport(self.predicted_bytes, peak, rows, self.plan.recomputed > 0)
 
-    def prove(self, key: int, peak_bytes: int | None) -> VerifiedFit:
+    def record_fit(self, key: int, peak_bytes: int | None) -> VerifiedFit:
         """The largest micro-step with this guest was tried, and fitted."""
-        proof = VerifiedFit(self.plan, self.limit, self._other_bytes, self._guests[key], peak_bytes)
-        self.experience.sufficed(proof)
+        proof = VerifiedFit(self.plan, self.max_tokens, self._other_bytes, self._guests[key], peak_bytes)
+        self.experience.add_fit(proof)
         return proof
 
-    def _settle(self) -> None:
+    def _replan(self) -> None:
         best = self._best()
         while self._is_to_move(best):
             try:
@@ -131,7 +131,7 @@ class MemoryManager:
             else:
                 return
             # Only here, where the error's frames and the tensors in them are gone.
-            self.experience.ran_out(shortage)
+            self.experience.add_oom(shortage)
             best = self._best()
 
     def _shortage(self, split: MicroBatchPlan, tokens: int) -> OomEvent:
@@ -173,7 +173,7 @@ class MemoryManager:
     def _best(self) -> MicroBatchPlan:
         if self._rates is None:
             most = self.experience.most_tokens(self._other_bytes, self._machine.micro_batch_tokens, None)
-            return MicroBatchPlan(max(most, self._longest), (ActivationPolicy.ALL,) * self._sizes.layers)
+            return MicroBatchPlan(max(most, self._longest), (ActivationPolicy.SAVE_ALL,) * self._sizes.layers)
         best = self._planned(self._rates)
         if best is None:
             raise torch.OutOfMemoryError(
@@ -190,7 +190,7 @@ class MemoryManager:
     @property
     def _least(self) -> MicroBatchPlan:
         """Asks for the least memory: one row at once, and everything is computed again."""
-        return MicroBatchPlan(self._longest, (ActivationPolicy.INPUT,) * self._sizes.layers)
+        return MicroBatchPlan(self._longest, (ActivationPolicy.RECOMPUTE_ALL,) * self._sizes.layers)
 
     @property
     def _least_bytes(self) -> int:

@@ -72,12 +72,12 @@ class OomHistory:
         self._shortages: list[OomEvent] = []
         self._proofs: list[VerifiedFit] = []
 
-    def ran_out(self, shortage: OomEvent) -> None:
+    def add_oom(self, shortage: OomEvent) -> None:
         """Takes in that memory didn't suffice."""
         self._shortages.append(shortage)
 
     @property
-    def shortages(self) -> int:
+    def ooms(self) -> int:
         """How often memory ran out."""
         return len(self._shortages)
 
@@ -85,7 +85,7 @@ class OomHistory:
         """Takes back what was learned from a trial that fits in no way: it says nothing of the others."""
         del self._shortages[shortages:]
 
-    def sufficed(self, proof: VerifiedFit) -> None:
+    def add_fit(self, proof: VerifiedFit) -> None:
         """Takes in that it did."""
         self._proofs.append(proof)
 
@@ -110,7 +110,9 @@ class OomHistory:
         ]
         return min([planned, *known])
 
-    def proof(self, plan: MicroBatchPlan, tokens: int, other_bytes: int, guest: TrialFootprint) -> VerifiedFit | None:
+    def verified_fit(
+        self, plan: MicroBatchPlan, tokens: int, other_bytes: int, guest: TrialFootprint
+    ) -> VerifiedFit | None:
         """That such a micro-step fits; None: it has to be tried."""
         return next((each for each in self._proofs if each.covers(plan, tokens, other_bytes, guest)), None)
 

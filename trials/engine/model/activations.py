@@ -51,13 +51,13 @@ class ActivationBuffers:
         )
         largest = max(largest, *(linear.numel for layer in frozen.layers for linear in layer.linears.values()))
         self._weight = torch.empty(largest if tokens else 0, dtype=frozen.dtype, device=frozen.device)
-        self._scratch = self._new(tokens, ActivationPolicy.INPUT, None)
+        self._scratch = self._new(tokens, ActivationPolicy.RECOMPUTE_ALL, None)
         self._layers = [self._new(tokens, each, self._scratch) for each in keep]
 
     def replaced(self, plan: MicroBatchPlan) -> ActivationBuffers:
         """In its place, one for another plan; this one's memory is given back first, and it's of no use any more."""
         self.tokens = 0
-        self._layers, self._scratch = [], self._new(0, ActivationPolicy.INPUT, None)
+        self._layers, self._scratch = [], self._new(0, ActivationPolicy.RECOMPUTE_ALL, None)
         self._weight = self._weight.new_empty(0)
         if torch.cuda.is_available():
             # Else the allocator keeps it all, and lays the new pieces into the old ones, which it then can't give back.
@@ -91,9 +91,9 @@ class ActivationBuffers:
 
         queries, keys = frozen.heads * frozen.head_size, frozen.key_heads * frozen.head_size
         x = empty(frozen.hidden)
-        if scratch is not None and keep is ActivationPolicy.INPUT:
+        if scratch is not None and keep is ActivationPolicy.RECOMPUTE_ALL:
             return LayerMemory(keep, x, scratch.qkv, scratch.attended, scratch.middle, scratch.gate, scratch.up)
         attention = (empty(queries + 2 * keys), empty(queries), empty(frozen.hidden))
-        if scratch is not None and keep is ActivationPolicy.NO_MLP:
+        if scratch is not None and keep is ActivationPolicy.RECOMPUTE_MLP:
             return LayerMemory(keep, x, *attention, scratch.gate, scratch.up)
         return LayerMemory(keep, x, *attention, empty(frozen.intermediate), empty(frozen.intermediate))

@@ -178,11 +178,11 @@ class Decoder:
 
     def _restore(self, layer: FrozenLayer, held: _LayerState, shared: _PassState) -> None:
         """Computes again what wasn't kept."""
-        if held.memory.keep is ActivationPolicy.INPUT:
+        if held.memory.keep is ActivationPolicy.RECOMPUTE_ALL:
             self._attention_forward(layer, held.memory.x, None, held, shared)
             self._project_out(layer, held)
             self._mlp_inside(layer, held.narrowed(held.memory.x), held)
-        elif held.memory.keep is ActivationPolicy.NO_MLP:
+        elif held.memory.keep is ActivationPolicy.RECOMPUTE_MLP:
             self._mlp_inside(layer, None, held)
 
     def _mlp_backward(self, layer: FrozenLayer, dx: Tensor, held: _LayerState) -> None:

@@ -47,11 +47,11 @@ class AdapterTrainer:
         """
         self.adapter = adapter
         self.steps_done = steps_done
-        self.served = 0
+        self.tokens_served = 0
         """Tokens that the engine has passed for it, by which trials take turns."""
         self.done: list[StepDone] = []
         """Steps since the trial last looked."""
-        self.ran_out: list[int] = []
+        self.oom_tokens: list[int] = []
         """Tokens of the micro-steps that it took part in and that memory didn't suffice for."""
         self._stepper = stepper
         self._max_grad_norm = max_grad_norm
@@ -68,7 +68,7 @@ class AdapterTrainer:
         """Takes up the rows of the next optimizer step, from the first on; also after a step that was broken off."""
         rows = self._rows_of_step(self.steps_done)
         lengths = [len(row.input_ids) for row in rows]
-        mine, is_counted = self._ranks.part(lengths)
+        mine, is_counted = self._ranks.shard(lengths)
         self._rows, self._first_slot = rows[mine], mine.start
         self._step_tokens = sum(lengths)
         self._weight = 1 / sum(row.completion_tokens for row in rows) if is_counted else 0.0
@@ -76,7 +76,7 @@ class AdapterTrainer:
         self._loss = None
         self.adapter.gradient.zero_()
 
-    def take(self, room: int) -> BatchSlice | None:
+    def next_rows(self, room: int) -> BatchSlice | None:
         """The next rows that fit into so many tokens; None if not even one does."""
         end = self._passed
         while end < len(self._rows) and len(self._rows[end].input_ids) <= room:
@@ -87,7 +87,7 @@ class AdapterTrainer:
         slot = self._first_slot + self._passed
         share = BatchSlice(self.adapter, self._rows[self._passed : end], self._weight, self.steps_done, slot)
         self._passed = end
-        self.served += share.tokens
+        self.tokens_served += share.tokens
         return share
 
     @property
@@ -99,7 +99,7 @@ class AdapterTrainer:
     def may_step_again(self) -> bool:
         """Whether an optimizer step that memory didn't suffice for can be begun anew."""
         # Where there are other ranks, they have taken theirs already.
-        return self._stepper.is_whole and self._ranks.count == 1
+        return self._stepper.is_whole and self._ranks.world_size == 1
 
     @property
     def step_is_complete(self) -> bool:
@@ -120,7 +120,7 @@ class AdapterTrainer:
         """
         assert self._loss is not None
         gradient = self.adapter.gradient
-        self._ranks.agree()  # a rank whose memory didn't suffice adds nothing to the sum
+        self._ranks.any()  # a rank whose memory didn't suffice adds nothing to the sum
         self._ranks.sum(gradient, self._loss)
         # A CPU sums one number after the other: in float32 a few parts in a million are lost.
         wide = torch.float64 if gradient.device.type == "cpu" else None

@@ -53,11 +53,11 @@ class MicroBatcher:
         """Whether anybody trains."""
         return bool(self._training)
 
-    def join(self, training: ActiveTrial) -> None:
+    def add(self, training: ActiveTrial) -> None:
         """A trial trains from now on."""
         # Nobody who comes later makes the others wait until it has had as much as they.
-        least = min((other.trainee.served for other in self._training), default=0)
-        training.trainee.served = max(training.trainee.served, least)
+        least = min((other.trainee.tokens_served for other in self._training), default=0)
+        training.trainee.tokens_served = max(training.trainee.tokens_served, least)
         self._begin_step(training)
 
     def abandon(self, error: Exception) -> None:
@@ -74,7 +74,7 @@ class MicroBatcher:
             if training not in self._training:
                 self._training.append(training)
 
-    def take(self) -> None:
+    def run_micro_batch(self) -> None:
         """One micro-step, and the optimizer steps that it completes."""
         taken = self._take_rows()
         shares = [share for _, share in taken]
@@ -91,7 +91,7 @@ class MicroBatcher:
             return
         self._note(taken, losses)
         complete = [training for training, _ in taken if training.trainee.step_is_complete]
-        self.look_at_figures()
+        self.check_finite()
         for training in complete:
             if not training.future.done():
                 self._finish_step(training)
@@ -99,10 +99,10 @@ class MicroBatcher:
     def _take_rows(self) -> list[tuple[ActiveTrial, BatchSlice]]:
         room = self.limit
         taken: list[tuple[ActiveTrial, BatchSlice]] = []
-        for training in sorted(self._training, key=lambda training: training.trainee.served):
-            share = training.trainee.take(room)
+        for training in sorted(self._training, key=lambda training: training.trainee.tokens_served):
+            share = training.trainee.next_rows(room)
             if share is None and not taken:
-                share = training.trainee.take(training.trainee.next_row_tokens)
+                share = training.trainee.next_rows(training.trainee.next_row_tokens)
             if share is not None:
                 room -= share.tokens
                 taken.append((training, share))
@@ -136,7 +136,7 @@ class MicroBatcher:
         most = None
         if is_out_of_memory(error) and trainee.may_step_again:
             error = error.with_traceback(None)
-            trainee.ran_out.append(self.limit)
+            trainee.oom_tokens.append(self.limit)
             most = self._learn(self.limit, self.limit)
         if most is None:
             self._leave(training, error)
@@ -145,7 +145,7 @@ class MicroBatcher:
         logger.warning("out of memory in an optimizer step; at most %d tokens at once from now on", self.limit)
         self._begin_step(training)
 
-    def look_at_figures(self) -> None:
+    def check_finite(self) -> None:
         """Ends trials whose gradient wasn't finite in the micro-step before the one in work."""
         for training, step in self._unseen:
             if not training.future.done() and not all(map(math.isfinite, step.figures.read())):
@@ -171,7 +171,7 @@ class MicroBatcher:
             logger.warning("out of memory with %d tokens at once; at most %d from now on", tokens, self.limit)
         for training, _ in taken:
             if most is not None:
-                training.trainee.ran_out.append(tokens)
+                training.trainee.oom_tokens.append(tokens)
                 self._begin_step(training)
             else:
                 self._leave(training, error)

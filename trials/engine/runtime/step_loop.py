@@ -60,7 +60,7 @@ class StepLoop:
         """Of this thread, and of those that ask it for work."""
         self._room = MemoryManager(frozen, machine)
         self._decoder = Decoder(frozen, self._room.workspace)
-        self._micro_steps = MicroBatcher(self._decoder, self._room.limit, self._learn)
+        self._micro_steps = MicroBatcher(self._decoder, self._room.max_tokens, self._learn)
         self._changed = threading.Condition()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._joining: deque[ActiveTrial] = deque()
@@ -89,12 +89,12 @@ class StepLoop:
         Only the caller waits for the figures: the thread that computes goes on with what others want.
         """
         later: AsyncScalars = self.wait_for(self.call(lambda: self._evaluate(adapter, rows)))
-        with self.relying_on_gpu():
+        with self.fatal_gpu_errors():
             losses = later.read()
         return RowLosses(losses, [row.completion_tokens for row in rows])
 
     @contextmanager
-    def relying_on_gpu(self) -> Iterator[None]:
+    def fatal_gpu_errors(self) -> Iterator[None]:
         """Ends the engine if whoever is in here finds that its GPU can't be relied on, as the loop's thread does.
 
         He too gets `EngineClosedError` then.
@@ -120,34 +120,34 @@ class StepLoop:
         with self.pulse.resting():
             return future.result()
 
-    def enter(self, key: int, guest: TrialFootprint) -> None:
+    def admit(self, key: int, guest: TrialFootprint) -> None:
         """Makes room for a trial. Raises torch's error if memory doesn't suffice."""
         self.wait_for(self.call(lambda: self._enter_room(key, guest)))
 
-    def leave(self, key: int) -> None:
+    def release(self, key: int) -> None:
         """Gives back a trial's room."""
         with suppress(EngineClosedError):
             self.wait_for(self.call(lambda: self._leave_room(key)))
 
-    def rehearse(self, guest: TrialFootprint, work: Callable[[Decoder], None]) -> None:
+    def run_isolated(self, guest: TrialFootprint, work: Callable[[Decoder], None]) -> None:
         """Runs something by itself, with room for a guest who is none of the trials."""
 
         def run() -> None:
-            self._room.enter(_NOBODY, guest)
+            self._room.admit(_NOBODY, guest)
             try:
                 self._use(self._room)
                 work(self._decoder)
             finally:
-                self._room.leave(_NOBODY)
+                self._room.release(_NOBODY)
 
         self.call(run).result()
 
-    def set_aside(self, make: Callable[[], Made]) -> Made:
+    def allocate(self, make: Callable[[], Made]) -> Made:
         """What a trial keeps for itself, such as its adapter; where memory runs out, micro-steps become smaller.
 
         Raises torch's error if they can't. To be called from the trial's thread.
         """
-        known = self._room.experience.shortages
+        known = self._room.experience.ooms
         while True:
             try:
                 return make()
@@ -156,13 +156,13 @@ class StepLoop:
                     raise
                 failure = error.with_traceback(None)
             # Only here, where the error's frames and the tensors in them are gone.
-            most = self.wait_for(self.call(lambda: self._learn(self._room.limit, self._room.limit)))
+            most = self.wait_for(self.call(lambda: self._learn(self._room.max_tokens, self._room.max_tokens)))
             if most is None:
                 self.wait_for(self.call(lambda: self._room.experience.forget_after(known)))
                 raise failure
             logger.warning("out of memory before a trial trains; at most %d tokens at once from now on", most)
 
-    def try_out(self, rehearsal: DryRun) -> MemoryReport:
+    def dry_run(self, rehearsal: DryRun) -> MemoryReport:
         """Tries the worst micro-step of a trial that has entered, where nothing like it has been tried yet.
 
         Raises torch's error if memory doesn't suffice for a single row.
@@ -171,9 +171,9 @@ class StepLoop:
         found: MemoryReport = self.wait_for(self.call(run))
         return found
 
-    def memory_use(self, key: int) -> MemoryReport:
+    def memory_report(self, key: int) -> MemoryReport:
         """As `try_out` gave it, and as it is by now; the peak is that of the whole process."""
-        found: MemoryReport = self.wait_for(self.call(lambda: self._room.memory_use(key)))
+        found: MemoryReport = self.wait_for(self.call(lambda: self._room.memory_report(key)))
         return found
 
     @property
@@ -219,20 +219,20 @@ class StepLoop:
                 self._use(self._room)
                 self.pulse.beat()
             if self._micro_steps:
-                self._micro_steps.take()
+                self._micro_steps.run_micro_batch()
             if not self._micro_steps:
-                self._micro_steps.look_at_figures()
+                self._micro_steps.check_finite()
 
     def _enter_room(self, key: int, guest: TrialFootprint) -> None:
         if self._clock is None:
             self._clock = kernel_clock()
-        self._room.enter(key, guest)
-        self._micro_steps.limit = self._room.limit
+        self._room.admit(key, guest)
+        self._micro_steps.limit = self._room.max_tokens
 
     def _leave_room(self, key: int) -> None:
-        self._room.leave(key)
+        self._room.release(key)
         # It may have been this trial's rows or adapter that were too much beside the others.
-        self._micro_steps.limit = self._room.limit
+        self._micro_steps.limit = self._room.max_tokens
         if self._clock is not None:
             self._clock.trial_left()
 
@@ -246,7 +246,7 @@ class StepLoop:
                 self._changed.wait_for(lambda: self._is_closed or self._calls or self._joining or self._micro_steps)
             self.pulse.beat()
         while self._joining:
-            self._micro_steps.join(self._joining[0])
+            self._micro_steps.add(self._joining[0])
             self._joining.popleft()
         return not self._is_closed
 
@@ -259,16 +259,16 @@ class StepLoop:
             torch.cuda.empty_cache()
         if rows == 1 and self._room.is_least:
             return None
-        self._room.learn(tokens)
+        self._room.on_oom(tokens)
         self._use(self._room)
-        self._micro_steps.limit = self._room.limit
-        return self._room.limit
+        self._micro_steps.limit = self._room.max_tokens
+        return self._room.max_tokens
 
     def _evaluate(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> AsyncScalars:
         sums: list[Tensor] = []
         start = 0
         while start < len(rows):
-            end = fitting(rows, self._room.limit, start)
+            end = fitting(rows, self._room.max_tokens, start)
             found = self._losses(adapter, rows[start:end])
             if found is not None:
                 sums.append(found)

@@ -47,11 +47,11 @@ class EngineTrial:
         base_loss = self._base_eval_loss(eval_rows)
         frozen = loop.frozen
         self._adapter = ranks.own(
-            lambda: loop.set_aside(lambda: Adapter(frozen.targets, hp, config.seed, frozen.final_norm))
+            lambda: loop.allocate(lambda: Adapter(frozen.targets, hp, config.seed, frozen.final_norm))
         )
         self._memory = ranks.own(self._tried_out)
         self._stepper = self._make_stepper()
-        self._state = ranks.own(lambda: loop.set_aside(self._first_state))
+        self._state = ranks.own(lambda: loop.allocate(self._first_state))
         log = (job.checkpoint.progress.log,) if job.checkpoint else ()
         self._log = TrainingLog(self._state, *log)
         self._trainee = AdapterTrainer(
@@ -78,9 +78,9 @@ class EngineTrial:
 
     def _note_shortage(self) -> None:
         """Adds to the trial's folder what memory didn't suffice for while it trained."""
-        ran_out = self._trainee.ran_out
+        ran_out = self._trainee.oom_tokens
         if ran_out:
-            now = self._loop.memory_use(id(self._job))
+            now = self._loop.memory_report(id(self._job))
             tried = [
                 Attempt(max(1, tokens // self._job.data.train.longest), tokens, self._memory.recomputation, fits=False)
                 for tokens in ran_out
@@ -122,7 +122,7 @@ class EngineTrial:
     def _is_there(self, step: int, tokens: int) -> bool:
         return (
             step >= self._length.steps
-            or self._evaluations.lie_within(self._tokens_seen + tokens)
+            or self._evaluations.is_due(self._tokens_seen + tokens)
             or self._checkpoint_is_due(step)
             or self._job.time_is_over()
             or self._job.has_been_called_off()
@@ -132,7 +132,7 @@ class EngineTrial:
         return self._checkpoint_steps is not None and step % self._checkpoint_steps == 0
 
     def _evaluation_is_due(self) -> bool:
-        is_reached = self._evaluations.pass_by(self._tokens_seen)
+        is_reached = self._evaluations.advance(self._tokens_seen)
         return is_reached or self._state.global_step >= self._length.steps or self._job.time_is_over()
 
     def _note_steps(self, events: EventLog) -> bool:
@@ -183,10 +183,10 @@ class EngineTrial:
 
         rehearsal = DryRun(key, self._adapter, self._make_stepper, longest_rows)
         try:
-            found = self._loop.try_out(rehearsal)
+            found = self._loop.dry_run(rehearsal)
         except Exception as error:
             if is_out_of_memory(error):
-                write_memory_report(self._job.folder, self._loop.memory_use(key).after(rehearsal.tried))
+                write_memory_report(self._job.folder, self._loop.memory_report(key).after(rehearsal.tried))
             raise
         write_memory_report(self._job.folder, found)
         return found

@@ -30,7 +30,7 @@ def compile_kernels(loop: StepLoop) -> None:
         hp = Hyperparameters(lora_rank=rank, target_modules=_TARGETS, lora_dropout=0.1, epochs=1.0)
         size = adapter_bytes(parameter_count(loop.frozen.targets, hp), hp, loop.frozen.dtype.itemsize)
         try:
-            loop.rehearse(TrialFootprint(size, len(_ROW.input_ids), len(_ROW.input_ids)), partial(_pass, hp))
+            loop.run_isolated(TrialFootprint(size, len(_ROW.input_ids), len(_ROW.input_ids)), partial(_pass, hp))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -46,7 +46,7 @@ def frozen() -> FrozenDecoder:
 def room(frozen: FrozenDecoder, monkeypatch: pytest.MonkeyPatch) -> MemoryManager:
     """As on a GPU that is said to have 32 MiB for micro-steps and adapters."""
     room = MemoryManager(frozen, Machine(micro_batch_tokens=64))
-    fixed = workspace_bytes(frozen.sizes, (ActivationPolicy.ALL,) * 3, 0)
+    fixed = workspace_bytes(frozen.sizes, (ActivationPolicy.SAVE_ALL,) * 3, 0)
     monkeypatch.setattr(MemoryManager, "_allowed_bytes", fixed + 32 * MIB)
     room._rates = RATES
     return room
@@ -56,7 +56,7 @@ def room(frozen: FrozenDecoder, monkeypatch: pytest.MonkeyPatch) -> MemoryManage
 def loop(frozen: FrozenDecoder, monkeypatch: pytest.MonkeyPatch) -> Iterator[StepLoop]:
     """With such a room."""
     loop = StepLoop(frozen, Machine(micro_batch_tokens=64))
-    fixed = workspace_bytes(frozen.sizes, (ActivationPolicy.ALL,) * 3, 0)
+    fixed = workspace_bytes(frozen.sizes, (ActivationPolicy.SAVE_ALL,) * 3, 0)
     monkeypatch.setattr(MemoryManager, "_allowed_bytes", fixed + 32 * MIB)
     loop._room._rates = RATES
     yield loop
@@ -68,31 +68,31 @@ def _guest(adapter_mib: int = 1) -> TrialFootprint:
 
 
 def test_on_a_gpu_less_memory_is_planned_with_from_then_on(room: MemoryManager) -> None:
-    room.enter(1, _guest())
+    room.admit(1, _guest())
     before = room.predicted_bytes
     plans = [room.plan]
-    while room.limit > 50 and len(plans) < 40:
-        room.learn(room.limit)
+    while room.max_tokens > 50 and len(plans) < 40:
+        room.on_oom(room.max_tokens)
         assert room.workspace.tokens == room.plan.tokens
         plans.append(room.plan)
-    assert room.limit <= 50
+    assert room.max_tokens <= 50
     assert room.predicted_bytes < before
     assert max(each.recomputed for each in plans) > 0
-    knowing, limit = room.plan, room.limit
-    room.leave(1)
+    knowing, limit = room.plan, room.max_tokens
+    room.release(1)
     assert room.plan.tokens > 50  # with nobody there, it was never tried
-    room.enter(2, _guest())
-    assert (room.plan, room.limit) == (knowing, limit)
-    room.leave(2)
+    room.admit(2, _guest())
+    assert (room.plan, room.max_tokens) == (knowing, limit)
+    room.release(2)
 
 
 def test_memory_that_no_plan_used_is_not_counted_on_either(room: MemoryManager) -> None:
-    room.enter(1, TrialFootprint(MIB, longest_row=50, step_tokens=200))  # its steps take a part of what may be used
+    room.admit(1, TrialFootprint(MIB, longest_row=50, step_tokens=200))  # its steps take a part of what may be used
     before = room.predicted_bytes
     assert before < room._usable_bytes
-    room.learn(room.limit)
+    room.on_oom(room.max_tokens)
     assert room.predicted_bytes < before
-    room.leave(1)
+    room.release(1)
 
 
 def test_a_plan_whose_memory_is_not_there_is_made_smaller(room: MemoryManager, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,61 +106,61 @@ def test_a_plan_whose_memory_is_not_there_is_made_smaller(room: MemoryManager, m
         move(self, best)
 
     monkeypatch.setattr(MemoryManager, "_move", short)
-    room.enter(1, _guest())
+    room.admit(1, _guest())
     assert len(tried) > 1
     assert 50 <= room.plan.tokens == room.workspace.tokens <= 1000
-    room.leave(1)
+    room.release(1)
 
 
 def test_two_shortages_of_one_memory_take_it_away_once(room: MemoryManager) -> None:
     left = []
     for key, adapter_mib in ((1, 6), (2, 4)):  # seen on an H100: a large trial, a small one, and the large one again
-        room.enter(key, _guest(adapter_mib))
-        room.learn(room.limit)
+        room.admit(key, _guest(adapter_mib))
+        room.on_oom(room.max_tokens)
         left.append(room.predicted_bytes)
-        room.leave(key)
-    room.enter(3, _guest(6))
+        room.release(key)
+    room.admit(3, _guest(6))
     assert min(left) / 2 < room.predicted_bytes <= min(left)
-    room.leave(3)
+    room.release(3)
 
 
 def test_what_small_trials_fell_short_of_is_tried_for_a_large_one(room: MemoryManager) -> None:
-    room.enter(1, _guest())
+    room.admit(1, _guest())
     while not room.is_least:
-        room.learn(room.limit)
-    room.learn(1)  # not even that was there
-    room.leave(1)
-    room.enter(2, _guest(8))
+        room.on_oom(room.max_tokens)
+    room.on_oom(1)  # not even that was there
+    room.release(1)
+    room.admit(2, _guest(8))
     assert room.plan.tokens >= 50
     while not room.is_least:  # down to its own smallest plan
-        room.learn(room.limit)
-    room.leave(2)
+        room.on_oom(room.max_tokens)
+    room.release(2)
 
 
 def test_memory_that_others_give_back_is_used_again(room: MemoryManager, monkeypatch: pytest.MonkeyPatch) -> None:
     available = iter([1000 * MIB] * 4 + [2000 * MIB] * 2 + [1000 * MIB] * 2)
     monkeypatch.setattr(room_module, "available_bytes", lambda: next(available))
-    room.enter(1, _guest())
+    room.admit(1, _guest())
     before = room.plan
-    room.learn(room.limit)
-    room.learn(room.limit)
+    room.on_oom(room.max_tokens)
+    room.on_oom(room.max_tokens)
     short = room.plan
     assert short.tokens < before.tokens
-    room.leave(1)
-    room.enter(1, _guest())  # the other process has gone
+    room.release(1)
+    room.admit(1, _guest())  # the other process has gone
     assert room.plan == before
-    room.leave(1)
-    room.enter(1, _guest())  # and is back
+    room.release(1)
+    room.admit(1, _guest())  # and is back
     assert room.plan == short
-    room.leave(1)
+    room.release(1)
 
 
 def test_what_was_learned_holds_beside_as_much_or_more() -> None:
     experience = OomHistory()
-    experience.ran_out(OomEvent(100, 50, None))
-    experience.ran_out(OomEvent(200, None, 700))
-    experience.ran_out(OomEvent(200, None, 800))
-    experience.ran_out(OomEvent(0, 1, None))
+    experience.add_oom(OomEvent(100, 50, None))
+    experience.add_oom(OomEvent(200, None, 700))
+    experience.add_oom(OomEvent(200, None, 800))
+    experience.add_oom(OomEvent(0, 1, None))
     experience.forget_after(3)
     assert [experience.most_tokens(other, 80, None) for other in (99, 100, 300)] == [80, 50, 50]
     assert [experience.usable_bytes(other, 900, 0, None) for other in (199, 200)] == [900, 700]
@@ -169,8 +169,8 @@ def test_what_was_learned_holds_beside_as_much_or_more() -> None:
 
 def test_what_was_learned_goes_with_what_kept_the_memory() -> None:
     experience = OomHistory()
-    experience.ran_out(OomEvent(0, 50, None, available_bytes=2**30))
-    experience.ran_out(OomEvent(0, None, 2**30, available_bytes=2**30))
+    experience.add_oom(OomEvent(0, 50, None, available_bytes=2**30))
+    experience.add_oom(OomEvent(0, None, 2**30, available_bytes=2**30))
     given_back = (None, -1, 0, 2**20, 2**29)
     available = [None if more is None else 2**30 + more for more in given_back]
     assert [experience.most_tokens(0, 80, each) for each in available] == [50, 50, 50, 50, 80]
@@ -196,8 +196,8 @@ def test_it_opens_beside_a_full_gpu(
     _workspace_of_at_most(monkeypatch, 700)
     opened = MemoryManager(frozen, Machine(gpu_memory_gib=room._allowed_bytes / 2**30))
     assert 1 <= opened.plan.tokens == opened.workspace.tokens <= 700
-    opened.enter(1, _guest())
-    opened.leave(1)
+    opened.admit(1, _guest())
+    opened.release(1)
 
 
 def test_it_opens_on_a_cpu_that_has_less_memory_than_was_said(frozen: FrozenDecoder) -> None:
@@ -227,13 +227,13 @@ def test_trials_go_on_where_a_newcomer_left_no_room_for_a_moment(
     loop: StepLoop, small_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter, stepper = _adapter_and_stepper(loop, small_recipe)
-    loop.enter(1, TrialFootprint(MIB, ROW, 1e6))
+    loop.admit(1, TrialFootprint(MIB, ROW, 1e6))
     trainee = AdapterTrainer(adapter, stepper, 1.0, lambda step: rows_of_lengths([ROW], seed=step), 0)
     loop.train(trainee, lambda done, _: done >= 1).result(WAIT)
     with monkeypatch.context() as patch:
         _workspace_of_at_most(patch, 0)
         with pytest.raises(torch.OutOfMemoryError):
-            loop.enter(2, _guest(20))
+            loop.admit(2, _guest(20))
     loop.train(trainee, lambda done, _: done >= 3).result(WAIT)
 
 
@@ -261,16 +261,16 @@ def test_a_single_row_is_tried_with_less_before_its_trial_is_given_up(
     loop: StepLoop, small_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter, stepper = _adapter_and_stepper(loop, small_recipe)
-    loop.enter(1, TrialFootprint(MIB, ROW, 1e6))
+    loop.admit(1, TrialFootprint(MIB, ROW, 1e6))
     trainee = AdapterTrainer(adapter, stepper, 1.0, lambda step: rows_of_lengths([ROW], seed=step), 0)
     fits = [True, False, True, False, True]
     tried = _short(monkeypatch, loop, fits)
     loop.train(trainee, lambda done, _: done >= 3).result(WAIT)
-    assert trainee.ran_out == [ROW, ROW]
+    assert trainee.oom_tokens == [ROW, ROW]
     assert tried[0] == tried[1] != tried[2] == tried[3] != tried[4]
     with pytest.raises(torch.OutOfMemoryError):
         loop.train(trainee, lambda done, _: done >= 4).result(WAIT)
-    assert tried[-1] == MicroBatchPlan(ROW, (ActivationPolicy.INPUT,) * 3)
+    assert tried[-1] == MicroBatchPlan(ROW, (ActivationPolicy.RECOMPUTE_ALL,) * 3)
 
 
 def test_a_rehearsal_gives_nobody_up_before_the_smallest_plan_was_tried(
@@ -282,18 +282,18 @@ def test_a_rehearsal_gives_nobody_up_before_the_smallest_plan_was_tried(
     def longest_rows(_: int) -> tuple[Sequence[TokenizedRow], Sequence[TokenizedRow]]:
         return rows, rows
 
-    loop.enter(1, TrialFootprint(MIB, ROW, 1e6))
+    loop.admit(1, TrialFootprint(MIB, ROW, 1e6))
     tried = _short(monkeypatch, loop, [])
     with pytest.raises(torch.OutOfMemoryError):
-        loop.try_out(DryRun(1, adapter, lambda: stepper, longest_rows))
+        loop.dry_run(DryRun(1, adapter, lambda: stepper, longest_rows))
     assert tried[0].tokens > ROW
-    assert tried[-1] == MicroBatchPlan(ROW, (ActivationPolicy.INPUT,) * 3)
-    assert loop._room.experience.shortages == 0
+    assert tried[-1] == MicroBatchPlan(ROW, (ActivationPolicy.RECOMPUTE_ALL,) * 3)
+    assert loop._room.experience.ooms == 0
 
 
 def test_an_evaluation_of_a_single_row_is_tried_with_less(loop: StepLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_of_lengths([ROW], seed=0)
-    loop.enter(1, TrialFootprint(MIB, ROW, 1e6))
+    loop.admit(1, TrialFootprint(MIB, ROW, 1e6))
     expected = loop.evaluate(None, rows).mean
     losses, fits = Decoder.losses, [False, False, True]
 

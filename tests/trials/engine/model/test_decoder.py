@@ -59,7 +59,9 @@ def adapter_of(model: PreTrainedModel, seed: int = 3, **settings: object) -> Ada
     return adapter
 
 
-def decoder_of(model: PreTrainedModel, keep: ActivationPolicy = ActivationPolicy.ALL, tokens: int = 400) -> Decoder:
+def decoder_of(
+    model: PreTrainedModel, keep: ActivationPolicy = ActivationPolicy.SAVE_ALL, tokens: int = 400
+) -> Decoder:
     frozen = freeze(model, torch.float64)
     return Decoder(frozen, ActivationBuffers(frozen, tokens, [keep] * len(frozen.layers)))
 

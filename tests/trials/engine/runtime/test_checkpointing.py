@@ -83,7 +83,7 @@ class PlainTrial:
         )
         lengths = torch.tensor([len(row.input_ids) for row in rows])
         mask = torch.arange(ids.shape[1]) < lengths[:, None]
-        self.tokens.stand(self.state.global_step, 0, ids)
+        self.tokens.set_position(self.state.global_step, 0, ids)
         logits = self.model(input_ids=ids, attention_mask=mask).logits
         loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         loss.backward()
@@ -127,7 +127,7 @@ def _on_with_trl(name: str, folder: Path, trial: PlainTrial, data: TrialData, to
     own = TrialDir(folder / name)
     own.begin(trial.config, Origin.SINGLE, name, data.fingerprint)
     checkpoint = trial.save(own.path)
-    run_trial(trial.config, data, tokenizer, own, lambda _: Decision.GO_ON, checkpoint=checkpoint)
+    run_trial(trial.config, data, tokenizer, own, lambda _: Decision.CONTINUE, checkpoint=checkpoint)
     return read_trial(own.path)
 
 

@@ -88,8 +88,8 @@ def _evaluates(loop: StepLoop, _: AdapterTrainer) -> None:
 
 def _rehearses(loop: StepLoop, trainee: AdapterTrainer) -> None:
     rows = rows_of_lengths([10], seed=0)
-    loop.enter(1, TrialFootprint(0, 10, 1.0))
-    loop.try_out(DryRun(1, trainee.adapter, lambda: trainee._stepper, lambda _: (rows, rows)))
+    loop.admit(1, TrialFootprint(0, 10, 1.0))
+    loop.dry_run(DryRun(1, trainee.adapter, lambda: trainee._stepper, lambda _: (rows, rows)))
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_a_trial_that_waits_for_a_word_does_not_hang(workshop: Workshop, engine:
         # The engine's own thread may have answered and not yet sat down.
         assert _eventually(lambda: engine.seconds_since_progress() is None)
         while_asked.append(engine.seconds_since_progress())
-        return Decision.GO_ON
+        return Decision.CONTINUE
 
     workshop.run("trial", workshop.config(), 18, think, by=engine.run_trial)
     assert while_asked == [None] * 6
@@ -87,7 +87,7 @@ def test_a_loader_that_hangs_is_seen(
     folder.begin(config, Origin.PROPOSED, "hangs")
     with ThreadPoolExecutor() as pool:
         data = replace(small_data, train=train)
-        ended = pool.submit(engine.run_trial, config, data, tokenizer, folder, lambda _: Decision.GO_ON)
+        ended = pool.submit(engine.run_trial, config, data, tokenizer, folder, lambda _: Decision.CONTINUE)
         assert _eventually(lambda: (engine.seconds_since_progress() or 0) > 1.5)
         allowed.set()
         assert ended.result(60) is not None

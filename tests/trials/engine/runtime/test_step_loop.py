@@ -85,7 +85,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, look: Callable[[PackedBatch], None]) 
 def test_trials_get_equal_shares_of_tokens(loop: StepLoop, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = make(16), make(64, seed=2)
     apart: list[int] = []
-    watch(monkeypatch, lambda _: apart.append(abs(small.served - large.served)))
+    watch(monkeypatch, lambda _: apart.append(abs(small.tokens_served - large.tokens_served)))
     together(loop, (small, after(12)), (large, after(3)))
     assert len(apart) >= 2 * 12 * 16 * ROW / MICRO_STEP
     assert 0 < max(apart) <= MICRO_STEP
@@ -119,7 +119,9 @@ def test_who_comes_later_gets_no_more_than_the_others(
     first, newcomer = make(8), make(8, seed=2)
     tokens: list[tuple[int, int]] = []
     joined = threading.Event()
-    watch(monkeypatch, lambda _: tokens.append((first.served, newcomer.served)) if joined.is_set() else None)
+    watch(
+        monkeypatch, lambda _: tokens.append((first.tokens_served, newcomer.tokens_served)) if joined.is_set() else None
+    )
     futures = []
 
     def join(done: int, _: int) -> bool:
@@ -210,13 +212,13 @@ def test_closing_cuts_off_who_trains_and_refuses_who_comes(loop: StepLoop, make:
         loop.train(trainee, after(1))
     with pytest.raises(EngineClosedError):
         loop.call(lambda: None)
-    loop.leave(7)  # who clears up after himself is not refused
+    loop.release(7)  # who clears up after himself is not refused
 
 
 def test_a_loop_that_breaks_tells_everybody(loop: StepLoop, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trainee = make(8)
     # What no trial can be blamed for, such as a GPU that is gone.
-    monkeypatch.setattr(loop._micro_steps, "look_at_figures", lambda: 1 / 0)
+    monkeypatch.setattr(loop._micro_steps, "check_finite", lambda: 1 / 0)
     with pytest.raises(EngineClosedError, match="ZeroDivisionError"):
         loop.train(trainee, after(3)).result(WAIT)
     with pytest.raises(EngineClosedError):
