@@ -149,11 +149,11 @@ def _ended(folder: RunDir, clock: SteadyClock, interruption: Interruption) -> Se
 def _plan(job: _Job, started: datetime) -> int:
     """Says what would happen, and what stands in its way. What makes the search impossible is bad input here too."""
     trials = None if job.folder is None else job.folder.read_trials()
-    pace = None if trials is None else ThroughputModel.from_records(trials.records, job.search.regrouped)
-    print(describe(job.search, job.sizes, pace, None if pace is None else started), flush=True)
+    throughput = None if trials is None else ThroughputModel.from_records(trials.records, job.search.regrouped)
+    print(describe(job.search, job.sizes, throughput, None if throughput is None else started), flush=True)
     if trials is not None and trials.lines():
         print("\n  ".join(["damaged, and left out or set aside by --resume:", *trials.lines()]), flush=True)
-    found = run_checks(job.search, job.out, forecast_search(job.search, pace, started).disk_gib)
+    found = run_checks(job.search, job.out, forecast_search(job.search, throughput, started).disk_gib)
     print(preflight_lines(found))
     return EXIT_BAD_INPUT if any(finding.level is Severity.IMPOSSIBLE for finding in found) else EXIT_DONE
 

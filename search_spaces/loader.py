@@ -52,7 +52,7 @@ def recipe_names() -> list[str]:
 
 def load_recipe(
     name_or_path: str,
-    assignments: Sequence[str] = (),
+    requests: Sequence[str] = (),
     environ: Mapping[str, str] = os.environ,
     guide_config: GuideConfig | None = None,
 ) -> ResolvedRecipe:
@@ -64,7 +64,7 @@ def load_recipe(
     file = recipe_file(name_or_path)
     layers = Layers()
     _add_file(layers, file, seen=())
-    guide, ours = guide_config.overridden(assignments) if guide_config else (None, assignments)
+    guide, ours = guide_config.overridden(requests) if guide_config else (None, requests)
     for settings in (
         guide.settings(of_command_line=False) if guide else {},
         _as_the_recipe_spells(environment_settings(environ), layers.starting_points()),

@@ -80,7 +80,7 @@ class SearchSettings(Settings):
     keep_paused: int = Field(
         default=30, ge=1, description="paused trials that can go on, the most promising; their checkpoints take room"
     )
-    regroup: bool | None = Field(
+    consolidate: bool | None = Field(
         default=None,
         description="train the most promising trial on all GPUs of a machine when one is too slow to complete it in "
         "time, and they aren't; null: where trials have a GPU each; true: on the CPU as well",

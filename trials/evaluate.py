@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     _refuse_contradictions(arguments)
-    found = _compare(arguments) if arguments.compare else _judge_one(arguments)
+    found = _compare(arguments) if arguments.compare else _evaluate_one(arguments)
     if arguments.json:
         from trials.system.files import write_json
 
@@ -65,7 +65,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _judge_one(arguments: argparse.Namespace) -> dict[str, Any]:
+def _evaluate_one(arguments: argparse.Namespace) -> dict[str, Any]:
     from trials.evaluation.comparison import compare_results
     from trials.evaluation.result import as_json
     from trials.evaluation.result_text import comparison_lines, result_lines
@@ -92,8 +92,8 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     refuse_other_rows(found[0].rows, found[1].rows)
     a, b = [part if isinstance(part, EvalResult) else part.evaluate() for part in found]
     comparison = compare_results(a, b)
-    for name, judgement in (("A", a), ("B", b)):
-        _print([f"{name}: {judgement.rows.model}", *result_lines(judgement), ""])
+    for name, result in (("A", a), ("B", b)):
+        _print([f"{name}: {result.rows.model}", *result_lines(result), ""])
     _print(comparison_lines(comparison, "A", "B"))
     return {"a": as_json(a), "b": as_json(b), "comparison": comparison.as_json()}
 
@@ -103,13 +103,13 @@ def _read(arguments: argparse.Namespace, path: str) -> EvalResult | None:
 
     if not Path(path).is_file():
         return None
-    judgement = read_result(Path(path))
-    if (arguments.labels or arguments.rouge) and judgement.answers is None:
+    result = read_result(Path(path))
+    if (arguments.labels or arguments.rouge) and result.answers is None:
         asked = "--labels" if arguments.labels else "--rouge"
         raise InputError(
-            f"{asked} compares answers, and {path} has none. Judge {judgement.rows.model} again with {asked}."
+            f"{asked} compares answers, and {path} has none. Judge {result.rows.model} again with {asked}."
         )
-    return judgement
+    return result
 
 
 def _prepare(arguments: argparse.Namespace, path: str) -> EvalJob:

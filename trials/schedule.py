@@ -62,7 +62,7 @@ class TokenTriggers:
 
     def __init__(self, tokens: Sequence[int], tokens_seen: int = 0) -> None:
         """Those up to `tokens_seen` are passed already."""
-        self._ahead = sorted(milestone for milestone in tokens if milestone > tokens_seen)
+        self._ahead = sorted(evaluation_point for evaluation_point in tokens if evaluation_point > tokens_seen)
 
     def is_due(self, tokens_seen: int) -> bool:
         """Whether one would be passed with so many tokens seen."""
@@ -71,7 +71,7 @@ class TokenTriggers:
     def advance(self, tokens_seen: int) -> bool:
         """Whether at least one is passed with so many tokens seen; it won't be again."""
         are_passed = self.is_due(tokens_seen)
-        self._ahead = [milestone for milestone in self._ahead if milestone > tokens_seen]
+        self._ahead = [evaluation_point for evaluation_point in self._ahead if evaluation_point > tokens_seen]
         return are_passed
 
 

@@ -25,20 +25,20 @@ def engine_entry(job: Job) -> Measured:
     # Micro-steps differ in size, and whoever multiplies matrices loads a kernel for each size that is new.
     window = Window(job, warm_up_steps=3 * job.engine.trials + _FURTHER_STEPS)
     rows = _tokenized(job)
-    trainees = [_trainee(job, loop, number, rows) for number in range(job.engine.trials)]
+    trainers = [_trainer(job, loop, number, rows) for number in range(job.engine.trials)]
 
     def is_over(_step: int, _tokens: int) -> bool:
         """Asked after every optimizer step of any trial; tokens of steps in work count as well."""
-        return window.step_ended(sum(trainee.tokens_served for trainee in trainees))
+        return window.step_ended(sum(trainer.tokens_served for trainer in trainers))
 
-    futures = [loop.train(trainee, is_over) for trainee in trainees]
+    futures = [loop.train(trainer, is_over) for trainer in trainers]
     for future in futures:
         future.result()
     loop.close()
     return window.result()
 
 
-def _trainee(job: Job, loop: Any, number: int, rows: Sequence[Any]) -> Any:
+def _trainer(job: Job, loop: Any, number: int, rows: Sequence[Any]) -> Any:
     from trials.config import DataSettings, Hyperparameters, ModelSettings, TrialConfig
     from trials.engine.lora.adapter import Adapter, parameter_count
     from trials.engine.memory.oom_history import TrialFootprint
@@ -68,10 +68,10 @@ def _trainee(job: Job, loop: Any, number: int, rows: Sequence[Any]) -> Any:
     step_tokens = work.effective_batch * sum(lengths) / len(lengths)
     loop.admit(number, TrialFootprint(adapter_bytes(parameters, hp, frozen.dtype.itemsize), max(lengths), step_tokens))
     adapter = Adapter(frozen.targets, hp, number, frozen.final_norm)
-    stepper = FlatOptimizer(adapter, config, TrialLength(10**6, 10**9))
+    flat_optimizer = FlatOptimizer(adapter, config, TrialLength(10**6, 10**9))
     order = RowOrder(len(rows), work.effective_batch, number)
     return AdapterTrainer(
-        adapter, stepper, hp.max_grad_norm, lambda step: [rows[index] for index in order.step(step)], 0
+        adapter, flat_optimizer, hp.max_grad_norm, lambda step: [rows[index] for index in order.step(step)], 0
     )
 
 

@@ -87,9 +87,9 @@ def _first_steps(engine: Any) -> list[float]:
     times: list[float] = []
     train = engine._loop.train
 
-    def timed(trainee: Any, is_there: Any) -> Any:
+    def timed(trainer: Any, is_there: Any) -> Any:
         times.append(time.perf_counter())
-        return train(trainee, is_there)
+        return train(trainer, is_there)
 
     engine._loop.train = timed
     return times

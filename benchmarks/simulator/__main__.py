@@ -58,7 +58,9 @@ def regret(given: argparse.Namespace) -> list[dict[str, Any]]:
         for strategy, played in nights.items():
             print(_regret_line(budget, strategy, played), flush=True)
         print(_against_stock(nights[OURS], nights[Stock.ASHA.value]), flush=True)
-        found += [asdict(night) | {"regret": night.regret} for played in nights.values() for night in played]
+        found += [
+            asdict(simulated) | {"regret": simulated.regret} for played in nights.values() for simulated in played
+        ]
     return found
 
 
@@ -68,9 +70,11 @@ def _replayed(given: argparse.Namespace, strategy: str, budget: float) -> list[P
 
 
 def _regret_line(budget: float, strategy: str, played: Sequence[Played]) -> str:
-    regrets = [night.regret for night in played]
+    regrets = [simulated.regret for simulated in played]
     low, high = _interval(regrets)
-    trials, full = (statistics.mean(getattr(night, name) for night in played) for name in ("trials", "full_length"))
+    trials, full = (
+        statistics.mean(getattr(simulated, name) for simulated in played) for name in ("trials", "full_length")
+    )
     return (
         f"budget {budget:4g}  {strategy:7s} median regret {statistics.median(regrets):.4f} ({low:.4f}-{high:.4f}), "
         f"mean {statistics.mean(regrets):.4f}; {trials:.0f} trials, {full:.1f} at full length"
@@ -79,9 +83,9 @@ def _regret_line(budget: float, strategy: str, played: Sequence[Played]) -> str:
 
 def _against_stock(ours: Sequence[Played], stock: Sequence[Played]) -> str:
     """How soon ours had stock's last loss, seed by seed, against the whole night and against when stock had it."""
-    final = [night.best[-1] for night in stock]
-    reached = [night.reached(loss) for night, (_, loss) in zip(ours, final, strict=True)]
-    of_night = [time / night.budget for time, night in zip(reached, ours, strict=True)]
+    final = [simulated.best[-1] for simulated in stock]
+    reached = [simulated.reached(loss) for simulated, (_, loss) in zip(ours, final, strict=True)]
+    of_night = [time / simulated.budget for time, simulated in zip(reached, ours, strict=True)]
     of_stock = [time / at for time, (at, _) in zip(reached, final, strict=True)]
     medians = [statistics.median(one.regret for one in played) for played in (ours, stock)]
     means = [statistics.mean(one.regret for one in played) for played in (ours, stock)]
@@ -108,32 +112,34 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 def deadlines(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Bar 2: nights of any kind."""
     found = _side_by_side(play_random, range(given.first_seed, given.first_seed + given.nights), given.processes)
-    fits = [night for night in found if night.one_fits]
-    busy = sorted(night.busy for night in found)
-    hours = _range(found, lambda night: night.seconds / 3600)
-    print(f"{len(found)} nights of {hours} hours, {sum(night.trials for night in found)} trials")
+    fits = [simulated for simulated in found if simulated.one_fits]
+    busy = sorted(simulated.busy for simulated in found)
+    hours = _range(found, lambda simulated: simulated.seconds / 3600)
+    print(f"{len(found)} nights of {hours} hours, {sum(simulated.trials for simulated in found)} trials")
     print(f"{sum(n.accidents for n in found)} accidents, in {sum(n.accidents > 0 for n in found)} nights")
-    print(f"deadline met: {sum(night.met for night in found)}, earliest and latest " + _margins(found))
-    print(f"a full-length trial: {sum(night.full_length > 0 for night in fits)} of {len(fits)} where one fits")
-    print(f"trials shortened in {sum(night.shortened < 1 for night in found)} nights")
+    print(f"deadline met: {sum(simulated.met for simulated in found)}, earliest and latest " + _margins(found))
+    print(f"a full-length trial: {sum(simulated.full_length > 0 for simulated in fits)} of {len(fits)} where one fits")
+    print(f"trials shortened in {sum(simulated.shortened < 1 for simulated in found)} nights")
     print(
         f"at work: median {statistics.median(busy):.2%}, least {busy[0]:.2%}; "
         f"{sum(share >= _BUSY_ENOUGH for share in busy)} nights with {_BUSY_ENOUGH:.0%} and more; all together "
         f"{_together(found):.2%}"
     )
-    for night in found:
-        if not night.met or (night.one_fits and not night.full_length) or night.busy < _BUSY_ENOUGH:
-            print(f"  {night}")
-    return [asdict(night) for night in found]
+    for simulated in found:
+        if not simulated.met or (simulated.one_fits and not simulated.full_length) or simulated.busy < _BUSY_ENOUGH:
+            print(f"  {simulated}")
+    return [asdict(simulated) for simulated in found]
 
 
 def _together(found: Sequence[Outcome]) -> float:
     """Busy time of all nights over the time of all nights."""
-    return sum(night.busy * night.seconds for night in found) / sum(night.seconds for night in found)
+    return sum(simulated.busy * simulated.seconds for simulated in found) / sum(
+        simulated.seconds for simulated in found
+    )
 
 
 def _margins(found: Sequence[Outcome]) -> str:
-    left = [night.seconds - night.ended for night in found]
+    left = [simulated.seconds - simulated.ended for simulated in found]
     return f"{max(left):.0f} s and {min(left):.0f} s before it"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from benchmarks.simulator.simulator import Accident, Machine, SimulatedNight
+from benchmarks.simulator.simulator import Accident, Machine, SimulatedSearch
 from benchmarks.simulator.synthetic_curves import ModelledCurves
 from orchestrator.planning.export_reserve import expected_seconds
 from orchestrator.state.deadline import Deadline, first_reserve
@@ -110,9 +110,9 @@ def _played(
     run = RunDir(folder)
     run.write_search(search)
     landscape = ModelledCurves(seed)
-    night = SimulatedNight(run, landscape, machine, placement.slots, accidents)
-    account = night.play()
-    final = night.conductor.search
+    simulated = SimulatedSearch(run, landscape, machine, placement.slots, accidents)
+    account = simulated.play()
+    final = simulated.controller.search
     training_ends = (final.deadline.training_ends - _STARTED).total_seconds()
     records = [record for record in run.records() if record.origin is not Origin.BASE]
     first = account.first_start if account.first_start is not None else training_ends
@@ -122,7 +122,7 @@ def _played(
         seed=seed,
         seconds=seconds,
         # What the end of a search takes was measured on real ones; here it's up to a fifth more than was expected.
-        ended=night.seconds
+        ended=simulated.seconds
         + expected_seconds(final.deadline.reserve_seconds) * random.Random(seed + 1).uniform(0.7, 1.2),
         full_length=sum(record.ending is not None and record.ending.kind is EndingKind.FINISHED for record in records),
         one_fits=first + _SLOWEST * full * (1 + account.lost_fraction) + account.down_seconds <= training_ends,

@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from benchmarks.simulator.recorded_curves import RecordedCurves, best_final, demo_space
-from benchmarks.simulator.simulator import Curve, Landscape, Machine, SimulatedNight
-from benchmarks.simulator.stock_searchers import Stock, StockNight
+from benchmarks.simulator.simulator import Curve, Landscape, Machine, SimulatedSearch
+from benchmarks.simulator.stock_searchers import Stock, StockSearch
 from benchmarks.simulator.synthetic_curves import ModelledCurves
 from orchestrator.state.deadline import Deadline
 from orchestrator.state.run_dir import Placement, RunDir, Search
@@ -84,7 +84,7 @@ def _play_ours(_strategy: str, curves: Landscape, budget: float, seed: int, slot
         run = RunDir(folder)
         run.write_search(search)
         only = curves.beside(recipe) if isinstance(curves, RecordedCurves) else None
-        account = SimulatedNight(run, curves, _MACHINE, slots, only=only).play()
+        account = SimulatedSearch(run, curves, _MACHINE, slots, only=only).play()
         assert account.first_start is not None  # there is time for a trial in every budget
         best = [((at - account.first_start) * slots / FULL_SECONDS, loss) for at, loss in account.best]
         return best, account.trials, account.full_length
@@ -97,15 +97,15 @@ def _play_stock(strategy: str, curves: Landscape, budget: float, seed: int, slot
     recipe = load_recipe("demo", [], environ={}).recipe
     starts = [recipe.start_values(name) for name in recipe.start]
     snap = curves.nearest if isinstance(curves, RecordedCurves) else None
-    night = StockNight(Stock(strategy), demo_space(), seed, EVALUATIONS, start=starts, snap=snap)
-    return _Replay(night, recipe, curves, budget * FULL_SECONDS / slots).play(slots)
+    simulated = StockSearch(Stock(strategy), demo_space(), seed, EVALUATIONS, start=starts, snap=snap)
+    return _Replay(simulated, recipe, curves, budget * FULL_SECONDS / slots).play(slots)
 
 
 class _Replay:
     """Trials of a stock night on a simulated clock."""
 
-    def __init__(self, night: StockNight, recipe: Recipe, curves: Landscape, ends: float) -> None:
-        self._night = night
+    def __init__(self, simulated: StockSearch, recipe: Recipe, curves: Landscape, ends: float) -> None:
+        self._night = simulated
         self._recipe = recipe
         self._curves = curves
         self._ends = ends

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.simulator.simulator import Machine, SimulatedNight
+from benchmarks.simulator.simulator import Machine, SimulatedSearch
 from benchmarks.simulator.synthetic_curves import ModelledCurves
 from orchestrator.state.deadline import Deadline
 from orchestrator.state.run_dir import Placement, RunDir, Search
@@ -69,10 +69,10 @@ def play_crowded(slots: int, trials: int, seed: int) -> Crowd:
         (folder / "trials").mkdir()
         run = RunDir(folder)
         run.write_search(search)
-        account = SimulatedNight(run, ModelledCurves(seed), machine, slots, timer=time.perf_counter).play()
+        account = SimulatedSearch(run, ModelledCurves(seed), machine, slots, timer=time.perf_counter).play()
     finally:
         shutil.rmtree(folder)
-    taken, between = np.array(account.decisions) * 1e3, np.array(account.tidying) * 1e3
+    taken, between = np.array(account.decisions) * 1e3, np.array(account.idle) * 1e3
     return Crowd(
         slots=slots,
         trials=account.trials,

@@ -92,7 +92,7 @@ class Accident:
 class Slot:
     """Where one trial runs at a time."""
 
-    assignment: TrialRequest | None = None
+    request: TrialRequest | None = None
     curve: Curve | None = None
     fraction: float = 0.0
     """Trained so far, at `since`."""
@@ -101,7 +101,7 @@ class Slot:
     """When this stretch did."""
     seconds_before: float = 0.0
     """The trial's own, of earlier stretches."""
-    stretch: int = 0
+    segment: int = 0
     """So that events of a stretch that was broken off aren't taken for the next one's."""
 
 
@@ -114,7 +114,7 @@ class Account:
     first_start: float | None = None
     decisions: list[float] = field(default_factory=list)
     """Seconds that the conductor took for each."""
-    tidying: list[float] = field(default_factory=list)
+    idle: list[float] = field(default_factory=list)
     """Seconds that it took after each event for what nobody waits for."""
     down_seconds: float = 0.0
     """From the first trial's start: nobody had resumed the search yet after its conductor died."""
@@ -126,7 +126,7 @@ class Account:
     full_length: int = 0
 
 
-class SimulatedNight:
+class SimulatedSearch:
     """Runs one search from its beginning to the end of its training."""
 
     def __init__(
@@ -153,7 +153,7 @@ class SimulatedNight:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._best_loss = float("inf")
         self.account = Account()
-        self.conductor = self._new_conductor()
+        self.controller = self._new_controller()
         for accident in accidents:
             self._at(accident.at, self._accident(accident))
 
@@ -170,27 +170,27 @@ class SimulatedNight:
         """Until nothing runs and nothing more is to be done."""
         while True:
             is_over = self._fill_slots()
-            if is_over and not any(slot.assignment for slot in self._slots):
+            if is_over and not any(slot.request for slot in self._slots):
                 break
             if not self._queue:
                 break
             at, _, happens = heapq.heappop(self._queue)
             self._seconds = max(self._seconds, at)
             happens()
-            self._tidy()
-        self.conductor.close()
+            self._idle()
+        self.controller.close()
         return self.account
 
     @property
     def _full_seconds(self) -> float:
         """Of a mean full trial, as long as trials are that night."""
-        return self._machine.full_trial * (self.conductor.search.shortened or 1.0)
+        return self._machine.full_trial * (self.controller.search.shortened or 1.0)
 
     @property
     def _training_ends(self) -> float:
-        return (self.conductor.search.deadline.training_ends - self._began).total_seconds()
+        return (self.controller.search.deadline.training_ends - self._began).total_seconds()
 
-    def _new_conductor(self) -> SearchController:
+    def _new_controller(self) -> SearchController:
         return SearchController(
             self._run, self._run.read_search(), len(self._slots), self._listener, self.now, self._only
         )
@@ -201,9 +201,9 @@ class SimulatedNight:
     def _fill_slots(self) -> bool:
         """Hands out what the conductor has; whether it has no more."""
         for slot in self._slots:
-            if slot.assignment is not None:
+            if slot.request is not None:
                 continue
-            answer = self._timed(self.conductor.suggest)
+            answer = self._timed(self.controller.suggest)
             if not isinstance(answer, TrialRequest):
                 return answer == "over"
             self._start(slot, answer)
@@ -217,38 +217,38 @@ class SimulatedNight:
         self.account.decisions.append(self._timer() - began)
         return answer
 
-    def _tidy(self) -> None:
+    def _idle(self) -> None:
         """As the tuner does between two events; what trials wait for isn't held up by it."""
         if self._timer is None:
-            self.conductor.on_idle()
+            self.controller.on_idle()
             return
         began = self._timer()
-        self.conductor.on_idle()
-        self.account.tidying.append(self._timer() - began)
+        self.controller.on_idle()
+        self.account.idle.append(self._timer() - began)
 
-    def _start(self, slot: Slot, assignment: TrialRequest) -> None:
-        slot.assignment, slot.began, slot.stretch = assignment, self._seconds, slot.stretch + 1
+    def _start(self, slot: Slot, request: TrialRequest) -> None:
+        slot.request, slot.began, slot.segment = request, self._seconds, slot.segment + 1
         slot.since = self._seconds + self._machine.start
         slot.fraction = slot.seconds_before = 0.0
-        if assignment.origin is Origin.BASE:
+        if request.origin is Origin.BASE:
             self._at(self._seconds + self._machine.base, self._unless_gone(slot, lambda: self._base_is_evaluated(slot)))
             return
-        if assignment.resumes:
-            progress = choose_checkpoint(assignment.folder, None).progress
+        if request.resumes:
+            progress = choose_checkpoint(request.folder, None).progress
             slot.fraction, slot.seconds_before = progress.step / _STEPS, progress.seconds
-        slot.curve = self._landscape.curve(assignment.trial_id, assignment.config.hyperparameters)
-        if assignment.origin is Origin.PROBE:
+        slot.curve = self._landscape.curve(request.trial_id, request.config.hyperparameters)
+        if request.origin is Origin.PROBE:
             self._probe(slot)
             return
         if self.account.first_start is None:
             self.account.first_start = self._seconds
-        self.account.trials += not assignment.resumes
+        self.account.trials += not request.resumes
         self._plan_next(slot)
 
     def _plan_next(self, slot: Slot) -> None:
         """The next thing that happens in a slot: an evaluation, its trial's breaking off, or the end of training."""
-        assert slot.assignment is not None and slot.curve is not None  # noqa: PT018
-        every = 1 / slot.assignment.config.evaluation.evaluations
+        assert slot.request is not None and slot.curve is not None  # noqa: PT018
+        every = 1 / slot.request.config.evaluation.evaluations
         target = min(1.0, (int(slot.fraction / every + 1e-9) + 1) * every)
         breaks = slot.curve.ending is not EndingKind.FINISHED and slot.curve.ends_at <= target
         target = max(slot.fraction, slot.curve.ends_at) if breaks else target
@@ -261,23 +261,23 @@ class SimulatedNight:
             self._at(slot.since + seconds, self._unless_gone(slot, lambda: self._evaluate(slot, target)))
 
     def _unless_gone(self, slot: Slot, happens: Callable[[], None]) -> Callable[[], None]:
-        stretch = slot.stretch
+        segment = slot.segment
 
         def check() -> None:
-            if slot.stretch == stretch and slot.assignment is not None:
+            if slot.segment == segment and slot.request is not None:
                 happens()
 
         return check
 
     def _evaluate(self, slot: Slot, fraction: float) -> None:
-        assignment = slot.assignment
-        assert assignment is not None
+        request = slot.request
+        assert request is not None
         point = self._record(slot, fraction)
         if fraction < 1.0:
             self._checkpoint(slot, point)
-        goes_on = self._timed(lambda: self.conductor.on_result(assignment.trial_id, point))
+        goes_on = self._timed(lambda: self.controller.on_result(request.trial_id, point))
         if fraction >= 1.0:
-            TrialDir(assignment.folder).end(Ending(EndingKind.FINISHED, "trained for all its steps"))
+            TrialDir(request.folder).end(Ending(EndingKind.FINISHED, "trained for all its steps"))
             self.account.full_length += 1
         if not goes_on or fraction >= 1.0:
             self._leave(slot)
@@ -286,10 +286,10 @@ class SimulatedNight:
         self._plan_next(slot)
 
     def _record(self, slot: Slot, fraction: float) -> EvalPoint:
-        assert slot.assignment is not None and slot.curve is not None  # noqa: PT018
+        assert slot.request is not None and slot.curve is not None  # noqa: PT018
         loss = slot.curve.loss(fraction)
         best = min(loss, *(value for at, value in slot.curve.points if at <= fraction + 1e-9), loss)
-        full = self.conductor.search.full_tokens
+        full = self.controller.search.full_tokens
         point = EvalPoint(
             step=round(fraction * _STEPS),
             tokens_seen=round(fraction * full),
@@ -298,16 +298,16 @@ class SimulatedNight:
             seconds=slot.seconds_before + self._seconds - slot.began,
             tokens_per_second=full / (self._full_seconds * slot.curve.slowness),
         )
-        TrialDir(slot.assignment.folder).record(point, _rows(loss), _save_adapter)
+        TrialDir(slot.request.folder).record(point, _rows(loss), _save_adapter)
         if loss < self._best_loss:
             self._best_loss = loss
             self.account.best.append((self._seconds, loss))
         return point
 
     def _checkpoint(self, slot: Slot, point: EvalPoint) -> None:
-        assert slot.assignment is not None
+        assert slot.request is not None
         watch = TrialTimer(point.seconds, point.seconds)
-        writer = CheckpointWriter(TrialDir(slot.assignment.folder), watch, self._landscape.base_loss, keep=1)
+        writer = CheckpointWriter(TrialDir(slot.request.folder), watch, self._landscape.base_loss, keep=1)
 
         def save() -> None:
             made = writer.unfinished / f"checkpoint-{point.step}"
@@ -317,29 +317,29 @@ class SimulatedNight:
         writer.write(point.step, LogState(point.step, 0.0), save)
 
     def _leave(self, slot: Slot, *, died: bool = False) -> None:
-        assignment = slot.assignment
-        assert assignment is not None
-        slot.assignment = None
-        if assignment.origin not in (Origin.BASE, Origin.PROBE):
+        request = slot.request
+        assert request is not None
+        slot.request = None
+        if request.origin not in (Origin.BASE, Origin.PROBE):
             self.account.busy_seconds += max(0.0, self._seconds - slot.began - self._machine.start)
-        self._timed(lambda: self.conductor.on_trial_end(assignment.trial_id, DIED if died else TrialExit()))
+        self._timed(lambda: self.controller.on_trial_end(request.trial_id, DIED if died else TrialExit()))
 
     def _base_is_evaluated(self, slot: Slot) -> None:
-        assert slot.assignment is not None
+        assert slot.request is not None
         loss = self._landscape.base_loss
         point = EvalPoint(0, 0, loss, loss, seconds=0.3 * self._machine.base)
-        folder = TrialDir(slot.assignment.folder)
+        folder = TrialDir(slot.request.folder)
         folder.record(point, _rows(loss), None)
-        self.conductor.on_result(slot.assignment.trial_id, point)
+        self.controller.on_result(slot.request.trial_id, point)
         folder.end(Ending(EndingKind.FINISHED, "the base model is evaluated, not trained"))
         self._leave(slot)
 
     def _probe(self, slot: Slot) -> None:
         """Two evaluations after a hundredth of a trial each."""
-        assert slot.assignment is not None and slot.curve is not None  # noqa: PT018
-        full = self.conductor.search.full_tokens
+        assert slot.request is not None and slot.curve is not None  # noqa: PT018
+        full = self.controller.search.full_tokens
         rate = full / (self._machine.full_trial / self._machine.slots_per_engine)
-        folder = TrialDir(slot.assignment.folder)
+        folder = TrialDir(slot.request.folder)
         loss = self._landscape.base_loss
         for tokens in (full // 100, 2 * (full // 100)):
             point = EvalPoint(tokens, tokens, loss, loss, seconds=tokens / rate, tokens_per_second=rate)
@@ -352,19 +352,19 @@ class SimulatedNight:
         self._at(slot.since + 2 * (full // 100) / rate, self._unless_gone(slot, ends))
 
     def _break_off(self, slot: Slot) -> None:
-        assert slot.assignment is not None and slot.curve is not None  # noqa: PT018
-        TrialDir(slot.assignment.folder).end(Ending(slot.curve.ending, f"as the landscape has it: {slot.curve.ending}"))
+        assert slot.request is not None and slot.curve is not None  # noqa: PT018
+        TrialDir(slot.request.folder).end(Ending(slot.curve.ending, f"as the landscape has it: {slot.curve.ending}"))
         self._leave(slot)
 
     def _time_is_over(self, slot: Slot) -> None:
         """What runs is evaluated once more, and ends."""
-        assert slot.assignment is not None and slot.curve is not None  # noqa: PT018
+        assert slot.request is not None and slot.curve is not None  # noqa: PT018
         trained = max(0.0, self._seconds - slot.since) / (self._full_seconds * slot.curve.slowness)
         fraction = min(1.0, slot.fraction + trained)
         if fraction > slot.fraction:
             point = self._record(slot, fraction)
-            self.conductor.on_result(slot.assignment.trial_id, point)
-        TrialDir(slot.assignment.folder).end(Ending(EndingKind.PRUNED, "the time for training was over"))
+            self.controller.on_result(slot.request.trial_id, point)
+        TrialDir(slot.request.folder).end(Ending(EndingKind.PRUNED, "the time for training was over"))
         self._leave(slot)
 
     def _accident(self, accident: Accident) -> Callable[[], None]:
@@ -380,7 +380,7 @@ class SimulatedNight:
 
     def _kill(self, slots: Sequence[Slot]) -> None:
         for slot in slots:
-            if slot.assignment is not None:
+            if slot.request is not None:
                 self._note_loss(slot)
                 self._leave(slot, died=True)
 
@@ -391,15 +391,15 @@ class SimulatedNight:
     def _kill_driver(self) -> None:
         """Everything is gone but the run folder; somebody resumes the search a while later."""
         for slot in self._slots:
-            if slot.assignment is not None:
+            if slot.request is not None:
                 self._note_loss(slot)
-                if slot.assignment.origin not in (Origin.BASE, Origin.PROBE):
+                if slot.request.origin not in (Origin.BASE, Origin.PROBE):
                     self.account.busy_seconds += max(0.0, self._seconds - slot.began - self._machine.start)
-                slot.assignment = None
+                slot.request = None
         if self.account.first_start is not None:
             self.account.down_seconds += max(0.0, min(self._machine.restart, self._training_ends - self._seconds))
         self._seconds += self._machine.restart
-        self.conductor = self._new_conductor()
+        self.controller = self._new_controller()
 
 
 def _rows(loss: float) -> RowLosses:

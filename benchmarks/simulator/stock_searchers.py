@@ -55,7 +55,7 @@ class _Replayed(optuna.samplers.TPESampler):
         return {name: encode(got[name], dimension) for name, dimension in self._dimensions.items()}
 
 
-class StockNight:
+class StockSearch:
     """Searcher and scheduler of one night. Time is counted in evaluations of a trial, 1 to `evaluations`.
 
     `start`: configurations to try first. `snap`: where nights are replayed on a table, what a proposal gets of it; the

@@ -40,9 +40,9 @@ class Measured:
     adapter: Path
 
 
-def measure(rate: float, folder: Path, assignments: Sequence[str] = ()) -> Measured:
+def measure(rate: float, folder: Path, requests: Sequence[str] = ()) -> Measured:
     """Trains the demo's trial at one learning rate; `assignments` change the recipe as --set does."""
-    recipe = load_recipe("demo", assignments, environ={}).recipe
+    recipe = load_recipe("demo", requests, environ={}).recipe
     config = recipe.trial_config({"learning_rate": rate, "lora_rank": 16})
     tokenizer = load_tokenizer(config.model)
     use_threads(config.machine)

@@ -83,7 +83,7 @@ def _begin(engines: WorkerPool, config: TrialConfig, work: Path, number: int) ->
     folder = work / "changes" / f"{time.time_ns()}-{number}"
     TrialDir(folder).begin(config, Origin.PROPOSED, "change")
     engine = _named(str(engines.take_slot(str(number))))
-    ray.get(engine.begin.remote(_assignment(config, folder, number)))
+    ray.get(engine.begin.remote(_request(config, folder, number)))
     return engine
 
 
@@ -100,7 +100,7 @@ def _named(name: str) -> Any:
     return found[0]
 
 
-def _assignment(config: TrialConfig, folder: Path, number: int) -> dict[str, Any]:
+def _request(config: TrialConfig, folder: Path, number: int) -> dict[str, Any]:
     return {
         "trial_id": str(number),
         "resumes": False,

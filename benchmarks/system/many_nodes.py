@@ -26,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.system.sleeping_engine import STRETCHES, SleepingEngine
+from benchmarks.system.sleeping_engine import SEGMENTS, SleepingEngine
 from orchestrator.controller.events import Event, TrialStarted, in_turn
 from orchestrator.monitoring.progress import Progress
 from orchestrator.state.check_result import CheckResult
@@ -89,13 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def figures(run: RunDir, slots: int, seconds: float, memory: Memory) -> list[str]:
     """What the run folder and the clock say, in lines."""
     records = run.records()[1:]
-    costs, stretches = overheads(run)
+    costs, segments = overheads(run)
     ends = sorted(costs.values())
     p90 = ends[int(0.9 * len(ends))]
     kinds = sorted({record.ending.kind.value if record.ending else "open" for record in records})
-    slept = sum(line["slept"] for line in stretches)
+    slept = sum(line["slept"] for line in segments)
     return [
-        f"{len(records)} trials ({', '.join(kinds)}) in {len(stretches)} stretches on {slots} slots: {seconds:.0f} s",
+        f"{len(records)} trials ({', '.join(kinds)}) in {len(segments)} stretches on {slots} slots: {seconds:.0f} s",
         f"slot-seconds not training, per trial: median {statistics.median(ends):.2f}, 90 % below {p90:.2f}",
         f"share of slots' time that trials trained in: {slept / (slots * seconds):.0%}".replace("%", " %"),
         f"driver memory: {memory.at_start:.0f} MiB at the first trial, {memory.at_end:.0f} MiB at the end",
@@ -108,13 +108,13 @@ def overheads(run: RunDir) -> tuple[dict[str, float], list[dict[str, Any]]]:
     The first stretch of a slot is left out: nothing says since when the slot was free.
     """
     costs: dict[str, float] = defaultdict(float)
-    stretches = []
-    for file in (run.path / STRETCHES).glob("*.jsonl"):
+    segments = []
+    for file in (run.path / SEGMENTS).glob("*.jsonl"):
         lines = [line for line in read_json_lines(file) if line["trial"] != BASE_TRIAL_ID]
-        stretches += lines
+        segments += lines
         for before, line in pairwise(lines):
             costs[line["trial"]] += line["ended"] - before["ended"] - line["slept"]
-    return dict(costs), stretches
+    return dict(costs), segments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -189,12 +189,12 @@ def _search(run: RunDir, search: Search, memory: Memory) -> None:
     from orchestrator.monitoring.prometheus import PrometheusExporter
 
     engines.EngineWorker = SleepingEngine  # type: ignore[attr-defined]
-    board, clock = Progress(tuple(search.recipe.space)), SteadyClock()
+    progress, clock = Progress(tuple(search.recipe.space)), SteadyClock()
     assert search.placement is not None
-    with PrometheusExporter(board, run, search, clock) as metrics:
-        listener: Callable[[Event], None] = in_turn(board.apply, metrics, memory.note_start)
-        conductor = SearchController(run, search, search.placement.slots, listener, now=clock)
-        tuner.run_tune(conductor, run)
+    with PrometheusExporter(progress, run, search, clock) as metrics:
+        listener: Callable[[Event], None] = in_turn(progress.apply, metrics, memory.note_start)
+        controller = SearchController(run, search, search.placement.slots, listener, now=clock)
+        tuner.run_tune(controller, run)
 
 
 def _in_words(found: Sequence[CheckResult]) -> str:

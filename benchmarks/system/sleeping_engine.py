@@ -18,7 +18,7 @@ from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, Tria
 from trials.system.files import append_json_line
 from trials.system.timer import TrialTimer
 
-STRETCHES = "stretches"
+SEGMENTS = "stretches"
 """In the run folder: a file per engine, a line for every stretch of a trial in it."""
 _STEPS, _TOKENS_PER_SECOND = 100, 1000.0
 
@@ -26,23 +26,23 @@ _STEPS, _TOKENS_PER_SECOND = 100, 1000.0
 class SleepingEngine(EngineWorker):
     """In place of `EngineWorker`, in a process of its own; a trial's `train_tokens` are slept at 1,000 a second."""
 
-    def _run_trial(self, assignment: Mapping[str, Any], conversation: TrialChannel) -> None:
+    def _run_trial(self, request: Mapping[str, Any], conversation: TrialChannel) -> None:
         began = time.time()
-        with logged_segment(Path(assignment["folder"]), assignment):
-            slept = _run(assignment, conversation)
-        stretches = Path(assignment["folder"]).parent.parent / STRETCHES
-        stretches.mkdir(exist_ok=True)
-        line = {"trial": assignment["trial_id"], "began": began, "ended": time.time(), "slept": slept}
-        append_json_line(stretches / f"{assignment['engine']}.jsonl", line)
+        with logged_segment(Path(request["folder"]), request):
+            slept = _run(request, conversation)
+        segments = Path(request["folder"]).parent.parent / SEGMENTS
+        segments.mkdir(exist_ok=True)
+        line = {"trial": request["trial_id"], "began": began, "ended": time.time(), "slept": slept}
+        append_json_line(segments / f"{request['engine']}.jsonl", line)
 
 
-def _run(assignment: Mapping[str, Any], conversation: TrialChannel) -> float:
+def _run(request: Mapping[str, Any], conversation: TrialChannel) -> float:
     """Returns the seconds slept."""
-    config = TrialConfig.model_validate_json(assignment["config"])
-    folder = TrialDir(Path(assignment["folder"]))
-    if assignment["origin"] == Origin.BASE.value:
+    config = TrialConfig.model_validate_json(request["config"])
+    folder = TrialDir(Path(request["folder"]))
+    if request["origin"] == Origin.BASE.value:
         return _evaluate_base(folder, conversation)
-    return _sleep_through(config, folder, conversation, resumes=assignment["resumes"])
+    return _sleep_through(config, folder, conversation, resumes=request["resumes"])
 
 
 def _evaluate_base(folder: TrialDir, conversation: TrialChannel) -> float:

@@ -38,7 +38,7 @@ class CalibrationPhase:
         self.search = replace(search, shortened=1.0) if begun and search.shortened is None else search
         self._run = run
         self._slots = slots
-        self.pace = ThroughputModel.from_records(records, search.regrouped)
+        self.throughput = ThroughputModel.from_records(records, search.regrouped)
         base = next((record for record in records if record.origin is Origin.BASE and record.points), None)
         self.base_eval_loss = None if base is None else base.best_eval_loss
         self._base_is_done = base is not None
@@ -123,32 +123,34 @@ class CalibrationPhase:
         found, self._sentences = self._sentences, []
         return found
 
-    def observe_segment(self, member: Trial, point: EvalPoint, handed_out_seconds: float | None) -> None:
+    def observe_segment(self, trial: Trial, point: EvalPoint, dispatched_seconds: float | None) -> None:
         """Takes in what a trial took from its last evaluation to this one, which isn't in `member.points` yet.
 
         `handed_out_seconds` have passed since the trial was handed out, where this is its first evaluation since then.
         """
-        last = member.points[-1] if member.points else None
+        last = trial.points[-1] if trial.points else None
         seconds = point.seconds - (last.seconds if last else 0.0)
-        self.pace.observe(member.config, point.tokens_seen - (last.tokens_seen if last else 0), seconds, point.ranks)
-        if handed_out_seconds is not None:
-            self.pace.observe_start(handed_out_seconds - seconds)
+        self.throughput.observe(
+            trial.config, point.tokens_seen - (last.tokens_seen if last else 0), seconds, point.ranks
+        )
+        if dispatched_seconds is not None:
+            self.throughput.observe_start(dispatched_seconds - seconds)
 
     def budget_state(self, seconds_left: float, *, may_start: bool) -> BudgetState:
         """What is left of it, as the policy wants to know it."""
-        full = self.pace.seconds(None, self.search.full_tokens)
+        full = self.throughput.seconds(None, self.search.full_tokens)
         return BudgetState(
             seconds_left=seconds_left,
             seconds=(self.search.deadline.training_ends - self.search.deadline.started).total_seconds(),
             slots=self._slots,
             seconds_full=seconds_left if full is None else full,
-            milestone=self._milestone,
-            seconds_start=self.pace.start_seconds,
+            evaluation_point=self._evaluation_point,
+            seconds_start=self.throughput.start_seconds,
             may_start=may_start,
         )
 
     @property
-    def _milestone(self) -> float:
+    def _evaluation_point(self) -> float:
         """The fraction of a full trial from one evaluation to the next."""
         settings, epoch = self.search.recipe.evaluation, self.search.epoch
         if settings.every_rows is None or epoch is None:
@@ -174,11 +176,11 @@ class CalibrationPhase:
     def _measure_length(self, probe: TrialRecord, now: datetime) -> None:
         recipe, full = self.search.recipe, self.search.full_tokens
         each = self._seconds_per_token(probe)
-        self.pace.observe(probe.config, probe.tokens_seen, each * probe.tokens_seen)
+        self.throughput.observe(probe.config, probe.tokens_seen, each * probe.tokens_seen)
         left = self.search.deadline.training_seconds_left(now)
         length = shortened_length(full, each, left, self._slots, recipe.search.full_trials)
         self.search = replace(self.search, shortened=length / full, full_tokens=length)
-        self.search = replace(self.search, prediction=forecast_search(self.search, self.pace, now).to_json())
+        self.search = replace(self.search, prediction=forecast_search(self.search, self.throughput, now).to_json())
         if length < full and self.search.epoch is not None:
             self._sentences.append(f"a full trial is {length_in_words(full, length, self.search.epoch.tokens)}")
 
@@ -191,4 +193,4 @@ class CalibrationPhase:
         evaluation = max(0.0, last.seconds - first.seconds - (trained[1] - trained[0])) if tokens else 0.0
         placement = self.search.placement
         beside = placement.slots_per_engine if placement is not None and placement.engines else 1
-        return beside * (training + evaluation / (self._milestone * self.search.full_tokens))
+        return beside * (training + evaluation / (self._evaluation_point * self.search.full_tokens))

@@ -23,23 +23,23 @@ _OPENING_FACTOR = 1.5
 
 def plan_consolidation(
     search: Search,
-    members: Iterable[Trial],
+    trials: Iterable[Trial],
     forecast: Callable[[str], Forecast | None],
-    pace: ThroughputModel,
+    throughput: ThroughputModel,
     seconds_left: float,
     now: str,
 ) -> Consolidation | None:
     """What is to be changed, at the time `now`, if it `is_near_the_end`; None: nothing."""
-    placed, each = search.placement, pace.seconds_per_token()
+    placed, each = search.placement, throughput.seconds_per_token()
     assert placed is not None
     assert each is not None
     beside, ranks = placed.slots_per_engine, placed.most_ranks
     found = measured_scaling(search, ranks, beside / each)
     together = OnAllGpus(ranks, found or assumed_scaling(ranks), _change_seconds(search))
-    members = list(members)
-    complete = (member.best_eval_loss for member in members if member.ending is not None)
+    trials = list(trials)
+    complete = (trial.best_eval_loss for trial in trials if trial.ending is not None)
     best = min((loss for loss in complete if loss is not None), default=None)
-    found_unfinished = [_unfinished(member, search, forecast, pace) for member in members if member.ending is None]
+    found_unfinished = [_unfinished(trial, search, forecast, throughput) for trial in trials if trial.ending is None]
     unfinished = [each for each in found_unfinished if each is not None]
     chosen = finalist(unfinished, best, seconds_left, together)
     if chosen is None:
@@ -52,17 +52,17 @@ def plan_consolidation(
     return Consolidation(ranks, together.scaling * beside, chosen.trial_id, reason, now)
 
 
-def is_near_the_end(search: Search, pace: ThroughputModel, seconds_left: float) -> bool:
+def is_near_the_end(search: Search, throughput: ThroughputModel, seconds_left: float) -> bool:
     """Whether a full trial takes longer on one GPU than what is left: before, there is nothing to be regrouped for."""
-    placed, full = search.placement, pace.seconds(None, search.full_tokens)
+    placed, full = search.placement, throughput.seconds(None, search.full_tokens)
     if placed is None or full is None or not placed.engines:
         return False
     # Asked several times a second: what takes time comes last.
-    return full / placed.slots_per_engine > seconds_left and _may_regroup(search, placed)
+    return full / placed.slots_per_engine > seconds_left and _may_consolidate(search, placed)
 
 
-def _may_regroup(search: Search, placed: Placement) -> bool:
-    allowed = search.recipe.search.regroup
+def _may_consolidate(search: Search, placed: Placement) -> bool:
+    allowed = search.recipe.search.consolidate
     if allowed is None:
         allowed = search.gpus_per_trial == 1
     is_apart = search.ranks == 1 and search.regrouped is None
@@ -72,16 +72,18 @@ def _may_regroup(search: Search, placed: Placement) -> bool:
 
 
 def _unfinished(
-    member: Trial, search: Search, forecast: Callable[[str], Forecast | None], pace: ThroughputModel
+    trial: Trial, search: Search, forecast: Callable[[str], Forecast | None], throughput: ThroughputModel
 ) -> FinalistCandidate | None:
     """None: nothing is known of it yet."""
-    outlook, placed = forecast(member.trial_id), search.placement
-    if outlook is None or placed is None or search.epoch is None:
+    curve_model, placed = forecast(trial.trial_id), search.placement
+    if curve_model is None or placed is None or search.epoch is None:
         return None
-    left = full_tokens(member.config.hyperparameters, search.epoch) - member.tokens_seen
-    seconds = pace.seconds(member.config, max(0.0, left))
+    left = full_tokens(trial.config.hyperparameters, search.epoch) - trial.tokens_seen
+    seconds = throughput.seconds(trial.config, max(0.0, left))
     return (
-        None if seconds is None else FinalistCandidate(member.trial_id, outlook.mean, seconds / placed.slots_per_engine)
+        None
+        if seconds is None
+        else FinalistCandidate(trial.trial_id, curve_model.mean, seconds / placed.slots_per_engine)
     )
 
 

@@ -95,10 +95,10 @@ class SearchController:
         self._now = now
         self._running: dict[str, datetime | None] = {}
         """When each was handed out; None: it has been evaluated since."""
-        self._suspects = CrashTracker()
+        self._crash_tracker = CrashTracker()
         self._interrupted = threading.Event()
         self._failures_in_a_row = 0
-        self._mishaps = ProxyErrors()
+        self._proxy_errors = ProxyErrors()
         self._troubles: set[str] = set()
         """What only reports and went wrong, and was said."""
         self.gave_up: str | None = None
@@ -108,19 +108,19 @@ class SearchController:
         """Nothing more is started: the next session is to train each trial on so many GPUs."""
         records = self._sound_records()
         trained = [record for record in records if record.origin is not Origin.BASE]
-        self._preliminaries = CalibrationPhase(run, search, slots, records)
+        self._calibration = CalibrationPhase(run, search, slots, records)
         lost = ids_set_aside(run.path, records)
         self._writer = StudyWriter(run, search.recipe, records, lost, lambda text: self._emit(Notice(text)))
-        self._roster = TrialTable(trained, search.recipe.search.keep_adapters)
-        self._policy = FreezeThawScheduler(search.recipe.space, search.recipe.search, only)
-        if self._preliminaries.base_eval_loss is not None:
-            self._policy.set_base_loss(self._preliminaries.base_eval_loss)
+        self._table = TrialTable(trained, search.recipe.search.keep_adapters)
+        self._scheduler = FreezeThawScheduler(search.recipe.space, search.recipe.search, only)
+        if self._calibration.base_eval_loss is not None:
+            self._scheduler.set_base_loss(self._calibration.base_eval_loss)
         self._catch_up(trained)
 
     @property
     def search(self) -> Search:
         """As it's known by now: how long a full trial is and what is kept for the export are found out first."""
-        return self._preliminaries.search
+        return self._calibration.search
 
     @property
     def should_stop(self) -> bool:
@@ -128,9 +128,9 @@ class SearchController:
         return self._interrupted.is_set() or -self._seconds_left > grace_seconds(self.search.deadline.reserve_seconds)
 
     @property
-    def pace(self) -> ThroughputModel:
+    def throughput(self) -> ThroughputModel:
         """What trials take, as measured so far."""
-        return self._preliminaries.pace
+        return self._calibration.throughput
 
     @property
     def was_interrupted(self) -> bool:
@@ -151,30 +151,30 @@ class SearchController:
             return "over"
         if self.regrouped is not None:
             return "over"
-        if len(self._running) >= self._slots or self._mishaps.must_wait(self._now()):
+        if len(self._running) >= self._slots or self._proxy_errors.must_wait(self._now()):
             return "wait"
-        if not self._preliminaries.is_complete:
-            preliminary = self._preliminaries.next(self._running, self._now())
-            return "wait" if preliminary is None else self._hand_out(TrialRequest(*preliminary))
-        suspect = self._suspects.next(self._running)
-        return self._fill_slot() if suspect is None else self._resume(suspect)
+        if not self._calibration.is_complete:
+            calibrating = self._calibration.next(self._running, self._now())
+            return "wait" if calibrating is None else self._dispatch(TrialRequest(*calibrating))
+        crashed = self._crash_tracker.next(self._running)
+        return self._fill_slot() if crashed is None else self._resume(crashed)
 
     def on_result(self, trial_id: str, point: EvalPoint) -> bool:
         """Takes in an evaluation; True: the trial goes on. One that doesn't is over here, or pauses."""
         if trial_id in (BASE_TRIAL_ID, PROBE_ID):
-            self._take_preliminary(trial_id, point)
+            self._calibration_result(trial_id, point)
             return True  # cut off, it comes again from its beginning: errors of what speaks for it still count
-        self._mishaps.clear(trial_id)
-        member = self._roster[trial_id]
-        self._take(member, point)
+        self._proxy_errors.clear(trial_id)
+        trial = self._table[trial_id]
+        self._take(trial, point)
         self._emit(TrialEvaluated(trial_id, point))
-        standing, night = self._standing(member), self._night()
-        if standing.points[-1][0] > standing.end - night.milestone / 2:
+        view, budget = self._view(trial), self._budget()
+        if view.points[-1][0] > view.end - budget.evaluation_point / 2:
             return True  # it's complete; optimizer steps don't end exactly where tokens do
         if self.regrouped is not None:
             self._emit(TrialPaused(trial_id, f"all GPUs go to {self.regrouped.finalist}"))
             return False
-        verdict = self._policy.should_continue(trial_id, night)
+        verdict = self._scheduler.should_continue(trial_id, budget)
         if not verdict.goes_on:
             self._emit(TrialPaused(trial_id, verdict.reason))
         return verdict.goes_on
@@ -189,36 +189,36 @@ class SearchController:
         """Takes in that nobody runs a trial any more, and how it `left` what ran it."""
         self._running.pop(trial_id, None)
         if trial_id in (BASE_TRIAL_ID, PROBE_ID):
-            self._end_preliminary(trial_id, left)
+            self._end_calibration(trial_id, left)
             return
-        member = self._roster[trial_id]
-        member.is_running = False
+        trial = self._table[trial_id]
+        trial.is_running = False
         try:
             record = read_trial(self._run.trial(trial_id))
         except RunFolderError as error:
-            self._lose(member, error)
+            self._lose(trial, error)
             return
-        self._roster.replace(record)
+        self._table.replace(record)
         if record.ending is None and left.how is ExitKind.DEATH:
-            self._note_death(member, left.error)
-        elif record.ending is None and left.how is ExitKind.MISHAP:
-            self._note_mishap(member, left.error)
-        if record.ending is None and member.ending is None and self.should_stop and not self.was_interrupted:
-            self._end(member, Ending(EndingKind.PRUNED, "the time for training was over"))
-        elif member.ending is not None:
-            self._end(member, member.ending)
+            self._note_death(trial, left.error)
+        elif record.ending is None and left.how is ExitKind.PROXY_ERROR:
+            self._record_proxy_error(trial, left.error)
+        if record.ending is None and trial.ending is None and self.should_stop and not self.was_interrupted:
+            self._end(trial, Ending(EndingKind.PRUNED, "the time for training was over"))
+        elif trial.ending is not None:
+            self._end(trial, trial.ending)
         else:
-            self._policy.update(self._standing(member))
+            self._scheduler.update(self._view(trial))
 
     def on_idle(self) -> None:
         """Does what can wait; to be called whenever nobody waits for an answer.
 
         What the study is told is on disk in the trials' folders already, and told again after a crash.
         """
-        if self._preliminaries.is_complete:
-            self._policy.refit(self._night())
+        if self._calibration.is_complete:
+            self._scheduler.refit(self._budget())
             self._bound_paused()
-            self._consider_regrouping()
+            self._consider_consolidation()
         self._writer.flush()
 
     def close(self) -> None:
@@ -226,10 +226,10 @@ class SearchController:
         for trial_id in list(self._running):
             self.on_trial_end(trial_id)
         if self._is_done or (self._seconds_left <= 0 and not self.was_interrupted):
-            for member in self._roster:
-                if member.ending is None:
-                    reason = f"paused at {member.tokens_seen:,} tokens; others promised more until the end"
-                    self._end(member, Ending(EndingKind.PRUNED, reason))
+            for trial in self._table:
+                if trial.ending is None:
+                    reason = f"paused at {trial.tokens_seen:,} tokens; others promised more until the end"
+                    self._end(trial, Ending(EndingKind.PRUNED, reason))
         self._writer.flush(at_once=True)
 
     @property
@@ -241,13 +241,13 @@ class SearchController:
             return self._begin(self._unbegun.popleft())
         while self._unfinished:
             trial_id = self._unfinished.popleft()
-            if self._roster[trial_id].ending is None:
+            if self._table[trial_id].ending is None:
                 return self._resume(trial_id)
-        choice = self._policy.choose_next(self._night())
+        choice = self._scheduler.choose_next(self._budget())
         if isinstance(choice, Resume):
             return self._resume(choice.trial_id)
         if isinstance(choice, StartNew) and self._may_start:
-            suggestion = self._study.ask(self._policy.propose)
+            suggestion = self._study.ask(self._scheduler.propose)
             self._writer.write_later(lambda: self._study.begin(suggestion))
             return self._begin(suggestion)
         if self._running:
@@ -260,73 +260,73 @@ class SearchController:
         return self._study.has_more(self.search.recipe.search.trials)
 
     def _begin(self, suggestion: Suggestion) -> TrialRequest:
-        config = trial_config(self.search, suggestion.values, self._preliminaries.base_eval_loss)
+        config = trial_config(self.search, suggestion.values, self._calibration.base_eval_loss)
         origin = Origin.PROPOSED if suggestion.name is None else Origin.START
-        member = Trial(trial_id_of(suggestion.number), origin, suggestion.name or "proposed", config)
-        self._roster.add(member)
-        return self._run_member(member, resumes=False)
+        trial = Trial(trial_id_of(suggestion.number), origin, suggestion.name or "proposed", config)
+        self._table.add(trial)
+        return self._run_trial(trial, resumes=False)
 
     def _resume(self, trial_id: str) -> TrialRequest | Wait | Over:
-        member = self._roster[trial_id]
-        before = member.tokens_seen
+        trial = self._table[trial_id]
+        before = trial.tokens_seen
         try:
             checkpoint = restore_latest(self._run.trial(trial_id))
-            member.points = list(read_trial(self._run.trial(trial_id)).points)
+            trial.points = list(read_trial(self._run.trial(trial_id)).points)
         except (RunFolderError, OSError) as error:
             if is_disk_full(error):
                 raise
-            self._lose(member, error)
+            self._lose(trial, error)
             return self.suggest()
-        if member.tokens_seen != before:
-            self._emit(Notice(f"trial {trial_id} goes back to {member.tokens_seen:,} tokens, its last checkpoint"))
-        return self._run_member(member, resumes=checkpoint is not None)
+        if trial.tokens_seen != before:
+            self._emit(Notice(f"trial {trial_id} goes back to {trial.tokens_seen:,} tokens, its last checkpoint"))
+        return self._run_trial(trial, resumes=checkpoint is not None)
 
-    def _run_member(self, member: Trial, *, resumes: bool) -> TrialRequest:
-        member.is_running = True
-        self._policy.update(self._standing(member))
-        folder = self._run.trial(member.trial_id)
-        return self._hand_out(TrialRequest(member.trial_id, member.origin, member.name, member.config, folder, resumes))
+    def _run_trial(self, trial: Trial, *, resumes: bool) -> TrialRequest:
+        trial.is_running = True
+        self._scheduler.update(self._view(trial))
+        folder = self._run.trial(trial.trial_id)
+        return self._dispatch(TrialRequest(trial.trial_id, trial.origin, trial.name, trial.config, folder, resumes))
 
-    def _hand_out(self, assignment: TrialRequest) -> TrialRequest:
-        folder = assignment.folder
+    def _dispatch(self, request: TrialRequest) -> TrialRequest:
+        folder = request.folder
         if not (folder / "config.json").exists():
             rows = self.search.data.get("fingerprint")
-            TrialDir(folder).begin(assignment.config, assignment.origin, assignment.name, rows)
-        trial_id, full = assignment.trial_id, self.search.full_tokens
-        seen = self._roster[trial_id].tokens_seen if trial_id in self._roster else 0
+            TrialDir(folder).begin(request.config, request.origin, request.name, rows)
+        trial_id, full = request.trial_id, self.search.full_tokens
+        seen = self._table[trial_id].tokens_seen if trial_id in self._table else 0
         self._running[trial_id] = self._now()
-        self._emit(TrialStarted(trial_id, assignment.origin, assignment.name, assignment.config, full, seen))
-        return assignment
+        self._emit(TrialStarted(trial_id, request.origin, request.name, request.config, full, seen))
+        return request
 
-    def _take(self, member: Trial, point: EvalPoint) -> None:
+    def _take(self, trial: Trial, point: EvalPoint) -> None:
         """An evaluation of a trained trial, to all who keep account of it."""
-        handed_out = self._running.get(member.trial_id)
-        self._running[member.trial_id] = None
-        waited = None if handed_out is None else (self._now() - handed_out).total_seconds()
-        self._preliminaries.observe_segment(member, point, waited)
-        member.points.append(point)
-        self._suspects.clear(member.trial_id)
+        dispatched = self._running.get(trial.trial_id)
+        self._running[trial.trial_id] = None
+        waited = None if dispatched is None else (self._now() - dispatched).total_seconds()
+        self._calibration.observe_segment(trial, point, waited)
+        trial.points.append(point)
+        self._crash_tracker.clear(trial.trial_id)
         if point.eval_loss <= point.best_eval_loss:
-            self._roster.record_rows(member, read_row_losses(self._run.trial(member.trial_id)))
-        self._writer.write_later(lambda: self._study.report(study_number(member.trial_id), point))
-        self._policy.update(self._standing(member))
+            self._table.record_rows(trial, read_row_losses(self._run.trial(trial.trial_id)))
+        self._writer.write_later(lambda: self._study.report(study_number(trial.trial_id), point))
+        self._scheduler.update(self._view(trial))
 
-    def _end(self, member: Trial, ending: Ending) -> None:
+    def _end(self, trial: Trial, ending: Ending) -> None:
         """A trained trial is over for good."""
-        folder = self._run.trial(member.trial_id)
+        folder = self._run.trial(trial.trial_id)
         TrialDir(folder).end(ending)
         record = read_trial(folder)
         # They would take half a gigabyte and more of every trial (trials.records.checkpoints); what counts is its
         # adapter.
         remove_checkpoints(folder)
         remove_adapters(folder.glob("before-*/adapter"))  # of what was trained again
-        self._suspects.clear(member.trial_id)
+        self._crash_tracker.clear(trial.trial_id)
         self._writer.write_later(lambda: self._writer.write(record))
-        remove_adapters(self._roster.end(record))
-        self._policy.update(self._standing(member))
+        remove_adapters(self._table.end(record))
+        self._scheduler.update(self._view(trial))
         self._count_failures(record)
         assert record.ending is not None  # it was written above, if not before
-        self._emit(TrialEnded(member.trial_id, record.ending, record.best_eval_loss))
+        self._emit(TrialEnded(trial.trial_id, record.ending, record.best_eval_loss))
 
     def _sound_records(self) -> list[TrialRecord]:
         """All trials that can be used; the others are set aside, and every damaged file is named once."""
@@ -345,67 +345,65 @@ class SearchController:
                 self._emit(Notice(f"trial {record.id}: {damage}"))
         return sound
 
-    def _lose(self, member: Trial, error: Exception) -> None:
+    def _lose(self, trial: Trial, error: Exception) -> None:
         """A trial's folder was damaged while the search ran, or can't be put back to a checkpoint."""
-        folder = self._run.trial(member.trial_id)
+        folder = self._run.trial(trial.trial_id)
         reason = f"its folder can't be used: {first_line(error)}"
-        moved = set_aside(self._run.path, [DamagedTrial(member.trial_id, folder, reason)] if folder.exists() else [])
+        moved = set_aside(self._run.path, [DamagedTrial(trial.trial_id, folder, reason)] if folder.exists() else [])
         where = "".join(f"; what is left of it is {path}" for path in moved.values())
-        member.ending, member.points = Ending(EndingKind.FAILED, reason + where), []
-        self._suspects.clear(member.trial_id)
-        self._policy.update(self._standing(member))
-        number = study_number(member.trial_id)
+        trial.ending, trial.points = Ending(EndingKind.FAILED, reason + where), []
+        self._crash_tracker.clear(trial.trial_id)
+        self._scheduler.update(self._view(trial))
+        number = study_number(trial.trial_id)
         self._writer.write_later(lambda: self._study.lose(number))
-        self._emit(TrialEnded(member.trial_id, member.ending, None))
+        self._emit(TrialEnded(trial.trial_id, trial.ending, None))
 
-    def _note_death(self, member: Trial, error: str) -> None:
+    def _note_death(self, trial: Trial, error: str) -> None:
         """What it ran in broke, which isn't to blame on it the first time: others may have been in there too."""
-        trial_id = member.trial_id
-        if self._suspects.record_crash(trial_id):
+        trial_id = trial.trial_id
+        if self._crash_tracker.record_crash(trial_id):
             what = f"{error}, {MOST_DEATHS} times" if error else f"its process ended without a word {MOST_DEATHS} times"
-            member.ending = Ending(EndingKind.FAILED, f"{what} in a row; see ray/{trial_id}")
+            trial.ending = Ending(EndingKind.FAILED, f"{what} in a row; see ray/{trial_id}")
         elif error:
             self._emit(Notice(f"trial {trial_id} was cut off and goes on from its last checkpoint: {error}"))
         else:
             self._emit(Notice(f"the process of trial {trial_id} died; it goes on from its last checkpoint"))
 
-    def _note_mishap(self, member: Trial, error: str) -> None:
+    def _record_proxy_error(self, trial: Trial, error: str) -> None:
         """What speaks for it failed: it's handed out again soon, unless that goes on for it alone."""
-        if self._is_over_mishaps(member.trial_id, error):
+        if self._are_too_many_proxy_errors(trial.trial_id, error):
             reason = f"set aside through no fault of its own, as what speaks for it failed {MOST_PROXY_ERRORS} times: {error}"
-            member.ending = Ending(EndingKind.PRUNED, reason)
+            trial.ending = Ending(EndingKind.PRUNED, reason)
         else:
-            self._unfinished.append(member.trial_id)
+            self._unfinished.append(trial.trial_id)
 
-    def _is_over_mishaps(self, trial_id: str, error: str) -> bool:
+    def _are_too_many_proxy_errors(self, trial_id: str, error: str) -> bool:
         """Whether a trial has had too many; if trials have in a row, that's the search's trouble, and it gives up."""
-        if self._mishaps.record(trial_id, error, self._now()):
+        if self._proxy_errors.record(trial_id, error, self._now()):
             said = (
                 f"what speaks for trial {trial_id} failed, which isn't the trial's doing, and it is run again: {error}"
             )
             self._emit(Notice(said))
-        if self._mishaps.in_a_row >= MOST_PROXY_ERRORS:
+        if self._proxy_errors.in_a_row >= MOST_PROXY_ERRORS:
             self._give_up(
                 f"what speaks for trials failed {MOST_PROXY_ERRORS} times in a row, the last time with: {error}"
             )
             return False
-        return self._mishaps.count(trial_id) >= MOST_PROXY_ERRORS
+        return self._proxy_errors.count(trial_id) >= MOST_PROXY_ERRORS
 
     def _bound_paused(self) -> None:
         """Checkpoints take room, so not everything that is paused can be kept."""
-        for trial_id in self._policy.evictable(self.search.recipe.search.keep_paused, self._night()):
-            member = self._roster[trial_id]
-            reason = (
-                f"paused at {member.tokens_seen:,} tokens, and {self.search.recipe.search.keep_paused} promise more"
-            )
-            self._end(member, Ending(EndingKind.PRUNED, reason))
+        for trial_id in self._scheduler.evictable(self.search.recipe.search.keep_paused, self._budget()):
+            trial = self._table[trial_id]
+            reason = f"paused at {trial.tokens_seen:,} tokens, and {self.search.recipe.search.keep_paused} promise more"
+            self._end(trial, Ending(EndingKind.PRUNED, reason))
 
-    def _consider_regrouping(self) -> None:
+    def _consider_consolidation(self) -> None:
         left = self._seconds_left
-        if self.regrouped is None and left > 0 and is_near_the_end(self.search, self.pace, left):
+        if self.regrouped is None and left > 0 and is_near_the_end(self.search, self.throughput, left):
             now = self._now().isoformat()
-            forecast = self._policy.forecast
-            self.regrouped = plan_consolidation(self.search, self._roster, forecast, self.pace, left, now)
+            forecast = self._scheduler.forecast
+            self.regrouped = plan_consolidation(self.search, self._table, forecast, self.throughput, left, now)
             if self.regrouped is not None:
                 self._emit(Notice(f"from now on {self.regrouped.ranks} GPUs train one trial: {self.regrouped.reason}"))
 
@@ -421,28 +419,28 @@ class SearchController:
             self.gave_up = reason
             self._emit(Notice(f"{reason}. Nothing more is started"))
 
-    def _take_preliminary(self, trial_id: str, point: EvalPoint) -> None:
-        self._preliminaries.on_result(trial_id, point)
+    def _calibration_result(self, trial_id: str, point: EvalPoint) -> None:
+        self._calibration.on_result(trial_id, point)
         if trial_id == BASE_TRIAL_ID:
             self._writer.write_later(lambda: self._study.record_base(point.eval_loss, point.score))
-            self._policy.set_base_loss(point.eval_loss)
+            self._scheduler.set_base_loss(point.eval_loss)
         self._emit(TrialEvaluated(trial_id, point))
 
-    def _end_preliminary(self, trial_id: str, left: TrialExit) -> None:
-        point = self._preliminaries.unheard_point(trial_id)
+    def _end_calibration(self, trial_id: str, left: TrialExit) -> None:
+        point = self._calibration.unheard_point(trial_id)
         if point is not None:
-            self._take_preliminary(trial_id, point)
-        if left.how is ExitKind.MISHAP and self._preliminaries.is_cut_off(trial_id):
-            self._is_over_mishaps(trial_id, left.error)
+            self._calibration_result(trial_id, point)
+        if left.how is ExitKind.PROXY_ERROR and self._calibration.is_cut_off(trial_id):
+            self._are_too_many_proxy_errors(trial_id, left.error)
             return
-        ending = self._preliminaries.on_trial_end(
+        ending = self._calibration.on_trial_end(
             trial_id, self._now(), died=left.how is ExitKind.DEATH, error=left.error
         )
         if ending is None:
             self._emit(Notice(f"{trial_id} was cut off, and is done again"))
             return
         self._emit(TrialEnded(trial_id, ending, None))
-        for sentence in self._preliminaries.findings():
+        for sentence in self._calibration.findings():
             self._emit(Notice(sentence))
         if ending.kind is EndingKind.FAILED and trial_id == BASE_TRIAL_ID:
             self._give_up(f"the base model's evaluation failed with: {_in_a_line(ending.reason)}")
@@ -451,19 +449,19 @@ class SearchController:
         """Tells study and policy what is on disk, where the search was cut off before they were told."""
         for record in trained:
             self._writer.write_later(partial(self._writer.write, record))
-            self._policy.update(self._standing(self._roster[record.id]))
+            self._scheduler.update(self._view(self._table[record.id]))
         self._writer.flush()
         begun = {study_number(record.id) for record in trained}
         self._unbegun = deque(self._study.unbegun(begun))
-        open_ones = [member for member in self._roster if member.ending is None]
+        open_ones = [trial for trial in self._table if trial.ending is None]
         # Of what was never evaluated the policy knows nothing.
         self._unfinished = deque(m.trial_id for m in open_ones if not m.points)
 
-    def _standing(self, member: Trial) -> TrialView:
-        return view_of(member, self.search)
+    def _view(self, trial: Trial) -> TrialView:
+        return view_of(trial, self.search)
 
-    def _night(self) -> BudgetState:
-        return self._preliminaries.budget_state(self._seconds_left, may_start=self._may_start)
+    def _budget(self) -> BudgetState:
+        return self._calibration.budget_state(self._seconds_left, may_start=self._may_start)
 
 
 def _in_a_line(reason: str) -> str:

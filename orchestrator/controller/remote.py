@@ -49,7 +49,7 @@ class RemoteSearchController(SearchController):
         mirror.reclaim_trials()
         super().__init__(run, search, slots, listener, now)
         self._mirror = mirror
-        self._handed: dict[str, tuple[TrialRequest, str]] = {}
+        self._granted: dict[str, tuple[TrialRequest, str]] = {}
         """Trials that run, with the owner that each was given to."""
         self._next_push = time.monotonic()
 
@@ -62,21 +62,21 @@ class RemoteSearchController(SearchController):
         owner = secrets.token_hex(8)
         self._mirror.push_files("search.json")
         self._mirror.grant(answer.folder, owner)
-        self._handed[answer.trial_id] = (answer, owner)
+        self._granted[answer.trial_id] = (answer, owner)
         name = answer.folder.relative_to(self._run.path).as_posix()
         return replace(answer, remote={"url": self._mirror.store.url, "name": name, "owner": owner}, wandb_id=wandb_id)
 
     def on_result(self, trial_id: str, point: EvalPoint) -> bool:
         """As a conductor does."""
-        self._mirror.pull(self._handed[trial_id][0].folder)
+        self._mirror.pull(self._granted[trial_id][0].folder)
         return super().on_result(trial_id, point)
 
     def on_trial_end(self, trial_id: str, left: TrialExit = QUIETLY) -> None:
         """As a conductor does; the trial's worker puts nothing more on the store."""
-        handed = self._handed.pop(trial_id, None)
-        if handed is not None:
-            assignment, owner = handed
-            self._mirror.revoke(assignment.folder, owner)
+        granted = self._granted.pop(trial_id, None)
+        if granted is not None:
+            request, owner = granted
+            self._mirror.revoke(request.folder, owner)
         super().on_trial_end(trial_id, left)
 
     def on_idle(self) -> None:
@@ -93,5 +93,5 @@ class RemoteSearchController(SearchController):
 
     def push(self) -> None:
         """Puts what has changed on the store."""
-        self._mirror.push_trials(assignment.folder for assignment, _ in self._handed.values())
+        self._mirror.push_trials(request.folder for request, _ in self._granted.values())
         self._mirror.push_files()

@@ -54,36 +54,36 @@ class TrialTable:
     """All trained trials of a search, and whose adapters are kept."""
 
     def __init__(self, records: Iterable[TrialRecord], keep_adapters: int) -> None:
-        self._members: dict[str, Trial] = {}
+        self._trials: dict[str, Trial] = {}
         self._keep = keep_adapters
         self._kept: list[tuple[float, str, Path]] = []
         self._best: tuple[float, RowLosses] | None = None
         for record in records:
-            member = Trial(record.id, record.origin, record.name, record.config, list(record.points), record.ending)
-            self._members[record.id] = member
+            trial = Trial(record.id, record.origin, record.name, record.config, list(record.points), record.ending)
+            self._trials[record.id] = trial
             if record.ending is not None and record.has_adapter and record.best_eval_loss is not None:
                 bisect.insort(self._kept, (record.best_eval_loss, record.id, record.adapter))
 
     def __iter__(self) -> Iterator[Trial]:
-        return iter(list(self._members.values()))
+        return iter(list(self._trials.values()))
 
     def __getitem__(self, trial_id: str) -> Trial:
-        return self._members[trial_id]
+        return self._trials[trial_id]
 
     def __contains__(self, trial_id: str) -> bool:
-        return trial_id in self._members
+        return trial_id in self._trials
 
-    def add(self, member: Trial) -> None:
+    def add(self, trial: Trial) -> None:
         """A trial that begins."""
-        self._members[member.trial_id] = member
+        self._trials[trial.trial_id] = trial
 
     def replace(self, record: TrialRecord) -> Trial:
         """Takes in what is on disk of a trial whose process is gone: it may have done more than it said."""
-        member = self._members[record.id]
-        member.points, member.ending = list(record.points), record.ending
-        return member
+        trial = self._trials[record.id]
+        trial.points, trial.ending = list(record.points), record.ending
+        return trial
 
-    def record_rows(self, member: Trial, losses: RowLosses | None) -> None:
+    def record_rows(self, trial: Trial, losses: RowLosses | None) -> None:
         """Takes in the row losses of a trial's best evaluation: how far chance decides between it and the best."""
         if losses is None:
             return
@@ -91,32 +91,32 @@ class TrialTable:
             self._best = (losses.mean, losses)
             return
         try:
-            member.noise = compare(losses, self._best[1]).standard_error
+            trial.noise = compare(losses, self._best[1]).standard_error
         except ValueError:  # other rows: nothing is known
-            member.noise = 0.0
+            trial.noise = 0.0
 
     def end(self, record: TrialRecord) -> list[Path]:
         """Takes in a trial's end. Gives the adapters that needn't be kept any more: all but the best."""
-        member = self.replace(record)
-        if record.has_adapter and member.best_eval_loss is not None:
-            bisect.insort(self._kept, (member.best_eval_loss, member.trial_id, record.adapter))
+        trial = self.replace(record)
+        if record.has_adapter and trial.best_eval_loss is not None:
+            bisect.insort(self._kept, (trial.best_eval_loss, trial.trial_id, record.adapter))
         expendable, self._kept = self._kept[self._keep :], self._kept[: self._keep]
         return [adapter for _, _, adapter in expendable]
 
 
-def view_of(member: Trial, search: Search) -> TrialView:
+def view_of(trial: Trial, search: Search) -> TrialView:
     """A trial as the policy sees it: fractions are of the longest full trial."""
-    hyperparameters = member.config.hyperparameters
+    hyperparameters = trial.config.hyperparameters
     values: dict[str, Any] = hyperparameters.model_dump()
     end = full_tokens(hyperparameters, search.epoch) / search.full_tokens if search.epoch else 1.0
     return TrialView(
-        trial_id=member.trial_id,
+        trial_id=trial.trial_id,
         values={name: _plain(values[name]) for name in search.recipe.space},
-        points=tuple((point.tokens_seen / search.full_tokens, point.best_eval_loss) for point in member.points),
+        points=tuple((point.tokens_seen / search.full_tokens, point.best_eval_loss) for point in trial.points),
         end=min(1.0, end),
-        state=member.state,
-        is_start=member.origin is Origin.START,
-        noise=member.noise,
+        state=trial.state,
+        is_start=trial.origin is Origin.START,
+        noise=trial.noise,
     )
 
 

@@ -35,7 +35,7 @@ class EngineWorker:
         if log is not None:
             redirect_output(log)
         self._slots = threading.Semaphore(slots)
-        self._workplace = TrialRunner(cpu_threads)
+        self._runner = TrialRunner(cpu_threads)
         self._conversations: dict[str, TrialChannel] = {}
         self._threads: dict[str, threading.Thread] = {}
 
@@ -45,17 +45,17 @@ class EngineWorker:
 
     def seconds_since_progress(self) -> float | None:
         """As `TrialRunner.seconds_since_progress`."""
-        return self._workplace.seconds_since_progress()
+        return self._runner.seconds_since_progress()
 
-    def begin(self, assignment: Mapping[str, Any]) -> None:
+    def begin(self, request: Mapping[str, Any]) -> None:
         """Starts one trial in a thread; `assignment` is what `tune_adapters` made of the conductor's.
 
         A trial that was here before, and is still on its way out, is waited for first: only one may write to a folder.
         """
-        trial_id, conversation = assignment["trial_id"], TrialChannel()
+        trial_id, conversation = request["trial_id"], TrialChannel()
         # A daemon: what it writes is whole at any moment, and nobody waits for it when the search ends.
         thread = threading.Thread(
-            target=self._run, args=(assignment, conversation, self._threads.get(trial_id)), daemon=True
+            target=self._run, args=(request, conversation, self._threads.get(trial_id)), daemon=True
         )
         before = self._conversations.get(trial_id)
         if before is not None:
@@ -85,26 +85,26 @@ class EngineWorker:
         if thread is not None:
             thread.join()
 
-    def _run(self, assignment: Mapping[str, Any], conversation: TrialChannel, earlier: threading.Thread | None) -> None:
+    def _run(self, request: Mapping[str, Any], conversation: TrialChannel, earlier: threading.Thread | None) -> None:
         if earlier is not None:
             earlier.join()
         error, has_lost_gpu = None, False
         try:
             with self._slots:
                 if not conversation.is_broken_off:
-                    self._run_trial(assignment, conversation)
+                    self._run_trial(request, conversation)
         except Exception as problem:
             error, has_lost_gpu = traceback.format_exc(), gpu_is_unusable(problem)
         conversation.finish(error)
-        if error is not None and (has_lost_gpu or self._workplace.is_unusable):
+        if error is not None and (has_lost_gpu or self._runner.is_unusable):
             # Every later trial in this process would fail as well. Ray starts a new one.
             os._exit(1)
 
-    def _run_trial(self, assignment: Mapping[str, Any], conversation: TrialChannel) -> None:
+    def _run_trial(self, request: Mapping[str, Any], conversation: TrialChannel) -> None:
         from trials.training.evaluation_loop import Decision
 
         def on_eval(point: EvalPoint) -> Decision:
             conversation.warn(TROUBLES.pop_unreported())
             return Decision.CONTINUE if conversation.report(point) else Decision.STOP
 
-        self._workplace.run(assignment, on_eval, lambda: conversation.is_broken_off, conversation.log)
+        self._runner.run(request, on_eval, lambda: conversation.is_broken_off, conversation.log)

@@ -26,10 +26,10 @@ def how_it_left(error: BaseException | None, said: str, *, is_held: bool) -> Tri
     text = str(cause) if _IN_ENGINE in names else said
     not_heard = _NOT_HEARD.search(text)
     if not_heard is not None:
-        return TrialExit(ExitKind.MISHAP, not_heard[1])
+        return TrialExit(ExitKind.PROXY_ERROR, not_heard[1])
     sentence = _error_line(text)
     is_trials_own = _IN_ENGINE in names or not is_held
-    return TrialExit(ExitKind.DEATH if is_trials_own and UNSEEN not in text else ExitKind.MISHAP, sentence)
+    return TrialExit(ExitKind.DEATH if is_trials_own and UNSEEN not in text else ExitKind.PROXY_ERROR, sentence)
 
 
 def _error_line(text: str) -> str:

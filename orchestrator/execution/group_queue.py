@@ -28,7 +28,7 @@ _MISSING_SECONDS = 10.0
 class _Task:
     """One trial's, from where it begins or goes on until it pauses or ends."""
 
-    assignment: Mapping[str, Any]
+    request: Mapping[str, Any]
     conversation: TrialChannel
     is_taken: bool = False
     """By a rank, so that the others must take it too."""
@@ -56,14 +56,14 @@ class GroupQueue:
 
     # The holder's side.
 
-    def begin(self, assignment: Mapping[str, Any]) -> None:
+    def begin(self, request: Mapping[str, Any]) -> None:
         """Puts one trial in the line; `assignment` is what `execution.tune_adapters` made of the conductor's."""
-        turn = _Task(assignment, TrialChannel())
+        turn = _Task(request, TrialChannel())
         with self._changed:
-            before = self._of_trial.get(assignment["trial_id"])
+            before = self._of_trial.get(request["trial_id"])
             if before is not None:
                 self._call_off(before)
-            self._of_trial[assignment["trial_id"]] = turn
+            self._of_trial[request["trial_id"]] = turn
             self._turns[self._count] = turn
             self._count += 1
             self._changed.notify_all()
@@ -117,7 +117,7 @@ class GroupQueue:
                 found = min((open_ for open_ in self._turns if open_ >= number), default=None)
                 if found is not None:
                     self._turns[found].is_taken = True
-                    return found, self._turns[found].assignment
+                    return found, self._turns[found].request
                 self._changed.wait()
         return None
 

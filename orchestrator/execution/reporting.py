@@ -27,21 +27,21 @@ def report_of(point: EvalPoint, troubles: Mapping[str, str] | None = None) -> di
 
 
 @contextmanager
-def tracked(assignment: Mapping[str, Any], config: TrialConfig) -> Iterator[Log]:
+def tracked(request: Mapping[str, Any], config: TrialConfig) -> Iterator[Log]:
     """`trials.tracking.trial_run.wandb_run` of an assignment, which never fails or waits for it.
 
     A trial on an object store has a folder for it on this machine, which outlives the trial's copy here.
     """
-    folder, group = Path(assignment["folder"]), assignment["group"]
-    if assignment.get("remote") is not None:
-        folder = copies() / "wandb" / group / assignment["trial_id"]
+    folder, group = Path(request["folder"]), request["group"]
+    if request.get("remote") is not None:
+        folder = copies() / "wandb" / group / request["trial_id"]
         with only_reporting("W&B"):
             folder.mkdir(parents=True, exist_ok=True)
-        tracking = config.tracking.model_copy(update={"run_id": config.tracking.run_id or assignment.get("wandb_id")})
+        tracking = config.tracking.model_copy(update={"run_id": config.tracking.run_id or request.get("wandb_id")})
         config = config.model_copy(update={"tracking": tracking})
 
     def finish_seconds() -> float:
-        return FINISH_SECONDS if time.time() < assignment["stop_at"] else _LATE_FINISH_SECONDS
+        return FINISH_SECONDS if time.time() < request["stop_at"] else _LATE_FINISH_SECONDS
 
     with wandb_run(folder, config, group, finish_seconds) as log:
         yield log

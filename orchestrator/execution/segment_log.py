@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def logged_segment(folder: Path, assignment: Mapping[str, Any]) -> Iterator[None]:
+def logged_segment(folder: Path, request: Mapping[str, Any]) -> Iterator[None]:
     """Logs what becomes of a trial inside, and whatever else its thread logs, in the folder that it runs in."""
     with trial_log(folder):
-        how = "goes on" if assignment["resumes"] else "begins"
+        how = "goes on" if request["resumes"] else "begins"
         logger.info("trial %s %s in process %d on %s", folder.name, how, os.getpid(), socket.gethostname())
         try:
             yield

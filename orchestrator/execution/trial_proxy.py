@@ -23,22 +23,22 @@ class TrialFailedRemotely(Exception):
     """An error ended the trial in its engine; the message is the traceback from there."""
 
 
-def run_trial_proxy(assignment: dict[str, Any]) -> None:
+def run_trial_proxy(request: dict[str, Any]) -> None:
     """Runs one trial in the engine that `assignment` names; `orchestrator.execution.tune_adapters` made it.
 
     Where Tune stops the trial it raises SystemExit in `tune.report`, which has to reach Tune for this process to be
     used again. The engine is told by `orchestrator.execution.worker_pool`.
     Raises `TrialFailedRemotely` if the trial failed, and Ray's own error if the engine's process ended under it.
     """
-    engine, trial_id = ray.get_actor(assignment["engine"]), assignment["trial_id"]
+    engine, trial_id = ray.get_actor(request["engine"]), request["trial_id"]
     # An engine whose process ended is started again, unless its machine is gone. Asking whether it's there may be
     # repeated, starting a trial not.
     ray.get(engine.ready.options(max_task_retries=-1).remote(), timeout=_READY_SECONDS)
-    ray.get(engine.begin.remote(assignment))
-    config = TrialConfig.model_validate_json(assignment["config"])
+    ray.get(engine.begin.remote(request))
+    config = TrialConfig.model_validate_json(request["config"])
     troubles: dict[str, str] = {}
-    log_file = nullcontext() if assignment.get("remote") else trial_log(Path(assignment["folder"]))
-    with log_file, tracked(assignment, config) as log:
+    log_file = nullcontext() if request.get("remote") else trial_log(Path(request["folder"]))
+    with log_file, tracked(request, config) as log:
         while not isinstance(word := ray.get(engine.next_message.remote(trial_id)), Finished):
             if isinstance(word, LoggedMetrics):
                 log(word.figures)

@@ -54,29 +54,29 @@ class TrialRunner:
         return self._engine is not None and self._engine.has_ended
 
     def run(
-        self, assignment: Mapping[str, Any], on_eval: OnEval, is_called_off: Callable[[], bool], on_log: OnLog
+        self, request: Mapping[str, Any], on_eval: OnEval, is_called_off: Callable[[], bool], on_log: OnLog
     ) -> None:
         """Runs one trial; `assignment` is what `orchestrator.execution.tune_adapters` made of the conductor's.
 
         Raises what ended it.
         """
         is_first = self._ranks.is_first
-        with working_copy_of(assignment, is_kept=is_first) as copy:
+        with working_copy_of(request, is_kept=is_first) as copy:
             if not is_first:  # which alone writes, and is asked
-                self._run(assignment, copy.path, on_eval, is_called_off, on_log)
+                self._run(request, copy.path, on_eval, is_called_off, on_log)
                 return
             kept = copy.pushed_before(on_eval)
 
             def log_and_ask(point: EvalPoint) -> Decision:
-                log_evaluation(assignment["trial_id"], point)
+                log_evaluation(request["trial_id"], point)
                 return kept(point)
 
-            with logged_segment(copy.path, assignment):
-                self._run(assignment, copy.path, log_and_ask, is_called_off, on_log)
+            with logged_segment(copy.path, request):
+                self._run(request, copy.path, log_and_ask, is_called_off, on_log)
 
     def _run(
         self,
-        assignment: Mapping[str, Any],
+        request: Mapping[str, Any],
         path: Path,
         on_eval: OnEval,
         is_called_off: Callable[[], bool],
@@ -85,20 +85,20 @@ class TrialRunner:
         from trials.system.threads import use_threads
         from trials.training.evaluation_loop import unheard
 
-        config = TrialConfig.model_validate_json(assignment["config"])
+        config = TrialConfig.model_validate_json(request["config"])
         logs = wandb_is_wanted(config.tracking) and self._ranks.is_first
         config = self._adapted(config)
         use_threads(config.machine)
         heard = on_log if logs else unheard
         folder = TrialDir(path, is_written=self._ranks.is_first)
-        if assignment["by_trl"]:
-            self._run_under_trl(assignment, config, folder, on_eval, heard)
+        if request["by_trl"]:
+            self._run_under_trl(request, config, folder, on_eval, heard)
         else:
-            self._run_in_engine(assignment, config, folder, on_eval, is_called_off, heard)
+            self._run_in_engine(request, config, folder, on_eval, is_called_off, heard)
 
     def _run_in_engine(
         self,
-        assignment: Mapping[str, Any],
+        request: Mapping[str, Any],
         config: TrialConfig,
         folder: TrialDir,
         on_eval: OnEval,
@@ -108,11 +108,11 @@ class TrialRunner:
         with self._opening:
             self._opening_since = time.monotonic()
             try:
-                tokenizer, data = load_rows(config.model, config.data, assignment["fingerprint"])
+                tokenizer, data = load_rows(config.model, config.data, request["fingerprint"])
                 engine = self._opened(config)
             finally:
                 self._opening_since = None
-        if assignment["origin"] == Origin.BASE.value:
+        if request["origin"] == Origin.BASE.value:
             engine.evaluate_base(config, data, tokenizer, folder, on_eval)
             return
         engine.run_trial(
@@ -121,25 +121,25 @@ class TrialRunner:
             tokenizer,
             folder,
             on_eval,
-            assignment["stop_at"],
-            choose_checkpoint(folder.path, None) if assignment["resumes"] else None,
+            request["stop_at"],
+            choose_checkpoint(folder.path, None) if request["resumes"] else None,
             is_called_off=is_called_off,
             on_log=on_log,
         )
 
     def _run_under_trl(
-        self, assignment: Mapping[str, Any], config: TrialConfig, folder: TrialDir, on_eval: OnEval, on_log: OnLog
+        self, request: Mapping[str, Any], config: TrialConfig, folder: TrialDir, on_eval: OnEval, on_log: OnLog
     ) -> None:
         from trials.trl.backend import evaluate_base, run_trial
 
-        tokenizer, data = load_rows(config.model, config.data, assignment["fingerprint"])
+        tokenizer, data = load_rows(config.model, config.data, request["fingerprint"])
         with ending_if_hung(config.machine.step_limit_seconds) as watchdog:
             ranks = replace(self._ranks, resting=watchdog.resting)
-            if assignment["origin"] == Origin.BASE.value:
+            if request["origin"] == Origin.BASE.value:
                 evaluate_base(config, data, tokenizer, folder, on_eval, ranks)
                 return
-            checkpoint = choose_checkpoint(folder.path, None) if assignment["resumes"] else None
-            run_trial(config, data, tokenizer, folder, on_eval, assignment["stop_at"], checkpoint, ranks, on_log)
+            checkpoint = choose_checkpoint(folder.path, None) if request["resumes"] else None
+            run_trial(config, data, tokenizer, folder, on_eval, request["stop_at"], checkpoint, ranks, on_log)
 
     @property
     def _ranks(self) -> ProcessGroup:

@@ -23,34 +23,34 @@ if TYPE_CHECKING:
     from trials.training.evaluation_loop import Decision
 
 
-def run_trial_task(assignment: dict[str, Any]) -> None:
+def run_trial_task(request: dict[str, Any]) -> None:
     """Runs one trial; `assignment` is what `execution.tune_adapters` made of the conductor's `TrialRequest`."""
     quiet_libraries()
-    redirect_output(Path(assignment["log"]))
-    with working_copy_of(assignment) as copy, logged_segment(copy.path, assignment):
-        stopped = _run(assignment, copy)
+    redirect_output(Path(request["log"]))
+    with working_copy_of(request) as copy, logged_segment(copy.path, request):
+        stopped = _run(request, copy)
     if stopped is not None:
         # Ray ends the thread of a trial by this exception; it has to reach Ray for the process to be used again.
         raise stopped
 
 
-def _run(assignment: dict[str, Any], copy: WorkingCopy) -> SystemExit | None:
+def _run(request: dict[str, Any], copy: WorkingCopy) -> SystemExit | None:
     """Runs it to where it ends, or Tune stops it: by the exception that is returned."""
     from trials.system.threads import use_threads
     from trials.trl.backend import evaluate_base, run_trial
 
-    config = TrialConfig.model_validate_json(assignment["config"])
+    config = TrialConfig.model_validate_json(request["config"])
     folder = TrialDir(copy.path)
     use_threads(config.machine)
-    tokenizer, data = load_rows(config.model, config.data, assignment["fingerprint"])
+    tokenizer, data = load_rows(config.model, config.data, request["fingerprint"])
     limit = config.machine.step_limit_seconds
-    with tracked(assignment, config) as log, ending_if_hung(limit) as watchdog:
-        report = _Report(assignment["trial_id"], watchdog, copy, log)
-        if assignment["origin"] == Origin.BASE.value:
+    with tracked(request, config) as log, ending_if_hung(limit) as watchdog:
+        report = _Report(request["trial_id"], watchdog, copy, log)
+        if request["origin"] == Origin.BASE.value:
             evaluate_base(config, data, tokenizer, folder, report)
         else:
-            checkpoint = choose_checkpoint(folder.path, None) if assignment["resumes"] else None
-            run_trial(config, data, tokenizer, folder, report, assignment["stop_at"], checkpoint, on_log=log)
+            checkpoint = choose_checkpoint(folder.path, None) if request["resumes"] else None
+            run_trial(config, data, tokenizer, folder, report, request["stop_at"], checkpoint, on_log=log)
     return report.stopped
 
 

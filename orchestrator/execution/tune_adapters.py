@@ -40,33 +40,33 @@ class _NotPickled:
 class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships without complete types
     """Asks the conductor what to run."""
 
-    def __init__(self, conductor: SearchController, run: RunDir, engines: WorkerPool) -> None:
+    def __init__(self, controller: SearchController, run: RunDir, engines: WorkerPool) -> None:
         # No metric: Tune would end the whole search over a trial that ends before its first report.
         super().__init__()
-        self._conductor = conductor
+        self._controller = controller
         self._engines = engines
         self._our_ids: dict[str, str] = {}
         self._leaving: list[tuple[str, TrialExit]] = []
         self._errors: dict[str, TrialExit] = {}
         self._group = run.path.name
-        self._by_trl = trl_reason(conductor.search) is not None
+        self._by_trl = trl_reason(controller.search) is not None
         self._logs = run.logs
         ray = run.path / "ray"
-        self._stretches = {path.name for path in ray.iterdir()} if ray.is_dir() else set()
+        self._segments = {path.name for path in ray.iterdir()} if ray.is_dir() else set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """None: nothing now, ask again. FINISHED: nothing more."""
         self.report_exits()
         if not self._engines.has_room:
             return None
-        answer = self._conductor.suggest()
+        answer = self._controller.suggest()
         if not isinstance(answer, TrialRequest):
             return Searcher.FINISHED if answer == "over" else None
         self._our_ids[trial_id] = answer.trial_id
-        search = self._conductor.search
+        search = self._controller.search
         return {
             "trial_id": answer.trial_id,
-            "stretch": self._stretch(answer.trial_id),
+            "stretch": self._segment(answer.trial_id),
             "resumes": answer.resumes,
             "origin": answer.origin.value,
             "config": answer.config.model_dump_json(),
@@ -81,11 +81,11 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
             "engine": self._engines.take_slot(answer.trial_id),
         }
 
-    def _stretch(self, trial_id: str) -> str:
+    def _segment(self, trial_id: str) -> str:
         """A folder in ray/ for what Tune takes for a trial of its own: one of ours from where it begins or goes on."""
         names = itertools.chain([trial_id], (f"{trial_id}-{number}" for number in itertools.count(2)))
-        name = next(name for name in names if name not in self._stretches)
-        self._stretches.add(name)
+        name = next(name for name in names if name not in self._segments)
+        self._segments.add(name)
         return name
 
     def record_error(self, trial_id: str, left: TrialExit) -> None:
@@ -100,7 +100,7 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
             self._leaving.append((self._our_ids[trial_id], self._errors.pop(trial_id, DIED)))
             self.report_exits()
         else:
-            self._conductor.on_trial_end(self._our_ids[trial_id])
+            self._controller.on_trial_end(self._our_ids[trial_id])
 
     def report_exits(self) -> None:
         """Tells the conductor of trials that ended with an error, as soon as nothing of them runs any more.
@@ -109,7 +109,7 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
         """
         for leaving in [leaving for leaving in self._leaving if self._engines.has_left(leaving[0])]:
             self._leaving.remove(leaving)
-            self._conductor.on_trial_end(*leaving)
+            self._controller.on_trial_end(*leaving)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study and the records are on disk already."""
@@ -145,9 +145,9 @@ def _drop_results(trial: Trial) -> None:
 class SchedulerAdapter(_NotPickled, FIFOScheduler):  # type: ignore[misc]
     """Hands every evaluation to the conductor, and its word back."""
 
-    def __init__(self, conductor: SearchController, searcher: SearcherAdapter) -> None:
+    def __init__(self, controller: SearchController, searcher: SearcherAdapter) -> None:
         super().__init__()
-        self._conductor = conductor
+        self._controller = controller
         self._searcher = searcher
         self.disk_trouble: str | None = None
         """What a trial said that couldn't write to its disk any more: nothing can go on then."""
@@ -166,7 +166,7 @@ class SchedulerAdapter(_NotPickled, FIFOScheduler):  # type: ignore[misc]
         said = Path(trial.error_file).read_text(errors="replace", encoding="utf-8")
         if self.disk_trouble is None and says_disk_full(said):
             self.disk_trouble = said.strip().splitlines()[-1]
-            self._conductor.interrupt()
+            self._controller.interrupt()
         is_held = trial.config["engine"] is not None
         self._searcher.record_error(trial.trial_id, how_it_left(trial.get_pickled_error(), said, is_held=is_held))
         if UNSEEN in said:
@@ -177,16 +177,16 @@ class SchedulerAdapter(_NotPickled, FIFOScheduler):  # type: ignore[misc]
         """Tune calls this for every report of a trial."""
         point = EvalPoint(**{name: result[name] for name in _POINT_FIELDS})
         for about, text in result.get(TROUBLES_KEY, ()):
-            self._conductor.on_trouble(about, text)
-        goes_on = self._conductor.on_result(trial.config["trial_id"], point)
+            self._controller.on_trouble(about, text)
+        goes_on = self._controller.on_result(trial.config["trial_id"], point)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
 
 class StopperAdapter(_NotPickled, Stopper):  # type: ignore[misc]
     """Ends everything at once when the conductor says so."""
 
-    def __init__(self, conductor: SearchController, searcher: SearcherAdapter, engines: WorkerPool) -> None:
-        self._conductor = conductor
+    def __init__(self, controller: SearchController, searcher: SearcherAdapter, engines: WorkerPool) -> None:
+        self._controller = controller
         self._searcher = searcher
         self._engines = engines
 
@@ -200,9 +200,9 @@ class StopperAdapter(_NotPickled, Stopper):  # type: ignore[misc]
         hung = self._engines.restart_hung()
         if hung:
             logger.warning("an engine hangs and is started again; in it were trials %s", ", ".join(hung))
-        if self._conductor.should_stop:
+        if self._controller.should_stop:
             # Tune waits for holders to end, and they wait for their trials.
             self._engines.free_all_slots()
             return True
-        self._conductor.on_idle()
+        self._controller.on_idle()
         return False

@@ -41,7 +41,7 @@ _ENVIRONMENT = {
 }
 _SECRETS = frozenset(name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_"))
 """What Tune puts into the runtime environment of trials' processes."""
-_HOLDER_CPUS = 0.01
+_PROXY_CPUS = 0.01
 
 
 @contextmanager
@@ -93,16 +93,16 @@ def placed(search: Search) -> Search:
     return replace(search, placement=found)
 
 
-def run_tune(conductor: SearchController, run: RunDir) -> None:
+def run_tune(controller: SearchController, run: RunDir) -> None:
     """Runs trials until the conductor has no more, or says that everything must stop. Its search must be placed.
 
     Raises `SearchBroken` if Ray Tune ends with an error of its own, `DiskFull` if trials can't write to their disk.
     """
-    search, placed = conductor.search, conductor.search.placement
+    search, placed = controller.search, controller.search.placement
     assert placed is not None
     engines = WorkerPool(search, placed, run.path / "ray", run.logs)
-    searcher = SearcherAdapter(conductor, run, engines)
-    scheduler = SchedulerAdapter(conductor, searcher)
+    searcher = SearcherAdapter(controller, run, engines)
+    scheduler = SchedulerAdapter(controller, searcher)
     tuner = tune.Tuner(
         _trainable(search, placed),
         tune_config=TuneConfig(
@@ -118,11 +118,11 @@ def run_tune(conductor: SearchController, run: RunDir) -> None:
             name="ray",
             storage_path=str(run.path),
             verbose=0,
-            stop=StopperAdapter(conductor, searcher, engines),
+            stop=StopperAdapter(controller, searcher, engines),
             callbacks=[QuietProgress()],
         ),
     )
-    with _interrupts(conductor):
+    with _interrupts(controller):
         try:
             tuner.fit()
         except (TuneError, RayError) as error:
@@ -133,7 +133,7 @@ def run_tune(conductor: SearchController, run: RunDir) -> None:
                 raise
         finally:
             engines.close()
-            conductor.close()
+            controller.close()
     if scheduler.disk_trouble is not None:
         raise DiskFull(scheduler.disk_trouble)
 
@@ -141,16 +141,16 @@ def run_tune(conductor: SearchController, run: RunDir) -> None:
 def _trainable(search: Search, placed: Placement) -> Any:
     """What Tune runs: holders of trials in engines, which have the GPUs, or trials in processes of their own."""
     if placed.engines:
-        return tune.with_resources(run_trial_proxy, {"cpu": _HOLDER_CPUS})
+        return tune.with_resources(run_trial_proxy, {"cpu": _PROXY_CPUS})
     return tune.with_resources(run_trial_task, {"cpu": 1, "gpu": search.gpus_per_trial})
 
 
 @contextmanager
-def _interrupts(conductor: SearchController) -> Iterator[None]:
+def _interrupts(controller: SearchController) -> Iterator[None]:
     """The first Ctrl-C (or SIGTERM) stops the search in order, the second is Python's own."""
 
     def interrupt(_signum: int, _frame: FrameType | None) -> None:
-        conductor.interrupt()
+        controller.interrupt()
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -101,11 +101,11 @@ class WorkerGroup(GroupQueue):
         from ray.train.torch import TorchTrainer
 
         os.environ.update(_QUIET)
-        group, desk = self._group, ray.get_runtime_context().current_actor
+        group, queue = self._group, ray.get_runtime_context().current_actor
         resources = {"GPU": 1.0} if group.on_gpu else {"CPU": 0.01}
         scaling = ScalingConfig(num_workers=group.ranks, use_gpu=group.on_gpu, resources_per_worker=resources)
         run = RunConfig(name=f"group-{os.getpid()}-{time.time_ns()}", storage_path=str(group.storage))
-        told = {"desk": desk, "group": group, "name": self._name}
+        told = {"desk": queue, "group": group, "name": self._name}
         return TorchTrainer(rank_main, train_loop_config=told, scaling_config=scaling, run_config=run)
 
 
@@ -115,51 +115,51 @@ def rank_main(config: Mapping[str, Any]) -> None:
     from trials.system.distributed import joined_process_group
 
     quiet_libraries()
-    desk, group = config["desk"], config["group"]
+    queue, group = config["desk"], config["group"]
     with joined_process_group() as ranks:
         group.keep_output(f"{config['name']}-rank-{ranks.rank}")
-        workplace = TrialRunner(group.cpu_threads, ranks)
-        ray.get(desk.enter.remote(ranks.rank, ray.get_runtime_context().current_actor))
-        threading.Thread(target=_beat, args=(desk, ranks.rank, workplace), daemon=True).start()
+        runner = TrialRunner(group.cpu_threads, ranks)
+        ray.get(queue.enter.remote(ranks.rank, ray.get_runtime_context().current_actor))
+        threading.Thread(target=_beat, args=(queue, ranks.rank, runner), daemon=True).start()
         number = 0
-        while (turn := ray.get(desk.next_task.remote(number))) is not None:
-            number, assignment = turn
-            error, has_lost_gpu = _run(desk, number, assignment, workplace)
-            ray.get(desk.finish.remote(number, ranks.rank, error))
-            if has_lost_gpu or workplace.is_unusable:
+        while (turn := ray.get(queue.next_task.remote(number))) is not None:
+            number, request = turn
+            error, has_lost_gpu = _run(queue, number, request, runner)
+            ray.get(queue.finish.remote(number, ranks.rank, error))
+            if has_lost_gpu or runner.is_unusable:
                 os._exit(1)
             number += 1
 
 
-def _run(desk: Any, number: int, assignment: Mapping[str, Any], workplace: TrialRunner) -> tuple[str | None, bool]:
+def _run(queue: Any, number: int, request: Mapping[str, Any], runner: TrialRunner) -> tuple[str | None, bool]:
     """Runs a trial; gives the traceback if it failed, and whether nothing can be run here any more."""
     from orchestrator.execution.trial_runner import gpu_is_unusable
     from trials.training.evaluation_loop import Decision
     from trials.training.outcome import TrialInterrupted
 
-    called_off = desk.wait_cancelled.remote(number)
+    called_off = queue.wait_cancelled.remote(number)
 
     def on_eval(point: EvalPoint) -> Decision:
         troubles = TROUBLES.pop_unreported()
         if troubles:
-            desk.warn.remote(number, troubles)
-        return Decision.CONTINUE if ray.get(desk.report.remote(number, point)) else Decision.STOP
+            queue.warn.remote(number, troubles)
+        return Decision.CONTINUE if ray.get(queue.report.remote(number, point)) else Decision.STOP
 
     def is_called_off() -> bool:
         return bool(ray.wait([called_off], timeout=0)[0])
 
     def on_log(figures: Mapping[str, float]) -> None:
-        desk.log.remote(number, dict(figures))
+        queue.log.remote(number, dict(figures))
 
     try:
-        workplace.run(assignment, on_eval, is_called_off, on_log)
+        runner.run(request, on_eval, is_called_off, on_log)
     except Exception as problem:
         # Who was cut off has left collectives in which the others wait.
         return traceback.format_exc(), gpu_is_unusable(problem) or isinstance(problem, TrialInterrupted)
     return None, False
 
 
-def _beat(desk: Any, rank: int, workplace: TrialRunner) -> None:
+def _beat(queue: Any, rank: int, runner: TrialRunner) -> None:
     while True:
-        desk.heartbeat.remote(rank, workplace.seconds_since_progress())
+        queue.heartbeat.remote(rank, runner.seconds_since_progress())
         time.sleep(_BEAT_SECONDS)

@@ -27,7 +27,7 @@ def unlogged(line: str) -> None:
 
 @contextmanager
 def live_view(
-    board: Progress, deadline: Deadline, console: Console, log: Callable[[str], object] = unlogged
+    progress: Progress, deadline: Deadline, console: Console, log: Callable[[str], object] = unlogged
 ) -> Iterator[Callable[[Event], None]]:
     """Gives the listener for the conductor; logs and then shows what it hears until the block ends.
 
@@ -36,46 +36,46 @@ def live_view(
     if not console.is_terminal:
 
         def tell(event: Event) -> None:
-            board.apply(event)
-            said = line(event, board, deadline)
+            progress.apply(event)
+            said = line(event, progress, deadline)
             log(said)
             console.print(said, soft_wrap=True, markup=False, highlight=False)
 
         yield tell
         return
     messages: list[str] = []
-    with Live(get_renderable=lambda: _drawn(board, deadline, messages), console=console, refresh_per_second=2):
+    with Live(get_renderable=lambda: _drawn(progress, deadline, messages), console=console, refresh_per_second=2):
 
         def show(event: Event) -> None:
-            board.apply(event)
-            log(line(event, board, deadline))
+            progress.apply(event)
+            log(line(event, progress, deadline))
             if isinstance(event, Notice):
                 messages.append(event.text)
 
         yield show
 
 
-def _drawn(board: Progress, deadline: Deadline, messages: list[str]) -> RenderableType:
+def _drawn(progress: Progress, deadline: Deadline, messages: list[str]) -> RenderableType:
     """The live view. Whatever goes wrong in drawing it is no reason to end the search: it's drawn twice a second."""
     try:
-        return table(board, deadline, list(messages))
+        return table(progress, deadline, list(messages))
     except Exception as error:
         keep_traceback(error)
         return Text("the table can't be drawn")
 
 
-def line(event: Event, board: Progress, deadline: Deadline) -> str:
+def line(event: Event, progress: Progress, deadline: Deadline) -> str:
     """One event as one line of plain text."""
     left = format_duration(deadline.seconds_left(datetime.now(UTC)))
-    return f"[{left} left] {_sentence(event, board)}"
+    return f"[{left} left] {_sentence(event, progress)}"
 
 
-def _sentence(event: Event, board: Progress) -> str:
+def _sentence(event: Event, progress: Progress) -> str:
     if isinstance(event, Notice):
         return event.text
     trial = f"trial {event.trial_id}"
     if isinstance(event, TrialStarted):
-        row = board.rows[event.trial_id]
+        row = progress.rows[event.trial_id]
         if event.tokens_seen:
             return f"{trial} goes on from {event.tokens_seen:,} tokens"
         return f"{trial} started: {row.name} {row.settings}"
@@ -94,27 +94,27 @@ def _end(event: TrialEnded) -> str:
     return f"{event.ending.kind.value}{best}: {event.ending.reason}"
 
 
-def table(board: Progress, deadline: Deadline, messages: list[str]) -> Group:
+def table(progress: Progress, deadline: Deadline, messages: list[str]) -> Group:
     """The live view: headline, one row a trial (best first, running ones always shown), what was said last."""
     grid = Table(expand=True, header_style="dim", box=None)
     for name, justify in (("trial", "left"), ("state", "left"), ("done", "right"), ("tokens", "right")):
         grid.add_column(name, justify=justify)  # type: ignore[arg-type]
-    has_scores = any(row.score is not None for row in board.rows.values())
+    has_scores = any(row.score is not None for row in progress.rows.values())
     for name in ("loss", "best", *(["score"] if has_scores else []), "tokens/s"):
         grid.add_column(name, justify="right")
     grid.add_column("configuration", overflow="ellipsis", no_wrap=True, ratio=1)
-    for row in shown_rows(board):
+    for row in shown_rows(progress):
         # As text: in a string, brackets in a starting point's name would be rich's markup.
         grid.add_row(*map(Text, _cells(row, has_scores=has_scores)), style=_STYLES.get(row.state, "dim"))
-    return Group(headline(board, deadline), grid, *(Text(text, style="dim") for text in messages[-3:]))
+    return Group(headline(progress, deadline), grid, *(Text(text, style="dim") for text in messages[-3:]))
 
 
-def headline(board: Progress, deadline: Deadline) -> Text:
+def headline(progress: Progress, deadline: Deadline) -> Text:
     """Best against base, time used and left."""
     now = datetime.now(UTC)
     total = (deadline.ends - deadline.started).total_seconds()
     left = deadline.seconds_left(now)
-    best, base = board.best, board.base_eval_loss
+    best, base = progress.best, progress.base_eval_loss
     text = Text(f"{format_duration(total - left)} used, {format_duration(left)} left")
     text.append(f"   base {base:.4f}" if base is not None else "   base not evaluated yet")
     if best is not None and best.point is not None:
@@ -122,9 +122,9 @@ def headline(board: Progress, deadline: Deadline) -> Text:
     return text
 
 
-def shown_rows(board: Progress) -> list[TrialProgress]:
+def shown_rows(progress: Progress) -> list[TrialProgress]:
     """Running trials and the best of the ended ones, best first, as many as fit."""
-    ordered = sorted(board.rows.values(), key=_by_loss)
+    ordered = sorted(progress.rows.values(), key=_by_loss)
     running = [row for row in ordered if row.state == "running"]
     ended = [row for row in ordered if row.state != "running"]
     kept = running + ended[: max(0, _SHOWN_ROWS - len(running))]

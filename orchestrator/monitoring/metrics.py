@@ -67,8 +67,8 @@ class _TrialGauges:
 class SearchMetrics:
     """Follows a session of a search; what earlier sessions left in the run folder counts too."""
 
-    def __init__(self, board: Progress, run: RunDir, search: Search, now: Callable[[], datetime]) -> None:
-        self._board, self._run, self._search, self._now = board, run, search, now
+    def __init__(self, progress: Progress, run: RunDir, search: Search, now: Callable[[], datetime]) -> None:
+        self._progress, self._run, self._search, self._now = progress, run, search, now
         before = [record for record in run.records() if record.origin in _TRAINED]
         losses = [record.best_eval_loss for record in before if record.best_eval_loss is not None]
         self._states = {record.id: _state(record) for record in before}
@@ -82,7 +82,7 @@ class SearchMetrics:
         if isinstance(event, TrialStarted):
             self._trials[event.trial_id] = _TrialGauges(event.tokens_seen)
         elif isinstance(event, TrialEvaluated):
-            self._evaluated(self._board.rows[event.trial_id], event.point)
+            self._evaluated(self._progress.rows[event.trial_id], event.point)
         elif isinstance(event, TrialPaused | TrialEnded) and event.trial_id in self._trials:
             self._leave(self._trials[event.trial_id])
         self._of_search = self._of_all_trials()
@@ -122,15 +122,15 @@ class SearchMetrics:
 
     def _of_all_trials(self) -> list[Sample]:
         # All states, so that none keeps a number that isn't true any more.
-        counts = Counter({**self._states, **self._board.states()}.values())
+        counts = Counter({**self._states, **self._progress.states()}.values())
         samples = [Sample(TRIALS, counts[state], {"state": state}) for state in _STATES]
-        best = self._board.best
+        best = self._progress.best
         losses = [self._best_before, None if best is None or best.point is None else best.point.best_eval_loss]
         known = [loss for loss in losses if loss is not None]
         if known:
             samples.append(Sample(BEST, min(known)))
-        if self._board.base_eval_loss is not None:
-            samples.append(Sample(BASE, self._board.base_eval_loss))
+        if self._progress.base_eval_loss is not None:
+            samples.append(Sample(BASE, self._progress.base_eval_loss))
         return samples
 
 

@@ -29,13 +29,13 @@ class PrometheusExporter:
     An error in here is one warning, and the search goes on without its metrics.
     """
 
-    def __init__(self, board: Progress, run: RunDir, search: Search, now: Callable[[], datetime]) -> None:
+    def __init__(self, progress: Progress, run: RunDir, search: Search, now: Callable[[], datetime]) -> None:
         self._name = {"search": run.path.name}
         self._told = dict.fromkeys([metric for metric in METRICS if metric.is_sum], 0.0)
         self._targets = ScrapeTargets(run.path)
         self._lock, self._is_over = threading.Lock(), threading.Event()
         with only_reporting(_ABOUT, self._give_up):
-            self._search = SearchMetrics(board, run, search, now)
+            self._search = SearchMetrics(progress, run, search, now)
             self._metrics = {metric: _declared(metric) for metric in METRICS}
 
     def __call__(self, event: Event) -> None:

@@ -20,7 +20,7 @@ def disk_gib(search: Search, slots: int, trials: int | None) -> float | None:
     found = memory_bounds(search)
     if not found:
         return None
-    largest = max(corner.parameters for corner in found)
+    largest = max(bound.parameters for bound in found)
     settings = search.recipe.search
     is_8bit = "8bit" in search.recipe.hyperparameters.optimizer
     adapter = largest * _WEIGHT_BYTES

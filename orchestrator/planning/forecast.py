@@ -83,9 +83,9 @@ class _Remaining:
         return self.seconds * self.slots
 
 
-def forecast_search(search: Search, pace: ThroughputModel | None, now: datetime) -> SearchForecast:
+def forecast_search(search: Search, throughput: ThroughputModel | None, now: datetime) -> SearchForecast:
     """What the rest of the night brings at the measured speed, or at what is known of it before anything has run."""
-    speed = (measured_speed(pace) if pace is not None else None) or speed_before(search)
+    speed = (measured_speed(throughput) if throughput is not None else None) or speed_before(search)
     placed, settings, deadline = placement_of(search), search.recipe.search, search.deadline
     left = max(0.0, deadline.training_seconds_left(now))
     trials = full = tokens = None

@@ -58,7 +58,7 @@ def memory_bounds(search: Search) -> list[MemoryBound]:
         if need is not None:
             parameters = need.adapter_bytes // adapter_bytes(1, config.hyperparameters, itemsize)
             found.append(MemoryBound(values, need, parameters))
-    return sorted(found, key=lambda corner: corner.need.total_bytes)
+    return sorted(found, key=lambda bound: bound.need.total_bytes)
 
 
 def memory_limit(search: Search) -> MemoryLimit:

@@ -12,7 +12,7 @@ from orchestrator.state.run_dir import Search
 from search_spaces.durations import format_duration
 from trials.schedule import Epoch, evaluation_tokens
 
-_SHOWN_MILESTONES = 12
+_SHOWN_POINTS = 12
 
 
 def forecast_lines(search: Search, full_tokens: int, epoch: Epoch, prediction: SearchForecast) -> list[str]:
@@ -64,8 +64,8 @@ def evaluation_points_line(search: Search, full_tokens: int, prediction: SearchF
     """The tokens at which trials are evaluated, and may pause."""
     settings = shortened_evaluation(search.recipe.evaluation, prediction.full_tokens / full_tokens)
     at = evaluation_tokens(prediction.full_tokens, settings, epoch)
-    shown = ", ".join(f"{tokens:,}" for tokens in at[:_SHOWN_MILESTONES])
-    more = f", and so on, {len(at)} in all" if len(at) > _SHOWN_MILESTONES else ""
+    shown = ", ".join(f"{tokens:,}" for tokens in at[:_SHOWN_POINTS])
+    more = f", and so on, {len(at)} in all" if len(at) > _SHOWN_POINTS else ""
     return f"trials are evaluated, and may pause, at {shown} tokens{more}"
 
 
@@ -81,7 +81,7 @@ def memory_lines(search: Search) -> list[str]:
     if not search.gpus_per_trial:
         return [f"memory of one trial, on the CPU: at least {extent}"]
     limit = memory_limit(search)
-    too_large = [corner for corner in found if corner.need.gib > limit.gib]
+    too_large = [bound for bound in found if bound.need.gib > limit.gib]
     fits = "all corners of the space fit" if not too_large else "these don't fit, and end as out of memory:"
     return [
         f"memory of one trial: at least {extent}; {limit.gib:.1f} GiB are allowed ({limit.reason}): {fits}",
@@ -105,15 +105,15 @@ def cost_lines(search: Search, prediction: SearchForecast) -> list[str]:
 
 def _too_large(found: Sequence[MemoryBound], limit: MemoryLimit) -> list[str]:
     return [
-        f"  {_settings(corner.values) or 'every configuration'}: {corner.need.gib:.1f} GiB, "
-        f"{corner.need.gib - limit.gib:.1f} too many: base model {corner.need.base_bytes / 2**30:.1f}, adapter with "
-        f"optimizer {corner.need.adapter_bytes / 2**30:.1f}, one row {corner.need.micro_step_bytes / 2**30:.1f}"
-        for corner in found
+        f"  {_settings(bound.values) or 'every configuration'}: {bound.need.gib:.1f} GiB, "
+        f"{bound.need.gib - limit.gib:.1f} too many: base model {bound.need.base_bytes / 2**30:.1f}, adapter with "
+        f"optimizer {bound.need.adapter_bytes / 2**30:.1f}, one row {bound.need.micro_step_bytes / 2**30:.1f}"
+        for bound in found
     ]
 
 
-def _values(corner: MemoryBound) -> str:
-    return f" ({_settings(corner.values)})" if corner.values else ""
+def _values(bound: MemoryBound) -> str:
+    return f" ({_settings(bound.values)})" if bound.values else ""
 
 
 def _settings(values: Mapping[str, Any]) -> str:

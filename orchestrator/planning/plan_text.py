@@ -54,7 +54,9 @@ def _longest_trial(recipe: Recipe, epoch: Epoch) -> int:
     return longest
 
 
-def describe(search: Search, sizes: DataSizes, pace: ThroughputModel | None = None, now: datetime | None = None) -> str:
+def describe(
+    search: Search, sizes: DataSizes, throughput: ThroughputModel | None = None, now: datetime | None = None
+) -> str:
     """The plan as text: time, data, what the night will bring, starting points, space, where settings came from.
 
     For a search that goes on: its measured `pace`, and the time; else what's known beforehand, from the start.
@@ -69,7 +71,7 @@ def describe(search: Search, sizes: DataSizes, pace: ThroughputModel | None = No
         f"base model: {search.recipe.model.name} ({search.recipe.model.quantization})",
         *data_lines(sizes.data),
         f"full trial: {sizes.full_tokens:,} tokens ({sizes.full_tokens / sizes.epoch_tokens:.2f} epochs)",
-        *forecast_lines(search, sizes.full_tokens, epoch, forecast_search(search, pace, now or deadline.started)),
+        *forecast_lines(search, sizes.full_tokens, epoch, forecast_search(search, throughput, now or deadline.started)),
         f"first the base model, then {len(search.recipe.start)} starting point(s): "
         f"{', '.join(search.recipe.start) or 'none'}; then what promises most by all curves so far",
         f"GPUs per trial: {search.gpus_per_trial}{_together(search)}",

@@ -50,10 +50,10 @@ class SpeedEstimate:
     source: str
 
 
-def measured_speed(pace: ThroughputModel) -> SpeedEstimate | None:
+def measured_speed(throughput: ThroughputModel) -> SpeedEstimate | None:
     """As this search has measured it; None before it has."""
-    each = pace.seconds_per_token()
-    return None if each is None else SpeedEstimate(each, pace.start_seconds, MEASURED)
+    each = throughput.seconds_per_token()
+    return None if each is None else SpeedEstimate(each, throughput.start_seconds, MEASURED)
 
 
 def speed_before(search: Search) -> SpeedEstimate | None:
@@ -83,14 +83,14 @@ def placement_of(search: Search) -> Placement:
     return search.placement or plan_placement(search, gpus=gpu_count(), cores=[os.cpu_count() or 1])
 
 
-def save_speed(search: Search, pace: ThroughputModel) -> None:
+def save_speed(search: Search, throughput: ThroughputModel) -> None:
     """Keeps what was measured for the plan of a later search; a cache that can't be written is no error."""
-    each, per_device = pace.seconds_per_token(), _slots_per_device(search)
+    each, per_device = throughput.seconds_per_token(), _slots_per_device(search)
     if each is None or not per_device:
         return
     found = {
         "tokens_per_second": per_device / each,
-        "start_seconds": pace.start_seconds,
+        "start_seconds": throughput.start_seconds,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     for file in _files():

@@ -117,14 +117,14 @@ class ThroughputModel:
     @classmethod
     def from_records(cls, records: Iterable[TrialRecord], regrouped: Consolidation | None = None) -> ThroughputModel:
         """As measured before: rebuilt from the evaluations on disk, trial by trial."""
-        pace = cls(regrouped)
+        throughput = cls(regrouped)
         for record in records:
             if record.origin is Origin.BASE:
                 continue
             at = [(0, 0.0, 1), *((point.tokens_seen, point.seconds, point.ranks) for point in record.points)]
             for (tokens, seconds, _), (more_tokens, more_seconds, ranks) in pairwise(at):
-                pace.observe(record.config, more_tokens - tokens, more_seconds - seconds, ranks)
-        return pace
+                throughput.observe(record.config, more_tokens - tokens, more_seconds - seconds, ranks)
+        return throughput
 
     def observe(self, config: TrialConfig, tokens: int, seconds: float, ranks: int = 1) -> None:
         """A stretch of one trial from one evaluation to the next, that evaluation included; nonsense is left out."""

@@ -51,13 +51,13 @@ def shortened_trial(config: TrialConfig, factor: float) -> TrialConfig:
     return config.model_copy(update=changes)
 
 
-def length_in_words(full_tokens: int, tonight_tokens: int, epoch_tokens: int) -> str:
+def length_in_words(full_tokens: int, shortened_tokens: int, epoch_tokens: int) -> str:
     """How long a full trial is tonight, against what the recipe asks for and in passes over the data."""
-    epochs = f"{tonight_tokens / epoch_tokens:.3g} of the training data"
-    if tonight_tokens >= full_tokens:
+    epochs = f"{shortened_tokens / epoch_tokens:.3g} of the training data"
+    if shortened_tokens >= full_tokens:
         return f"{full_tokens:,} tokens, {epochs}"
-    share = tonight_tokens / full_tokens
+    share = shortened_tokens / full_tokens
     return (
-        f"{tonight_tokens:,} tokens tonight, {epochs}: {share:.3g} of the {full_tokens:,} that the recipe asks for, so "
+        f"{shortened_tokens:,} tokens tonight, {epochs}: {share:.3g} of the {full_tokens:,} that the recipe asks for, so "
         "that enough of them fit"
     )

@@ -28,7 +28,7 @@ def run_checks(search: Search, place: str, needed_gib: float | None) -> list[Che
     found = decisive_checks(search)
     if needed_gib is not None:
         found.append(disk_check(Path.cwd() if is_url(place) else Path(place), needed_gib))
-    if any(finding.level is Severity.IMPOSSIBLE for finding in found):
+    if any(result.level is Severity.IMPOSSIBLE for result in found):
         return found
     found += tracking_checks(search)
     if named_cluster() is not None:
@@ -65,9 +65,9 @@ def disk_check(out: Path, needed_gib: float) -> CheckResult:
     return CheckResult("disk", Severity.OK, text)
 
 
-def preflight_lines(findings: Sequence[CheckResult]) -> str:
+def preflight_lines(results: Sequence[CheckResult]) -> str:
     """For the plan."""
-    return "\n".join(["preflight:", *(f"  {finding}" for finding in findings)])
+    return "\n".join(["preflight:", *(f"  {result}" for result in results)])
 
 
 def _of_cluster(search: Search, place: str) -> list[CheckResult]:

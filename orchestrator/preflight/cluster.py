@@ -60,12 +60,12 @@ def cluster_checks(search: Search, least_gib: float | None) -> list[CheckResult]
             ray.kill(probe)
     clocks = {name: clock for name, clock in readings.items() if clock is not None}
     found = node_checks(this_node(), reports, search.gpus_per_trial, least_gib)
-    return [_slots_finding(search), *silent, *found, *clock_checks(clocks)]
+    return [_slots_check(search), *silent, *found, *clock_checks(clocks)]
 
 
 def slow_checks(search: Search, dashboard: str | None) -> list[CheckResult]:
     """What only a plan has the time for: the dashboard's state API, and the GPUs of each node together."""
-    found = [_state_finding(dashboard)]
+    found = [_state_check(dashboard)]
     for node in _nodes():
         if node.gpus > 1:
             found += [
@@ -125,7 +125,7 @@ def _clock(probe: Any) -> ClockOffset | None:
     return min(readings, key=lambda clock: clock.round_trip)
 
 
-def _slots_finding(search: Search) -> CheckResult:
+def _slots_check(search: Search) -> CheckResult:
     cores, gpus = cores_of_nodes(), sum(gpus_of_nodes())
     text = f"{len(cores)} nodes, {gpus} GPUs, {sum(cores.values())} cores"
     try:
@@ -139,7 +139,7 @@ def _slots_finding(search: Search) -> CheckResult:
     return CheckResult("cluster", Severity.OK, f"{text}; trials at once: {placement.slots}")
 
 
-def _state_finding(dashboard: str | None) -> CheckResult:
+def _state_check(dashboard: str | None) -> CheckResult:
     """Of the state API that Ray finds by itself, as what gives GPUs of stopped trials back does."""
     where = "no dashboard" if dashboard is None else f"dashboard at {dashboard}"
     try:

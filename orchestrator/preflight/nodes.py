@@ -64,7 +64,7 @@ def node_checks(
     here: NodeReport, nodes: Mapping[str, NodeReport], gpus_per_trial: int, least_gib: float | None
 ) -> list[CheckResult]:
     """Of all nodes, by the names to call them by, against the machine where the search's own process runs."""
-    found = _version_findings(here, nodes)
+    found = _version_checks(here, nodes)
     for name, node in nodes.items():
         if node.disk_used > _FULL:
             text = f"the disk with Ray's temporary files is {node.disk_used:.0%} full".replace("%", " %")
@@ -100,7 +100,7 @@ def clock_checks(clocks: Mapping[str, ClockOffset]) -> list[CheckResult]:
     return found
 
 
-def _version_findings(here: NodeReport, nodes: Mapping[str, NodeReport]) -> list[CheckResult]:
+def _version_checks(here: NodeReport, nodes: Mapping[str, NodeReport]) -> list[CheckResult]:
     found = []
     for name, node in nodes.items():
         others = {key for key in _COMPARED if node.versions.get(key) != here.versions.get(key)}

@@ -31,10 +31,10 @@ class NodeWithoutStorage:
 
 def require_shared_storage(place: str) -> None:
     """Raises `InputError`, naming them, if some nodes of the cluster don't see the run folder as this process does."""
-    blind = nodes_without_storage(place)
-    if not blind:
+    unseeing = nodes_without_storage(place)
+    if not unseeing:
         return
-    said = "".join(f"\n  {each}" for each in blind)
+    said = "".join(f"\n  {each}" for each in unseeing)
     raise InputError(
         f"the run folder {place} isn't on storage that every node of the Ray cluster sees:{said}\n"
         "Mount the same storage, such as NFS, under this path on all of them, writable (or, of a store, give them its "
@@ -54,27 +54,27 @@ def nodes_without_storage(place: str, seconds: float = _ANSWER_SECONDS) -> list[
     try:
         run.write(probe_name(token, "driver"), token)
         answers = on_nodes(write_probe, asked, seconds)
-        reasons = {node: _why_blind(place, token, node, answer) for node, answer in answers.items()}
+        reasons = {node: _why_unseeing(place, token, node, answer) for node, answer in answers.items()}
     except (OSError, StoreFailed) as error:
         raise InputError(f"can't write to {place}: {first_line(error)}. Give another --out.") from error
     finally:
         run.remove([probe_name(token, name) for name in ("driver", *(node.id for node in asked))])
-    blind = [NodeWithoutStorage(node, why) for node, why in reasons.items() if why is not None]
-    on_nodes(remove_probe, {each.node: asked[each.node] for each in blind if each.why == run.alone}, seconds)
-    return blind
+    unseeing = [NodeWithoutStorage(node, why) for node, why in reasons.items() if why is not None]
+    on_nodes(remove_probe, {each.node: asked[each.node] for each in unseeing if each.why == run.alone}, seconds)
+    return unseeing
 
 
 def storage_checks(place: str) -> list[CheckResult]:
     """The same for a plan, where the run folder needn't be there yet."""
     there = place if is_url(place) else str(existing_part(Path(place)))
     try:
-        blind = nodes_without_storage(there)
+        unseeing = nodes_without_storage(there)
     except InputError as error:
         return [
             CheckResult("run folder", Severity.IMPOSSIBLE, first_line(error), "Give --out where this process may write")
         ]
     remedy = "Mount the same storage there, writable, or give an --out that all nodes share"
-    found = [CheckResult("run folder", Severity.IMPOSSIBLE, str(each), remedy) for each in blind]
+    found = [CheckResult("run folder", Severity.IMPOSSIBLE, str(each), remedy) for each in unseeing]
     return found or [CheckResult("run folder", Severity.OK, f"every node sees {there}")]
 
 
@@ -84,7 +84,7 @@ def existing_part(folder: Path) -> Path:
     return next(path for path in (here, *here.parents) if path.is_dir())
 
 
-def _why_blind(place: str, token: str, node: Node, answer: str | NoAnswer | None) -> str | None:
+def _why_unseeing(place: str, token: str, node: Node, answer: str | NoAnswer | None) -> str | None:
     if isinstance(answer, NoAnswer):
         return answer.why
     if answer is not None:

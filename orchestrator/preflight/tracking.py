@@ -33,9 +33,9 @@ def check_tracking(search: Search, tell: Callable[[CheckResult], None]) -> None:
     """The same beside all else; `tell` is called from another thread, with what isn't fine."""
 
     def check() -> None:
-        for finding in tracking_checks(search):
-            if finding.level is not Severity.OK:
-                tell(finding)
+        for result in tracking_checks(search):
+            if result.level is not Severity.OK:
+                tell(result)
 
     threading.Thread(target=check, daemon=True).start()
 

@@ -53,7 +53,7 @@ def address_check(environ: Mapping[str, str] = os.environ) -> CheckResult:
     address, in_file = named_cluster(environ), current_cluster(environ)
     says = "RAY_ADDRESS" if environ.get("RAY_ADDRESS", "") not in ("", "auto") else str(address_file(environ))
     if address is None:
-        return _own_ray_finding(environ)
+        return _own_ray_check(environ)
     place = _host_and_port(address)
     if place is None:
         return CheckResult(
@@ -72,7 +72,7 @@ def address_check(environ: Mapping[str, str] = os.environ) -> CheckResult:
     return CheckResult("Ray", Severity.OK, f"{says} names {address}, which answers")
 
 
-def _own_ray_finding(environ: Mapping[str, str]) -> CheckResult:
+def _own_ray_check(environ: Mapping[str, str]) -> CheckResult:
     """Whether the search can start a Ray of its own, and what it doesn't join."""
     fit = bases(environ)
     if not fit:

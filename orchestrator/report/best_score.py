@@ -11,11 +11,11 @@ from trials.metrics.score_names import NAMES, shown
 from trials.records.score_log import estimate
 
 
-def of_best(findings: ReportData, trials: Sequence[ScoredTrial]) -> str:
+def of_best(data: ReportData, trials: Sequence[ScoredTrial]) -> str:
     """Whether the trial with the best score is another one than the exported one; `trials` are all that have one."""
     measure = NAMES[trials[0].scoring.scores.measure]
     best = max(trials, key=lambda trial: trial.score)
-    who, chosen_id = _chosen(findings)
+    who, chosen_id = _chosen(data)
     chosen = next((trial for trial in trials if trial.record.id == chosen_id), None)
     if chosen is None:
         return f"Trial {best.record.id} has the best {measure}, {show_score(best)}. The {who} was not scored."
@@ -39,12 +39,12 @@ def _of_two(chosen: ScoredTrial, best: ScoredTrial) -> str:
     return f"That's a clear difference, {margin}: if it is what counts, look at trial {best.record.id}{kept}."
 
 
-def _chosen(findings: ReportData) -> tuple[str, str | None]:
+def _chosen(data: ReportData) -> tuple[str, str | None]:
     """What the report calls the trial that the loss has chosen, and its id."""
-    exported = (findings.manifest or {}).get("trial")
+    exported = (data.manifest or {}).get("trial")
     if exported is not None:
         return f"exported trial {exported}", str(exported)
-    leader = findings.leader.id if findings.leader else None
+    leader = data.leader.id if data.leader else None
     return f"trial with the lowest loss, {leader},", leader
 
 

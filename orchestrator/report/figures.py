@@ -29,13 +29,13 @@ from trials.metrics.task_scores import Measure
 from trials.records.score_log import estimate
 
 
-def learning_curves(findings: ReportData) -> go.Figure:
+def learning_curves(data: ReportData) -> go.Figure:
     """Eval loss against tokens seen, one line a trial; diverged ones may leave the picture at the top."""
     figure = new_figure("training tokens seen", "eval loss, nats per token", height=460)
-    for record in winner_last(findings):
+    for record in winner_last(data):
         if not record.points:
             continue
-        kind = kind_of(record, findings)
+        kind = kind_of(record, data)
         figure.add_scatter(
             x=[point.tokens_seen for point in record.points],
             y=[point.eval_loss for point in record.points],
@@ -46,16 +46,16 @@ def learning_curves(findings: ReportData) -> go.Figure:
             name=kind,
             legendgroup=kind,
             showlegend=False,
-            meta=about(record, findings),
+            meta=about(record, data),
             hovertemplate="%{meta}<br>%{x:,} tokens: loss %{y:.4f}<extra></extra>",
         )
     legend(figure)
-    base_line(figure, findings)
-    for number, tokens in enumerate(findings.rungs, start=1):
+    base_line(figure, data)
+    for number, tokens in enumerate(data.rungs, start=1):
         figure.add_vline(x=tokens, line={"color": LINE_COLOUR, "width": 1, "dash": "dot"}, opacity=0.6)
         figure.add_annotation(x=tokens, y=1, yref="paper", yanchor="bottom", text=f"rung {number}", showarrow=False)
     figure.update_xaxes(rangemode="tozero")
-    loss_axis(figure, findings, [p.eval_loss for r in findings.trained if has_converged(r) for p in r.points])
+    loss_axis(figure, data, [p.eval_loss for r in data.trained if has_converged(r) for p in r.points])
     return figure
 
 
@@ -79,13 +79,13 @@ def importance_bars(shares: Mapping[str, float]) -> go.Figure:
     return figure
 
 
-def loss_against(findings: ReportData, name: str) -> go.Figure:
+def loss_against(data: ReportData, name: str) -> go.Figure:
     """Best eval loss of every trial against one hyperparameter that the search varies."""
     figure = new_figure(name.replace("_", " "), "best eval loss", height=380)
-    for record in winner_last(findings):
+    for record in winner_last(data):
         if not record.points:
             continue
-        kind = kind_of(record, findings)
+        kind = kind_of(record, data)
         value = hyperparameter(record, name)
         figure.add_scatter(
             x=[value if isinstance(value, float) else show(value)],
@@ -95,30 +95,30 @@ def loss_against(findings: ReportData, name: str) -> go.Figure:
             name=kind,
             legendgroup=kind,
             showlegend=False,
-            meta=about(record, findings),
+            meta=about(record, data),
             hovertemplate="%{meta}<br>best loss %{y:.4f}<extra></extra>",
         )
     legend(figure)
-    base_line(figure, findings)
-    dimension = findings.search.recipe.space.get(name)
+    base_line(figure, data)
+    dimension = data.search.recipe.space.get(name)
     if isinstance(dimension, Range) and dimension.log:
         figure.update_xaxes(type="log", dtick=1, tickformat=".0e")
-    losses = [record.best_eval_loss for record in findings.trained if has_converged(record)]
-    loss_axis(figure, findings, [loss for loss in losses if loss is not None])
+    losses = [record.best_eval_loss for record in data.trained if has_converged(record)]
+    loss_axis(figure, data, [loss for loss in losses if loss is not None])
     return figure
 
 
-def score_against_loss(findings: ReportData) -> go.Figure | None:
+def score_against_loss(data: ReportData) -> go.Figure | None:
     """Every trial's latest score with its 95 % interval against its loss at that evaluation; None without any."""
-    scored = {trial.record.id: trial for trial in latest(findings.trained)}
+    scored = {trial.record.id: trial for trial in latest(data.trained)}
     if not scored:
         return None
     measure = next(iter(scored.values())).scoring.scores.measure
     figure = new_figure("eval loss where it was scored", NAMES[measure], height=380)
-    for record in winner_last(findings):
+    for record in winner_last(data):
         if record.id not in scored:
             continue
-        trial, kind = scored[record.id], kind_of(record, findings)
+        trial, kind = scored[record.id], kind_of(record, data)
         interval = estimate(trial.scoring.scores)
         figure.add_scatter(
             x=[trial.loss],
@@ -134,7 +134,7 @@ def score_against_loss(findings: ReportData) -> go.Figure | None:
             name=kind,
             legendgroup=kind,
             showlegend=False,
-            meta=f"{about(record, findings)}<br>at {trial.scoring.tokens_seen:,} tokens",
+            meta=f"{about(record, data)}<br>at {trial.scoring.tokens_seen:,} tokens",
             hovertemplate="%{meta}<br>loss %{x:.4f}, score %{y:.4f}<extra></extra>",
         )
     legend(figure)

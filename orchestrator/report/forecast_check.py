@@ -37,57 +37,57 @@ class ForecastCheck:
     rows: tuple[ForecastRow, ...]
 
 
-def forecast_check(findings: ReportData) -> ForecastCheck | None:
+def forecast_check(data: ReportData) -> ForecastCheck | None:
     """What was predicted and what came; None if nothing was predicted, as before the speed is measured."""
-    content = findings.search.prediction
+    content = data.search.prediction
     if content is None:
         return None
     try:
         prediction = SearchForecast.from_json(content)
-        rows = [make(findings, prediction) for make in _ROWS]
-        sentences = tuple(_sentences(findings, prediction))
+        rows = [make(data, prediction) for make in _ROWS]
+        sentences = tuple(_sentences(data, prediction))
     except (KeyError, TypeError, ValueError):  # of another version, or damaged
         return None
     return ForecastCheck(sentences, tuple(row for row in rows if row is not None))
 
 
-def _sentences(findings: ReportData, prediction: SearchForecast) -> Iterator[str]:
-    after = (prediction.made - findings.search.deadline.started).total_seconds()
+def _sentences(data: ReportData, prediction: SearchForecast) -> Iterator[str]:
+    after = (prediction.made - data.search.deadline.started).total_seconds()
     yield f"Predicted {format_duration(after)} after the start, when the speed had been measured."
-    search = findings.search
+    search = data.search
     if search.epoch is not None and search.shortened:
         full = round(search.full_tokens / search.shortened)
         yield f"A full trial: {length_in_words(full, search.full_tokens, search.epoch.tokens)}."
     if search.regrouped is not None:
-        yield _regrouping(findings, search.regrouped)
+        yield _consolidation(data, search.regrouped)
 
 
-def _regrouping(findings: ReportData, to: Consolidation) -> str:
+def _consolidation(data: ReportData, to: Consolidation) -> str:
     since = (
         f"Since {datetime.fromisoformat(to.at):%H:%M:%S} UTC {to.ranks} GPUs trained each trial together: {to.reason}."
     )
-    speedup = ThroughputModel.from_records(findings.records, to).speedup
-    if speedup is None or not any(point.ranks == to.ranks for record in findings.trained for point in record.points):
+    speedup = ThroughputModel.from_records(data.records, to).speedup
+    if speedup is None or not any(point.ranks == to.ranks for record in data.trained for point in record.points):
         return since
     return f"{since} Trials then were {speedup:.2f} times as fast as before ({to.speedup:.2f} predicted)."
 
 
-def _trials(findings: ReportData, prediction: SearchForecast) -> ForecastRow:
-    return ForecastRow("configurations tried", _count(prediction.trials), _count(len(findings.trained)))
+def _trials(data: ReportData, prediction: SearchForecast) -> ForecastRow:
+    return ForecastRow("configurations tried", _count(prediction.trials), _count(len(data.trained)))
 
 
-def _full_trials(findings: ReportData, prediction: SearchForecast) -> ForecastRow:
-    full = sum(r.ending is not None and r.ending.kind is EndingKind.FINISHED for r in findings.trained)
+def _full_trials(data: ReportData, prediction: SearchForecast) -> ForecastRow:
+    full = sum(r.ending is not None and r.ending.kind is EndingKind.FINISHED for r in data.trained)
     return ForecastRow("trained at full length", _count(prediction.full_trials), _count(full))
 
 
-def _tokens(findings: ReportData, prediction: SearchForecast) -> ForecastRow:
-    trained = sum(record.tokens_seen for record in findings.trained)
+def _tokens(data: ReportData, prediction: SearchForecast) -> ForecastRow:
+    trained = sum(record.tokens_seen for record in data.trained)
     return ForecastRow("tokens trained in all", _count(prediction.tokens), _count(trained))
 
 
-def _speed(findings: ReportData, prediction: SearchForecast) -> ForecastRow:
-    evaluated = [record for record in findings.trained if record.points]
+def _speed(data: ReportData, prediction: SearchForecast) -> ForecastRow:
+    evaluated = [record for record in data.trained if record.points]
     seconds = sum(record.points[-1].seconds for record in evaluated)
     tokens = sum(record.tokens_seen for record in evaluated)
     predicted = None if prediction.seconds_per_token is None else round(1 / prediction.seconds_per_token)
@@ -95,23 +95,23 @@ def _speed(findings: ReportData, prediction: SearchForecast) -> ForecastRow:
     return ForecastRow("tokens/s of a trial, evaluations included", _count(predicted), _count(actual))
 
 
-def _finish(findings: ReportData, prediction: SearchForecast) -> ForecastRow:
-    deadline, exported = findings.search.deadline, _exported(findings)
+def _finish(data: ReportData, prediction: SearchForecast) -> ForecastRow:
+    deadline, exported = data.search.deadline, _exported(data)
     actual = "not yet" if exported is None else f"{exported:%H:%M:%S}"
     if exported is not None and exported > deadline.ends:
         actual += f", {format_duration((exported - deadline.ends).total_seconds())} late"
     return ForecastRow(f"export there (UTC; deadline {deadline.ends:%H:%M:%S})", f"{prediction.ends:%H:%M:%S}", actual)
 
 
-def _reserve(findings: ReportData, prediction: SearchForecast) -> ForecastRow:
-    used = end_seconds(findings.timing)
+def _reserve(data: ReportData, prediction: SearchForecast) -> ForecastRow:
+    used = end_seconds(data.timing)
     actual = NOTHING if used is None else f"{format_duration(used)} used"
     return ForecastRow("reserve for export and report", f"{format_duration(prediction.reserve_seconds)} kept", actual)
 
 
-def _memory(findings: ReportData, _prediction: SearchForecast) -> ForecastRow | None:
+def _memory(data: ReportData, _prediction: SearchForecast) -> ForecastRow | None:
     """The trial that took most of it, where trials say what they took; what was predicted is in their folders too."""
-    uses = [use for record in findings.trained if (use := read_memory_report(record.folder)) is not None]
+    uses = [use for record in data.trained if (use := read_memory_report(record.folder)) is not None]
     largest = max(uses, key=lambda use: use.peak_bytes or 0, default=None)
     if largest is None or largest.peak_bytes is None:
         return None
@@ -121,27 +121,25 @@ def _memory(findings: ReportData, _prediction: SearchForecast) -> ForecastRow | 
     return ForecastRow("GPU memory of the largest trial, GiB", predicted, f"{largest.peak_bytes / 2**30:.2f}{smaller}")
 
 
-def _disk(findings: ReportData, prediction: SearchForecast) -> ForecastRow:
+def _disk(data: ReportData, prediction: SearchForecast) -> ForecastRow:
     predicted = NOTHING if prediction.disk_gib is None else f"at most {prediction.disk_gib:.2f}"
-    return ForecastRow("disk, GiB", predicted, f"{_bytes_below(findings.path) / 2**30:.2f}")
+    return ForecastRow("disk, GiB", predicted, f"{_bytes_below(data.path) / 2**30:.2f}")
 
 
-def _energy(findings: ReportData, prediction: SearchForecast) -> ForecastRow | None:
-    hours = _gpu_hours(findings)
+def _energy(data: ReportData, prediction: SearchForecast) -> ForecastRow | None:
+    hours = _gpu_hours(data)
     if prediction.energy_kwh is None:
         return None
-    watts = findings.search.recipe.search.gpu_watts
+    watts = data.search.recipe.search.gpu_watts
     what = f"energy, kWh at {watts:g} W per GPU"
     return ForecastRow(what, f"{prediction.energy_kwh:.2f}", f"{hours * watts / 1000:.2f}")
 
 
-def _cost(findings: ReportData, prediction: SearchForecast) -> ForecastRow | None:
-    price = findings.search.recipe.search.price_per_gpu_hour
+def _cost(data: ReportData, prediction: SearchForecast) -> ForecastRow | None:
+    price = data.search.recipe.search.price_per_gpu_hour
     if prediction.cost is None or price is None:
         return None
-    return ForecastRow(
-        f"cost at {price:g} per GPU-hour", f"{prediction.cost:.2f}", f"{_gpu_hours(findings) * price:.2f}"
-    )
+    return ForecastRow(f"cost at {price:g} per GPU-hour", f"{prediction.cost:.2f}", f"{_gpu_hours(data) * price:.2f}")
 
 
 _ROWS: tuple[Callable[[ReportData, SearchForecast], ForecastRow | None], ...] = (
@@ -162,20 +160,20 @@ def _count(number: int | None) -> str:
     return NOTHING if number is None else f"{number:,}"
 
 
-def _exported(findings: ReportData) -> datetime | None:
+def _exported(data: ReportData) -> datetime | None:
     """When the search's own export was there; one that was made later doesn't count."""
-    said = findings.timing.get(EXPORTED) or (findings.manifest or {}).get(EXPORTED)
+    said = data.timing.get(EXPORTED) or (data.manifest or {}).get(EXPORTED)
     try:
         return None if said is None else datetime.fromisoformat(said)
     except (TypeError, ValueError):
         return None
 
 
-def _gpu_hours(findings: ReportData) -> float:
-    until = _exported(findings) or findings.last_written
-    hours = (until - findings.search.deadline.started).total_seconds() / 3600
-    placed = findings.search.placement
-    return hours * (gpu_count(findings.search, placed) if placed is not None else 0)
+def _gpu_hours(data: ReportData) -> float:
+    until = _exported(data) or data.last_written
+    hours = (until - data.search.deadline.started).total_seconds() / 3600
+    placed = data.search.placement
+    return hours * (gpu_count(data.search, placed) if placed is not None else 0)
 
 
 def _bytes_below(folder: Path) -> int:

@@ -12,16 +12,16 @@ from trials.metrics.row_losses import LossDifference
 from trials.records.trial_dir import Origin, TrialRecord
 
 
-def headline(findings: ReportData) -> str:
+def headline(data: ReportData) -> str:
     """One sentence: the winner's loss, and its gain over the base and over every starting point."""
-    best = findings.best
+    best = data.best
     if best is None:
-        return f"No adapter is worth exporting yet: {findings.why_nothing}"
+        return f"No adapter is worth exporting yet: {data.why_nothing}"
     winner = best.trial
     clauses = [_clause("the base model", best.base, best.gain)]
     is_start = winner.origin is Origin.START
-    others = [name for name in findings.search.recipe.start if not (is_start and name == winner.name)]
-    clauses += [_start_clause(findings, name, winner) for name in others]
+    others = [name for name in data.search.recipe.start if not (is_start and name == winner.name)]
+    clauses += [_start_clause(data, name, winner) for name in others]
     who = f"Trial {winner.id} ({trial_label(winner)})" if is_start else f"Trial {winner.id}"
     return f"{who} wins with an eval loss of {winner.best_eval_loss:.4f} nats per token: {_listed(clauses)}."
 
@@ -31,20 +31,20 @@ def significance_text(difference: LossDifference) -> str:
     return "clear" if difference.is_clear else "cannot be told apart"
 
 
-def export_lines(findings: ReportData) -> list[str]:
+def export_lines(data: ReportData) -> list[str]:
     """Whether there's an export, whether it was verified, and what the test rows say."""
-    manifest = findings.manifest
+    manifest = data.manifest
     if manifest is None:
-        if findings.best is None:
+        if data.best is None:
             return ["There is no export, for the reason above."]
         return [
-            f"Trial {findings.best.trial.id} is not exported yet: there is no export/manifest.json. "
+            f"Trial {data.best.trial.id} is not exported yet: there is no export/manifest.json. "
             "If the search is over, the export command below makes one."
         ]
     lines = [_verification(manifest)]
     exported = manifest.get("trial")
-    if findings.best is not None and exported is not None and exported != findings.best.trial.id:
-        best = findings.best.trial.id
+    if data.best is not None and exported is not None and exported != data.best.trial.id:
+        best = data.best.trial.id
         why = _why_skipped(manifest, best)
         lines.append(f"The export holds trial {exported}; trial {best} {why or 'is better by now.'}")
     test = manifest.get("test")
@@ -62,14 +62,14 @@ def _why_skipped(manifest: Mapping[str, Any], trial_id: str) -> str | None:
     return None
 
 
-def time_line(findings: ReportData) -> str:
+def time_line(data: ReportData) -> str:
     """Wall clock used, of how much."""
-    deadline = findings.search.deadline
-    used = (findings.last_written - deadline.started).total_seconds()
+    deadline = data.search.deadline
+    used = (data.last_written - deadline.started).total_seconds()
     budget = (deadline.ends - deadline.started).total_seconds()
     return (
         f"{format_duration(used)} used of a budget of {format_duration(budget)}: started {deadline.started:%H:%M}, "
-        f"last written {findings.last_written:%H:%M}, deadline {deadline.ends:%Y-%m-%d %H:%M} (UTC)."
+        f"last written {data.last_written:%H:%M}, deadline {deadline.ends:%Y-%m-%d %H:%M} (UTC)."
     )
 
 
@@ -83,8 +83,8 @@ def _clause(name: str, other: TrialRecord, gain: LossDifference | None) -> str:
     return f"{amount} {name}'s {loss} (the two {significance_text(gain)})"
 
 
-def _start_clause(findings: ReportData, name: str, winner: TrialRecord) -> str:
-    of_that_name = [record for record in findings.records if record.origin is Origin.START and record.name == name]
+def _start_clause(data: ReportData, name: str, winner: TrialRecord) -> str:
+    of_that_name = [record for record in data.records if record.origin is Origin.START and record.name == name]
     evaluated = rank(of_that_name)
     if not evaluated:
         return f"starting point {name} has no eval loss to compare with"

@@ -34,13 +34,13 @@ class Importance:
     about: str
 
 
-def importance(findings: ReportData) -> Importance | str:
+def importance(data: ReportData) -> Importance | str:
     """Each varied hyperparameter's share in reaching the best quarter; one sentence if that can't be said."""
-    space = findings.search.recipe.space
-    about, losses = _comparable_losses(findings)
+    space = data.search.recipe.space
+    about, losses = _comparable_losses(data)
     if len(losses) < LEAST_TRIALS:
         return f"There are too few trials to tell: {len(losses)} have a {about}, and it takes {LEAST_TRIALS}."
-    trials = [record for record in findings.trained if record.id in losses]
+    trials = [record for record in data.trained if record.id in losses]
     names = [name for name in space if len({show(hyperparameter(record, name)) for record in trials}) > 1]
     if len(names) < 2:
         return "There is nothing to weigh: the trials differ in fewer than two hyperparameters."
@@ -52,13 +52,13 @@ def importance(findings: ReportData) -> Importance | str:
     return Importance(shares, len(trials), about)
 
 
-def _comparable_losses(findings: ReportData) -> tuple[str, dict[str, float]]:
+def _comparable_losses(data: ReportData) -> tuple[str, dict[str, float]]:
     """What the losses are, and the loss of every trial that has it, by trial id."""
-    if not findings.rungs:
-        ended = [record for record in findings.trained if record.ending and record.ending.kind in _FULL_LENGTH]
+    if not data.rungs:
+        ended = [record for record in data.trained if record.ending and record.ending.kind in _FULL_LENGTH]
         return "loss at full length", {r.id: r.best_eval_loss for r in ended if r.best_eval_loss is not None}
-    tokens = findings.rungs[0]
-    found = {record.id: loss_at(record.points, tokens) for record in findings.trained}
+    tokens = data.rungs[0]
+    found = {record.id: loss_at(record.points, tokens) for record in data.trained}
     return f"loss at {tokens:,} tokens", {trial_id: loss for trial_id, loss in found.items() if loss is not None}
 
 

@@ -66,14 +66,14 @@ def new_figure(x_title: str, y_title: str | None, height: int) -> go.Figure:
     return figure
 
 
-def winner_last(findings: ReportData) -> list[TrialRecord]:
+def winner_last(data: ReportData) -> list[TrialRecord]:
     """Drawn last is drawn on top."""
-    return sorted(findings.trained, key=lambda record: kind_of(record, findings) == WINNER)
+    return sorted(data.trained, key=lambda record: kind_of(record, data) == WINNER)
 
 
-def kind_of(record: TrialRecord, findings: ReportData) -> str:
+def kind_of(record: TrialRecord, data: ReportData) -> str:
     """The winner, or how a trial ended: a key of `COLOURS`."""
-    is_winner = findings.best is not None and record.id == findings.best.trial.id
+    is_winner = data.best is not None and record.id == data.best.trial.id
     return WINNER if is_winner else ending_label(record)
 
 
@@ -82,10 +82,10 @@ def has_converged(record: TrialRecord) -> bool:
     return record.ending is None or record.ending.kind is not EndingKind.DIVERGED
 
 
-def about(record: TrialRecord, findings: ReportData) -> str:
+def about(record: TrialRecord, data: ReportData) -> str:
     """Plotly reads a little HTML in its texts, so names are escaped."""
     lines = [f"<b>{html.escape(record.id)}</b> {html.escape(trial_label(record))}, {ending_label(record)}"]
-    lines += [f"{name} {html.escape(show(hyperparameter(record, name)))}" for name in findings.varied]
+    lines += [f"{name} {html.escape(show(hyperparameter(record, name)))}" for name in data.varied]
     return "<br>".join(lines)
 
 
@@ -97,9 +97,9 @@ def legend(figure: go.Figure) -> None:
             break
 
 
-def base_line(figure: go.Figure, findings: ReportData) -> None:
+def base_line(figure: go.Figure, data: ReportData) -> None:
     """A dashed line at the base model's loss."""
-    base = findings.base
+    base = data.base
     if base is None:
         return
     figure.add_hline(y=base.best_eval_loss, line={"color": LINE_COLOUR, "width": 1.5, "dash": "dash"})
@@ -115,9 +115,9 @@ def base_line(figure: go.Figure, findings: ReportData) -> None:
     )
 
 
-def loss_axis(figure: go.Figure, findings: ReportData, losses: Sequence[float]) -> None:
+def loss_axis(figure: go.Figure, data: ReportData, losses: Sequence[float]) -> None:
     """Room for the base and all trials that didn't diverge; a logarithm only where losses differ by a factor."""
-    shown = [*losses, *(point.eval_loss for point in (findings.base.points if findings.base else ()))]
+    shown = [*losses, *(point.eval_loss for point in (data.base.points if data.base else ()))]
     if not shown:
         return
     low, high = min(shown), max(shown)

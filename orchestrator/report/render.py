@@ -63,12 +63,12 @@ def write_report(run: RunDir, to: Path | None = None) -> Path:
 
     Raises `RunFolderError` if RUN holds no readable search or the folder can't be written to.
     """
-    findings = read_report_data(run)
+    data = read_report_data(run)
     folder = to or run.path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "trials.csv", csv_text(findings.records))
-        write_text(folder / "report.html", render(findings))
+        write_text(folder / "trials.csv", csv_text(data.records))
+        write_text(folder / "report.html", render(data))
     except OSError as error:
         raise RunFolderError(
             f"can't write to {folder}: {error.strerror}. Make room, allow it, or give another folder by --to DIR."
@@ -76,9 +76,9 @@ def write_report(run: RunDir, to: Path | None = None) -> Path:
     return folder / "report.html"
 
 
-def render(findings: ReportData) -> str:
+def render(data: ReportData) -> str:
     """The whole of report.html."""
-    weighed = importance(findings)
+    weighed = importance(data)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -86,61 +86,61 @@ def render(findings: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    chosen, defaults = settings(findings)
+    chosen, defaults = settings(data)
     return environment.get_template(_TEMPLATE).render(
-        findings=findings,
-        headline=headline(findings),
-        export_lines=export_lines(findings),
-        time_line=time_line(findings),
-        counts_line=counts_line(findings),
-        ranking=ranking_rows(findings),
-        stopped=stopped_rows(findings),
+        data=data,
+        headline=headline(data),
+        export_lines=export_lines(data),
+        time_line=time_line(data),
+        counts_line=counts_line(data),
+        ranking=ranking_rows(data),
+        stopped=stopped_rows(data),
         importance=weighed,
         has_importance=isinstance(weighed, Importance),
-        figures=_figures(findings, weighed),
+        figures=_figures(data, weighed),
         colours={name.replace(" ", "-"): colour for name, colour in COLOURS.items()},
-        commands=_commands(findings),
+        commands=_commands(data),
         settings=chosen,
         defaults=defaults,
-        surroundings=surroundings(findings),
-        data_lines=data_lines(findings.search_json.get("data") or {}),
-        scores=score_section(findings),
-        night=forecast_check(findings),
+        surroundings=surroundings(data),
+        data_lines=data_lines(data.search_json.get("data") or {}),
+        scores=score_section(data),
+        night=forecast_check(data),
     )
 
 
-def _figures(findings: ReportData, weighed: Importance | str) -> _Figures:
+def _figures(data: ReportData, weighed: Importance | str) -> _Figures:
     bars = importance_bars(weighed.shares) if isinstance(weighed, Importance) else None
-    name = _plotted_hyperparameter(findings)
-    against = loss_against(findings, name) if name else None
-    scores = score_against_loss(findings)
+    name = _plotted_hyperparameter(data)
+    against = loss_against(data, name) if name else None
+    scores = score_against_loss(data)
     return _Figures(
-        curves=Markup(fragment(learning_curves(findings), "curves", with_library=True)),
+        curves=Markup(fragment(learning_curves(data), "curves", with_library=True)),
         importance=Markup(fragment(bars, "importance", with_library=False)) if bars else None,
         loss_against=Markup(fragment(against, "loss-against", with_library=False)) if against else None,
         scores=Markup(fragment(scores, "scores", with_library=False)) if scores else None,
     )
 
 
-def _plotted_hyperparameter(findings: ReportData) -> str | None:
+def _plotted_hyperparameter(data: ReportData) -> str | None:
     """The learning rate where it's varied, since it matters most often; else the first range of the space."""
-    ranges = [name for name, dimension in findings.search.recipe.space.items() if isinstance(dimension, Range)]
-    if not any(record.points for record in findings.trained):
+    ranges = [name for name, dimension in data.search.recipe.space.items() if isinstance(dimension, Range)]
+    if not any(record.points for record in data.trained):
         return None
     return "learning_rate" if "learning_rate" in ranges else next(iter(ranges), None)
 
 
-def _commands(findings: ReportData) -> Mapping[str, str]:
+def _commands(data: ReportData) -> Mapping[str, str]:
     """What to type, by what it does."""
-    run, export = shlex.quote(address_of(RunDir(findings.path))), shlex.quote(str(findings.path / "export"))
+    run, export = shlex.quote(address_of(RunDir(data.path))), shlex.quote(str(data.path / "export"))
     commands = {}
-    if findings.manifest is not None:
+    if data.manifest is not None:
         commands["Generate text with the winner"] = f"python -m trials.generate {export} --prompt TEXT"
     else:
         commands["Export the best adapter so far"] = f"python -m orchestrator.export {run}"
     commands["Go on with this search"] = f"python -m orchestrator.search --resume {run}"
-    if (findings.path / "study.db").is_file():
-        url = RunDir(findings.path).study_url
+    if (data.path / "study.db").is_file():
+        url = RunDir(data.path).study_url
         commands["Look into the study"] = f"optuna-dashboard {shlex.quote(url)}"
     commands["Write this report anew"] = f"python -m orchestrator.report {run}"
     return commands

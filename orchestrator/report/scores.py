@@ -60,30 +60,30 @@ class ScoreSection:
     stages: list[Stage]
 
 
-def score_section(findings: ReportData) -> ScoreSection | None:
+def score_section(data: ReportData) -> ScoreSection | None:
     """None if the recipe asks for no score."""
-    asked = findings.search.recipe.evaluation.score_rows
+    asked = data.search.recipe.evaluation.score_rows
     if asked is None:
         return None
-    trials = latest(findings.trained)
-    base = latest([findings.base] if findings.base else [])
+    trials = latest(data.trained)
+    base = latest([data.base] if data.base else [])
     known = [*trials, *base]
     if not known:
         return ScoreSection("score", asked, ["Nothing was scored so far."], [])
     measure, rows = known[0].scoring.scores.measure, len(known[0].scoring.scores.values)
-    sentences = [of_best(findings, trials)] if trials else ["No trial was scored so far."]
+    sentences = [of_best(data, trials)] if trials else ["No trial was scored so far."]
     sentences += [f"The base model's {NAMES[measure]} is {show_score(base[0])}."] if base else []
-    groups = [(f"At the rung of {tokens:,} tokens", at_rung(findings.trained, tokens)) for tokens in findings.rungs]
-    groups.append(("At the end of trials that finished or ran out of patience", at_end(findings.trained)))
-    stages = [_stage(title, group, findings) for title, group in groups if group]
+    groups = [(f"At the rung of {tokens:,} tokens", at_rung(data.trained, tokens)) for tokens in data.rungs]
+    groups.append(("At the end of trials that finished or ran out of patience", at_end(data.trained)))
+    stages = [_stage(title, group, data) for title, group in groups if group]
     return ScoreSection(NAMES[measure], rows, sentences, stages)
 
 
-def _stage(title: str, trials: Sequence[ScoredTrial], findings: ReportData) -> Stage:
+def _stage(title: str, trials: Sequence[ScoredTrial], data: ReportData) -> Stage:
     ordered = sorted(trials, key=lambda trial: (trial.loss, trial.record.id))
     loss_places = _places([trial.loss for trial in ordered])
     score_places = _places([-trial.score for trial in ordered])
-    leader = findings.leader.id if findings.leader else None
+    leader = data.leader.id if data.leader else None
     rows = [
         ScoreRow(
             id=trial.record.id,

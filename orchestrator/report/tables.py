@@ -79,19 +79,19 @@ def show(value: Any) -> str:
     return str(value)
 
 
-def ranking_rows(findings: ReportData) -> list[RankingRow]:
+def ranking_rows(data: ReportData) -> list[RankingRow]:
     """All trials and the base, lowest loss first, those without a loss last; ties go to the earlier trial."""
-    leader = findings.leader
-    return [_ranking_row(record, leader, findings.varied) for record in sorted(findings.records, key=_by_loss)]
+    leader = data.leader
+    return [_ranking_row(record, leader, data.varied) for record in sorted(data.records, key=_by_loss)]
 
 
-def stopped_rows(findings: ReportData) -> list[StoppedRow]:
+def stopped_rows(data: ReportData) -> list[StoppedRow]:
     """Every trial that didn't finish, troubles first."""
 
     def kind_of(record: TrialRecord) -> EndingKind | None:
         return record.ending.kind if record.ending else None
 
-    stopped = [record for record in findings.trained if kind_of(record) in _STOPPED_ORDER]
+    stopped = [record for record in data.trained if kind_of(record) in _STOPPED_ORDER]
     stopped.sort(key=lambda record: (_STOPPED_ORDER.index(kind_of(record)), record.id))
     return [
         StoppedRow(
@@ -105,28 +105,28 @@ def stopped_rows(findings: ReportData) -> list[StoppedRow]:
     ]
 
 
-def counts_line(findings: ReportData) -> str:
+def counts_line(data: ReportData) -> str:
     """How many trials ended in which way, in one sentence."""
-    if not findings.trained:
+    if not data.trained:
         return "No trial was started yet."
-    counts = Counter(ending_label(record) for record in findings.trained)
-    total = len(findings.trained)
+    counts = Counter(ending_label(record) for record in data.trained)
+    total = len(data.trained)
     return f"{total} trial{'s' if total != 1 else ''}: {', '.join(f'{n} {k}' for k, n in counts.most_common())}."
 
 
-def settings(findings: ReportData) -> tuple[list[Setting], list[Setting]]:
+def settings(data: ReportData) -> tuple[list[Setting], list[Setting]]:
     """The settings that somebody made, with who; and all others, which are built-in defaults."""
-    sources = findings.search.sources
-    leaves = _leaves(findings.search.recipe.model_dump(mode="json"))
+    sources = data.search.sources
+    leaves = _leaves(data.search.recipe.model_dump(mode="json"))
     found = [Setting(key, _show_setting(value), sources.get(key, "default")) for key, value in leaves]
     return [s for s in found if s.key in sources], [s for s in found if s.key not in sources]
 
 
-def surroundings(findings: ReportData) -> list[tuple[str, str]]:
+def surroundings(data: ReportData) -> list[tuple[str, str]]:
     """Versions and hardware as search.json has them."""
     pairs: list[tuple[str, str]] = []
     for part in ("versions", "hardware"):
-        content = findings.search_json.get(part)
+        content = data.search_json.get(part)
         if isinstance(content, dict):
             pairs += [(key.replace("_", " "), show(value)) for key, value in _leaves(content)]
     return pairs

@@ -42,37 +42,37 @@ class TrialHistory:
         self._failed: dict[str, None] = {}
         self._trained: dict[str, None] = {}
         self._best: list[tuple[float, str]] = []
-        self._standings: dict[str, TrialView] = {}
+        self._views: dict[str, TrialView] = {}
 
-    def observe(self, standing: TrialView) -> None:
+    def observe(self, view: TrialView) -> None:
         """Takes in a new trial, or what has changed of one."""
-        name = standing.trial_id
+        name = view.trial_id
         if name not in self._x:
-            draw = self._coordinates.to_unit(standing.values)
+            draw = self._coordinates.to_unit(view.values)
             self._x[name] = self._coordinates.encode_many(draw[None])[0]
             key = self._coordinates.keys(draw[None])[0]
             self._keys.add(key)
             if self._left is not None:
                 self._left.pop(key, None)
-        _put(self._pending, name, standing.state is State.RUNNING and not standing.points)
-        _put(self._failed, name, standing.state is State.INFEASIBLE)
-        _put(self._trained, name, bool(standing.points) and standing.state is not State.INFEASIBLE)
-        if standing.points:
-            self._rank(standing)
+        _put(self._pending, name, view.state is State.RUNNING and not view.points)
+        _put(self._failed, name, view.state is State.INFEASIBLE)
+        _put(self._trained, name, bool(view.points) and view.state is not State.INFEASIBLE)
+        if view.points:
+            self._rank(view)
 
-    def _rank(self, standing: TrialView) -> None:
-        name = standing.trial_id
+    def _rank(self, view: TrialView) -> None:
+        name = view.trial_id
         self._best = [pair for pair in self._best if pair[1] != name]
-        bisect.insort(self._best, (standing.points[-1][1], name))
-        self._standings[name] = standing
+        bisect.insort(self._best, (view.points[-1][1], name))
+        self._views[name] = view
         for _, dropped in self._best[_MODELS:]:
-            del self._standings[dropped]
+            del self._views[dropped]
         del self._best[_MODELS:]
 
     @property
     def best(self) -> list[TrialView]:
         """The trials with the best losses: what is like them is tried among others."""
-        return [self._standings[name] for _, name in self._best]
+        return [self._views[name] for _, name in self._best]
 
     @property
     def has_untried(self) -> bool:

@@ -55,57 +55,57 @@ class FreezeThawScheduler:
         """The base model's loss in nats, from which all trials come down."""
         self._field.set_base_loss(base_eval_loss)
 
-    def update(self, standing: TrialView) -> None:
+    def update(self, view: TrialView) -> None:
         """Takes in a new trial, or what has changed of one."""
-        self._field.update(standing)
+        self._field.update(view)
 
-    def should_continue(self, trial_id: str, night: BudgetState) -> ContinueDecision:
+    def should_continue(self, trial_id: str, budget: BudgetState) -> ContinueDecision:
         """At an evaluation of a running trial: on, or pause."""
-        due = self._field.due_starts(night)
+        due = self._field.due_starts(budget)
         if any(each.trial_id == trial_id for each in due):
             return ContinueDecision(True, "a starting point has to be complete by the end")
         if any(each.state is State.PAUSED for each in due):
             return ContinueDecision(False, "a starting point has to be completed")
-        needed = self._needed(night)
+        needed = self._needed(budget)
         if needed is not None:
             name = needed.trial_id
             reason = "it's the one to be completed" if name == trial_id else f"{name} has to be completed in time"
             return ContinueDecision(name == trial_id or needed.state is State.RUNNING, reason)
-        own = self._field.value_of(trial_id, night)
-        paused = self._field.best_paused(night)
-        if paused is not None and paused[1] > max(own, self._field.new_trial_value(night)):
+        own = self._field.value_of(trial_id, budget)
+        paused = self._field.best_paused(budget)
+        if paused is not None and paused[1] > max(own, self._field.new_trial_value(budget)):
             return ContinueDecision(False, f"{paused[0]} promises more")
-        if self._field.new_trial_value(night) > own:
+        if self._field.new_trial_value(budget) > own:
             return ContinueDecision(False, "a new configuration promises more")
         return ContinueDecision(True, "the most promising")
 
-    def choose_next(self, night: BudgetState) -> Next:
+    def choose_next(self, budget: BudgetState) -> Next:
         """For a free slot: a paused trial, or a new configuration."""
-        if night.seconds_left <= night.seconds_start:
+        if budget.seconds_left <= budget.seconds_start:
             return Idle("the time for training is over")
-        for each in self._field.due_starts(night):
+        for each in self._field.due_starts(budget):
             if each.state is State.PAUSED:
                 return Resume(each.trial_id)
-        needed = self._needed(night)
+        needed = self._needed(budget)
         if needed is not None and needed.state is State.PAUSED:
             return Resume(needed.trial_id)
-        paused = self._field.best_paused(night)
-        if paused is not None and paused[1] >= self._field.new_trial_value(night):
+        paused = self._field.best_paused(budget)
+        if paused is not None and paused[1] >= self._field.new_trial_value(budget):
             return Resume(paused[0])
         if not self._field.has_untried:
             return Idle("nothing is paused, and every configuration has been tried")
-        return StartNew() if night.may_start else Idle("nothing is paused, and no new configuration may start")
+        return StartNew() if budget.may_start else Idle("nothing is paused, and no new configuration may start")
 
-    def refit(self, night: BudgetState) -> None:
+    def refit(self, budget: BudgetState) -> None:
         """Takes into account what was told, as far as it waited for a moment in which nobody waits for an answer."""
-        self._field.refit(night)
+        self._field.refit(budget)
 
-    def evictable(self, keep: int, night: BudgetState) -> list[str]:
+    def evictable(self, keep: int, budget: BudgetState) -> list[str]:
         """Paused trials beyond the `keep` most promising, the least promising last; disk is bounded by it.
 
         Starting points aren't among them.
         """
-        return [name for name in self._field.paused(night)[keep:] if not self._field[name].is_start]
+        return [name for name in self._field.paused(budget)[keep:] if not self._field[name].is_start]
 
     def forecast(self, trial_id: str) -> Forecast | None:
         """The predicted loss of a trial at its end; None before its first evaluation."""
@@ -115,6 +115,6 @@ class FreezeThawScheduler:
         """The hyperparameters of the next new configuration, as in the recipe's space; the same for the same seed."""
         return self._field.propose(seed)
 
-    def _needed(self, night: BudgetState) -> TrialView | None:
+    def _needed(self, budget: BudgetState) -> TrialView | None:
         """The trial that must go on now, lest none be complete when the time is over."""
-        return None if self._field.has_complete else self._field.last_chance(night)
+        return None if self._field.has_complete else self._field.last_chance(budget)

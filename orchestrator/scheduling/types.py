@@ -49,7 +49,7 @@ class BudgetState:
     """Trials at once."""
     seconds_full: float
     """Of a whole full trial at the present pace, evaluations included."""
-    milestone: float
+    evaluation_point: float
     """The fraction of a full trial between two evaluations."""
     seconds_start: float
     """To start or resume a trial."""

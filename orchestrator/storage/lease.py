@@ -29,14 +29,14 @@ _DEAD_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class LeaseHolder:
+class LeaseOwner:
     """A process that has a run folder; the place is its working copy, which has a lock of the system's."""
 
     who: str
     place: str
 
     @classmethod
-    def of_this(cls, copy: Path) -> LeaseHolder:
+    def of_this(cls, copy: Path) -> LeaseOwner:
         """This process, which has the lock of its working copy."""
         mark = SessionMark.of(0)
         return cls(f"process {os.getpid()} on {socket.gethostname()}", f"{mark.host} {mark.boot} {copy}")
@@ -50,9 +50,9 @@ def run_lease(store: ObjectStore, copy: Path) -> Iterator[None]:
     `RunFolderError` while another holds it. Should this one be out of the store's reach for so long that another takes
     it over, this process ends.
     """
-    holder = LeaseHolder.of_this(copy)
-    name = _take(store, holder)
-    is_over, content = threading.Event(), _content(holder)
+    owner = LeaseOwner.of_this(copy)
+    name = _take(store, owner)
+    is_over, content = threading.Event(), _content(owner)
     threading.Thread(target=_renew, args=(store, name, content, is_over), daemon=True).start()
     try:
         yield
@@ -62,15 +62,15 @@ def run_lease(store: ObjectStore, copy: Path) -> Iterator[None]:
             store.remove([name])
 
 
-def _take(store: ObjectStore, holder: LeaseHolder) -> str:
+def _take(store: ObjectStore, owner: LeaseOwner) -> str:
     """The name of a lease that is this process's from now on."""
     number = max(_numbers(store), default=0) + 1
     name = _name(number)
-    if not store.create(name, _content(holder)):
-        raise _taken(store, _holder(store, name))
+    if not store.create(name, _content(owner)):
+        raise _taken(store, _owner(store, name))
     for other in [other for other in _numbers(store) if other < number]:
-        its = _holder(store, _name(other))
-        if its is not None and its.place != holder.place and _is_renewed(store, _name(other), name):
+        its = _owner(store, _name(other))
+        if its is not None and its.place != owner.place and _is_renewed(store, _name(other), name):
             store.remove([name])
             raise _taken(store, its)
         store.remove([_name(other)])
@@ -102,27 +102,27 @@ def _renew(store: ObjectStore, name: str, content: bytes, is_over: threading.Eve
             continue  # whoever needs the store says so
 
 
-def _taken(store: ObjectStore, holder: LeaseHolder | None) -> RunFolderError:
-    who = "another command" if holder is None else holder.who
+def _taken(store: ObjectStore, owner: LeaseOwner | None) -> RunFolderError:
+    who = "another command" if owner is None else owner.who
     return RunFolderError(
         f"{store.url} is in use by {who}. Wait until that has ended, or end it; one that was killed is forgotten after "
         f"{_DEAD_SECONDS:.0f} s."
     )
 
 
-def _content(holder: LeaseHolder) -> bytes:
-    return json.dumps(asdict(holder)).encode()
+def _content(owner: LeaseOwner) -> bytes:
+    return json.dumps(asdict(owner)).encode()
 
 
-def _holder(store: ObjectStore, name: str) -> LeaseHolder | None:
+def _owner(store: ObjectStore, name: str) -> LeaseOwner | None:
     """None where the lease has been given back."""
     try:
-        return LeaseHolder(**json.loads(store.read(name)))
+        return LeaseOwner(**json.loads(store.read(name)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
         # In a folder of this machine a lease is there before its content is: it counts as held, until it's too old.
-        return LeaseHolder("another command", "")
+        return LeaseOwner("another command", "")
 
 
 def _numbers(store: ObjectStore) -> list[int]:

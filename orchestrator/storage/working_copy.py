@@ -68,20 +68,20 @@ class WorkingCopy:
 
 
 @contextmanager
-def working_copy_of(assignment: Mapping[str, Any], *, is_kept: bool = True) -> Iterator[WorkingCopy]:
+def working_copy_of(request: Mapping[str, Any], *, is_kept: bool = True) -> Iterator[WorkingCopy]:
     """The folder to run an assignment in; how the trial ended is on the store too when this is left.
 
     Of several processes that train a trial each has a copy, and that of one is kept.
 
     Raises `RunFolderError` if this machine doesn't see the trial.
     """
-    remote = assignment.get("remote")
+    remote = request.get("remote")
     if remote is None:
-        require_visible(Path(assignment["folder"]))
-        yield WorkingCopy(Path(assignment["folder"]))
+        require_visible(Path(request["folder"]))
+        yield WorkingCopy(Path(request["folder"]))
         return
     _remove_left_over()
-    path = _copies_here() / f"{os.getpid()}-{remote['owner']}" / assignment["trial_id"]
+    path = _copies_here() / f"{os.getpid()}-{remote['owner']}" / request["trial_id"]
     store = TrialSnapshotStore(ObjectStore(remote["url"]), remote["name"])
     try:
         path.mkdir(parents=True)

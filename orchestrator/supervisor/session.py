@@ -111,8 +111,8 @@ def run_session_search(folder: RunDir, ahead: float = 0.0, temporary: Path | Non
     search = folder.read_search()
     clock = SteadyClock(is_time_of_day=search.deadline.is_time_of_day, wall=lambda: time.time() + ahead)
     ray_watch = RayDaemonMonitor()
-    board = Progress(tuple(search.recipe.space))
-    with live_view(board, search.deadline, Console(), search_log(folder).append) as show:
+    progress = Progress(tuple(search.recipe.space))
+    with live_view(progress, search.deadline, Console(), search_log(folder).append) as show:
         show(Notice(f"run folder {address_of(folder)}"))
         check_tracking(search, lambda finding: show(Notice(str(finding))))
         wants_dashboard = search.recipe.search.dashboard or search.ranks > 1
@@ -124,13 +124,13 @@ def run_session_search(folder: RunDir, ahead: float = 0.0, temporary: Path | Non
                 look_at_cluster(search, folder, show)
             search = placed(search)
             folder.write_search(search)
-            conductor = _conducted(folder, search, board, show, clock)
-            save_speed(conductor.search, conductor.pace)
-    return _code_of(conductor, folder)
+            controller = _conducted(folder, search, progress, show, clock)
+            save_speed(controller.search, controller.throughput)
+    return _code_of(controller, folder)
 
 
 def _conducted(
-    folder: RunDir, search: Search, board: Progress, show: Callable[[Event], None], clock: Callable[[], datetime]
+    folder: RunDir, search: Search, progress: Progress, show: Callable[[Event], None], clock: Callable[[], datetime]
 ) -> SearchController:
     """Runs the trials of a search that has its place; gives the conductor, which has nothing to run any more."""
     from orchestrator.controller.remote import controller_of
@@ -139,31 +139,31 @@ def _conducted(
     from orchestrator.preflight.tracking import runs_on_disk
 
     assert search.placement is not None
-    with PrometheusExporter(board, folder, search, clock) as metrics:
-        conductor = controller_of(folder, search, search.placement.slots, in_turn(show, metrics), now=clock)
-        run_tune(conductor, folder)
+    with PrometheusExporter(progress, folder, search, clock) as metrics:
+        controller = controller_of(folder, search, search.placement.slots, in_turn(show, metrics), now=clock)
+        run_tune(controller, folder)
     if (note := runs_on_disk(folder)) is not None:
         show(Notice(note))
-    return conductor
+    return controller
 
 
-def _code_of(conductor: SearchController, folder: RunDir) -> SessionExit:
+def _code_of(controller: SearchController, folder: RunDir) -> SessionExit:
     """How the session ended. Raises `InputError` if not even one evaluation came about."""
-    search = conductor.search
-    if conductor.gave_up is not None and not conductor.was_interrupted:
-        record_giving_up(folder, conductor.gave_up)
+    search = controller.search
+    if controller.gave_up is not None and not controller.was_interrupted:
+        record_giving_up(folder, controller.gave_up)
         return SessionExit.GAVE_UP
-    if not folder.records() and not conductor.was_interrupted:
+    if not folder.records() and not controller.was_interrupted:
         raise InputError(
             f"the budget is too short for one evaluation: when Ray had started, nothing was left of it but "
             f"{format_duration(search.deadline.reserve_seconds)} for the export. Give a longer --budget with --resume "
             f"{shlex.quote(address_of(folder))}, or set a smaller search.reserve."
         )
-    if conductor.was_interrupted:
+    if controller.was_interrupted:
         return SessionExit.INTERRUPTED
-    if conductor.regrouped is not None:
-        folder.write_search(_regrouped(search, conductor.regrouped))
-        return SessionExit.REGROUPED
+    if controller.regrouped is not None:
+        folder.write_search(_regrouped(search, controller.regrouped))
+        return SessionExit.CONSOLIDATED
     return SessionExit.OVER
 
 

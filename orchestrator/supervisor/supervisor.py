@@ -50,7 +50,7 @@ class SessionExit(IntEnum):
     """Nothing more can be written, with a message of its own."""
     BROKEN = 75
     """Ray gave up."""
-    REGROUPED = 76
+    CONSOLIDATED = 76
     """The next session is to go on, on other processes."""
 
 
@@ -76,9 +76,9 @@ def run_with_restarts(
     in_a_row, known = 0, progress()
     while not is_asked():
         code = session()
-        if code == SessionExit.REGROUPED and seconds_left() > 0:
+        if code == SessionExit.CONSOLIDATED and seconds_left() > 0:
             continue
-        if code == SessionExit.REGROUPED:
+        if code == SessionExit.CONSOLIDATED:
             return SessionExit.OVER
         if code in _OF_ITS_OWN:
             return SessionExit(code)

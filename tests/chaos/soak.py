@@ -35,12 +35,12 @@ _ROOT = Path(__file__).parents[2]
 _SHARED_TEMPORARY = "/tmp/ray"
 _SMALL = ("train_tokens=20000", "eval_rows=40", "test_rows=20", "search.samples=2", "search.full_trials=null")
 _MIB = 2**20
-_STRETCH = re.compile(r"trial \d+ (?:started|goes on from)")
+_SEGMENT = re.compile(r"trial \d+ (?:started|goes on from)")
 _SETTLED_HOURS = 1 / 6
 _LEAST_SAMPLES = 10
 _MOST_PER_HOUR: dict[str, float] = {"memory": 64 * _MIB, "open files": 10, "threads": 10, "temporary": 256 * _MIB}
 """Growth that is no leak: allocators and logs take their time to settle."""
-_PER_STRETCH: dict[str, float] = {"memory of session": 0.1 * _MIB, "memory of gcs": 0.05 * _MIB}
+_PER_SEGMENT: dict[str, float] = {"memory of session": 0.1 * _MIB, "memory of gcs": 0.05 * _MIB}
 """Ray Tune keeps every trial of its own until the end, and each stretch of a trial of ours is one: from where it begins
 or goes on until it pauses or ends. Bare Tune, with a function that reports twice, takes 0.11 MiB for each (Ray 2.60).
 """
@@ -97,7 +97,7 @@ def look(command: int, out: Path) -> dict[str, float]:
         size, files = _size(folder)
         found |= {name: size, f"files of {name}": files}
     trials = len(list(out.glob("trials/*/config.json")))
-    return found | {"processes": len(ours), "trials": trials, "stretches": _stretches(out)}
+    return found | {"processes": len(ours), "trials": trials, "stretches": _segments(out)}
 
 
 def family(command: int, session: int | None) -> list[Process]:
@@ -140,8 +140,8 @@ def leaks(grown: Mapping[str, float]) -> list[str]:
 
 
 def _allowed(name: str, grown: Mapping[str, float]) -> float:
-    stretches = grown.get("stretches", 0.0)
-    return _MOST_PER_HOUR.get(name.partition(" of ")[0], math.inf) + _PER_STRETCH.get(name, 0.0) * stretches
+    segments = grown.get("stretches", 0.0)
+    return _MOST_PER_HOUR.get(name.partition(" of ")[0], math.inf) + _PER_SEGMENT.get(name, 0.0) * segments
 
 
 def table(samples: Sequence[Sample], grown: Mapping[str, float]) -> list[str]:
@@ -227,12 +227,12 @@ def _size(folder: Path | None) -> tuple[float, float]:
     return sum(found.values()), len(found)
 
 
-def _stretches(out: Path) -> int:
+def _segments(out: Path) -> int:
     try:
         said = (out / "logs" / "search.log").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return 0
-    return len(_STRETCH.findall(said))
+    return len(_SEGMENT.findall(said))
 
 
 def _session(out: Path) -> int | None:

@@ -93,10 +93,10 @@ def test_a_resumed_search_sets_it_aside_and_goes_on(golden: RunDir, kind: Kind) 
     kind.do(golden.path)
     left_out = kind.without if kind.set_aside is None else kind.set_aside
     events: list[Event] = []
-    conductor = resumed(golden, events)
+    controller = resumed(golden, events)
     assert sorted(path.name for path in golden.path.glob("damaged/*")) == [f"{name}-1" for name in sorted(left_out)]
     assert all(texts(events).count(f"trial {name} can't be used") == 1 for name in left_out)
-    first = begin(conductor)
+    first = begin(controller)
     assert first.trial_id not in {each for each in left_out if each != BASE}
     assert not golden.read_trials().damaged
     if left_out:  # as after a crash: nothing is set aside twice
@@ -147,8 +147,8 @@ def test_plan_names_what_resume_would_set_aside(golden: RunDir, capsys: pytest.C
 
 def test_a_lost_starting_point_is_begun_again_under_another_number(golden: RunDir) -> None:
     (golden.trial("0001") / "config.json").write_text("")
-    conductor = resumed(golden, [])
-    begun = [begin(conductor) for _ in range(2)]
+    controller = resumed(golden, [])
+    begun = [begin(controller) for _ in range(2)]
     assert ("0004", "usual") in {(each.trial_id, each.name) for each in begun}
 
 
@@ -158,19 +158,19 @@ def test_an_id_that_was_set_aside_is_given_to_no_other_trial_also_by_a_new_study
     search = golden.read_search()
     more = search.recipe.search.model_copy(update={"trials": 9})
     golden.write_search(replace(search, recipe=search.recipe.model_copy(update={"search": more})))
-    conductor = resumed(golden, [])
-    assert {begin(conductor).trial_id for _ in range(2)} <= {"0002", "0004", "0005"}
+    controller = resumed(golden, [])
+    assert {begin(controller).trial_id for _ in range(2)} <= {"0002", "0004", "0005"}
 
 
 def test_a_trial_that_is_damaged_while_it_runs_ends_alone(golden: RunDir) -> None:
     events: list[Event] = []
-    conductor = resumed(golden, events)
-    running = begin(conductor)
+    controller = resumed(golden, events)
+    running = begin(controller)
     (running.folder / "config.json").write_text("")
-    conductor.on_trial_end(running.trial_id)
-    conductor.on_idle()
+    controller.on_trial_end(running.trial_id)
+    controller.on_idle()
     assert (golden.path / "damaged" / f"{running.trial_id}-1" / "metrics.jsonl").exists()
-    assert conductor.suggest() in ("over", "wait")
+    assert controller.suggest() in ("over", "wait")
 
 
 def test_check_needs_the_run_folder_for_itself_to_repair(golden: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,11 +213,11 @@ def locked(run: RunDir, how: str) -> sqlite3.Connection:
 def test_a_locked_study_holds_nothing_up_and_is_told_later(golden: RunDir, how: str) -> None:
     browser = locked(golden, how)
     events: list[Event] = []
-    conductor = resumed(golden, events)
-    open_trial = begin(conductor)
-    finish(golden, conductor, open_trial, EndingKind.FINISHED)
-    assert conductor.suggest() == "over"
-    conductor.close()
+    controller = resumed(golden, events)
+    open_trial = begin(controller)
+    finish(golden, controller, open_trial, EndingKind.FINISHED)
+    assert controller.suggest() == "over"
+    controller.close()
     assert texts(events).count("another program holds study.db") == 1
     assert not list(golden.path.glob("study.db.broken*"))
     browser.rollback()
@@ -228,11 +228,11 @@ def test_a_locked_study_holds_nothing_up_and_is_told_later(golden: RunDir, how: 
 
 def test_a_study_that_is_free_again_is_told_at_the_end(golden: RunDir) -> None:
     browser = locked(golden, "EXCLUSIVE")
-    conductor = resumed(golden, [])
-    finish(golden, conductor, begin(conductor), EndingKind.FINISHED)
+    controller = resumed(golden, [])
+    finish(golden, controller, begin(controller), EndingKind.FINISHED)
     browser.rollback()
-    assert conductor.suggest() == "over"
-    conductor.close()
+    assert controller.suggest() == "over"
+    controller.close()
     study = optuna.load_study(study_name=STUDY_NAME, storage=golden.study_url)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
 

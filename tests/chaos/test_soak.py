@@ -41,8 +41,8 @@ def test_a_short_one_tells_nothing() -> None:
 
 def test_what_tune_keeps_of_every_stretch_is_no_leak_of_ours() -> None:
     keeps = {"memory_of_session": 200.0 * MIB, "memory_of_raylet": 200.0 * MIB}
-    assert leaks(growth(samples(1, **keeps, stretches=1000.0))) == ["memory of raylet", "memory of session"]
-    assert leaks(growth(samples(1, **keeps, stretches=2000.0))) == ["memory of raylet"]
+    assert leaks(growth(samples(1, **keeps, segments=1000.0))) == ["memory of raylet", "memory of session"]
+    assert leaks(growth(samples(1, **keeps, segments=2000.0))) == ["memory of raylet"]
 
 
 def test_it_looks_at_the_processes_and_folders_of_a_search(tmp_path: Path) -> None:

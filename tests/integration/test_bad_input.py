@@ -48,8 +48,8 @@ FILES = {
 }
 
 
-def _set(*assignments: str) -> list[str]:
-    return [*RUN, "--set", *assignments]
+def _set(*requests: str) -> list[str]:
+    return [*RUN, "--set", *requests]
 
 
 def _message(says: str, folder: Path) -> re.Pattern[str]:
@@ -123,9 +123,9 @@ def test_it_is_said_before_anything_slow_is_loaded(broken: dict[str, str], tmp_p
         "print([name for name in ('ray', 'optuna', 'peft', 'trl', 'bitsandbytes') if name in sys.modules]);"
         "sys.exit(code)"
     )
-    assignments = [f"{key}={value}" for key, value in broken.items()]
+    requests = [f"{key}={value}" for key, value in broken.items()]
     done = subprocess.run(
-        [sys.executable, "-c", script, "demo", "--out", str(tmp_path / "out"), "--set", *assignments],
+        [sys.executable, "-c", script, "demo", "--out", str(tmp_path / "out"), "--set", *requests],
         cwd=ROOT,
         env=environment(),
         capture_output=True,

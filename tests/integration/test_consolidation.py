@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.controller import controller as conductor
+from orchestrator.controller import controller
 from orchestrator.planning.plan_text import DataSizes
 from orchestrator.state.deadline import from_budget
 from orchestrator.state.regrouped import Consolidation
@@ -37,9 +37,9 @@ def test_a_paused_trial_goes_on_in_two_processes(tmp_path: Path, monkeypatch: py
     with monkeypatch.context() as forced:
         # The rule has tests of its own; here it says so as soon as it may.
         evaluated = run.trial("0001") / "metrics.jsonl"
-        forced.setattr(conductor, "is_near_the_end", lambda *_: evaluated.exists())
-        forced.setattr(conductor, "plan_consolidation", lambda *_: wanted)
-        assert run_session_search(run) is SessionExit.REGROUPED
+        forced.setattr(controller, "is_near_the_end", lambda *_: evaluated.exists())
+        forced.setattr(controller, "plan_consolidation", lambda *_: wanted)
+        assert run_session_search(run) is SessionExit.CONSOLIDATED
     before = {record.id: len(record.points) for record in run.records()}
     search = run.read_search()
     assert (search.ranks, search.gpus_per_trial, search.regrouped) == (2, 0, wanted)

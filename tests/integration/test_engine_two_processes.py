@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.process_pool import ENDED, Together
 from tests.support.trained_trials import CHECKPOINT, Workshop, step_losses
-from tests.support.worker_groups import RankTrial, evaluate_base, shortages, train
+from tests.support.worker_groups import RankTrial, evaluate_base, oom_events, train
 from trials.config import TrialConfig
 from trials.data.dataset import TrialData
 from trials.records.checkpoints import choose_checkpoint
@@ -140,8 +140,8 @@ def test_one_that_is_short_of_memory_takes_less_at_once(workshop: Workshop, pair
     alone = begun(workshop, "alone", workshop.config())
     train(ALONE, alone)
     trial = begun(workshop, "both", workshop.config())
-    pair.run(train, replace(trial, most_tokens_of_the_second=longest_row, micro_steps_before=5))
-    assert pair.run(shortages)[1] > 0
+    pair.run(train, replace(trial, most_tokens_of_the_second=longest_row, micro_batches_before=5))
+    assert pair.run(oom_events)[1] > 0
     assert_same(read_trial(trial.folder), read_trial(alone.folder))
     assert step_losses(read_trial(trial.folder)) == pytest.approx(
         step_losses(read_trial(alone.folder)), abs=NEAR, rel=0
@@ -150,10 +150,10 @@ def test_one_that_is_short_of_memory_takes_less_at_once(workshop: Workshop, pair
 
 @pytest.mark.parametrize("micro_steps_before", [0, 5], ids=["at-once", "while-it-trains"])
 def test_where_not_one_row_fits_on_one_the_trial_ends_on_all(
-    workshop: Workshop, pair: Together, micro_steps_before: int
+    workshop: Workshop, pair: Together, micro_batches_before: int
 ) -> None:
     trial = begun(workshop, "too-large", workshop.config())
-    endings = pair.run(train, replace(trial, most_tokens_of_the_second=0, micro_steps_before=micro_steps_before))
+    endings = pair.run(train, replace(trial, most_tokens_of_the_second=0, micro_batches_before=micro_batches_before))
     assert [ending.kind for ending in endings] == [EndingKind.OUT_OF_MEMORY] * 2
     ending = read_trial(trial.folder).ending
     assert ending is not None

@@ -44,8 +44,8 @@ def test_a_golden_search_goes_on(name: str, tmp_path: Path) -> None:
     search = run.read_search()
     deadline = replace(search.deadline, ends=datetime.now(UTC) + timedelta(hours=1))
     events: list[Event] = []
-    conductor = SearchController(run, replace(search, deadline=deadline), 2, events.append)
-    first = conductor.suggest()
+    controller = SearchController(run, replace(search, deadline=deadline), 2, events.append)
+    first = controller.suggest()
     assert isinstance(first, TrialRequest)
     assert (first.trial_id, first.resumes) == ("0002", True)
     assert not [event for event in events if isinstance(event, Notice)]

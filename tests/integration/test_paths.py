@@ -157,10 +157,8 @@ def _commands(page: str) -> list[list[str]]:
     return [shlex.split(html.unescape(text)) for text in re.findall(r"<pre>([^<]*)</pre>", page)]
 
 
-def _recipe(*assignments: str) -> DataSettings:
-    return load_recipe(
-        "demo", ["data.format=prompt_completion", "data.test=null", *assignments], environ={}
-    ).recipe.data
+def _recipe(*requests: str) -> DataSettings:
+    return load_recipe("demo", ["data.format=prompt_completion", "data.test=null", *requests], environ={}).recipe.data
 
 
 def _write(file: Path) -> None:

@@ -46,7 +46,7 @@ def test_paused_at_every_evaluation_its_losses_are_those_of_one_that_ran_through
 ) -> None:
     config = workshop.config(PAUSING, **change)
     straight = workshop.run("straight", config, ROWS, by=engine.run_trial)
-    paused = workshop.in_stretches("paused", config, ROWS, itertools.repeat(engine.run_trial))
+    paused = workshop.in_segments("paused", config, ROWS, itertools.repeat(engine.run_trial))
     _assert_near(paused, straight, ALIKE)
 
 
@@ -55,13 +55,13 @@ def test_stretches_may_be_run_by_either(workshop: Workshop, engine: Engine, chan
     config = workshop.config(PAUSING, **change)
     straight = workshop.run("straight", config, ROWS, by=engine.run_trial)
     ways: list[RunTrial] = [run_trial, engine.run_trial, run_trial, run_trial, engine.run_trial, engine.run_trial]
-    _assert_near(workshop.in_stretches("in turn", config, ROWS, ways), straight, ROUNDING)
+    _assert_near(workshop.in_segments("in turn", config, ROWS, ways), straight, ROUNDING)
 
 
 def test_under_trl_noise_goes_on_as_well(workshop: Workshop) -> None:
     config = workshop.config(PAUSING, neftune_noise_alpha=5.0)
     straight = workshop.run("straight", config, ROWS)
-    _assert_near(workshop.in_stretches("paused", config, ROWS, itertools.repeat(run_trial)), straight, ALIKE)
+    _assert_near(workshop.in_segments("paused", config, ROWS, itertools.repeat(run_trial)), straight, ALIKE)
 
 
 def test_others_beside_it_and_another_engine_make_no_difference(workshop: Workshop, engine: Engine) -> None:
@@ -71,12 +71,12 @@ def test_others_beside_it_and_another_engine_make_no_difference(workshop: Worksh
     ]
     other = Engine(configs[0].model, configs[0].machine)
 
-    def in_stretches(number: int) -> TrialRecord:
+    def in_segments(number: int) -> TrialRecord:
         ways = itertools.cycle((engine.run_trial, other.run_trial))
-        return workshop.in_stretches(f"paused {number}", configs[number], ROWS, ways)
+        return workshop.in_segments(f"paused {number}", configs[number], ROWS, ways)
 
     with ThreadPoolExecutor() as pool:
-        for found, expected in zip(pool.map(in_stretches, range(2)), straight, strict=True):
+        for found, expected in zip(pool.map(in_segments, range(2)), straight, strict=True):
             _assert_near(found, expected, ALIKE)
     other.close()
 

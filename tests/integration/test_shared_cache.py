@@ -160,20 +160,20 @@ def test_a_second_user_reads_the_firsts_saved_model_and_leaves_it_alone_where_it
 
 
 def test_a_second_users_speeds_are_kept_beside_the_firsts(place: Path, search: Search, small_recipe: Recipe) -> None:
-    def pace(seconds: float) -> ThroughputModel:
-        pace = ThroughputModel()
-        pace.observe(small_recipe.trial_config({}), 1000, seconds)
-        pace.observe_start(0.5)
-        return pace
+    def throughput(seconds: float) -> ThroughputModel:
+        throughput = ThroughputModel()
+        throughput.observe(small_recipe.trial_config({}), 1000, seconds)
+        throughput.observe_start(0.5)
+        return throughput
 
     placed = replace(search, placement=Placement(1, 1))
-    save_speed(placed, pace(2.0))
+    save_speed(placed, throughput(2.0))
     cache_folder().chmod(WRITABLE)
     before = state(cache_folder())
     first = speed_before(placed)
     with as_user(OTHER, place / "home"):
         assert speed_before(placed) == first
-        save_speed(placed, pace(4.0))
+        save_speed(placed, throughput(4.0))
         second = speed_before(placed)
         assert second is not None
         assert second != first

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from search_spaces.schema import Recipe
 from tests.support.cli import run_command
 from tests.support.trained_trials import Workshop, step_losses
-from tests.support.two_processes import EIGHT_BIT, NOISE, PAUSING, ROWS, UNEVEN, few_to_judge
+from tests.support.two_processes import EIGHT_BIT, NOISE, PAUSING, ROWS, UNEVEN, few_to_evaluate
 from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
 from trials.records.memory_report import read_memory_report
@@ -37,7 +37,7 @@ def shop(
     tokenizer: PreTrainedTokenizerBase,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Workshop:
-    return Workshop(small_recipe, few_to_judge(small_data), tokenizer, tmp_path_factory.mktemp("ranks"))
+    return Workshop(small_recipe, few_to_evaluate(small_data), tokenizer, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")

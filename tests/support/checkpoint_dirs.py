@@ -17,8 +17,8 @@ LOG = LogState(step=1, loss_sum=2.5)
 FINGERPRINT = "rows"
 
 
-def writer(folder: Path, *, keep: int | None = None, stopwatch: TrialTimer | None = None) -> CheckpointWriter:
-    return CheckpointWriter(TrialDir(folder), stopwatch or TrialTimer(), base_eval_loss=3.0, keep=keep)
+def writer(folder: Path, *, keep: int | None = None, timer: TrialTimer | None = None) -> CheckpointWriter:
+    return CheckpointWriter(TrialDir(folder), timer or TrialTimer(), base_eval_loss=3.0, keep=keep)
 
 
 def write_checkpoint(folder: Path, step: int, *, keep: int | None = None) -> Path:

@@ -52,7 +52,7 @@ def make_run(path: Path, search: Search) -> RunDir:
     return run
 
 
-def make_conductor(
+def make_controller(
     run: RunDir,
     search: Search,
     *,
@@ -90,61 +90,61 @@ def record(folder: TrialDir, evaluation: EvalPoint, *, base: bool = False) -> No
     folder.record(evaluation, row_losses(evaluation.eval_loss), None if base else save_adapter)
 
 
-def evaluate(run: RunDir, conductor: SearchController, assignment: TrialRequest, loss: float, tokens: int) -> bool:
+def evaluate(run: RunDir, controller: SearchController, request: TrialRequest, loss: float, tokens: int) -> bool:
     """What a worker does at an evaluation: to disk first, then ask."""
-    is_base = assignment.origin is Origin.BASE
+    is_base = request.origin is Origin.BASE
     evaluation = point(loss, tokens)
-    record(TrialDir(run.trial(assignment.trial_id)), evaluation, base=is_base)
-    goes_on = conductor.on_result(assignment.trial_id, evaluation)
-    conductor.on_idle()
+    record(TrialDir(run.trial(request.trial_id)), evaluation, base=is_base)
+    goes_on = controller.on_result(request.trial_id, evaluation)
+    controller.on_idle()
     return goes_on
 
 
-def finish(run: RunDir, conductor: SearchController, assignment: TrialRequest, kind: EndingKind) -> None:
+def finish(run: RunDir, controller: SearchController, request: TrialRequest, kind: EndingKind) -> None:
     """What a worker does at the end."""
-    TrialDir(run.trial(assignment.trial_id)).end(Ending(kind, f"made up: {kind.value}"))
-    leave(conductor, assignment)
+    TrialDir(run.trial(request.trial_id)).end(Ending(kind, f"made up: {kind.value}"))
+    leave(controller, request)
 
 
-def leave(conductor: SearchController, assignment: TrialRequest, *, died: bool = False) -> None:
+def leave(controller: SearchController, request: TrialRequest, *, died: bool = False) -> None:
     """Nobody runs a trial any more."""
-    conductor.on_trial_end(assignment.trial_id, DIED if died else TrialExit())
-    conductor.on_idle()
+    controller.on_trial_end(request.trial_id, DIED if died else TrialExit())
+    controller.on_idle()
 
 
-def begin(conductor: SearchController) -> TrialRequest:
-    answer = conductor.suggest()
-    conductor.on_idle()
+def begin(controller: SearchController) -> TrialRequest:
+    answer = controller.suggest()
+    controller.on_idle()
     assert isinstance(answer, TrialRequest), answer
     return answer
 
 
-def run_base(run: RunDir, conductor: SearchController, loss: float = BASE_LOSS) -> None:
+def run_base(run: RunDir, controller: SearchController, loss: float = BASE_LOSS) -> None:
     """What comes before a search's first trial: the base, and what measures the speed (100 tokens a second)."""
-    base = begin(conductor)
-    evaluate(run, conductor, base, loss, 0)
-    finish(run, conductor, base, EndingKind.FINISHED)
-    run_probe(conductor)
+    base = begin(controller)
+    evaluate(run, controller, base, loss, 0)
+    finish(run, controller, base, EndingKind.FINISHED)
+    run_probe(controller)
 
 
-def run_probe(conductor: SearchController, tokens_per_second: float = 100.0) -> None:
-    probe = begin(conductor)
+def run_probe(controller: SearchController, tokens_per_second: float = 100.0) -> None:
+    probe = begin(controller)
     folder = TrialDir(probe.folder)
     for tokens in (50, 100):
         seconds = tokens / tokens_per_second
         evaluation = replace(point(BASE_LOSS, tokens, seconds=seconds), tokens_per_second=tokens_per_second)
         record(folder, evaluation)
-        assert conductor.on_result(probe.trial_id, evaluation)
+        assert controller.on_result(probe.trial_id, evaluation)
     folder.end(Ending(EndingKind.FINISHED, "made up: finished"))
-    conductor.on_trial_end(probe.trial_id)
+    controller.on_trial_end(probe.trial_id)
 
 
-def run_trial(run: RunDir, conductor: SearchController, losses: Sequence[tuple[int, float]]) -> TrialRequest:
+def run_trial(run: RunDir, controller: SearchController, losses: Sequence[tuple[int, float]]) -> TrialRequest:
     """A whole trial of (tokens, loss) evaluations, until it ends or is stopped."""
-    assignment = begin(conductor)
+    request = begin(controller)
     for tokens, loss in losses:
-        if not evaluate(run, conductor, assignment, loss, tokens):
-            leave(conductor, assignment)
-            return assignment
-    finish(run, conductor, assignment, EndingKind.FINISHED)
-    return assignment
+        if not evaluate(run, controller, request, loss, tokens):
+            leave(controller, request)
+            return request
+    finish(run, controller, request, EndingKind.FINISHED)
+    return request

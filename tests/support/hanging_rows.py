@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.execution import trial_runner as workplace
+from orchestrator.execution import trial_runner as runner
 from orchestrator.execution.engine_worker import EngineWorker
 from orchestrator.execution.loading import load_rows
 from trials.data.dataset import TrialData
@@ -55,4 +55,4 @@ class HangingOnce(EngineWorker):
     def __init__(self, slots: int, cpu_threads: int | None, log: Path | None = None) -> None:
         super().__init__(slots, cpu_threads, log)
         hangs = HangsOnce()
-        workplace.load_rows = lambda *given: hangs.instead_of(*load_rows(*given))  # type: ignore[assignment]
+        runner.load_rows = lambda *given: hangs.instead_of(*load_rows(*given))  # type: ignore[assignment]

@@ -37,14 +37,14 @@ def main() -> None:
     base = AutoModelForCausalLM.from_config(MistralConfig(**{**SIZES, "vocab_size": 2**15}))
     frozen = freeze(base.requires_grad_(False), torch.float32)
     loop = StepLoop(frozen, Machine(micro_batch_tokens=1024))
-    (enough,) = _trained(loop, [_trainee(frozen, *ROWS)])
+    (enough,) = _trained(loop, [_trainer(frozen, *ROWS)])
     evaluated = loop.evaluate(None, rows_of_lengths([ROWS[1]] * 2 * ROWS[0], seed=0))
     warnings = _Warnings()
     logging.getLogger("trials.engine.runtime.micro_batches").addHandler(warnings)
     size = _size()
     for allowed in range(80, 0, -10):  # how much the process had in reserve nobody knows
         _limit(size + allowed * MIB)
-        short, too_long = _trained(loop, [_trainee(frozen, *ROWS), _trainee(frozen, 1, 1000)])
+        short, too_long = _trained(loop, [_trainer(frozen, *ROWS), _trainer(frozen, 1, 1000)])
         before = len(warnings.messages)
         again, short_evaluated = _again(loop, frozen) if before else (short, evaluated)
         _limit(resource.RLIM_INFINITY)
@@ -54,7 +54,7 @@ def main() -> None:
     assert isinstance(enough, torch.Tensor), enough
     assert isinstance(short, torch.Tensor), short
     assert isinstance(again, torch.Tensor), again
-    way = torch.dist(enough, _trainee(frozen, *ROWS).adapter.flat)
+    way = torch.dist(enough, _trainer(frozen, *ROWS).adapter.flat)
     apart = float(torch.dist(short, enough) / way)
     found = {"warnings": warnings.messages[:before], "way": float(way), "apart": apart, "too long": str(too_long)}
     found["later warnings"] = warnings.messages[before:]
@@ -67,22 +67,22 @@ def _again(loop: StepLoop, frozen: FrozenDecoder) -> tuple[torch.Tensor | BaseEx
     """What has been learned about memory isn't forgotten when trials come and go."""
     loop.admit(1, TrialFootprint(0, ROWS[1], 1.0))
     loop.release(1)
-    (again,) = _trained(loop, [_trainee(frozen, *ROWS)])
+    (again,) = _trained(loop, [_trainer(frozen, *ROWS)])
     return again, loop.evaluate(None, rows_of_lengths([ROWS[1]] * 2 * ROWS[0], seed=0))
 
 
-def _trainee(frozen: FrozenDecoder, rows: int, length: int) -> AdapterTrainer:
+def _trainer(frozen: FrozenDecoder, rows: int, length: int) -> AdapterTrainer:
     config = load_recipe("demo", ("lora_dropout=0.1",), environ={}).recipe.trial_config({"learning_rate": 1e-3})
     adapter = Adapter(frozen.targets, config.hyperparameters, 1, frozen.final_norm)
-    stepper = FlatOptimizer(adapter, config, TrialLength(20, 20 * rows * length))
-    return AdapterTrainer(adapter, stepper, 1.0, lambda step: rows_of_lengths([length] * rows, seed=step), 0)
+    flat_optimizer = FlatOptimizer(adapter, config, TrialLength(20, 20 * rows * length))
+    return AdapterTrainer(adapter, flat_optimizer, 1.0, lambda step: rows_of_lengths([length] * rows, seed=step), 0)
 
 
-def _trained(loop: StepLoop, trainees: list[AdapterTrainer]) -> list[torch.Tensor | BaseException]:
+def _trained(loop: StepLoop, trainers: list[AdapterTrainer]) -> list[torch.Tensor | BaseException]:
     """The weights of each after three steps, or why there are none."""
-    futures = [loop.train(trainee, lambda done, _: done >= 3) for trainee in trainees]
+    futures = [loop.train(trainer, lambda done, _: done >= 3) for trainer in trainers]
     errors = [future.exception(60) for future in futures]
-    return [error or trainee.adapter.flat for error, trainee in zip(errors, trainees, strict=True)]
+    return [error or trainer.adapter.flat for error, trainer in zip(errors, trainers, strict=True)]
 
 
 def _size() -> int:

@@ -73,9 +73,9 @@ def right(rows: int, of: int = 40) -> tuple[float, ...]:
     return (1.0,) * rows + (0.0,) * (of - rows)
 
 
-def new_run(path: Path, assignments: Sequence[str] = ()) -> RunDir:
+def new_run(path: Path, requests: Sequence[str] = ()) -> RunDir:
     """A run folder that holds only its search.json; the recipe is the demo's."""
-    resolved = load_recipe("demo", assignments, environ={})
+    resolved = load_recipe("demo", requests, environ={})
     (path / "trials").mkdir(parents=True)
     run = RunDir(path)
     run.write_search(

@@ -72,7 +72,7 @@ class Workshop:
         by(record.config, data, self._tokenizer, run, lambda _: Decision.CONTINUE, checkpoint=checkpoint)
         return read_trial(record.folder)
 
-    def in_stretches(self, name: str, config: TrialConfig, rows: int, ways: Iterable[RunTrial]) -> TrialRecord:
+    def in_segments(self, name: str, config: TrialConfig, rows: int, ways: Iterable[RunTrial]) -> TrialRecord:
         """A trial of a search that is paused at every evaluation but the last, each stretch run in the next way."""
         folder = TrialDir(self.path / name)
         folder.begin(config, Origin.PROPOSED, name, self._data.fingerprint)

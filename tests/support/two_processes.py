@@ -49,7 +49,7 @@ class TwoRanks:
     def __init__(self, path: Path, ranks: ProcessGroup) -> None:
         recipe = load_recipe("demo", SMALL, environ={}).recipe
         self._tokenizer = load_tokenizer(recipe.model)
-        data = few_to_judge(load_data(recipe.data, self._tokenizer))
+        data = few_to_evaluate(load_data(recipe.data, self._tokenizer))
         self.shop = Workshop(recipe, data, self._tokenizer, path)
         self._data: TrialData = replace(data, train=first_rows(data.train, ROWS))
         self._path, self.ranks = path, ranks
@@ -123,7 +123,7 @@ class TwoRanks:
         self.train("short later", self.shop.config(PAUSING))
 
 
-def few_to_judge(data: TrialData) -> TrialData:
+def few_to_evaluate(data: TrialData) -> TrialData:
     """An odd number of rows to be evaluated on: one process has one more than the other."""
     return replace(data, eval=first_rows(data.eval, 11))
 

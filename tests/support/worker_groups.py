@@ -39,7 +39,7 @@ class RankTrial:
     """How often the second rank is asked before it says that nobody waits any more."""
     most_tokens_of_the_second: float = math.inf
     """For more at once it has no memory."""
-    micro_steps_before: int = 0
+    micro_batches_before: int = 0
     """Before that happens."""
 
 
@@ -67,7 +67,7 @@ def evaluate_base(ranks: ProcessGroup, trial: RankTrial) -> Ending:
     return engine.evaluate_base(trial.config, data, tokenizer, folder, lambda _: Decision.CONTINUE)
 
 
-def shortages(_: ProcessGroup) -> int:
+def oom_events(_: ProcessGroup) -> int:
     """How often memory didn't suffice for this rank in the trial that was last."""
     return len(_refused)
 
@@ -115,7 +115,7 @@ def _short_of_memory(trial: RankTrial, is_victim: bool) -> Iterator[None]:
     def short(self: Decoder, batch: PackedBatch) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls > trial.micro_steps_before and sum(batch.lengths) > trial.most_tokens_of_the_second:
+        if calls > trial.micro_batches_before and sum(batch.lengths) > trial.most_tokens_of_the_second:
             _refused.append(sum(batch.lengths))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
         return train(self, batch)

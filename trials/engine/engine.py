@@ -51,7 +51,7 @@ class Engine:
         sys.setswitchinterval(_SWITCH_SECONDS)
         use_expandable_segments()
         self._loop = _opened(settings, machine)
-        self._ranks = replace(ranks, resting=self._loop.pulse.resting)
+        self._ranks = replace(ranks, resting=self._loop.heartbeat.resting)
         if self._loop.frozen.device.type == "cuda":
             compile_kernels(self._loop)
         self._rows_lock = threading.Lock()
@@ -75,13 +75,11 @@ class Engine:
         A trial that `is_called_off` leaves after the optimizer step in work, as one that the callback stopped. `on_log`
         is told what is logged between evaluations.
         """
-        stopwatch = resumed_timer(checkpoint)
+        timer = resumed_timer(checkpoint)
         asked = self._asked(on_eval)
-        job = TrainingRun(
-            config, data, folder, asked, stop_at, checkpoint, stopwatch, is_called_off, on_log, self._ranks
-        )
-        with self._loop.pulse.working():
-            return run_and_record(folder, lambda: self._in_its_room(job, tokenizer), self._ranks)
+        job = TrainingRun(config, data, folder, asked, stop_at, checkpoint, timer, is_called_off, on_log, self._ranks)
+        with self._loop.heartbeat.working():
+            return run_and_record(folder, lambda: self._in_its_memory(job, tokenizer), self._ranks)
 
     def evaluate_base(
         self,
@@ -92,14 +90,16 @@ class Engine:
         on_eval: OnEval,
     ) -> Ending:
         """As `trials.trl.backend.evaluate_base`."""
-        with self._loop.pulse.working(), ExitStack() as leaving:
+        with self._loop.heartbeat.working(), ExitStack() as leaving:
 
-            def subject() -> EngineModel:
-                room = self._room_for(TrialFootprint(0, data.eval.longest, MOST_TOKENS), id(leaving))
-                leaving.enter_context(room)
+            def trained_model() -> EngineModel:
+                manager = self._memory_for(TrialFootprint(0, data.eval.longest, MOST_TOKENS), id(leaving))
+                leaving.enter_context(manager)
                 return EngineModel(self._loop, config, self._eval_rows(data), None, self._ranks)
 
-            return evaluate_base_model(subject, config, data, tokenizer, folder, self._asked(on_eval), self._ranks)
+            return evaluate_base_model(
+                trained_model, config, data, tokenizer, folder, self._asked(on_eval), self._ranks
+            )
 
     @property
     def has_ended(self) -> bool:
@@ -112,23 +112,23 @@ class Engine:
         Of the engine's own thread and those of its trials, each while it has something to do: a trial that waits for
         the engine's turn, or for the word of `on_eval`, isn't counted.
         """
-        return self._loop.pulse.seconds_since_progress()
+        return self._loop.heartbeat.seconds_since_progress()
 
     def close(self) -> None:
         """Ends the engine; trials that still train are cut off."""
         self._loop.close()
 
-    def _in_its_room(self, job: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
-        guest = footprint_of(job.config.hyperparameters, job.data, self._loop.frozen, self._ranks.world_size)
-        with self._loop.fatal_gpu_errors(), self._room_for(guest, id(job)):
+    def _in_its_memory(self, job: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
+        footprint = footprint_of(job.config.hyperparameters, job.data, self._loop.frozen, self._ranks.world_size)
+        with self._loop.fatal_gpu_errors(), self._memory_for(footprint, id(job)):
             return EngineTrial(job, tokenizer, self._loop, self._eval_rows(job.data)).run()
 
     @contextmanager
-    def _room_for(self, guest: TrialFootprint, key: int) -> Iterator[None]:
+    def _memory_for(self, footprint: TrialFootprint, key: int) -> Iterator[None]:
         with ExitStack() as leaving:
 
             def enter() -> None:
-                self._loop.admit(key, guest)
+                self._loop.admit(key, footprint)
                 leaving.callback(self._loop.release, key)
 
             self._ranks.all_gather(enter)
@@ -138,7 +138,7 @@ class Engine:
         """Whoever is asked may think it over for long: the trial doesn't hang."""
 
         def asked(point: EvalPoint) -> Decision:
-            with self._loop.pulse.resting():
+            with self._loop.heartbeat.resting():
                 return on_eval(point)
 
         return asked

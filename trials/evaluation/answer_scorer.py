@@ -35,14 +35,14 @@ class AnswerScorer:
         split: Split,
         tokenizer: PreTrainedTokenizerBase,
         folder: TrialDir,
-        stopwatch: TrialTimer,
+        timer: TrialTimer,
         ranks: ProcessGroup = ALONE,
     ) -> None:
         self._config = config
         self._split = split
         self._tokenizer = tokenizer
         self._folder = folder
-        self._stopwatch = stopwatch
+        self._timer = timer
         self._ranks = ranks
 
     def is_due(self, tokens_seen: int, tokens_before: int, *, is_last: bool) -> bool:
@@ -58,13 +58,13 @@ class AnswerScorer:
 
         As it was if memory ran out: a score mustn't end a trial.
         """
-        began = self._stopwatch.seconds
+        began = self._timer.seconds
         scores = self._score(model)
         if scores is None:
             return point
         if self._folder.is_written:
             append_score(self._folder.path, ScoreRecord(point.step, point.tokens_seen, losses, scores))
-        seconds = self._stopwatch.seconds
+        seconds = self._timer.seconds
         return replace(point, score=scores.mean, score_seconds=seconds - began, seconds=seconds)
 
     def _score(self, model: Any) -> RowScores | None:

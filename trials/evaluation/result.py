@@ -104,11 +104,11 @@ def labels_of(answers: Answers) -> LabelReport | None:
     return label_report(answers.labels, [parse_label(text) for text in answers.texts])
 
 
-def by_length(judgement: EvalResult, answers: Answers) -> tuple[LengthBin, ...]:
+def by_length(result: EvalResult, answers: Answers) -> tuple[LengthBin, ...]:
     """The rows in quarters by the length of their reference; fewer where many are equally long."""
     lengths = np.asarray(answers.reference_tokens)
     quarter = np.searchsorted(np.quantile(lengths, [0.25, 0.5, 0.75]), lengths)
-    sums, counts = np.asarray(judgement.losses.loss_sums), np.asarray(judgement.losses.token_counts)
+    sums, counts = np.asarray(result.losses.loss_sums), np.asarray(result.losses.token_counts)
     scores, given = np.asarray(answers.scores.values), np.asarray(answers.tokens)
     return tuple(
         LengthBin(
@@ -123,9 +123,9 @@ def by_length(judgement: EvalResult, answers: Answers) -> tuple[LengthBin, ...]:
     )
 
 
-def as_json(judgement: EvalResult) -> dict[str, Any]:
+def as_json(result: EvalResult) -> dict[str, Any]:
     """Figures with their intervals first, then `judged`: all of it row by row, which `read_result` reads."""
-    losses, answers = judgement.losses, judgement.answers
+    losses, answers = result.losses, result.answers
     found: dict[str, Any] = {
         "eval_loss": losses.mean,
         "loss": {**asdict(loss_estimate(losses)), "standard_error": losses.standard_error},
@@ -136,8 +136,8 @@ def as_json(judgement: EvalResult) -> dict[str, Any]:
             found["labels"] = asdict(report)
         else:
             found["rouge_l"] = asdict(bootstrap_mean(answers.scores.values))
-            found["by_length"] = [asdict(found) for found in by_length(judgement, answers)]
-    return {**found, "judged": asdict(judgement)}
+            found["by_length"] = [asdict(found) for found in by_length(result, answers)]
+    return {**found, "judged": asdict(result)}
 
 
 def is_written_by_json(text: str) -> bool:

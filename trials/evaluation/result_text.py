@@ -15,17 +15,17 @@ from trials.metrics.intervals import Estimate, bootstrap_mean
 from trials.metrics.paired_tests import CANNOT_TELL, Better, LabelComparison, LossComparison, ScoreComparison
 
 
-def result_lines(judgement: EvalResult) -> Iterator[RenderableType]:
+def result_lines(result: EvalResult) -> Iterator[RenderableType]:
     """Loss, and the task's own measure where answers were asked for."""
-    losses = judgement.losses
+    losses = result.losses
     interval = loss_estimate(losses)
     yield (
         f"eval loss {losses.mean:.4f} nats per token, {len(losses.loss_sums)} rows, "
         f"standard error {losses.standard_error:.4f}, 95 % {interval.low:.4f} to {interval.high:.4f}"
     )
-    if judgement.answers is not None:
-        report = labels_of(judgement.answers)
-        yield from _of_labels(report) if report else _of_text(judgement, judgement.answers)
+    if result.answers is not None:
+        report = labels_of(result.answers)
+        yield from _of_labels(report) if report else _of_text(result, result.answers)
 
 
 def _of_labels(report: LabelReport) -> Iterator[RenderableType]:
@@ -43,7 +43,7 @@ def _of_labels(report: LabelReport) -> Iterator[RenderableType]:
     yield f"answering {commonest.label} always would be right in {100 * commonest.rows / report.rows:.1f} %"
 
 
-def _of_text(judgement: EvalResult, answers: Answers) -> Iterator[RenderableType]:
+def _of_text(result: EvalResult, answers: Answers) -> Iterator[RenderableType]:
     rouge = bootstrap_mean(answers.scores.values)
     yield f"ROUGE-L {rouge.value:.4f}, 95 % {_range(rouge, 1, 4)}"
     if answers.wordless_references:
@@ -61,7 +61,7 @@ def _of_text(judgement: EvalResult, answers: Answers) -> Iterator[RenderableType
                 f"{part.loss:.4f}",
                 f"{part.answer_tokens:.1f}",
             )
-            for part in by_length(judgement, answers)
+            for part in by_length(result, answers)
         ],
     )
 

@@ -33,16 +33,16 @@ class VerificationJob(Settings):
 
 def verify_export(job: VerificationJob) -> dict[str, Any]:
     """Eval loss of the export; its test loss beside the base's; a few answers; eval loss of the merged weights."""
-    found = _judge(job, job.export, job.model.quantization)
+    found = _evaluate(job, job.export, job.model.quantization)
     if job.merge:
         target = Path(job.export) / MERGED
         merge(Path(job.export), job.model, target)
         merged = job.model_copy(update={"samples": 0, "data": job.data.model_copy(update={"test": None})})
-        found["merged"] = _judge(merged, str(target), "none")["eval_loss"]
+        found["merged"] = _evaluate(merged, str(target), "none")["eval_loss"]
     return found
 
 
-def _judge(job: VerificationJob, path: str, quantization: str) -> dict[str, Any]:
+def _evaluate(job: VerificationJob, path: str, quantization: str) -> dict[str, Any]:
     from trials.data.dataset import load_data
     from trials.evaluation import evaluator as judging
 

@@ -147,16 +147,16 @@ class FieldCheck:
         """Raises `BadRow` for the first field that says something and isn't read."""
         # Nearly all rows of a source have the same fields, so names are looked at once.
         names = tuple(row)
-        suspects = self._shapes.get(names)
-        if suspects is None:
+        crash_tracker = self._shapes.get(names)
+        if crash_tracker is None:
             if len(self._shapes) >= _MAX_REMEMBERED:  # rows whose fields are data
                 self._shapes.clear()
-            suspects = self._shapes[names] = self._suspects(names)
-        for name, reason, is_harmless in suspects:
+            crash_tracker = self._shapes[names] = self._crash_tracker(names)
+        for name, reason, is_harmless in crash_tracker:
             if not is_harmless(name, row[name]):
                 raise BadRow(f"{what}{name!r} {reason}")
 
-    def _suspects(self, names: tuple[str, ...]) -> tuple[tuple[str, str, Callable[[str, Any], bool]], ...]:
+    def _crash_tracker(self, names: tuple[str, ...]) -> tuple[tuple[str, str, Callable[[str, Any], bool]], ...]:
         found: list[tuple[str, str, Callable[[str, Any], bool]]] = []
         for name in names:
             known = self._known.get(plain(name))

@@ -89,10 +89,10 @@ def resumed_timer(checkpoint: Checkpoint | None) -> TrialTimer:
 class CheckpointWriter:
     """Writes the checkpoints of one trial, each whole or not at all."""
 
-    def __init__(self, folder: TrialDir, stopwatch: TrialTimer, base_eval_loss: float, keep: int | None) -> None:
+    def __init__(self, folder: TrialDir, timer: TrialTimer, base_eval_loss: float, keep: int | None) -> None:
         self._folder = folder.path
         self._is_written = folder.is_written
-        self._stopwatch = stopwatch
+        self._timer = timer
         self._base_eval_loss = base_eval_loss
         self._keep = keep
 
@@ -108,8 +108,8 @@ class CheckpointWriter:
         """
         if not self._is_written:
             return
-        with self._stopwatch.paused():
-            watch = self._stopwatch
+        with self._timer.paused():
+            watch = self._timer
             progress = Progress(step, watch.seconds, watch.training_seconds, self._base_eval_loss, log)
             shutil.rmtree(self.unfinished, ignore_errors=True)
             make_folder(self.unfinished)

@@ -25,8 +25,8 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
     with _opened(folder / _NAME) as file:
         if _is_anothers(file):
             file.seek(0)
-            holder = file.read().strip() or "another command"
-            raise RunFolderError(f"{folder} is in use by {holder}. Wait until that has ended, or end it.")
+            proxy = file.read().strip() or "another command"
+            raise RunFolderError(f"{folder} is in use by {proxy}. Wait until that has ended, or end it.")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

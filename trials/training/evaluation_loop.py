@@ -59,7 +59,7 @@ class TrainingRun:
     on_eval: OnEval
     stop_at: float
     checkpoint: Checkpoint | None
-    stopwatch: TrialTimer
+    timer: TrialTimer
     is_called_off: Callable[[], bool] = never
     """Whether nobody waits for the trial any more; the engine asks after every optimizer step, from its own thread."""
     on_log: OnLog = unheard
@@ -130,11 +130,11 @@ class EvaluationLoop:
     """Evaluates a trial, records it, and decides with the callback whether it goes on."""
 
     def __init__(
-        self, job: TrainingRun, subject: TrainableModel, scorer: AnswerScorer, base_loss: float, ending: Ending
+        self, job: TrainingRun, trained_model: TrainableModel, scorer: AnswerScorer, base_loss: float, ending: Ending
     ) -> None:
         self._job = job
         self._settings = job.config.evaluation
-        self._subject = subject
+        self._model = trained_model
         self._scorer = scorer
         self._base_loss = base_loss
         self._points = list(job.points_so_far())
@@ -143,8 +143,8 @@ class EvaluationLoop:
 
     def evaluate(self, moment: TrainProgress, on_record: OnRecord) -> bool:
         """Whether the training ends with it; `on_record` is called once it's on record, before anybody is asked."""
-        self._job.stopwatch.stop_training()
-        losses = self._subject.losses()
+        self._job.timer.stop_training()
+        losses = self._model.losses()
         diverged = divergence(losses.mean, self._base_loss, self._settings.divergence_factor)
         if diverged is not None and not math.isfinite(losses.mean):
             self.ending = diverged
@@ -153,17 +153,17 @@ class EvaluationLoop:
         goes_on = diverged is None and moment.step < moment.last_step
         score = {} if point.score is None else {"eval_score": point.score}
         on_record({"eval_loss": point.eval_loss, **score}, goes_on and self._job.config.machine.checkpoint_evaluations)
-        is_over = self._judge(point, moment, diverged)
-        self._job.stopwatch.start_training()
+        is_over = self._evaluate(point, moment, diverged)
+        self._job.timer.start_training()
         return is_over
 
     def _record(self, losses: RowLosses, moment: TrainProgress, *, is_scored: bool) -> EvalPoint:
         """Puts the evaluation on disk, the adapter before its score: time may be over while answers are made."""
         point = self._point(losses.mean, moment)
         self._points.append(point)
-        self._job.folder.keep_if_best(point, losses, self._subject.save)
+        self._job.folder.keep_if_best(point, losses, self._model.save)
         if is_scored and self._score_is_due(point, moment):
-            point = self._subject.scored(self._scorer, point, losses)
+            point = self._model.scored(self._scorer, point, losses)
         self._job.folder.log(point)
         return point
 
@@ -173,7 +173,7 @@ class EvaluationLoop:
         # When time is over, what's left of it is kept for the export.
         return self._scorer.is_due(point.tokens_seen, before, is_last=is_last) and not self._job.time_is_over()
 
-    def _judge(self, point: EvalPoint, moment: TrainProgress, diverged: Ending | None) -> bool:
+    def _evaluate(self, point: EvalPoint, moment: TrainProgress, diverged: Ending | None) -> bool:
         if diverged is not None:
             # The callback isn't asked: a trial that diverged must not be taken for one that merely fell behind.
             self.ending = diverged
@@ -193,13 +193,13 @@ class EvaluationLoop:
         return patience_exhausted(self._points, self._settings)
 
     def _point(self, eval_loss: float, moment: TrainProgress) -> EvalPoint:
-        training_seconds = self._job.stopwatch.training_seconds
+        training_seconds = self._job.timer.training_seconds
         return EvalPoint(
             step=moment.step,
             tokens_seen=moment.tokens_seen,
             eval_loss=eval_loss,
             best_eval_loss=min([eval_loss, *(point.eval_loss for point in self._points)]),
-            seconds=self._job.stopwatch.seconds,
+            seconds=self._job.timer.seconds,
             train_loss=moment.train_loss,
             tokens_per_second=moment.tokens_seen / training_seconds if training_seconds else None,
             ranks=self._job.ranks.world_size,

@@ -53,7 +53,7 @@ def run_and_record(folder: TrialDir, train: Callable[[], Ending | None], ranks: 
 
 
 def evaluate_base_model(
-    make_subject: Callable[[], TrainableModel],
+    make_model: Callable[[], TrainableModel],
     config: TrialConfig,
     data: TrialData,
     tokenizer: PreTrainedTokenizerBase,
@@ -62,16 +62,16 @@ def evaluate_base_model(
     ranks: ProcessGroup = ALONE,
 ) -> Ending:
     """Evaluates the base model without any adapter: what every trial has to beat. Errors are recorded and raised."""
-    stopwatch = TrialTimer()
+    timer = TrialTimer()
     try:
         with disk_full_in(folder.path), _cut_off_with_others(ranks):
-            subject = make_subject()
-            losses = subject.losses()
-            point = EvalPoint(0, 0, losses.mean, losses.mean, stopwatch.seconds)
+            trained_model = make_model()
+            losses = trained_model.losses()
+            point = EvalPoint(0, 0, losses.mean, losses.mean, timer.seconds)
             folder.keep_if_best(point, losses, save_adapter=None)
-            scorer = AnswerScorer(config, data.eval, tokenizer, folder, stopwatch, ranks)
+            scorer = AnswerScorer(config, data.eval, tokenizer, folder, timer, ranks)
             if scorer.is_due(0, 0, is_last=True):
-                point = subject.scored(scorer, point, losses)
+                point = trained_model.scored(scorer, point, losses)
             folder.log(point)
     except Exception as error:
         _record_failure(folder, error)

@@ -71,7 +71,7 @@ def evaluate_base(
     """Evaluates the base model without any adapter: what every trial has to beat. Errors are recorded and raised."""
     settings = config.evaluation
     return evaluate_base_model(
-        lambda: _HfSubject(ranks.own(lambda: load_base(config.model)), data.eval.rows, settings.batch_rows, ranks),
+        lambda: _HfModel(ranks.own(lambda: load_base(config.model)), data.eval.rows, settings.batch_rows, ranks),
         config,
         data,
         tokenizer,
@@ -88,23 +88,23 @@ def _train_as_it_fits(job: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> E
     each other whatever they compute. In the middle of that nobody can go on without the one whose memory ran out:
     raises `TrialInterrupted`.
     """
-    splitter = BatchSizeFinder(job)
+    finder = BatchSizeFinder(job)
     while True:
         try:
-            return _train(splitter, tokenizer)
+            return _train(finder, tokenizer)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if job.ranks.world_size > 1 and (splitter.has_begun if job.is_sharded else splitter.has_fitted):
-                raise splitter.cut_off() from None
+            if job.ranks.world_size > 1 and (finder.has_begun if job.is_sharded else finder.has_fitted):
+                raise finder.cut_off() from None
             # Its frames hold the model that was torn down.
             error.__traceback__ = None
-            if not splitter.ran_out():
+            if not finder.ran_out():
                 raise
 
 
-def _train(splitter: BatchSizeFinder, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
-    job = splitter.job
+def _train(finder: BatchSizeFinder, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
+    job = finder.job
     config, data, folder = job.config, job.data, job.folder
     base = job.ranks.own(lambda: load_base(config.model))
     base_loss = _base_eval_loss(job, base)
@@ -114,13 +114,11 @@ def _train(splitter: BatchSizeFinder, tokenizer: PreTrainedTokenizerBase) -> End
     length = full_length(config.hyperparameters, epoch)
     finished = Ending(EndingKind.FINISHED, f"trained for all its {length.steps} steps")
     # Where the base is shared, nobody answers without the others: all answer every row.
-    scorer = AnswerScorer(
-        config, data.eval, tokenizer, job.folder, job.stopwatch, ALONE if job.is_sharded else job.ranks
-    )
-    subject = _HfSubject(model, data.eval.rows, config.evaluation.batch_rows, job.ranks, job.is_sharded)
-    supervisor = EvaluationLoop(job, subject, scorer, base_loss, finished)
+    scorer = AnswerScorer(config, data.eval, tokenizer, job.folder, job.timer, ALONE if job.is_sharded else job.ranks)
+    trained_model = _HfModel(model, data.eval.rows, config.evaluation.batch_rows, job.ranks, job.is_sharded)
+    supervisor = EvaluationLoop(job, trained_model, scorer, base_loss, finished)
     times = EvaluationTimes(evaluation_tokens(length.tokens, config.evaluation, epoch), job.time_is_over)
-    checkpoints = CheckpointWriter(folder, job.stopwatch, base_loss, config.machine.keep_checkpoints)
+    checkpoints = CheckpointWriter(folder, job.timer, base_loss, config.machine.keep_checkpoints)
     steps_done = job.checkpoint.step if job.checkpoint else 0
     trainer = build_trainer(
         model,
@@ -136,9 +134,9 @@ def _train(splitter: BatchSizeFinder, tokenizer: PreTrainedTokenizerBase) -> End
         job.ranks,
         job.on_log,
     )
-    trainer.worst_rows, trainer.on_fitting = splitter.worst_rows, splitter.fits
-    splitter.begins()
-    job.stopwatch.start_training()
+    trainer.worst_rows, trainer.on_fitting = finder.worst_rows, finder.fits
+    finder.begins()
+    job.timer.start_training()
     if job.checkpoint is None:
         trainer.train()
     elif steps_done < length.steps:  # it may have died between its last checkpoint and its ending
@@ -147,7 +145,7 @@ def _train(splitter: BatchSizeFinder, tokenizer: PreTrainedTokenizerBase) -> End
 
 
 @dataclass(frozen=True)
-class _HfSubject:
+class _HfModel:
     """A model of transformers, or of PEFT on top of one."""
 
     model: Any
@@ -180,4 +178,4 @@ def _base_eval_loss(job: TrainingRun, base: PreTrainedModel) -> float:
     known = job.base_eval_loss
     if known is not None:
         return known
-    return _HfSubject(base, job.data.eval.rows, job.config.evaluation.batch_rows, job.ranks).losses().mean
+    return _HfModel(base, job.data.eval.rows, job.config.evaluation.batch_rows, job.ranks).losses().mean

@@ -136,7 +136,7 @@ class BatchSizeFinder:
         del self._left[0]
         self.has_begun = self.has_fitted = False
         checkpoint = self._job.ranks.on_rank_zero(lambda: restore_newest_checkpoint(read_trial(self._folder.path)))
-        self._job = replace(self._job, checkpoint=checkpoint, stopwatch=resumed_timer(checkpoint))
+        self._job = replace(self._job, checkpoint=checkpoint, timer=resumed_timer(checkpoint))
         return True
 
     def cut_off(self) -> TrialInterrupted:

@@ -122,20 +122,20 @@ class EvaluationTimes(TrainerCallback):  # type: ignore[misc]
     """Asks for an evaluation when so many tokens were seen, at the last step, and when time is over."""
 
     def __init__(self, tokens: Sequence[int], time_is_over: Callable[[], bool]) -> None:
-        self._milestones = TokenTriggers(tokens)
+        self._triggers = TokenTriggers(tokens)
         self._time_is_over = time_is_over
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Called by the trainer, which has seen tokens already where it goes on from a checkpoint."""
-        self._milestones.advance(state.num_input_tokens_seen)
+        self._triggers.advance(state.num_input_tokens_seen)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Called by the trainer after every optimizer step."""
-        is_reached = self._milestones.advance(state.num_input_tokens_seen)
+        is_reached = self._triggers.advance(state.num_input_tokens_seen)
         if is_reached or state.global_step >= state.max_steps or self._time_is_over():
             control.should_evaluate = True
         return control

@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 from benchmarks.simulator import deadlines as random_nights
-from benchmarks.simulator.simulator import Accident, Account, Curve, Machine, SimulatedNight
+from benchmarks.simulator.simulator import Accident, Account, Curve, Machine, SimulatedSearch
 from benchmarks.simulator.synthetic_curves import ModelledCurves
 from orchestrator.controller.study import STUDY_NAME, trial_id_of
 from orchestrator.state.run_dir import Placement, RunDir, Search
@@ -48,7 +48,7 @@ def play(
 ) -> tuple[RunDir, Account]:
     run = make_run(path, search)
     assert search.placement is not None
-    night = SimulatedNight(run, landscape or ModelledCurves(3), MACHINE, search.placement.slots, accidents)
+    night = SimulatedSearch(run, landscape or ModelledCurves(3), MACHINE, search.placement.slots, accidents)
     account = night.play()
     assert night.now() <= search.deadline.ends - timedelta(seconds=30)
     return run, account

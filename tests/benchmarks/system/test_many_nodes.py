@@ -20,9 +20,9 @@ def test_overhead_is_what_a_slot_was_neither_free_nor_trained_in(tmp_path: Path)
     for trial, began, ended, slept in lines:
         line = {"trial": trial, "began": began, "ended": ended, "slept": slept}
         append_json_line(tmp_path / "stretches" / "engine-0.jsonl", line)
-    costs, stretches = overheads(RunDir(tmp_path))
+    costs, segments = overheads(RunDir(tmp_path))
     assert costs == {"0002": 1.0, "0001": 1.0}
-    assert len(stretches) == 3
+    assert len(segments) == 3
 
 
 def test_trials_on_two_nodes_go_through_the_whole_stack(tmp_path: Path) -> None:

@@ -52,11 +52,11 @@ class Searches(RuleBasedStateMachine):
     def begin(self, *, is_measured: bool) -> None:
         self.start()
         if is_measured:
-            run_base(self.run, self.conductor)
+            run_base(self.run, self.controller)
             self.seen = {"0000": [BASE_LOSS]}
 
     def start(self) -> None:
-        self.conductor = SearchController(self.run, self.run.read_search(), SLOTS, self.hear, now=self.clock)
+        self.controller = SearchController(self.run, self.run.read_search(), SLOTS, self.hear, now=self.clock)
 
     def hear(self, event: Event) -> None:
         """All that is said is on disk before."""
@@ -72,11 +72,11 @@ class Searches(RuleBasedStateMachine):
     leaving: frozenset[str] = frozenset()
 
     def on_disk(self, trial_id: str) -> Path:
-        return self.conductor._preliminaries.folder(trial_id) if trial_id == PROBE_ID else self.run.trial(trial_id)
+        return self.controller._calibration.folder(trial_id) if trial_id == PROBE_ID else self.run.trial(trial_id)
 
     @property
     def time_is_up(self) -> bool:
-        return self.conductor.search.deadline.training_seconds_left(self.clock()) <= 0
+        return self.controller.search.deadline.training_seconds_left(self.clock()) <= 0
 
     @rule()
     def ask(self) -> None:
@@ -88,8 +88,8 @@ class Searches(RuleBasedStateMachine):
             pass
 
     def hand_out(self) -> bool:
-        answer = self.conductor.suggest()
-        self.conductor.on_idle()
+        answer = self.controller.suggest()
+        self.controller.on_idle()
         if not isinstance(answer, TrialRequest):
             assert answer == "over" or self.running, "it waits for nothing"
             return False
@@ -115,8 +115,8 @@ class Searches(RuleBasedStateMachine):
     @RUNS
     @rule(data=st.data(), loss=LOSSES, share=st.sampled_from([0.1, 0.4, 1.0]), saves=st.booleans())
     def evaluate(self, data: st.DataObject, loss: float, share: float, *, saves: bool) -> None:
-        assignment = self.running[data.draw(st.sampled_from(sorted(self.running)))]
-        trial_id, is_base = assignment.trial_id, assignment.origin is Origin.BASE
+        request = self.running[data.draw(st.sampled_from(sorted(self.running)))]
+        trial_id, is_base = request.trial_id, request.origin is Origin.BASE
         if is_base and self.seen[trial_id]:
             return
         step = 0 if is_base else 100 * max(1, round(share * FULL_TOKENS / 100))
@@ -129,15 +129,15 @@ class Searches(RuleBasedStateMachine):
         found = replace(
             point(loss, tokens, best=best, seconds=tokens / TOKENS_PER_SECOND), tokens_per_second=TOKENS_PER_SECOND
         )
-        record(TrialDir(assignment.folder), found, base=is_base)
+        record(TrialDir(request.folder), found, base=is_base)
         self.seen[trial_id].append(loss)
         self.tokens[trial_id] = tokens
-        goes_on = self.conductor.on_result(trial_id, found)
-        self.conductor.on_idle()
+        goes_on = self.controller.on_result(trial_id, found)
+        self.controller.on_idle()
         assert goes_on or not is_base
         assert goes_on or tokens < FULL_TOKENS, "a complete trial is never stopped"
         if (saves or not goes_on) and not is_base:
-            write_checkpoint(assignment.folder, found.step)
+            write_checkpoint(request.folder, found.step)
         if not goes_on:
             self.leave(trial_id)
 
@@ -158,37 +158,37 @@ class Searches(RuleBasedStateMachine):
 
     def leave(self, trial_id: str, *, died: bool = False) -> None:
         self.leaving = frozenset([trial_id])
-        self.conductor.on_trial_end(trial_id, DIED if died else TrialExit())
-        self.conductor.on_idle()
+        self.controller.on_trial_end(trial_id, DIED if died else TrialExit())
+        self.controller.on_idle()
         self.leaving = frozenset()
         del self.running[trial_id]
 
     @rule(seconds=st.sampled_from([1.0, 30.0, 30.0, 200.0]))
     def wait(self, seconds: float) -> None:
         self.clock.forward(seconds)
-        self.conductor.on_idle()
+        self.controller.on_idle()
 
     @rule(luck=st.integers(0, 5))
     def interrupt(self, luck: int) -> None:
         if luck == 0:
-            self.conductor.interrupt()
+            self.controller.interrupt()
             self.interrupted = True
-            assert self.conductor.should_stop
+            assert self.controller.should_stop
 
     @rule()
     def begin_again_after_a_crash(self) -> None:
         before = {found.id: (found.points, found.ending, found.config) for found in self.run.records()}
-        paused = self.standings()
+        paused = self.views()
         self.running.clear()
         self.interrupted = False
         self.start()
-        self.conductor.on_idle()
+        self.controller.on_idle()
         assert {found.id: (found.points, found.ending, found.config) for found in self.run.records()} == before
-        assert self.standings() == paused
+        assert self.views() == paused
 
-    def standings(self) -> dict[str, tuple[object, ...]]:
+    def views(self) -> dict[str, tuple[object, ...]]:
         """What the conductor knows of every trained trial."""
-        members = self.conductor._roster
+        members = self.controller._table
         return {m.trial_id: (m.origin, m.name, m.config, tuple(m.points), m.ending) for m in members}
 
     @invariant()
@@ -199,7 +199,7 @@ class Searches(RuleBasedStateMachine):
         for trial_id, losses in self.seen.items():
             if trial_id in records:
                 assert [p.eval_loss for p in records[trial_id].points] == losses, trial_id
-        assert set(self.conductor._running) == set(self.running)
+        assert set(self.controller._running) == set(self.running)
 
 
 Searches.TestCase.settings = settings(

@@ -27,7 +27,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def conductor(url: str, search: Search) -> RemoteSearchController:
+def controller(url: str, search: Search) -> RemoteSearchController:
     run = create_run(url)
     run.write_search(dataclasses.replace(search, shortened=1.0))
     return conduct(run)
@@ -39,45 +39,45 @@ def conduct(run: RunDir) -> RemoteSearchController:
     return found
 
 
-def work(conductor: RemoteSearchController, assignment: TrialRequest, *losses: float, ends: bool = True) -> None:
+def work(controller: RemoteSearchController, request: TrialRequest, *losses: float, ends: bool = True) -> None:
     """What a worker on another machine does, up to its end or until it dies."""
-    with working_copy_of(asdict(assignment)) as copy:
+    with working_copy_of(asdict(request)) as copy:
         folder = TrialDir(copy.path)
         for number, loss in enumerate(losses, 1):
-            evaluation = point(loss, 0 if assignment.origin is Origin.BASE else 100 * number)
-            record(folder, evaluation, base=assignment.origin is Origin.BASE)
+            evaluation = point(loss, 0 if request.origin is Origin.BASE else 100 * number)
+            record(folder, evaluation, base=request.origin is Origin.BASE)
             copy.push()
-            conductor.on_result(assignment.trial_id, evaluation)
+            controller.on_result(request.trial_id, evaluation)
         if ends:
             folder.end(Ending(EndingKind.FINISHED, "made up"))
-    conductor.on_trial_end(assignment.trial_id, TrialExit() if ends else DIED)
+    controller.on_trial_end(request.trial_id, TrialExit() if ends else DIED)
 
 
-def test_it_acts_on_what_workers_put_on_the_store(conductor: RemoteSearchController, url: str) -> None:
+def test_it_acts_on_what_workers_put_on_the_store(controller: RemoteSearchController, url: str) -> None:
     store = Mirror(url, Path()).store
-    base = begin(conductor)
+    base = begin(controller)
     assert "search.json" in store.names()
     assert base.remote is not None
     assert not (base.folder / "metrics.jsonl").exists()
-    work(conductor, base, BASE_LOSS)
+    work(controller, base, BASE_LOSS)
     assert read_trial(base.folder).best_eval_loss == BASE_LOSS
-    start = begin(conductor)
-    work(conductor, start, 2.5, 2.0)
+    start = begin(controller)
+    work(controller, start, 2.5, 2.0)
     found = read_trial(start.folder)
     assert [evaluation.eval_loss for evaluation in found.points] == [2.5, 2.0]
     assert found.ending == Ending(EndingKind.FINISHED, "made up")
-    conductor.close()
+    controller.close()
     assert "study.db" in store.names()
 
 
 def test_another_machine_goes_on_where_this_one_was(
-    conductor: RemoteSearchController, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    controller: RemoteSearchController, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work(conductor, begin(conductor), BASE_LOSS)
-    start = begin(conductor)
+    work(controller, begin(controller), BASE_LOSS)
+    start = begin(controller)
     assert start.remote is not None
-    work(conductor, start, 2.5)
-    cut_off = begin(conductor)  # its worker still has it when this conductor dies
+    work(controller, start, 2.5)
+    cut_off = begin(controller)  # its worker still has it when this conductor dies
     assert cut_off.remote is not None
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
@@ -91,11 +91,11 @@ def test_another_machine_goes_on_where_this_one_was(
     assert read_trial(again.folder.parent / start.trial_id).best_eval_loss == 2.5
 
 
-def test_a_trial_whose_worker_died_goes_on_from_what_it_had_put_there(conductor: RemoteSearchController) -> None:
-    work(conductor, begin(conductor), BASE_LOSS)
-    start = begin(conductor)
-    work(conductor, start, ends=False)
-    again = begin(conductor)
+def test_a_trial_whose_worker_died_goes_on_from_what_it_had_put_there(controller: RemoteSearchController) -> None:
+    work(controller, begin(controller), BASE_LOSS)
+    start = begin(controller)
+    work(controller, start, ends=False)
+    again = begin(controller)
     assert again.trial_id == start.trial_id
     assert again.remote is not None
     assert start.remote is not None

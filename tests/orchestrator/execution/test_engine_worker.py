@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution import trial_runner as workplace
+from orchestrator.execution import trial_runner as runner
 from orchestrator.execution.channel import Finished
 from orchestrator.execution.engine_worker import EngineWorker
 from orchestrator.execution.loading import load_rows
@@ -70,8 +70,8 @@ def hold(actor: EngineWorker, trial_id: str) -> tuple[list[EvalPoint], Finished]
 
 def hold_both(actor: EngineWorker, *trial_ids: str) -> list[tuple[list[EvalPoint], Finished]]:
     """What the holders of trials side by side hear."""
-    with ThreadPoolExecutor(len(trial_ids)) as holders:
-        return list(holders.map(lambda trial_id: hold(actor, trial_id), trial_ids))
+    with ThreadPoolExecutor(len(trial_ids)) as proxies:
+        return list(proxies.map(lambda trial_id: hold(actor, trial_id), trial_ids))
 
 
 def test_trials_side_by_side_say_what_they_leave_on_disk(tmp_path: Path, assign: Assign) -> None:
@@ -170,7 +170,7 @@ def test_data_that_hangs_is_seen_from_outside(assign: Assign, monkeypatch: pytes
     actor = EngineWorker(slots=1, cpu_threads=1)
     assert actor.seconds_since_progress() is None
     hangs = Hangs()
-    monkeypatch.setattr(workplace, "load_rows", lambda *given: hangs.instead_of(*load_rows(*given)))
+    monkeypatch.setattr(runner, "load_rows", lambda *given: hangs.instead_of(*load_rows(*given)))
     actor.begin(assign("0001"))
     assert hangs.began.wait(60)
     time.sleep(1.5)
@@ -189,7 +189,7 @@ def test_an_engine_that_takes_its_time_to_open_does_not_hang(assign: Assign, mon
         is_open.wait()
         return load_rows(*given)
 
-    monkeypatch.setattr(workplace, "load_rows", slow)
+    monkeypatch.setattr(runner, "load_rows", slow)
     actor.begin(assign("0001"))
     time.sleep(2.0)
     silent = actor.seconds_since_progress()
@@ -211,9 +211,9 @@ def test_a_full_disk_is_no_failure_of_the_trial(tmp_path: Path, assign: Assign) 
 
 def test_a_trial_that_fails_leaves_alone(tmp_path: Path, assign: Assign) -> None:
     actor = EngineWorker(slots=2, cpu_threads=1)
-    assignment = assign("0001")
+    request = assign("0001")
     (tmp_path / "0001" / "adapter.new").touch()  # in the way of its first adapter
-    actor.begin(assignment)
+    actor.begin(request)
     actor.begin(assign("0002"))
     (_, failed), (points, ended) = hold_both(actor, "0001", "0002")
     assert "FileExistsError" in str(failed.error)
@@ -243,9 +243,9 @@ def test_a_process_whose_engine_has_broken_down_ends(assign: Assign, monkeypatch
     hold(actor, "0001")
     codes: list[int] = []
     monkeypatch.setattr("os._exit", codes.append)
-    assert actor._workplace._engine is not None
+    assert actor._runner._engine is not None
     # What no trial can be blamed for, such as a GPU that is gone.
-    monkeypatch.setattr(actor._workplace._engine._loop._micro_steps, "check_finite", lambda: 1 / 0)
+    monkeypatch.setattr(actor._runner._engine._loop._micro_batcher, "check_finite", lambda: 1 / 0)
     actor.begin(assign("0002"))
     _, ended = hold(actor, "0002")
     assert ended.error is not None

@@ -29,11 +29,11 @@ def task_error(cause: Exception) -> RayTaskError:
     [
         (ActorDiedError(), True, DIED),
         (task_error(ActorDiedError()), True, DIED),
-        (task_error(OSError("no threads left")), True, TrialExit(ExitKind.MISHAP, "OSError: no threads left")),
+        (task_error(OSError("no threads left")), True, TrialExit(ExitKind.PROXY_ERROR, "OSError: no threads left")),
         (
             task_error(GetTimeoutError("it takes long")),
             True,
-            TrialExit(ExitKind.MISHAP, "GetTimeoutError: it takes long"),
+            TrialExit(ExitKind.PROXY_ERROR, "GetTimeoutError: it takes long"),
         ),
         (task_error(OSError("no such file")), False, TrialExit(ExitKind.DEATH, "OSError: no such file")),
         (
@@ -44,7 +44,7 @@ def task_error(cause: Exception) -> RayTaskError:
         (
             task_error(TrialFailedRemotely(IN_ENGINE.format(kind="trials.training.outcome.ReportingError"))),
             True,
-            TrialExit(ExitKind.MISHAP, "text"),
+            TrialExit(ExitKind.PROXY_ERROR, "text"),
         ),
     ],
 )
@@ -54,10 +54,10 @@ def test_whose_doing_it_was(error: Exception, left: TrialExit, *, is_held: bool)
 
 def test_a_node_that_does_not_see_the_run_folder_is_no_trial_s_doing() -> None:
     error = task_error(TrialFailedRemotely(f"Traceback:\n  File\nRunFolderError: node {UNSEEN} it"))
-    assert how_it_left(error, str(error), is_held=True).how is ExitKind.MISHAP
+    assert how_it_left(error, str(error), is_held=True).how is ExitKind.PROXY_ERROR
 
 
 def test_what_tune_kept_no_error_of_has_its_text() -> None:
     assert how_it_left(None, "Traceback:\n  File\nKeyError: 'x'\n", is_held=True) == TrialExit(
-        ExitKind.MISHAP, "KeyError: 'x'"
+        ExitKind.PROXY_ERROR, "KeyError: 'x'"
     )

@@ -21,7 +21,7 @@ from trials.system.distributed import ALONE, ProcessGroup
 from trials.training.evaluation_loop import Decision
 
 NEAR = 1e-5
-_workplaces: list[TrialRunner] = []
+_runners: list[TrialRunner] = []
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ class Handed:
     def run(self, work: Callable[[Mapping[str, Any], int], Any], *, owner: str, stop_at_evaluation: int) -> TrialRecord:
         """One stretch of it; what the search's machine knows then, which has no weights."""
         self._mirror.grant(self._folder, owner)
-        assignment = {
+        request = {
             "trial_id": "0001",
             "resumes": bool(read_trial(self._folder).points),
             "origin": Origin.PROPOSED.value,
@@ -68,27 +68,27 @@ class Handed:
             "stop_at": math.inf,
             "by_trl": False,
         }
-        work(assignment, stop_at_evaluation)
+        work(request, stop_at_evaluation)
         self._mirror.revoke(self._folder, owner)
         return read_trial(self._folder)
 
 
-def train(ranks: ProcessGroup, assignment: Mapping[str, Any], stop_at_evaluation: int) -> list[float]:
+def train(ranks: ProcessGroup, request: Mapping[str, Any], stop_at_evaluation: int) -> list[float]:
     """A rank's part of one stretch; the losses that it heard of."""
-    if not _workplaces:
-        _workplaces.append(TrialRunner(1, ranks))
+    if not _runners:
+        _runners.append(TrialRunner(1, ranks))
     losses: list[float] = []
 
     def on_eval(point: EvalPoint) -> Decision:
         losses.append(point.eval_loss)
         return Decision.STOP if len(losses) == stop_at_evaluation else Decision.CONTINUE
 
-    _workplaces[0].run(assignment, on_eval, lambda: False, lambda _: None)
+    _runners[0].run(request, on_eval, lambda: False, lambda _: None)
     return losses
 
 
-def alone(assignment: Mapping[str, Any], stop_at_evaluation: int) -> None:
-    train(ALONE, assignment, stop_at_evaluation)
+def alone(request: Mapping[str, Any], stop_at_evaluation: int) -> None:
+    train(ALONE, request, stop_at_evaluation)
 
 
 def test_two_processes_with_a_copy_each_train_as_one(
@@ -96,8 +96,8 @@ def test_two_processes_with_a_copy_each_train_as_one(
 ) -> None:
     heard: list[list[list[float]]] = []
 
-    def both(assignment: Mapping[str, Any], stop_at_evaluation: int) -> None:
-        heard.append(pair.run(train, assignment, stop_at_evaluation))
+    def both(request: Mapping[str, Any], stop_at_evaluation: int) -> None:
+        heard.append(pair.run(train, request, stop_at_evaluation))
 
     records = {}
     for name, work in (("alone", alone), ("both", both)):

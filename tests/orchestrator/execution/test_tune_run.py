@@ -29,7 +29,7 @@ from orchestrator.execution.worker_pool import WorkerPool
 from orchestrator.state.run_dir import Placement, RunDir, Search
 from orchestrator.storage.visibility import UNSEEN
 from search_spaces.schema import Recipe
-from tests.support.fake_search import BASE_LOSS, make_conductor, make_run, make_search, point, record, run_base
+from tests.support.fake_search import BASE_LOSS, make_controller, make_run, make_search, point, record, run_base
 from trials.config import TrialConfig
 from trials.errors import SearchBroken
 from trials.records.trial_dir import EndingKind, EvalPoint, TrialDir
@@ -39,8 +39,8 @@ APART = Placement(engines=0, slots=1)
 
 
 @pytest.fixture
-def conductor(run: RunDir, search: Search) -> SearchController:
-    return make_conductor(run, search, slots=2)
+def controller(run: RunDir, search: Search) -> SearchController:
+    return make_controller(run, search, slots=2)
 
 
 @pytest.fixture
@@ -51,36 +51,36 @@ def python_handles_sigint() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_suggestion_is_all_that_a_worker_needs(conductor: SearchController, run: RunDir, search: Search) -> None:
-    searcher = tune_plugins.SearcherAdapter(conductor, run, WorkerPool(search, APART))
+def test_a_suggestion_is_all_that_a_worker_needs(controller: SearchController, run: RunDir, search: Search) -> None:
+    searcher = tune_plugins.SearcherAdapter(controller, run, WorkerPool(search, APART))
     base = searcher.suggest("a")
     assert isinstance(base, dict)
     assert (base["trial_id"], base["origin"]) == ("0000", "base")
     assert searcher.suggest("b") is None  # nothing runs beside the base
     searcher.on_trial_complete("a", error=True)
-    run_base(run, conductor)
+    run_base(run, controller)
     start = searcher.suggest("b")
     assert isinstance(start, dict)
     assert (start["trial_id"], start["stretch"], start["resumes"]) == ("0001", "0001", False)
     assert TrialConfig.model_validate_json(start["config"]).hyperparameters.learning_rate == 2e-4
     assert start["folder"] == str(run.trial("0001"))
-    assert start["stop_at"] == conductor.search.deadline.training_ends.timestamp()
+    assert start["stop_at"] == controller.search.deadline.training_ends.timestamp()
     assert isinstance(searcher.suggest("c"), dict)
     assert searcher.suggest("d") is None  # both slots are taken
 
 
 def test_the_searcher_is_finished_when_the_conductor_is(
-    conductor: SearchController, run: RunDir, search: Search
+    controller: SearchController, run: RunDir, search: Search
 ) -> None:
-    conductor.interrupt()
-    assert tune_plugins.SearcherAdapter(conductor, run, WorkerPool(search, APART)).suggest("a") == Searcher.FINISHED
+    controller.interrupt()
+    assert tune_plugins.SearcherAdapter(controller, run, WorkerPool(search, APART)).suggest("a") == Searcher.FINISHED
 
 
 def test_a_trial_whose_process_died_goes_on_in_a_stretch_of_its_own(
-    conductor: SearchController, run: RunDir, search: Search
+    controller: SearchController, run: RunDir, search: Search
 ) -> None:
-    run_base(run, conductor)
-    searcher = tune_plugins.SearcherAdapter(conductor, run, WorkerPool(search, APART))
+    run_base(run, controller)
+    searcher = tune_plugins.SearcherAdapter(controller, run, WorkerPool(search, APART))
     searcher.suggest("b")
     searcher.on_trial_complete("b", error=True)
     assert run.records()[1].ending is None
@@ -88,19 +88,19 @@ def test_a_trial_whose_process_died_goes_on_in_a_stretch_of_its_own(
     assert isinstance(again, dict)
     assert (again["trial_id"], again["stretch"]) == ("0001", "0001-2")
     (run.path / "ray" / "0001-3").mkdir(parents=True)  # of an earlier session
-    resumed = tune_plugins.SearcherAdapter(conductor, run, WorkerPool(search, APART))
-    resumed._stretches |= {"0001", "0001-2"}
+    resumed = tune_plugins.SearcherAdapter(controller, run, WorkerPool(search, APART))
+    resumed._segments |= {"0001", "0001-2"}
     searcher.on_trial_complete("c", error=True)
     last = resumed.suggest("d")
     assert isinstance(last, dict)
     assert last["stretch"] == "0001-4"
 
 
-def test_the_scheduler_says_what_the_conductor_says(conductor: SearchController, run: RunDir, search: Search) -> None:
-    run_base(run, conductor, BASE_LOSS)
-    searcher = tune_plugins.SearcherAdapter(conductor, run, WorkerPool(search, APART))
+def test_the_scheduler_says_what_the_conductor_says(controller: SearchController, run: RunDir, search: Search) -> None:
+    run_base(run, controller, BASE_LOSS)
+    searcher = tune_plugins.SearcherAdapter(controller, run, WorkerPool(search, APART))
     start, other = (SimpleNamespace(config=searcher.suggest(name)) for name in "bc")
-    scheduler = tune_plugins.SchedulerAdapter(conductor, searcher)
+    scheduler = tune_plugins.SchedulerAdapter(controller, searcher)
     # A starting point runs to its end; one that is worse than the base after a third of it needn't go on.
     for trial, loss, word in ((start, 1.5, TrialScheduler.CONTINUE), (other, 9.0, TrialScheduler.STOP)):
         evaluation = point(loss, 300)
@@ -109,9 +109,9 @@ def test_the_scheduler_says_what_the_conductor_says(conductor: SearchController,
 
 
 @pytest.fixture
-def scheduler(conductor: SearchController, run: RunDir, search: Search) -> tune_plugins.SchedulerAdapter:
-    searcher = tune_plugins.SearcherAdapter(conductor, run, WorkerPool(search, APART))
-    return tune_plugins.SchedulerAdapter(conductor, searcher)
+def scheduler(controller: SearchController, run: RunDir, search: Search) -> tune_plugins.SchedulerAdapter:
+    searcher = tune_plugins.SearcherAdapter(controller, run, WorkerPool(search, APART))
+    return tune_plugins.SchedulerAdapter(controller, searcher)
 
 
 def test_a_process_that_has_become_free_is_the_newest_trial_s(scheduler: tune_plugins.SchedulerAdapter) -> None:
@@ -123,7 +123,7 @@ def test_a_process_that_has_become_free_is_the_newest_trial_s(scheduler: tune_pl
 
 
 def test_a_machine_that_does_not_see_its_trial_is_named_in_the_log(
-    conductor: SearchController,
+    controller: SearchController,
     scheduler: tune_plugins.SchedulerAdapter,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -132,36 +132,36 @@ def test_a_machine_that_does_not_see_its_trial_is_named_in_the_log(
     trial = {"trial_id": "a", "config": {"engine": None}, "get_pickled_error": lambda: None}
     scheduler.on_trial_error(None, SimpleNamespace(error_file=str(tmp_path / "error.txt"), **trial))
     assert caplog.messages == [f"RunFolderError: third {UNSEEN}, /mnt/0001. Mount it."]
-    assert not conductor.should_stop
+    assert not controller.should_stop
 
 
-def test_everything_stops_when_the_conductor_says_so(conductor: SearchController, run: RunDir, search: Search) -> None:
+def test_everything_stops_when_the_conductor_says_so(controller: SearchController, run: RunDir, search: Search) -> None:
     engines = WorkerPool(search, APART)
-    stopper = tune_plugins.StopperAdapter(conductor, tune_plugins.SearcherAdapter(conductor, run, engines), engines)
+    stopper = tune_plugins.StopperAdapter(controller, tune_plugins.SearcherAdapter(controller, run, engines), engines)
     assert not stopper.stop_all()
     assert not stopper("a", {})
-    conductor.interrupt()
+    controller.interrupt()
     assert stopper.stop_all()
 
 
 def test_the_first_interrupt_is_ours_the_second_is_pythons(
-    conductor: SearchController, python_handles_sigint: None
+    controller: SearchController, python_handles_sigint: None
 ) -> None:
-    with tuner._interrupts(conductor):
+    with tuner._interrupts(controller):
         signal.raise_signal(signal.SIGINT)
-        assert conductor.was_interrupted
+        assert controller.was_interrupted
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_what_tune_pickles_leaves_the_conductor_behind(
-    conductor: SearchController, run: RunDir, search: Search
+    controller: SearchController, run: RunDir, search: Search
 ) -> None:
     engines = WorkerPool(search, APART)
-    searcher = tune_plugins.SearcherAdapter(conductor, run, engines)
-    scheduler = tune_plugins.SchedulerAdapter(conductor, searcher)
-    for adapter in (searcher, scheduler, tune_plugins.StopperAdapter(conductor, searcher, engines)):
+    searcher = tune_plugins.SearcherAdapter(controller, run, engines)
+    scheduler = tune_plugins.SchedulerAdapter(controller, searcher)
+    for adapter in (searcher, scheduler, tune_plugins.StopperAdapter(controller, searcher, engines)):
         assert pickle.loads(pickle.dumps(adapter)).__dict__ == {}
 
 
@@ -169,14 +169,14 @@ def test_when_tune_gives_up_nothing_stays_running(run: RunDir, search: Search) -
     now = datetime.now(UTC)
     deadline = replace(search.deadline, started=now, ends=now + timedelta(hours=1))
     search = replace(search, deadline=deadline, placement=APART)
-    conductor = make_conductor(run, search, slots=1, clock=lambda: datetime.now(UTC))
+    controller = make_controller(run, search, slots=1, clock=lambda: datetime.now(UTC))
 
     def broken(_trial_id: str, _point: EvalPoint) -> bool:
         raise OSError("no space left on device")
 
-    conductor.on_result = broken  # type: ignore[method-assign]
+    controller.on_result = broken  # type: ignore[method-assign]
     with tuner.ray_session(dashboard=False), pytest.raises(SearchBroken, match="no space left on device"):
-        tuner.run_tune(conductor, run)
+        tuner.run_tune(controller, run)
     states = {t.state for t in optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials}
     assert TrialState.RUNNING not in states
 
@@ -223,15 +223,15 @@ def test_tune_prints_nothing_of_its_own(capfd: pytest.CaptureFixture[str]) -> No
 
 
 def test_what_can_wait_is_done_when_tune_has_nothing_to_ask(
-    conductor: SearchController, run: RunDir, search: Search
+    controller: SearchController, run: RunDir, search: Search
 ) -> None:
     def known() -> int:
         return len(optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials)
 
-    run_base(run, conductor)
+    run_base(run, controller)
     engines = WorkerPool(search, APART)
-    searcher = tune_plugins.SearcherAdapter(conductor, run, engines)
+    searcher = tune_plugins.SearcherAdapter(controller, run, engines)
     searcher.suggest("b")
     assert known() == 0
-    assert not tune_plugins.StopperAdapter(conductor, searcher, engines).stop_all()
+    assert not tune_plugins.StopperAdapter(controller, searcher, engines).stop_all()
     assert known() == 1

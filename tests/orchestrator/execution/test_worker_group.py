@@ -148,8 +148,8 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> Survived:
 def test_the_search_outlives_its_ranks_and_its_group(survived: Survived) -> None:
     assert survived.accidents.at == {}
     assert_all_is_well(survived.run, trials=5)
-    stretches = {path.name for path in (survived.run.path / "ray").iterdir() if path.is_dir()}
-    assert {"0001-2", "0002-2", "0003-2", "0004-2"} <= stretches  # they went on under their own ids
+    segments = {path.name for path in (survived.run.path / "ray").iterdir() if path.is_dir()}
+    assert {"0001-2", "0002-2", "0003-2", "0004-2"} <= segments  # they went on under their own ids
 
 
 def test_after_every_accident_there_is_another_group(survived: Survived) -> None:

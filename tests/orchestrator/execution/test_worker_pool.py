@@ -64,11 +64,11 @@ def engine_process() -> int:
     return int(ray.get(actor.ready.options(max_task_retries=-1).remote()))
 
 
-def first_holder_process() -> int:
+def first_proxy_process() -> int:
     """The oldest holder's: that of the first trial, which took it over from the base model."""
     processes = psutil.Process().children(recursive=True)
-    holders = [process for process in processes if "ImplicitFunc" in " ".join(process.cmdline())]
-    return min(holders, key=psutil.Process.create_time).pid
+    proxies = [process for process in processes if "ImplicitFunc" in " ".join(process.cmdline())]
+    return min(proxies, key=psutil.Process.create_time).pid
 
 
 def make_engine_search(*settings: str) -> Search:
@@ -105,7 +105,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Accident
     """A search of five trials in one engine; the first holder is killed, then the engine under the third trial."""
     environment = pytest.MonkeyPatch()
     environment.setenv("WANDB_MODE", "offline")
-    accidents = Accidents({2: first_holder_process, 3: engine_process})
+    accidents = Accidents({2: first_proxy_process, 3: engine_process})
     run = run_search(tmp_path_factory.mktemp("search") / "run", make_engine_search(), accidents)
     environment.undo()
     return run, accidents
@@ -123,8 +123,8 @@ def test_trials_share_one_process_until_it_is_killed(survived: tuple[RunDir, Acc
 def test_the_search_outlives_its_holders_and_its_engine(survived: tuple[RunDir, Accidents]) -> None:
     run, accidents = survived
     assert_all_is_well(run, trials=5)
-    stretches = {path.name for path in (run.path / "ray").iterdir() if path.is_dir()}
-    assert f"{accidents.struck[1]}-2" in stretches  # it went on under its own id
+    segments = {path.name for path in (run.path / "ray").iterdir() if path.is_dir()}
+    assert f"{accidents.struck[1]}-2" in segments  # it went on under its own id
 
 
 def test_what_a_trial_logs_while_it_trains_is_in_its_holder_s_wandb_run(survived: tuple[RunDir, Accidents]) -> None:
@@ -225,7 +225,7 @@ def test_a_trial_has_left_once_nothing_of_it_runs(two_gpus: None, tmp_path: Path
     folder = TrialDir(tmp_path / "0001")
     config = search.recipe.trial_config({}).model_copy(update={"base_eval_loss": 9.0})
     folder.begin(config, Origin.PROPOSED, "proposed")
-    assignment = {
+    request = {
         "trial_id": "0001",
         "resumes": False,
         "origin": Origin.PROPOSED.value,
@@ -236,7 +236,7 @@ def test_a_trial_has_left_once_nothing_of_it_runs(two_gpus: None, tmp_path: Path
         "by_trl": False,
     }
     actor = ray.get_actor(engines.take_slot("0001"))
-    ray.get(actor.begin.remote(assignment))
+    ray.get(actor.begin.remote(request))
     assert wait_until(lambda: bool(list(folder.path.glob("tensorboard/events.*"))), seconds=60)
     engines.free_slot("0001")
     assert not engines.has_left("0001")  # not before its step is over

@@ -18,7 +18,7 @@ from orchestrator.state.run_dir import RunDir, Search
 from orchestrator.supervisor.finalize import finalize
 from search_spaces.schema import Recipe
 from tests.orchestrator.export.test_target import contents, make_export
-from tests.support.fake_search import START, make_conductor, make_run, make_search, point, run_base, run_trial
+from tests.support.fake_search import START, make_controller, make_run, make_search, point, run_base, run_trial
 from tests.support.power_cut import Disk, watched
 from trials.errors import ExportNotVerified
 from trials.metrics.row_losses import RowLosses
@@ -35,9 +35,9 @@ def test_nothing_to_export_is_exit_code_3(
 ) -> None:
     search = make_search(small_recipe)
     run = make_run(tmp_path / "run", search)
-    conductor = make_conductor(run, search)
-    run_base(run, conductor, 1.0)
-    run_trial(run, conductor, [(900, 1.5)])
+    controller = make_controller(run, search)
+    run_base(run, controller, 1.0)
+    run_trial(run, controller, [(900, 1.5)])
     assert main([str(run.path)]) == 3
     assert "has eval loss 1.5000 and the base model 1.0000: better by -0.5000" in capsys.readouterr().err
     assert not run.export.exists()

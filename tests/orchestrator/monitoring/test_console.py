@@ -85,19 +85,19 @@ def test_pauses_and_returns_are_said(events: list[Event], small_recipe: Recipe) 
 
 
 def test_running_trials_are_always_shown(small_recipe: Recipe) -> None:
-    board = Progress(tuple(small_recipe.space))
+    progress = Progress(tuple(small_recipe.space))
     config = small_recipe.trial_config({})
     for number in range(60):
-        board.apply(TrialStarted(f"{number:04d}", Origin.PROPOSED, "proposed", config, 900))
-        board.apply(TrialEvaluated(f"{number:04d}", point(1.0 + number, 100)))
+        progress.apply(TrialStarted(f"{number:04d}", Origin.PROPOSED, "proposed", config, 900))
+        progress.apply(TrialEvaluated(f"{number:04d}", point(1.0 + number, 100)))
         if number != 59:
-            board.apply(TrialEnded(f"{number:04d}", Ending(EndingKind.FINISHED, ""), 1.0))
-    shown = [row.trial_id for row in shown_rows(board)]
+            progress.apply(TrialEnded(f"{number:04d}", Ending(EndingKind.FINISHED, ""), 1.0))
+    shown = [row.trial_id for row in shown_rows(progress)]
     assert shown[0] == "0000"
     assert shown[-1] == "0059"
     assert len(shown) == 24
-    assert "best 1.0000 (trial 0000)" in headline(board, make_search(small_recipe).deadline).plain
-    assert table(board, make_search(small_recipe).deadline, ["hello"]).renderables
+    assert "best 1.0000 (trial 0000)" in headline(progress, make_search(small_recipe).deadline).plain
+    assert table(progress, make_search(small_recipe).deadline, ["hello"]).renderables
 
 
 def test_scores_are_shown_where_there_are_any(events: list[Event], small_recipe: Recipe) -> None:

@@ -21,10 +21,10 @@ class Watched:
 
     def __init__(self, run: RunDir, search: Search) -> None:
         self.clock = Clock()
-        board = Progress(tuple(search.recipe.space))
-        self.metrics = SearchMetrics(board, run, search, self.clock)
-        listener = in_turn(board.apply, self.metrics.apply)
-        self.conductor = SearchController(run, search, 2, listener, now=self.clock)
+        progress = Progress(tuple(search.recipe.space))
+        self.metrics = SearchMetrics(progress, run, search, self.clock)
+        listener = in_turn(progress.apply, self.metrics.apply)
+        self.controller = SearchController(run, search, 2, listener, now=self.clock)
         self.run = run
 
     def of(self, trial_id: str) -> dict[str, float]:
@@ -40,20 +40,20 @@ class Watched:
         return {sample.metric.name.removeprefix("qlora_search_"): sample.value for sample in found}
 
     def begin(self) -> TrialRequest:
-        return begin(self.conductor)
+        return begin(self.controller)
 
 
 @pytest.fixture
 def watched(run: RunDir, search: Search) -> Watched:
     watched = Watched(run, search)
-    run_base(run, watched.conductor)
+    run_base(run, watched.controller)
     return watched
 
 
 def test_an_evaluation_shows_in_all_figures_of_its_trial(watched: Watched) -> None:
     trial = watched.begin()
     write_memory_report(TrialDir(trial.folder), MemoryReport(7, 5_000_000, 4, recomputation=False))
-    evaluate(watched.run, watched.conductor, trial, 2.5, 300)
+    evaluate(watched.run, watched.controller, trial, 2.5, 300)
     found = watched.of(trial.trial_id)
     assert found["eval_loss"] == found["best_eval_loss"] == 2.5
     assert found["memory_bytes"] == 5_000_000
@@ -72,17 +72,17 @@ def test_time_left_goes_on_between_evaluations(watched: Watched) -> None:
 def test_trials_are_counted_by_state(watched: Watched) -> None:
     first, second = watched.begin(), watched.begin()
     assert watched.states() == {"running": 2}
-    evaluate(watched.run, watched.conductor, first, 2.5, FULL)
-    finish(watched.run, watched.conductor, first, EndingKind.FINISHED)
+    evaluate(watched.run, watched.controller, first, 2.5, FULL)
+    finish(watched.run, watched.controller, first, EndingKind.FINISHED)
     assert watched.states() == {"running": 1, "finished": 1}
-    finish(watched.run, watched.conductor, second, EndingKind.DIVERGED)
+    finish(watched.run, watched.controller, second, EndingKind.DIVERGED)
     assert watched.states() == {"finished": 1, "diverged": 1}
 
 
 def test_a_trial_that_left_is_shown_once_more_and_then_no_longer(watched: Watched) -> None:
     trial = watched.begin()
-    evaluate(watched.run, watched.conductor, trial, 2.5, FULL)
-    finish(watched.run, watched.conductor, trial, EndingKind.FINISHED)
+    evaluate(watched.run, watched.controller, trial, 2.5, FULL)
+    finish(watched.run, watched.controller, trial, EndingKind.FINISHED)
     assert watched.of(trial.trial_id)["eval_loss"] == 2.5
     assert watched.of(trial.trial_id)["tokens_per_second"] == 0
     watched.clock.forward(600)
@@ -92,11 +92,11 @@ def test_a_trial_that_left_is_shown_once_more_and_then_no_longer(watched: Watche
 
 def test_a_session_knows_of_those_before_it(watched: Watched, run: RunDir, search: Search) -> None:
     trial = watched.begin()
-    evaluate(watched.run, watched.conductor, trial, 2.5, FULL)
-    finish(watched.run, watched.conductor, trial, EndingKind.FINISHED)
+    evaluate(watched.run, watched.controller, trial, 2.5, FULL)
+    finish(watched.run, watched.controller, trial, EndingKind.FINISHED)
     paused = watched.begin()
-    evaluate(watched.run, watched.conductor, paused, 2.8, 100)
-    leave(watched.conductor, paused)
+    evaluate(watched.run, watched.controller, paused, 2.8, 100)
+    leave(watched.controller, paused)
     again = SearchMetrics(Progress(()), run, search, Clock())
     found = {(sample.metric.name, *sample.tags.values()): sample.value for sample in again.current()}
     assert found["qlora_search_trials", "finished"] == found["qlora_search_trials", "paused"] == 1

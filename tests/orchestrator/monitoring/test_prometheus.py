@@ -30,11 +30,11 @@ REPORTS_SECONDS, FORGETS_SECONDS = 120, 35
 
 
 @pytest.fixture
-def conductor(run: RunDir, search: Search) -> Iterator[SearchController]:
+def controller(run: RunDir, search: Search) -> Iterator[SearchController]:
     """Of a search whose metrics Ray is told."""
-    board, clock = Progress(tuple(search.recipe.space)), Clock()
-    with ray_session(dashboard=False), PrometheusExporter(board, run, search, clock) as metrics:
-        yield SearchController(run, search, 2, in_turn(board.apply, metrics), now=clock)
+    progress, clock = Progress(tuple(search.recipe.space)), Clock()
+    with ray_session(dashboard=False), PrometheusExporter(progress, run, search, clock) as metrics:
+        yield SearchController(run, search, 2, in_turn(progress.apply, metrics), now=clock)
 
 
 def scraped() -> dict[tuple[str, str], float]:
@@ -48,10 +48,10 @@ def scraped() -> dict[tuple[str, str], float]:
     return {(sample.name, sample.labels.get("trial", "")): sample.value for sample in samples}
 
 
-def test_prometheus_finds_a_trial_s_loss_and_goes_on_finding_it(run: RunDir, conductor: SearchController) -> None:
-    run_base(run, conductor)
-    trial = begin(conductor)
-    evaluate(run, conductor, trial, 2.5, 300)
+def test_prometheus_finds_a_trial_s_loss_and_goes_on_finding_it(run: RunDir, controller: SearchController) -> None:
+    run_base(run, controller)
+    trial = begin(controller)
+    evaluate(run, controller, trial, 2.5, 300)
     ends = time.monotonic() + REPORTS_SECONDS
     wanted = ("ray_qlora_trial_eval_loss", trial.trial_id)
     while wanted not in scraped() and time.monotonic() < ends:
@@ -84,12 +84,12 @@ def test_prometheus_finds_the_list_of_addresses_where_it_may_read(
 def test_metrics_that_fail_are_one_warning_and_the_search_goes_on(
     run: RunDir, search: Search, caplog: pytest.LogCaptureFixture
 ) -> None:
-    board, clock = Progress(tuple(search.recipe.space)), Clock()
-    with PrometheusExporter(board, run, search, clock) as metrics:
+    progress, clock = Progress(tuple(search.recipe.space)), Clock()
+    with PrometheusExporter(progress, run, search, clock) as metrics:
         # Nobody told the board, so the metrics know nothing of a trial that is evaluated.
-        conductor = SearchController(run, search, 2, metrics, now=clock)
-        run_base(run, conductor)
-        evaluate(run, conductor, begin(conductor), 2.5, 300)
+        controller = SearchController(run, search, 2, metrics, now=clock)
+        run_base(run, controller)
+        evaluate(run, controller, begin(controller), 2.5, 300)
     (warning,) = [message for message in caplog.messages if message.startswith("metrics: ")]
     assert warning.endswith("The search goes on without them")
 

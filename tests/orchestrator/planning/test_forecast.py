@@ -18,12 +18,12 @@ from tests.support.fake_search import START
 
 
 @pytest.fixture
-def pace(small_recipe: Recipe) -> ThroughputModel:
+def throughput(small_recipe: Recipe) -> ThroughputModel:
     """A trial's 900 tokens take 90 s, without any time to start."""
-    pace = ThroughputModel()
-    pace.observe(small_recipe.trial_config({}), 1000, 100.0)
-    pace.observe_start(1e-3)
-    return pace
+    throughput = ThroughputModel()
+    throughput.observe(small_recipe.trial_config({}), 1000, 100.0)
+    throughput.observe_start(1e-3)
+    return throughput
 
 
 def with_settings(search: Search, **settings: Any) -> Search:
@@ -31,9 +31,9 @@ def with_settings(search: Search, **settings: Any) -> Search:
     return replace(search, recipe=search.recipe.model_copy(update={"search": changed}), placement=Placement(1, 1))
 
 
-def test_prediction_of_an_hour(search: Search, pace: ThroughputModel) -> None:
+def test_prediction_of_an_hour(search: Search, throughput: ThroughputModel) -> None:
     # 50 minutes of training hold 33 full trials: the starting point in full, of the others some only in part
-    found = forecast_search(with_settings(search, trials=None), pace, START)
+    found = forecast_search(with_settings(search, trials=None), throughput, START)
     assert found.full_tokens == 900
     assert found.trials == pytest.approx(1 + 32.3 / 0.42, abs=1)
     assert found.full_trials == pytest.approx(1 + 76 * 0.22, abs=1)
@@ -43,30 +43,32 @@ def test_prediction_of_an_hour(search: Search, pace: ThroughputModel) -> None:
     assert (found.energy_kwh, found.cost) == (None, None)
 
 
-def test_few_allowed_trials_end_before_the_deadline(search: Search, pace: ThroughputModel) -> None:
-    found = forecast_search(with_settings(search, trials=4), pace, START)
+def test_few_allowed_trials_end_before_the_deadline(search: Search, throughput: ThroughputModel) -> None:
+    found = forecast_search(with_settings(search, trials=4), throughput, START)
     assert found.trials == 4
     assert found.ends == pytest.approx(START + timedelta(seconds=4 * 90 + 600 * 0.6), abs=timedelta(seconds=1))
 
 
-def test_where_not_even_one_fits_one_is_begun(search: Search, pace: ThroughputModel) -> None:
+def test_where_not_even_one_fits_one_is_begun(search: Search, throughput: ThroughputModel) -> None:
     late = search.deadline.training_ends - timedelta(seconds=30)
-    found = forecast_search(replace(with_settings(search, trials=None), shortened=1.0), pace, late)
+    found = forecast_search(replace(with_settings(search, trials=None), shortened=1.0), throughput, late)
     assert (found.trials, found.full_trials) == (1, 0)
 
 
-def test_a_short_night_shortens_trials_once(search: Search, pace: ThroughputModel) -> None:
+def test_a_short_night_shortens_trials_once(search: Search, throughput: ThroughputModel) -> None:
     soon = search.deadline.training_ends - timedelta(seconds=270)
-    found = forecast_search(with_settings(search), pace, soon)
+    found = forecast_search(with_settings(search), throughput, soon)
     assert found.full_tokens == pytest.approx(450, abs=1)
     assert found.full_trials is not None
     assert found.full_trials >= 1
-    assert forecast_search(replace(with_settings(search), shortened=0.9), pace, soon).full_tokens == 900
+    assert forecast_search(replace(with_settings(search), shortened=0.9), throughput, soon).full_tokens == 900
 
 
-def test_energy_and_cost_count_every_gpu_from_the_command_to_the_export(search: Search, pace: ThroughputModel) -> None:
+def test_energy_and_cost_count_every_gpu_from_the_command_to_the_export(
+    search: Search, throughput: ThroughputModel
+) -> None:
     priced = with_settings(search, price_per_gpu_hour=2.5, gpu_watts=400.0)
-    found = forecast_search(replace(priced, gpus_per_trial=1, placement=Placement(2, 8)), pace, START)
+    found = forecast_search(replace(priced, gpus_per_trial=1, placement=Placement(2, 8)), throughput, START)
     hours = 2 * (found.ends - search.deadline.started).total_seconds() / 3600
     assert found.energy_kwh == pytest.approx(hours * 0.4)
     assert found.cost == pytest.approx(hours * 2.5)
@@ -88,9 +90,9 @@ def test_without_any_speed_only_what_does_not_depend_on_it_is_predicted(search: 
     assert found.disk_gib is not None
 
 
-def test_a_prediction_survives_search_json(search: Search, pace: ThroughputModel) -> None:
+def test_a_prediction_survives_search_json(search: Search, throughput: ThroughputModel) -> None:
     for found in (
-        forecast_search(with_settings(search), pace, START),
+        forecast_search(with_settings(search), throughput, START),
         forecast_search(with_settings(search), None, START),
     ):
         content = json.loads(json.dumps(found.to_json()))

@@ -30,7 +30,7 @@ def night(tmp_path: Path) -> Search:
 
 def test_the_corners_are_extremes_of_what_decides(night: Search) -> None:
     found = memory_bounds(night)
-    extremes = [(corner.values["lora_rank"], len(corner.values["target_modules"])) for corner in found]
+    extremes = [(bound.values["lora_rank"], len(bound.values["target_modules"])) for bound in found]
     assert extremes[0] == (8, 4)
     assert extremes[-1] == (64, 7)
     assert (16, 4) in extremes  # the starting point

@@ -38,9 +38,9 @@ def night(tmp_path: Path, fake_driver: FakeDriver) -> Search:
 
 def prediction(search: Search, recipe: Recipe, **changes: object) -> SearchForecast:
     """At 10 tokens a second."""
-    pace = ThroughputModel()
-    pace.observe(recipe.trial_config({}), 100, 10.0)
-    return replace(forecast_search(replace(search, placement=Placement(1, 1)), pace, START), **changes)  # type: ignore[arg-type]
+    throughput = ThroughputModel()
+    throughput.observe(recipe.trial_config({}), 100, 10.0)
+    return replace(forecast_search(replace(search, placement=Placement(1, 1)), throughput, START), **changes)  # type: ignore[arg-type]
 
 
 def test_a_reserve_that_will_be_measured_is_said_to_be_a_first_guess(search: Search) -> None:

@@ -39,11 +39,14 @@ def test_the_plan_says_where_each_setting_came_from(small_recipe: Recipe, small_
 def test_a_search_that_goes_on_is_planned_with_what_it_has_measured(
     small_recipe: Recipe, small_data: TrialData
 ) -> None:
-    search, pace = make_search(small_recipe), ThroughputModel()
-    pace.observe(small_recipe.trial_config({}), 900, 90.0)
+    search, throughput = make_search(small_recipe), ThroughputModel()
+    throughput.observe(small_recipe.trial_config({}), 900, 90.0)
     late = search.deadline.training_ends - timedelta(seconds=200)
     plan = describe(
-        replace(search, shortened=1.0, placement=Placement(1, 1)), DataSizes.of(small_recipe, small_data), pace, late
+        replace(search, shortened=1.0, placement=Placement(1, 1)),
+        DataSizes.of(small_recipe, small_data),
+        throughput,
+        late,
     )
     assert "speed: 10 tokens/s in each of 1 trials at once, evaluations included, measured" in plan
     assert "1 of them at full length" in plan

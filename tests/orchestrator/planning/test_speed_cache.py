@@ -24,20 +24,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def pace(small_recipe: Recipe) -> ThroughputModel:
+def throughput(small_recipe: Recipe) -> ThroughputModel:
     """Two trials side by side in one engine, 500 tokens a second each."""
-    pace = ThroughputModel()
-    pace.observe(small_recipe.trial_config({}), 1000, 2.0)
-    pace.observe_start(0.5)
-    return pace
+    throughput = ThroughputModel()
+    throughput.observe(small_recipe.trial_config({}), 1000, 2.0)
+    throughput.observe_start(0.5)
+    return throughput
 
 
 def placed(search: Search, engines: int, slots: int) -> Search:
     return replace(search, placement=Placement(engines, slots))
 
 
-def test_what_was_measured_is_said_so(pace: ThroughputModel) -> None:
-    found = measured_speed(pace)
+def test_what_was_measured_is_said_so(throughput: ThroughputModel) -> None:
+    found = measured_speed(throughput)
     assert found is not None
     assert found.source == MEASURED
     assert found.seconds_per_token == pytest.approx(0.002)
@@ -48,8 +48,8 @@ def test_on_a_cpu_nothing_is_known_before_a_first_search(search: Search) -> None
     assert speed_before(search) is None
 
 
-def test_a_later_search_knows_what_an_earlier_one_measured(search: Search, pace: ThroughputModel) -> None:
-    save_speed(placed(search, engines=1, slots=2), pace)
+def test_a_later_search_knows_what_an_earlier_one_measured(search: Search, throughput: ThroughputModel) -> None:
+    save_speed(placed(search, engines=1, slots=2), throughput)
     found = speed_before(placed(search, engines=1, slots=4))
     assert found is not None
     assert found.source == EARLIER
@@ -57,8 +57,8 @@ def test_a_later_search_knows_what_an_earlier_one_measured(search: Search, pace:
     assert found.seconds_per_token == pytest.approx(0.004)  # twice as many share the engine
 
 
-def test_another_base_model_or_engine_was_not_measured(search: Search, pace: ThroughputModel) -> None:
-    save_speed(placed(search, 1, 2), pace)
+def test_another_base_model_or_engine_was_not_measured(search: Search, throughput: ThroughputModel) -> None:
+    save_speed(placed(search, 1, 2), throughput)
     model = search.recipe.model.model_copy(update={"quantization": "none"})
     other = replace(search, recipe=search.recipe.model_copy(update={"model": model}))
     assert speed_before(placed(other, 1, 2)) is None
@@ -68,12 +68,12 @@ def test_another_base_model_or_engine_was_not_measured(search: Search, pace: Thr
 
 
 def test_a_model_that_was_replaced_in_its_folder_was_not_measured(
-    search: Search, pace: ThroughputModel, tmp_path: Path
+    search: Search, throughput: ThroughputModel, tmp_path: Path
 ) -> None:
     base = Path(shutil.copytree(search.recipe.model.name, tmp_path / "base"))
     model = search.recipe.model.model_copy(update={"name": str(base)})
     ours = placed(replace(search, recipe=search.recipe.model_copy(update={"model": model})), 1, 2)
-    save_speed(ours, pace)
+    save_speed(ours, throughput)
     assert speed_before(ours) is not None
     config = base / "config.json"
     times = config.stat()
@@ -84,11 +84,11 @@ def test_a_model_that_was_replaced_in_its_folder_was_not_measured(
     assert speed_before(ours) is None
 
 
-def test_several_processes_together_are_as_fast_as_they_were(search: Search, pace: ThroughputModel) -> None:
+def test_several_processes_together_are_as_fast_as_they_were(search: Search, throughput: ThroughputModel) -> None:
     two = replace(placed(search, 1, 1), ranks=2)
-    save_speed(placed(search, 1, 1), pace)
+    save_speed(placed(search, 1, 1), throughput)
     assert speed_before(two) is None
-    save_speed(two, pace)
+    save_speed(two, throughput)
     assert speed_before(two) is not None
     assert speed_before(replace(two, ranks=3)) is None
 
@@ -99,22 +99,22 @@ def test_nothing_measured_is_nothing_remembered(search: Search, cache: Path) -> 
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"half', '{"KEY": {"tokens_per_second": 0}}', '{"KEY": 3}'])
-def test_a_broken_cache_is_no_error(search: Search, pace: ThroughputModel, cache: Path, content: str) -> None:
+def test_a_broken_cache_is_no_error(search: Search, throughput: ThroughputModel, cache: Path, content: str) -> None:
     ours = placed(search, 1, 2)
-    save_speed(ours, pace)
+    save_speed(ours, throughput)
     key = cache.read_text(encoding="utf-8").split('"')[1]
     cache.write_text(content.replace("KEY", key), encoding="utf-8")
     assert speed_before(ours) is None
-    save_speed(ours, pace)
+    save_speed(ours, throughput)
     assert speed_before(ours) is not None
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(
-    search: Search, pace: ThroughputModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+    search: Search, throughput: ThroughputModel, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.parent.write_text("a file where a folder should be", encoding="utf-8")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
-    save_speed(placed(search, 1, 2), pace)
+    save_speed(placed(search, 1, 2), throughput)
     assert speed_before(placed(search, 1, 2)) is None
 
 

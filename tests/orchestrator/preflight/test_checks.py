@@ -38,7 +38,7 @@ def test_the_disk_is_the_run_folder_s(tmp_path: Path) -> None:
 @pytest.mark.skipif(gpu_count() > 0, reason="there is more to say of GPUs")
 def test_a_machine_by_itself_has_three_lines(search: Search, tmp_path: Path) -> None:
     found = run_checks(search, str(tmp_path), 0.1)
-    assert [(finding.name, finding.level) for finding in found] == [
+    assert [(result.name, result.level) for result in found] == [
         ("Ray", Severity.OK),
         ("GPUs", Severity.OK),
         ("disk", Severity.OK),
@@ -57,11 +57,11 @@ def test_a_wrong_key_of_w_and_b_is_a_warning_and_no_reason_not_to_search(
 ) -> None:
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "abc")
-    found = {finding.name: finding for finding in run_checks(search, str(tmp_path), 0.1)}["W&B"]
+    found = {result.name: result for result in run_checks(search, str(tmp_path), 0.1)}["W&B"]
     assert found.level is Severity.WARNING
     assert "WANDB_API_KEY" in str(found)  # its format, or on a very busy machine that nothing was heard
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert "W&B" not in {finding.name for finding in run_checks(search, str(tmp_path), 0.1)}
+    assert "W&B" not in {result.name for result in run_checks(search, str(tmp_path), 0.1)}
 
 
 def test_what_makes_the_search_impossible_is_bad_input_to_plan_and_search_alike(

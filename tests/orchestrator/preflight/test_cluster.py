@@ -14,12 +14,12 @@ from ray.cluster_utils import Cluster
 
 from orchestrator.controller.events import Event
 from orchestrator.preflight import cluster as preflight_cluster
-from orchestrator.preflight.cluster import _slots_finding, cluster_checks, slow_checks
+from orchestrator.preflight.cluster import _slots_check, cluster_checks, slow_checks
 from orchestrator.preflight.nodes import this_node
 from orchestrator.state.check_result import CheckResult, Severity
 from orchestrator.state.run_dir import RunDir, Search
 from orchestrator.supervisor.session import look_at_cluster
-from tests.support.fake_search import make_conductor, make_search, run_base
+from tests.support.fake_search import make_controller, make_search, run_base
 from trials.errors import InputError
 
 
@@ -49,13 +49,13 @@ def found(dashboard: str, small_recipe: object) -> list[CheckResult]:
 
 
 def test_the_cluster_and_its_clocks_have_a_line_each(found: list[CheckResult], small_recipe: object) -> None:
-    said = {finding.name: finding for finding in found}
-    levels = {name: finding.level for name, finding in said.items() if name != "cluster"}
+    said = {result.name: result for result in found}
+    levels = {name: result.level for name, result in said.items() if name != "cluster"}
     assert set(levels.values()) == {Severity.OK}
     assert said["cluster"].level is Severity.WARNING  # it has GPUs, and this search was told to use none
     assert said["cluster"].text == "2 nodes, 2 GPUs, 2 cores, but trials use no GPU"
     on_gpus = replace(make_search(small_recipe), gpus_per_trial=1)  # type: ignore[arg-type]
-    assert str(_slots_finding(on_gpus)) == "ok: cluster: 2 nodes, 2 GPUs, 2 cores; trials at once: 2"
+    assert str(_slots_check(on_gpus)) == "ok: cluster: 2 nodes, 2 GPUs, 2 cores; trials at once: 2"
     assert said["clocks"].level is Severity.OK  # it's one machine
     assert said["clocks"].text.startswith("2 within 0.")
 
@@ -91,7 +91,7 @@ def test_a_state_api_that_ray_does_not_find_is_pointed_out(
     dashboard: str, search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{free_port()}")
-    state = preflight_cluster._state_finding(dashboard)
+    state = preflight_cluster._state_check(dashboard)
     assert state.level is Severity.WARNING
     assert "its state API doesn't answer" in state.text
 
@@ -100,10 +100,10 @@ def test_gpus_that_are_taken_are_not_waited_for_for_ever(
     dashboard: str, search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.preflight.cluster._ALL_REDUCE_SECONDS", 2.0)
-    holder = ray.remote(num_gpus=1)(Counter).remote()
-    ray.get(holder.total.remote())
+    proxy = ray.remote(num_gpus=1)(Counter).remote()
+    ray.get(proxy.total.remote())
     nccl = slow_checks(search, dashboard)[1]
-    ray.kill(holder)
+    ray.kill(proxy)
     assert (nccl.level, nccl.text) == (Severity.WARNING, "not checked over 2 GPUs (they are in use)")
 
 
@@ -115,6 +115,6 @@ def test_a_new_search_is_refused_and_one_that_goes_on_is_only_warned(
     with pytest.raises(InputError, match=r"2 GPUs, 2 cores: too few for one trial"):
         look_at_cluster(greedy, run, heard.append)
     assert heard == []
-    run_base(run, make_conductor(run, search))
+    run_base(run, make_controller(run, search))
     look_at_cluster(greedy, run, heard.append)
     assert "too few for one trial" in str(heard)

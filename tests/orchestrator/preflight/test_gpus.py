@@ -22,7 +22,7 @@ NOBODY = "export NCCL_DEBUG=INFO NCCL_DEBUG_FILE=nccl.%p to find why in those fi
 def levels(
     driver: Driver | str | None, gpus: int = 1, least: float | None = 5.0, **environ: str
 ) -> dict[str, Severity]:
-    return {finding.name: finding.level for finding in driver_checks(driver, gpus, least, environ)}
+    return {result.name: result.level for result in driver_checks(driver, gpus, least, environ)}
 
 
 def test_a_machine_that_is_ready_is_said_to_be() -> None:
@@ -43,7 +43,7 @@ def test_a_machine_that_is_ready_is_said_to_be() -> None:
 def test_a_driver_that_torch_cannot_use_matters_to_trials_on_gpus(driver: Driver | str) -> None:
     assert levels(driver)["driver"] is Severity.IMPOSSIBLE
     assert levels(driver, gpus=0)["driver"] is Severity.WARNING
-    assert all(finding.remedy for finding in driver_checks(driver, 1, None, {}) if finding.level is not Severity.OK)
+    assert all(result.remedy for result in driver_checks(driver, 1, None, {}) if result.level is not Severity.OK)
 
 
 def test_memory_that_others_have_is_pointed_out() -> None:
@@ -115,4 +115,4 @@ def test_this_machine_is_asked_for_real() -> None:
         assert len(found.gpus) == torch.cuda.device_count()
     else:
         assert found is None
-        assert [finding.level for finding in driver_checks(found, 0, None)] == [Severity.OK]
+        assert [result.level for result in driver_checks(found, 0, None)] == [Severity.OK]

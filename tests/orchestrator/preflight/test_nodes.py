@@ -23,7 +23,7 @@ def here() -> NodeReport:
 
 
 def wrong(found: list[CheckResult]) -> dict[str, Severity]:
-    return {finding.name: finding.level for finding in found if finding.level is not Severity.OK}
+    return {result.name: result.level for result in found if result.level is not Severity.OK}
 
 
 def other(here: NodeReport, **versions: str) -> NodeReport:
@@ -33,7 +33,7 @@ def other(here: NodeReport, **versions: str) -> NodeReport:
 def test_nodes_that_are_alike_have_one_line(here: NodeReport) -> None:
     found = node_checks(here, {"a": here, "b": here}, 0, None)
     assert wrong(found) == {}
-    (versions,) = [finding for finding in found if finding.name == "versions"]
+    (versions,) = [result for result in found if result.name == "versions"]
     assert versions.text.startswith(f"alike on 2 nodes: code {here.versions['code']}, ray {here.versions['ray']}")
 
 
@@ -41,7 +41,7 @@ def test_other_code_is_impossible_and_another_torch_a_warning(here: NodeReport) 
     found = node_checks(here, {"a": here, "b": other(here, code="1f"), "c": other(here, torch="1.0")}, 0, None)
     assert wrong(found) == {"b versions": Severity.IMPOSSIBLE, "c versions": Severity.WARNING}
     assert f"code 1f; here {here.versions['code']}" in str(found)
-    assert "versions" not in {finding.name for finding in found}
+    assert "versions" not in {result.name for result in found}
     absent = replace(here, versions={key: value for key, value in here.versions.items() if key != "torch"})
     assert f"torch none; here {here.versions['torch']}" in str(node_checks(here, {"a": absent}, 0, None))
 
@@ -88,8 +88,8 @@ def test_a_clock_is_wrong_only_if_the_round_trip_does_not_explain_it() -> None:
     right, slow = ClockOffset(0.002, 0.001), ClockOffset(2.0, 4.0)
     found = clock_checks({"a": right, "b": slow, "c": ClockOffset(-3.0, 0.002)})
     assert wrong(found) == {"c clock": Severity.WARNING}
-    (line,) = [finding for finding in found if finding.name == "c clock"]
+    (line,) = [result for result in found if result.name == "c clock"]
     assert line.text == "3.0 s behind (round trip 2.0 ms)"
     assert line.remedy.endswith("their training so much too late")
-    (line,) = [finding for finding in found if finding.name == "clocks"]
+    (line,) = [result for result in found if result.name == "clocks"]
     assert line.text == "2 within 4.000 s of this one; round trips 1 to 4000 ms"

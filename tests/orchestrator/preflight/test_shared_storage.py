@@ -64,8 +64,8 @@ def other_run(cluster: Cluster) -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def is_of_the_other(blind: NodeWithoutStorage) -> bool:
-    return blind.node.id != ray.get_runtime_context().get_node_id()
+def is_of_the_other(unseeing: NodeWithoutStorage) -> bool:
+    return unseeing.node.id != ray.get_runtime_context().get_node_id()
 
 
 def test_nodes_that_share_the_folder_are_not_blind_and_leave_nothing(cluster: Cluster, tmp_path: Path) -> None:
@@ -76,18 +76,18 @@ def test_nodes_that_share_the_folder_are_not_blind_and_leave_nothing(cluster: Cl
 
 
 def test_a_node_without_the_folder_is_named(cluster: Cluster) -> None:
-    (blind,) = nodes_without_storage(str(OF_EACH))
-    assert is_of_the_other(blind)
-    assert blind.why == "doesn't have that folder"
-    with pytest.raises(InputError, match=rf"{blind.node.address} \(.+, node {blind.node.id[:12]}\).*\n.*NFS"):
+    (unseeing,) = nodes_without_storage(str(OF_EACH))
+    assert is_of_the_other(unseeing)
+    assert unseeing.why == "doesn't have that folder"
+    with pytest.raises(InputError, match=rf"{unseeing.node.address} \(.+, node {unseeing.node.id[:12]}\).*\n.*NFS"):
         require_shared_storage(str(OF_EACH))
     assert list(OF_EACH.iterdir()) == []
 
 
 def test_a_node_with_a_folder_of_its_own_is_named_and_cleared_up(cluster: Cluster, other_run: Path) -> None:
-    (blind,) = nodes_without_storage(str(OF_EACH))
-    assert is_of_the_other(blind)
-    assert "a folder of its own" in blind.why
+    (unseeing,) = nodes_without_storage(str(OF_EACH))
+    assert is_of_the_other(unseeing)
+    assert "a folder of its own" in unseeing.why
     assert list(other_run.iterdir()) == []
     assert list(OF_EACH.iterdir()) == []
 
@@ -107,12 +107,12 @@ def test_a_node_that_sees_the_drivers_marker_but_whose_own_stays_with_it_is_name
     thread = threading.Thread(target=copy_what_the_driver_writes)
     thread.start()
     try:
-        (blind,) = nodes_without_storage(str(OF_EACH))
+        (unseeing,) = nodes_without_storage(str(OF_EACH))
     finally:
         copying.set()
         thread.join()
-    assert is_of_the_other(blind)
-    assert "a folder of its own" in blind.why
+    assert is_of_the_other(unseeing)
+    assert "a folder of its own" in unseeing.why
 
 
 def test_nodes_that_do_not_answer_are_named_in_time(cluster: Cluster, tmp_path: Path) -> None:
@@ -146,10 +146,10 @@ def test_nodes_without_the_credentials_of_a_store_are_named(cluster: Cluster, mo
     with s3_server() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)  # of this process; the nodes were started before
-        blind = nodes_without_storage(f"s3://{BUCKET}/run")
+        unseeing = nodes_without_storage(f"s3://{BUCKET}/run")
         assert ObjectStore(f"s3://{BUCKET}/run").names() == []
-    assert {each.node for each in blind} == set(alive_nodes())
-    assert all(each.why.startswith("can't write to it: can't write .marker-") for each in blind)
+    assert {each.node for each in unseeing} == set(alive_nodes())
+    assert all(each.why.startswith("can't write to it: can't write .marker-") for each in unseeing)
 
 
 def test_a_machine_that_cannot_write_says_so(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_node_on_which_another_disk_lies_over_the_folder_is_named(cluster: Clu
         while not (joined := set(alive_nodes()) - before):
             assert node.poll() is None, "the node didn't start: is this container allowed to unshare?"
             time.sleep(0.2)
-        assert {blind.node for blind in nodes_without_storage(str(tmp_path))} == joined
+        assert {unseeing.node for unseeing in nodes_without_storage(str(tmp_path))} == joined
     finally:
         node.terminate()
         node.wait(60)

@@ -17,20 +17,20 @@ def test_rungs_come_from_the_search(tmp_path: Path) -> None:
 
 
 def test_varied_holds_the_space_and_what_starting_points_change(tmp_path: Path) -> None:
-    findings = read_report_data(new_run(tmp_path / "run", ["start.usual.weight_decay=0.3"]))
-    assert findings.varied[0] == "learning_rate"
-    assert findings.varied[-1] == "weight_decay"
-    assert len(set(findings.varied)) == len(findings.varied)
+    data = read_report_data(new_run(tmp_path / "run", ["start.usual.weight_decay=0.3"]))
+    assert data.varied[0] == "learning_rate"
+    assert data.varied[-1] == "weight_decay"
+    assert len(set(data.varied)) == len(data.varied)
 
 
 def test_leader_without_a_base_is_the_lowest_loss(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     write_trial(run, Told("0001", [1.5]))
     write_trial(run, Told("0002", [1.4]))
-    findings = read_report_data(run)
-    assert findings.best is None
-    assert findings.leader is not None
-    assert findings.leader.id == "0002"
+    data = read_report_data(run)
+    assert data.best is None
+    assert data.leader is not None
+    assert data.leader.id == "0002"
 
 
 def test_a_half_written_last_line_costs_only_that_evaluation(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_no_search_is_bad_input(tmp_path: Path) -> None:
 def test_base_is_no_trained_trial(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     write_trial(run, BASE)
-    findings = read_report_data(run)
-    assert findings.trained == []
-    assert findings.base is not None
-    assert findings.base.origin is Origin.BASE
+    data = read_report_data(run)
+    assert data.trained == []
+    assert data.base is not None
+    assert data.base.origin is Origin.BASE

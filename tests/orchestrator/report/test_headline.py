@@ -70,9 +70,9 @@ def test_headline_when_a_starting_point_has_no_row_losses(run: RunDir) -> None:
 
 def test_headline_gives_the_reason_when_nothing_beats_the_base(run: RunDir) -> None:
     write_trial(run, Told("0001", [2.5]))
-    findings = read_report_data(run)
-    assert headline(findings).startswith("No adapter is worth exporting yet: the best trial, 0001, has eval loss 2.5")
-    assert export_lines(findings) == ["There is no export, for the reason above."]
+    data = read_report_data(run)
+    assert headline(data).startswith("No adapter is worth exporting yet: the best trial, 0001, has eval loss 2.5")
+    assert export_lines(data) == ["There is no export, for the reason above."]
 
 
 def test_headline_when_the_base_has_other_rows(run: RunDir) -> None:

@@ -72,14 +72,14 @@ def test_ranking_leaves_out_a_difference_between_other_rows(run: RunDir) -> None
 def test_ranking_shows_what_the_search_varies(run: RunDir) -> None:
     write_trial(run, BASE)
     write_trial(run, Told("0001", [1.5], values={"learning_rate": 0.0003, "lora_rank": 8}))
-    findings = read_report_data(run)
+    data = read_report_data(run)
 
-    rows = {row.id: dict(zip(findings.varied, row.values, strict=True)) for row in ranking_rows(findings)}
+    rows = {row.id: dict(zip(data.varied, row.values, strict=True)) for row in ranking_rows(data)}
 
     assert rows["0001"]["learning_rate"] == "0.0003"
     assert rows["0001"]["lora_rank"] == "8"
     assert rows["0000"]["learning_rate"] == NOTHING
-    assert "weight_decay" not in findings.varied
+    assert "weight_decay" not in data.varied
 
 
 def test_stopped_rows_give_every_reason_with_troubles_first(run: RunDir) -> None:
@@ -115,9 +115,9 @@ def test_counts_line_counts_trained_trials_only(run: RunDir) -> None:
 
 
 def test_settings_say_who_made_them(tmp_path: Path) -> None:
-    findings = read_report_data(new_run(tmp_path / "run", ["weight_decay=0.25"]))
+    data = read_report_data(new_run(tmp_path / "run", ["weight_decay=0.25"]))
 
-    made, defaults = settings(findings)
+    made, defaults = settings(data)
 
     by_key = {setting.key: (setting.value, setting.source) for setting in made}
     assert by_key["hyperparameters.weight_decay"] == ("0.25", "--set")

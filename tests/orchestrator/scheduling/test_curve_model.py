@@ -17,15 +17,15 @@ VALUES = {"learning_rate": 1e-4, "lora_rank": 8, "target_modules": ["q_proj"], "
 
 def told(count: int, late: bool = False) -> tuple[LearningCurveModel, dict[str, dict[str, object]]]:
     """An outlook that saw `count` whole trials, whose last losses follow the early ones, or (late) turn them round."""
-    outlook, all_values = LearningCurveModel(SpaceEncoder(SPACE)), {}
+    curve_model, all_values = LearningCurveModel(SpaceEncoder(SPACE)), {}
     for number in range(count):
         values = {**VALUES, "learning_rate": 1e-5 * 1000 ** (number / count), "epochs": 1 + number % 3}
         early = 2.0 - number / count
         end = 0.5 * (3.0 - early if late else early)
-        outlook.observe(f"{number}", values, [(1 / 9, early), (1 / 3, (early + end) / 2), (1.0, end)], 0.0)
+        curve_model.observe(f"{number}", values, [(1 / 9, early), (1 / 3, (early + end) / 2), (1.0, end)], 0.0)
         all_values[f"{number}"] = values
-    outlook.fit()
-    return outlook, all_values
+    curve_model.fit()
+    return curve_model, all_values
 
 
 def test_coordinates_are_between_0_and_1_and_draws_are_configurations_of_the_space() -> None:
@@ -62,38 +62,38 @@ def test_the_fit_climbs_to_where_its_gradient_says() -> None:
 
 @pytest.mark.parametrize("late", [False, True])
 def test_trust_in_an_early_loss_is_learned_from_the_nights_own_curves(late: bool) -> None:
-    outlook, _ = told(12, late)
+    curve_model, _ = told(12, late)
     middle = {**VALUES, "learning_rate": 3e-4, "epochs": 2}
-    outlook.observe("good", middle, [(1 / 9, 1.4)], 0.0)
-    outlook.observe("bad", middle, [(1 / 9, 1.6)], 0.0)
-    good, bad = (outlook.predict_trial(name, np.ones((1, 1)))[0][0, 0] for name in ("good", "bad"))
+    curve_model.observe("good", middle, [(1 / 9, 1.4)], 0.0)
+    curve_model.observe("bad", middle, [(1 / 9, 1.6)], 0.0)
+    good, bad = (curve_model.predict_trial(name, np.ones((1, 1)))[0][0, 0] for name in ("good", "bad"))
     gain = np.log(1.6) - np.log(1.4)
-    assert good < bad if not late else bad - good < gain / outlook._scale
+    assert good < bad if not late else bad - good < gain / curve_model._scale
 
 
 def test_what_is_told_after_a_refresh_counts_as_if_it_had_been_told_before() -> None:
-    outlook, values = told(6)
-    outlook.observe("new", values["2"], [(1 / 9, 1.7), (1 / 3, 1.1)], 0.05)
-    after = outlook.predict_trial("new", np.array([[0.5, 1.0]]))
-    center, scale = outlook._center, outlook._scale
-    outlook._told_since_fit = 0
-    outlook.fit()
-    before = outlook.predict_trial("new", np.array([[0.5, 1.0]]))
-    nats = [outlook._center + outlook._scale * before[0], center + scale * after[0]]
+    curve_model, values = told(6)
+    curve_model.observe("new", values["2"], [(1 / 9, 1.7), (1 / 3, 1.1)], 0.05)
+    after = curve_model.predict_trial("new", np.array([[0.5, 1.0]]))
+    center, scale = curve_model._center, curve_model._scale
+    curve_model._told_since_fit = 0
+    curve_model.fit()
+    before = curve_model.predict_trial("new", np.array([[0.5, 1.0]]))
+    nats = [curve_model._center + curve_model._scale * before[0], center + scale * after[0]]
     assert nats[0] == pytest.approx(nats[1], abs=0.05)
 
 
 def test_a_noisy_loss_moves_a_forecast_less() -> None:
-    outlook, values = told(6)
+    curve_model, values = told(6)
     forecasts = []
     for noise in (0.0, 1.0):
-        outlook.observe(f"noise {noise}", values["3"], [(1 / 9, 0.5)], noise)
-        forecasts.append(outlook.predict_trial(f"noise {noise}", np.ones((1, 1)))[0][0, 0])
+        curve_model.observe(f"noise {noise}", values["3"], [(1 / 9, 0.5)], noise)
+        forecasts.append(curve_model.predict_trial(f"noise {noise}", np.ones((1, 1)))[0][0, 0])
     assert forecasts[0] < forecasts[1]
 
 
 def test_the_model_sees_no_more_than_it_can_take() -> None:
-    outlook, _ = told(400)
-    assert outlook._base is not None
-    assert len(outlook._base[1]) <= 1.1 * MOST_POINTS
-    assert outlook.predict_trial("399", np.ones((1, 1)))[1][0, 0, 0] < 0.1
+    curve_model, _ = told(400)
+    assert curve_model._base is not None
+    assert len(curve_model._base[1]) <= 1.1 * MOST_POINTS
+    assert curve_model.predict_trial("399", np.ones((1, 1)))[1][0, 0, 0] < 0.1

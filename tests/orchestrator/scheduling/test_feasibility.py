@@ -21,91 +21,95 @@ def test_a_threshold_that_failures_show_is_found() -> None:
 def test_of_the_last_30_of_60_proposals_few_lie_in_the_half_that_fails() -> None:
     fails = 0
     for seed in range(3):
-        policy = FreezeThawScheduler(SPACE, SearchSettings(seed=seed))
+        scheduler = FreezeThawScheduler(SPACE, SearchSettings(seed=seed))
         for number in range(60):
-            values = policy.propose(1000 * seed + number)
+            values = scheduler.propose(1000 * seed + number)
             # The best is right at the edge of what can be trained.
             x = np.log10(values["learning_rate"]) + 3.5
             points = () if x > 0 else ((1.0, 1.0 + x**2 + values["lora_rank"] / 100),)
             state = State.OVER if points else State.INFEASIBLE
-            policy.update(TrialView(f"{number}", values, points, 1.0, state, False, 0.0))
+            scheduler.update(TrialView(f"{number}", values, points, 1.0, state, False, 0.0))
             fails += number >= 30 and not points
     assert fails < 0.15 * 90
 
 
 def test_a_proposal_is_the_same_for_the_same_seed_and_improves_with_what_is_known() -> None:
-    policy = FreezeThawScheduler(SPACE, SearchSettings())
+    scheduler = FreezeThawScheduler(SPACE, SearchSettings())
     for number, rate in enumerate(10 ** np.linspace(-5, -2, 9)):
         loss = 1.0 + (np.log10(rate) + 3.2) ** 2
         values = {"learning_rate": float(rate), "lora_rank": (4, 8, 16, 32)[number % 4]}
-        policy.update(TrialView(f"{number}", values, ((1.0, loss),), 1.0, State.OVER, False, 0.0))
-    rates = [policy.propose(seed)["learning_rate"] for seed in range(10)]
-    assert policy.propose(0)["learning_rate"] == rates[0]
+        scheduler.update(TrialView(f"{number}", values, ((1.0, loss),), 1.0, State.OVER, False, 0.0))
+    rates = [scheduler.propose(seed)["learning_rate"] for seed in range(10)]
+    assert scheduler.propose(0)["learning_rate"] == rates[0]
     assert np.median(np.abs(np.log10(rates) + 3.2)) < 0.4
 
 
 def test_what_starts_together_differs() -> None:
-    policy = FreezeThawScheduler(SPACE, SearchSettings())
+    scheduler = FreezeThawScheduler(SPACE, SearchSettings())
     for number, rate in enumerate(10 ** np.linspace(-5, -2, 9)):
         values = {"learning_rate": float(rate), "lora_rank": 8}
         loss = 1.0 + (np.log10(rate) + 3.2) ** 2
-        policy.update(TrialView(f"{number}", values, ((1.0, loss),), 1.0, State.OVER, False, 0.0))
+        scheduler.update(TrialView(f"{number}", values, ((1.0, loss),), 1.0, State.OVER, False, 0.0))
     found = []
     for number in range(9, 15):
-        found.append(policy.propose(number))
-        policy.update(TrialView(f"{number}", found[-1], (), 1.0, State.RUNNING, False, 0.0))
+        found.append(scheduler.propose(number))
+        scheduler.update(TrialView(f"{number}", found[-1], (), 1.0, State.RUNNING, False, 0.0))
     rates = np.log10([values["learning_rate"] for values in found])
     assert np.ptp(rates) > 0.2 or len({values["lora_rank"] for values in found}) > 1
 
 
 def test_where_only_some_configurations_may_be_tried_each_is_tried_once() -> None:
     only = [{"learning_rate": 1e-4, "lora_rank": 8}, {"learning_rate": 1e-3, "lora_rank": 16}]
-    policy = FreezeThawScheduler(SPACE, SearchSettings(), only)
-    first = policy.propose(1)
-    policy.update(TrialView("1", first, ((1.0, 1.0),), 1.0, State.OVER, False, 0.0))
-    second = policy.propose(2)
+    scheduler = FreezeThawScheduler(SPACE, SearchSettings(), only)
+    first = scheduler.propose(1)
+    scheduler.update(TrialView("1", first, ((1.0, 1.0),), 1.0, State.OVER, False, 0.0))
+    second = scheduler.propose(2)
     assert {first["lora_rank"], second["lora_rank"]} == {8, 16}
     assert first["learning_rate"] == pytest.approx(1e-4 if first["lora_rank"] == 8 else 1e-3)
 
 
 def test_a_space_of_few_choices_is_tried_through_and_then_there_is_no_more() -> None:
     space = {"lora_rank": Choices(choices=(4, 8, 16)), "effective_batch": Choices(choices=(8, 16))}
-    policy, night = FreezeThawScheduler(space, SearchSettings()), BudgetState(9000, 9000, 1, 100, 0.1, 0)
-    tried = []
-    while isinstance(policy.choose_next(night), StartNew):
-        values = policy.propose(len(tried))
-        tried.append(tuple(values.values()))
+    scheduler, budget = FreezeThawScheduler(space, SearchSettings()), BudgetState(9000, 9000, 1, 100, 0.1, 0)
+    history = []
+    while isinstance(scheduler.choose_next(budget), StartNew):
+        values = scheduler.propose(len(history))
+        history.append(tuple(values.values()))
         points = ((1.0, 1.0 + values["lora_rank"] / 100),)
-        policy.update(TrialView(f"{len(tried)}", values, points, 1.0, State.OVER, False, 0.0))
-    assert sorted(tried) == sorted((rank, batch) for rank in (4, 8, 16) for batch in (8, 16))
-    assert "every configuration has been tried" in policy.choose_next(night).reason
+        scheduler.update(TrialView(f"{len(history)}", values, points, 1.0, State.OVER, False, 0.0))
+    assert sorted(history) == sorted((rank, batch) for rank in (4, 8, 16) for batch in (8, 16))
+    assert "every configuration has been tried" in scheduler.choose_next(budget).reason
 
 
 def all_tried(space: dict[str, Dimension], slots: int, most: int) -> list[tuple[object, ...]]:
     """Configurations of a night in which each is over after one evaluation, in the order in which they were tried."""
-    policy, night, tried = FreezeThawScheduler(space, SearchSettings()), BudgetState(9000, 9000, slots, 100, 0.1, 0), []
-    while isinstance(policy.choose_next(night), StartNew) and len(tried) < most:
-        values = policy.propose(len(tried))
-        tried.append(tuple(values.values()))
+    scheduler, budget, history = (
+        FreezeThawScheduler(space, SearchSettings()),
+        BudgetState(9000, 9000, slots, 100, 0.1, 0),
+        [],
+    )
+    while isinstance(scheduler.choose_next(budget), StartNew) and len(history) < most:
+        values = scheduler.propose(len(history))
+        history.append(tuple(values.values()))
         loss = 1.0 + abs(values.get("lora_rank", 0) - 16)
-        policy.update(TrialView(f"{len(tried)}", values, ((1.0, loss),), 1.0, State.OVER, False, 0.0))
-        if len(tried) % 7 == 0:
-            policy.refit(night)
-    return tried
+        scheduler.update(TrialView(f"{len(history)}", values, ((1.0, loss),), 1.0, State.OVER, False, 0.0))
+        if len(history) % 7 == 0:
+            scheduler.refit(budget)
+    return history
 
 
 @pytest.mark.parametrize("slots", [1, 64])
 def test_no_configuration_is_proposed_twice_however_good_it_is(slots: int) -> None:
     space = {"lora_rank": Range(low=4, high=40, log=True), "effective_batch": Choices(choices=(8, 16))}
-    tried = all_tried(space, slots, 200)
-    assert len(set(tried)) == len(tried) == 74
+    history = all_tried(space, slots, 200)
+    assert len(set(history)) == len(history) == 74
 
 
 @pytest.mark.parametrize("slots", [1, 64])
 def test_a_space_too_large_to_be_listed_repeats_nothing_either(slots: int) -> None:
     space = {"lora_rank": Range(low=4, high=40, log=True), "learning_rate": Range(low=1e-5, high=1e-2, log=True)}
-    tried = all_tried(space, slots, 60)
-    assert len(set(tried)) == len(tried) == 60
+    history = all_tried(space, slots, 60)
+    assert len(set(history)) == len(history) == 60
 
 
 def test_without_a_space_there_is_one_configuration() -> None:

@@ -40,7 +40,7 @@ def store(url: str) -> ObjectStore:
     return ObjectStore(url, waits=())
 
 
-def holder(url: str, copy: str) -> subprocess.Popen[str]:
+def owner(url: str, copy: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, url, copy],
         cwd=ROOT,
@@ -65,7 +65,7 @@ def test_a_second_machine_is_refused_and_told_by_whom(store: ObjectStore) -> Non
 
 
 def test_the_same_working_copy_is_free_at_once_when_its_holder_was_killed(store: ObjectStore, url: str) -> None:
-    process = holder(url, "/copy")
+    process = owner(url, "/copy")
     process.kill()
     process.communicate()
     with run_lease(store, Path("/copy")):
@@ -76,7 +76,7 @@ def test_another_machine_waits_until_a_killed_holder_is_forgotten(
     store: ObjectStore, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "_DEAD_SECONDS", 5.0)
-    process = holder(url, "/one")
+    process = owner(url, "/one")
     try:
         begun = store.modified("lock/1.json")
         assert wait_until(lambda: (store.modified("lock/1.json") - begun).total_seconds() > 5, 60)
@@ -97,7 +97,7 @@ def is_free(store: ObjectStore) -> bool:
 
 
 def test_who_was_taken_over_ends(store: ObjectStore, url: str) -> None:
-    process = holder(url, "/one")
+    process = owner(url, "/one")
     store.remove(store.names("lock/"))
     _, said = process.communicate(timeout=60)
     assert process.returncode == EXIT_INTERRUPTED

@@ -23,7 +23,7 @@ from orchestrator.storage.trial_snapshots import SMALL_BYTES
 from orchestrator.storage.visibility import UNSEEN
 from orchestrator.storage.working_copy import working_copy_of
 from tests.support.fake_search import point, record
-from tests.trials.system.test_locks import end, holder
+from tests.trials.system.test_locks import end, proxy
 from trials.config import TrialConfig
 from trials.errors import RunFolderError
 from trials.records.trial_dir import Ending, EndingKind, Origin, TrialDir
@@ -65,7 +65,7 @@ def handed_over(mirror: Mirror, config: TrialConfig) -> TrialDir:
 def train(mirror: Mirror, config: TrialConfig) -> None:
     """One trial with one evaluation, put on the store by its worker."""
     folder = handed_over(mirror, config)
-    with working_copy_of(assignment(mirror)) as copy:
+    with working_copy_of(request(mirror)) as copy:
         worker = TrialDir(copy.path)
         record(worker, point(2.0, 100))
         (copy.path / "adapter" / "adapter_model.safetensors").write_bytes(WEIGHTS)
@@ -74,7 +74,7 @@ def train(mirror: Mirror, config: TrialConfig) -> None:
     mirror.revoke(folder.path, "worker")
 
 
-def assignment(mirror: Mirror) -> dict[str, object]:
+def request(mirror: Mirror) -> dict[str, object]:
     remote = {"url": mirror.store.url, "name": "trials/0001", "owner": "worker"}
     return {"trial_id": "0001", "folder": str(mirror.path / "trials" / "0001"), "remote": remote}
 
@@ -141,7 +141,7 @@ def test_a_search_at_work_on_this_machine_is_looked_at_and_left_alone(
 ) -> None:
     mirror = begin(url, search)
     TrialDir(mirror.path / "trials" / "0001").begin(small_config, Origin.PROPOSED, "not on the store yet")
-    other = holder(mirror.path)
+    other = proxy(mirror.path)
     try:
         assert [trial.id for trial in open_run(url).records()] == ["0001"]
         with pytest.raises(RunFolderError, match="in use"), exclusive_access(RunDir(mirror.path)):
@@ -182,7 +182,7 @@ def test_a_worker_that_lost_its_trial_or_the_store_was_cut_off(
 ) -> None:
     mirror = begin(url, search)
     folder = handed_over(mirror, small_config)
-    with working_copy_of(assignment(mirror)) as copy:
+    with working_copy_of(request(mirror)) as copy:
         copy.push()
         mirror.revoke(folder.path, "worker")
         record(TrialDir(copy.path), point(2.0, 100))
@@ -199,7 +199,7 @@ def test_a_trial_that_was_stopped_puts_nothing_more_on_the_store(
 ) -> None:
     mirror = begin(url, search)
     folder = handed_over(mirror, small_config)
-    with working_copy_of(assignment(mirror)) as copy:
+    with working_copy_of(request(mirror)) as copy:
         record(TrialDir(copy.path), point(2.0, 100))
         copy.push()
         copy.detach()
@@ -235,7 +235,7 @@ def test_a_copy_whose_process_has_no_number_here_is_left_alone_while_it_lives(
     copy = copies() / "trials" / socket.gethostname() / f"{2**22 + 1}-owner"
     (copy / "0009").mkdir(parents=True)
     (copy.parent / "notes-of-mine").mkdir()
-    other = holder(copy)
+    other = proxy(copy)
     try:
         train(mirror, small_config)
         assert (copy / "0009").exists()
@@ -246,7 +246,7 @@ def test_a_copy_whose_process_has_no_number_here_is_left_alone_while_it_lives(
 
 def test_a_working_copy_that_another_search_is_about_to_use_is_not_moved_away(url: str, search: Search) -> None:
     working_copy(url).mkdir(parents=True)
-    other = holder(working_copy(url))
+    other = proxy(working_copy(url))
     try:
         with pytest.raises(RunFolderError, match="is in use by process"):
             create_run(url)

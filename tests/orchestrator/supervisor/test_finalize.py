@@ -10,7 +10,7 @@ import pytest
 from orchestrator.state.clock import SteadyClock
 from orchestrator.state.run_dir import RunDir, Search
 from orchestrator.supervisor.finalize import finalize
-from tests.support.fake_search import BASE_LOSS, START, make_conductor, make_run, run_base, run_trial
+from tests.support.fake_search import BASE_LOSS, START, make_controller, make_run, run_base, run_trial
 from trials.errors import EXIT_INTERRUPTED, EXIT_NOTHING_TO_EXPORT
 
 
@@ -18,9 +18,9 @@ from trials.errors import EXIT_INTERRUPTED, EXIT_NOTHING_TO_EXPORT
 def run(tmp_path: Path, search: Search) -> RunDir:
     """Of a search whose only trial is no better than the base model."""
     run = make_run(tmp_path / "run", search)
-    conductor = make_conductor(run, search)
-    run_base(run, conductor)
-    run_trial(run, conductor, [(300, BASE_LOSS + 0.1), (900, BASE_LOSS)])
+    controller = make_controller(run, search)
+    run_base(run, controller)
+    run_trial(run, controller, [(300, BASE_LOSS + 0.1), (900, BASE_LOSS)])
     return run
 
 

@@ -54,7 +54,7 @@ class Sessions:
         self.waits.append(seconds)
         self.left -= seconds
 
-    def persevere(self) -> SessionExit:
+    def run_them(self) -> SessionExit:
         return run_with_restarts(
             *(self, lambda: self.on_disk, lambda: self.left, self.said.append, self.wait),
             is_asked=lambda: self.is_asked,
@@ -62,46 +62,46 @@ class Sessions:
         )
 
 
-GOES_ON = (SessionExit.BROKEN, SessionExit.REGROUPED)
+GOES_ON = (SessionExit.BROKEN, SessionExit.CONSOLIDATED)
 
 
 @pytest.mark.parametrize("code", [code for code in SessionExit if code not in GOES_ON])
 def test_what_ends_by_itself_is_not_begun_again(code: SessionExit) -> None:
     sessions = Sessions((code, 0))
-    assert sessions.persevere() is code
+    assert sessions.run_them() is code
     assert sessions.said == []
 
 
 def test_after_regrouping_the_next_session_goes_on_at_once() -> None:
-    sessions = Sessions((SessionExit.REGROUPED, 0), (SessionExit.OVER, 1))
-    assert sessions.persevere() is SessionExit.OVER
+    sessions = Sessions((SessionExit.CONSOLIDATED, 0), (SessionExit.OVER, 1))
+    assert sessions.run_them() is SessionExit.OVER
     assert (sessions.codes, sessions.waits, sessions.said) == ([], [], [])
-    assert Sessions((SessionExit.REGROUPED, 0), seconds_left=0.0).persevere() is SessionExit.OVER
+    assert Sessions((SessionExit.CONSOLIDATED, 0), seconds_left=0.0).run_them() is SessionExit.OVER
 
 
 @pytest.mark.parametrize("code", [SessionExit.BROKEN, 1, -signal.SIGKILL, -signal.SIGSEGV])
 def test_what_breaks_begins_again_and_that_is_said(code: int) -> None:
     sessions = Sessions((code, 1), (code, 1), (SessionExit.OVER, 1))
-    assert sessions.persevere() is SessionExit.OVER
+    assert sessions.run_them() is SessionExit.OVER
     assert sessions.said == [f"the search broke ({in_words(code)}), and goes on from what is on disk in 2 s"] * 2
 
 
 def test_breaking_again_and_again_without_getting_on_is_given_up() -> None:
     sessions = Sessions((1, 3), *[(1, 0)] * (MOST_IN_A_ROW - 1), (SessionExit.OVER, 0))
     with pytest.raises(SearchBroken, match=f"{MOST_IN_A_ROW} times in a row without getting on.*exit code 1: no Ray"):
-        sessions.persevere()
+        sessions.run_them()
     assert sessions.waits == [2, 4, 8, 16, 32, 60, 60]
     assert len(sessions.codes) == 1
 
 
 def test_as_long_as_it_gets_on_it_may_break_as_often_as_it_likes() -> None:
     sessions = Sessions(*[(1, 0), (1, 0), (1, 1)] * 10, (SessionExit.OVER, 0))
-    assert sessions.persevere() is SessionExit.OVER
+    assert sessions.run_them() is SessionExit.OVER
 
 
 def test_when_time_is_over_nothing_is_begun_again() -> None:
     sessions = Sessions((1, 0), (1, 0), (1, 0), seconds_left=5.0)
-    assert sessions.persevere() is SessionExit.OVER
+    assert sessions.run_them() is SessionExit.OVER
     assert sessions.waits == [2, 3]
     assert len(sessions.codes) == 0
 
@@ -109,7 +109,7 @@ def test_when_time_is_over_nothing_is_begun_again() -> None:
 def test_asked_to_stop_between_two_sessions_it_begins_none_again() -> None:
     sessions = Sessions((1, 0), (1, 0), (SessionExit.OVER, 1))
     sessions.asked_after = [2]
-    assert sessions.persevere() is SessionExit.INTERRUPTED
+    assert sessions.run_them() is SessionExit.INTERRUPTED
     assert (sessions.waits, len(sessions.codes)) == ([2, 4], 1)
 
 

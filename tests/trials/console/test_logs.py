@@ -53,9 +53,9 @@ def test_each_trial_of_a_process_has_its_own_lines(tmp_path: Path) -> None:
 
 def test_a_trial_that_goes_on_adds_to_its_log_and_what_comes_after_it_does_not(tmp_path: Path) -> None:
     logger = logging.getLogger("trials.engine.somewhere")
-    for stretch in (1, 2):
+    for segment in (1, 2):
         with trial_log(tmp_path):
-            logger.warning("stretch %d", stretch)
+            logger.warning("stretch %d", segment)
         logger.warning("of nobody")
     assert lines(tmp_path) == ["WARNING stretch 1", "WARNING stretch 2"]
 

@@ -209,5 +209,5 @@ def test_nothing_is_left_behind_by_many_trials(
         word = Decision.STOP if number % 3 == 0 else Decision.CONTINUE
         engine.run_trial(trial, data, tokenizer, folder, lambda _, word=word: word)
     assert [each for each in _adapters() if id(each) not in others] == []
-    assert engine._loop._room._guests == {}
+    assert engine._loop._manager._footprints == {}
     engine.close()

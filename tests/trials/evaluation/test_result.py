@@ -29,7 +29,7 @@ from trials.system.files import write_json
 LENGTHS = (2, 9, 4, 30, 7, 3, 12, 5)
 
 
-def _judgement(*, labelled: bool = False) -> EvalResult:
+def _result(*, labelled: bool = False) -> EvalResult:
     rows = len(LENGTHS)
     texts = tuple('{"predicted_label": 1}' if i % 2 else "?" for i in range(rows))
     answers = Answers(
@@ -46,33 +46,33 @@ def _judgement(*, labelled: bool = False) -> EvalResult:
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_a_file_gives_back_what_was_written(tmp_path: Path, labelled: bool) -> None:
-    for judgement in (_judgement(labelled=labelled), replace(_judgement(labelled=labelled), answers=None)):
-        write_json(tmp_path / "j.json", as_json(judgement))
-        assert read_result(tmp_path / "j.json") == judgement
+    for result in (_result(labelled=labelled), replace(_result(labelled=labelled), answers=None)):
+        write_json(tmp_path / "j.json", as_json(result))
+        assert read_result(tmp_path / "j.json") == result
 
 
 def test_the_file_has_the_figures_first() -> None:
-    found = as_json(_judgement(labelled=True))
+    found = as_json(_result(labelled=True))
     assert found["eval_loss"] == found["loss"]["value"] == pytest.approx(36 / 80)
     assert found["loss"]["low"] < found["eval_loss"] < found["loss"]["high"]
     assert found["labels"]["accuracy"]["value"] == 0.5
     assert found["labels"]["confusion"] == ((0, 0, 4), (0, 4, 0))
     assert "rouge_l" not in found
-    text = as_json(_judgement())
+    text = as_json(_result())
     assert text["rouge_l"]["low"] < text["rouge_l"]["value"] == 0.5 < text["rouge_l"]["high"]
     assert "labels" not in text
 
 
 def test_the_interval_of_a_loss_is_students_around_the_ratio() -> None:
-    losses = _judgement().losses
+    losses = _result().losses
     found = loss_estimate(losses)
     assert (found.high - found.low) / 2 == pytest.approx(2.3646 * losses.standard_error, rel=1e-4)  # 7 degrees
 
 
 def test_rows_stand_in_quarters_by_the_length_of_their_reference() -> None:
-    judgement = _judgement()
-    assert judgement.answers is not None
-    parts = by_length(judgement, judgement.answers)
+    result = _result()
+    assert result.answers is not None
+    parts = by_length(result, result.answers)
     assert [(part.shortest, part.longest, part.rows) for part in parts] == [
         (2, 3, 2),
         (4, 5, 2),
@@ -84,18 +84,18 @@ def test_rows_stand_in_quarters_by_the_length_of_their_reference() -> None:
     assert first.loss == pytest.approx(2.5 / 7)
     assert first.answer_tokens == 3.5
     means = math.fsum(part.score * part.rows for part in parts) / len(LENGTHS)
-    assert means == pytest.approx(judgement.answers.scores.mean)
+    assert means == pytest.approx(result.answers.scores.mean)
 
 
 def test_rows_of_one_length_are_one_part() -> None:
-    judgement = _judgement()
-    assert judgement.answers is not None
-    alike = replace(judgement.answers, reference_tokens=(5,) * len(LENGTHS))
-    assert [(part.shortest, part.longest, part.rows) for part in by_length(judgement, alike)] == [(5, 5, 8)]
+    result = _result()
+    assert result.answers is not None
+    alike = replace(result.answers, reference_tokens=(5,) * len(LENGTHS))
+    assert [(part.shortest, part.longest, part.rows) for part in by_length(result, alike)] == [(5, 5, 8)]
 
 
 def test_labels_are_those_of_the_answers() -> None:
-    answers = _judgement(labelled=True).answers
+    answers = _result(labelled=True).answers
     assert answers is not None
     report = labels_of(answers)
     assert report is not None
@@ -126,7 +126,7 @@ def test_another_file_is_no_judgement(tmp_path: Path, content: str) -> None:
 
 
 def test_a_judgement_that_was_tampered_with_is_none(tmp_path: Path) -> None:
-    content = json.loads(json.dumps(as_json(_judgement())))
+    content = json.loads(json.dumps(as_json(_result())))
     content["judged"]["losses"]["token_counts"] = ["many"]
     write_json(tmp_path / "j.json", content)
     with pytest.raises(DataError, match="is no file that"):

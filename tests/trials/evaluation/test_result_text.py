@@ -29,7 +29,7 @@ def _said(renderables: Iterable[Any]) -> list[str]:
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
-def _judgement(measure: Measure) -> EvalResult:
+def _result(measure: Measure) -> EvalResult:
     labelled = measure is Measure.LABEL
     answers = Answers(
         texts=(RIGHT,) * 6 + ("?",) * 2,
@@ -43,7 +43,7 @@ def _judgement(measure: Measure) -> EvalResult:
 
 
 def test_labels_with_their_intervals_and_a_table_of_counts() -> None:
-    said = _said(result_lines(_judgement(Measure.LABEL)))
+    said = _said(result_lines(_result(Measure.LABEL)))
     assert said[0].startswith("eval loss 0.6250 nats per token, 8 rows, standard error 0.1056, 95 % 0.3752 to 0.8748")
     assert said[2].split() == ["accuracy", "50.0", "21.5", "to", "78.5"]
     assert [line.split()[:3] for line in said[4:6]] == [["precision", "of", "1"], ["recall", "of", "1"]]
@@ -53,15 +53,15 @@ def test_labels_with_their_intervals_and_a_table_of_counts() -> None:
 
 
 def test_text_with_a_table_by_length() -> None:
-    said = _said(result_lines(_judgement(Measure.ROUGE_L)))
+    said = _said(result_lines(_result(Measure.ROUGE_L)))
     assert said[1].startswith("ROUGE-L 0.5000, 95 % 0.1250 to 0.8750")
     assert said[2].strip().startswith("2 references have no Latin letter or digit")
     assert said[-2].split() == ["3", "to", "3", "4", "1.0000", "0.6250", "5.0"]
 
 
 def test_a_model_and_itself_cannot_be_told_apart() -> None:
-    judgement = _judgement(Measure.LABEL)
-    said = _said(comparison_lines(compare_results(judgement, judgement), "A", "B"))
+    result = _result(Measure.LABEL)
+    said = _said(comparison_lines(compare_results(result, result), "A", "B"))
     assert said[0].startswith("loss: A and B cannot be told apart: B - A is 0.0000 (95 % 0.0000 to 0.0000) nats")
     assert said[1].startswith("labels: A and B cannot be told apart: B - A is 0.0 (95 % -27.7 to 27.7) points, McNemar")
     assert said[1].endswith("p = 1")
@@ -88,6 +88,6 @@ def test_rouge_l_is_compared_too() -> None:
 
 
 def test_without_answers_there_is_the_loss_alone() -> None:
-    alone = replace(_judgement(Measure.LABEL), answers=None)
+    alone = replace(_result(Measure.LABEL), answers=None)
     assert len(_said(result_lines(alone))) == 1
     assert len(_said(comparison_lines(compare_results(alone, alone), "A", "B"))) == 1

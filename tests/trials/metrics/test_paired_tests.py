@@ -118,14 +118,14 @@ def test_scores_are_paired() -> None:
 LOSSES = RowLosses([1, 2], [3, 4])
 
 
-def _judgement(name: str, *, rows: str = "x", losses: RowLosses = LOSSES, answers: Answers | None = None) -> EvalResult:
+def _result(name: str, *, rows: str = "x", losses: RowLosses = LOSSES, answers: Answers | None = None) -> EvalResult:
     return EvalResult(EvalRows(name, "dev.jsonl", 2, rows), "nli", losses, answers)
 
 
 def test_a_model_cannot_be_told_from_itself_by_anything() -> None:
     scores = RowScores(Measure.LABEL, (1.0, 0.0))
     answers = Answers(("x", "y"), (1, 1), (1, 1), (1, 0), scores, 0)
-    found = compare_results(_judgement("a", answers=answers), _judgement("a", answers=answers)).as_json()
+    found = compare_results(_result("a", answers=answers), _result("a", answers=answers)).as_json()
     assert found["loss"]["verdict"] == found["score"]["verdict"] == "cannot be told apart"
     assert found["score"]["p_value"] == 1
     assert json.dumps(found, allow_nan=False)
@@ -133,7 +133,7 @@ def test_a_model_cannot_be_told_from_itself_by_anything() -> None:
 
 def test_other_rows_are_refused_and_other_tokens_say_nothing_about_the_loss() -> None:
     with pytest.raises(DataError, match=r"a and b are not judged on the same rows: 2 rows of dev\.jsonl, 2 of"):
-        compare_results(_judgement("a"), _judgement("b", rows="y"))
-    other = _judgement("b", losses=RowLosses([1, 2], [4, 3]))
-    assert compare_results(_judgement("a"), other).loss is None
-    assert compare_results(_judgement("a"), other).score is None
+        compare_results(_result("a"), _result("b", rows="y"))
+    other = _result("b", losses=RowLosses([1, 2], [4, 3]))
+    assert compare_results(_result("a"), other).loss is None
+    assert compare_results(_result("a"), other).score is None

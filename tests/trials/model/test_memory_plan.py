@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.trials.engine.model.test_decoder import model_of
 from trials.config import Machine
-from trials.engine.memory import manager as room_module
+from trials.engine.memory import manager as manager_module
 from trials.engine.memory.manager import MemoryManager
 from trials.engine.memory.oom_history import TrialFootprint
 from trials.engine.model.activations import ActivationBuffers
@@ -99,14 +99,14 @@ def frozen() -> FrozenDecoder:
 )
 def test_a_workspace_takes_what_was_predicted(frozen: FrozenDecoder, keep: tuple[ActivationPolicy, ...]) -> None:
     sizes, tokens = frozen.sizes, 1000
-    workspace = ActivationBuffers(frozen, tokens, keep)
+    buffers = ActivationBuffers(frozen, tokens, keep)
     # Beside it the prediction has logits and slack, which don't grow with tokens, and what exists for a moment.
     momentary = tokens * sizes.passing * sizes.itemsize
     weight = sizes.largest_weight * sizes.itemsize
     predicted = workspace_bytes(sizes, keep, tokens) - workspace_bytes(sizes, keep, 0) + weight - momentary
-    assert _bytes_of(workspace) == predicted
-    replaced = workspace.replaced(MicroBatchPlan(10, keep))
-    assert _bytes_of(workspace) == 0
+    assert _bytes_of(buffers) == predicted
+    replaced = buffers.replaced(MicroBatchPlan(10, keep))
+    assert _bytes_of(buffers) == 0
     assert _bytes_of(ActivationBuffers(frozen, 0, keep)) == 0
     assert _bytes_of(replaced) == weight + (predicted - weight) // 100
 
@@ -114,24 +114,24 @@ def test_a_workspace_takes_what_was_predicted(frozen: FrozenDecoder, keep: tuple
 def test_memory_is_given_back_before_new_is_asked_for(room: MemoryManager, monkeypatch: pytest.MonkeyPatch) -> None:
     room.admit(1, TrialFootprint(2**20, longest_row=50, step_tokens=1e6))
     given_back_with: list[int] = []
-    old, real = room.workspace, ActivationBuffers.__init__
+    old, real = room.buffers, ActivationBuffers.__init__
 
     def asked(self: ActivationBuffers, *given: Any) -> None:
         assert given_back_with == [0]
         real(self, *given)
 
     monkeypatch.setattr(ActivationBuffers, "__init__", asked)
-    monkeypatch.setattr(room_module, "available_bytes", lambda: None)
+    monkeypatch.setattr(manager_module, "available_bytes", lambda: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: given_back_with.append(_bytes_of(old)))
     room.on_oom(room.max_tokens)
-    assert room.workspace is not old
+    assert room.buffers is not old
 
 
-def _bytes_of(workspace: ActivationBuffers) -> int:
+def _bytes_of(buffers: ActivationBuffers) -> int:
     """Of everything that it holds, each piece of memory counted once."""
-    memories = [workspace._scratch, *workspace._layers]
-    tensors = [workspace._weight, *(value for one in memories for value in vars(one).values())]
+    memories = [buffers._scratch, *buffers._layers]
+    tensors = [buffers._weight, *(value for one in memories for value in vars(one).values())]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in _tensors(tensors)}
     return sum(storage.nbytes() for storage in storages.values())
 
@@ -141,21 +141,21 @@ def _tensors(values: list[object]) -> Iterator[Tensor]:
 
 
 def _tokens_of(room: MemoryManager) -> tuple[int, tuple[ActivationPolicy, ...]]:
-    assert room.workspace.tokens == room.plan.tokens
-    assert room.workspace.keep == room.plan.keep
+    assert room.buffers.tokens == room.plan.tokens
+    assert room.buffers.keep == room.plan.keep
     return room.plan.tokens, room.plan.keep
 
 
 def test_on_a_cpu_the_machine_says_how_much_and_the_longest_row_is_the_least(frozen: FrozenDecoder) -> None:
     room = MemoryManager(frozen, Machine(micro_batch_tokens=64))
-    first = room.workspace
+    first = room.buffers
     room.admit(1, TrialFootprint(0, longest_row=50, step_tokens=100.0))
-    assert room.workspace is first
+    assert room.buffers is first
     room.admit(2, TrialFootprint(0, longest_row=100, step_tokens=100.0))
     assert _tokens_of(room) == (100, (ActivationPolicy.SAVE_ALL,) * 3)
     room.release(2)
     room.release(1)
-    assert room.workspace.tokens >= 64
+    assert room.buffers.tokens >= 64
 
 
 def test_who_does_not_fit_leaves_the_room_as_it_was(frozen: FrozenDecoder) -> None:
@@ -165,7 +165,7 @@ def test_who_does_not_fit_leaves_the_room_as_it_was(frozen: FrozenDecoder) -> No
         room.admit(2, TrialFootprint(0, longest_row=10**12, step_tokens=100.0))  # really too much
     assert is_out_of_memory(error.value)
     assert _tokens_of(room) == (64, (ActivationPolicy.SAVE_ALL,) * 3)
-    assert len(room.workspace.layer(2, 64).gate) == 64
+    assert len(room.buffers.layer(2, 64).gate) == 64
     room.release(1)
 
 

@@ -34,7 +34,7 @@ def _steps(folder: Path) -> list[int]:
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     watch = TrialTimer(seconds=100.0, training_seconds=50.0)
-    to = writer(tmp_path, stopwatch=watch)
+    to = writer(tmp_path, timer=watch)
     to.write(7, LOG, lambda: save(to, 7))
     (found,) = whole_checkpoints(tmp_path)
     assert (found.path, found.step) == (tmp_path / "checkpoints" / "checkpoint-7", 7)
@@ -186,7 +186,7 @@ def test_the_best_adapter_goes_along_and_takes_no_room_until_it_is_surpassed(tmp
 def test_writing_is_no_training(tmp_path: Path) -> None:
     watch = TrialTimer()
     watch.start_training()
-    to = writer(tmp_path, stopwatch=watch)
+    to = writer(tmp_path, timer=watch)
 
     def slow() -> None:
         save(to, 1)

@@ -28,7 +28,7 @@ with exclusive_lock(Path(sys.argv[1])):
 """
 
 
-def holder(folder: Path) -> subprocess.Popen[str]:
+def proxy(folder: Path) -> subprocess.Popen[str]:
     """Another process that holds the folder."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -42,7 +42,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def test_a_folder_in_use_says_by_whom_and_is_free_when_that_was_killed(tmp_path: Path) -> None:
-    other = holder(tmp_path)
+    other = proxy(tmp_path)
     try:
         held = rf"in use by process {other.pid} on .*Wait until that has ended"
         with pytest.raises(RunFolderError, match=held), exclusive_lock(tmp_path):
@@ -60,7 +60,7 @@ def test_a_trial_that_another_command_trains_is_not_resumed(tmp_path: Path, caps
     assert main(["demo", "--set", *settings, "--out", str(out)]) == 0
     capsys.readouterr()
     files = sorted(out.rglob("*"))
-    other = holder(out)
+    other = proxy(out)
     try:
         assert main(["--resume", str(out), "--checkpoint", "1"]) == 2
     finally:
@@ -73,7 +73,7 @@ def test_a_search_that_another_command_conducts_is_not_resumed(
     tmp_path: Path, small_recipe: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(tmp_path / "run", make_search(small_recipe))
-    other = holder(run.path)
+    other = proxy(run.path)
     search = (run.path / "search.json").read_text()
     try:
         assert search_main(["--resume", str(run.path), "--budget", "1h"]) == 2

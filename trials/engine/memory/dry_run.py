@@ -31,31 +31,31 @@ class DryRun:
 
     key: int
     adapter: Adapter
-    make_stepper: Callable[[], FlatOptimizer]
+    make_optimizer: Callable[[], FlatOptimizer]
     longest_rows: Callable[[int], tuple[Sequence[TokenizedRow], Sequence[TokenizedRow]]]
     """Of so many tokens together, to train on and to evaluate; asked only if something has to be tried."""
     tried: list[Attempt] = field(default_factory=list)
 
-    def run(self, room: MemoryManager, decoder: Decoder, learn: Learn) -> MemoryReport:
+    def run(self, manager: MemoryManager, decoder: Decoder, learn: Learn) -> MemoryReport:
         """Raises torch's error if not even one row fits."""
-        proof = room.verified_fit(self.key)
+        proof = manager.verified_fit(self.key)
         if proof is None:
-            self._try(room, decoder, learn)
-            proof = room.record_fit(self.key, _peak_bytes(self.adapter))
-        return replace(room.memory_report(self.key), peak_bytes=proof.peak_bytes, tried=tuple(self.tried))
+            self._try(manager, decoder, learn)
+            proof = manager.record_fit(self.key, _peak_bytes(self.adapter))
+        return replace(manager.memory_report(self.key), peak_bytes=proof.peak_bytes, tried=tuple(self.tried))
 
-    def _try(self, room: MemoryManager, decoder: Decoder, learn: Learn) -> None:
-        known = room.experience.ooms
+    def _try(self, manager: MemoryManager, decoder: Decoder, learn: Learn) -> None:
+        known = manager.oom_history.ooms
         try:
-            while not self._fits(room, decoder, learn):
+            while not self._fits(manager, decoder, learn):
                 pass
         except Exception:
-            room.experience.forget_after(known)
+            manager.oom_history.forget_after(known)
             raise
 
-    def _fits(self, room: MemoryManager, decoder: Decoder, learn: Learn) -> bool:
-        train, evaluated = (rows[: fitting(rows, room.max_tokens)] for rows in self.longest_rows(room.max_tokens))
-        tokens, is_recomputed = sum(len(row.input_ids) for row in train), room.plan.recomputed > 0
+    def _fits(self, manager: MemoryManager, decoder: Decoder, learn: Learn) -> bool:
+        train, evaluated = (rows[: fitting(rows, manager.max_tokens)] for rows in self.longest_rows(manager.max_tokens))
+        tokens, is_recomputed = sum(len(row.input_ids) for row in train), manager.plan.recomputed > 0
         error: Exception | None = None
         try:
             self._pass(train, evaluated, decoder)
@@ -80,7 +80,7 @@ class DryRun:
         before = adapter.flat.to("cpu", copy=True)
         try:
             decoder.train(make_batch([BatchSlice(adapter, train, 1.0)], frozen.dtype, frozen.device, training=True))
-            self.make_stepper().step()
+            self.make_optimizer().step()
             decoder.losses(
                 make_batch([BatchSlice(adapter, evaluated, 1.0)], frozen.dtype, frozen.device, training=False)
             )

@@ -54,18 +54,18 @@ class MemoryManager:
         on_gpu = frozen.device.type == "cuda"
         self._base_bytes = torch.cuda.memory_allocated() if on_gpu else 0
         self._rates = device_rates(frozen.device)
-        self._guests: dict[int, TrialFootprint] = {}
+        self._footprints: dict[int, TrialFootprint] = {}
         self._available_bytes = available_bytes()
-        self.experience = OomHistory()
+        self.oom_history = OomHistory()
         # Nothing yet: when an engine opens, memory may be as short as at any other time.
         self.plan = MicroBatchPlan(0, (ActivationPolicy.RECOMPUTE_ALL,) * self._sizes.layers)
-        self.workspace = ActivationBuffers(frozen, self.plan.tokens, self.plan.keep)
+        self.buffers = ActivationBuffers(frozen, self.plan.tokens, self.plan.keep)
         self._replan()
 
-    def admit(self, key: int, guest: TrialFootprint) -> None:
+    def admit(self, key: int, footprint: TrialFootprint) -> None:
         """Makes room for a trial. Raises torch's error if there isn't enough."""
         self._available_bytes = available_bytes()
-        self._guests[key] = guest
+        self._footprints[key] = footprint
         try:
             self._replan()
         except Exception:
@@ -75,18 +75,18 @@ class MemoryManager:
     def release(self, key: int) -> None:
         """Gives back what `enter` made room for."""
         self._available_bytes = available_bytes()
-        del self._guests[key]
+        del self._footprints[key]
         self._replan()
 
     @property
     def max_tokens(self) -> int:
         """Tokens of a micro-step at most, but for a single row."""
-        return max(1, self.experience.most_tokens(self._other_bytes, self.plan.tokens, self._available_bytes))
+        return max(1, self.oom_history.most_tokens(self._other_bytes, self.plan.tokens, self._available_bytes))
 
     @property
     def is_least(self) -> bool:
         """Whether no plan asks for less memory than the one that is in use."""
-        return self.workspace.tokens > 0 and (self._rates is None or self.plan == self._least)
+        return self.buffers.tokens > 0 and (self._rates is None or self.plan == self._least)
 
     def on_oom(self, tokens: int) -> None:
         """Memory ran out with so many tokens at once: on a GPU it's planned anew with less, else it's half of them.
@@ -94,7 +94,7 @@ class MemoryManager:
         The knowledge stays, for as much beside it or more.
         """
         self._available_bytes = available_bytes()
-        self.experience.add_oom(self._shortage(self.plan, tokens))
+        self.oom_history.add_oom(self._oom_event(self.plan, tokens))
         self._replan()
 
     @property
@@ -104,18 +104,18 @@ class MemoryManager:
 
     def verified_fit(self, key: int) -> VerifiedFit | None:
         """That the largest micro-step with this guest fits; None: it has to be tried."""
-        return self.experience.verified_fit(self.plan, self.max_tokens, self._other_bytes, self._guests[key])
+        return self.oom_history.verified_fit(self.plan, self.max_tokens, self._other_bytes, self._footprints[key])
 
     def memory_report(self, key: int) -> MemoryReport:
         """What a guest's memory comes to at the moment."""
-        rows = max(1, self.max_tokens // self._guests[key].longest_row)
+        rows = max(1, self.max_tokens // self._footprints[key].longest_row)
         peak = torch.cuda.max_memory_allocated() if self._rates else None
         return MemoryReport(self.predicted_bytes, peak, rows, self.plan.recomputed > 0)
 
     def record_fit(self, key: int, peak_bytes: int | None) -> VerifiedFit:
         """The largest micro-step with this guest was tried, and fitted."""
-        proof = VerifiedFit(self.plan, self.max_tokens, self._other_bytes, self._guests[key], peak_bytes)
-        self.experience.add_fit(proof)
+        proof = VerifiedFit(self.plan, self.max_tokens, self._other_bytes, self._footprints[key], peak_bytes)
+        self.oom_history.add_fit(proof)
         return proof
 
     def _replan(self) -> None:
@@ -124,17 +124,17 @@ class MemoryManager:
             try:
                 self._move(best)
             except Exception as error:
-                shortage = self._shortage(best, best.tokens)
-                is_least = shortage.most_tokens is not None and (self._rates or best.tokens <= self._longest)
+                oom_event = self._oom_event(best, best.tokens)
+                is_least = oom_event.most_tokens is not None and (self._rates or best.tokens <= self._longest)
                 if is_least or not is_out_of_memory(error):
                     raise
             else:
                 return
             # Only here, where the error's frames and the tensors in them are gone.
-            self.experience.add_oom(shortage)
+            self.oom_history.add_oom(oom_event)
             best = self._best()
 
-    def _shortage(self, split: MicroBatchPlan, tokens: int) -> OomEvent:
+    def _oom_event(self, split: MicroBatchPlan, tokens: int) -> OomEvent:
         """What follows from want of memory for a micro-step of so many tokens."""
         other, available = self._other_bytes, self._available_bytes
         if self._rates is None or split == self._least:
@@ -145,13 +145,13 @@ class MemoryManager:
 
     def _move(self, best: MicroBatchPlan) -> None:
         self._keep_dense(0)
-        self.workspace = self.workspace.replaced(best)
+        self.buffers = self.buffers.replaced(best)
         self._keep_dense(best.dense_layers)
         self.plan = best
 
     def _is_to_move(self, best: MicroBatchPlan) -> bool:
         have = self.plan
-        if self._longest > self.workspace.tokens:
+        if self._longest > self.buffers.tokens:
             return True
         if self._rates is None:
             return False
@@ -172,19 +172,19 @@ class MemoryManager:
 
     def _best(self) -> MicroBatchPlan:
         if self._rates is None:
-            most = self.experience.most_tokens(self._other_bytes, self._machine.micro_batch_tokens, None)
+            most = self.oom_history.most_tokens(self._other_bytes, self._machine.micro_batch_tokens, None)
             return MicroBatchPlan(max(most, self._longest), (ActivationPolicy.SAVE_ALL,) * self._sizes.layers)
         best = self._planned(self._rates)
         if best is None:
             raise torch.OutOfMemoryError(
                 f"a row of {self._longest} tokens doesn't fit into {self._usable_bytes / 2**30:.1f} GiB beside "
-                f"{len(self._guests)} adapters"
+                f"{len(self._footprints)} adapters"
             )
         return best
 
     def _planned(self, rates: DeviceRates) -> MicroBatchPlan | None:
-        wanted = sum(guest.step_tokens for guest in self._guests.values()) * _LONG_STEP
-        most = min(MOST_TOKENS, int(wanted)) if self._guests else MOST_TOKENS
+        wanted = sum(footprint.step_tokens for footprint in self._footprints.values()) * _LONG_STEP
+        most = min(MOST_TOKENS, int(wanted)) if self._footprints else MOST_TOKENS
         return plan(self._sizes, rates, self._other_bytes, self._usable_bytes, self._longest, most)
 
     @property
@@ -200,15 +200,15 @@ class MemoryManager:
     def _usable_bytes(self) -> int:
         """As far as is known by now."""
         allowed, available = self._allowed_bytes, self._available_bytes
-        return self.experience.usable_bytes(self._other_bytes, allowed, self._least_bytes, available)
+        return self.oom_history.usable_bytes(self._other_bytes, allowed, self._least_bytes, available)
 
     @property
     def _longest(self) -> int:
-        return max((guest.longest_row for guest in self._guests.values()), default=1)
+        return max((footprint.longest_row for footprint in self._footprints.values()), default=1)
 
     @property
     def _other_bytes(self) -> int:
-        return self._base_bytes + sum(guest.adapter_bytes for guest in self._guests.values())
+        return self._base_bytes + sum(footprint.adapter_bytes for footprint in self._footprints.values())
 
     @property
     def _allowed_bytes(self) -> int:

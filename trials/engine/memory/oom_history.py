@@ -53,14 +53,14 @@ class VerifiedFit:
     plan: MicroBatchPlan
     tokens: int
     other_bytes: int
-    guest: TrialFootprint
+    footprint: TrialFootprint
     peak_bytes: int | None
     """Of everything on the GPU meanwhile; None on a CPU."""
 
-    def covers(self, plan: MicroBatchPlan, tokens: int, other_bytes: int, guest: TrialFootprint) -> bool:
+    def covers(self, plan: MicroBatchPlan, tokens: int, other_bytes: int, footprint: TrialFootprint) -> bool:
         """Whether nothing of this asks for more."""
-        asked = (tokens, other_bytes, guest.adapter_bytes, guest.longest_row)
-        shown = (self.tokens, self.other_bytes, self.guest.adapter_bytes, self.guest.longest_row)
+        asked = (tokens, other_bytes, footprint.adapter_bytes, footprint.longest_row)
+        shown = (self.tokens, self.other_bytes, self.footprint.adapter_bytes, self.footprint.longest_row)
         is_same_split = (plan.keep, plan.dense_layers) == (self.plan.keep, self.plan.dense_layers)
         return is_same_split and all(one <= other for one, other in zip(asked, shown, strict=True))
 
@@ -69,21 +69,21 @@ class OomHistory:
     """Of one engine. Belongs to the loop's thread."""
 
     def __init__(self) -> None:
-        self._shortages: list[OomEvent] = []
+        self._oom_events: list[OomEvent] = []
         self._proofs: list[VerifiedFit] = []
 
-    def add_oom(self, shortage: OomEvent) -> None:
+    def add_oom(self, oom_event: OomEvent) -> None:
         """Takes in that memory didn't suffice."""
-        self._shortages.append(shortage)
+        self._oom_events.append(oom_event)
 
     @property
     def ooms(self) -> int:
         """How often memory ran out."""
-        return len(self._shortages)
+        return len(self._oom_events)
 
-    def forget_after(self, shortages: int) -> None:
+    def forget_after(self, oom_events: int) -> None:
         """Takes back what was learned from a trial that fits in no way: it says nothing of the others."""
-        del self._shortages[shortages:]
+        del self._oom_events[oom_events:]
 
     def add_fit(self, proof: VerifiedFit) -> None:
         """Takes in that it did."""
@@ -111,10 +111,10 @@ class OomHistory:
         return min([planned, *known])
 
     def verified_fit(
-        self, plan: MicroBatchPlan, tokens: int, other_bytes: int, guest: TrialFootprint
+        self, plan: MicroBatchPlan, tokens: int, other_bytes: int, footprint: TrialFootprint
     ) -> VerifiedFit | None:
         """That such a micro-step fits; None: it has to be tried."""
-        return next((each for each in self._proofs if each.covers(plan, tokens, other_bytes, guest)), None)
+        return next((each for each in self._proofs if each.covers(plan, tokens, other_bytes, footprint)), None)
 
     def _applying(self, other_bytes: int) -> list[OomEvent]:
-        return [each for each in self._shortages if each.other_bytes <= other_bytes]
+        return [each for each in self._oom_events if each.other_bytes <= other_bytes]

@@ -74,9 +74,9 @@ class _LayerState:
 class Decoder:
     """A frozen base model and the memory to run it in."""
 
-    def __init__(self, frozen: FrozenDecoder, workspace: ActivationBuffers) -> None:
+    def __init__(self, frozen: FrozenDecoder, buffers: ActivationBuffers) -> None:
         self.frozen = frozen
-        self.workspace = workspace
+        self.buffers = buffers
         """Replaced between micro-steps, where memory is cut anew."""
         self._kernels = kernels_for(frozen.device)
         self._ops = self._kernels.ops
@@ -86,7 +86,7 @@ class Decoder:
     def losses(self, batch: PackedBatch) -> Tensor:
         """Summed loss in nats of every row's learned tokens [rows], in float32 or wider. Nothing is kept."""
         shared = self._shared(batch, training=False)
-        scratch = self.workspace.scratch(len(batch.input_ids))
+        scratch = self.buffers.scratch(len(batch.input_ids))
         held = [self._held(index, scratch, shared) for index in range(len(self.frozen.layers))]
         states = self._forward(self._embed(batch), [scratch.x] * len(held), held, shared)
         hidden, _ = self._ops.rms_norm(states, self.frozen.final_norm, self.frozen.eps)
@@ -97,7 +97,7 @@ class Decoder:
         """As `losses`; adds the gradients of the weighted losses to those of the batch's adapters."""
         shared = self._shared(batch, training=True)
         layers = range(len(self.frozen.layers))
-        held = [self._held(index, self.workspace.layer(index, len(batch.input_ids)), shared) for index in layers]
+        held = [self._held(index, self.buffers.layer(index, len(batch.input_ids)), shared) for index in layers]
         states = self._forward(self._embed(batch), [each.memory.x for each in held], held, shared)
         losses, dx = self._head(states, batch)
         for layer, kept in zip(reversed(self.frozen.layers), reversed(held), strict=True):
@@ -246,7 +246,7 @@ class Decoder:
 
     def _dense(self, layer: FrozenLayer, names: Sequence[str]) -> Tensor:
         """The modules' weights [all their outputs, in], valid until the next call."""
-        return layer.dense(names, self.workspace.weight)
+        return layer.dense(names, self.buffers.weight)
 
 
 def _row_sums(losses: Tensor, batch: PackedBatch) -> Tensor:

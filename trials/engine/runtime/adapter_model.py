@@ -55,8 +55,8 @@ class EngineModel:
     @contextmanager
     def _heard(self) -> Iterator[None]:
         """Lets every token that is generated count as progress: answers may take minutes."""
-        pulse = self.loop.pulse
-        hook = self.loop.frozen.model.get_decoder().register_forward_pre_hook(lambda *_: pulse.beat())
+        heartbeat = self.loop.heartbeat
+        hook = self.loop.frozen.model.get_decoder().register_forward_pre_hook(lambda *_: heartbeat.beat())
         try:
             yield
         finally:

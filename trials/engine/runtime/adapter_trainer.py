@@ -35,7 +35,7 @@ class AdapterTrainer:
     def __init__(
         self,
         adapter: Adapter,
-        stepper: FlatOptimizer,
+        flat_optimizer: FlatOptimizer,
         max_grad_norm: float | None,
         rows_of_step: Callable[[int], Sequence[TokenizedRow]],
         steps_done: int,
@@ -53,7 +53,7 @@ class AdapterTrainer:
         """Steps since the trial last looked."""
         self.oom_tokens: list[int] = []
         """Tokens of the micro-steps that it took part in and that memory didn't suffice for."""
-        self._stepper = stepper
+        self._flat_optimizer = flat_optimizer
         self._max_grad_norm = max_grad_norm
         self._rows_of_step = rows_of_step
         self._ranks = ranks
@@ -76,11 +76,11 @@ class AdapterTrainer:
         self._loss = None
         self.adapter.gradient.zero_()
 
-    def next_rows(self, room: int) -> BatchSlice | None:
+    def next_rows(self, manager: int) -> BatchSlice | None:
         """The next rows that fit into so many tokens; None if not even one does."""
         end = self._passed
-        while end < len(self._rows) and len(self._rows[end].input_ids) <= room:
-            room -= len(self._rows[end].input_ids)
+        while end < len(self._rows) and len(self._rows[end].input_ids) <= manager:
+            manager -= len(self._rows[end].input_ids)
             end += 1
         if end == self._passed:
             return None
@@ -99,7 +99,7 @@ class AdapterTrainer:
     def may_step_again(self) -> bool:
         """Whether an optimizer step that memory didn't suffice for can be begun anew."""
         # Where there are other ranks, they have taken theirs already.
-        return self._stepper.is_whole and self._ranks.world_size == 1
+        return self._flat_optimizer.is_whole and self._ranks.world_size == 1
 
     @property
     def step_is_complete(self) -> bool:
@@ -128,8 +128,8 @@ class AdapterTrainer:
         if self._max_grad_norm is not None:
             gradient *= torch.clamp(self._max_grad_norm / (norm + 1e-6), max=1.0)
         gradient.masked_fill_(~torch.isfinite(norm), 0.0)
-        rate = self._stepper.learning_rate
-        self._stepper.step()
+        rate = self._flat_optimizer.learning_rate
+        self._flat_optimizer.step()
         self.steps_done += 1
         figures = AsyncScalars(torch.stack([self._loss, norm]))
         self.done.append(StepDone(figures, rate, self._step_tokens, time.time()))

@@ -47,7 +47,7 @@ def write_checkpoint(
     writer: CheckpointWriter,
     config: TrialConfig,
     named_parameters: NamedParameters,
-    stepper: FlatOptimizer,
+    flat_optimizer: FlatOptimizer,
     state: TrainerState,
     log: LogState,
 ) -> None:
@@ -56,8 +56,8 @@ def write_checkpoint(
     def save() -> None:
         path = writer.unfinished / f"checkpoint-{state.global_step}"
         save_adapter(named_parameters, config, path)
-        torch.save(_as_under_trl(stepper.state_dict(), config), path / _OPTIMIZER)
-        torch.save(stepper.scheduler.state_dict(), path / _SCHEDULER)
+        torch.save(_as_under_trl(flat_optimizer.state_dict(), config), path / _OPTIMIZER)
+        torch.save(flat_optimizer.scheduler.state_dict(), path / _SCHEDULER)
         torch.save(_random_state(config.seed), path / _RANDOM)
         state.save_to_json(str(path / _STATE))
 
@@ -67,7 +67,7 @@ def write_checkpoint(
 def read_checkpoint(
     checkpoint: Checkpoint,
     named_parameters: NamedParameters,
-    stepper: FlatOptimizer,
+    flat_optimizer: FlatOptimizer,
 ) -> TrainerState:
     """Puts parameters, optimizer and schedule where they were, whoever wrote the checkpoint; gives the state.
 
@@ -77,9 +77,9 @@ def read_checkpoint(
     path = checkpoint.path
     _load_weights(path, named_parameters)
     saved = torch.load(path / _OPTIMIZER, map_location="cpu", weights_only=True)
-    _keep_kernels(saved["param_groups"], stepper.param_groups)
-    stepper.load_state_dict(saved)
-    stepper.scheduler.load_state_dict(torch.load(path / _SCHEDULER, weights_only=True))
+    _keep_kernels(saved["param_groups"], flat_optimizer.param_groups)
+    flat_optimizer.load_state_dict(saved)
+    flat_optimizer.scheduler.load_state_dict(torch.load(path / _SCHEDULER, weights_only=True))
     return TrainerState.load_from_json(str(path / _STATE))
 
 

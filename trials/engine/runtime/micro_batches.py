@@ -32,7 +32,7 @@ class DivergedError(Exception):
 class ActiveTrial:
     """A trial that trains, and who waits for it."""
 
-    trainee: AdapterTrainer
+    trainer: AdapterTrainer
     is_there: IsThere
     future: Future[None]
     tokens: int = 0
@@ -56,8 +56,8 @@ class MicroBatcher:
     def add(self, training: ActiveTrial) -> None:
         """A trial trains from now on."""
         # Nobody who comes later makes the others wait until it has had as much as they.
-        least = min((other.trainee.tokens_served for other in self._training), default=0)
-        training.trainee.tokens_served = max(training.trainee.tokens_served, least)
+        least = min((other.trainer.tokens_served for other in self._training), default=0)
+        training.trainer.tokens_served = max(training.trainer.tokens_served, least)
         self._begin_step(training)
 
     def abandon(self, error: Exception) -> None:
@@ -67,7 +67,7 @@ class MicroBatcher:
 
     def _begin_step(self, training: ActiveTrial) -> None:
         try:
-            training.trainee.begin_step()
+            training.trainer.begin_step()
         except Exception as error:
             self._leave(training, error)
         else:
@@ -90,35 +90,35 @@ class MicroBatcher:
             self._break_off(taken, failure)
             return
         self._note(taken, losses)
-        complete = [training for training, _ in taken if training.trainee.step_is_complete]
+        complete = [training for training, _ in taken if training.trainer.step_is_complete]
         self.check_finite()
         for training in complete:
             if not training.future.done():
                 self._finish_step(training)
 
     def _take_rows(self) -> list[tuple[ActiveTrial, BatchSlice]]:
-        room = self.limit
+        manager = self.limit
         taken: list[tuple[ActiveTrial, BatchSlice]] = []
-        for training in sorted(self._training, key=lambda training: training.trainee.tokens_served):
-            share = training.trainee.next_rows(room)
+        for training in sorted(self._training, key=lambda training: training.trainer.tokens_served):
+            share = training.trainer.next_rows(manager)
             if share is None and not taken:
-                share = training.trainee.next_rows(training.trainee.next_row_tokens)
+                share = training.trainer.next_rows(training.trainer.next_row_tokens)
             if share is not None:
-                room -= share.tokens
+                manager -= share.tokens
                 taken.append((training, share))
         return sorted(taken, key=_beside_its_like)
 
     def _note(self, taken: Sequence[tuple[ActiveTrial, BatchSlice]], losses: Tensor) -> None:
         parts = torch.split(losses, [len(share.rows) for _, share in taken])
         for (training, _), part in zip(taken, parts, strict=True):
-            training.trainee.add_losses(part)
+            training.trainer.add_losses(part)
 
     def _finish_step(self, training: ActiveTrial) -> None:
         failure: Exception | None = None
         try:
-            step = training.trainee.take_step()
+            step = training.trainer.take_step()
             training.tokens += step.tokens
-            is_there = training.is_there(training.trainee.steps_done, training.tokens)
+            is_there = training.is_there(training.trainer.steps_done, training.tokens)
         except Exception as error:
             failure = error
         if failure is not None:
@@ -132,11 +132,11 @@ class MicroBatcher:
 
     def _fail_step(self, training: ActiveTrial, error: Exception) -> None:
         """Begins the step anew if there wasn't memory for the optimizer's state; smaller micro-steps leave more."""
-        trainee = training.trainee
+        trainer = training.trainer
         most = None
-        if is_out_of_memory(error) and trainee.may_step_again:
+        if is_out_of_memory(error) and trainer.may_step_again:
             error = error.with_traceback(None)
-            trainee.oom_tokens.append(self.limit)
+            trainer.oom_tokens.append(self.limit)
             most = self._learn(self.limit, self.limit)
         if most is None:
             self._leave(training, error)
@@ -171,7 +171,7 @@ class MicroBatcher:
             logger.warning("out of memory with %d tokens at once; at most %d from now on", tokens, self.limit)
         for training, _ in taken:
             if most is not None:
-                training.trainee.oom_tokens.append(tokens)
+                training.trainer.oom_tokens.append(tokens)
                 self._begin_step(training)
             else:
                 self._leave(training, error)
@@ -192,5 +192,5 @@ class MicroBatcher:
 
 def _beside_its_like(taken: tuple[ActiveTrial, BatchSlice]) -> tuple[int, tuple[str, ...]]:
     """Orders shares so that adapters of one module lie together: between them nothing has to be computed for it."""
-    modules = taken[0].trainee.adapter.modules
+    modules = taken[0].trainer.adapter.modules
     return len(modules), modules

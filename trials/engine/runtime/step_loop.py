@@ -56,11 +56,11 @@ class StepLoop:
 
     def __init__(self, frozen: FrozenDecoder, machine: Machine) -> None:
         self.frozen = frozen
-        self.pulse = Heartbeat()
+        self.heartbeat = Heartbeat()
         """Of this thread, and of those that ask it for work."""
-        self._room = MemoryManager(frozen, machine)
-        self._decoder = Decoder(frozen, self._room.workspace)
-        self._micro_steps = MicroBatcher(self._decoder, self._room.max_tokens, self._learn)
+        self._manager = MemoryManager(frozen, machine)
+        self._decoder = Decoder(frozen, self._manager.buffers)
+        self._micro_batcher = MicroBatcher(self._decoder, self._manager.max_tokens, self._learn)
         self._changed = threading.Condition()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._joining: deque[ActiveTrial] = deque()
@@ -70,13 +70,13 @@ class StepLoop:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def train(self, trainee: AdapterTrainer, is_there: IsThere) -> Future[None]:
+    def train(self, trainer: AdapterTrainer, is_there: IsThere) -> Future[None]:
         """Takes optimizer steps until `is_there` says so, at least one.
 
         The future raises `DivergedError`, torch's error if memory doesn't suffice for a single row, or
         `EngineClosedError`.
         """
-        training = ActiveTrial(trainee, is_there, Future())
+        training = ActiveTrial(trainer, is_there, Future())
         with self._changed:
             self._refuse_closed()
             self._joining.append(training)
@@ -117,28 +117,28 @@ class StepLoop:
 
     def wait_for(self, future: Future[Any]) -> Any:
         """What the loop's thread answers; the calling thread rests until then."""
-        with self.pulse.resting():
+        with self.heartbeat.resting():
             return future.result()
 
-    def admit(self, key: int, guest: TrialFootprint) -> None:
+    def admit(self, key: int, footprint: TrialFootprint) -> None:
         """Makes room for a trial. Raises torch's error if memory doesn't suffice."""
-        self.wait_for(self.call(lambda: self._enter_room(key, guest)))
+        self.wait_for(self.call(lambda: self._admit(key, footprint)))
 
     def release(self, key: int) -> None:
         """Gives back a trial's room."""
         with suppress(EngineClosedError):
-            self.wait_for(self.call(lambda: self._leave_room(key)))
+            self.wait_for(self.call(lambda: self._release(key)))
 
-    def run_isolated(self, guest: TrialFootprint, work: Callable[[Decoder], None]) -> None:
+    def run_isolated(self, footprint: TrialFootprint, work: Callable[[Decoder], None]) -> None:
         """Runs something by itself, with room for a guest who is none of the trials."""
 
         def run() -> None:
-            self._room.admit(_NOBODY, guest)
+            self._manager.admit(_NOBODY, footprint)
             try:
-                self._use(self._room)
+                self._use(self._manager)
                 work(self._decoder)
             finally:
-                self._room.release(_NOBODY)
+                self._manager.release(_NOBODY)
 
         self.call(run).result()
 
@@ -147,7 +147,7 @@ class StepLoop:
 
         Raises torch's error if they can't. To be called from the trial's thread.
         """
-        known = self._room.experience.ooms
+        known = self._manager.oom_history.ooms
         while True:
             try:
                 return make()
@@ -156,24 +156,24 @@ class StepLoop:
                     raise
                 failure = error.with_traceback(None)
             # Only here, where the error's frames and the tensors in them are gone.
-            most = self.wait_for(self.call(lambda: self._learn(self._room.max_tokens, self._room.max_tokens)))
+            most = self.wait_for(self.call(lambda: self._learn(self._manager.max_tokens, self._manager.max_tokens)))
             if most is None:
-                self.wait_for(self.call(lambda: self._room.experience.forget_after(known)))
+                self.wait_for(self.call(lambda: self._manager.oom_history.forget_after(known)))
                 raise failure
             logger.warning("out of memory before a trial trains; at most %d tokens at once from now on", most)
 
-    def dry_run(self, rehearsal: DryRun) -> MemoryReport:
+    def dry_run(self, dry_run: DryRun) -> MemoryReport:
         """Tries the worst micro-step of a trial that has entered, where nothing like it has been tried yet.
 
         Raises torch's error if memory doesn't suffice for a single row.
         """
-        run = partial(rehearsal.run, self._room, self._decoder, self._learn)
+        run = partial(dry_run.run, self._manager, self._decoder, self._learn)
         found: MemoryReport = self.wait_for(self.call(run))
         return found
 
     def memory_report(self, key: int) -> MemoryReport:
         """As `try_out` gave it, and as it is by now; the peak is that of the whole process."""
-        found: MemoryReport = self.wait_for(self.call(lambda: self._room.memory_report(key)))
+        found: MemoryReport = self.wait_for(self.call(lambda: self._manager.memory_report(key)))
         return found
 
     @property
@@ -204,11 +204,11 @@ class StepLoop:
         with self._changed:
             self._is_closed = True
         farewell = EngineClosedError(self._farewell)
-        self._micro_steps.abandon(farewell)
+        self._micro_batcher.abandon(farewell)
         for future in (*(training.future for training in self._joining), *(future for _, future in self._calls)):
             if not future.done():
                 future.set_exception(farewell)
-        self.pulse.stop()
+        self.heartbeat.stop()
 
     def _work(self) -> None:
         while self._wait_for_work():
@@ -216,37 +216,37 @@ class StepLoop:
                 # Whoever waits is in the line until he's answered: he must hear of it if the engine breaks down.
                 _answer(*self._calls[0])
                 self._calls.popleft()
-                self._use(self._room)
-                self.pulse.beat()
-            if self._micro_steps:
-                self._micro_steps.run_micro_batch()
-            if not self._micro_steps:
-                self._micro_steps.check_finite()
+                self._use(self._manager)
+                self.heartbeat.beat()
+            if self._micro_batcher:
+                self._micro_batcher.run_micro_batch()
+            if not self._micro_batcher:
+                self._micro_batcher.check_finite()
 
-    def _enter_room(self, key: int, guest: TrialFootprint) -> None:
+    def _admit(self, key: int, footprint: TrialFootprint) -> None:
         if self._clock is None:
             self._clock = kernel_clock()
-        self._room.admit(key, guest)
-        self._micro_steps.limit = self._room.max_tokens
+        self._manager.admit(key, footprint)
+        self._micro_batcher.limit = self._manager.max_tokens
 
-    def _leave_room(self, key: int) -> None:
-        self._room.release(key)
+    def _release(self, key: int) -> None:
+        self._manager.release(key)
         # It may have been this trial's rows or adapter that were too much beside the others.
-        self._micro_steps.limit = self._room.max_tokens
+        self._micro_batcher.limit = self._manager.max_tokens
         if self._clock is not None:
             self._clock.trial_left()
 
-    def _use(self, room: MemoryManager) -> None:
+    def _use(self, manager: MemoryManager) -> None:
         """What the room holds may have been cut anew."""
-        self._decoder.workspace = room.workspace
+        self._decoder.buffers = manager.buffers
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            with self.pulse.resting():
-                self._changed.wait_for(lambda: self._is_closed or self._calls or self._joining or self._micro_steps)
-            self.pulse.beat()
+            with self.heartbeat.resting():
+                self._changed.wait_for(lambda: self._is_closed or self._calls or self._joining or self._micro_batcher)
+            self.heartbeat.beat()
         while self._joining:
-            self._micro_steps.add(self._joining[0])
+            self._micro_batcher.add(self._joining[0])
             self._joining.popleft()
         return not self._is_closed
 
@@ -257,23 +257,23 @@ class StepLoop:
         """
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if rows == 1 and self._room.is_least:
+        if rows == 1 and self._manager.is_least:
             return None
-        self._room.on_oom(tokens)
-        self._use(self._room)
-        self._micro_steps.limit = self._room.max_tokens
-        return self._room.max_tokens
+        self._manager.on_oom(tokens)
+        self._use(self._manager)
+        self._micro_batcher.limit = self._manager.max_tokens
+        return self._manager.max_tokens
 
     def _evaluate(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> AsyncScalars:
         sums: list[Tensor] = []
         start = 0
         while start < len(rows):
-            end = fitting(rows, self._room.max_tokens, start)
+            end = fitting(rows, self._manager.max_tokens, start)
             found = self._losses(adapter, rows[start:end])
             if found is not None:
                 sums.append(found)
                 start = end
-            self.pulse.beat()
+            self.heartbeat.beat()
         return AsyncScalars(torch.cat(sums))
 
     def _losses(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> Tensor | None:

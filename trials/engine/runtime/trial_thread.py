@@ -50,23 +50,23 @@ class EngineTrial:
             lambda: loop.allocate(lambda: Adapter(frozen.targets, hp, config.seed, frozen.final_norm))
         )
         self._memory = ranks.own(self._tried_out)
-        self._stepper = self._make_stepper()
+        self._flat_optimizer = self._make_optimizer()
         self._state = ranks.own(lambda: loop.allocate(self._first_state))
         log = (job.checkpoint.progress.log,) if job.checkpoint else ()
         self._log = TrainingLog(self._state, *log)
-        self._trainee = AdapterTrainer(
-            self._adapter, self._stepper, hp.max_grad_norm, self._rows_of_step(), self._state.global_step, ranks
+        self._trainer = AdapterTrainer(
+            self._adapter, self._flat_optimizer, hp.max_grad_norm, self._rows_of_step(), self._state.global_step, ranks
         )
         tokens = evaluation_tokens(self._length.tokens, config.evaluation, data.train.epoch)
         self._evaluations = TokenTriggers(tokens, self._tokens_seen)
         self._checkpoint_steps = checkpoint_steps(hp.effective_batch, config.machine)
-        self._checkpoints = CheckpointWriter(job.folder, job.stopwatch, base_loss, config.machine.keep_checkpoints)
+        self._checkpoints = CheckpointWriter(job.folder, job.timer, base_loss, config.machine.keep_checkpoints)
         self._checkpointed: int | None = None
         """The step of the newest checkpoint that it has written."""
         self._finished = Ending(EndingKind.FINISHED, f"trained for all its {self._length.steps} steps")
-        scorer = AnswerScorer(config, data.eval, tokenizer, job.folder, job.stopwatch, ranks)
-        subject = EngineModel(loop, config, eval_rows, self._adapter, ranks)
-        self._supervisor = EvaluationLoop(job, subject, scorer, base_loss, self._finished)
+        scorer = AnswerScorer(config, data.eval, tokenizer, job.folder, job.timer, ranks)
+        trained_model = EngineModel(loop, config, eval_rows, self._adapter, ranks)
+        self._supervisor = EvaluationLoop(job, trained_model, scorer, base_loss, self._finished)
 
     def run(self) -> Ending | None:
         """Trains to the end; None: the callback said stop, or the trial is called off."""
@@ -74,11 +74,11 @@ class EngineTrial:
             return self._train()
         finally:
             with suppress(EngineClosedError):
-                self._note_shortage()
+                self._record_oom()
 
-    def _note_shortage(self) -> None:
+    def _record_oom(self) -> None:
         """Adds to the trial's folder what memory didn't suffice for while it trained."""
-        ran_out = self._trainee.oom_tokens
+        ran_out = self._trainer.oom_tokens
         if ran_out:
             now = self._loop.memory_report(id(self._job))
             tried = [
@@ -90,7 +90,7 @@ class EngineTrial:
     def _train(self) -> Ending | None:
         with EventLog(self._job.folder, self._state.global_step) as events:
             while self._state.global_step < self._length.steps:
-                self._job.stopwatch.start_training()
+                self._job.timer.start_training()
                 try:
                     self._train_on()
                 except DivergedError:
@@ -109,7 +109,7 @@ class EngineTrial:
     def _train_on(self) -> None:
         """To the next evaluation or checkpoint."""
         try:
-            self._loop.wait_for(self._loop.train(self._trainee, self._is_there))
+            self._loop.wait_for(self._loop.train(self._trainer, self._is_there))
         except Exception as error:
             if is_out_of_memory(error):
                 self._job.ranks.fail(error)
@@ -137,7 +137,7 @@ class EngineTrial:
 
     def _note_steps(self, events: EventLog) -> bool:
         """Logs the steps that were taken; False if a loss or gradient wasn't finite."""
-        done, self._trainee.done = self._trainee.done, []
+        done, self._trainer.done = self._trainer.done, []
         read = [step.figures.read() for step in done]
         for step, (loss, grad_norm) in zip(done, read, strict=True):
             self._state.global_step += 1
@@ -169,9 +169,11 @@ class EngineTrial:
             return
         self._checkpointed = self._state.global_step
         parameters = self._adapter.named_parameters()
-        write_checkpoint(self._checkpoints, self._config, parameters, self._stepper, self._state, self._log.pending)
+        write_checkpoint(
+            self._checkpoints, self._config, parameters, self._flat_optimizer, self._state, self._log.pending
+        )
 
-    def _make_stepper(self) -> FlatOptimizer:
+    def _make_optimizer(self) -> FlatOptimizer:
         return FlatOptimizer(self._adapter, self._config, self._length)
 
     def _tried_out(self) -> MemoryReport:
@@ -181,12 +183,12 @@ class EngineTrial:
         def longest_rows(tokens: int) -> tuple[Sequence[TokenizedRow], Sequence[TokenizedRow]]:
             return data.train.longest_rows(tokens), data.eval.longest_rows(tokens)
 
-        rehearsal = DryRun(key, self._adapter, self._make_stepper, longest_rows)
+        dry_run = DryRun(key, self._adapter, self._make_optimizer, longest_rows)
         try:
-            found = self._loop.dry_run(rehearsal)
+            found = self._loop.dry_run(dry_run)
         except Exception as error:
             if is_out_of_memory(error):
-                write_memory_report(self._job.folder, self._loop.memory_report(key).after(rehearsal.tried))
+                write_memory_report(self._job.folder, self._loop.memory_report(key).after(dry_run.tried))
             raise
         write_memory_report(self._job.folder, found)
         return found
@@ -194,7 +196,7 @@ class EngineTrial:
     def _first_state(self) -> TrainerState:
         if self._job.checkpoint is None:
             return first_state(self._config, self._job.data.train, self._length)
-        return read_checkpoint(self._job.checkpoint, self._adapter.named_parameters(), self._stepper)
+        return read_checkpoint(self._job.checkpoint, self._adapter.named_parameters(), self._flat_optimizer)
 
     def _rows_of_step(self) -> Callable[[int], list[TokenizedRow]]:
         train = self._job.data.train

@@ -180,7 +180,7 @@ def test_who_does_not_fit_with_a_single_row_is_infeasible_and_others_go_on(
     assert not any(attempt.fits for attempt in tried)
     assert beside.ending == expected.ending
     assert _eval_losses(beside) == pytest.approx(_eval_losses(expected), abs=1e-4)
-    assert engine._loop._room.experience.ooms == 0
+    assert engine._loop._manager.oom_history.ooms == 0
 
 
 def test_an_evaluation_is_made_in_smaller_batches(
@@ -197,10 +197,10 @@ def test_an_adapter_that_memory_does_not_suffice_for_is_made_beside_smaller_micr
     workshop: Workshop, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight = workshop.run("straight", workshop.config(), ROWS, by=engine.run_trial)
-    limit = engine._loop._room.max_tokens
+    limit = engine._loop._manager.max_tokens
 
     def short(*given: Any) -> Adapter:
-        if engine._loop._room.max_tokens > least:
+        if engine._loop._manager.max_tokens > least:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
         return Adapter(*given)
 
@@ -209,11 +209,11 @@ def test_an_adapter_that_memory_does_not_suffice_for_is_made_beside_smaller_micr
     record = workshop.run("short", workshop.config(), ROWS, by=engine.run_trial)
     assert record.ending == straight.ending
     assert _eval_losses(record) == pytest.approx(_eval_losses(straight), abs=1e-4)
-    least, known = 0, engine._loop._room.experience.ooms
+    least, known = 0, engine._loop._manager.oom_history.ooms
     infeasible = workshop.run("infeasible", workshop.config(), ROWS, by=engine.run_trial)
     assert infeasible.ending is not None
     assert infeasible.ending.kind is EndingKind.OUT_OF_MEMORY
-    assert engine._loop._room.experience.ooms == known > 0
+    assert engine._loop._manager.oom_history.ooms == known > 0
 
 
 @pytest.mark.parametrize(
@@ -227,12 +227,12 @@ def test_an_adapter_that_memory_does_not_suffice_for_is_made_beside_smaller_micr
     ],
 )
 def test_what_asks_for_no_more_than_was_shown_to_fit_is_known(
-    tokens: int, other: int, guest: TrialFootprint, is_known: bool
+    tokens: int, other: int, footprint: TrialFootprint, is_known: bool
 ) -> None:
-    experience, plan = OomHistory(), MicroBatchPlan(100, (ActivationPolicy.SAVE_ALL,))
-    experience.add_fit(VerifiedFit(plan, 100, 10, TrialFootprint(5, 50, 9.0), 3))
-    assert (experience.verified_fit(plan, tokens, other, guest) is not None) == is_known
-    assert experience.verified_fit(MicroBatchPlan(100, (ActivationPolicy.RECOMPUTE_ALL,)), 1, 1, guest) is None
+    oom_history, plan = OomHistory(), MicroBatchPlan(100, (ActivationPolicy.SAVE_ALL,))
+    oom_history.add_fit(VerifiedFit(plan, 100, 10, TrialFootprint(5, 50, 9.0), 3))
+    assert (oom_history.verified_fit(plan, tokens, other, footprint) is not None) == is_known
+    assert oom_history.verified_fit(MicroBatchPlan(100, (ActivationPolicy.RECOMPUTE_ALL,)), 1, 1, footprint) is None
 
 
 def test_what_is_known_of_memory_is_read_back(tmp_path: Path) -> None:

@@ -48,11 +48,11 @@ class _PerMatrix:
         self.scheduler.step()
 
 
-def _train(adapter: Adapter, stepper: FlatOptimizer | _PerMatrix, first: int, last: int) -> None:
+def _train(adapter: Adapter, flat_optimizer: FlatOptimizer | _PerMatrix, first: int, last: int) -> None:
     for step in range(first, last):
         generator = torch.Generator().manual_seed(step)
         adapter.gradient.copy_(torch.randn(adapter.gradient.shape, generator=generator))
-        stepper.step()
+        flat_optimizer.step()
 
 
 def _pair(config: TrialConfig, features: int = 64) -> tuple[FlatOptimizer, Adapter, _PerMatrix]:
@@ -81,14 +81,14 @@ CASES = [
 @pytest.mark.parametrize("change", CASES, ids=str)
 def test_weights_and_state_are_those_of_a_parameter_a_matrix(make: Make, change: dict[str, Any], features: int) -> None:
     # 64 x 40 values are neither whole blocks of 256 nor enough for 8-bit state.
-    stepper, adapter, reference = _pair(make(**change), features)
+    flat_optimizer, adapter, reference = _pair(make(**change), features)
     start = adapter.flat.clone()
-    _train(adapter, stepper, 0, 6)
+    _train(adapter, flat_optimizer, 0, 6)
     _train(reference.adapter, reference, 0, 6)
     assert torch.equal(adapter.flat, reference.adapter.flat)
     assert not torch.equal(adapter.flat, start)
-    assert stepper.learning_rate == reference.scheduler.get_last_lr()[0]
-    assert _same(stepper.state_dict(), reference.optimizer.state_dict())
+    assert flat_optimizer.learning_rate == reference.scheduler.get_last_lr()[0]
+    assert _same(flat_optimizer.state_dict(), reference.optimizer.state_dict())
 
 
 @pytest.mark.parametrize("change", CASES, ids=str)
@@ -99,8 +99,8 @@ def test_either_goes_on_from_the_other_s_state(make: Make, change: dict[str, Any
     half, saved = adapter.flat.clone(), _on_disk(straight.state_dict(), straight.scheduler.state_dict())
     _train(adapter, straight, 4, 9)
 
-    stepper, resumed, reference = _pair(config)
-    for one, weights in ((stepper, resumed), (reference, reference.adapter)):
+    flat_optimizer, resumed, reference = _pair(config)
+    for one, weights in ((flat_optimizer, resumed), (reference, reference.adapter)):
         # From a file each time: what is shared inside it stays shared.
         states, schedule = torch.load(io.BytesIO(saved), weights_only=True)
         (one if isinstance(one, FlatOptimizer) else one.optimizer).load_state_dict(states)
@@ -111,11 +111,11 @@ def test_either_goes_on_from_the_other_s_state(make: Make, change: dict[str, Any
 
 
 def test_state_of_a_parameter_a_matrix_goes_into_one_for_all(make: Make) -> None:
-    stepper, _, reference = _pair(make(optimizer="adamw_8bit"))
+    flat_optimizer, _, reference = _pair(make(optimizer="adamw_8bit"))
     _train(reference.adapter, reference, 0, 4)
     states = torch.load(io.BytesIO(_on_disk(reference.optimizer.state_dict())), weights_only=True)
-    stepper.load_state_dict(states[0])
-    assert _same(stepper.state_dict(), reference.optimizer.state_dict())
+    flat_optimizer.load_state_dict(states[0])
+    assert _same(flat_optimizer.state_dict(), reference.optimizer.state_dict())
 
 
 def test_there_is_one_parameter_where_that_changes_nothing(make: Make) -> None:

@@ -63,12 +63,12 @@ class PlainTrial:
         _share(dict(self.model.named_parameters()), self.named)
         self.tokens = count_dropout(self.model, config.seed)
         length = full_length(config.hyperparameters, train.epoch)
-        self.stepper = FlatOptimizer(self.adapter, config, length)
+        self.flat_optimizer = FlatOptimizer(self.adapter, config, length)
         self.order = RowOrder(len(train), config.hyperparameters.effective_batch, config.seed)
         self.state = first_state(config, train, length)
         self.log = TrainingLog(self.state)
         if checkpoint is not None:
-            self.state = read_checkpoint(checkpoint, self.named, self.stepper)
+            self.state = read_checkpoint(checkpoint, self.named, self.flat_optimizer)
             self.log = TrainingLog(self.state, checkpoint.progress.log)
 
     def train_to(self, step: int) -> PlainTrial:
@@ -89,8 +89,8 @@ class PlainTrial:
         loss.backward()
         limit = self.config.hyperparameters.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_([value for _, value in self.named], limit or float("inf"))
-        rate = self.stepper.learning_rate
-        self.stepper.step()
+        rate = self.flat_optimizer.learning_rate
+        self.flat_optimizer.step()
         self.adapter.gradient.zero_()
         self.state.global_step += 1
         self.state.num_input_tokens_seen += int(lengths.sum())
@@ -100,7 +100,7 @@ class PlainTrial:
     def save(self, folder: Path) -> Checkpoint:
         writer = CheckpointWriter(TrialDir(folder), TrialTimer(), BASE_LOSS, keep=None)
         state, pending = self.state, self.log.pending
-        write_checkpoint(writer, self.config, self.named, self.stepper, state, pending)
+        write_checkpoint(writer, self.config, self.named, self.flat_optimizer, state, pending)
         return choose_checkpoint(folder, self.state.global_step)
 
 

@@ -54,14 +54,14 @@ def loop() -> Iterator[StepLoop]:
 
 
 @pytest.fixture
-def trainees(small_recipe: Recipe, loop: StepLoop) -> list[AdapterTrainer]:
-    def trainee(seed: int) -> AdapterTrainer:
+def trainers(small_recipe: Recipe, loop: StepLoop) -> list[AdapterTrainer]:
+    def trainer(seed: int) -> AdapterTrainer:
         config = small_recipe.trial_config({"learning_rate": 1e-2, "lora_rank": 4})
         adapter = Adapter(loop.frozen.targets, config.hyperparameters, seed, loop.frozen.final_norm)
-        stepper = FlatOptimizer(adapter, config, TrialLength(50, 5000))
-        return AdapterTrainer(adapter, stepper, 1.0, lambda step: rows_of_lengths([10] * 4, seed=step), 0)
+        flat_optimizer = FlatOptimizer(adapter, config, TrialLength(50, 5000))
+        return AdapterTrainer(adapter, flat_optimizer, 1.0, lambda step: rows_of_lengths([10] * 4, seed=step), 0)
 
-    return [trainee(seed) for seed in (1, 2)]
+    return [trainer(seed) for seed in (1, 2)]
 
 
 def _fail(*_: Any) -> Any:
@@ -72,10 +72,10 @@ def _fail(*_: Any) -> Any:
     ("owner", "name"), [(Decoder, "train"), (FlatOptimizer, "step"), (AdapterTrainer, "begin_step")]
 )
 def test_whoever_trains_is_cut_off(
-    loop: StepLoop, trainees: list[AdapterTrainer], monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+    loop: StepLoop, trainers: list[AdapterTrainer], monkeypatch: pytest.MonkeyPatch, owner: type, name: str
 ) -> None:
     monkeypatch.setattr(owner, name, _fail)
-    futures = loop.call(lambda: [loop.train(each, lambda done, _: done >= 3) for each in trainees]).result(WAIT)
+    futures = loop.call(lambda: [loop.train(each, lambda done, _: done >= 3) for each in trainers]).result(WAIT)
     for future in futures:
         with pytest.raises(EngineClosedError, match="the engine has broken down: RuntimeError: CUDA error"):
             future.result(WAIT)
@@ -86,19 +86,19 @@ def _evaluates(loop: StepLoop, _: AdapterTrainer) -> None:
     loop.evaluate(None, rows_of_lengths([10], seed=0))
 
 
-def _rehearses(loop: StepLoop, trainee: AdapterTrainer) -> None:
+def _dry_runs(loop: StepLoop, trainer: AdapterTrainer) -> None:
     rows = rows_of_lengths([10], seed=0)
     loop.admit(1, TrialFootprint(0, 10, 1.0))
-    loop.dry_run(DryRun(1, trainee.adapter, lambda: trainee._stepper, lambda _: (rows, rows)))
+    loop.dry_run(DryRun(1, trainer.adapter, lambda: trainer._flat_optimizer, lambda _: (rows, rows)))
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "work"),
-    [(Decoder, "losses", _evaluates), (AsyncScalars, "read", _evaluates), (Decoder, "train", _rehearses)],
+    [(Decoder, "losses", _evaluates), (AsyncScalars, "read", _evaluates), (Decoder, "train", _dry_runs)],
 )
 def test_whoever_waits_is_cut_off_with_those_who_train(
     loop: StepLoop,
-    trainees: list[AdapterTrainer],
+    trainers: list[AdapterTrainer],
     monkeypatch: pytest.MonkeyPatch,
     owner: type,
     name: str,
@@ -106,9 +106,9 @@ def test_whoever_waits_is_cut_off_with_those_who_train(
 ) -> None:
     monkeypatch.setattr(owner, name, _fail)
     with pytest.raises(EngineClosedError):
-        work(loop, trainees[0])
+        work(loop, trainers[0])
     with pytest.raises(EngineClosedError):
-        loop.train(trainees[1], lambda done, _: done >= 3)
+        loop.train(trainers[1], lambda done, _: done >= 3)
 
 
 @pytest.mark.parametrize("name", ["train", "losses"])

@@ -22,21 +22,21 @@ from trials.training.evaluation_loop import Decision
 
 
 def test_who_has_been_silent_longest_counts_and_who_rests_does_not() -> None:
-    pulse = Heartbeat()
-    assert pulse.seconds_since_progress() is None
-    with ThreadPoolExecutor() as other, pulse.working():
+    heartbeat = Heartbeat()
+    assert heartbeat.seconds_since_progress() is None
+    with ThreadPoolExecutor() as other, heartbeat.working():
         time.sleep(1.0)
-        other.submit(pulse.beat).result()
-        assert 1.0 <= (pulse.seconds_since_progress() or 0) < 5
-        with pulse.resting():
-            assert (pulse.seconds_since_progress() or 0) < 1.0
-            other.submit(pulse.stop).result()
-            assert pulse.seconds_since_progress() is None
-        assert (pulse.seconds_since_progress() or 0) < 1.0
-    assert pulse.seconds_since_progress() is None
-    with pulse.resting():
+        other.submit(heartbeat.beat).result()
+        assert 1.0 <= (heartbeat.seconds_since_progress() or 0) < 5
+        with heartbeat.resting():
+            assert (heartbeat.seconds_since_progress() or 0) < 1.0
+            other.submit(heartbeat.stop).result()
+            assert heartbeat.seconds_since_progress() is None
+        assert (heartbeat.seconds_since_progress() or 0) < 1.0
+    assert heartbeat.seconds_since_progress() is None
+    with heartbeat.resting():
         pass
-    assert pulse.seconds_since_progress() is None
+    assert heartbeat.seconds_since_progress() is None
 
 
 def _eventually(is_so: Callable[[], bool]) -> bool:

@@ -41,32 +41,32 @@ Make = Callable[..., AdapterTrainer]
 
 @pytest.fixture
 def make(small_recipe: Recipe, loop: StepLoop) -> Make:
-    def trainee(rows: int, *, seed: int = 1, loop: StepLoop = loop, length: int = ROW, **values: Any) -> AdapterTrainer:
+    def trainer(rows: int, *, seed: int = 1, loop: StepLoop = loop, length: int = ROW, **values: Any) -> AdapterTrainer:
         config = small_recipe.trial_config({"learning_rate": 1e-2, "lora_dropout": 0.1, "lora_rank": 4, **values})
         adapter = Adapter(loop.frozen.targets, config.hyperparameters, seed, loop.frozen.final_norm)
-        stepper = FlatOptimizer(adapter, config, TrialLength(50, 5000))
+        flat_optimizer = FlatOptimizer(adapter, config, TrialLength(50, 5000))
 
         def rows_of_step(step: int) -> Sequence[TokenizedRow]:
             return rows_of_lengths([length] * rows, seed=1000 * seed + step)
 
-        return AdapterTrainer(adapter, stepper, 1.0, rows_of_step, 0)
+        return AdapterTrainer(adapter, flat_optimizer, 1.0, rows_of_step, 0)
 
-    return trainee
+    return trainer
 
 
 def after(steps: int) -> Callable[[int, int], bool]:
     return lambda done, _: done >= steps
 
 
-def alone(trainee: AdapterTrainer, loop: StepLoop, steps: int) -> torch.Tensor:
+def alone(trainer: AdapterTrainer, loop: StepLoop, steps: int) -> torch.Tensor:
     """The weights after so many steps."""
-    loop.train(trainee, after(steps)).result(WAIT)
-    return trainee.adapter.flat
+    loop.train(trainer, after(steps)).result(WAIT)
+    return trainer.adapter.flat
 
 
 def together(loop: StepLoop, *trainings: tuple[AdapterTrainer, Callable[[int, int], bool]]) -> None:
     """They join between the same two micro-steps."""
-    futures = loop.call(lambda: [loop.train(trainee, is_there) for trainee, is_there in trainings]).result(WAIT)
+    futures = loop.call(lambda: [loop.train(trainer, is_there) for trainer, is_there in trainings]).result(WAIT)
     for future in futures:
         future.result(WAIT)
 
@@ -107,10 +107,10 @@ def test_adapters_of_the_same_modules_lie_together_in_a_micro_step(
     seen: list[list[Adapter]] = []
     watch(monkeypatch, lambda batch: seen.append([segment.adapter for segment in batch.segments]))
     targets = [("q_proj", "down_proj"), ("q_proj",), ("q_proj", "down_proj"), ("v_proj",), ("q_proj",)]
-    trainees = [make(2, seed=seed, target_modules=modules) for seed, modules in enumerate(targets)]
-    together(loop, *[(trainee, after(2)) for trainee in trainees])
+    trainers = [make(2, seed=seed, target_modules=modules) for seed, modules in enumerate(targets)]
+    together(loop, *[(trainer, after(2)) for trainer in trainers])
     for order in ([1, 4, 3, 0, 2], [1, 4, 3, 0, 2]):
-        assert seen.pop(0) == [trainees[number].adapter for number in order]
+        assert seen.pop(0) == [trainers[number].adapter for number in order]
 
 
 def test_who_comes_later_gets_no_more_than_the_others(
@@ -163,7 +163,7 @@ def test_what_fails_in_one_trial_leaves_the_others(loop: StepLoop, make: Make, m
 
     rows_of_step = no_rows._rows_of_step
     monkeypatch.setattr(no_rows, "_rows_of_step", lambda step: fail() if step == 2 else rows_of_step(step))
-    monkeypatch.setattr(no_step._stepper, "step", fail)
+    monkeypatch.setattr(no_step._flat_optimizer, "step", fail)
     diverging.adapter.weights["model.layers.0.self_attn.q_proj"].b.fill_(1e308)
     others = [loop.train(no_rows, after(12)), loop.train(no_step, after(12)), loop.train(unsure, fail)]
     diverged = loop.train(diverging, after(12))
@@ -203,23 +203,23 @@ def test_a_rehearsal_that_memory_does_not_suffice_for_is_left_out(
 
 
 def test_closing_cuts_off_who_trains_and_refuses_who_comes(loop: StepLoop, make: Make) -> None:
-    trainee = make(8)
-    training = loop.train(trainee, after(10**9))
+    trainer = make(8)
+    training = loop.train(trainer, after(10**9))
     loop.close()
     with pytest.raises(EngineClosedError, match="the engine has ended"):
         training.result(WAIT)
     with pytest.raises(EngineClosedError):
-        loop.train(trainee, after(1))
+        loop.train(trainer, after(1))
     with pytest.raises(EngineClosedError):
         loop.call(lambda: None)
     loop.release(7)  # who clears up after himself is not refused
 
 
 def test_a_loop_that_breaks_tells_everybody(loop: StepLoop, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainee = make(8)
+    trainer = make(8)
     # What no trial can be blamed for, such as a GPU that is gone.
-    monkeypatch.setattr(loop._micro_steps, "check_finite", lambda: 1 / 0)
+    monkeypatch.setattr(loop._micro_batcher, "check_finite", lambda: 1 / 0)
     with pytest.raises(EngineClosedError, match="ZeroDivisionError"):
-        loop.train(trainee, after(3)).result(WAIT)
+        loop.train(trainer, after(3)).result(WAIT)
     with pytest.raises(EngineClosedError):
         loop.call(lambda: None)
