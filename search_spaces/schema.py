@@ -69,7 +69,7 @@ class SearchSettings(Settings):
     )
     trials: int | None = Field(default=None, ge=1, description="at most so many trained configurations")
     seed: int = Field(default=0, ge=0, description="of the searcher, and of every trial's training")
-    reduction_factor: int = Field(default=3, ge=2, description="rungs are so many times apart in tokens")
+    reduction_factor: int = Field(default=3, ge=2, description="comparison points are so many times apart in tokens")
     rungs: int = Field(
         default=2, ge=0, description="below full length: where the report compares trials, and answers are scored"
     )

@@ -131,7 +131,9 @@ class EvaluationSettings(Settings):
     divergence_factor: float = Field(default=2.0, gt=1, description="ends a trial above so many times the base's loss")
     batch_rows: int = Field(default=16, ge=1, description="rows evaluated at once; doesn't change the loss")
     score_rows: int | None = Field(
-        default=None, ge=2, description="first eval rows, answered and scored at rungs and at the end; null: none"
+        default=None,
+        ge=2,
+        description="first eval rows, answered and scored at the comparison points and at the end; null: none",
     )
 
 

@@ -95,7 +95,7 @@ def figures(run: RunDir, slots: int, seconds: float, memory: Memory) -> list[str
     kinds = sorted({record.ending.kind.value if record.ending else "open" for record in records})
     slept = sum(line["slept"] for line in segments)
     return [
-        f"{len(records)} trials ({', '.join(kinds)}) in {len(segments)} stretches on {slots} slots: {seconds:.0f} s",
+        f"{len(records)} trials ({', '.join(kinds)}) in {len(segments)} segments on {slots} slots: {seconds:.0f} s",
         f"slot-seconds not training, per trial: median {statistics.median(ends):.2f}, 90 % below {p90:.2f}",
         f"share of slots' time that trials trained in: {slept / (slots * seconds):.0%}".replace("%", " %"),
         f"driver memory: {memory.at_start:.0f} MiB at the first trial, {memory.at_end:.0f} MiB at the end",

@@ -46,7 +46,7 @@ def plan_consolidation(
         return None
     source = "measured" if found else "assumed, as it was never measured on this machine"
     reason = (
-        f"trial {chosen.trial_id} promises most, and would take {chosen.seconds:.0f} s on one GPU, of which "
+        f"trial {chosen.trial_id} looks most promising, and would take {chosen.seconds:.0f} s on one GPU, of which "
         f"{seconds_left:.0f} are left; on {ranks} together it's {together.scaling:.2f} times as fast ({source})"
     )
     return Consolidation(ranks, together.scaling * beside, chosen.trial_id, reason, now)

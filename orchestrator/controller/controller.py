@@ -228,7 +228,7 @@ class SearchController:
         if self._is_done or (self._seconds_left <= 0 and not self.was_interrupted):
             for trial in self._table:
                 if trial.ending is None:
-                    reason = f"paused at {trial.tokens_seen:,} tokens; others promised more until the end"
+                    reason = f"paused at {trial.tokens_seen:,} tokens; other trials looked more promising until the end"
                     self._end(trial, Ending(EndingKind.PRUNED, reason))
         self._writer.flush(at_once=True)
 
@@ -395,7 +395,8 @@ class SearchController:
         """Checkpoints take room, so not everything that is paused can be kept."""
         for trial_id in self._scheduler.evictable(self.search.recipe.search.keep_paused, self._budget()):
             trial = self._table[trial_id]
-            reason = f"paused at {trial.tokens_seen:,} tokens, and {self.search.recipe.search.keep_paused} promise more"
+            more = self.search.recipe.search.keep_paused
+            reason = f"paused at {trial.tokens_seen:,} tokens; {more} other paused trials look more promising"
             self._end(trial, Ending(EndingKind.PRUNED, reason))
 
     def _consider_consolidation(self) -> None:

@@ -19,7 +19,7 @@ class ExitKind(Enum):
     """It ended, or was told to stop."""
     DEATH = "death"
     """Its process is gone, or broke off outside of its training."""
-    PROXY_ERROR = "mishap"
+    PROXY_ERROR = "proxy_error"
     """What speaks for it failed: its holder, Ray Tune's report, the store that its folder is on."""
 
 

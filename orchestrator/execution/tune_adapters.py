@@ -66,7 +66,7 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
         search = self._controller.search
         return {
             "trial_id": answer.trial_id,
-            "stretch": self._segment(answer.trial_id),
+            "segment": self._segment(answer.trial_id),
             "resumes": answer.resumes,
             "origin": answer.origin.value,
             "config": answer.config.model_dump_json(),

@@ -112,7 +112,7 @@ def run_tune(controller: SearchController, run: RunDir) -> None:
             search_alg=searcher,
             scheduler=scheduler,
             reuse_actors=True,
-            trial_dirname_creator=lambda trial: str(trial.config["stretch"]),
+            trial_dirname_creator=lambda trial: str(trial.config["segment"]),
         ),
         run_config=RunConfig(
             name="ray",

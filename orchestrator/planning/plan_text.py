@@ -73,7 +73,7 @@ def describe(
         f"full trial: {sizes.full_tokens:,} tokens ({sizes.full_tokens / sizes.epoch_tokens:.2f} epochs)",
         *forecast_lines(search, sizes.full_tokens, epoch, forecast_search(search, throughput, now or deadline.started)),
         f"first the base model, then {len(search.recipe.start)} starting point(s): "
-        f"{', '.join(search.recipe.start) or 'none'}; then what promises most by all curves so far",
+        f"{', '.join(search.recipe.start) or 'none'}; then what looks most promising by all learning curves so far",
         f"GPUs per trial: {search.gpus_per_trial}{_together(search)}",
         placement_line(search),
         "space:",

@@ -53,7 +53,9 @@ def learning_curves(data: ReportData) -> go.Figure:
     base_line(figure, data)
     for number, tokens in enumerate(data.rungs, start=1):
         figure.add_vline(x=tokens, line={"color": LINE_COLOUR, "width": 1, "dash": "dot"}, opacity=0.6)
-        figure.add_annotation(x=tokens, y=1, yref="paper", yanchor="bottom", text=f"rung {number}", showarrow=False)
+        figure.add_annotation(
+            x=tokens, y=1, yref="paper", yanchor="bottom", text=f"comparison point {number}", showarrow=False
+        )
     figure.update_xaxes(rangemode="tozero")
     loss_axis(figure, data, [p.eval_loss for r in data.trained if has_converged(r) for p in r.points])
     return figure

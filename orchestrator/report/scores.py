@@ -73,7 +73,7 @@ def score_section(data: ReportData) -> ScoreSection | None:
     measure, rows = known[0].scoring.scores.measure, len(known[0].scoring.scores.values)
     sentences = [of_best(data, trials)] if trials else ["No trial was scored so far."]
     sentences += [f"The base model's {NAMES[measure]} is {show_score(base[0])}."] if base else []
-    groups = [(f"At the rung of {tokens:,} tokens", at_rung(data.trained, tokens)) for tokens in data.rungs]
+    groups = [(f"At {tokens:,} tokens", at_rung(data.trained, tokens)) for tokens in data.rungs]
     groups.append(("At the end of trials that finished or ran out of patience", at_end(data.trained)))
     stages = [_stage(title, group, data) for title, group in groups if group]
     return ScoreSection(NAMES[measure], rows, sentences, stages)

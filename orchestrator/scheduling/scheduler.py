@@ -74,9 +74,9 @@ class FreezeThawScheduler:
         own = self._field.value_of(trial_id, budget)
         paused = self._field.best_paused(budget)
         if paused is not None and paused[1] > max(own, self._field.new_trial_value(budget)):
-            return ContinueDecision(False, f"{paused[0]} promises more")
+            return ContinueDecision(False, f"trial {paused[0]} looks more promising")
         if self._field.new_trial_value(budget) > own:
-            return ContinueDecision(False, "a new configuration promises more")
+            return ContinueDecision(False, "a new configuration looks more promising")
         return ContinueDecision(True, "the most promising")
 
     def choose_next(self, budget: BudgetState) -> Next:

@@ -32,7 +32,7 @@ from tests.support.fake_search import (
 )
 from trials.records.trial_dir import EndingKind, TrialDir
 
-TWO = Consolidation(2, 1.6, "0002", "it promises most", START.isoformat())
+TWO = Consolidation(2, 1.6, "0002", "it looks most promising", START.isoformat())
 
 
 def search_for(*settings: str) -> Search:

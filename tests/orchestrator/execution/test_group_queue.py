@@ -40,7 +40,7 @@ def calls() -> Iterator[ThreadPoolExecutor]:
 
 
 def request(trial_id: str, segment: int = 1) -> Mapping[str, Any]:
-    return {"trial_id": trial_id, "stretch": segment}
+    return {"trial_id": trial_id, "segment": segment}
 
 
 def taken(queue: GroupQueue, number: int = 0) -> tuple[int, Mapping[str, Any]]:

@@ -61,7 +61,7 @@ def test_a_suggestion_is_all_that_a_worker_needs(controller: SearchController, r
     run_base(run, controller)
     start = searcher.suggest("b")
     assert isinstance(start, dict)
-    assert (start["trial_id"], start["stretch"], start["resumes"]) == ("0001", "0001", False)
+    assert (start["trial_id"], start["segment"], start["resumes"]) == ("0001", "0001", False)
     assert TrialConfig.model_validate_json(start["config"]).hyperparameters.learning_rate == 2e-4
     assert start["folder"] == str(run.trial("0001"))
     assert start["stop_at"] == controller.search.deadline.training_ends.timestamp()
@@ -86,14 +86,14 @@ def test_a_trial_whose_process_died_goes_on_in_a_stretch_of_its_own(
     assert run.records()[1].ending is None
     again = searcher.suggest("c")
     assert isinstance(again, dict)
-    assert (again["trial_id"], again["stretch"]) == ("0001", "0001-2")
+    assert (again["trial_id"], again["segment"]) == ("0001", "0001-2")
     (run.path / "ray" / "0001-3").mkdir(parents=True)  # of an earlier session
     resumed = tune_plugins.SearcherAdapter(controller, run, WorkerPool(search, APART))
     resumed._segments |= {"0001", "0001-2"}
     searcher.on_trial_complete("c", error=True)
     last = resumed.suggest("d")
     assert isinstance(last, dict)
-    assert last["stretch"] == "0001-4"
+    assert last["segment"] == "0001-4"
 
 
 def test_the_scheduler_says_what_the_conductor_says(controller: SearchController, run: RunDir, search: Search) -> None:

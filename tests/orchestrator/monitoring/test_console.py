@@ -25,7 +25,7 @@ def events(small_recipe: Recipe) -> list[Event]:
         TrialEnded("0000", Ending(EndingKind.FINISHED, "evaluated"), 3.0),
         TrialStarted("0001", Origin.START, "usual", config, 900),
         TrialEvaluated("0001", point(2.5, 100)),
-        TrialEnded("0001", Ending(EndingKind.PRUNED, "others promised more"), 2.5),
+        TrialEnded("0001", Ending(EndingKind.PRUNED, "other trials looked more promising"), 2.5),
     ]
 
 
@@ -77,10 +77,10 @@ def test_a_table_that_cannot_be_drawn_ends_nothing(
 
 def test_pauses_and_returns_are_said(events: list[Event], small_recipe: Recipe) -> None:
     config = small_recipe.trial_config({})
-    paused = TrialPaused("0001", "others promise more")
+    paused = TrialPaused("0001", "other trials look more promising")
     resumed = TrialStarted("0001", Origin.START, "usual", config, 900, tokens_seen=100)
     lines = show([*events, paused, resumed], small_recipe, terminal=False).splitlines()
-    assert lines[-2].endswith("trial 0001 paused: others promise more")
+    assert lines[-2].endswith("trial 0001 paused: other trials look more promising")
     assert lines[-1].endswith("trial 0001 goes on from 100 tokens")
 
 

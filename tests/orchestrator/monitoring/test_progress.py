@@ -28,7 +28,7 @@ def test_the_best_is_a_trained_trial(progress: Progress) -> None:
 
 def test_states_follow_the_endings(progress: Progress) -> None:
     progress.apply(TrialEnded("0001", Ending(EndingKind.DIVERGED, "the loss is nan"), None))
-    progress.apply(TrialPaused("0002", "others promise more"))
+    progress.apply(TrialPaused("0002", "other trials look more promising"))
     progress.apply(Notice("anything"))
     assert {row.trial_id: row.state for row in progress.rows.values()} == {
         "0000": "running",
@@ -39,7 +39,7 @@ def test_states_follow_the_endings(progress: Progress) -> None:
 
 def test_a_trial_that_goes_on_keeps_its_row(progress: Progress, small_recipe: Recipe) -> None:
     progress.apply(TrialEvaluated("0002", point(3.5, 100)))
-    progress.apply(TrialPaused("0002", "others promise more"))
+    progress.apply(TrialPaused("0002", "other trials look more promising"))
     progress.apply(TrialStarted("0002", Origin.PROPOSED, "proposed", small_recipe.trial_config({}), 900, 100))
     row = progress.rows["0002"]
     assert row.state == "running"

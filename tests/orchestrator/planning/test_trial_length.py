@@ -62,5 +62,5 @@ def test_the_length_is_said_in_words() -> None:
     assert length_in_words(1000, 1000, 2000) == "1,000 tokens, 0.5 of the training data"
     said = length_in_words(1_000_000, 50_000, 1_000_000)
     assert said.startswith(
-        "50,000 tokens tonight, 0.05 of the training data: 0.05 of the 1,000,000 that the recipe asks"
+        "50,000 tokens in this search, 0.05 of the training data: 0.05 of the 1,000,000 that the recipe asks"
     )

@@ -19,7 +19,7 @@ from tests.support.report_runs import BASE, STARTED, Told, new_run, write_export
 from trials.records.memory_report import Attempt, MemoryReport, write_memory_report
 from trials.records.trial_dir import Ending, EndingKind, TrialDir
 
-PRUNED = Ending(EndingKind.PRUNED, "others promised more")
+PRUNED = Ending(EndingKind.PRUNED, "other trials looked more promising")
 WITHOUT = """
 import sys
 
@@ -120,7 +120,7 @@ def test_energy_and_cost_count_both_gpus_until_the_export(run: RunDir) -> None:
 
 
 def test_going_over_to_all_gpus_is_told_with_what_came_of_it(run: RunDir) -> None:
-    reason = "trial 0003 promises most"
+    reason = "trial 0003 looks most promising"
     changed = Consolidation(2, 1.6, "0003", reason, "2026-11-22T04:30:00+00:00")
     run.write_search(replace(run.read_search(), regrouped=changed))
     section = forecast_check(read_report_data(run))
@@ -140,12 +140,12 @@ def test_the_sentences_say_when_it_was_predicted_and_how_long_a_trial_is(run: Ru
     section = forecast_check(read_report_data(run))
     assert section is not None
     assert section.sentences[0].startswith("Predicted 3m00s after the start")
-    assert "100,000 tokens tonight, 2 of the training data: 0.25 of the 400,000" in section.sentences[1]
+    assert "100,000 tokens in this search, 2 of the training data: 0.25 of the 400,000" in section.sentences[1]
 
 
 def test_the_report_needs_neither_ray_nor_torch_for_it(run: RunDir) -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT, str(run.path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     page = (run.path / "report.html").read_text()
-    assert "<h2>Plan and night</h2>" in page
+    assert "<h2>Plan and search</h2>" in page
     assert "trained at full length" in page

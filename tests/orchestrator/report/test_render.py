@@ -18,7 +18,7 @@ HEADINGS = [
     "Learning curves",
     "Ranking",
     "What was stopped, and why",
-    "Plan and night",
+    "Plan and search",
     "What mattered",
     "Base and winner, side by side",
     "How to use it",
@@ -236,7 +236,7 @@ def test_loss_and_score_have_a_section_where_scores_were_asked_for(tmp_path: Pat
     assert page.headings.index("Loss and score") == page.headings.index("What mattered") + 1
     assert "scores" in {attributes.get("id") for tag, attributes in page.tags if tag == "div"}
     assert "Trial 0002 has the best accuracy, 95.0 % (83.5 to 98.6)" in page.text
-    assert "At the rung of 11,111 tokens" in page.text
+    assert "At 11,111 tokens" in page.text
     assert "0002 the better score, by 45.0" in page.text
     assert "The base model's accuracy is 10.0" in page.text
 

@@ -49,7 +49,7 @@ def test_stages_have_loss_score_and_places_by_both(run: RunDir) -> None:
 
     rung, second, end = section_of(run).stages
 
-    assert [rung.title, second.title] == ["At the rung of 11,111 tokens", "At the rung of 33,333 tokens"]
+    assert [rung.title, second.title] == ["At 11,111 tokens", "At 33,333 tokens"]
     assert [(row.id, row.loss, row.loss_place, row.score, row.score_place) for row in rung.rows] == [
         ("0002", "1.4000", "1", "50.0 % (35.2 to 64.8)", "2="),
         ("0001", "1.5000", "2", "50.0 % (35.2 to 64.8)", "2="),

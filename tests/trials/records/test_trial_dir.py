@@ -119,9 +119,9 @@ def test_reading_changes_nothing(folder: TrialDir) -> None:
 
 
 def test_the_first_ending_stands(folder: TrialDir) -> None:
-    folder.end(Ending(EndingKind.PRUNED, "fell behind at a rung"))
+    folder.end(Ending(EndingKind.PRUNED, "fell behind at a comparison point"))
     folder.end(Ending(EndingKind.FAILED, "its process died"))
-    assert read_trial(folder.path).ending == Ending(EndingKind.PRUNED, "fell behind at a rung")
+    assert read_trial(folder.path).ending == Ending(EndingKind.PRUNED, "fell behind at a comparison point")
 
 
 def test_a_folder_holds_one_trial(folder: TrialDir, small_config: TrialConfig) -> None:
