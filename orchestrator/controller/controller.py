@@ -372,7 +372,8 @@ class SearchController:
     def _record_proxy_error(self, trial: Trial, error: str) -> None:
         """What speaks for it failed: it's handed out again soon, unless that goes on for it alone."""
         if self._are_too_many_proxy_errors(trial.trial_id, error):
-            reason = f"set aside through no fault of its own, as what speaks for it failed {MOST_PROXY_ERRORS} times: {error}"
+            failed = f"as what speaks for it failed {MOST_PROXY_ERRORS} times: {error}"
+            reason = f"set aside through no fault of its own, {failed}"
             trial.ending = Ending(EndingKind.PRUNED, reason)
         else:
             self._unfinished.append(trial.trial_id)

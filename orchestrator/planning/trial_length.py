@@ -58,6 +58,7 @@ def length_in_words(full_tokens: int, shortened_tokens: int, epoch_tokens: int) 
         return f"{full_tokens:,} tokens, {epochs}"
     share = shortened_tokens / full_tokens
     return (
-        f"{shortened_tokens:,} tokens in this search, {epochs}: {share:.3g} of the {full_tokens:,} that the recipe asks for, so "
+        f"{shortened_tokens:,} tokens in this search, {epochs}: {share:.3g} of the {full_tokens:,} that the recipe "
+        "asks for, so "
         "that enough of them fit"
     )

@@ -77,7 +77,9 @@ class TokenCounter:
 
 
 class CounterDropout(nn.Module):
-    """In place of `nn.Dropout` before an adapter's A, in training that says `TokenCounter.set_position` before a forward pass.
+    """Takes the place of `nn.Dropout` before an adapter's A.
+
+    Training calls `TokenCounter.set_position` before every forward pass.
 
     The backward pass may come, and recompute the forward pass, until the next micro-batch is announced.
     """

@@ -53,8 +53,9 @@ def estimate_memory(
     """The least GPU memory that a trial needs; None for a base model whose layers aren't Llama's or Mistral's.
 
     `longest_row` is in tokens, of training and evaluation. `itemsize` is in bytes of a number in a matrix product: 2 on
-    a GPU. `in_engine`: whether our engine trains it (`trials.engine.support.unsupported_reason` is None, and `machine.engine` is
-    not trl). `is_recomputed`: whether activations may be computed again; TRL then begins with more, of more rows.
+    a GPU. `in_engine`: whether our engine trains it (`trials.engine.support.unsupported_reason` is None, and
+    `machine.engine` is not trl). `is_recomputed`: whether activations may be computed again; TRL then begins with more,
+    of more rows.
     """
     if base.model_type not in ARCHITECTURES:
         return None

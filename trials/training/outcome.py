@@ -35,8 +35,9 @@ class ReportingError(TrialInterrupted):
 def run_and_record(folder: TrialDir, train: Callable[[], Ending | None], ranks: ProcessGroup = ALONE) -> Ending | None:
     """Trains, and records how that ended; None: the callback stopped the trial, and writes the ending.
 
-    Running out of memory is an ending; any other error but `TrialInterrupted` and `DiskFull`, which cut it off, is recorded
-    as `failed`. Errors are raised. That another of the trial's processes has ended cuts it off: raises `TrialInterrupted`.
+    Running out of memory is an ending; any other error but `TrialInterrupted` and `DiskFull`, which cut it off, is
+    recorded as `failed`. Errors are raised. That another of the trial's processes has ended cuts it off: raises
+    `TrialInterrupted`.
     """
     try:
         with disk_full_in(folder.path), _cut_off_with_others(ranks):
