@@ -1,12 +1,12 @@
-"""Benchmark: whole nights on a simulated clock. The conductor, planner, policy and run folder are the real ones.
+"""Benchmark: whole searches on a simulated clock. The controller, planner, policy and run folder are the real ones.
 
 python -m benchmarks.simulator regret [--landscape recorded] [--budgets 6,12,24,50] [--seeds 30] [--slots 1]
-    the loss at the end of nights on recorded learning curves (or modelled ones, that mislead early): ours, stock
+    the loss at the end of searches on recorded learning curves (or modelled ones, that mislead early): ours, stock
     Ray Tune (its ASHAScheduler and OptunaSearch), TPE without pruning, and random search, with the same training time
 python -m benchmarks.simulator deadlines [--nights 1000]
-    nights of random length, speed and accidents: deadline met, a full-length trial, share of the time at work
+    searches of random length, speed and accidents: deadline met, a full-length trial, share of the time at work
 python -m benchmarks.simulator scale [--slots 1000] [--trials 10000]
-    how long the conductor takes for a decision, and its memory
+    how long the controller takes for a decision, and its memory
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def regret(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Bar 1: the night's end against the others', a line per budget and strategy."""
+    """Bar 1: the search's end against the others', a line per budget and strategy."""
     found: list[dict[str, Any]] = []
     for budget in map(float, given.budgets.split(",")):
         nights = {strategy: _replayed(given, strategy, budget) for strategy in STRATEGIES}
@@ -82,7 +82,7 @@ def _regret_line(budget: float, strategy: str, played: Sequence[Played]) -> str:
 
 
 def _against_stock(ours: Sequence[Played], stock: Sequence[Played]) -> str:
-    """How soon ours had stock's last loss, seed by seed, against the whole night and against when stock had it."""
+    """How soon ours had stock's last loss, seed by seed, against the whole search and against when stock had it."""
     final = [simulated.best[-1] for simulated in stock]
     reached = [simulated.reached(loss) for simulated, (_, loss) in zip(ours, final, strict=True)]
     of_night = [time / simulated.budget for time, simulated in zip(reached, ours, strict=True)]
@@ -110,7 +110,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def deadlines(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Bar 2: nights of any kind."""
+    """Bar 2: searches of any kind."""
     found = _side_by_side(play_random, range(given.first_seed, given.first_seed + given.nights), given.processes)
     fits = [simulated for simulated in found if simulated.one_fits]
     busy = sorted(simulated.busy for simulated in found)
@@ -132,7 +132,7 @@ def deadlines(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _together(found: Sequence[Outcome]) -> float:
-    """Busy time of all nights over the time of all nights."""
+    """Busy time of all searches over the time of all searches."""
     return sum(simulated.busy * simulated.seconds for simulated in found) / sum(
         simulated.seconds for simulated in found
     )

@@ -1,4 +1,4 @@
-"""Nights of any kind: long or short, on fast or slow machines, with processes that die and a person who resumes."""
+"""Searches of any kind: long or short, on fast or slow machines, with processes that die and a person who resumes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _IN_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one night."""
+    """What became of one search."""
 
     seed: int
     seconds: float
@@ -39,7 +39,7 @@ class Outcome:
     full_length: int
     """Trials that were trained to their end."""
     one_fits: bool
-    """Whether a full trial, as long as it was that night, fitted beside what accidents cost."""
+    """Whether a full trial, as long as it was that search, fitted beside what accidents cost."""
     busy: float
     """Share of slots' time that was trained in, between the first trial's start and the reserve, while Ray ran."""
     trials: int
@@ -55,7 +55,7 @@ class Outcome:
 
 
 def play(seed: int) -> Outcome:
-    """One night, drawn from its seed."""
+    """One search, drawn from its seed."""
     began = time.perf_counter()
     lot = random.Random(seed)
     seconds = math.exp(lot.uniform(math.log(_SHORTEST), math.log(_LONGEST)))
@@ -78,7 +78,7 @@ def play(seed: int) -> Outcome:
 
 
 def _accidents(lot: random.Random, last: float, slots: int) -> list[Accident]:
-    """About one of each kind in two hours, at most a few in a short night."""
+    """About one of each kind in two hours, at most a few in a short search."""
     found = []
     for kind in ("trial", "engine", "driver"):
         at = lot.expovariate(1 / 7200)

@@ -1,4 +1,4 @@
-"""Records learning curves of random configurations of the demo's space: what nights are replayed on.
+"""Records learning curves of random configurations of the demo's space: what searches are replayed on.
 
 python -m benchmarks.simulator.record_curves OUT.csv [--configurations 200] [--twice 40] [--at-once 16]
 

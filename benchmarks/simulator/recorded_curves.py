@@ -58,7 +58,7 @@ def _values(row: Mapping[str, str]) -> dict[str, Any]:
 
 
 class RecordedCurves:
-    """A landscape in which every trial is a recorded one: the nearest configuration that this night hasn't had yet.
+    """A landscape in which every trial is a recorded one: the nearest configuration that this search hasn't had yet.
 
     A searcher has to know what it can get: `beside` is all there is, `nearest` what a wish comes to. One that is told
     of another configuration than it got would learn from a landscape that nobody has.
@@ -98,7 +98,7 @@ class RecordedCurves:
 
     @property
     def is_used_up(self) -> bool:
-        """Whether the night has had every configuration."""
+        """Whether the search has had every configuration."""
         return not self._left
 
     def nearest(self, values: Mapping[str, Any]) -> Mapping[str, Any]:

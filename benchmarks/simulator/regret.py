@@ -1,4 +1,4 @@
-"""Nights on recorded or modelled curves, ours and stock, with the same time for training."""
+"""Searches on recorded or modelled curves, ours and stock, with the same time for training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _IN_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Played:
-    """One strategy's night: when it had which loss, in full trials' worth of training time and nats."""
+    """One strategy's search: when it had which loss, in full trials' worth of training time and nats."""
 
     strategy: str
     landscape: str
@@ -60,7 +60,7 @@ class Played:
 
 
 def play(strategy: str, landscape: str, budget: float, seed: int, slots: int = 1) -> Played:
-    """One night of `budget` full trials' worth of training, on all slots together."""
+    """One search of `budget` full trials' worth of training, on all slots together."""
     curves = RecordedCurves(seed) if landscape == "recorded" else ModelledCurves(seed)
     player = _play_ours if strategy == OURS else _play_stock
     history, trials, full = player(strategy, curves, budget, seed, slots)
@@ -102,7 +102,7 @@ def _play_stock(strategy: str, curves: Landscape, budget: float, seed: int, slot
 
 
 class _Replay:
-    """Trials of a stock night on a simulated clock."""
+    """Trials of a stock search on a simulated clock."""
 
     def __init__(self, simulated: StockSearch, recipe: Recipe, curves: Landscape, ends: float) -> None:
         self._night = simulated

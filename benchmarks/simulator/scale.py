@@ -1,4 +1,4 @@
-"""A night with very many GPUs and trials: what the conductor takes for a decision, and what memory."""
+"""A search with very many GPUs and trials: what the controller takes for a decision, and what memory."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _NIGHT = 9 * 3600.0
 _RESERVE = 300.0
 _STARTED = datetime(2026, 1, 1, 22, 0, tzinfo=UTC)
 _SHARE = 0.3
-"""Of a full trial that a mean one is trained: so long is a full one that the trials asked for fill the night."""
+"""Of a full trial that a mean one is trained: so long is a full one that the trials asked for fill the search."""
 _IN_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
 class Crowd:
-    """What came out of it; times in milliseconds, each of one call of the conductor."""
+    """What came out of it; times in milliseconds, each of one call of the controller."""
 
     slots: int
     trials: int
@@ -56,7 +56,7 @@ class Crowd:
 
 
 def play_crowded(slots: int, trials: int, seed: int) -> Crowd:
-    """A nine-hour night of so many GPUs, a trial on each, that ends with about so many trials."""
+    """A nine-hour search of so many GPUs, a trial on each, that ends with about so many trials."""
     began = time.perf_counter()
     settings = ["search.full_trials=null", f"search.trials={trials}", f"search.reserve={_RESERVE:g}s"]
     recipe = load_recipe("demo", settings, environ={}).recipe

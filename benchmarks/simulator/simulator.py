@@ -1,7 +1,7 @@
-"""A night in seconds: the real conductor, planner, policy and run folder, on a simulated clock with simulated trials.
+"""A search in seconds: the real controller, planner, policy and run folder, on a simulated clock with simulated trials.
 
 Simulated is what happens on a GPU and how long it takes. Everything that a trial leaves on disk is written by the same
-code as a real one's, and accidents end "processes" between any two evaluations, or the conductor itself.
+code as a real one's, and accidents end "processes" between any two evaluations, or the controller itself.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ class Machine:
     """From handing a trial out to its first step."""
     slots_per_engine: int = 1
     restart: float = 30.0
-    """From the conductor's death to its return."""
+    """From the controller's death to its return."""
 
 
 @dataclass(frozen=True)
 class Accident:
-    """At so many seconds after the night's beginning: a trial's process, an engine's, or the conductor's own dies."""
+    """At so many seconds after the search's beginning: a trial's process, an engine's, or the controller's own dies."""
 
     at: float
     kind: str
@@ -98,26 +98,26 @@ class Slot:
     """Trained so far, at `since`."""
     since: float = 0.0
     began: float = 0.0
-    """When this stretch did."""
+    """When this segment did."""
     seconds_before: float = 0.0
-    """The trial's own, of earlier stretches."""
+    """The trial's own, of earlier segments."""
     segment: int = 0
-    """So that events of a stretch that was broken off aren't taken for the next one's."""
+    """So that events of a segment that was broken off aren't taken for the next one's."""
 
 
 @dataclass
 class Account:
-    """What came out of a night."""
+    """What came out of a search."""
 
     busy_seconds: float = 0.0
     """Of all slots together, from the first trial's start to the end of training."""
     first_start: float | None = None
     decisions: list[float] = field(default_factory=list)
-    """Seconds that the conductor took for each."""
+    """Seconds that the controller took for each."""
     idle: list[float] = field(default_factory=list)
     """Seconds that it took after each event for what nobody waits for."""
     down_seconds: float = 0.0
-    """From the first trial's start: nobody had resumed the search yet after its conductor died."""
+    """From the first trial's start: nobody had resumed the search yet after its controller died."""
     lost_fraction: float = 0.0
     """Full trials' worth that had to be trained again."""
     best: list[tuple[float, float]] = field(default_factory=list)
@@ -159,7 +159,7 @@ class SimulatedSearch:
 
     @property
     def seconds(self) -> float:
-        """Since the night's beginning."""
+        """Since the search's beginning."""
         return self._seconds
 
     def now(self) -> datetime:
@@ -183,7 +183,7 @@ class SimulatedSearch:
 
     @property
     def _full_seconds(self) -> float:
-        """Of a mean full trial, as long as trials are that night."""
+        """Of a mean full trial, as long as trials are that search."""
         return self._machine.full_trial * (self.controller.search.shortened or 1.0)
 
     @property
@@ -199,7 +199,7 @@ class SimulatedSearch:
         heapq.heappush(self._queue, (seconds, next(self._order), happens))
 
     def _fill_slots(self) -> bool:
-        """Hands out what the conductor has; whether it has no more."""
+        """Hands out what the controller has; whether it has no more."""
         for slot in self._slots:
             if slot.request is not None:
                 continue

@@ -1,4 +1,4 @@
-"""What a user's script would do in the night today: Ray Tune's own searcher and scheduler, asked as Tune asks them.
+"""What a user's script would do in the search today: Ray Tune's own searcher and scheduler, asked as Tune asks them.
 
 The objects are the real ones (ray.tune.search.optuna.OptunaSearch, ray.tune.schedulers.ASHAScheduler); only the trials
 and the clock are somebody else's. A trial reports its best loss so far, which is kinder than what Tune takes by itself
@@ -56,10 +56,10 @@ class _Replayed(optuna.samplers.TPESampler):
 
 
 class StockSearch:
-    """Searcher and scheduler of one night. Time is counted in evaluations of a trial, 1 to `evaluations`.
+    """Searcher and scheduler of one search. Time is counted in evaluations of a trial, 1 to `evaluations`.
 
-    `start`: configurations to try first. `snap`: where nights are replayed on a table, what a proposal gets of it; the
-    sampler is then told that, not what it wished for.
+    `start`: configurations to try first. `snap`: where searches are replayed on a table, what a proposal gets of it;
+    the sampler is then told that, not what it wished for.
     """
 
     def __init__(

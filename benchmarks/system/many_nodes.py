@@ -2,7 +2,7 @@
 
 python -m benchmarks.system.many_nodes [--nodes 20] [--trials 300] [--seconds 4] [--out DIR]
 
-Real are Ray (a raylet per node), Ray Tune, conductor, policy, study, holders, the registry of engines, an engine's
+Real are Ray (a raylet per node), Ray Tune, controller, policy, study, proxies, the registry of engines, an engine's
 process per node, the run folder, the preflight and the metrics. Not real: GPUs, which the nodes have in name only, and
 what trials do, which is to sleep along made-up curves (benchmarks.system.sleeping_engine), evaluated twice. A node
 takes about 300 MiB of memory, its trials' processes as much again.
@@ -103,9 +103,9 @@ def figures(run: RunDir, slots: int, seconds: float, memory: Memory) -> list[str
 
 
 def overheads(run: RunDir) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """By trial, seconds from when its slot was free until it was free again, without those trained; and stretches.
+    """By trial, seconds from when its slot was free until it was free again, without those trained; and segments.
 
-    The first stretch of a slot is left out: nothing says since when the slot was free.
+    The first segment of a slot is left out: nothing says since when the slot was free.
     """
     costs: dict[str, float] = defaultdict(float)
     segments = []

@@ -19,7 +19,7 @@ from trials.system.files import append_json_line
 from trials.system.timer import TrialTimer
 
 SEGMENTS = "stretches"
-"""In the run folder: a file per engine, a line for every stretch of a trial in it."""
+"""In the run folder: a file per engine, a line for every segment of a trial in it."""
 _STEPS, _TOKENS_PER_SECOND = 100, 1000.0
 
 

@@ -1,6 +1,6 @@
 """What comes before a search's first trial: the base model's evaluation, and a few steps that measure the speed.
 
-From them: how long a full trial is tonight, what has to be kept for the export, and what the night will bring.
+From them: how long a full trial is in this search, what has to be kept for the export, and what the search will bring.
 trials/0000/  the base model       probe/  the steps that measure the speed; nothing else is done with them
 """
 

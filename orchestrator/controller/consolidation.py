@@ -1,4 +1,4 @@
-"""Whether a search should go over from a trial on each GPU to all GPUs for one trial; its conductor acts on it."""
+"""Whether a search should go over from a trial on each GPU to all GPUs for one trial; its controller acts on it."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ from trials.system.disk_full import is_disk_full
 from trials.system.files import recover_folder
 
 MOST_FAILURES_IN_A_ROW = 5
-"""After so many the cause is not the configurations, and the night would go on failing."""
+"""After so many the cause is not the configurations, and the search would go on failing."""
 
 Wait = Literal["wait"]
 Over = Literal["over"]

@@ -1,4 +1,4 @@
-"""What happens in a search, for those who show it. The conductor emits, consoles listen."""
+"""What happens in a search, for those who show it. The controller emits, consoles listen."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TrialEvaluated:
 
 @dataclass(frozen=True)
 class TrialPaused:
-    """A trial waits on disk, to be resumed when that promises most; and why it doesn't go on."""
+    """A trial waits on disk, to be resumed when that looks most promising; and why it doesn't go on."""
 
     trial_id: str
     reason: str

@@ -1,8 +1,8 @@
 """When all GPUs of a machine train one trial together near the end: pure rules, with no Ray, disk or clock.
 
 Side by side, two GPUs get through more than together: no gradient has to travel, and small steps stay efficient. So
-trials run apart for as long as that finishes what promises most. Near the end it may not: a trial that is too slow
-for the time that is left on one GPU can be complete in time on two. Then, and only then, it's worth the change.
+trials run apart for as long as that finishes what looks most promising. Near the end it may not: a trial that is too
+slow for the time that is left on one GPU can be complete in time on two. Then, and only then, it's worth the change.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class ExitKind(Enum):
     DEATH = "death"
     """Its process is gone, or broke off outside of its training."""
     PROXY_ERROR = "proxy_error"
-    """What speaks for it failed: its holder, Ray Tune's report, the store that its folder is on."""
+    """What speaks for it failed: its proxy, Ray Tune's report, the store that its folder is on."""
 
 
 @dataclass(frozen=True)

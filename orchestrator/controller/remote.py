@@ -1,7 +1,7 @@
 """Conducts a search whose run folder is on an object store: takes trials from there before it decides about them.
 
 A trial is on the store before it's handed out; its worker puts every evaluation there before it reports it. What the
-conductor itself changes in a trial's folder is put there some seconds later: lost, it's decided again.
+controller itself changes in a trial's folder is put there some seconds later: lost, it's decided again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BETWEEN_PUSHES_SECONDS = 10.0
 def controller_of(
     run: RunDir, search: Search, slots: int, listener: Callable[[Event], None], now: Callable[[], datetime]
 ) -> SearchController:
-    """The conductor of a run folder, wherever that is."""
+    """The controller of a run folder, wherever that is."""
     mirror = Mirror.of(run.path)
     if mirror is None:
         return SearchController(run, search, slots, listener, now)
@@ -34,7 +34,7 @@ def controller_of(
 
 
 class RemoteSearchController(SearchController):
-    """A conductor in a working copy. The store decides what trials have done when it begins."""
+    """A controller in a working copy. The store decides what trials have done when it begins."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class RemoteSearchController(SearchController):
         self._next_push = time.monotonic()
 
     def suggest(self) -> TrialRequest | Wait | Over:
-        """As a conductor does; the trial is on the store then, and how long trials are."""
+        """As a controller does; the trial is on the store then, and how long trials are."""
         answer = super().suggest()
         if not isinstance(answer, TrialRequest):
             return answer
@@ -67,12 +67,12 @@ class RemoteSearchController(SearchController):
         return replace(answer, remote={"url": self._mirror.store.url, "name": name, "owner": owner}, wandb_id=wandb_id)
 
     def on_result(self, trial_id: str, point: EvalPoint) -> bool:
-        """As a conductor does."""
+        """As a controller does."""
         self._mirror.pull(self._granted[trial_id][0].folder)
         return super().on_result(trial_id, point)
 
     def on_trial_end(self, trial_id: str, left: TrialExit = QUIETLY) -> None:
-        """As a conductor does; the trial's worker puts nothing more on the store."""
+        """As a controller does; the trial's worker puts nothing more on the store."""
         granted = self._granted.pop(trial_id, None)
         if granted is not None:
             request, owner = granted
@@ -80,14 +80,14 @@ class RemoteSearchController(SearchController):
         super().on_trial_end(trial_id, left)
 
     def on_idle(self) -> None:
-        """As a conductor does; every some seconds, what has changed is put on the store."""
+        """As a controller does; every some seconds, what has changed is put on the store."""
         super().on_idle()
         if time.monotonic() >= self._next_push:
             self.push()
             self._next_push = time.monotonic() + _BETWEEN_PUSHES_SECONDS
 
     def close(self) -> None:
-        """As a conductor does; then the store has all of it."""
+        """As a controller does; then the store has all of it."""
         super().close()
         self.push()
 

@@ -44,7 +44,7 @@ def reconcile_study(
 ) -> Path | None:
     """Leaves a study that holds every trial on record; `records` are all of them, `lost` ids that are set aside.
 
-    It may be behind the folders by some trials, as it's written when there is time for that (Conductor.tidy). Returns
+    It may be behind the folders by some trials, as it's written when there is time for that (Controller.tidy). Returns
     where a damaged one is now; None: it was sound, or gone. Raises an error that `is_locked` knows, and changes nothing
     then, where another program holds it.
     """

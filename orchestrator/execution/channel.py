@@ -1,4 +1,4 @@
-"""What a trial inside an engine and its holder in Ray Tune say to each other. Knows neither Ray nor torch."""
+"""What a trial inside an engine and its proxy in Ray Tune say to each other. Knows neither Ray nor torch."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ class TrialChannel:
         self._words.put(Finished(error))
 
     def next_message(self) -> Word:
-        """The holder's side: waits for what the trial says next."""
+        """The proxy's side: waits for what the trial says next."""
         return self._words.get()
 
     def reply(self, *, goes_on: bool) -> None:
-        """The holder's side: whether the trial goes on after the evaluation that was heard last."""
+        """The proxy's side: whether the trial goes on after the evaluation that was heard last."""
         self._answers.put(goes_on)
 
     def close(self) -> None:
-        """Neither side waits for the other again: the trial is told to stop when it asks, the holder that it ended."""
+        """Neither side waits for the other again: the trial is told to stop when it asks, the proxy that it ended."""
         self.is_broken_off = True
         self._answers.put(False)
         self._words.put(Finished())

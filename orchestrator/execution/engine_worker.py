@@ -48,7 +48,7 @@ class EngineWorker:
         return self._runner.seconds_since_progress()
 
     def begin(self, request: Mapping[str, Any]) -> None:
-        """Starts one trial in a thread; `assignment` is what `tune_adapters` made of the conductor's.
+        """Starts one trial in a thread; `assignment` is what `tune_adapters` made of the controller's.
 
         A trial that was here before, and is still on its way out, is waited for first: only one may write to a folder.
         """

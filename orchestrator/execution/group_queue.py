@@ -1,6 +1,6 @@
 """Where a group of processes that train trials together hears what comes next, and says what came of it.
 
-One trial at a time. The holder's side is that of `EngineWorker`; the other is that of the ranks, each of which asks for
+One trial at a time. The proxy's side is that of `EngineWorker`; the other is that of the ranks, each of which asks for
 every turn by itself. Knows neither Ray nor torch.
 """
 
@@ -54,10 +54,10 @@ class GroupQueue:
         self._silent: dict[int, tuple[float | None, float]] = {}
         self._opened = time.monotonic()
 
-    # The holder's side.
+    # The proxy's side.
 
     def begin(self, request: Mapping[str, Any]) -> None:
-        """Puts one trial in the line; `assignment` is what `execution.tune_adapters` made of the conductor's."""
+        """Puts one trial in the line; `assignment` is what `execution.tune_adapters` made of the controller's."""
         turn = _Task(request, TrialChannel())
         with self._changed:
             before = self._of_trial.get(request["trial_id"])

@@ -1,4 +1,4 @@
-"""The log of one stretch of a trial: where it began or went on, every evaluation, how it left. Whoever runs it."""
+"""The log of one segment of a trial: where it began or went on, every evaluation, how it left. Whoever runs it."""
 
 from __future__ import annotations
 

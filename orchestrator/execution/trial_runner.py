@@ -56,7 +56,7 @@ class TrialRunner:
     def run(
         self, request: Mapping[str, Any], on_eval: OnEval, is_called_off: Callable[[], bool], on_log: OnLog
     ) -> None:
-        """Runs one trial; `assignment` is what `orchestrator.execution.tune_adapters` made of the conductor's.
+        """Runs one trial; `assignment` is what `orchestrator.execution.tune_adapters` made of the controller's.
 
         Raises what ended it.
         """
@@ -156,7 +156,7 @@ class TrialRunner:
         return self._engine
 
     def _adapted(self, config: TrialConfig) -> TrialConfig:
-        """The configuration in this process: threads are the process's, and the trial's W&B run is its holder's."""
+        """The configuration in this process: threads are the process's, and the trial's W&B run is its proxy's."""
         machine = config.machine.model_copy(update={"cpu_threads": self._cpu_threads})
         return without_wandb(config.model_copy(update={"machine": machine}))
 

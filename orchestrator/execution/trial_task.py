@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def run_trial_task(request: dict[str, Any]) -> None:
-    """Runs one trial; `assignment` is what `execution.tune_adapters` made of the conductor's `TrialRequest`."""
+    """Runs one trial; `assignment` is what `execution.tune_adapters` made of the controller's `TrialRequest`."""
     quiet_libraries()
     redirect_output(Path(request["log"]))
     with working_copy_of(request) as copy, logged_segment(copy.path, request):

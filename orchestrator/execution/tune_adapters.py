@@ -1,4 +1,4 @@
-"""What Ray Tune asks the conductor by: a searcher, a scheduler and a stopper, which hand its questions on."""
+"""What Ray Tune asks the controller by: a searcher, a scheduler and a stopper, which hand its questions on."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _NotPickled:
 
 
 class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships without complete types
-    """Asks the conductor what to run."""
+    """Asks the controller what to run."""
 
     def __init__(self, controller: SearchController, run: RunDir, engines: WorkerPool) -> None:
         # No metric: Tune would end the whole search over a trial that ends before its first report.
@@ -94,7 +94,7 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune calls this for every trial that ended, however it did."""
-        # First the slot: the conductor tidies up the trial's folder.
+        # First the slot: the controller tidies up the trial's folder.
         self._engines.free_slot(self._our_ids[trial_id])
         if error:
             self._leaving.append((self._our_ids[trial_id], self._errors.pop(trial_id, DIED)))
@@ -103,9 +103,9 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
             self._controller.on_trial_end(self._our_ids[trial_id])
 
     def report_exits(self) -> None:
-        """Tells the conductor of trials that ended with an error, as soon as nothing of them runs any more.
+        """Tells the controller of trials that ended with an error, as soon as nothing of them runs any more.
 
-        A holder can die, and its trial still be in its engine, at work on an evaluation.
+        A proxy can die, and its trial still be in its engine, at work on an evaluation.
         """
         for leaving in [leaving for leaving in self._leaving if self._engines.has_left(leaving[0])]:
             self._leaving.remove(leaving)
@@ -122,11 +122,11 @@ class QuietProgress(_NotPickled, TrialProgressCallback):  # type: ignore[misc]
     """Stands in for Tune's own, which prints lines at whatever verbosity, and makes ended trials small.
 
     Tune writes all its trials to a file when the search is over, within the reserve. With the statistics that it keeps
-    of every metric that took 20 s for 2,293 stretches of the demo on two cores.
+    of every metric that took 20 s for 2,293 segments of the demo on two cores.
     """
 
     def log_result(self, trial: Trial, result: dict[str, Any], error: bool = False) -> None:
-        """Does nothing: the conductor's listener tells of it."""
+        """Does nothing: the controller's listener tells of it."""
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune calls this last for every trial that ended without an error."""
@@ -143,7 +143,7 @@ def _drop_results(trial: Trial) -> None:
 
 
 class SchedulerAdapter(_NotPickled, FIFOScheduler):  # type: ignore[misc]
-    """Hands every evaluation to the conductor, and its word back."""
+    """Hands every evaluation to the controller, and its word back."""
 
     def __init__(self, controller: SearchController, searcher: SearcherAdapter) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class SchedulerAdapter(_NotPickled, FIFOScheduler):  # type: ignore[misc]
 
 
 class StopperAdapter(_NotPickled, Stopper):  # type: ignore[misc]
-    """Ends everything at once when the conductor says so."""
+    """Ends everything at once when the controller says so."""
 
     def __init__(self, controller: SearchController, searcher: SearcherAdapter, engines: WorkerPool) -> None:
         self._controller = controller
@@ -201,7 +201,7 @@ class StopperAdapter(_NotPickled, Stopper):  # type: ignore[misc]
         if hung:
             logger.warning("an engine hangs and is started again; in it were trials %s", ", ".join(hung))
         if self._controller.should_stop:
-            # Tune waits for holders to end, and they wait for their trials.
+            # Tune waits for proxies to end, and they wait for their trials.
             self._engines.free_all_slots()
             return True
         self._controller.on_idle()

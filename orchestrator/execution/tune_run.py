@@ -1,4 +1,4 @@
-"""Ray and Ray Tune: where trials run, and running them until the conductor has no more."""
+"""Ray and Ray Tune: where trials run, and running them until the controller has no more."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def placed(search: Search) -> Search:
 
 
 def run_tune(controller: SearchController, run: RunDir) -> None:
-    """Runs trials until the conductor has no more, or says that everything must stop. Its search must be placed.
+    """Runs trials until the controller has no more, or says that everything must stop. Its search must be placed.
 
     Raises `SearchBroken` if Ray Tune ends with an error of its own, `DiskFull` if trials can't write to their disk.
     """
@@ -139,7 +139,7 @@ def run_tune(controller: SearchController, run: RunDir) -> None:
 
 
 def _trainable(search: Search, placed: Placement) -> Any:
-    """What Tune runs: holders of trials in engines, which have the GPUs, or trials in processes of their own."""
+    """What Tune runs: proxies of trials in engines, which have the GPUs, or trials in processes of their own."""
     if placed.engines:
         return tune.with_resources(run_trial_proxy, {"cpu": _PROXY_CPUS})
     return tune.with_resources(run_trial_task, {"cpu": 1, "gpu": search.gpus_per_trial})

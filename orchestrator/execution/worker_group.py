@@ -60,7 +60,7 @@ class WorkerGroupSpec:
 
 
 class WorkerGroup(GroupQueue):
-    """The desk of one group as a Ray actor. When a rank's process ends, all do and this one too; Ray starts it anew."""
+    """The queue of one group as a Ray actor. When a rank's process ends, all do, this one too; Ray starts it anew."""
 
     def __init__(self, group: WorkerGroupSpec, name: str) -> None:
         quiet_libraries()
@@ -110,7 +110,7 @@ class WorkerGroup(GroupQueue):
 
 
 def rank_main(config: Mapping[str, Any]) -> None:
-    """What every rank does: it runs one trial after the other, as the desk says. Called by TorchTrainer."""
+    """What every rank does: it runs one trial after the other, as the queue says. Called by TorchTrainer."""
     from orchestrator.execution.trial_runner import TrialRunner
     from trials.system.distributed import joined_process_group
 

@@ -165,7 +165,7 @@ class WorkerPool:
         return look is not None and look.is_away
 
     def _start(self, name: str, home: _WorkerPlacement) -> Any:
-        # Every holder may wait for a word in a call of its own, and one call more while its trial leaves; calls that
+        # Every proxy may wait for a word in a call of its own, and one call more while its trial leaves; calls that
         # take no time come on top.
         options = {"name": name, "max_restarts": -1, "max_concurrency": 3 * self._slots + 4}
         actor = ray.remote(EngineWorker).options(**options, **home.options)
@@ -241,7 +241,7 @@ def _group(search: Search, storage: Path, logs: Path | None) -> WorkerGroupSpec:
 
 
 def _start_group(name: str, group: WorkerGroupSpec) -> Any:
-    # Of every rank one call waits for its turn and one for the end of it; the holder's come on top.
+    # Of every rank one call waits for its turn and one for the end of it; the proxy's come on top.
     options = {"name": name, "max_restarts": -1, "max_concurrency": 3 * group.ranks + 8, "num_cpus": 0}
     # Ray's clean-up after a TorchTrainer that was killed asks the cluster that this variable names.
     environment = {"env_vars": {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}}

@@ -29,7 +29,7 @@ def unlogged(line: str) -> None:
 def live_view(
     progress: Progress, deadline: Deadline, console: Console, log: Callable[[str], object] = unlogged
 ) -> Iterator[Callable[[Event], None]]:
-    """Gives the listener for the conductor; logs and then shows what it hears until the block ends.
+    """Gives the listener for the controller; logs and then shows what it hears until the block ends.
 
     The console must be one that outlives its readers (`trials.console.terminal`).
     """

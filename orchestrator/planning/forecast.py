@@ -1,4 +1,4 @@
-"""What the search will have done by the end of the night: arithmetic on measured speed, or on what's known beforehand.
+"""What the search will have done by the end of the search: arithmetic on measured speed, or on what's known beforehand.
 
 Nothing here loads a model or asks a clock.
 """
@@ -19,8 +19,9 @@ from orchestrator.planning.trial_length import shortened_length
 from orchestrator.state.run_dir import Placement, Search
 from search_spaces.schema import SearchSettings
 
-# How far trials are trained is decided by what the night's own curves say, so beforehand there's only experience: means
-# over simulated nights of 6 to 50 full trials (benchmarks/simulator), on recorded curves and on misleading ones.
+# How far trials are trained is decided by what the search's own curves say, so beforehand there's only experience:
+# means over simulated searches of 6 to 50 full trials (benchmarks/simulator), on recorded curves and on misleading
+# ones.
 _MEAN_LENGTH = 0.42
 """Of a configuration that was proposed, in full trials."""
 _FULL_SHARE = 0.22
@@ -36,7 +37,7 @@ class SearchForecast:
     full_trials: int | None
     """Those of them that are trained at full length."""
     full_tokens: int
-    """Of a full trial tonight."""
+    """Of a full trial in this search."""
     tokens: int | None
     """Trained by all trials together."""
     seconds_per_token: float | None
@@ -84,7 +85,7 @@ class _Remaining:
 
 
 def forecast_search(search: Search, throughput: ThroughputModel | None, now: datetime) -> SearchForecast:
-    """What the rest of the night brings at the measured speed, or at what is known of it before anything has run."""
+    """What the rest of the search brings at the measured speed, or at what is known of it before anything has run."""
     speed = (measured_speed(throughput) if throughput is not None else None) or speed_before(search)
     placed, settings, deadline = placement_of(search), search.recipe.search, search.deadline
     left = max(0.0, deadline.training_seconds_left(now))

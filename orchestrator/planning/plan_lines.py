@@ -1,4 +1,4 @@
-"""The plan's lines about the night: what it will bring, where trials may pause, memory, disk, energy and cost."""
+"""The plan's lines about the search: what it will bring, where trials may pause, memory, disk, energy and cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN_POINTS = 12
 
 
 def forecast_lines(search: Search, full_tokens: int, epoch: Epoch, prediction: SearchForecast) -> list[str]:
-    """What the night will bring; `full_tokens` are those that the recipe asks for."""
+    """What the search will bring; `full_tokens` are those that the recipe asks for."""
     return [
         reserve_line(search),
         *speed_lines(prediction, full_tokens, epoch),

@@ -57,7 +57,7 @@ def _longest_trial(recipe: Recipe, epoch: Epoch) -> int:
 def describe(
     search: Search, sizes: DataSizes, throughput: ThroughputModel | None = None, now: datetime | None = None
 ) -> str:
-    """The plan as text: time, data, what the night will bring, starting points, space, where settings came from.
+    """The plan as text: time, data, what the search will bring, starting points, space, where settings came from.
 
     For a search that goes on: its measured `pace`, and the time; else what's known beforehand, from the start.
     """

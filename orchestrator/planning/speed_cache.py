@@ -64,7 +64,7 @@ def speed_before(search: Search) -> SpeedEstimate | None:
 def measured_scaling(search: Search, ranks: int, tokens_per_second: float) -> float | None:
     """How many times as fast as on one GPU a trial is on so many together, as an earlier search measured it.
 
-    `tokens_per_second` are what one GPU does tonight. None: nobody has measured it on this machine.
+    `tokens_per_second` are what one GPU does in this search. None: nobody has measured it on this machine.
     """
     found = _read().get(_key(replace(search, ranks=ranks)))
     try:

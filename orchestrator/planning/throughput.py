@@ -1,9 +1,9 @@
-"""What trials take: seconds a token by kind of configuration, measured all through the night.
+"""What trials take: seconds a token by kind of configuration, measured all through the search.
 
 The logarithm of seconds per token is taken as the machine's level, which drifts, plus an offset of the configuration's
-kind, which stays: a Kalman filter over both, one multiplication a stretch. So a slow kind doesn't make the others look
+kind, which stays: a Kalman filter over both, one multiplication a segment. So a slow kind doesn't make the others look
 slow, and a machine that became slower is slower for all. What is far from expected is cut to what could be expected (a
-machine that slept, a clock that jumped); when the next two stretches say the same, it's believed.
+machine that slept, a clock that jumped); when the next two segments say the same, it's believed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DRIFT = 0.05
 _BETWEEN_KINDS = 0.4
 _AT_FIRST = 0.5
 _SURPRISE = 3.0
-"""So many standard deviations off, a stretch is cut to that."""
+"""So many standard deviations off, a segment is cut to that."""
 _BELIEVED = 3
 """So many surprises in a row, all up or all down, aren't accidents."""
 
@@ -110,7 +110,7 @@ class ThroughputModel:
         self._families: dict[tuple[str, ...], _Family] = {}
         self._all = _Family()
         self.tokens = 0
-        """Trained so far in all stretches that were noted."""
+        """Trained so far in all segments that were noted."""
         self.slot_seconds = 0.0
         """The time that they took, summed over trials side by side."""
 
@@ -127,7 +127,7 @@ class ThroughputModel:
         return throughput
 
     def observe(self, config: TrialConfig, tokens: int, seconds: float, ranks: int = 1) -> None:
-        """A stretch of one trial from one evaluation to the next, that evaluation included; nonsense is left out."""
+        """A segment of one trial from one evaluation to the next, that evaluation included; nonsense is left out."""
         if tokens <= 0 or not 0 < seconds < math.inf:
             return
         self.tokens += tokens

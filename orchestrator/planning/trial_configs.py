@@ -1,4 +1,4 @@
-"""The configurations of a search's trials: as long as trials are tonight, with checkpoints, scored at its rungs."""
+"""Configurations of a search's trials: shortened as it needs, with checkpoints, scored at its comparison points."""
 
 from __future__ import annotations
 

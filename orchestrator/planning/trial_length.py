@@ -1,19 +1,20 @@
-"""How long a full trial is tonight, and configurations that are as long: pure arithmetic on measured speed."""
+"""How long a full trial is in this search, and configurations that are as long: pure arithmetic on measured speed."""
 
 from __future__ import annotations
 
 from trials.config import EvaluationSettings, Hyperparameters, TrialConfig
 
 _LONGEST_SHARE = 0.5
-"""Of the night for one full trial: what was learned from the first must still have time for another."""
+"""Of the search for one full trial: what was learned from the first must still have time for another."""
 
 
 def shortened_length(
     full_tokens: int, seconds_per_token: float, seconds_left: float, slots: int, full_trials: float | None
 ) -> int:
-    """Tokens of a full trial tonight: all of `full_tokens`, or as many as `full_trials` such trials can each have.
+    """Return the tokens of a full trial in this search: `full_tokens`, or fewer.
 
-    `seconds_per_token` is one trial's in its slot, evaluations included; `full_trials` None: never shortened.
+    Fewer are what `full_trials` such trials can each have in the time that is left; None: never fewer.
+    `seconds_per_token` are one trial's in its slot, evaluations included.
     """
     if full_trials is None:
         return full_tokens
@@ -52,7 +53,7 @@ def shortened_trial(config: TrialConfig, factor: float) -> TrialConfig:
 
 
 def length_in_words(full_tokens: int, shortened_tokens: int, epoch_tokens: int) -> str:
-    """How long a full trial is tonight, against what the recipe asks for and in passes over the data."""
+    """How long a full trial is in this search, against what the recipe asks for and in passes over the data."""
     epochs = f"{shortened_tokens / epoch_tokens:.3g} of the training data"
     if shortened_tokens >= full_tokens:
         return f"{full_tokens:,} tokens, {epochs}"

@@ -31,7 +31,7 @@ class ReportData:
     why_nothing: str | None
     """Why there's no winner; None if there is one."""
     rungs: tuple[int, ...]
-    """Tokens seen at each rung, where trials are compared, ascending."""
+    """Tokens seen at each comparison point, where trials are compared, ascending."""
     last_written: datetime
     """When a trial or the export last wrote a file (UTC)."""
     search_json: Mapping[str, Any]

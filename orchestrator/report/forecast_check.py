@@ -1,4 +1,4 @@
-"""The report's comparison of the night with what was predicted of it, from the run folder alone."""
+"""The report's comparison of the search with what was predicted of it, from the run folder alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trials.records.trial_dir import EndingKind
 
 @dataclass(frozen=True)
 class ForecastRow:
-    """One figure of the night, as text."""
+    """One figure of the search, as text."""
 
     what: str
     predicted: str

@@ -1,7 +1,7 @@
 """Which hyperparameters mattered: PED-ANOVA (Watanabe et al., arXiv 2304.10255), as Optuna implements it.
 
 Halving leaves few trials at full length, and those are the good ones. What all trials can be compared by is their
-loss at the first rung, so that's what importance is about wherever there are rungs.
+loss at the first comparison point, so that's what importance is about wherever there are comparison points.
 """
 
 from __future__ import annotations

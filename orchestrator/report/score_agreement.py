@@ -1,7 +1,7 @@
 """Where the loss that a search decides by and the task's own score differ about trials. Pure: records in, finding out.
 
-Trials are compared where they have seen the same tokens: at a rung, or at their end. What's compared is always the loss
-and the score of the same weights; a trial's best loss may be of another evaluation.
+Trials are compared where they have seen the same tokens: at a comparison point, or at their end. What's compared is
+always the loss and the score of the same weights; a trial's best loss may be of another evaluation.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Contradictions:
 
 
 def at_rung(records: Sequence[TrialRecord], tokens: int) -> list[ScoredTrial]:
-    """Trials that were scored when they reached a rung."""
+    """Trials that were scored when they reached a comparison point."""
     found = []
     for record in records:
         reached = next((point.step for point in record.points if point.tokens_seen >= tokens), None)
@@ -136,7 +136,7 @@ def _clearly_better(scores: RowScores, others: RowScores) -> LabelComparison | S
 def _could_be_clear(scores: RowScores, others: RowScores) -> bool:
     """A bound that's quick: below 1.5 paired standard errors no test at 5 % finds anything.
 
-    A bootstrap takes 10 ms, and a night of 50 trials has thousands of pairs.
+    A bootstrap takes 10 ms, and a search of 50 trials has thousands of pairs.
     """
     differences = [a - b for a, b in zip(scores.values, others.values, strict=True)]
     return statistics.fmean(differences) > 1.5 * statistics.stdev(differences) / math.sqrt(len(differences))

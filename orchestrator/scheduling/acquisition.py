@@ -1,6 +1,6 @@
 """All that could have the machine next, and what each of them bids.
 
-The forecasts are refreshed after every evaluation of a small night, and after every fortieth part of the trials of a
+The forecasts are refreshed after every evaluation of a small search, and after every fortieth part of the trials of a
 large one (or a quarter of its slots); in between a trial is judged by the forecasts of then and its own newest losses.
 With many slots nobody waits for that: forecasts are only refreshed when there is time for it.
 """
@@ -33,7 +33,7 @@ _SPREAD_AMONG = 10
 _SMALLEST_STEP = 1e-3
 _LATE = 0.5
 _SLACK = 1.5
-"""Stretches between two evaluations by which the last trial that could be completed is begun early."""
+"""Segments between two evaluations by which the last trial that could be completed is begun early."""
 _REFRESHES, _ROUNDS = 40, 4
 _MANY_SLOTS = 16
 """From so many on, what one trial has just told decides little, and a decision uses what is known already."""
@@ -44,7 +44,7 @@ _CAUTION = 10
 
 
 class AcquisitionRanker:
-    """The contenders of a night."""
+    """The contenders of a search."""
 
     def __init__(
         self, space: Mapping[str, Dimension], seed: int, only: Sequence[Mapping[str, Any]] | None = None
@@ -110,7 +110,7 @@ class AcquisitionRanker:
         return list(self._starts.values()) if is_late else []
 
     def last_chance(self, budget: BudgetState) -> TrialView | None:
-        """The one to be completed, if a stretch more of anything else would leave no time for that.
+        """The one to be completed, if a segment more of anything else would leave no time for that.
 
         It's the trial with the best loss expected at its end among those that can still be completed.
         """

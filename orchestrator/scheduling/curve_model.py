@@ -1,12 +1,12 @@
-"""What a trial's loss will be later on, by what the night has shown so far.
+"""What a trial's loss will be later on, by what the search has shown so far.
 
 Freeze-thaw Bayesian optimisation (Swersky, Snoek, Adams, arXiv 1406.3896) in its plainest form: one Gaussian
-process over configuration and fraction trained (orchestrator.scheduling.gaussian_process) sees the losses of the night.
-How far a loss at a fraction says what the loss at the end will be is thereby learned from the night's own curves: where
-early and late losses go together, an early loss narrows the forecast; where fast learning rates lead early and lose
-late, it hardly does, and the forecast follows those that went on.
+process over configuration and fraction trained (orchestrator.scheduling.gaussian_process) sees the losses of the
+search. How far a loss at a fraction says what the loss at the end will be is thereby learned from the search's own
+curves: where early and late losses go together, an early loss narrows the forecast; where fast learning rates lead
+early and lose late, it hardly does, and the forecast follows those that went on.
 
-The model sees a few hundred losses at most, whatever the night has: of every trial the newest and some before it, of
+The model sees a few hundred losses at most, whatever the search has: of every trial the newest and some before it, of
 many trials the furthest and best and a spread over the others. Other trials are judged by it and their own losses.
 """
 
@@ -68,7 +68,7 @@ class LearningCurveModel:
 
     Inside, a loss is how far it has come down from the base model's: y = -(ln(base / loss) + 0.1)^0.2, standardised.
     That is nearly a logarithm: slow and fast trials then differ by about the same at every fraction, and the first
-    stretch of a slow one says that it will not come far, which no difference of losses or of their logarithms says. A
+    segment of a slow one says that it will not come far, which no difference of losses or of their logarithms says. A
     whole logarithm would leave too little between the best.
     """
 

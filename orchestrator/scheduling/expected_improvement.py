@@ -1,4 +1,4 @@
-"""What a stretch of training is worth."""
+"""What a segment of training is worth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which configurations a night has tried, what is left, and what became of them."""
+"""Which configurations a search has tried, what is left, and what became of them."""
 
 from __future__ import annotations
 

@@ -2,14 +2,14 @@
 
 A trial may pause at every evaluation, and a paused one goes on from there. At each such moment all that could have
 the machine bid for it: the trial itself, every paused one, and the best configuration not tried yet. A bid is the
-expected improvement on the night's best loss by the trial's end, divided by the time that it takes to get there. It
-comes from the forecast of the loss at the end (orchestrator.scheduling.curve_model), which learns from the night's own
+expected improvement on the search's best loss by the trial's end, divided by the time that it takes to get there. It
+comes from the forecast of the loss at the end (orchestrator.scheduling.curve_model), which learns from the search's own
 curves how far early losses are to be trusted. So nothing is set beforehand: where early losses tell much, most trials
 pause at their first evaluation, as in successive halving (Li et al., arXiv 1810.05934) but with a way back; where they
-mislead, forecasts stay wide and trials go on. Near the end of the night a trial is judged by the loss that it can
+mislead, forecasts stay wide and trials go on. Near the end of the search a trial is judged by the loss that it can
 still reach, so that time goes to those that finish and win.
 
-A starting point of the recipe bids like all others until half of the night is over (or as much as leaves room for it
+A starting point of the recipe bids like all others until half of the search is over (or as much as leaves room for it
 and one trial more); then it is completed before all else, as it is what the winner is compared with. If nothing is
 complete and time is running out, the most promising trial that can still be completed has the machine.
 """

@@ -68,13 +68,13 @@ class Search:
     gpus_per_trial: int
     """GPUs that one trial has; 0: it's trained on the CPU."""
     full_tokens: int
-    """Unpadded tokens of the longest full trial in the space, as long as trials are tonight."""
+    """Unpadded tokens of the longest full trial in the space, as long as trials are in this search."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """Fingerprint of the tokenised rows, and what became of every split's rows."""
     shortened: float | None = None
     """What full trials are of the recipe's length, so that enough of them fit; None: not measured yet."""
     prediction: Mapping[str, Any] | None = None
-    """What the night was predicted to bring, by `planning.forecast.SearchForecast`, once its speed was measured."""
+    """What the search was predicted to bring, by `planning.forecast.SearchForecast`, once its speed was measured."""
     placement: Placement | None = None
     """Where trials run, once Ray has said it."""
     ranks: int = 1

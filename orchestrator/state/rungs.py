@@ -8,7 +8,7 @@ from trials.records.trial_dir import EvalPoint
 
 
 def rung_tokens(full_tokens: int, reduction_factor: int, rungs: int) -> list[int]:
-    """Tokens seen at each rung, ascending: full / eta^rungs ... full / eta."""
+    """Tokens seen at each comparison point, ascending: full / eta^comparison points ... full / eta."""
     return [max(1, round(full_tokens / reduction_factor**k)) for k in range(rungs, 0, -1)]
 
 

@@ -46,7 +46,7 @@ class LeaseOwner:
 def run_lease(store: ObjectStore, copy: Path) -> Iterator[None]:
     """Keeps commands on other machines from the run folder; this one must have the lock of its working copy.
 
-    A holder that was killed has it for two minutes more, unless it was in the same working copy. Raises
+    A owner that was killed has it for two minutes more, unless it was in the same working copy. Raises
     `RunFolderError` while another holds it. Should this one be out of the store's reach for so long that another takes
     it over, this process ends.
     """

@@ -109,7 +109,7 @@ def is_visible(place: str, token: str, name: str) -> bool:
 def require_visible(trial: Path) -> None:
     """On a machine that is to run a trial: raises `RunFolderError` if the trial's folder isn't there.
 
-    The conductor has made it. A machine that joined the cluster after the search began may not share it.
+    The controller has made it. A machine that joined the cluster after the search began may not share it.
     """
     if not _comes_true((trial / "config.json").is_file):
         raise RunFolderError(

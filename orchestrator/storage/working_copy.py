@@ -1,6 +1,6 @@
 """The folder that a trial runs in: its own in the run folder, or a copy on this machine of what an object store has.
 
-A copy is of one stretch of the trial and of one process, and goes with it; what counts is on the store.
+A copy is of one segment of the trial and of one process, and goes with it; what counts is on the store.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class WorkingCopy:
 
     def push(self) -> None:
         """Puts the trial on the store as it is now. Raises `ReportingError` where that can't be done."""
-        from trials.training.outcome import ReportingError  # loads torch, which a holder does without
+        from trials.training.outcome import ReportingError  # loads torch, which a proxy does without
 
         store, self._store = self._store, None
         if store is None:

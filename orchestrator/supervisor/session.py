@@ -1,4 +1,4 @@
-"""The process of one session of a search: Ray, and the conductor that it asks. `supervisor` beside it starts it.
+"""The process of one session of a search: Ray, and the controller that it asks. `supervisor` beside it starts it.
 
 python -m orchestrator.supervisor.session RUN PARENT AHEAD
 
@@ -132,7 +132,7 @@ def run_session_search(folder: RunDir, ahead: float = 0.0, temporary: Path | Non
 def _conducted(
     folder: RunDir, search: Search, progress: Progress, show: Callable[[Event], None], clock: Callable[[], datetime]
 ) -> SearchController:
-    """Runs the trials of a search that has its place; gives the conductor, which has nothing to run any more."""
+    """Runs the trials of a search that has its place; gives the controller, which has nothing to run any more."""
     from orchestrator.controller.remote import controller_of
     from orchestrator.execution.tune_run import run_tune
     from orchestrator.monitoring.prometheus import PrometheusExporter
@@ -175,7 +175,7 @@ def _regrouped(search: Search, to: Consolidation) -> Search:
 def look_at_cluster(search: Search, folder: RunDir, show: Callable[[Event], None]) -> None:
     """Says what is wrong with the nodes of the cluster that was joined.
 
-    Raises `InputError` if the search can't run on them; not if it did already: a night isn't given up for a node that
+    Raises `InputError` if the search can't run on them; not if it did already: a search isn't given up for a node that
     has joined meanwhile.
     """
     from orchestrator.preflight.checks import least_gib

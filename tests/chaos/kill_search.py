@@ -2,7 +2,7 @@
 
 python -m tests.chaos.kill_search [--kills 20] [--seed 0] [--most-seconds 25] [--budget 15m] [--out DIR] [--set ...]
 
-Kills by SIGKILL: the command, its session (Ray's driver), an engine, a holder, the raylet, the GCS, or all of them at
+Kills by SIGKILL: the command, its session (Ray's driver), an engine, a proxy, the raylet, the GCS, or all of them at
 once, as a reboot does. Where the command itself is gone it's started again with --resume RUN; everything else the
 search has to get over alone. At the end the run folder alone is asked whether anything was lost or counted twice.
 """
@@ -131,7 +131,7 @@ class Night:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the night and prints what became of it; 1 if anything was lost."""
+    """Runs the search and prints what became of it; 1 if anything was lost."""
     arguments = _parser().parse_args(argv)
     out = arguments.out or Path(tempfile.mkdtemp(prefix="kill-night-")) / "run"
     if out.exists():  # it would go on with a search that is there, and kill it

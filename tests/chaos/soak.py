@@ -41,7 +41,7 @@ _LEAST_SAMPLES = 10
 _MOST_PER_HOUR: dict[str, float] = {"memory": 64 * _MIB, "open files": 10, "threads": 10, "temporary": 256 * _MIB}
 """Growth that is no leak: allocators and logs take their time to settle."""
 _PER_SEGMENT: dict[str, float] = {"memory of session": 0.1 * _MIB, "memory of gcs": 0.05 * _MIB}
-"""Ray Tune keeps every trial of its own until the end, and each stretch of a trial of ours is one: from where it begins
+"""Ray Tune keeps every trial of its own until the end, and each segment of a trial of ours is one: from where it begins
 or goes on until it pauses or ends. Bare Tune, with a function that reports twice, takes 0.11 MiB for each (Ray 2.60).
 """
 _WORDS = {"memory": "MiB", "temporary": "MiB", "run folder": "MiB"}

@@ -1,4 +1,4 @@
-"""Whole searches, and a trial, from the command line under ordinary accidents of a night: each goes on and exports."""
+"""Whole searches, and a trial, from the command line under ordinary accidents of a search: each goes on and exports."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def golden(tmp_path: Path) -> RunDir:
 
 
 def resumed(run: RunDir, events: list[Event]) -> SearchController:
-    """The conductor of a session that has an hour left."""
+    """The controller of a session that has an hour left."""
     search = run.read_search()
     deadline = replace(search.deadline, ends=datetime.now(UTC) + timedelta(hours=1))
     return SearchController(run, replace(search, deadline=deadline), 2, events.append)

@@ -174,7 +174,7 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(tmp_path: Path) -> None:
 def test_a_night_of_kills(tmp_path: Path) -> None:
     """The short version of tests.chaos.kill_search, from which the figures come."""
     options = ["--budget", "6m", "--trials", "6", "--set", *SETTINGS]
-    victims = ("session", "command")  # engines and holders are killed in test_engines.py
+    victims = ("session", "command")  # engines and proxies are killed in test_engines.py
     night = run_night(Night(tmp_path / "run", options, most_seconds=8), 2, random.Random(3), victims)
     assert night.command is not None
     assert night.command.returncode == 0, (tmp_path / "run.log").read_text()[-4000:]

@@ -43,7 +43,7 @@ class Missed(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the night; 0 if all went as it should."""
+    """Runs the search; 0 if all went as it should."""
     arguments = argparse.ArgumentParser(prog="python -m tests.cluster.run", description="Play a cluster.")
     arguments.add_argument("--keep", type=Path, metavar="DIR", help="copy the run folder and Ray's logs there")
     keep = arguments.parse_args(argv).keep

@@ -37,7 +37,7 @@ class Clock:
 def make_search(recipe: Recipe, seconds: float = 3600, reserve_seconds: float = 600) -> Search:
     """A search whose reserve is fixed; where it has to be measured, the recipe's own `search.reserve` is None.
 
-    At START as much of the night is over as is left, so that starting points run to their ends at once.
+    At START as much of the search is over as is left, so that starting points run to their ends at once.
     """
     deadline = Deadline(START - timedelta(seconds=seconds), START + timedelta(seconds=seconds), reserve_seconds)
     settings = recipe.search.model_copy(update={"reserve": f"{reserve_seconds:g}s"})

@@ -116,7 +116,7 @@ def write_trial(run: RunDir, told: Told, config: TrialConfig | None = None) -> T
 
 
 def night(path: Path) -> RunDir:
-    """A whole night in small: some twenty trials that ended in every way there is, with study, export and samples."""
+    """A whole search in small: some twenty trials that ended in every way there is, with study, export and samples."""
     run = new_run(path, ["weight_decay=0.02"])
     write_trial(run, BASE)
     recipe = run.read_search().recipe
@@ -162,7 +162,7 @@ def write_export(run: RunDir, winner: str, loss: float, **changes: Any) -> None:
 
 
 def write_prediction(run: RunDir, **changes: Any) -> None:
-    """What search.json says once the speed is measured: a length, where trials run, and what the night will bring."""
+    """What search.json says once the speed is measured: a length, where trials run, and what the search will bring."""
     search = run.read_search()
     prediction = SearchForecast(
         trials=25,

@@ -73,7 +73,7 @@ class Workshop:
         return read_trial(record.folder)
 
     def in_segments(self, name: str, config: TrialConfig, rows: int, ways: Iterable[RunTrial]) -> TrialRecord:
-        """A trial of a search that is paused at every evaluation but the last, each stretch run in the next way."""
+        """A trial of a search that is paused at every evaluation but the last, each segment run in the next way."""
         folder = TrialDir(self.path / name)
         folder.begin(config, Origin.PROPOSED, name, self._data.fingerprint)
         data = replace(self._data, train=first_rows(self._data.train, rows))

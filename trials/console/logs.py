@@ -1,6 +1,6 @@
 """What a trial says while it runs, kept where people find it in the morning: its log lines, and its process's output.
 
-RUN/trials/<id>/log.txt   log lines of one trial, through all its stretches
+RUN/trials/<id>/log.txt   log lines of one trial, through all its segments
 RUN/logs/<process>.log    whatever a process wrote to stdout and stderr, a library's traceback or a driver's complaint
 """
 

@@ -1,4 +1,4 @@
-"""The real conductor through whole nights: what it leaves on disk, whatever happened in between."""
+"""The real controller through whole searches: what it leaves on disk, whatever happened in between."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search that goes over from a trial on each GPU to all of them for one: its conductor, pace and record, no Ray."""
+"""A search that goes over from a trial on each GPU to all of them for one: its controller, pace and record, no Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conductor against a simple model of a search: whatever happens in whatever order, these rules hold."""
+"""The controller against a simple model of a search: whatever happens in whatever order, these rules hold."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RUNS = precondition(lambda self: bool(self.running))
 
 
 class Searches(RuleBasedStateMachine):
-    """What a search knows of itself (what runs, its evaluations, what is over), beside the conductor that is tested."""
+    """A model of a search (what runs, its evaluations, what is over) beside the controller that is tested."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class Searches(RuleBasedStateMachine):
         assert self.views() == paused
 
     def views(self) -> dict[str, tuple[object, ...]]:
-        """What the conductor knows of every trained trial."""
+        """What the controller knows of every trained trial."""
         members = self.controller._table
         return {m.trial_id: (m.origin, m.name, m.config, tuple(m.points), m.ending) for m in members}
 

@@ -1,4 +1,4 @@
-"""A conductor on a store: it acts on what workers put there, and another machine goes on from there alone."""
+"""A controller on a store: it acts on what workers put there, and another machine goes on from there alone."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_another_machine_goes_on_where_this_one_was(
     start = begin(controller)
     assert start.remote is not None
     work(controller, start, 2.5)
-    cut_off = begin(controller)  # its worker still has it when this conductor dies
+    cut_off = begin(controller)  # its worker still has it when this controller dies
     assert cut_off.remote is not None
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))

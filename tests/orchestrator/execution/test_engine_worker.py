@@ -60,7 +60,7 @@ def assign(tmp_path: Path, small_recipe: Recipe, small_data: TrialData) -> Assig
 
 
 def hold(actor: EngineWorker, trial_id: str) -> tuple[list[EvalPoint], Finished]:
-    """What a holder hears from its trial, which it always lets go on."""
+    """What a proxy hears from its trial, which it always lets go on."""
     points = []
     while not isinstance(word := actor.next_message(trial_id), Finished):
         points.append(word)
@@ -69,7 +69,7 @@ def hold(actor: EngineWorker, trial_id: str) -> tuple[list[EvalPoint], Finished]
 
 
 def hold_both(actor: EngineWorker, *trial_ids: str) -> list[tuple[list[EvalPoint], Finished]]:
-    """What the holders of trials side by side hear."""
+    """What the proxies of trials side by side hear."""
     with ThreadPoolExecutor(len(trial_ids)) as proxies:
         return list(proxies.map(lambda trial_id: hold(actor, trial_id), trial_ids))
 

@@ -1,4 +1,4 @@
-"""The desk of a group without Ray: holder and ranks are threads."""
+"""The queue of a group without Ray: proxy and ranks are threads."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def pair(caches: Path) -> Iterator[Together]:
 
 
 class Handed:
-    """One trial as a conductor hands it out: it's on the store, and its worker knows of nothing but that."""
+    """One trial as a controller hands it out: it's on the store, and its worker knows of nothing but that."""
 
     def __init__(self, path: Path, recipe: Recipe, data: TrialData) -> None:
         self._mirror = Mirror(f"file://{path / 'store'}", path / "working-copy")
@@ -54,7 +54,7 @@ class Handed:
         TrialDir(self._folder).begin(self._config, Origin.PROPOSED, "proposed", data.fingerprint)
 
     def run(self, work: Callable[[Mapping[str, Any], int], Any], *, owner: str, stop_at_evaluation: int) -> TrialRecord:
-        """One stretch of it; what the search's machine knows then, which has no weights."""
+        """One segment of it; what the search's machine knows then, which has no weights."""
         self._mirror.grant(self._folder, owner)
         request = {
             "trial_id": "0001",
@@ -74,7 +74,7 @@ class Handed:
 
 
 def train(ranks: ProcessGroup, request: Mapping[str, Any], stop_at_evaluation: int) -> list[float]:
-    """A rank's part of one stretch; the losses that it heard of."""
+    """A rank's part of one segment; the losses that it heard of."""
     if not _runners:
         _runners.append(TrialRunner(1, ranks))
     losses: list[float] = []

@@ -1,4 +1,4 @@
-"""The adapters between Ray Tune and the conductor; the whole of it runs in test_search.py."""
+"""The adapters between Ray Tune and the controller; the whole of it runs in test_search.py."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def rank_processes() -> list[int]:
 
 
 def reserved_for_ranks() -> int:
-    """Placement groups for as many processes as train a trial; Tune has others, for its holders."""
+    """Placement groups for as many processes as train a trial; Tune has others, for its proxies."""
     table = placement_group_table()
     return sum(len(table[name]["bundles"]) == RANKS for name in open_groups())
 

@@ -1,4 +1,4 @@
-"""Engines under Ray: a real search whose holder and whose engine are killed under it."""
+"""Engines under Ray: a real search whose proxy and whose engine are killed under it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def engine_process() -> int:
 
 
 def first_proxy_process() -> int:
-    """The oldest holder's: that of the first trial, which took it over from the base model."""
+    """The oldest proxy's: that of the first trial, which took it over from the base model."""
     processes = psutil.Process().children(recursive=True)
     proxies = [process for process in processes if "ImplicitFunc" in " ".join(process.cmdline())]
     return min(proxies, key=psutil.Process.create_time).pid
@@ -102,7 +102,7 @@ def assert_all_is_well(run: RunDir, trials: int) -> None:
 
 @pytest.fixture(scope="module")
 def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Accidents]:
-    """A search of five trials in one engine; the first holder is killed, then the engine under the third trial."""
+    """A search of five trials in one engine; the first proxy is killed, then the engine under the third trial."""
     environment = pytest.MonkeyPatch()
     environment.setenv("WANDB_MODE", "offline")
     accidents = Accidents({2: first_proxy_process, 3: engine_process})

@@ -1,4 +1,4 @@
-"""What Prometheus is told of a search: real events of a real conductor, on a clock that is moved by hand."""
+"""What Prometheus is told of a search: real events of a real controller, on a clock that is moved by hand."""
 
 from __future__ import annotations
 

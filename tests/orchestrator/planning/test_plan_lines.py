@@ -1,4 +1,4 @@
-"""What the plan says about the night, line by line."""
+"""What the plan says about the search, line by line."""
 
 from __future__ import annotations
 

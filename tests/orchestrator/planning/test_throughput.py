@@ -1,4 +1,4 @@
-"""Measured speed: by kind of configuration, recent stretches first, and not led astray by single ones."""
+"""Measured speed: by kind of configuration, recent segments first, and not led astray by single ones."""
 
 from __future__ import annotations
 

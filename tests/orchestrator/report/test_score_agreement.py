@@ -36,7 +36,7 @@ def test_trials_are_compared_where_they_reached_a_rung_and_at_their_end(run: Run
     write_trial(run, Told("0001", [1.5, 1.4, 1.3], scores={1: right(10), 3: right(30)}))
     write_trial(run, Told("0002", [1.6], PRUNED, scores={1: right(20)}))
     write_trial(run, Told("0003", [1.4, 1.5], PATIENCE, scores={1: right(5), 2: right(6)}))
-    write_trial(run, Told("0004", [1.4, 1.5], scores={2: right(7)}))  # no score at the rung: memory ran out there
+    write_trial(run, Told("0004", [1.4, 1.5], scores={2: right(7)}))  # no score at the first point
     write_trial(run, Told("0005", [1.4, 1.5], scores={1: right(8)}))  # none at the end
     write_trial(run, Told("0006", [1.5]))
     records = run.records()

@@ -82,7 +82,7 @@ def test_a_space_of_few_choices_is_tried_through_and_then_there_is_no_more() -> 
 
 
 def all_tried(space: dict[str, Dimension], slots: int, most: int) -> list[tuple[object, ...]]:
-    """Configurations of a night in which each is over after one evaluation, in the order in which they were tried."""
+    """Configurations of a search in which each is over after one evaluation, in the order in which they were tried."""
     scheduler, budget, history = (
         FreezeThawScheduler(space, SearchSettings()),
         BudgetState(9000, 9000, slots, 100, 0.1, 0),

@@ -34,7 +34,7 @@ def a_budget() -> FreezeThawScheduler:
 
 
 EARLY = replace(BUDGET, seconds_left=1500.0)
-"""Less than half of the night is over."""
+"""Less than half of the search is over."""
 
 
 def test_a_starting_point_pauses_early_in_the_night_and_is_completed_in_the_second_half() -> None:

@@ -1,4 +1,4 @@
-"""Deadlines over all time zones and the nights on which clocks are changed there."""
+"""Deadlines over all time zones and the searches on which clocks are changed there."""
 
 from __future__ import annotations
 

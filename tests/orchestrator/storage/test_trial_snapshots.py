@@ -196,7 +196,7 @@ def train(folder: Path, config: TrialConfig) -> TrialRecord:
 def test_a_trial_goes_back_without_its_weights_and_they_are_all_there_afterwards(
     store: ObjectStore, trial: TrialSnapshotStore, small_config: TrialConfig, tmp_path: Path
 ) -> None:
-    """What the conductor does on a machine that has placeholders gives what it would have given with the weights."""
+    """What the controller does on a machine that has placeholders gives what it would have given with the weights."""
     worker, driver, other = (tmp_path / name / "0001" for name in ("worker", "driver", "other"))
     train(worker, small_config)
     (worker / "checkpoints" / "checkpoint-2" / "optimizer.pt").write_bytes(b"damaged")

@@ -70,7 +70,7 @@ def test_search_json_keeps_the_shape(search: Search, tmp_path: Path) -> None:
 
 
 def test_a_session_that_knows_the_shape_loads_no_torch(search: Search, tmp_path: Path) -> None:
-    """It's what holds Ray and Optuna all night."""
+    """It's what holds Ray and Optuna all search."""
     run = make_run(tmp_path / "run", replace(search, base=search.shape))
     script = f"""
 import sys

@@ -1,4 +1,4 @@
-"""One trial's LoRA weights and their gradients, each in one stretch of memory (arXiv 2106.09685)."""
+"""One trial's LoRA weights and their gradients, each in one segment of memory (arXiv 2106.09685)."""
 
 from __future__ import annotations
 

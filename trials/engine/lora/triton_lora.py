@@ -144,7 +144,7 @@ def dropped_inner(x: Tensor, a: Tensor, noise: Noise | None, table: GroupTable, 
     """Puts scale * (dropout of `x` [tokens, in]) @ A^T to each adapter's tokens and ranks of `inner` [tokens, ranks].
 
     `a` [ranks, in] are the group's matrices of one layer; `noise` has the group's `stacked_keys`, and is None where
-    nothing is dropped. The rest of `inner` isn't touched. All are of one type, their rows in one stretch each.
+    nothing is dropped. The rest of `inner` isn't touched. All are of one type, their rows in one segment each.
     """
     tiles, cut, width = len(table.inner_tiles), table.settings.inner, x.shape[1]
     if not tiles:

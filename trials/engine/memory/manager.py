@@ -103,17 +103,17 @@ class MemoryManager:
         return memory_bytes(self._sizes, self.plan, self._other_bytes)
 
     def verified_fit(self, key: int) -> VerifiedFit | None:
-        """That the largest micro-step with this guest fits; None: it has to be tried."""
+        """That the largest micro-step with this trial fits; None: it has to be tried."""
         return self.oom_history.verified_fit(self.plan, self.max_tokens, self._other_bytes, self._footprints[key])
 
     def memory_report(self, key: int) -> MemoryReport:
-        """What a guest's memory comes to at the moment."""
+        """What a trial's memory comes to at the moment."""
         rows = max(1, self.max_tokens // self._footprints[key].longest_row)
         peak = torch.cuda.max_memory_allocated() if self._rates else None
         return MemoryReport(self.predicted_bytes, peak, rows, self.plan.recomputed > 0)
 
     def record_fit(self, key: int, peak_bytes: int | None) -> VerifiedFit:
-        """The largest micro-step with this guest was tried, and fitted."""
+        """The largest micro-step with this trial was tried, and fitted."""
         proof = VerifiedFit(self.plan, self.max_tokens, self._other_bytes, self._footprints[key], peak_bytes)
         self.oom_history.add_fit(proof)
         return proof

@@ -1,4 +1,4 @@
-"""A trial's optimizer over its adapter as one stretch of numbers: one kernel a step, whatever the number of modules.
+"""A trial's optimizer over its adapter as one segment of numbers: one kernel a step, whatever the number of modules.
 
 AdamW is element-wise, so that nothing changes by it; with 8-bit state (arXiv 2110.02861) nothing changes where every
 matrix is made of whole blocks. State goes to disk and comes back parameter by parameter, as transformers has it.

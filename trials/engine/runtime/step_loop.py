@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 _NOBODY = -1
-"""A guest's key; trials' are addresses."""
+"""A trial's key; trials' are addresses."""
 
 
 class EngineClosedError(TrialInterrupted):
@@ -130,7 +130,7 @@ class StepLoop:
             self.wait_for(self.call(lambda: self._release(key)))
 
     def run_isolated(self, footprint: TrialFootprint, work: Callable[[Decoder], None]) -> None:
-        """Runs something by itself, with room for a guest who is none of the trials."""
+        """Runs something by itself, with room for a trial who is none of the trials."""
 
         def run() -> None:
             self._manager.admit(_NOBODY, footprint)
