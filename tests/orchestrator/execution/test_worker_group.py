@@ -8,6 +8,7 @@ import signal
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -26,6 +27,7 @@ from tests.support.fake_search import make_run
 from trials.system.processes import is_alive
 
 RANKS = 2
+STEP_LIMIT_SECONDS = 20
 STOPS = 20
 GONE_SECONDS = 5.0
 """After which a stopped trial must have given its GPUs back."""
@@ -95,14 +97,14 @@ class RankAccidents:
 
 
 class Warnings(logging.Handler):
-    """Keeps what the search warns of."""
+    """Keeps what the search warns of, and when: seconds since the epoch."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.said: list[str] = []
+        self.said: list[tuple[float, str]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
+        self.said.append((record.created, record.getMessage()))
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Survived:
     accidents: RankAccidents
     left: list[str]
     """The placement groups that were still there at its end."""
-    warnings: list[str]
+    warnings: list[tuple[float, str]]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> Survived:
             "0004": (group_process, signal.SIGSTOP),
         }
     )
-    settings = ("machine.step_limit_seconds=20", "trials=5", "train_tokens=3000")
+    settings = (f"machine.step_limit_seconds={STEP_LIMIT_SECONDS}", "trials=5", "train_tokens=3000")
     search = replace(
         make_engine_search(*settings), ranks=RANKS, placement=Placement(engines=1, slots=1), full_tokens=3000
     )
@@ -159,8 +161,11 @@ def test_after_every_accident_there_is_another_group(survived: Survived) -> None
 
 
 def test_of_what_hangs_is_warned_once(survived: Survived) -> None:
-    hung = [warning for warning in survived.warnings if "hangs and is started again" in warning]
-    assert len(hung) == 2, hung
+    hung = [(at, warning) for at, warning in survived.warnings if "hangs and is started again" in warning]
+    # A busy machine may take longer for a step than this test allows, and more may hang than was stopped here. Another
+    # one can't hang within the time that is allowed for a step, though: what is said sooner is said again.
+    assert len(hung) >= 2, hung
+    assert all(later - at > STEP_LIMIT_SECONDS / 2 for (at, _), (later, _) in pairwise(hung)), hung
 
 
 def test_no_placement_group_is_left_behind(survived: Survived) -> None:
