@@ -154,17 +154,17 @@ def environment_settings(environ: Mapping[str, str] = os.environ) -> dict[str, t
     return found
 
 
-def command_line_settings(requests: Iterable[str]) -> dict[str, tuple[Any, str]]:
+def command_line_settings(assignments: Iterable[str]) -> dict[str, tuple[Any, str]]:
     """Settings from --set key=value: full key to value and source."""
-    settings = map(parse_assignment, requests)
+    settings = map(parse_assignment, assignments)
     return {full_key(key, SET): (value, SET) for key, value in settings}
 
 
-def parse_assignment(request: str) -> tuple[str, Any]:
+def parse_assignment(assignment: str) -> tuple[str, Any]:
     """Key and value of one key=value. Raises `RecipeError` if it's something else."""
-    key, equals, text = request.partition("=")
+    key, equals, text = assignment.partition("=")
     if not equals or not key:
-        raise RecipeError(f"--set {request!r} is not of the form key=value, such as learning_rate=1e-4.")
+        raise RecipeError(f"--set {assignment!r} is not of the form key=value, such as learning_rate=1e-4.")
     return key.strip(), parse_yaml(text, f"--set {key}")
 
 

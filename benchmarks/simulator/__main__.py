@@ -3,7 +3,7 @@
 python -m benchmarks.simulator regret [--landscape recorded] [--budgets 6,12,24,50] [--seeds 30] [--slots 1]
     the loss at the end of searches on recorded learning curves (or modelled ones, that mislead early): ours, stock
     Ray Tune (its ASHAScheduler and OptunaSearch), TPE without pruning, and random search, with the same training time
-python -m benchmarks.simulator deadlines [--nights 1000]
+python -m benchmarks.simulator deadlines [--searches 1000]
     searches of random length, speed and accidents: deadline met, a full-length trial, share of the time at work
 python -m benchmarks.simulator scale [--slots 1000] [--trials 10000]
     how long the controller takes for a decision, and its memory
@@ -54,12 +54,12 @@ def regret(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Bar 1: the search's end against the others', a line per budget and strategy."""
     found: list[dict[str, Any]] = []
     for budget in map(float, given.budgets.split(",")):
-        nights = {strategy: _replayed(given, strategy, budget) for strategy in STRATEGIES}
-        for strategy, played in nights.items():
+        by_strategy = {strategy: _replayed(given, strategy, budget) for strategy in STRATEGIES}
+        for strategy, played in by_strategy.items():
             print(_regret_line(budget, strategy, played), flush=True)
-        print(_against_stock(nights[OURS], nights[Stock.ASHA.value]), flush=True)
+        print(_against_stock(by_strategy[OURS], by_strategy[Stock.ASHA.value]), flush=True)
         found += [
-            asdict(simulated) | {"regret": simulated.regret} for played in nights.values() for simulated in played
+            asdict(simulated) | {"regret": simulated.regret} for played in by_strategy.values() for simulated in played
         ]
     return found
 
@@ -85,13 +85,13 @@ def _against_stock(ours: Sequence[Played], stock: Sequence[Played]) -> str:
     """How soon ours had stock's last loss, seed by seed, against the whole search and against when stock had it."""
     final = [simulated.best[-1] for simulated in stock]
     reached = [simulated.reached(loss) for simulated, (_, loss) in zip(ours, final, strict=True)]
-    of_night = [time / simulated.budget for time, simulated in zip(reached, ours, strict=True)]
+    of_search = [time / simulated.budget for time, simulated in zip(reached, ours, strict=True)]
     of_stock = [time / at for time, (at, _) in zip(reached, final, strict=True)]
     medians = [statistics.median(one.regret for one in played) for played in (ours, stock)]
     means = [statistics.mean(one.regret for one in played) for played in (ours, stock)]
     never = sum(time == float("inf") for time in reached)
     return (
-        f"            ours has stock's last loss after {statistics.median(of_night):.2f} of the night (median; "
+        f"            ours has stock's last loss after {statistics.median(of_search):.2f} of the search (median; "
         f"{statistics.median(of_stock):.2f} of stock's time to it; never in {never}); "
         f"regret {_ratio(*medians)} of stock's in the median, {_ratio(*means)} in the mean"
     )
@@ -111,18 +111,18 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 
 def deadlines(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Bar 2: searches of any kind."""
-    found = _side_by_side(play_random, range(given.first_seed, given.first_seed + given.nights), given.processes)
+    found = _side_by_side(play_random, range(given.first_seed, given.first_seed + given.searches), given.processes)
     fits = [simulated for simulated in found if simulated.one_fits]
     busy = sorted(simulated.busy for simulated in found)
     hours = _range(found, lambda simulated: simulated.seconds / 3600)
-    print(f"{len(found)} nights of {hours} hours, {sum(simulated.trials for simulated in found)} trials")
-    print(f"{sum(n.accidents for n in found)} accidents, in {sum(n.accidents > 0 for n in found)} nights")
+    print(f"{len(found)} searches of {hours} hours, {sum(simulated.trials for simulated in found)} trials")
+    print(f"{sum(n.accidents for n in found)} accidents, in {sum(n.accidents > 0 for n in found)} searches")
     print(f"deadline met: {sum(simulated.met for simulated in found)}, earliest and latest " + _margins(found))
     print(f"a full-length trial: {sum(simulated.full_length > 0 for simulated in fits)} of {len(fits)} where one fits")
-    print(f"trials shortened in {sum(simulated.shortened < 1 for simulated in found)} nights")
+    print(f"trials shortened in {sum(simulated.shortened < 1 for simulated in found)} searches")
     print(
         f"at work: median {statistics.median(busy):.2%}, least {busy[0]:.2%}; "
-        f"{sum(share >= _BUSY_ENOUGH for share in busy)} nights with {_BUSY_ENOUGH:.0%} and more; all together "
+        f"{sum(share >= _BUSY_ENOUGH for share in busy)} searches with {_BUSY_ENOUGH:.0%} and more; all together "
         f"{_together(found):.2%}"
     )
     for simulated in found:
@@ -176,10 +176,10 @@ def _parser() -> argparse.ArgumentParser:
     arguments.add_argument("--seeds", type=int, default=30)
     arguments.add_argument("--first-seed", type=int, default=FIRST_SEED)
     arguments.add_argument("--slots", type=int, help=f"trials at once; by default 1, and {_MANY_SLOTS:,} for scale")
-    arguments.add_argument("--nights", type=int, default=1000)
+    arguments.add_argument("--searches", type=int, default=1000)
     arguments.add_argument("--trials", type=int, default=10_000)
     arguments.add_argument("--processes", type=int, default=2)
-    arguments.add_argument("--json", type=Path, help="writes every night there")
+    arguments.add_argument("--json", type=Path, help="writes every search there")
     return arguments
 
 

@@ -105,7 +105,7 @@ class _Replay:
     """Trials of a stock search on a simulated clock."""
 
     def __init__(self, simulated: StockSearch, recipe: Recipe, curves: Landscape, ends: float) -> None:
-        self._night = simulated
+        self._stock = simulated
         self._recipe = recipe
         self._curves = curves
         self._ends = ends
@@ -131,7 +131,7 @@ class _Replay:
     def _begin(self, now: float) -> None:
         if isinstance(self._curves, RecordedCurves) and self._curves.is_used_up:
             return
-        trial_id, values = self._night.next()
+        trial_id, values = self._stock.next()
         self._trials += 1
         curve = self._curves.curve(trial_id, self._hyperparameters(values))
         self._next(trial_id, curve, 1, now + _MACHINE.start)
@@ -146,18 +146,18 @@ class _Replay:
             self._at(now + seconds, lambda at: self._evaluate(trial_id, curve, evaluation, at))
 
     def _break_off(self, trial_id: str, now: float) -> None:
-        self._night.on_end(trial_id, failed=True)
+        self._stock.on_end(trial_id, failed=True)
         self._begin(now)
 
     def _evaluate(self, trial_id: str, curve: Curve, evaluation: int, now: float) -> None:
         best = min(curve.loss(k / EVALUATIONS) for k in range(1, evaluation + 1))
         if not self._history or best < self._history[-1][1]:
             self._history.append((now * self._slots / FULL_SECONDS, best))
-        if self._night.on_eval(trial_id, evaluation, best):
+        if self._stock.on_eval(trial_id, evaluation, best):
             self._next(trial_id, curve, evaluation + 1, now)
             return
         self._full += evaluation == EVALUATIONS
-        self._night.on_end(trial_id)
+        self._stock.on_end(trial_id)
         self._begin(now)
 
     def _hyperparameters(self, values: dict[str, object]) -> Hyperparameters:

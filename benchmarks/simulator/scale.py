@@ -18,7 +18,7 @@ from orchestrator.state.deadline import Deadline
 from orchestrator.state.run_dir import Placement, RunDir, Search
 from search_spaces.loader import load_recipe
 
-_NIGHT = 9 * 3600.0
+_BUDGET = 9 * 3600.0
 _RESERVE = 300.0
 _STARTED = datetime(2026, 1, 1, 22, 0, tzinfo=UTC)
 _SHARE = 0.3
@@ -60,10 +60,10 @@ def play_crowded(slots: int, trials: int, seed: int) -> Crowd:
     began = time.perf_counter()
     settings = ["search.full_trials=null", f"search.trials={trials}", f"search.reserve={_RESERVE:g}s"]
     recipe = load_recipe("demo", settings, environ={}).recipe
-    deadline = Deadline(_STARTED, _STARTED + timedelta(seconds=_NIGHT), _RESERVE)
+    deadline = Deadline(_STARTED, _STARTED + timedelta(seconds=_BUDGET), _RESERVE)
     rows = {"train": {"rows": 900, "tokens": 100_000}}
     search = Search(recipe, {}, deadline, 0, 100_000, rows, placement=Placement(slots, slots))
-    machine = Machine(full_trial=_NIGHT * slots / trials / _SHARE, base=20.0, start=1.0)
+    machine = Machine(full_trial=_BUDGET * slots / trials / _SHARE, base=20.0, start=1.0)
     folder = Path(tempfile.mkdtemp(dir=_IN_MEMORY if _IN_MEMORY.is_dir() else None))
     try:
         (folder / "trials").mkdir()

@@ -18,7 +18,7 @@ from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, Tria
 from trials.system.files import append_json_line
 from trials.system.timer import TrialTimer
 
-SEGMENTS = "stretches"
+SEGMENTS = "segments"
 """In the run folder: a file per engine, a line for every segment of a trial in it."""
 _STEPS, _TOKENS_PER_SECOND = 100, 1000.0
 

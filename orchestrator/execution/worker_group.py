@@ -105,7 +105,7 @@ class WorkerGroup(GroupQueue):
         resources = {"GPU": 1.0} if group.on_gpu else {"CPU": 0.01}
         scaling = ScalingConfig(num_workers=group.ranks, use_gpu=group.on_gpu, resources_per_worker=resources)
         run = RunConfig(name=f"group-{os.getpid()}-{time.time_ns()}", storage_path=str(group.storage))
-        told = {"desk": queue, "group": group, "name": self._name}
+        told = {"queue": queue, "group": group, "name": self._name}
         return TorchTrainer(rank_main, train_loop_config=told, scaling_config=scaling, run_config=run)
 
 
@@ -115,7 +115,7 @@ def rank_main(config: Mapping[str, Any]) -> None:
     from trials.system.distributed import joined_process_group
 
     quiet_libraries()
-    queue, group = config["desk"], config["group"]
+    queue, group = config["queue"], config["group"]
     with joined_process_group() as ranks:
         group.keep_output(f"{config['name']}-rank-{ranks.rank}")
         runner = TrialRunner(group.cpu_threads, ranks)

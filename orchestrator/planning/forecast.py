@@ -97,9 +97,9 @@ def forecast_search(search: Search, throughput: ThroughputModel | None, now: dat
             full_tokens = shortened_length(
                 full_tokens, speed.seconds_per_token, left, placed.slots, settings.full_trials
             )
-        night = _Remaining(left, placed.slots, full_tokens * speed.seconds_per_token, speed.start_seconds)
-        trials, full = _counts(night, settings, len(search.recipe.start))
-        busy = _busy_seconds(night, settings)
+        remaining = _Remaining(left, placed.slots, full_tokens * speed.seconds_per_token, speed.start_seconds)
+        trials, full = _counts(remaining, settings, len(search.recipe.start))
+        busy = _busy_seconds(remaining, settings)
         tokens = int(min(busy * placed.slots / speed.seconds_per_token, trials * full_tokens))
         ends = min(ends, now + timedelta(seconds=busy))
     ends += timedelta(seconds=expected_seconds(deadline.reserve_seconds))
@@ -127,23 +127,26 @@ def _dues(settings: SearchSettings, gpu_hours: float) -> dict[str, float | None]
     }
 
 
-def _counts(night: _Remaining, settings: SearchSettings, starts: int) -> tuple[int, int]:
+def _counts(remaining: _Remaining, settings: SearchSettings, starts: int) -> tuple[int, int]:
     """Configurations tried, and trained at full length: starting points are, and of others the best few."""
     most = settings.trials or math.inf
-    fitting = int(night.slot_seconds / (night.full_seconds + night.start_seconds))
+    fitting = int(remaining.slot_seconds / (remaining.full_seconds + remaining.start_seconds))
     if fitting <= starts:
-        return int(min(most, max(fitting, night.slot_seconds > 0))), int(min(most, fitting))
-    left = night.slot_seconds - starts * (night.full_seconds + night.start_seconds)
-    proposed = max(1, int(left / (_MEAN_LENGTH * night.full_seconds + 2 * night.start_seconds)))
+        return int(min(most, max(fitting, remaining.slot_seconds > 0))), int(min(most, fitting))
+    left = remaining.slot_seconds - starts * (remaining.full_seconds + remaining.start_seconds)
+    proposed = max(1, int(left / (_MEAN_LENGTH * remaining.full_seconds + 2 * remaining.start_seconds)))
     trials = min(most, starts + proposed)
     return int(trials), min(fitting, round(starts + (trials - starts) * _FULL_SHARE))
 
 
-def _busy_seconds(night: _Remaining, settings: SearchSettings) -> float:
+def _busy_seconds(remaining: _Remaining, settings: SearchSettings) -> float:
     """Until training is over: all the time, unless so few trials are allowed that all can be trained in full."""
     if settings.trials is None:
-        return night.seconds
-    return min(night.seconds, settings.trials * (night.full_seconds + night.start_seconds) / max(1, night.slots))
+        return remaining.seconds
+    return min(
+        remaining.seconds,
+        settings.trials * (remaining.full_seconds + remaining.start_seconds) / max(1, remaining.slots),
+    )
 
 
 def gpu_count(search: Search, placed: Placement) -> int:

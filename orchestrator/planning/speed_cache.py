@@ -32,7 +32,7 @@ EARLIER = "as an earlier search on this machine measured"
 ESTIMATED = "estimated from the model's size and the GPU's name; measured in the first minutes"
 
 _OF_RATES_ENGINE, _OF_RATES_TRL = 0.6, 0.15
-"""Shares of what the arithmetic promises that were reached on an H100 (docs/engine.md)."""
+"""Shares of the speed that the arithmetic gives which were reached on an H100 (docs/engine.md)."""
 _OF_RANKS = 0.8
 """What each of several GPUs does of what it would do alone where they train a trial together."""
 _LEAST_SECONDS_PER_TOKEN = 1 / 60_000

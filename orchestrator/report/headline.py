@@ -1,4 +1,4 @@
-"""The report's first lines: who won, by how much, whether the export holds what it promises, and the time used."""
+"""The report's first lines: who won, by how much, whether the export was verified, and the time used."""
 
 from __future__ import annotations
 

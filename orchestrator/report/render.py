@@ -105,7 +105,7 @@ def render(data: ReportData) -> str:
         surroundings=surroundings(data),
         data_lines=data_lines(data.search_json.get("data") or {}),
         scores=score_section(data),
-        night=forecast_check(data),
+        forecast=forecast_check(data),
     )
 
 

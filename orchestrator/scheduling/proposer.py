@@ -1,42 +1,119 @@
-"""New configurations to choose from."""
+"""Which new configuration is tried next.
+
+The first few are spread over the space. Later ones are the best of many candidates, drawn from all of the space and
+around the best configurations so far, by expected improvement at full length times the chance that they train at all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from orchestrator.scheduling.encoding import Array
+from orchestrator.scheduling.surrogate import Surrogate
 
-Alike = Callable[[Array, Array], Array]
-"""How alike configurations are: (len(x), len(others)), 0 to 1."""
+Similarity = Callable[[Array, Array], Array]
+"""Maps encoded configurations x and others to their similarity, [len(x), len(others)], 0 to 1."""
+_CANDIDATES, _MANY_CANDIDATES = 300, 1500
+_SPREAD_AMONG = 10
+_CAUTION = 10
+"""Exponent of the chance that a configuration trains. A failure takes little time but says nothing about losses: what
+fails one time in fifteen counts half."""
 
 
 class CandidatePool:
-    """Draws (count, dimensions), their coordinates `x`, and what each is worth; none that is like a taken one."""
+    """Candidates in descending order of acquisition value; whoever resembles a chosen one loses value.
 
-    def __init__(self, draws: Array, x: Array, worth: Array, alike: Alike) -> None:
-        self._draws, self._x, self._worth, self._alike = draws, x, worth, alike
-        self._is_taken = np.zeros(len(draws), dtype=bool)
+    `draws` are points of the unit cube [count, dimensions], `x` the same encoded, `values` their acquisition values.
+    """
+
+    def __init__(self, draws: Array, x: Array, values: Array, similarity: Similarity) -> None:
+        self._draws, self._x, self._values, self._similarity = draws, x, values, similarity
+        self._is_popped = np.zeros(len(draws), dtype=bool)
 
     def penalise_similar(self, others: Array) -> None:
-        """What is like these configurations (coordinates) is worth less: they run already, and would tell the same."""
+        """Lower the value of candidates that resemble `others`.
+
+        `others` are encoded configurations that are already running; a near-duplicate would add little information.
+        """
         if len(others):
-            self._worth = self._worth * (1 - self._alike(self._x, others).max(1))
+            self._values = self._values * (1 - self._similarity(self._x, others).max(1))
 
     def pop_best(self) -> Array:
-        """The draw that is worth most."""
-        best = int(np.argmax(np.where(self._is_taken, -1.0, self._worth)))
+        """Return the draw of the highest value, and penalise those that resemble it."""
+        best = int(np.argmax(np.where(self._is_popped, -1.0, self._values)))
         self.penalise_similar(self._x[best : best + 1])
-        self._is_taken[best] = True
+        self._is_popped[best] = True
         return np.asarray(self._draws[best])
 
     @property
     def popped(self) -> int:
-        """How many have been."""
-        return int(self._is_taken.sum())
+        """Number of candidates that were returned."""
+        return int(self._is_popped.sum())
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether all have been taken."""
-        return bool(self._is_taken.all())
+        """Whether every candidate was returned."""
+        return bool(self._is_popped.all())
+
+
+class Proposer:
+    """Proposes configurations that haven't been tried; with many slots from a pool that is made ahead of time."""
+
+    def __init__(self, surrogate: Surrogate, random: np.random.Generator) -> None:
+        self._surrogate = surrogate
+        self._random = random
+        self._pool: CandidatePool | None = None
+        self._fits = 0
+        """Fits of the surrogate when the pool was made."""
+
+    def propose(self, seed: int) -> dict[str, Any]:
+        """Return the hyperparameters of the next new configuration; the same for the same seed and history."""
+        random, encoder = np.random.default_rng(seed), self._surrogate.encoder
+        if self._surrogate.knows_little:
+            return encoder.decode(self._spread(random))
+        if not self._surrogate.has_many_slots:
+            self._surrogate.refit()
+            return encoder.decode(self._candidates(random, _CANDIDATES).pop_best())
+        self._drop_stale_pool()
+        if self._pool is None or self._pool.is_exhausted:
+            self._make_pool(random)
+        assert self._pool is not None
+        return encoder.decode(self._pool.pop_best())
+
+    def prepare(self) -> None:
+        """Make a pool where there are many slots, so that proposals needn't wait for it."""
+        self._drop_stale_pool()
+        if self._pool is not None and self._pool.popped > _MANY_CANDIDATES // 10:
+            self._pool = None
+        if self._pool is None and self._surrogate.has_many_slots and self._surrogate.best_loss is not None:
+            self._make_pool(self._random)
+
+    def _drop_stale_pool(self) -> None:
+        if self._fits != self._surrogate.fits:
+            self._pool = None
+
+    def _make_pool(self, random: np.random.Generator) -> None:
+        self._pool, self._fits = self._candidates(random, _MANY_CANDIDATES), self._surrogate.fits
+
+    def _spread(self, random: np.random.Generator) -> Array:
+        """Draw one of the first configurations: the farthest of a few from all that were tried."""
+        history = self._surrogate.history
+        draws = history.untried(self._surrogate.encoder.sample(_CANDIDATES, random))
+        if not self._surrogate.views:
+            return np.asarray(draws[0])
+        few = random.permutation(draws)[:_SPREAD_AMONG]
+        return np.asarray(few[int(np.argmax(history.distances(few)))])
+
+    def _candidates(self, random: np.random.Generator, count: int) -> CandidatePool:
+        """Draw candidates of all the space and around the best, without what runs already."""
+        known = self._surrogate
+        near = [known.encoder.perturb(each.values, count // 10, random) for each in known.history.best]
+        draws = known.history.untried(np.concatenate([known.encoder.sample(count, random), *near]))
+        x = known.encoder.encode_many(draws)
+        values = known.improvement(x, np.ones((len(x), 1))) * known.feasibility.predict(x) ** _CAUTION
+        pool = CandidatePool(draws, x, values, known.curve_model.similarity)
+        pool.penalise_similar(known.history.pending())
+        return pool

@@ -1,4 +1,4 @@
-"""What the policy is told and what it answers (orchestrator.scheduling.scheduler)."""
+"""What the scheduler is told and what it answers (orchestrator.scheduling.scheduler)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrialView:
     """The fraction at which it's complete."""
     state: State
     is_start: bool
-    """A starting point of the recipe: whatever it promises, it has to be complete by the end."""
+    """A starting point of the recipe: it has to be complete by the end, whatever its value."""
     noise: float
     """Paired standard error of its loss against the best trial's on the same rows, in nats; 0.0: unknown."""
 

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class ObjectStore:
-    """Objects by their names below one address, such as s3://bucket/runs/night; names have slashes.
+    """Objects by their names below one address, such as s3://bucket/runs/1; names have slashes.
 
     Every method raises `StoreFailed` where the store keeps failing, and `FileNotFoundError` for what isn't there. Its
     methods may be called from any thread.

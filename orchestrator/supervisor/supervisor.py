@@ -30,7 +30,7 @@ MOST_IN_A_ROW = 8
 _LONGEST_WAIT_SECONDS = 60.0
 _SHOW_CURSOR = "\x1b[?25h"
 _LATEST = 0.75
-"""Share of the reserve that a session may use up. It stops by itself at half of it (`Conductor.must_stop`)."""
+"""Share of the reserve that a session may use up. It stops by itself at half of it (`SearchController.should_stop`)."""
 _POLL_SECONDS = 2.0
 _PATIENCE = 3
 """So many signals end a session that obeys none of them."""
@@ -43,7 +43,7 @@ class SessionExit(IntEnum):
     REFUSED = EXIT_BAD_INPUT
     """With a message of its own; so would the next one be."""
     GAVE_UP = EXIT_GAVE_UP
-    """For a reason that is no chance (`Conductor.gave_up`): trials would go on failing."""
+    """For a reason that is no chance (`SearchController.gave_up`): trials would go on failing."""
     INTERRUPTED = EXIT_INTERRUPTED
     """By a person."""
     DISK_FULL = 74

@@ -34,19 +34,19 @@ class GuideConfig:
     sources: Mapping[str, str]
     helpers: tuple[str, ...] = ()
 
-    def overridden(self, requests: Sequence[str]) -> tuple[GuideConfig, list[str]]:
+    def overridden(self, assignments: Sequence[str]) -> tuple[GuideConfig, list[str]]:
         """With those of the --set assignments that use the guide's names; the others are returned as they are.
 
         Raises `RecipeError` for names and values that aren't allowed, all in one message.
         """
         values, sources, others = dict(self.values), dict(self.sources), []
-        for request in requests:
-            key, value = parse_assignment(request)
+        for assignment in assignments:
+            key, value = parse_assignment(assignment)
             if key in NAMES:
                 values[key], sources[key] = value, SET
             else:
                 _refuse_nearly_a_name(key)
-                others.append(request)
+                others.append(assignment)
         found = {name: problem_with(name, value) for name, value in values.items()}
         problems = [f"{sources[name]}: {problem}" for name, problem in found.items() if problem]
         if problems:

@@ -148,7 +148,7 @@ def test_one_that_is_short_of_memory_takes_less_at_once(workshop: Workshop, pair
     )
 
 
-@pytest.mark.parametrize("micro_steps_before", [0, 5], ids=["at-once", "while-it-trains"])
+@pytest.mark.parametrize("micro_batches_before", [0, 5], ids=["at-once", "while-it-trains"])
 def test_where_not_one_row_fits_on_one_the_trial_ends_on_all(
     workshop: Workshop, pair: Together, micro_batches_before: int
 ) -> None:

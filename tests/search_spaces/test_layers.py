@@ -154,9 +154,9 @@ def test_the_command_line_gives_settings_and_the_last_stands() -> None:
 
 
 @pytest.mark.parametrize("assignment", ["learning_rate", "=1", ""])
-def test_anything_but_key_and_value_is_refused(request: str) -> None:
+def test_anything_but_key_and_value_is_refused(assignment: str) -> None:
     with pytest.raises(RecipeError, match="is not of the form key=value"):
-        command_line_settings([request])
+        command_line_settings([assignment])
 
 
 def test_flat_and_back() -> None:

@@ -69,8 +69,8 @@ def test_a_part_of_a_dimension_can_be_set() -> None:
 
 
 def test_a_dimension_and_a_starting_point_can_be_added_and_taken_away() -> None:
-    requests = ["space.lora_rank=null", "space.scheduler={choices: [cosine, linear]}", "start.usual=null"]
-    recipe = load_recipe("demo", [*requests, "start.mine.learning_rate=1e-3"], {}).recipe
+    assignments = ["space.lora_rank=null", "space.scheduler={choices: [cosine, linear]}", "start.usual=null"]
+    recipe = load_recipe("demo", [*assignments, "start.mine.learning_rate=1e-3"], {}).recipe
     assert "lora_rank" not in recipe.space
     assert recipe.space["scheduler"] == Choices(choices=("cosine", "linear"))
     assert dict(recipe.start) == {"mine": {"learning_rate": 1e-3}}
@@ -150,13 +150,13 @@ def test_a_starting_point_may_have_dots_in_its_name(tmp_path: Path) -> None:
     recipe = load_recipe(file, environ={}).recipe
     assert recipe.start["lr2.5e-4"] == {"learning_rate": 2.5e-4}
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
-    requests = ["start.lr2.5e-4.lora_rank=8", "start.usual=null", "start.v1.0={lora_rank: 4}", "start.v1.1={}"]
+    assignments = ["start.lr2.5e-4.lora_rank=8", "start.usual=null", "start.v1.0={lora_rank: 4}", "start.v1.1={}"]
     environ = {
         "ORCHESTRATOR__START__LR2.5E-4__LORA_ALPHA": "16",
         "ORCHESTRATOR__START__BIG.ONE__X__LORA_ALPHA": "64",
         "ORCHESTRATOR__START__NEW__LORA_RANK": "16",
     }
-    changed = load_recipe(file, requests, environ).recipe
+    changed = load_recipe(file, assignments, environ).recipe
     assert changed.start == {
         "lr2.5e-4": {"learning_rate": 2.5e-4, "lora_rank": 8, "lora_alpha": 16},
         "Big.One__X": {"lora_rank": 32, "lora_alpha": 64},
@@ -173,19 +173,19 @@ def test_a_starting_point_may_have_dots_in_its_name(tmp_path: Path) -> None:
         ("start.lr2.5e-4.lora_rank=5", r"start\.lr2\.5e-4: lora_rank=5 lies outside space\.lora_rank"),
     ],
 )
-def test_what_is_wrong_in_a_starting_point_with_dots(request: str, message: str) -> None:
+def test_what_is_wrong_in_a_starting_point_with_dots(assignment: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        load_recipe("demo", [request], environ={})
+        load_recipe("demo", [assignment], environ={})
 
 
 def test_all_linear_is_a_list_of_one_until_the_model_is_known() -> None:
-    requests = [
+    assignments = [
         "space.target_modules={choices: [all-linear, [q_proj], [all-linear, lm_head]]}",
         "start.all.target_modules=all-linear",
         "start.some.target_modules=[q_proj]",
         "start.usual.target_modules=[q_proj]",
     ]
-    recipe = load_recipe("demo", requests, environ={}).recipe
+    recipe = load_recipe("demo", assignments, environ={}).recipe
     assert recipe.all_targets() == {*recipe.hyperparameters.target_modules, "all-linear", "q_proj", "lm_head"}
     assert recipe.start_values("all")["target_modules"] == ["all-linear"]
     assert recipe.trial_config({"target_modules": "all-linear"}).hyperparameters.target_modules == ("all-linear",)

@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from orchestrator.scheduling.expected_improvement import expected_improvement
 from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, Idle, Resume, StartNew, State, TrialView
+from orchestrator.scheduling.surrogate import expected_improvement
 from search_spaces.schema import Range, SearchSettings
 
 SPACE = {"learning_rate": Range(low=1e-5, high=1e-2, log=True)}

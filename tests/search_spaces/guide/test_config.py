@@ -28,12 +28,12 @@ def _read(folder: Path, text: str) -> GuideConfig:
     return read_guide_config(str(write(folder / "mine.py", text)))
 
 
-def _resolve(config: GuideConfig, *requests: str, **environ: str) -> ResolvedRecipe:
-    return load_recipe("demo", requests, environ, config)
+def _resolve(config: GuideConfig, *assignments: str, **environ: str) -> ResolvedRecipe:
+    return load_recipe("demo", assignments, environ, config)
 
 
-def _recipe(folder: Path, text: str, *requests: str) -> Recipe:
-    return _resolve(_read(folder, text), *requests).recipe
+def _recipe(folder: Path, text: str, *assignments: str) -> Recipe:
+    return _resolve(_read(folder, text), *assignments).recipe
 
 
 @pytest.mark.parametrize("head", [BY_PACKAGE, BY_PATH])
@@ -272,9 +272,9 @@ def test_the_command_line_mends_a_file(tmp_path: Path) -> None:
         ("batch_size", "--set 'batch_size' is not of the form key=value"),
     ],
 )
-def test_what_the_command_line_must_not_say(request: str, message: str) -> None:
+def test_what_the_command_line_must_not_say(assignment: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        _resolve(read_guide_config("default"), request)
+        _resolve(read_guide_config("default"), assignment)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from trials.records.memory_report import MemoryReport
 from trials.system.oom import is_out_of_memory
 
 _WORTH_MOVING = 1.02
-"""Memory is cut anew for a split that promises to be so many times as fast."""
+"""Memory is divided anew for a split that is expected to be so many times as fast."""
 _LONG_STEP = 1.2
 """An optimizer step of rows that are drawn at random may have so many times the tokens of a mean one."""
 

@@ -217,7 +217,7 @@ def test_an_adapter_that_memory_does_not_suffice_for_is_made_beside_smaller_micr
 
 
 @pytest.mark.parametrize(
-    ("tokens", "other", "guest", "is_known"),
+    ("tokens", "other", "footprint", "is_known"),
     [
         (100, 10, TrialFootprint(5, 50, 1.0), True),
         (101, 10, TrialFootprint(5, 50, 1.0), False),

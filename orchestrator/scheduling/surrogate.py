@@ -1,0 +1,117 @@
+"""What is known of all trials of a search, and what a trial's loss is expected to be later on.
+
+The acquisition ranker, the proposer and the completion guard ask this one object. The models are refitted after every
+evaluation of a small search, and after every fortieth part of the trials of a large one (or a quarter of its slots);
+in between a trial is judged by the models of then and its own newest losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr
+
+from orchestrator.scheduling.curve_model import Forecast, LearningCurveModel
+from orchestrator.scheduling.encoding import Array, SpaceEncoder
+from orchestrator.scheduling.feasibility import FeasibilityModel
+from orchestrator.scheduling.history import TrialHistory
+from orchestrator.scheduling.types import State, TrialView
+from search_spaces.schema import Dimension
+
+SPREAD_FIRST = 4
+"""Number of first configurations that are spread over the space: a model of few curves would choose its corners."""
+_REFITS, _ROUNDS = 40, 4
+_MANY_SLOTS = 16
+"""With so many slots one evaluation changes little, and a decision uses the models as they are."""
+
+
+class Surrogate:
+    """Trials of a search, the learning-curve model, and the feasibility model.
+
+    `only`: the configurations that may be tried, each once; None: all of the space.
+    """
+
+    def __init__(self, space: Mapping[str, Dimension], only: Sequence[Mapping[str, Any]] | None) -> None:
+        self.encoder = SpaceEncoder(space)
+        self.history = TrialHistory(self.encoder, space, only)
+        self.curve_model = LearningCurveModel(self.encoder)
+        self.feasibility = FeasibilityModel()
+        self.views: dict[str, TrialView] = {}
+        self.best_loss: float | None = None
+        """Lowest loss of any trial in nats; None before the first evaluation."""
+        self.has_complete = False
+        """Whether a trial has been trained at its full length."""
+        self.fits = 0
+        """Number of times that the models were refitted."""
+        self.slots = 1
+        self._news = 0
+
+    @property
+    def has_many_slots(self) -> bool:
+        """Whether a decision must not wait for the models to be refitted."""
+        return self.slots >= _MANY_SLOTS
+
+    @property
+    def knows_little(self) -> bool:
+        """Whether configurations are still to be spread over the space."""
+        return self.best_loss is None or len(self.views) <= SPREAD_FIRST
+
+    def observe(self, view: TrialView) -> TrialView | None:
+        """Record a new trial, or what has changed of one; return what was known of it before."""
+        name, old = view.trial_id, self.views.get(view.trial_id)
+        if view.state is State.INFEASIBLE and (old is None or old.state is not State.INFEASIBLE):
+            self._news += 1
+        self.views[name] = view
+        self.history.observe(view)
+        if view.points and (old is None or old.points != view.points or old.noise != view.noise):
+            self.curve_model.observe(name, view.values, view.points, view.noise)
+            loss = view.points[-1][1]
+            self.best_loss = loss if self.best_loss is None else min(self.best_loss, loss)
+            self.has_complete |= view.points[-1][0] >= view.end - 1e-9
+            self._news += 1
+        return old
+
+    def refit(self) -> None:
+        """Refit the models if enough evaluations came since the last time."""
+        if self._news and self._news >= max(len(self.views) // _REFITS, self.slots // _ROUNDS):
+            self.curve_model.fit()
+            self.feasibility.fit(*self.history.outcomes())
+            self._news, self.fits = 0, self.fits + 1
+
+    def forecast(self, trial_id: str) -> Forecast | None:
+        """Predict the loss of a trial at its end; None before its first evaluation."""
+        view = self.views.get(trial_id)
+        if view is None or not view.points:
+            return None
+        if not self.has_many_slots:
+            self.refit()
+        mean, spread = self.curve_model.predict_trial(trial_id, np.array([[view.end]]))
+        return self.curve_model.to_loss(float(mean[0, 0]), float(np.sqrt(max(spread[0, 0, 0], 0.0))))
+
+    def improvement(self, who: Sequence[str] | Array, fractions: Array) -> Array:
+        """Return the expected improvement on the best loss, [count].
+
+        `who` are ids of trials that have been evaluated, or encoded configurations [count, dimensions]; `fractions`
+        [count, 1] say at which fraction of a full trial each is predicted.
+        """
+        assert self.best_loss is not None
+        if len(who) == 1 and isinstance(who[0], str):
+            mean, spread = self.curve_model.predict_trial(who[0], fractions)
+        else:
+            mean, spread = self.curve_model.predict(who, fractions)
+        deviation = np.sqrt(np.maximum(spread[:, 0, 0], 0.0))
+        return expected_improvement(self.curve_model.to_target(self.best_loss), mean[:, 0], deviation)
+
+
+def to_do(view: TrialView) -> float:
+    """Return the fraction of a full trial that a trial still has to be trained."""
+    return view.end - (view.points[-1][0] if view.points else 0.0)
+
+
+def expected_improvement(best: float, mean: Array, deviation: Array) -> Array:
+    """Return the expected improvement on `best` of normal values [count] (Jones, Schonlau and Welch 1998)."""
+    deviation = np.maximum(deviation, 1e-9)
+    z = (best - mean) / deviation
+    return np.asarray(deviation * (z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)))
