@@ -122,7 +122,7 @@ def small_trial(
 ) -> TrialRecord:
     """A trial that was really trained: two seconds, once a session. Read it, don't write to its folder."""
     from trials.records.trial_dir import Origin, TrialDir, read_trial
-    from trials.system.threads import use_threads
+    from trials.system.torch_setup import use_threads
     from trials.training.evaluation_loop import Decision
     from trials.trl.backend import run_trial
 

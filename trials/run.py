@@ -11,7 +11,7 @@ from trials.engine.support import unsupported_reason
 from trials.records.checkpoints import Checkpoint
 from trials.records.trial_dir import Ending, EvalPoint, TrialDir
 from trials.system.distributed import ALONE, ProcessGroup
-from trials.system.threads import use_threads
+from trials.system.torch_setup import use_threads
 from trials.tracking.trial_run import figures, wandb_run, without_wandb
 from trials.training.evaluation_loop import Decision, OnEval
 from trials.trl.backend import run_trial

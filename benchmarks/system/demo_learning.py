@@ -22,7 +22,7 @@ from trials.evaluation.result import EvalTask, labels_of
 from trials.metrics.classification import LabelReport
 from trials.model.loading import load_tokenizer
 from trials.records.trial_dir import Ending, Origin, TrialDir, read_trial
-from trials.system.threads import use_threads
+from trials.system.torch_setup import use_threads
 from trials.training.evaluation_loop import Decision
 from trials.trl.backend import run_trial
 

@@ -82,7 +82,7 @@ class TrialRunner:
         is_called_off: Callable[[], bool],
         on_log: OnLog,
     ) -> None:
-        from trials.system.threads import use_threads
+        from trials.system.torch_setup import use_threads
         from trials.training.evaluation_loop import unheard
 
         config = TrialConfig.model_validate_json(request["config"])

@@ -36,7 +36,7 @@ def run_trial_task(request: dict[str, Any]) -> None:
 
 def _run(request: dict[str, Any], copy: WorkingCopy) -> SystemExit | None:
     """Runs it to where it ends, or Tune stops it: by the exception that is returned."""
-    from trials.system.threads import use_threads
+    from trials.system.torch_setup import use_threads
     from trials.trl.backend import evaluate_base, run_trial
 
     config = TrialConfig.model_validate_json(request["config"])

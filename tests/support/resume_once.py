@@ -12,7 +12,7 @@ from trials.engine.engine import Engine
 from trials.model.loading import load_tokenizer
 from trials.records.rewind import restore_latest
 from trials.records.trial_dir import TrialDir, read_trial
-from trials.system.threads import use_threads
+from trials.system.torch_setup import use_threads
 from trials.training.evaluation_loop import Decision
 
 

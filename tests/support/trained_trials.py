@@ -18,7 +18,7 @@ from trials.data.dataset import TrialData
 from trials.records.checkpoints import choose_checkpoint
 from trials.records.rewind import restore_latest, rewind
 from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
-from trials.system.threads import use_threads
+from trials.system.torch_setup import use_threads
 from trials.training.evaluation_loop import Decision
 from trials.trl.backend import run_trial
 

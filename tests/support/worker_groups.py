@@ -21,7 +21,7 @@ from trials.model.loading import load_tokenizer
 from trials.records.checkpoints import choose_checkpoint
 from trials.records.trial_dir import Ending, TrialDir
 from trials.system.distributed import ProcessGroup
-from trials.system.threads import use_threads
+from trials.system.torch_setup import use_threads
 from trials.training.evaluation_loop import Decision
 
 

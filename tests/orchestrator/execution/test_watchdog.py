@@ -20,7 +20,7 @@ from trials.data.dataset import load_data
 from trials.model.loading import load_tokenizer
 from trials.records.trial_dir import Origin, TrialDir
 from trials.training.evaluation_loop import Decision
-from trials.system.threads import use_threads
+from trials.system.torch_setup import use_threads
 from trials.trl.backend import run_trial
 
 recipe = load_recipe("demo", [*SMALL, "train_tokens=100000", "evaluations=90"], environ={{}}).recipe

@@ -24,7 +24,7 @@ from trials.errors import ModelError
 from trials.evaluation.eval_loss import evaluate_rows
 from trials.model.loading import load_base
 from trials.records.trial_dir import EndingKind, Origin, TrialDir, TrialRecord, read_trial
-from trials.system.threads import use_threads
+from trials.system.torch_setup import use_threads
 from trials.training.evaluation_loop import Decision
 from trials.trl import backend as training
 

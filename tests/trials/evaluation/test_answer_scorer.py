@@ -27,8 +27,8 @@ from trials.metrics.row_losses import RowLosses
 from trials.metrics.task_scores import Measure, task_score
 from trials.model.loading import attach_adapter, load_base
 from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
-from trials.system.threads import use_threads
 from trials.system.timer import TrialTimer
+from trials.system.torch_setup import use_threads
 from trials.training.evaluation_loop import Decision
 from trials.trl.backend import evaluate_base, run_trial
 

@@ -22,7 +22,7 @@ from trials.data.dataset import TrialData
 from trials.errors import ModelError
 from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
 from trials.system.oom import is_out_of_memory
-from trials.system.threads import use_threads
+from trials.system.torch_setup import use_threads
 from trials.training.evaluation_loop import Decision
 from trials.trl.backend import evaluate_base, run_trial
 
