@@ -14,9 +14,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from orchestrator.controller.controller import SearchController, TrialRequest
+from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event
 from orchestrator.controller.proxy_errors import DIED, TrialExit
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.run_dir import RunDir
 from trials.config import Hyperparameters
 from trials.metrics.row_losses import RowLosses

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.util import placement_group_table
 
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution.channel import Finished
 from orchestrator.execution.tune_run import placed, ray_session
 from orchestrator.execution.worker_pool import WorkerPool
@@ -100,18 +101,8 @@ def _named(name: str) -> Any:
     return found[0]
 
 
-def _request(config: TrialConfig, folder: Path, number: int) -> dict[str, Any]:
-    return {
-        "trial_id": str(number),
-        "resumes": False,
-        "origin": Origin.PROPOSED.value,
-        "config": config.model_dump_json(),
-        "folder": str(folder),
-        "group": "changes",
-        "fingerprint": None,
-        "stop_at": float("inf"),
-        "by_trl": False,
-    }
+def _request(config: TrialConfig, folder: Path, number: int) -> TrialRequest:
+    return TrialRequest(str(number), Origin.PROPOSED, "proposed", config, folder, group="changes")
 
 
 def _first_evaluation(engine: Any, trial_id: str) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from benchmarks.simulator.synthetic_curves import ModelledCurves
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution.channel import TrialChannel
 from orchestrator.execution.engine_worker import EngineWorker
 from orchestrator.execution.segment_log import log_evaluation, logged_segment
@@ -26,23 +25,22 @@ _STEPS, _TOKENS_PER_SECOND = 100, 1000.0
 class SleepingEngine(EngineWorker):
     """In place of `EngineWorker`, in a process of its own; a trial's `train_tokens` are slept at 1,000 a second."""
 
-    def _run_trial(self, request: Mapping[str, Any], conversation: TrialChannel) -> None:
+    def _run_trial(self, request: TrialRequest, conversation: TrialChannel) -> None:
         began = time.time()
-        with logged_segment(Path(request["folder"]), request):
+        with logged_segment(request.folder, resumes=request.resumes):
             slept = _run(request, conversation)
-        segments = Path(request["folder"]).parent.parent / SEGMENTS
+        segments = request.folder.parent.parent / SEGMENTS
         segments.mkdir(exist_ok=True)
-        line = {"trial": request["trial_id"], "began": began, "ended": time.time(), "slept": slept}
-        append_json_line(segments / f"{request['engine']}.jsonl", line)
+        line = {"trial": request.trial_id, "began": began, "ended": time.time(), "slept": slept}
+        append_json_line(segments / f"{request.worker}.jsonl", line)
 
 
-def _run(request: Mapping[str, Any], conversation: TrialChannel) -> float:
+def _run(request: TrialRequest, conversation: TrialChannel) -> float:
     """Returns the seconds slept."""
-    config = TrialConfig.model_validate_json(request["config"])
-    folder = TrialDir(Path(request["folder"]))
-    if request["origin"] == Origin.BASE.value:
+    folder = TrialDir(request.folder)
+    if request.origin is Origin.BASE:
         return _evaluate_base(folder, conversation)
-    return _sleep_through(config, folder, conversation, resumes=request["resumes"])
+    return _sleep_through(request.config, folder, conversation, resumes=request.resumes)
 
 
 def _evaluate_base(folder: TrialDir, conversation: TrialChannel) -> float:

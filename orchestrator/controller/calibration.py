@@ -56,7 +56,7 @@ class CalibrationPhase:
         return self._run.path / PROBE_ID if trial_id == PROBE_ID else self._run.trial(trial_id)
 
     def next(self, running: Collection[str], now: datetime) -> tuple[str, Origin, str, TrialConfig, Path] | None:
-        """What an `TrialRequest` of the next one says; None while it runs."""
+        """The first arguments of a `TrialRequest` for the next one; None while it runs."""
         if running:
             return None
         self._began = now

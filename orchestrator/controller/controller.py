@@ -9,10 +9,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.controller.calibration import PROBE_ID, CalibrationPhase
@@ -22,6 +21,7 @@ from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvalu
 from orchestrator.controller.proxy_errors import MOST_PROXY_ERRORS, QUIETLY, ExitKind, ProxyErrors, TrialExit
 from orchestrator.controller.study import StudyRecorder, Suggestion, study_number, trial_id_of
 from orchestrator.controller.study_writer import StudyWriter
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.controller.trials import Trial, TrialTable, remove_adapters, view_of
 from orchestrator.planning.export_reserve import grace_seconds
 from orchestrator.planning.throughput import ThroughputModel
@@ -30,7 +30,6 @@ from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, 
 from orchestrator.state.regrouped import Consolidation
 from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir, Search
 from orchestrator.state.trial_folders import ids_set_aside, set_aside
-from trials.config import TrialConfig
 from trials.console.logs import LOG_FILE
 from trials.errors import RunFolderError, first_line
 from trials.records.checkpoints import remove_checkpoints
@@ -54,24 +53,6 @@ MOST_FAILURES_IN_A_ROW = 5
 
 Wait = Literal["wait"]
 Over = Literal["over"]
-
-
-@dataclass(frozen=True)
-class TrialRequest:
-    """One trial to run: where, with what; `resumes`: it goes on from its newest checkpoint.
-
-    `remote`: where on an object store the trial is, and as whose, if the run folder is on one; `wandb_id` is its run in
-    W&B then, where there is one.
-    """
-
-    trial_id: str
-    origin: Origin
-    name: str
-    config: TrialConfig
-    folder: Path
-    resumes: bool = False
-    remote: Mapping[str, str] | None = None
-    wandb_id: str | None = None
 
 
 class SearchController:
@@ -296,7 +277,12 @@ class SearchController:
         seen = self._table[trial_id].tokens_seen if trial_id in self._table else 0
         self._running[trial_id] = self._now()
         self._emit(TrialStarted(trial_id, request.origin, request.name, request.config, full, seen))
-        return request
+        return replace(
+            request,
+            fingerprint=self.search.data.get("fingerprint"),
+            stop_at=self.search.deadline.training_ends.timestamp(),
+            group=self._run.path.name,
+        )
 
     def _take(self, trial: Trial, point: EvalPoint) -> None:
         """An evaluation of a trained trial, to all who keep account of it."""

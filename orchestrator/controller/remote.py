@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from orchestrator.controller.controller import Over, SearchController, TrialRequest, Wait
+from orchestrator.controller.controller import Over, SearchController, Wait
 from orchestrator.controller.events import Event
 from orchestrator.controller.proxy_errors import QUIETLY, TrialExit
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.run_dir import RunDir, Search
 from orchestrator.storage.mirror import Mirror
+from orchestrator.storage.working_copy import RemoteTrial
 from trials.records.trial_dir import EvalPoint
 from trials.tracking.trial_run import keep_run_id
 
@@ -64,7 +66,7 @@ class RemoteSearchController(SearchController):
         self._mirror.grant(answer.folder, owner)
         self._granted[answer.trial_id] = (answer, owner)
         name = answer.folder.relative_to(self._run.path).as_posix()
-        return replace(answer, remote={"url": self._mirror.store.url, "name": name, "owner": owner}, wandb_id=wandb_id)
+        return replace(answer, remote=RemoteTrial(self._mirror.store.url, name, owner), wandb_id=wandb_id)
 
     def on_result(self, trial_id: str, point: EvalPoint) -> bool:
         """As a controller does."""

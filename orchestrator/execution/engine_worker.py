@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import threading
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution.channel import Finished, TrialChannel, Word
 from orchestrator.execution.trial_runner import TrialRunner, gpu_is_unusable
 from trials.cli import quiet_libraries
@@ -47,12 +47,12 @@ class EngineWorker:
         """As `TrialRunner.seconds_since_progress`."""
         return self._runner.seconds_since_progress()
 
-    def begin(self, request: Mapping[str, Any]) -> None:
-        """Starts one trial in a thread; `assignment` is what `tune_adapters` made of the controller's.
+    def begin(self, request: TrialRequest) -> None:
+        """Start one trial in a thread.
 
         A trial that was here before, and is still on its way out, is waited for first: only one may write to a folder.
         """
-        trial_id, conversation = request["trial_id"], TrialChannel()
+        trial_id, conversation = request.trial_id, TrialChannel()
         # A daemon: what it writes is whole at any moment, and nobody waits for it when the search ends.
         thread = threading.Thread(
             target=self._run, args=(request, conversation, self._threads.get(trial_id)), daemon=True
@@ -85,7 +85,7 @@ class EngineWorker:
         if thread is not None:
             thread.join()
 
-    def _run(self, request: Mapping[str, Any], conversation: TrialChannel, earlier: threading.Thread | None) -> None:
+    def _run(self, request: TrialRequest, conversation: TrialChannel, earlier: threading.Thread | None) -> None:
         if earlier is not None:
             earlier.join()
         error, has_lost_gpu = None, False
@@ -100,7 +100,7 @@ class EngineWorker:
             # Every later trial in this process would fail as well. Ray starts a new one.
             os._exit(1)
 
-    def _run_trial(self, request: Mapping[str, Any], conversation: TrialChannel) -> None:
+    def _run_trial(self, request: TrialRequest, conversation: TrialChannel) -> None:
         from trials.training.evaluation_loop import Decision
 
         def on_eval(point: EvalPoint) -> Decision:

@@ -10,8 +10,8 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution.channel import Finished, TrialChannel, Word
 from trials.errors import PeerError
 from trials.records.trial_dir import EvalPoint
@@ -28,7 +28,7 @@ _MISSING_SECONDS = 10.0
 class _Task:
     """One trial's, from where it begins or goes on until it pauses or ends."""
 
-    request: Mapping[str, Any]
+    request: TrialRequest
     conversation: TrialChannel
     is_taken: bool = False
     """By a rank, so that the others must take it too."""
@@ -56,14 +56,14 @@ class GroupQueue:
 
     # The proxy's side.
 
-    def begin(self, request: Mapping[str, Any]) -> None:
-        """Puts one trial in the line; `assignment` is what `execution.tune_adapters` made of the controller's."""
+    def begin(self, request: TrialRequest) -> None:
+        """Put one trial in the queue."""
         turn = _Task(request, TrialChannel())
         with self._changed:
-            before = self._of_trial.get(request["trial_id"])
+            before = self._of_trial.get(request.trial_id)
             if before is not None:
                 self._call_off(before)
-            self._of_trial[request["trial_id"]] = turn
+            self._of_trial[request.trial_id] = turn
             self._turns[self._count] = turn
             self._count += 1
             self._changed.notify_all()
@@ -107,7 +107,7 @@ class GroupQueue:
 
     # The ranks' side.
 
-    def next_task(self, number: int) -> tuple[int, Mapping[str, Any]] | None:
+    def next_task(self, number: int) -> tuple[int, TrialRequest] | None:
         """The first turn from this number on that was not called off before it began; None: there will be no more.
 
         Waits for it. Every rank is given the same.

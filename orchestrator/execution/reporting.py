@@ -6,16 +6,17 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.storage.mirror import copies
-from trials.config import TrialConfig
 from trials.console.troubles import TROUBLES, only_reporting
 from trials.records.trial_dir import EvalPoint
 from trials.tracking.trial_run import FINISH_SECONDS, Log, wandb_run
 
 TROUBLES_KEY = "troubles"
+REQUEST_KEY = "request"
+"""Where Ray Tune's configuration of a trial holds the `TrialRequest`."""
 _LATE_FINISH_SECONDS = 5.0
 """For W&B to finish a run when the time for training is over: what is left is the export's."""
 
@@ -27,21 +28,21 @@ def report_of(point: EvalPoint, troubles: Mapping[str, str] | None = None) -> di
 
 
 @contextmanager
-def tracked(request: Mapping[str, Any], config: TrialConfig) -> Iterator[Log]:
-    """`trials.tracking.trial_run.wandb_run` of an assignment, which never fails or waits for it.
+def tracked(request: TrialRequest) -> Iterator[Log]:
+    """Open `trials.tracking.trial_run.wandb_run` for a request; it never fails the trial or waits for W&B.
 
     A trial on an object store has a folder for it on this machine, which outlives the trial's copy here.
     """
-    folder, group = Path(request["folder"]), request["group"]
-    if request.get("remote") is not None:
-        folder = copies() / "wandb" / group / request["trial_id"]
+    folder, config = request.folder, request.config
+    if request.remote is not None:
+        folder = copies() / "wandb" / request.group / request.trial_id
         with only_reporting("W&B"):
             folder.mkdir(parents=True, exist_ok=True)
-        tracking = config.tracking.model_copy(update={"run_id": config.tracking.run_id or request.get("wandb_id")})
+        tracking = config.tracking.model_copy(update={"run_id": config.tracking.run_id or request.wandb_id})
         config = config.model_copy(update={"tracking": tracking})
 
     def finish_seconds() -> float:
-        return FINISH_SECONDS if time.time() < request["stop_at"] else _LATE_FINISH_SECONDS
+        return FINISH_SECONDS if time.time() < request.stop_at else _LATE_FINISH_SECONDS
 
-    with wandb_run(folder, config, group, finish_seconds) as log:
+    with wandb_run(folder, config, request.group, finish_seconds) as log:
         yield log

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from trials.console.logs import trial_log
 from trials.console.troubles import only_reporting
@@ -18,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def logged_segment(folder: Path, request: Mapping[str, Any]) -> Iterator[None]:
+def logged_segment(folder: Path, *, resumes: bool) -> Iterator[None]:
     """Logs what becomes of a trial inside, and whatever else its thread logs, in the folder that it runs in."""
     with trial_log(folder):
-        how = "goes on" if request["resumes"] else "begins"
+        how = "goes on" if resumes else "begins"
         logger.info("trial %s %s in process %d on %s", folder.name, how, os.getpid(), socket.gethostname())
         try:
             yield

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution.channel import Finished, LoggedMetrics, ReportingFailed
-from orchestrator.execution.reporting import report_of, tracked
-from trials.config import TrialConfig
+from orchestrator.execution.reporting import REQUEST_KEY, report_of, tracked
 from trials.console.logs import trial_log
 from trials.tracking.trial_run import figures
 
@@ -23,22 +22,22 @@ class TrialFailedRemotely(Exception):
     """An error ended the trial in its engine; the message is the traceback from there."""
 
 
-def run_trial_proxy(request: dict[str, Any]) -> None:
-    """Runs one trial in the engine that `assignment` names; `orchestrator.execution.tune_adapters` made it.
+def run_trial_proxy(config: dict[str, Any]) -> None:
+    """Run one trial in the worker that its request names; `config` is Ray Tune's, and holds the request.
 
     Where Tune stops the trial it raises SystemExit in `tune.report`, which has to reach Tune for this process to be
     used again. The engine is told by `orchestrator.execution.worker_pool`.
     Raises `TrialFailedRemotely` if the trial failed, and Ray's own error if the engine's process ended under it.
     """
-    engine, trial_id = ray.get_actor(request["engine"]), request["trial_id"]
+    request: TrialRequest = config[REQUEST_KEY]
+    engine, trial_id = ray.get_actor(request.worker), request.trial_id
     # An engine whose process ended is started again, unless its machine is gone. Asking whether it's there may be
     # repeated, starting a trial not.
     ray.get(engine.ready.options(max_task_retries=-1).remote(), timeout=_READY_SECONDS)
     ray.get(engine.begin.remote(request))
-    config = TrialConfig.model_validate_json(request["config"])
     troubles: dict[str, str] = {}
-    log_file = nullcontext() if request.get("remote") else trial_log(Path(request["folder"]))
-    with log_file, tracked(request, config) as log:
+    log_file = trial_log(request.folder) if request.remote is None else nullcontext()
+    with log_file, tracked(request) as log:
         while not isinstance(word := ray.get(engine.next_message.remote(trial_id)), Finished):
             if isinstance(word, LoggedMetrics):
                 log(word.figures)

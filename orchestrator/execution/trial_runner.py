@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution.loading import load_rows
 from orchestrator.execution.segment_log import log_evaluation, logged_segment
 from orchestrator.execution.watchdog import ending_if_hung
@@ -28,7 +29,7 @@ _OPENING_FACTOR = 4.0
 
 
 class TrialRunner:
-    """Runs trials in the engine, or under TRL where the assignment says so; from any threads in the engine.
+    """Runs trials in the engine, or under TRL where the request says so; from any threads in the engine.
 
     `cpu_threads` are torch's where there is no GPU; None leaves them as they are. Other `ranks` run the same trials at
     the same time; None: there are none.
@@ -53,30 +54,25 @@ class TrialRunner:
         """Whether every later trial here would fail as well."""
         return self._engine is not None and self._engine.has_ended
 
-    def run(
-        self, request: Mapping[str, Any], on_eval: OnEval, is_called_off: Callable[[], bool], on_log: OnLog
-    ) -> None:
-        """Runs one trial; `assignment` is what `orchestrator.execution.tune_adapters` made of the controller's.
-
-        Raises what ended it.
-        """
+    def run(self, request: TrialRequest, on_eval: OnEval, is_called_off: Callable[[], bool], on_log: OnLog) -> None:
+        """Run one trial. Raises what ended it."""
         is_first = self._ranks.is_first
-        with working_copy_of(request, is_kept=is_first) as copy:
+        with working_copy_of(request.folder, request.remote, is_kept=is_first) as copy:
             if not is_first:  # which alone writes, and is asked
                 self._run(request, copy.path, on_eval, is_called_off, on_log)
                 return
             kept = copy.pushed_before(on_eval)
 
             def log_and_ask(point: EvalPoint) -> Decision:
-                log_evaluation(request["trial_id"], point)
+                log_evaluation(request.trial_id, point)
                 return kept(point)
 
-            with logged_segment(copy.path, request):
+            with logged_segment(copy.path, resumes=request.resumes):
                 self._run(request, copy.path, log_and_ask, is_called_off, on_log)
 
     def _run(
         self,
-        request: Mapping[str, Any],
+        request: TrialRequest,
         path: Path,
         on_eval: OnEval,
         is_called_off: Callable[[], bool],
@@ -85,20 +81,20 @@ class TrialRunner:
         from trials.system.torch_setup import use_threads
         from trials.training.evaluation_loop import unheard
 
-        config = TrialConfig.model_validate_json(request["config"])
+        config = request.config
         logs = wandb_is_wanted(config.tracking) and self._ranks.is_first
         config = self._adapted(config)
         use_threads(config.machine)
         heard = on_log if logs else unheard
         folder = TrialDir(path, is_written=self._ranks.is_first)
-        if request["by_trl"]:
+        if request.by_trl:
             self._run_under_trl(request, config, folder, on_eval, heard)
         else:
             self._run_in_engine(request, config, folder, on_eval, is_called_off, heard)
 
     def _run_in_engine(
         self,
-        request: Mapping[str, Any],
+        request: TrialRequest,
         config: TrialConfig,
         folder: TrialDir,
         on_eval: OnEval,
@@ -108,11 +104,11 @@ class TrialRunner:
         with self._opening:
             self._opening_since = time.monotonic()
             try:
-                tokenizer, data = load_rows(config.model, config.data, request["fingerprint"])
+                tokenizer, data = load_rows(config.model, config.data, request.fingerprint)
                 engine = self._opened(config)
             finally:
                 self._opening_since = None
-        if request["origin"] == Origin.BASE.value:
+        if request.origin is Origin.BASE:
             engine.evaluate_base(config, data, tokenizer, folder, on_eval)
             return
         engine.run_trial(
@@ -121,25 +117,25 @@ class TrialRunner:
             tokenizer,
             folder,
             on_eval,
-            request["stop_at"],
-            choose_checkpoint(folder.path, None) if request["resumes"] else None,
+            request.stop_at,
+            choose_checkpoint(folder.path, None) if request.resumes else None,
             is_called_off=is_called_off,
             on_log=on_log,
         )
 
     def _run_under_trl(
-        self, request: Mapping[str, Any], config: TrialConfig, folder: TrialDir, on_eval: OnEval, on_log: OnLog
+        self, request: TrialRequest, config: TrialConfig, folder: TrialDir, on_eval: OnEval, on_log: OnLog
     ) -> None:
         from trials.trl.backend import evaluate_base, run_trial
 
-        tokenizer, data = load_rows(config.model, config.data, request["fingerprint"])
+        tokenizer, data = load_rows(config.model, config.data, request.fingerprint)
         with ending_if_hung(config.machine.step_limit_seconds) as watchdog:
             ranks = replace(self._ranks, resting=watchdog.resting)
-            if request["origin"] == Origin.BASE.value:
+            if request.origin is Origin.BASE:
                 evaluate_base(config, data, tokenizer, folder, on_eval, ranks)
                 return
-            checkpoint = choose_checkpoint(folder.path, None) if request["resumes"] else None
-            run_trial(config, data, tokenizer, folder, on_eval, request["stop_at"], checkpoint, ranks, on_log)
+            checkpoint = choose_checkpoint(folder.path, None) if request.resumes else None
+            run_trial(config, data, tokenizer, folder, on_eval, request.stop_at, checkpoint, ranks, on_log)
 
     @property
     def _ranks(self) -> ProcessGroup:

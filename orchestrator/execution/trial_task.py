@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution.loading import load_rows
-from orchestrator.execution.reporting import report_of, tracked
+from orchestrator.execution.reporting import REQUEST_KEY, report_of, tracked
 from orchestrator.execution.segment_log import log_evaluation, logged_segment
 from orchestrator.execution.watchdog import Watchdog, ending_if_hung
 from orchestrator.storage.working_copy import WorkingCopy, working_copy_of
 from trials.cli import quiet_libraries
-from trials.config import TrialConfig
 from trials.console.logs import redirect_output
 from trials.records.checkpoints import choose_checkpoint
 from trials.records.trial_dir import EvalPoint, Origin, TrialDir
@@ -23,34 +22,36 @@ if TYPE_CHECKING:
     from trials.training.evaluation_loop import Decision
 
 
-def run_trial_task(request: dict[str, Any]) -> None:
-    """Runs one trial; `assignment` is what `execution.tune_adapters` made of the controller's `TrialRequest`."""
+def run_trial_task(config: dict[str, Any]) -> None:
+    """Run one trial; `config` is Ray Tune's, and holds the request."""
+    request: TrialRequest = config[REQUEST_KEY]
     quiet_libraries()
-    redirect_output(Path(request["log"]))
-    with working_copy_of(request) as copy, logged_segment(copy.path, request):
+    assert request.log is not None
+    redirect_output(request.log)
+    with working_copy_of(request.folder, request.remote) as copy, logged_segment(copy.path, resumes=request.resumes):
         stopped = _run(request, copy)
     if stopped is not None:
         # Ray ends the thread of a trial by this exception; it has to reach Ray for the process to be used again.
         raise stopped
 
 
-def _run(request: dict[str, Any], copy: WorkingCopy) -> SystemExit | None:
+def _run(request: TrialRequest, copy: WorkingCopy) -> SystemExit | None:
     """Runs it to where it ends, or Tune stops it: by the exception that is returned."""
     from trials.system.torch_setup import use_threads
     from trials.trl.backend import evaluate_base, run_trial
 
-    config = TrialConfig.model_validate_json(request["config"])
+    config = request.config
     folder = TrialDir(copy.path)
     use_threads(config.machine)
-    tokenizer, data = load_rows(config.model, config.data, request["fingerprint"])
+    tokenizer, data = load_rows(config.model, config.data, request.fingerprint)
     limit = config.machine.step_limit_seconds
-    with tracked(request, config) as log, ending_if_hung(limit) as watchdog:
-        report = _Report(request["trial_id"], watchdog, copy, log)
-        if request["origin"] == Origin.BASE.value:
+    with tracked(request) as log, ending_if_hung(limit) as watchdog:
+        report = _Report(request.trial_id, watchdog, copy, log)
+        if request.origin is Origin.BASE:
             evaluate_base(config, data, tokenizer, folder, report)
         else:
-            checkpoint = choose_checkpoint(folder.path, None) if request["resumes"] else None
-            run_trial(config, data, tokenizer, folder, report, request["stop_at"], checkpoint, on_log=log)
+            checkpoint = choose_checkpoint(folder.path, None) if request.resumes else None
+            run_trial(config, data, tokenizer, folder, report, request.stop_at, checkpoint, on_log=log)
     return report.stopped
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.controller.controller import SearchController, TrialRequest
+from orchestrator.controller.controller import SearchController
 from orchestrator.controller.proxy_errors import DIED, TrialExit
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution.exit_reasons import how_it_left
-from orchestrator.execution.reporting import TROUBLES_KEY
+from orchestrator.execution.reporting import REQUEST_KEY, TROUBLES_KEY
 from orchestrator.execution.worker_pool import WorkerPool
 from orchestrator.planning.placement import trl_reason
 from orchestrator.state.run_dir import RunDir
@@ -37,6 +38,12 @@ class _NotPickled:
         return {}
 
 
+def request_of(trial: Trial) -> TrialRequest:
+    """Return the request that a trial of Ray Tune's was made of."""
+    request: TrialRequest = trial.config[REQUEST_KEY]
+    return request
+
+
 class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships without complete types
     """Asks the controller what to run."""
 
@@ -48,7 +55,6 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
         self._our_ids: dict[str, str] = {}
         self._leaving: list[tuple[str, TrialExit]] = []
         self._errors: dict[str, TrialExit] = {}
-        self._group = run.path.name
         self._by_trl = trl_reason(controller.search) is not None
         self._logs = run.logs
         ray = run.path / "ray"
@@ -63,23 +69,14 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
         if not isinstance(answer, TrialRequest):
             return Searcher.FINISHED if answer == "over" else None
         self._our_ids[trial_id] = answer.trial_id
-        search = self._controller.search
-        return {
-            "trial_id": answer.trial_id,
-            "segment": self._segment(answer.trial_id),
-            "resumes": answer.resumes,
-            "origin": answer.origin.value,
-            "config": answer.config.model_dump_json(),
-            "folder": str(answer.folder),
-            "remote": answer.remote,
-            "wandb_id": answer.wandb_id,
-            "log": str(self._logs / f"{answer.trial_id}.log"),
-            "group": self._group,
-            "fingerprint": search.data.get("fingerprint"),
-            "stop_at": search.deadline.training_ends.timestamp(),
-            "by_trl": self._by_trl,
-            "engine": self._engines.take_slot(answer.trial_id),
-        }
+        request = replace(
+            answer,
+            segment=self._segment(answer.trial_id),
+            log=self._logs / f"{answer.trial_id}.log",
+            by_trl=self._by_trl,
+            worker=self._engines.take_slot(answer.trial_id),
+        )
+        return {REQUEST_KEY: request}
 
     def _segment(self, trial_id: str) -> str:
         """A folder in ray/ for what Tune takes for a trial of its own: one of ours from where it begins or goes on."""
@@ -167,7 +164,7 @@ class SchedulerAdapter(_NotPickled, FIFOScheduler):  # type: ignore[misc]
         if self.disk_trouble is None and says_disk_full(said):
             self.disk_trouble = said.strip().splitlines()[-1]
             self._controller.interrupt()
-        is_held = trial.config["engine"] is not None
+        is_held = request_of(trial).worker is not None
         self._searcher.record_error(trial.trial_id, how_it_left(trial.get_pickled_error(), said, is_held=is_held))
         if UNSEEN in said:
             logger.warning("%s", said.strip().splitlines()[-1])
@@ -178,7 +175,7 @@ class SchedulerAdapter(_NotPickled, FIFOScheduler):  # type: ignore[misc]
         point = EvalPoint(**{name: result[name] for name in _POINT_FIELDS})
         for about, text in result.get(TROUBLES_KEY, ()):
             self._controller.on_trouble(about, text)
-        goes_on = self._controller.on_result(trial.config["trial_id"], point)
+        goes_on = self._controller.on_result(request_of(trial).trial_id, point)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
 

@@ -22,7 +22,13 @@ from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from orchestrator.controller.controller import SearchController
 from orchestrator.execution.trial_proxy import run_trial_proxy
 from orchestrator.execution.trial_task import run_trial_task
-from orchestrator.execution.tune_adapters import QuietProgress, SchedulerAdapter, SearcherAdapter, StopperAdapter
+from orchestrator.execution.tune_adapters import (
+    QuietProgress,
+    SchedulerAdapter,
+    SearcherAdapter,
+    StopperAdapter,
+    request_of,
+)
 from orchestrator.execution.worker_pool import WorkerPool, cores_of_nodes, gpus_of_nodes
 from orchestrator.planning.placement import plan_placement
 from orchestrator.ray_setup.address import named_cluster
@@ -112,7 +118,7 @@ def run_tune(controller: SearchController, run: RunDir) -> None:
             search_alg=searcher,
             scheduler=scheduler,
             reuse_actors=True,
-            trial_dirname_creator=lambda trial: str(trial.config["segment"]),
+            trial_dirname_creator=lambda trial: request_of(trial).segment,
         ),
         run_config=RunConfig(
             name="ray",

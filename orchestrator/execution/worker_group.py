@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution.group_queue import GroupQueue
 from trials.cli import quiet_libraries
 from trials.console.logs import redirect_output
@@ -131,7 +132,7 @@ def rank_main(config: Mapping[str, Any]) -> None:
             number += 1
 
 
-def _run(queue: Any, number: int, request: Mapping[str, Any], runner: TrialRunner) -> tuple[str | None, bool]:
+def _run(queue: Any, number: int, request: TrialRequest, runner: TrialRunner) -> tuple[str | None, bool]:
     """Runs a trial; gives the traceback if it failed, and whether nothing can be run here any more."""
     from orchestrator.execution.trial_runner import gpu_is_unusable
     from trials.training.evaluation_loop import Decision

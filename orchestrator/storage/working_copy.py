@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.storage.mirror import copies
 from orchestrator.storage.object_store import ObjectStore
@@ -28,8 +29,20 @@ if TYPE_CHECKING:
 _LOCK = "lock"
 
 
+@dataclass(frozen=True)
+class RemoteTrial:
+    """Where a trial is on an object store, and as whose."""
+
+    url: str
+    """The run folder's address."""
+    name: str
+    """The trial's name below it, such as trials/0001."""
+    owner: str
+    """A token of whoever may write there; with another one on the store, nothing more is written."""
+
+
 class WorkingCopy:
-    """A trial's folder while it runs. `keep` is called before an evaluation is reported."""
+    """A trial's folder while it runs. `push` is called before an evaluation is reported."""
 
     def __init__(self, path: Path, store: TrialSnapshotStore | None = None, owner: str | None = None) -> None:
         self.path = path
@@ -68,27 +81,26 @@ class WorkingCopy:
 
 
 @contextmanager
-def working_copy_of(request: Mapping[str, Any], *, is_kept: bool = True) -> Iterator[WorkingCopy]:
-    """The folder to run an assignment in; how the trial ended is on the store too when this is left.
+def working_copy_of(folder: Path, remote: RemoteTrial | None, *, is_kept: bool = True) -> Iterator[WorkingCopy]:
+    """Give the folder to run a trial in; how the trial ended is on the store too when this is left.
 
     Of several processes that train a trial each has a copy, and that of one is kept.
 
     Raises `RunFolderError` if this machine doesn't see the trial.
     """
-    remote = request.get("remote")
     if remote is None:
-        require_visible(Path(request["folder"]))
-        yield WorkingCopy(Path(request["folder"]))
+        require_visible(folder)
+        yield WorkingCopy(folder)
         return
     _remove_left_over()
-    path = _copies_here() / f"{os.getpid()}-{remote['owner']}" / request["trial_id"]
-    store = TrialSnapshotStore(ObjectStore(remote["url"]), remote["name"])
+    path = _copies_here() / f"{os.getpid()}-{remote.owner}" / folder.name
+    store = TrialSnapshotStore(ObjectStore(remote.url), remote.name)
     try:
         path.mkdir(parents=True)
         with _in_use(path.parent):
             if store.pull(path, whole=True) is None:
-                raise RunFolderError(f"{remote['url']} has no trial {remote['name']}. Was it removed meanwhile?")
-            copy = WorkingCopy(path, store if is_kept else None, remote["owner"])
+                raise RunFolderError(f"{remote.url} has no trial {remote.name}. Was it removed meanwhile?")
+            copy = WorkingCopy(path, store if is_kept else None, remote.owner)
             try:
                 yield copy
             finally:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator import check
-from orchestrator.controller.controller import SearchController, TrialRequest
+from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, Notice
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.report import render as report
 from orchestrator.state.search_file import FORMAT

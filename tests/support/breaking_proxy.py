@@ -6,16 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+from orchestrator.execution.reporting import REQUEST_KEY
 from orchestrator.execution.trial_proxy import run_trial_proxy
 
 BREAKS = 2
 
 
-def hold_after_breaking(request: dict[str, Any]) -> None:
+def hold_after_breaking(config: dict[str, Any]) -> None:
     """Fails so many times for trial 0001, whose marks are in BREAKS_IN; else it holds a trial as ever."""
     marks = Path(os.environ["BREAKS_IN"])
     broken = len(list(marks.iterdir()))
-    if request["trial_id"] == "0001" and broken < BREAKS:
+    if config[REQUEST_KEY].trial_id == "0001" and broken < BREAKS:
         (marks / str(broken)).touch()
         raise OSError("no more threads for who speaks")
-    run_trial_proxy(request)
+    run_trial_proxy(config)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from orchestrator.controller.controller import SearchController, TrialRequest
+from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event
 from orchestrator.controller.proxy_errors import DIED, TrialExit
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.deadline import Deadline
 from orchestrator.state.run_dir import RunDir, Search
 from search_spaces.schema import Recipe

@@ -5,11 +5,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from orchestrator.controller.controller import MOST_FAILURES_IN_A_ROW, SearchController, TrialRequest
+from orchestrator.controller.controller import MOST_FAILURES_IN_A_ROW, SearchController
 from orchestrator.controller.crash_tracker import MOST_DEATHS
 from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
 from orchestrator.controller.proxy_errors import DIED, MOST_PROXY_ERRORS, ExitKind, TrialExit
 from orchestrator.controller.study import STUDY_NAME, study_number, trial_id_of
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.run_dir import RunDir, Search
 from search_spaces.schema import Recipe
 from tests.support.checkpoint_dirs import write_checkpoint

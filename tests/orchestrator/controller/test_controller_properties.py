@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orchestrator.controller.calibration import PROBE_ID
-from orchestrator.controller.controller import SearchController, TrialRequest
+from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, TrialEnded, TrialEvaluated, TrialStarted
 from orchestrator.controller.proxy_errors import DIED, TrialExit
+from orchestrator.controller.trial_request import TrialRequest
 from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from tests.support.checkpoint_dirs import write_checkpoint

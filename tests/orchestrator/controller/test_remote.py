@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from orchestrator.controller.controller import TrialRequest
 from orchestrator.controller.proxy_errors import DIED, TrialExit
 from orchestrator.controller.remote import RemoteSearchController, controller_of
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.run_dir import RunDir, Search
 from orchestrator.storage.locations import create_run, open_run
 from orchestrator.storage.mirror import Mirror
@@ -41,7 +40,7 @@ def conduct(run: RunDir) -> RemoteSearchController:
 
 def work(controller: RemoteSearchController, request: TrialRequest, *losses: float, ends: bool = True) -> None:
     """What a worker on another machine does, up to its end or until it dies."""
-    with working_copy_of(asdict(request)) as copy:
+    with working_copy_of(request.folder, request.remote) as copy:
         folder = TrialDir(copy.path)
         for number, loss in enumerate(losses, 1):
             evaluation = point(loss, 0 if request.origin is Origin.BASE else 100 * number)
@@ -82,7 +81,7 @@ def test_another_machine_goes_on_where_this_one_was(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
     other = conduct(open_run(url))
-    snapshot = TrialSnapshotStore(Mirror(url, Path()).store, cut_off.remote["name"]).read()
+    snapshot = TrialSnapshotStore(Mirror(url, Path()).store, cut_off.remote.name).read()
     assert snapshot is not None
     assert snapshot.owner is None
     again = begin(other)
@@ -99,4 +98,4 @@ def test_a_trial_whose_worker_died_goes_on_from_what_it_had_put_there(controller
     assert again.trial_id == start.trial_id
     assert again.remote is not None
     assert start.remote is not None
-    assert again.remote["owner"] != start.remote["owner"]
+    assert again.remote.owner != start.remote.owner

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution import trial_runner as runner
 from orchestrator.execution.channel import Finished
 from orchestrator.execution.engine_worker import EngineWorker
@@ -22,12 +23,12 @@ from trials.data.dataset import TrialData
 from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
 from trials.system.disk_full import says_disk_full
 
-Assign = Callable[..., dict[str, Any]]
+Assign = Callable[..., TrialRequest]
 
 
 @pytest.fixture
 def assign(tmp_path: Path, small_recipe: Recipe, small_data: TrialData) -> Assign:
-    """An assignment as `orchestrator.execution.tune_adapters` makes it; keywords replace hyperparameters."""
+    """A request as `orchestrator.execution.tune_adapters` makes it; keywords replace hyperparameters."""
 
     def of(
         trial_id: str,
@@ -36,7 +37,7 @@ def assign(tmp_path: Path, small_recipe: Recipe, small_data: TrialData) -> Assig
         fingerprint: str = small_data.fingerprint,
         resumes: bool = False,
         **hyperparameters: Any,
-    ) -> dict[str, Any]:
+    ) -> TrialRequest:
         config = small_recipe.trial_config({"learning_rate": 3e-3, "train_tokens": 1000, **hyperparameters})
         origin = Origin.BASE if trial_id == "0000" else Origin.PROPOSED
         evaluation = config.evaluation.model_copy(update={"evaluations": evaluations})
@@ -44,17 +45,8 @@ def assign(tmp_path: Path, small_recipe: Recipe, small_data: TrialData) -> Assig
         config = config.model_copy(update={"base_eval_loss": 9.0, "evaluation": evaluation, "machine": machine})
         if not resumes:
             TrialDir(tmp_path / trial_id).begin(config, origin, "proposed")
-        return {
-            "trial_id": trial_id,
-            "resumes": resumes,
-            "origin": origin.value,
-            "config": config.model_dump_json(),
-            "folder": str(tmp_path / trial_id),
-            "group": "night",
-            "fingerprint": fingerprint,
-            "stop_at": math.inf,
-            "by_trl": False,
-        }
+        folder = tmp_path / trial_id
+        return TrialRequest(trial_id, origin, "proposed", config, folder, resumes, fingerprint=fingerprint, group="run")
 
     return of
 
@@ -140,7 +132,7 @@ def test_a_stretch_waits_for_the_one_before_it_in_the_same_folder(tmp_path: Path
     before = actor._threads["0001"]
     while not list((tmp_path / "0001").glob("tensorboard/events.*")):
         time.sleep(0.05)
-    again = {**assign("0001", resumes=True), "resumes": False}
+    again = replace(assign("0001", resumes=True), resumes=False)
     actor.begin(again)
     assert isinstance(actor.next_message("0001"), EvalPoint)
     assert not before.is_alive()

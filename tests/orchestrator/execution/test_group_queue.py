@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution import group_queue as queue_module
 from orchestrator.execution.channel import Finished, LoggedMetrics
 from orchestrator.execution.group_queue import GroupQueue
 from tests.support.fake_search import point
 from tests.support.waiting import wait_until
+from trials.config import DataSettings, Hyperparameters, ModelSettings, TrialConfig
+from trials.records.trial_dir import Origin
 
 WAIT = 20
 AT_ONCE = 0.3
@@ -39,11 +43,17 @@ def calls() -> Iterator[ThreadPoolExecutor]:
         yield threads
 
 
-def request(trial_id: str, segment: int = 1) -> Mapping[str, Any]:
-    return {"trial_id": trial_id, "segment": segment}
+def request(trial_id: str, segment: int = 1) -> TrialRequest:
+    config = TrialConfig(
+        model=ModelSettings(name="none"),
+        data=DataSettings(train="", eval=""),
+        hyperparameters=Hyperparameters(epochs=1.0),
+        seed=1,
+    )
+    return TrialRequest(trial_id, Origin.PROPOSED, "proposed", config, Path("/none"), segment=str(segment))
 
 
-def taken(queue: GroupQueue, number: int = 0) -> tuple[int, Mapping[str, Any]]:
+def taken(queue: GroupQueue, number: int = 0) -> tuple[int, TrialRequest]:
     """The turn that both ranks are given."""
     first, second = queue.next_task(number), queue.next_task(number)
     assert first is not None
@@ -69,7 +79,7 @@ def test_every_rank_takes_every_turn_in_order(queue: GroupQueue, calls: ThreadPo
         served, number = [], 0
         while (turn := queue.next_task(number)) is not None:
             number, given = turn
-            served.append(given["trial_id"])
+            served.append(given.trial_id)
             queue.finish(number, rank, None)
             number += 1
         return served

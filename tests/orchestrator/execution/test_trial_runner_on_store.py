@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution.trial_runner import TrialRunner
 from orchestrator.storage.mirror import Mirror
+from orchestrator.storage.working_copy import RemoteTrial
 from search_spaces.schema import Recipe
 from tests.support.process_pool import Together
 from trials.console.logs import LOG_FILE
@@ -53,27 +54,26 @@ class Handed:
         self._folder = self._mirror.path / "trials" / "0001"
         TrialDir(self._folder).begin(self._config, Origin.PROPOSED, "proposed", data.fingerprint)
 
-    def run(self, work: Callable[[Mapping[str, Any], int], Any], *, owner: str, stop_at_evaluation: int) -> TrialRecord:
+    def run(self, work: Callable[[TrialRequest, int], Any], *, owner: str, stop_at_evaluation: int) -> TrialRecord:
         """One segment of it; what the search's machine knows then, which has no weights."""
         self._mirror.grant(self._folder, owner)
-        request = {
-            "trial_id": "0001",
-            "resumes": bool(read_trial(self._folder).points),
-            "origin": Origin.PROPOSED.value,
-            "config": self._config.model_dump_json(),
-            "folder": "/nowhere/trials/0001",
-            "remote": {"url": self._mirror.store.url, "name": "trials/0001", "owner": owner},
-            "group": "night",
-            "fingerprint": self._fingerprint,
-            "stop_at": math.inf,
-            "by_trl": False,
-        }
+        request = TrialRequest(
+            "0001",
+            Origin.PROPOSED,
+            "proposed",
+            self._config,
+            Path("/nowhere/trials/0001"),
+            resumes=bool(read_trial(self._folder).points),
+            remote=RemoteTrial(self._mirror.store.url, "trials/0001", owner),
+            fingerprint=self._fingerprint,
+            group="run",
+        )
         work(request, stop_at_evaluation)
         self._mirror.revoke(self._folder, owner)
         return read_trial(self._folder)
 
 
-def train(ranks: ProcessGroup, request: Mapping[str, Any], stop_at_evaluation: int) -> list[float]:
+def train(ranks: ProcessGroup, request: TrialRequest, stop_at_evaluation: int) -> list[float]:
     """A rank's part of one segment; the losses that it heard of."""
     if not _runners:
         _runners.append(TrialRunner(1, ranks))
@@ -87,7 +87,7 @@ def train(ranks: ProcessGroup, request: Mapping[str, Any], stop_at_evaluation: i
     return losses
 
 
-def alone(request: Mapping[str, Any], stop_at_evaluation: int) -> None:
+def alone(request: TrialRequest, stop_at_evaluation: int) -> None:
     train(ALONE, request, stop_at_evaluation)
 
 
@@ -96,7 +96,7 @@ def test_two_processes_with_a_copy_each_train_as_one(
 ) -> None:
     heard: list[list[list[float]]] = []
 
-    def both(request: Mapping[str, Any], stop_at_evaluation: int) -> None:
+    def both(request: TrialRequest, stop_at_evaluation: int) -> None:
         heard.append(pair.run(train, request, stop_at_evaluation))
 
     records = {}

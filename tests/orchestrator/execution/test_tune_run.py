@@ -23,16 +23,17 @@ from benchmarks.system.sleeping_engine import SleepingEngine
 from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, TrialEvaluated, TrialStarted
 from orchestrator.controller.study import STUDY_NAME
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution import tune_adapters as tune_plugins
 from orchestrator.execution import tune_run as tuner
+from orchestrator.execution.reporting import REQUEST_KEY
 from orchestrator.execution.worker_pool import WorkerPool
 from orchestrator.state.run_dir import Placement, RunDir, Search
 from orchestrator.storage.visibility import UNSEEN
 from search_spaces.schema import Recipe
 from tests.support.fake_search import BASE_LOSS, make_controller, make_run, make_search, point, record, run_base
-from trials.config import TrialConfig
 from trials.errors import SearchBroken
-from trials.records.trial_dir import EndingKind, EvalPoint, TrialDir
+from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialDir
 
 APART = Placement(engines=0, slots=1)
 """Every trial in a process of its own."""
@@ -55,16 +56,18 @@ def test_a_suggestion_is_all_that_a_worker_needs(controller: SearchController, r
     searcher = tune_plugins.SearcherAdapter(controller, run, WorkerPool(search, APART))
     base = searcher.suggest("a")
     assert isinstance(base, dict)
-    assert (base["trial_id"], base["origin"]) == ("0000", "base")
+    assert (base[REQUEST_KEY].trial_id, base[REQUEST_KEY].origin) == ("0000", Origin.BASE)
     assert searcher.suggest("b") is None  # nothing runs beside the base
     searcher.on_trial_complete("a", error=True)
     run_base(run, controller)
-    start = searcher.suggest("b")
-    assert isinstance(start, dict)
-    assert (start["trial_id"], start["segment"], start["resumes"]) == ("0001", "0001", False)
-    assert TrialConfig.model_validate_json(start["config"]).hyperparameters.learning_rate == 2e-4
-    assert start["folder"] == str(run.trial("0001"))
-    assert start["stop_at"] == controller.search.deadline.training_ends.timestamp()
+    suggested = searcher.suggest("b")
+    assert isinstance(suggested, dict)
+    start: TrialRequest = pickle.loads(pickle.dumps(suggested[REQUEST_KEY]))
+    assert (start.trial_id, start.segment, start.resumes) == ("0001", "0001", False)
+    assert start.config.hyperparameters.learning_rate == 2e-4
+    assert start.folder == run.trial("0001")
+    assert start.group == run.path.name
+    assert start.stop_at == controller.search.deadline.training_ends.timestamp()
     assert isinstance(searcher.suggest("c"), dict)
     assert searcher.suggest("d") is None  # both slots are taken
 
@@ -86,14 +89,14 @@ def test_a_trial_whose_process_died_goes_on_in_a_stretch_of_its_own(
     assert run.records()[1].ending is None
     again = searcher.suggest("c")
     assert isinstance(again, dict)
-    assert (again["trial_id"], again["segment"]) == ("0001", "0001-2")
+    assert (again[REQUEST_KEY].trial_id, again[REQUEST_KEY].segment) == ("0001", "0001-2")
     (run.path / "ray" / "0001-3").mkdir(parents=True)  # of an earlier session
     resumed = tune_plugins.SearcherAdapter(controller, run, WorkerPool(search, APART))
     resumed._segments |= {"0001", "0001-2"}
     searcher.on_trial_complete("c", error=True)
     last = resumed.suggest("d")
     assert isinstance(last, dict)
-    assert last["segment"] == "0001-4"
+    assert last[REQUEST_KEY].segment == "0001-4"
 
 
 def test_the_scheduler_says_what_the_conductor_says(controller: SearchController, run: RunDir, search: Search) -> None:
@@ -104,7 +107,7 @@ def test_the_scheduler_says_what_the_conductor_says(controller: SearchController
     # A starting point runs to its end; one that is worse than the base after a third of it needn't go on.
     for trial, loss, word in ((start, 1.5, TrialScheduler.CONTINUE), (other, 9.0, TrialScheduler.STOP)):
         evaluation = point(loss, 300)
-        record(TrialDir(run.trial(trial.config["trial_id"])), evaluation)
+        record(TrialDir(run.trial(trial.config[REQUEST_KEY].trial_id)), evaluation)
         assert scheduler.on_trial_result(None, trial, {**asdict(evaluation), "training_iteration": 1}) == word
 
 
@@ -125,11 +128,14 @@ def test_a_process_that_has_become_free_is_the_newest_trial_s(scheduler: tune_pl
 def test_a_machine_that_does_not_see_its_trial_is_named_in_the_log(
     controller: SearchController,
     scheduler: tune_plugins.SchedulerAdapter,
+    search: Search,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "error.txt").write_text(f"Traceback\n  File\nRunFolderError: third {UNSEEN}, /mnt/0001. Mount it.\n")
-    trial = {"trial_id": "a", "config": {"engine": None}, "get_pickled_error": lambda: None}
+    config = search.recipe.trial_config({})
+    request = TrialRequest("0001", Origin.PROPOSED, "proposed", config, tmp_path)
+    trial = {"trial_id": "a", "config": {REQUEST_KEY: request}, "get_pickled_error": lambda: None}
     scheduler.on_trial_error(None, SimpleNamespace(error_file=str(tmp_path / "error.txt"), **trial))
     assert caplog.messages == [f"RunFolderError: third {UNSEEN}, /mnt/0001. Mount it."]
     assert not controller.should_stop

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 import signal
@@ -21,6 +20,7 @@ import ray
 from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, TrialEvaluated
 from orchestrator.controller.study import STUDY_NAME
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution import tune_run as tuner
 from orchestrator.execution import worker_pool as engines_module
 from orchestrator.execution.worker_pool import WorkerPool
@@ -225,16 +225,7 @@ def test_a_trial_has_left_once_nothing_of_it_runs(two_gpus: None, tmp_path: Path
     folder = TrialDir(tmp_path / "0001")
     config = search.recipe.trial_config({}).model_copy(update={"base_eval_loss": 9.0})
     folder.begin(config, Origin.PROPOSED, "proposed")
-    request = {
-        "trial_id": "0001",
-        "resumes": False,
-        "origin": Origin.PROPOSED.value,
-        "config": config.model_dump_json(),
-        "folder": str(folder.path),
-        "fingerprint": None,
-        "stop_at": math.inf,
-        "by_trl": False,
-    }
+    request = TrialRequest("0001", Origin.PROPOSED, "proposed", config, folder.path)
     actor = ray.get_actor(engines.take_slot("0001"))
     ray.get(actor.begin.remote(request))
     assert wait_until(lambda: bool(list(folder.path.glob("tensorboard/events.*"))), seconds=60)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.controller.controller import SearchController, TrialRequest
+from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import in_turn
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.monitoring.metrics import METRICS, Sample, SearchMetrics
 from orchestrator.monitoring.progress import Progress
 from orchestrator.state.run_dir import RunDir, Search

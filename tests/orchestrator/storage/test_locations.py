@@ -21,7 +21,7 @@ from orchestrator.storage.mirror import Mirror, copies, working_copy
 from orchestrator.storage.object_store import ObjectStore
 from orchestrator.storage.trial_snapshots import SMALL_BYTES
 from orchestrator.storage.visibility import UNSEEN
-from orchestrator.storage.working_copy import working_copy_of
+from orchestrator.storage.working_copy import RemoteTrial, working_copy_of
 from tests.support.fake_search import point, record
 from tests.trials.system.test_locks import end, proxy
 from trials.config import TrialConfig
@@ -65,7 +65,7 @@ def handed_over(mirror: Mirror, config: TrialConfig) -> TrialDir:
 def train(mirror: Mirror, config: TrialConfig) -> None:
     """One trial with one evaluation, put on the store by its worker."""
     folder = handed_over(mirror, config)
-    with working_copy_of(request(mirror)) as copy:
+    with working_copy_of(*request(mirror)) as copy:
         worker = TrialDir(copy.path)
         record(worker, point(2.0, 100))
         (copy.path / "adapter" / "adapter_model.safetensors").write_bytes(WEIGHTS)
@@ -74,9 +74,8 @@ def train(mirror: Mirror, config: TrialConfig) -> None:
     mirror.revoke(folder.path, "worker")
 
 
-def request(mirror: Mirror) -> dict[str, object]:
-    remote = {"url": mirror.store.url, "name": "trials/0001", "owner": "worker"}
-    return {"trial_id": "0001", "folder": str(mirror.path / "trials" / "0001"), "remote": remote}
+def request(mirror: Mirror) -> tuple[Path, RemoteTrial]:
+    return mirror.path / "trials" / "0001", RemoteTrial(mirror.store.url, "trials/0001", "worker")
 
 
 def test_a_search_is_found_again_from_another_machine(
@@ -182,7 +181,7 @@ def test_a_worker_that_lost_its_trial_or_the_store_was_cut_off(
 ) -> None:
     mirror = begin(url, search)
     folder = handed_over(mirror, small_config)
-    with working_copy_of(request(mirror)) as copy:
+    with working_copy_of(*request(mirror)) as copy:
         copy.push()
         mirror.revoke(folder.path, "worker")
         record(TrialDir(copy.path), point(2.0, 100))
@@ -199,7 +198,7 @@ def test_a_trial_that_was_stopped_puts_nothing_more_on_the_store(
 ) -> None:
     mirror = begin(url, search)
     folder = handed_over(mirror, small_config)
-    with working_copy_of(request(mirror)) as copy:
+    with working_copy_of(*request(mirror)) as copy:
         record(TrialDir(copy.path), point(2.0, 100))
         copy.push()
         copy.detach()
@@ -256,12 +255,11 @@ def test_a_working_copy_that_another_search_is_about_to_use_is_not_moved_away(ur
 
 
 def test_a_trial_in_a_folder_runs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {"trial_id": "0001", "folder": str(tmp_path), "remote": None}
     monkeypatch.setattr("orchestrator.storage.visibility._SEEN_SECONDS", 0.2)
-    with pytest.raises(RunFolderError, match=UNSEEN), working_copy_of(given):
+    with pytest.raises(RunFolderError, match=UNSEEN), working_copy_of(tmp_path, None):
         pass
     (tmp_path / "config.json").touch()
-    with working_copy_of(given) as copy:
+    with working_copy_of(tmp_path, None) as copy:
         copy.push()
         assert copy.path == tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

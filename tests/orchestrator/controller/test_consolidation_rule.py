@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.controller.finalist import FinalistCandidate, OnAllGpus, finalist
+from orchestrator.controller.consolidation import FinalistCandidate, OnAllGpus, finalist
 
 TWO = OnAllGpus(ranks=2, scaling=1.8, change_seconds=60.0)
 LEADER, SECOND = FinalistCandidate("0003", 1.0, 1000.0), FinalistCandidate("0002", 1.2, 100.0)
