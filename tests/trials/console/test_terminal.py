@@ -25,7 +25,7 @@ def hours(log):
         speak_into(log)
         return command(log.path.parent)
 """
-END = "\nsys.exit(run(lambda: hours(LineLog(Path(sys.argv[1])))))"
+END = "\nsys.exit(run_command(lambda: hours(LineLog(Path(sys.argv[1])))))"
 
 
 def of_hours(body: str, log: Path) -> list[str]:
