@@ -1,8 +1,8 @@
-"""Command line: says what of a run folder is there and what is not, hashes included, and mends what can be mended.
+"""Command line that finds missing or damaged parts of a run folder, hashes included, and repairs them if asked to.
 
 python -m orchestrator.check RUN [--repair] [--json]
 
-Exit codes: 0 all is whole, or mended; 2 no run folder, or --repair while a search is at work in it; 3 damage is left.
+Exit codes: 0 all is whole or repaired; 2 no run folder, or --repair while a search runs in it; 3 damage is left.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ EXIT_DAMAGED = 3
 
 @dataclass(frozen=True)
 class Checked:
-    """A problem, and what was done about it; None: nothing."""
+    """A problem, and what was done about it, in words; None: nothing."""
 
     problem: Problem
     done: str | None
 
     def line(self) -> str:
-        """One line for people."""
+        """Return one line of text for the user."""
         found = f"{self.problem.where}: {self.problem.what}"
         if self.done is not None:
             return f"{found}: {self.done}"
@@ -40,11 +40,11 @@ class Checked:
 
 
 def check(folder: RunDir, *, repair: bool = False) -> list[Checked]:
-    """Look at everything, and mend what can be mended if asked to; nothing is deleted."""
+    """Return all problems; with `repair`, repair what can be repaired. Nothing is deleted."""
     found: list[Checked] = []
     seen: set[tuple[str, str]] = set()
     weights = Mirror.of(folder.path) is None
-    # Again after every mending: one may settle more than it was meant for, or show what was hidden.
+    # The folder is read again after every repair, which may fix more than one problem, or reveal hidden ones.
     while True:
         fresh = [each for each in problems(folder, weights=weights) if (each.where, each.what) not in seen]
         if not fresh:
@@ -58,7 +58,7 @@ def check(folder: RunDir, *, repair: bool = False) -> list[Checked]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+    """Return the parser of the command line."""
     arguments = argparse.ArgumentParser(
         prog="python -m orchestrator.check", description="Say what of a run folder is there, and what is damaged."
     )
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     return run_command(lambda: _check(parser().parse_args(argv)))
 
 

@@ -58,7 +58,7 @@ from trials.system.gpus import gpu_count
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+    """Return the parser of the command line."""
     arguments = argparse.ArgumentParser(
         prog="python -m orchestrator.search", description="Search for the best QLoRA adapter that fits the budget."
     )
@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     started = datetime.now(UTC)
     return run_command(lambda: _command(parser().parse_args(argv), started))
 
@@ -99,7 +99,7 @@ def _command(arguments: argparse.Namespace, started: datetime) -> int:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is to be run where; the folder is None for a new search until all its input has been checked."""
+    """A search to run; `folder` is None for a new search, as its run folder is created after all input is checked."""
 
     search: Search
     sizes: DataSizes
@@ -117,7 +117,7 @@ def _search(job: _Job) -> int:
     with exclusive_access(folder), disk_full_in(folder.path), interruptible() as interruption:
         log_command(folder)
         folder.write_search(job.search)
-        upload(folder, "search.json")  # should it be refused now, it can be resumed all the same
+        upload(folder, "search.json")  # so that it can be resumed even if it is refused now
         clock = SteadyClock(is_time_of_day=job.search.deadline.is_time_of_day)
         ended = _ended(folder, clock, interruption)
         if ended is SessionExit.REFUSED:
@@ -134,7 +134,10 @@ def _search(job: _Job) -> int:
 
 
 def _ended(folder: RunDir, clock: SteadyClock, interruption: Interruption) -> SessionExit:
-    """How the sessions ended. Whatever went wrong with them, what they left is worth an export."""
+    """Run the search's sessions, and return how they ended.
+
+    Most errors are printed and count as a broken session, because what it left is still worth an export.
+    """
     try:
         return supervise(folder, clock, _say, interruption)
     except SearchBroken as error:
@@ -147,7 +150,7 @@ def _ended(folder: RunDir, clock: SteadyClock, interruption: Interruption) -> Se
 
 
 def _plan(job: _Job, started: datetime) -> int:
-    """Says what would happen, and what stands in its way. What makes the search impossible is bad input here too."""
+    """Print what would happen and what prevents it; return the exit code, as for bad input if it is impossible."""
     trials = None if job.folder is None else job.folder.read_trials()
     throughput = None if trials is None else ThroughputModel.from_records(trials.records, job.search.regrouped)
     print(describe(job.search, job.sizes, throughput, None if throughput is None else started), flush=True)
@@ -194,7 +197,7 @@ def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
         settings = search.recipe.search.model_copy(update={"trials": arguments.trials})
         search = replace(search, recipe=search.recipe.model_copy(update={"search": settings}))
     reserve = search.recipe.search.reserve
-    # More time moves the end; when the search began stays what it was.
+    # A new budget moves the end; the start stays as recorded.
     if arguments.budget is not None:
         search = replace(search, deadline=_moved(search.deadline, from_budget(arguments.budget, reserve, started)))
     elif arguments.until is not None:
@@ -207,17 +210,17 @@ def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
         )
     sizes = _check_input(search.recipe)
     _refuse_other_data(search, sizes)
-    search = replace(search, base=search.shape)  # of a run folder from before it was written down
+    search = replace(search, base=search.shape)  # run folders of earlier versions lack it
     return _Job(search, sizes, folder, arguments.resume)
 
 
 def _moved(deadline: Deadline, to: Deadline) -> Deadline:
-    """Another end. What is kept for the export was measured already."""
+    """Return the deadline with the end of `to`; it keeps its start, and its reserve, which was measured already."""
     return replace(deadline, ends=to.ends, is_time_of_day=to.is_time_of_day)
 
 
 def _pinned(resolved: ResolvedRecipe) -> tuple[Recipe, Mapping[str, str]]:
-    """The recipe with the commits that its names on the hub mean now, and where they came from."""
+    """Return the recipe with the commits that its names on the hub stand for now, and the sources of all settings."""
     from trials.sources.pinning import pinned_data, pinned_model
 
     recipe = resolved.recipe
@@ -228,7 +231,7 @@ def _pinned(resolved: ResolvedRecipe) -> tuple[Recipe, Mapping[str, str]]:
 
 
 def _with_named_targets(recipe: Recipe) -> Recipe:
-    """The recipe with the names of this base model's layers in place of `all-linear`."""
+    """Return the recipe with the names of this base model's layers in place of `all-linear`."""
     from trials.model.loading import named_targets
 
     if ALL_LINEAR not in recipe.all_targets():
@@ -237,7 +240,10 @@ def _with_named_targets(recipe: Recipe) -> Recipe:
 
 
 def _refuse_other_data(search: Search, sizes: DataSizes) -> None:
-    """Losses on other rows, or on rows tokenised otherwise, can't be compared with those on record."""
+    """Raise `InputError` if the data or the tokenizer differ from those that the search began with.
+
+    Losses on other rows, or on rows tokenised otherwise, can't be compared with those on record.
+    """
     before = search.data.get("fingerprint")
     if before is not None and before != sizes.data["fingerprint"]:
         raise InputError(
@@ -247,7 +253,7 @@ def _refuse_other_data(search: Search, sizes: DataSizes) -> None:
 
 
 def _gpus_per_trial(asked: int | None) -> int:
-    """GPUs of one trial: what was asked for, or one where there are GPUs. Raises `InputError` if it can't be had.
+    """Return the GPUs of one trial: as asked, else one if there are GPUs. Raises `InputError` if there are too few.
 
     On a machine without any, processes on the CPU stand in for two or more.
     """
@@ -269,7 +275,10 @@ def _gpus_per_trial(asked: int | None) -> int:
 
 
 def _check_input(recipe: Recipe) -> DataSizes:
-    """Reads and tokenises all rows: whatever is wrong with them is said before a model loads or Ray starts."""
+    """Check the base model, read and tokenise all rows, and return their sizes.
+
+    So errors in them are reported before a model loads or Ray starts.
+    """
     from trials.data.dataset import load_data
     from trials.model.loading import check_base, check_targets, load_tokenizer, refuse_unknown_tokens
 

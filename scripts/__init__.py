@@ -1,0 +1,1 @@
+"""Commands around the product; `scripts/demo` makes the demo's data and model, `scripts/smollm2` a small real model."""

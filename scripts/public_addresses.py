@@ -1,8 +1,8 @@
 """Refuses to start Ray where the whole internet could reach it.
 
-python scripts/public_addresses.py ADDRESS ...       those of this machine; exit code 2 if one of them is public
+python scripts/public_addresses.py ADDRESS ...       addresses of this machine; exit code 2 if one of them is public
 
-Ray's daemons listen on all addresses of a machine, and can't be told otherwise.
+In a cluster, Ray's daemons listen on all addresses of a machine, and can't be restricted to some.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _REFUSED = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns its exit code."""
+    """Run the command line; return the exit code."""
     public = public_addresses(sys.argv[1:] if argv is None else argv)
     if not public or os.environ.get(_ASKED) == "yes":
         return 0
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def public_addresses(addresses: Sequence[str]) -> list[str]:
-    """Those that the internet routes, of IPv4 or IPv6."""
+    """Return those addresses, IPv4 or IPv6, that the internet routes."""
     return [address for address in addresses if ipaddress.ip_address(address.split("%")[0]).is_global]
 
 

@@ -23,7 +23,7 @@ from trials.config import Hyperparameters
 DOCS = Path(__file__).parent.parent / "docs"
 REFERENCE, SCHEMA = "recipe.md", "recipe.schema.json"
 _WHOLE = ("Range", "Choices")
-"""What other recipes add nothing to."""
+"""Definitions whose required keys stay required, because a recipe replaces the extended recipe's as a whole."""
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _INTRODUCTION = f"""# Keys of a recipe
 
@@ -47,7 +47,7 @@ the recipe's (`usual: {learning_rate: 2e-4}`). `null` removes one of the extende
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes both files."""
+    """Write both files; return the exit code."""
     arguments = argparse.ArgumentParser(prog="python -m scripts.recipe_reference", description="Write docs/recipe.*")
     arguments.add_argument("--to", type=Path, default=DOCS, help="folder (default: docs)")
     folder: Path = arguments.parse_args(argv).to
@@ -120,7 +120,7 @@ def _table(keys: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _allowed(key: Mapping[str, Any]) -> str:
-    """What a key may be, in words."""
+    """Return the values that a key may have, in words."""
     if "anyOf" in key:
         return " or ".join(dict.fromkeys(_allowed(each) for each in key["anyOf"]))
     if "enum" in key:

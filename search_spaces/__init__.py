@@ -1,1 +1,1 @@
-"""Recipes (YAML) and the one module that reads them."""
+"""Recipes (YAML) and the modules that read them."""

@@ -13,7 +13,7 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)([dhms])")
 
 
 def parse_duration(text: str) -> float:
-    """Seconds. Raises `RecipeError` for anything but positive numbers with units d, h, m or s, up to 1,000 days."""
+    """Return seconds. Raises `RecipeError` for all but positive numbers with units d, h, m or s, up to 1,000 days."""
     compact = text.replace(" ", "").lower()
     if not _WHOLE.fullmatch(compact):
         raise RecipeError(f"{text!r} is no duration. Write numbers with units d, h, m or s, such as 9h, 90s or 1h30m.")
@@ -26,7 +26,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Short form for people: 1h05m, 3m20s, 12s; negative durations are shown as 0s."""
+    """Return a short form for users: 1h05m, 3m20s, 12s; negative durations are shown as 0s."""
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     minutes, rest_seconds = divmod(rest, 60)

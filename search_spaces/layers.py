@@ -20,26 +20,30 @@ from trials.sources.source import bare_name, expanded, is_path, with_path
 RECIPE_FOLDER = Path(__file__).parent
 ENVIRONMENT_PREFIX = "ORCHESTRATOR__"
 SET = "--set"
-"""The source of what the command line says."""
+"""Source of the settings that the command line gives."""
 
 
 _MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: PyYAML reads 2e-4 as text. And its unique keys: PyYAML takes the last of several."""
+    """YAML loader with the numbers and the unique keys of YAML 1.2.
+
+    PyYAML reads 2e-4 as text, and takes the last of several equal keys.
+    """
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Puts what `<<` merges in before the mapping's own keys, which go before it, as PyYAML does.
+        """Merge what `<<` names into a mapping, whose own keys take precedence, as PyYAML does.
 
         Raises PyYAML's error if the mapping itself, before that, has a key twice.
         """
-        if node in self._flattened:  # once for every `<<` that names it, and its own keys are unique no more
+        # PyYAML calls this once for every `<<` that names the node; after the first call its keys are no longer unique.
+        if node in self._flattened:
             return
         self._flattened.add(node)
         seen = set()
         for key, _ in node.value:
-            # Several `<<` in one mapping are merged all, the last one first.
+            # A mapping may have several `<<`: all are merged, the last one first.
             if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
@@ -51,7 +55,10 @@ class _Loader(yaml.SafeLoader):
         self._flattened: set[yaml.MappingNode] = set()
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        """As PyYAML's, which leaves a character that JSON escapes in two halves, as JSON may, in halves."""
+        """Return a scalar as PyYAML does, but with surrogate pairs joined to characters.
+
+        JSON may escape a character as two surrogates, which PyYAML leaves as they are.
+        """
         value = super().construct_scalar(node)
         if not isinstance(value, str) or value.isascii():
             return value
@@ -69,13 +76,13 @@ _Loader.add_implicit_resolver(
 
 @dataclass
 class Layers:
-    """Settings under dotted keys; later layers replace earlier ones. `sources` says who set each key last."""
+    """Settings under dotted keys; later layers replace earlier ones. `sources` says what set each key last."""
 
     values: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
 
     def put(self, key: str, value: Any, source: str) -> None:
-        """Sets one key; None under space or start takes an entry away."""
+        """Set one key; None under space or start removes an entry."""
         self.drop(key)
         if value is None and key.split(".", maxsplit=1)[0] in {"space", "start"}:
             return
@@ -83,24 +90,24 @@ class Layers:
         self.sources[key] = source
 
     def drop(self, key: str) -> None:
-        """Forgets a key and everything under it."""
+        """Remove a key and everything under it."""
         parts = split_key(key)
         for known in [k for k, value in self.values.items() if split_key(k, value)[: len(parts)] == parts]:
             del self.values[known], self.sources[known]
 
     def where(self, key: str) -> str:
-        """Who set a key or, last, what is under it, for a message; nothing if nobody did."""
+        """Return the source that last set a key or one under it, for a message; empty text if none did."""
         parts = split_key(key)
         found = [self.sources[k] for k, value in self.values.items() if split_key(k, value)[: len(parts)] == parts]
         return f" (from {found[-1]})" if found else ""
 
     def starting_points(self) -> set[str]:
-        """Names of the starting points that are set so far."""
+        """Return the names of the starting points that are set so far."""
         parts = (split_key(key, value) for key, value in self.values.items())
         return {name for section, name, *_ in (part for part in parts if len(part) > 1) if section == "start"}
 
     def nested(self) -> dict[str, Any]:
-        """The values as the recipe's nested mappings."""
+        """Return the values as the recipe's nested mappings."""
         root: dict[str, Any] = {}
         for key, value in self.values.items():
             *parents, leaf = split_key(key, value)
@@ -112,7 +119,7 @@ class Layers:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Raises `RecipeError` with line and column if the text is no YAML."""
+    """Return the value of YAML text. Raises `RecipeError` with line and column if the text is no YAML."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -120,9 +127,10 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def split_key(key: str, value: Any = None) -> tuple[str, ...]:
-    """The parts of a dotted key. The name of a starting point may have dots of its own, as in start.lr2.5e-4.lora_rank.
+    """Return the parts of a dotted key.
 
-    What stands last there is a hyperparameter if it's a known one, or if `value` is what only a hyperparameter can be.
+    The name of a starting point may have dots of its own, as in start.lr2.5e-4.lora_rank. The last part there is a
+    hyperparameter if it is a known one, or if `value` can only be a hyperparameter's: neither None nor a mapping.
     """
     section, _, rest = key.partition(".")
     if section != "start" or not rest:
@@ -133,7 +141,7 @@ def split_key(key: str, value: Any = None) -> tuple[str, ...]:
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys. A dimension of the space is taken apart, so that parts can be set."""
+    """Return nested mappings as dotted keys. A dimension of the space is taken apart, so that parts can be set."""
     flat: dict[str, Any] = {}
     for key, value in mapping.items():
         dotted = f"{prefix}{key}"
@@ -145,7 +153,7 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def environment_settings(environ: Mapping[str, str] = os.environ) -> dict[str, tuple[Any, str]]:
-    """Settings from variables such as ORCHESTRATOR__SEARCH__BUDGET=5m: full key to value and source."""
+    """Return settings from variables such as ORCHESTRATOR__SEARCH__BUDGET=5m: full key to value and source."""
     found = {}
     for variable, text in environ.items():
         if variable.startswith(ENVIRONMENT_PREFIX):
@@ -155,13 +163,13 @@ def environment_settings(environ: Mapping[str, str] = os.environ) -> dict[str, t
 
 
 def command_line_settings(assignments: Iterable[str]) -> dict[str, tuple[Any, str]]:
-    """Settings from --set key=value: full key to value and source."""
+    """Return settings from --set key=value: full key to value and source."""
     settings = map(parse_assignment, assignments)
     return {full_key(key, SET): (value, SET) for key, value in settings}
 
 
 def parse_assignment(assignment: str) -> tuple[str, Any]:
-    """Key and value of one key=value. Raises `RecipeError` if it's something else."""
+    """Return key and value of one key=value. Raises `RecipeError` if it's something else."""
     key, equals, text = assignment.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {assignment!r} is not of the form key=value, such as learning_rate=1e-4.")
@@ -169,7 +177,10 @@ def parse_assignment(assignment: str) -> tuple[str, Any]:
 
 
 def full_key(key: str, source: str) -> str:
-    """The dotted key that is meant: itself, or the only one that ends in it. Raises `RecipeError` if there is none."""
+    """Return the full dotted key: the key itself, or the only known one that ends in it.
+
+    Raises `RecipeError` if there is none, or several.
+    """
     if key in KNOWN_KEYS or (key.split(".", maxsplit=1)[0] in {"space", "start"} and "." in key):
         return key
     ending = [known for known in KNOWN_KEYS if known.endswith("." + key) and not known.startswith("space.")]
@@ -181,7 +192,7 @@ def full_key(key: str, source: str) -> str:
 
 
 def unknown_key(key: str) -> str:
-    """One sentence: the unknown key, and the nearest known one."""
+    """Return one sentence: the unknown key, and the nearest known one."""
     candidates = [known for known in KNOWN_KEYS if known.startswith("space.") == key.startswith("space.")]
     shorts = {known.rpartition(".")[2]: known for known in candidates}
     near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.6)
@@ -209,7 +220,7 @@ KNOWN_KEYS: tuple[str, ...] = (
 
 
 def resolve_path(value: str, folder: Path) -> str:
-    """A path made absolute from the folder of whoever named it; where nothing is there, from the current folder.
+    """Return a path made absolute from `folder`; if it exists only in the current folder, from there.
 
     Names on a hub stay as they are. A slice of rows after the name is kept.
     """
@@ -219,6 +230,6 @@ def resolve_path(value: str, folder: Path) -> str:
     if found is None:
         if not is_path(name):
             return value
-        # The data of a recipe that ships with the project is the user's, and lies where they are.
+        # The data of a recipe that ships with the project is the user's, and so in their current folder.
         found = paths[1] if folder.is_relative_to(RECIPE_FOLDER) else paths[0]
     return with_path(value, Path(os.path.normpath(found)))

@@ -31,7 +31,7 @@ from trials.errors import RecipeError
 
 DEFAULT_RECIPE = "demo"
 GUIDE_RECIPE = "nli_cot"
-"""What the guide's config files are about."""
+"""Recipe that the guide's config files apply to."""
 _PATH_KEYS = {"data.train", "data.eval", "data.test", "model.name", "model.chat_template"}
 
 
@@ -45,7 +45,7 @@ class ResolvedRecipe:
 
 
 def recipe_names() -> list[str]:
-    """All recipes that ship with the project, such as demo."""
+    """Return the names of all recipes that ship with the project, such as demo."""
     files = RECIPE_FOLDER.rglob("*.yaml")
     return sorted(str(file.relative_to(RECIPE_FOLDER).with_suffix("")) for file in files)
 
@@ -56,10 +56,10 @@ def load_recipe(
     environ: Mapping[str, str] = os.environ,
     guide_config: GuideConfig | None = None,
 ) -> ResolvedRecipe:
-    """The recipe with a guide's config file, environment and --set applied.
+    """Return the recipe with a guide's config file, environment and --set applied.
 
-    With a config file, the assignments may use the guide's names too; where both kinds of name set the same key, ours
-    stands. Raises `RecipeError` with all that is wrong in one message.
+    With a config file, `requests` may use the guide's names too. If both kinds of name set the same key, the recipe's
+    takes precedence. Raises `RecipeError`, with all invalid values in one message.
     """
     file = recipe_file(name_or_path)
     layers = Layers()
@@ -78,9 +78,9 @@ def load_recipe(
 
 
 def _as_the_recipe_spells(settings: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """The settings of an environment with the recipe's own spelling of its starting points' `names`.
+    """Return the settings of an environment with the recipe's own spelling of its starting points' `names`.
 
-    A variable's name knows neither capitals nor, as two underscores stand for one, dots.
+    A variable's name has lost their capitals, and has two underscores in place of a dot.
     """
     spelt = {name.lower().replace("__", "."): name for name in names}
 
@@ -92,7 +92,7 @@ def _as_the_recipe_spells(settings: Mapping[str, Any], names: Collection[str]) -
 
 
 def recipe_file(name_or_path: str) -> Path:
-    """The file of a recipe. Raises `RecipeError` if there is none."""
+    """Return the file of a recipe. Raises `RecipeError` if there is none."""
     is_path = name_or_path.endswith((".yaml", ".yml"))
     file = Path(name_or_path) if is_path else RECIPE_FOLDER / f"{name_or_path}.yaml"
     if file.is_file():
@@ -138,7 +138,7 @@ def _add_file(layers: Layers, file: Path, seen: tuple[Path, ...]) -> None:
 
 
 def _override(layers: Layers, key: str, value: Any, source: str) -> None:
-    """A hyperparameter that is set from outside is fixed: the search no longer varies it."""
+    """Set a value from outside the recipe; a hyperparameter is fixed by that, and the search no longer varies it."""
     section, _, name = key.partition(".")
     if section == "hyperparameters":
         layers.drop(f"space.{name}")
@@ -200,7 +200,7 @@ def _wrong(file: Path, problems: Iterable[str]) -> RecipeError:
 
 
 def _describe(detail: Any, sources: Mapping[str, str]) -> str:
-    # The tags of the union's members are ours, not the user's.
+    # pydantic's location has the tag of the union's member, which is no key of the user's.
     loc = detail["loc"]
     tag_at = 2 if loc[:1] == ("space",) else None
     key = ".".join(str(part) for index, part in enumerate(loc) if index != tag_at)

@@ -1,4 +1,4 @@
-"""What a recipe may say: the settings of every trial, what the search varies, and how it searches."""
+"""Schema of recipes: the settings of every trial, what the search varies, and how it searches."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class SearchSettings(Settings):
     keep_paused: int = Field(
         default=30, ge=1, description="paused trials that can go on, the most promising; their checkpoints take room"
     )
-    consolidate: bool | None = Field(
+    regroup: bool | None = Field(
         default=None,
         description="train the most promising trial on all GPUs of a machine when one is too slow to complete it in "
         "time, and they aren't; null: where trials have a GPU each; true: on the CPU as well",
@@ -157,7 +157,7 @@ class Recipe(Settings):
         return self
 
     def all_targets(self) -> set[str]:
-        """Every target module that a trial of this recipe may have."""
+        """Return every target module that a trial of this recipe may have."""
         found = set(self.hyperparameters.target_modules)
         dimension = self.space.get("target_modules")
         chosen: list[Any] = list(dimension.choices) if isinstance(dimension, Choices) else []
@@ -165,7 +165,7 @@ class Recipe(Settings):
         return found.union(*chosen)
 
     def with_targets(self, name_targets: Callable[[Collection[str]], tuple[str, ...]]) -> Recipe:
-        """The recipe with what the function gives in place of every list of target modules."""
+        """Return the recipe with every list of target modules replaced by what the function returns for it."""
 
         def named(values: Mapping[str, Any]) -> dict[str, Any]:
             own = values.get("target_modules")
@@ -184,7 +184,7 @@ class Recipe(Settings):
         return self.model_copy(update=update)
 
     def start_values(self, name: str) -> dict[str, Any]:
-        """All hyperparameters of a starting point that differ from the recipe's or are varied by the search."""
+        """Return the hyperparameters of a starting point that it sets itself or that the search varies."""
         recipe_values = self.hyperparameters.model_dump()
         return {**{key: recipe_values[key] for key in self.space}, **self.start[name]}
 
@@ -203,11 +203,11 @@ class Recipe(Settings):
             raise ValueError(f"{where}: {key}={first['input']!r} is not allowed: {message}") from error
 
     def hyperparameters_with(self, values: Mapping[str, Any]) -> Hyperparameters:
-        """The recipe's hyperparameters with some replaced. Raises pydantic's ValidationError if one isn't allowed."""
+        """Return the hyperparameters with some replaced. Raises pydantic's ValidationError if one isn't allowed."""
         return Hyperparameters.model_validate({**self.hyperparameters.model_dump(), **values})
 
     def trial_config(self, values: Mapping[str, Any]) -> TrialConfig:
-        """The configuration of the trial that has these hyperparameters in place of the recipe's."""
+        """Return the configuration of the trial that has these hyperparameters in place of the recipe's."""
         return TrialConfig(
             model=self.model,
             data=self.data,
@@ -225,7 +225,7 @@ def _with_list(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def is_integer(name: str) -> bool:
-    """Whether a hyperparameter takes whole numbers only."""
+    """Return whether a hyperparameter takes whole numbers only."""
     return Hyperparameters.model_fields[name].annotation in (int, int | None)
 
 

@@ -1,7 +1,7 @@
 """Dimensions of the space in the syntax of other tools (W&B sweeps, Ray Tune, Optuna), and how they are written here.
 
-Another tool's words are recognised to be refused with the line that says the same here; none is taken over, as each
-has details of its own (a step, a base of the logarithm) that would get lost.
+Another tool's words are recognised, and refused with the line that says the same here. None is accepted, because each
+tool has details of its own (a step, a base of the logarithm) that would get lost.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _EXAMPLES = "{low: 1e-5, high: 1e-3, log: true} or {choices: [8, 16, 32]}"
 
 
 def written_here(name: str, value: Any, where: str = "") -> str | None:
-    """What is wrong with the `value` of `space.<name>`, and its line in our syntax; None if no other tool's is seen.
+    """Return an error if `value` of `space.<name>` isn't in our syntax, with the line that is; None: it is.
 
-    What is wrong in our own syntax is left to the recipe's schema. `where` says who set it, for the message.
+    Errors within our own syntax are left to the recipe's schema. `where` says what set the value, for the message.
     """
     if isinstance(value, Mapping) and _FOREIGN.isdisjoint(str(key).lower() for key in value):
         return None
@@ -40,7 +40,7 @@ def written_here(name: str, value: Any, where: str = "") -> str | None:
 
 
 def _line(name: str, value: Any) -> str | None:
-    """One line of a recipe, beginning with `name`, or a sentence; None if nobody knows what is meant."""
+    """Return one line of a recipe, beginning with `name`, or a sentence; None if the meaning is unknown."""
     if isinstance(value, list | tuple):
         return _choices(name, list(value))
     if isinstance(value, str) and (call := _CALL.fullmatch(value.strip())):
@@ -70,7 +70,11 @@ def _of_mapping(name: str, value: Mapping[str, Any]) -> str | None:
 
 
 def _of_call(name: str, function: str, arguments: str) -> str | None:
-    """Such as tune.loguniform(1e-5, 1e-3), trial.suggest_float("x", 1e-5, 1e-3, log=True), hp.choice("x", [8, 16])."""
+    """Return the line for a call; None if the meaning is unknown.
+
+    Calls are such as tune.loguniform(1e-5, 1e-3), trial.suggest_float("x", 1e-5, 1e-3, log=True) or
+    hp.choice("x", [8, 16]).
+    """
     brackets = re.search(r"\[.*\]", arguments, re.DOTALL)
     try:
         listed = yaml.safe_load(brackets[0]) if brackets else None
@@ -113,7 +117,7 @@ def _number(text: str) -> int | float:
 
 
 def _text(value: Any) -> str:
-    """A value as a recipe has it, in one line."""
+    """Return a value as a recipe has it, in one line."""
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...").strip()

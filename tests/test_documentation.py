@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -33,3 +34,11 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_the_index_names_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= set(LINK.findall(index))
+
+
+def test_the_table_of_packages_says_what_they_say() -> None:
+    rows = re.findall(r"^\| `([\w/]+)` \| (.*) \|$", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    packages = {row: said for row, said in rows if (ROOT / row / "__init__.py").exists()}
+    docstrings = {row: ast.get_docstring(ast.parse((ROOT / row / "__init__.py").read_text())) for row in packages}
+    assert packages == {row: " ".join((text or "").split()) for row, text in docstrings.items()}
+    assert len(packages) > 30

@@ -1,4 +1,4 @@
-"""One fine-tuning run: its configuration, data, model, training, evaluation and records. Knows nothing of Ray."""
+"""One fine-tuning run: its configuration, data, model, training, evaluation and records. Does not use Ray."""
 
 from trials.system.torch_setup import compile_lazily
 

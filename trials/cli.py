@@ -1,4 +1,4 @@
-"""What the command lines share: one clear error and its exit code, quiet libraries."""
+"""Common parts of the command lines: one clear error and its exit code, quiet libraries."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from trials.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, TuningError
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Runs a command; an error becomes one message on stderr and an exit code.
+    """Run a command; an error becomes one message on stderr and an exit code.
 
-    Those of a `TuningError` are its own. Any other error's traceback is kept in a file, which the message names.
+    A `TuningError` has its own exit code. Any other error's traceback is kept in a file, which the message names.
     """
     if take_over():
         explain_background_errors()
@@ -29,7 +29,7 @@ def run_command(command: Callable[[], int]) -> int:
         use_utf8()
         return command()
     except TuningError as error:
-        if os.environ.get("RANK", "0") == "0":  # of several processes of one command under torchrun one says it
+        if os.environ.get("RANK", "0") == "0":  # under torchrun, only one of a command's processes prints it
             sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
@@ -43,7 +43,7 @@ def run_command(command: Callable[[], int]) -> int:
 
 
 def whole_number(least: int) -> Callable[[str], int]:
-    """For argparse: a whole number that isn't below `least`."""
+    """Return a parser for argparse: a whole number that isn't below `least`."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -54,7 +54,7 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 
 def number_within(low: float, high: float) -> Callable[[str], float]:
-    """For argparse: a number from `low` to `high`."""
+    """Return a parser for argparse: a number from `low` to `high`."""
 
     def parse(text: str) -> float:
         try:
@@ -69,12 +69,12 @@ def number_within(low: float, high: float) -> Callable[[str], float]:
 
 
 def quiet_libraries() -> None:
-    """Our own log lines at INFO, the libraries' only from ERROR on."""
+    """Show our own log lines from INFO on, the libraries' only from ERROR on."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it logs what it raises, and we say it ourselves
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it logs errors that it also raises, and we print those
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("datasets").setLevel(logging.CRITICAL)

@@ -1,8 +1,8 @@
-"""What one trial is: frozen, validated, and complete enough to run it again.
+"""Configuration of one trial: frozen, validated, and complete enough to run it again.
 
-`Hyperparameters` is what a search may vary. Everything else (model, data, evaluation) is the same for all trials of
-a search, so that their losses can be compared. How an effective batch is split into micro-batches is in `Machine`:
-it changes neither the gradient nor the comparison, so it's neither searched nor part of what identifies a trial.
+A search may vary the `Hyperparameters`. Everything else (model, data, evaluation) is the same for all trials of a
+search, so that their losses can be compared. The split of an effective batch into micro-batches is in `Machine`. It
+changes neither the gradient nor the comparison, so it's neither searched nor part of a trial's identity.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Settings(BaseModel):
 
 
 class Hyperparameters(Settings):
-    """What a search may vary. Exactly one of `epochs`, `train_tokens` and `rows_seen` is a full trial's length."""
+    """Values a search may vary. Exactly one of `epochs`, `train_tokens` and `rows_seen` is a full trial's length."""
 
     learning_rate: float = Field(default=2e-4, gt=0, le=1, description="peak learning rate of the adapter's A matrices")
     lora_rank: int = Field(default=16, ge=1, le=1024, description="inner dimension of the adapter")
@@ -85,7 +85,7 @@ class ModelSettings(Settings):
 
 
 class DataSettings(Settings):
-    """The rows that all trials train on and are judged by.
+    """The rows that all trials train on and are evaluated on.
 
     A source is a local file (.jsonl, .json, .csv, .parquet) or a data set on the hub, as
     `owner/name[@revision][#config][:split or file]`; either may end in a slice of rows such as `[:800]`.
@@ -120,7 +120,7 @@ class DataSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """When a trial is evaluated, and when that ends it."""
+    """Evaluation of a trial, and the rules by which an evaluation ends it."""
 
     evaluations: int = Field(default=9, ge=1, description="of a full trial, equally spaced in tokens")
     every_rows: int | None = Field(
@@ -138,7 +138,7 @@ class EvaluationSettings(Settings):
 
 
 class Machine(Settings):
-    """How this machine runs a trial. Never searched, never compared."""
+    """Execution of a trial on this machine. Never searched, never compared."""
 
     engine: Literal["shared", "trl"] = Field(
         default="shared",
@@ -174,7 +174,7 @@ class Machine(Settings):
 
 
 class TrackingSettings(Settings):
-    """How trials appear in Weights & Biases, which needs WANDB_API_KEY or WANDB_MODE=offline."""
+    """Presentation of trials in Weights & Biases, which needs WANDB_API_KEY or WANDB_MODE=offline."""
 
     wandb: bool = Field(default=True, description="log there, if the environment has what it needs")
     project: str = Field(default="qlora-search", description="a WANDB_PROJECT in the environment goes before it")

@@ -1,15 +1,15 @@
 """The project's errors, all in one tree.
 
     TuningError
-    +-- InputError            what the user gave can't be used; the command ends with exit code 2, nothing was started
+    +-- InputError            the user's input can't be used; the command ends with exit code 2, nothing was started
     |   +-- RecipeError       a recipe, an environment variable or a --set
     |   +-- DataError         a data file or its rows
     |   +-- ModelError        a base model, tokenizer or adapter folder
     |   +-- RunFolderError    a run folder that can't be used as asked
-    +-- SearchBroken          Ray gave up; what there is is exported, the search can be resumed; exit code 130
-    |   +-- StoreFailed       so did the object store that the run folder is on
-    |       +-- StoreDamaged  what is there is none of ours; exit code 2, as nothing is begun with it
-    +-- DiskFull              a disk takes no more; what is on it is whole, and the search can be resumed; exit code 130
+    +-- SearchBroken          Ray gave up; the result so far is exported, the search can be resumed; exit code 130
+    |   +-- StoreFailed       the run folder's object store can't be used; exit code 130
+    |       +-- StoreDamaged  its content is no search's; exit code 2, as nothing is begun with it
+    +-- DiskFull              a disk is full; its content is whole, and the search can be resumed; exit code 130
     +-- PeerError             a trial failed on another of the processes that train it together
     +-- NothingToExport       the search ran, but no adapter is worth exporting; exit code 3
     +-- ExportNotVerified     the export, loaded again, isn't what the trial measured; exit code 3
@@ -21,16 +21,16 @@ from __future__ import annotations
 
 EXIT_DONE = 0
 EXIT_UNEXPECTED = 1
-"""An error that nobody raised on purpose; its traceback is in a file."""
+"""An error that no code raised on purpose; its traceback is in a file."""
 EXIT_BAD_INPUT = 2
 EXIT_NOTHING_TO_EXPORT = 3
 EXIT_GAVE_UP = 4
-"""A search gave up before its time: what there was is exported, and it can be resumed."""
+"""A search gave up before its time: its result so far is exported, and it can be resumed."""
 EXIT_INTERRUPTED = 130
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says, short enough for a sentence of ours."""
+    """Return the first line of a library's error, short enough for a sentence of ours."""
     return str(error).strip().split("\n")[0].rstrip(".")
 
 
@@ -41,7 +41,7 @@ class TuningError(Exception):
 
 
 class InputError(TuningError):
-    """What the user gave can't be used; raised before any model is loaded."""
+    """The user's input can't be used; raised before any model is loaded."""
 
     exit_code = EXIT_BAD_INPUT
 
@@ -63,7 +63,7 @@ class RunFolderError(InputError):
 
 
 class SearchBroken(TuningError):
-    """Ray gave up under a search. Its run folder is whole, and can be resumed."""
+    """Ray gave up under a search. Its run folder is whole, and the search can be resumed."""
 
     exit_code = EXIT_INTERRUPTED
 
@@ -73,13 +73,13 @@ class StoreFailed(SearchBroken):
 
 
 class StoreDamaged(StoreFailed):
-    """What an object store has isn't what a search has put there: names that lead elsewhere, other contents."""
+    """An object store holds content that no search has put there: names that lead elsewhere, other contents."""
 
     exit_code = EXIT_BAD_INPUT
 
 
 class DiskFull(TuningError):
-    """A disk is full, or can't be written to any more. It's nobody's failure, and what is on it is whole."""
+    """A disk is full, or can't be written to any more. No trial is to blame, and the content of the disk is whole."""
 
     exit_code = EXIT_INTERRUPTED
 

@@ -25,7 +25,7 @@ FORMAT: DataFormat = "nli_cot"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+    """Return the parser of the command line."""
     arguments = argparse.ArgumentParser(prog="python -m trials.evaluate", description="Judge an adapter or a model.")
     add = arguments.add_argument
     add("model", metavar="ADAPTER_OR_MODEL", nargs="?", help="a folder, or a model's name on the hub")
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     return run_command(lambda: _evaluate(parser().parse_args(argv)))
 
 
@@ -87,7 +87,7 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     from trials.evaluation.result import EvalResult, as_json
     from trials.evaluation.result_text import comparison_lines, result_lines
 
-    # Both are looked at before either is judged, which can take hours.
+    # Both are checked before either is evaluated, which can take hours.
     found = [_read(arguments, path) or _prepare(arguments, path) for path in arguments.compare]
     refuse_other_rows(found[0].rows, found[1].rows)
     a, b = [part if isinstance(part, EvalResult) else part.evaluate() for part in found]
@@ -174,7 +174,7 @@ def _refuse_contradictions(arguments: argparse.Namespace) -> None:
 
 
 def _refuse_data(arguments: argparse.Namespace, models: Sequence[str]) -> None:
-    """All models need rows; files that --json wrote don't."""
+    """Refuse models without rows, and rows without a model: files that --json wrote need no rows."""
     if arguments.model is not None and Path(arguments.model).is_file():
         raise InputError(f"{arguments.model} is a file. Give an adapter's or a model's folder, or --compare A B.")
     missing = next((path for path in models if path.endswith(".json")), None)

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from trials.evaluation.generation import Sampling
 
 TEMPERATURE, TOP_K, TOP_P = 0.7, 50, 0.95
-"""Of sampling where nothing else is said, as in the guides."""
+"""Defaults of sampling, as in the guides."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+    """Return the parser of the command line."""
     arguments = argparse.ArgumentParser(prog="python -m trials.generate", description="Ask an adapter or a model.")
     add = arguments.add_argument
     add("model", metavar="ADAPTER_OR_MODEL", help="a folder, or a model's name on the hub")
@@ -49,7 +49,7 @@ _DEFAULTS = f"--temperature {TEMPERATURE} --top-k {TOP_K} --top-p {TOP_P}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     return run_command(lambda: _generate(parser().parse_args(argv)))
 
 
@@ -88,7 +88,7 @@ def _load(arguments: argparse.Namespace, prompt: str | None) -> Chat:
 
     choices = LoadOptions(quantization=arguments.quantization, chat_template=arguments.chat_template)
     tokenizer, known = check_model(arguments.model, choices)
-    if prompt is not None:  # whether it can be asked is known before the weights are loaded
+    if prompt is not None:  # a prompt that can't be asked is refused before the weights are loaded
         conversation_ids((*told(arguments.system), Message(USER, prompt.strip())), tokenizer, known)
     judged = load_model(arguments.model, choices)
     set_seed(arguments.seed)
@@ -110,7 +110,7 @@ def _sampling(arguments: argparse.Namespace) -> Sampling:
 
 
 def _converse(chat: Chat) -> None:
-    """Answers line by line until the end of input or /exit."""
+    """Answer line by line until the end of input or /exit."""
     on_terminal = sys.stdin.isatty()
     if on_terminal:
         import readline  # noqa: F401  # lets `input` edit lines and remember them

@@ -1,4 +1,4 @@
-"""Runs one trial in this process, in the engine if it can: the way of a trial that nobody searches with."""
+"""One trial outside a search, in this process: in the engine if it can train it, else in TRL."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def run_single_trial(
     checkpoint: Checkpoint | None = None,
     ranks: ProcessGroup = ALONE,
 ) -> Ending | None:
-    """As `trials.trl.backend.run_trial`, with a W&B run in `group` around it where W&B is wanted."""
+    """Run a trial in the engine or in TRL, inside a W&B run in `group` where W&B is wanted.
+
+    Arguments and result are those of `trials.trl.backend.run_trial`.
+    """
     use_threads(config.machine)
     if not ranks.is_first:
         config = without_wandb(config)
@@ -57,7 +60,7 @@ def run_single_trial(
 
 
 def _engine_runs(config: TrialConfig, processes: int) -> bool:
-    """Whether the engine trains this trial; says so where it was asked for and can't."""
+    """Return whether the engine trains this trial; log the reason where it was asked for and can't."""
     if config.machine.engine == "trl":
         return False
     reason = unsupported_reason(config, processes)

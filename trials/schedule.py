@@ -1,4 +1,4 @@
-"""How long a trial is and when it's evaluated, in tokens: the one measure that all configurations share."""
+"""Length and evaluation points of a trial, in tokens: the one measure that all configurations share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from trials.config import EvaluationSettings, Hyperparameters, Machine
 
 LOGGED_STEPS = 200
-"""About so many training losses are logged in a full trial."""
+"""Approximate number of training losses that are logged in a full trial."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class TrialLength:
 
 
 def full_length(hyperparameters: Hyperparameters, epoch: Epoch) -> TrialLength:
-    """From epochs, tokens or rows to optimizer steps, by the mean length of a row; at least one step."""
+    """Convert epochs, tokens or rows to optimizer steps, by the mean length of a row; at least one step."""
     tokens = full_tokens(hyperparameters, epoch)
     steps = max(1, round(tokens / epoch.row_tokens / hyperparameters.effective_batch))
     return TrialLength(steps, tokens)
 
 
 def full_tokens(hyperparameters: Hyperparameters, epoch: Epoch) -> int:
-    """Tokens of a full trial."""
+    """Return the tokens of a full trial."""
     if hyperparameters.train_tokens is not None:
         return hyperparameters.train_tokens
     if hyperparameters.rows_seen is not None:
@@ -50,7 +50,7 @@ def full_tokens(hyperparameters: Hyperparameters, epoch: Epoch) -> int:
 
 
 def evaluation_tokens(tokens: int, settings: EvaluationSettings, epoch: Epoch) -> list[int]:
-    """Tokens seen at which a trial of `tokens` is evaluated, in order; the last is `tokens` itself."""
+    """Return the tokens seen at which a trial of `tokens` is evaluated, in order; the last is `tokens` itself."""
     if settings.every_rows is None:
         return [max(1, round(tokens * k / settings.evaluations)) for k in range(1, settings.evaluations + 1)]
     every = max(1, round(settings.every_rows * epoch.row_tokens))
@@ -58,37 +58,37 @@ def evaluation_tokens(tokens: int, settings: EvaluationSettings, epoch: Epoch) -
 
 
 class TokenTriggers:
-    """Numbers of tokens that a trial passes one after the other, each noticed once."""
+    """Numbers of tokens that a trial passes one after the other, each reported once."""
 
     def __init__(self, tokens: Sequence[int], tokens_seen: int = 0) -> None:
-        """Those up to `tokens_seen` are passed already."""
+        """Treat the numbers up to `tokens_seen` as passed already."""
         self._ahead = sorted(evaluation_point for evaluation_point in tokens if evaluation_point > tokens_seen)
 
     def is_due(self, tokens_seen: int) -> bool:
-        """Whether one would be passed with so many tokens seen."""
+        """Return whether a number would be passed with so many tokens seen."""
         return bool(self._ahead) and self._ahead[0] <= tokens_seen
 
     def advance(self, tokens_seen: int) -> bool:
-        """Whether at least one is passed with so many tokens seen; it won't be again."""
+        """Pass all numbers up to `tokens_seen`; return whether there was at least one."""
         are_passed = self.is_due(tokens_seen)
         self._ahead = [evaluation_point for evaluation_point in self._ahead if evaluation_point > tokens_seen]
         return are_passed
 
 
 def checkpoint_steps(effective_batch: int, machine: Machine) -> int | None:
-    """Optimizer steps from one checkpoint to the next; None: there are none."""
+    """Return the optimizer steps from one checkpoint to the next; None: no checkpoints are written."""
     if machine.checkpoint_every_rows is None:
         return None
     return max(1, round(machine.checkpoint_every_rows / effective_batch))
 
 
 def logging_steps(length: TrialLength) -> int:
-    """Optimizer steps from one logged training loss to the next."""
+    """Return the optimizer steps from one logged training loss to the next."""
     return max(1, length.steps // LOGGED_STEPS)
 
 
 def micro_batch_rows(effective_batch: int, longest_row: int, machine: Machine) -> int:
-    """Rows of one forward pass: the largest divisor of the effective batch within the machine's limits."""
+    """Return the rows of one forward pass: the largest divisor of the effective batch within the machine's limits."""
     allowed = max(1, machine.micro_batch_tokens // longest_row)
     if machine.micro_batch_rows is not None:
         allowed = min(allowed, machine.micro_batch_rows)

@@ -54,11 +54,11 @@ _WRITTEN = (
     "tensorboard",
     "wandb_run",
 )
-"""Names in a trial's folder."""
+"""Names that a trial writes in its folder."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+    """Return the parser of the command line."""
     arguments = argparse.ArgumentParser(prog="python -m trials.train", description="Run one trial, without Ray.")
     arguments.add_argument(
         "space", nargs="?", help="a recipe's name (default: demo, or nli_cot with --config), or a YAML file"
@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     return run_command(lambda: _command(parser().parse_args(argv)))
 
 
@@ -124,20 +124,20 @@ def _train(arguments: argparse.Namespace) -> int:
     refuse_unmakeable(path, "--out")
     TrialDir(path).refuse_taken()
     _refuse_other_files(path)
-    if "LOCAL_RANK" not in os.environ:  # torchrun gives every process one
+    if "LOCAL_RANK" not in os.environ:  # torchrun sets it, and every process has its own GPU
         _use_gpu(gpu)
     return _start(resolved.recipe.trial_config({}), name, path)
 
 
 def _refuse_other_files(path: Path) -> None:
-    """Raises `RunFolderError` if a trial in that folder would replace or add to files that no trial has written."""
+    """Raise `RunFolderError` if a trial in that folder would replace or add to files that no trial has written."""
     taken = next((path / name for name in _WRITTEN if os.path.lexists(path / name)), None)
     if taken is not None:
         raise RunFolderError(f"{taken} is there already, and a trial would replace it. Give another --out folder.")
 
 
 def _use_gpu(number: str | None) -> None:
-    """One process trains on one GPU. Raises `RecipeError` if there is none of that number."""
+    """Restrict this process to one GPU. Raises `RecipeError` if there is none of that number."""
     if not use_one_gpu(number):
         raise RecipeError(f"gpu_id = {number}: this machine has no such GPU. Give one that nvidia-smi lists.")
 
@@ -159,7 +159,7 @@ def _start(config: TrialConfig, name: str, path: Path) -> int:
 
 
 def _with_named_targets(config: TrialConfig) -> TrialConfig:
-    """The trial with the names of its base model's layers in place of `all-linear`."""
+    """Return the trial with the names of its base model's layers in place of `all-linear`."""
     from trials.model.loading import named_targets
 
     targets = {"target_modules": named_targets(config.model, config.hyperparameters.target_modules)}
@@ -167,7 +167,7 @@ def _with_named_targets(config: TrialConfig) -> TrialConfig:
 
 
 def _begin(folder: TrialDir, config: TrialConfig, name: str, fingerprint: str) -> None:
-    """`TrialDir.begin`. Raises `RunFolderError` if the folder can't be made after all."""
+    """Call `TrialDir.begin`. Raises `RunFolderError` if the folder can't be made after all."""
     from trials.records.trial_dir import Origin
 
     try:
@@ -186,7 +186,7 @@ def _refuse_small_batch(config: TrialConfig, ranks: ProcessGroup) -> None:
 
 @contextmanager
 def _held(path: Path, ranks: ProcessGroup) -> Iterator[None]:
-    """`exclusive_lock`, by one process for all that train the trial; it logs all that is said in the trial's folder."""
+    """Hold `exclusive_lock` in one process for all that train the trial; that process logs its output in the folder."""
     with ExitStack() as held:
         ranks.on_rank_zero(lambda: held.enter_context(exclusive_lock(path)))
         log = LineLog(path / LOG_FILE)
@@ -227,7 +227,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _refuse_other_settings(arguments: argparse.Namespace) -> None:
-    """Raises `RunFolderError` for what a trial that is resumed brings along itself."""
+    """Raise `RunFolderError` for options whose values a resumed trial already has."""
     values = vars(arguments)
     flags = {"space": "SPACE", "set": "--set", "out": "--out", "config": "--config"}
     flags["fallback_to_default"] = "--fallback-to-default"

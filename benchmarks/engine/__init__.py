@@ -1,1 +1,1 @@
-"""Throughput of trials on one GPU against TRL, Unsloth and what the card could do at most."""
+"""Throughput of trials on one GPU against TRL, Unsloth and the hardware's limit."""

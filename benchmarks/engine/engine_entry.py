@@ -12,7 +12,7 @@ _FURTHER_STEPS = 8
 
 
 def engine_entry(job: Job) -> Measured:
-    """Our engine with `job.engine.trials` trials on rows of `job.rows`, each taking its optimizer steps for ever."""
+    """Measure our engine with `job.engine.trials` trials on rows of `job.rows`; the trials take steps until it ends."""
     from trials.config import Machine, ModelSettings
     from trials.engine.model.frozen_base import freeze
     from trials.engine.runtime.step_loop import StepLoop
@@ -22,13 +22,13 @@ def engine_entry(job: Job) -> Measured:
     settings = ModelSettings(name=str(job.folder / "nf4"))
     machine = Machine(gpu_memory_gib=min(22.5, job.memory_gib), engine="shared")
     loop = StepLoop(freeze(load_base(settings), compute_dtype(settings)), machine)
-    # Micro-steps differ in size, and whoever multiplies matrices loads a kernel for each size that is new.
+    # Micro-batches differ in size, and matrix products load a kernel for each new size.
     window = Window(job, warm_up_steps=3 * job.engine.trials + _FURTHER_STEPS)
     rows = _tokenized(job)
     trainers = [_trainer(job, loop, number, rows) for number in range(job.engine.trials)]
 
     def is_over(_step: int, _tokens: int) -> bool:
-        """Asked after every optimizer step of any trial; tokens of steps in work count as well."""
+        """Return whether all is measured, after any trial's optimizer step; tokens of unfinished steps count too."""
         return window.step_ended(sum(trainer.tokens_served for trainer in trainers))
 
     futures = [loop.train(trainer, is_over) for trainer in trainers]
@@ -76,7 +76,7 @@ def _trainer(job: Job, loop: Any, number: int, rows: Sequence[Any]) -> Any:
 
 
 def _tokenized(job: Job) -> list[Any]:
-    """The second half of each row is learned."""
+    """Return the job's rows as tokens; the second half of each row is learned."""
     from trials.data.tokenization import IGNORED, TokenizedRow
 
     rows = []

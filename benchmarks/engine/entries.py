@@ -1,4 +1,4 @@
-"""What one process of `benchmarks.engine.throughput` runs: a measurement of the machine, TRL, Unsloth or our engine."""
+"""Entries of `benchmarks.engine.throughput`, one in each process: the machine's rates, TRL, Unsloth or our engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """Runs it in this process; returns what goes into the JSON. Raises whatever the entry raises."""
+    """Run a job in this process; return its part of the JSON. Raises whatever the entry raises."""
     device = device_here()
     if job.kind == "prepare":
         prepare(job.folder, TINY if job.tiny else MISTRAL_7B, device)
@@ -39,7 +39,7 @@ def run_job(job: Job) -> dict[str, Any]:
 
 
 def trl_entry(job: Job) -> Measured:
-    """TRL's trainer with gradient checkpointing, NF4 base and LoRA of rank 16."""
+    """Measure TRL's trainer with gradient checkpointing, NF4 base and LoRA of rank 16."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTTrainer
@@ -48,7 +48,7 @@ def trl_entry(job: Job) -> Measured:
     window = Window(job, warm_up_steps=2)
 
     class Counting(SFTTrainer):  # type: ignore[misc]
-        """Counts real tokens on the device, so that counting doesn't wait for it."""
+        """Trainer that counts real tokens on the device, so that counting doesn't wait for it."""
 
         real_tokens: Tensor | int = 0
 
@@ -57,7 +57,7 @@ def trl_entry(job: Job) -> Measured:
             return super().training_step(model, inputs, *args, **kwargs)
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        """Ends the training when everything is measured."""
+        """Callback that ends the training when everything is measured."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
             control.should_training_stop = window.step_ended(trainer.real_tokens)
@@ -121,7 +121,7 @@ def _adapter(job: Job) -> LoraConfig:
 
 
 def unsloth_entry(job: Job) -> Measured:
-    """Unsloth with its own checkpointing, dropout 0 (else it leaves its fast path) and fused AdamW."""
+    """Measure Unsloth with its own checkpointing, dropout 0 (else it leaves its fast path) and fused AdamW."""
     from unsloth import FastLanguageModel  # type: ignore[import-not-found]  # has to come before torch
 
     import torch  # isort: skip
@@ -162,20 +162,20 @@ def unsloth_entry(job: Job) -> Measured:
 
 
 def as_dataset(path: Path, count: int | None = None) -> Dataset:
-    """The first `count` rows of a file as TRL takes them, tokenised."""
+    """Return the first `count` rows of a file, tokenised, as TRL takes them; None: all rows."""
     from datasets import Dataset
 
     return Dataset.from_list([{"input_ids": row, "labels": labels_of(row)} for row in read_rows(path, count)])
 
 
 def labels_of(row: list[int]) -> list[int]:
-    """The second half of a row is learned."""
+    """Return the labels of a row, of which the second half is learned."""
     prompt = len(row) // 2
     return [-100] * prompt + row[prompt:]
 
 
 def padded(rows: list[list[int]]) -> dict[str, Tensor]:
-    """input_ids, attention_mask and labels, each [rows, longest row], padded at the end; the second half is learned."""
+    """Return input_ids, attention_mask and labels, each `[rows, longest row]`, padded at the end."""
     import torch
 
     longest = max(map(len, rows))

@@ -21,7 +21,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class EngineWork:
-    """What our engine is given: equal numbers of rows a step for every trial, one rank and one set of targets each."""
+    """Trials for our engine: equal rows a step for every trial, one LoRA rank and one set of targets each."""
 
     trials: int
     effective_batch: int
@@ -31,7 +31,7 @@ class EngineWork:
 
 @dataclass(frozen=True)
 class Job:
-    """What one process measures. `members` of them run at once, each with its part of the allowed memory."""
+    """Measurement of one entry. `members` processes run it at once, each with its part of the allowed memory."""
 
     kind: Kind
     name: str
@@ -50,18 +50,18 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where the model and the rows are."""
+        """Folder of the model and the rows."""
         return Path(self.work)
 
     @property
     def gate(self) -> Path:
-        """Where the members of this entry tell one another how far they are."""
+        """Folder in which the members of this entry tell one another how far they are."""
         return self.folder / "gates" / f"{self.name}-{self.micro_rows}x{self.accumulation}"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One entry: real tokens, padding not counted; memory of PyTorch's allocator at its peak, loading included."""
+    """Result of one entry: real tokens, padding not counted; PyTorch's peak memory, loading included."""
 
     tokens_per_second: float
     tokens: int
@@ -73,7 +73,7 @@ class Measured:
 
 
 class Window:
-    """Measures from the end of the warm-up until so many seconds have passed, the device's work done at both ends.
+    """Measurement from the end of the warm-up, for `job.seconds`, with the device's work done at both ends.
 
     Members of one entry begin when all are warm, and train on until the last one has measured: none measures alone.
     """
@@ -88,12 +88,12 @@ class Window:
         self.measured: Measured | None = None
 
     def result(self) -> Measured:
-        """What was measured, after `step_ended` said that nothing is left to do."""
+        """Return the measurement; `step_ended` must have returned True before."""
         assert self.measured is not None, "the training ended before it was measured"
         return self.measured
 
     def step_ended(self, tokens_so_far: int | Tensor) -> bool:
-        """Called after every optimizer step with all real tokens until now; True when there's nothing left to do."""
+        """Record an optimizer step, with all real tokens until now; return True when nothing is left to do."""
         self._steps += 1
         if self.measured is not None:
             return self._all("measured")
@@ -115,7 +115,7 @@ class Window:
         return time.perf_counter()
 
     def _all(self, stage: str) -> bool:
-        """Whether every member has come this far; says that this one has."""
+        """Record that this member has come to `stage`; return whether every member has."""
         if self._job.members == 1:
             return True
         self._job.gate.mkdir(parents=True, exist_ok=True)
@@ -124,14 +124,14 @@ class Window:
 
 
 def device_here() -> str:
-    """The GPU where there is one."""
+    """Return `cuda` if there is a GPU, else `cpu`."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def limit_memory(gib: float) -> None:
-    """Makes PyTorch's allocator refuse more than this on the GPU, whatever the GPU has."""
+    """Make PyTorch's allocator refuse more than `gib` GiB on the GPU, whatever the GPU has."""
     import torch
 
     if torch.cuda.is_available():
@@ -140,7 +140,7 @@ def limit_memory(gib: float) -> None:
 
 
 def peak_memory_gib() -> tuple[float, float]:
-    """Allocated and reserved by this process at most; zeros without a GPU."""
+    """Return the GiB that this process allocated and reserved at most; zeros without a GPU."""
     import torch
 
     if not torch.cuda.is_available():

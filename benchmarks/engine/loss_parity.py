@@ -1,9 +1,11 @@
 """Loss curves of random configurations in the engine beside others, alone, and under TRL: how far they lie apart.
 
-python -m benchmarks.engine.loss_parity [--configurations 6]. On the demo's model and rows; on a GPU products are in
-bfloat16, where what two runs of one configuration differ by is the measure. Prints, over all evaluations, the largest
-relative difference of the eval loss: the engine beside others against alone; alone against alone again; the engine
-against TRL; TRL with one split into micro-batches against TRL with others.
+python -m benchmarks.engine.loss_parity [--configurations 6]
+
+Trains on the demo's model and rows. On a GPU products are in bfloat16: the difference between two runs of one
+configuration is then the scale for the others. Prints, over all evaluations, the largest relative difference of the
+eval loss: the engine beside others against alone; alone against alone again; the engine against TRL; TRL with one split
+into micro-batches against TRL with others.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ Curve = list[float]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     arguments = argparse.ArgumentParser(prog="python -m benchmarks.engine.loss_parity", description=__doc__)
     arguments.add_argument("--configurations", type=int, default=6)
     given = arguments.parse_args(argv)
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(count: int) -> Iterator[tuple[str, list[float]]]:
-    """What is compared, and the largest relative difference of each configuration's curves."""
+    """Yield the name of each comparison, and the largest relative difference of each configuration's curves."""
     from search_spaces.loader import load_recipe
     from trials.data.dataset import load_data
     from trials.engine.engine import Engine
@@ -93,7 +95,7 @@ def _curve(run: Callable[..., Any], config: Any, data: Any, tokenizer: Any) -> C
 
 
 def _differences(ones: Sequence[Curve], others: Sequence[Curve]) -> list[float]:
-    """Of as many configurations as both have."""
+    """Return the largest relative difference of each pair of curves, for as many configurations as both have."""
     pairs = zip(ones, others, strict=False)
     return [max(abs(a / b - 1) for a, b in zip(one, other, strict=True)) for one, other in pairs]
 

@@ -1,6 +1,6 @@
-"""Runs each job of `benchmarks.engine.throughput` in a process: `python -m benchmarks.engine.processes JOB`.
+"""Processes of `benchmarks.engine.throughput`, each for one job: `python -m benchmarks.engine.processes JOB RESULT`.
 
-Libraries patch classes globally, and what one entry leaves in memory mustn't burden the next. A process imports its
+Libraries patch classes globally, and memory that one entry leaves mustn't burden the next. A process imports its
 libraries as soon as it's started, and waits with everything else until it's told to begin.
 """
 
@@ -34,14 +34,14 @@ _ROOT = Path(__file__).parents[2]
 
 
 class Children:
-    """All processes of one job; they have begun to import."""
+    """All processes of one job; they import their libraries from the start."""
 
     def __init__(self, job: Job, unsloth: Path | None = None) -> None:
-        """`unsloth` is a folder of Python packages that its processes alone see."""
+        """Start the processes. `unsloth` is a folder of Python packages that only Unsloth's processes see."""
         self.job = job
         logs = job.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(job.gate, ignore_errors=True)  # of an earlier run
+        shutil.rmtree(job.gate, ignore_errors=True)  # left by an earlier run
         names = [f"{job.name}-{job.micro_rows}x{job.accumulation}-{member}" for member in range(job.members)]
         self._results = [logs / f"{name}.json" for name in names]
         self._logs = [logs / f"{name}.log" for name in names]
@@ -61,7 +61,7 @@ class Children:
             self._processes.append(process)
 
     def run(self, seconds: float) -> dict[str, Any]:
-        """Begins; gives what the job found, or {"error": ...}. Ends what runs longer than `seconds`."""
+        """Let the processes begin; return the job's result, or {"error": ...}. They are ended after `seconds`."""
         ends = time.monotonic() + seconds
         for process in self._processes:
             assert process.stdin is not None
@@ -78,7 +78,7 @@ class Children:
         return together([self._found(member) for member in range(self.job.members)])
 
     def close(self) -> None:
-        """Ends what still runs."""
+        """End the processes that still run."""
         for process in self._processes:
             process.kill()
             process.wait()
@@ -96,7 +96,7 @@ class Children:
 
 
 def together(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One result for all members: their speeds and memory added up, or the first error."""
+    """Return one result for all members: their speeds and memory added up, or the first error."""
     failed = next((one for one in found if "error" in one), None)
     if failed is not None or len(found) == 1:
         return failed or found[0]
@@ -115,14 +115,14 @@ def _environment(job: Job, unsloth: Path | None) -> dict[str, str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """One process: imports, waits for its input to end, and writes what its job found or how it failed."""
+    """Run one process: import, wait for the line on its input, and write the job's result or its error."""
     job, result = _JOB.validate_json(argv[0]), Path(argv[1])
     found: dict[str, Any]
     try:
         for library in _LIBRARIES.get(job.kind, ("torch",)):
             importlib.import_module(library)
         if sys.stdin.buffer.readline() != _BEGIN:
-            return  # whoever started this process is gone
+            return  # the parent process is gone
         found = run_job(job)
     except Exception as error:
         import traceback

@@ -1,9 +1,9 @@
-"""What the hardware allows: measured rates of this machine, and the time below which no LoRA step can be.
+"""Limits of the hardware: measured rates of this machine, and the shortest possible time of a LoRA step.
 
-Arithmetic: a token passes every frozen weight twice, forward and as the gradient of the input, at 2 FLOPs each; the
+Arithmetic: a token passes every frozen weight twice, forward and as the gradient of the input, at 2 FLOPs each. The
 low-rank parts, the vocabulary projection and recomputation are left out. Attention's own products are counted apart.
-Memory: both passes read the 4-bit weights, write them dequantised and read that again, as every kernel without
-dequantisation inside the matrix product must; every linear layer reads its input and writes its output.
+Memory: both passes read the 4-bit weights, write them dequantised and read that again. Every kernel without
+dequantisation inside the matrix product must do that. Every linear layer reads its input and writes its output.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from dataclasses import dataclass
 from benchmarks.engine.workload import Size
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Of a weight: 4 bits, an 8-bit scale for 64 weights, a 32-bit scale for 256 scales (arXiv 2305.14314, section 3)."""
+"""Bytes of a weight: 4 bits, an 8-bit scale for 64 weights, a 32-bit scale for 256 scales.
+
+See arXiv 2305.14314, section 3.
+"""
 BF16_BYTES = 2
 MICRO_STEP_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a machine can do: matrix products in FLOP/s, copying in bytes/s (read and written ones both counted)."""
+    """Rates of a machine: matrix products in FLOP/s, copying in bytes/s (read and written ones both counted)."""
 
     name: str
     burst_flops: float
@@ -35,7 +38,7 @@ RTX_4090 = Rates("RTX 4090 (data sheet)", 165e12, 165e12, 1.0e12)
 
 @dataclass(frozen=True)
 class Floors:
-    """Tokens per second that a machine can't exceed, by what limits it."""
+    """Tokens per second that a machine can't exceed, by the limiting resource."""
 
     arithmetic: float
     arithmetic_sustained: float
@@ -45,29 +48,29 @@ class Floors:
 
 
 def flops_per_token(size: Size) -> int:
-    """Of the frozen linear layers, forward and backward, without recomputation."""
+    """Return the FLOPs a token of the frozen linear layers, forward and backward, without recomputation."""
     return 4 * size.frozen_weights
 
 
 def attention_flops_per_token(size: Size, lengths: Sequence[int]) -> float:
-    """Of causal attention, forward (2 matrix products) and backward (4), on average over the tokens of these rows.
+    """Return the FLOPs a token of causal attention, forward (2 matrix products) and backward (4), on average.
 
-    A token looks at half its row on average, and a row of n tokens has n of them: the mean over tokens of the row's
-    length is the sum of squares over the sum.
+    The average is over the tokens of these rows. A token attends to half its row on average, and a row of n tokens has
+    n of them. So the mean over tokens of the row's length is the sum of squares over the sum.
     """
     mean_row = sum(length * length for length in lengths) / sum(lengths)
     return 6 * size.layers * 2 * size.hidden * mean_row / 2
 
 
 def bytes_per_micro_step(size: Size, tokens: int) -> float:
-    """Through device memory, without attention, norms and the vocabulary projection."""
+    """Return the bytes through device memory, without attention, norms and the vocabulary projection."""
     weights = 2 * size.frozen_weights * (NF4_BYTES + 2 * BF16_BYTES)
     activations = 2 * BF16_BYTES * size.layers * sum(inputs + outputs for inputs, outputs in size.linears)
     return weights + tokens * activations
 
 
 def floors(rates: Rates, size: Size, short: Sequence[int], long: Sequence[int]) -> Floors:
-    """Of a machine on rows of these lengths (tokens). The bandwidth floor is that of 4,096 tokens a micro-step."""
+    """Return the floors of a machine on rows of these lengths (tokens); bandwidth is for 4,096 tokens a micro-step."""
     linear = flops_per_token(size)
     return Floors(
         arithmetic=rates.burst_flops / linear,
@@ -79,7 +82,7 @@ def floors(rates: Rates, size: Size, short: Sequence[int], long: Sequence[int]) 
 
 
 def measure_rates(device: str, side: int, copied: int, seconds: float = 2.0) -> Rates:
-    """Of bf16 products of two square matrices of `side`, and of a copy of `copied` bytes.
+    """Measure bf16 products of two square matrices of `side`, and a copy of `copied` bytes.
 
     Burst: ten products in a row on a rested device; sustained: over `seconds`, when clocks have settled.
     """
@@ -97,7 +100,7 @@ def measure_rates(device: str, side: int, copied: int, seconds: float = 2.0) -> 
 
 
 def _seconds_each(work: Callable[[], object], device: str, seconds: float) -> float:
-    """Of one piece of work, over ten of them or `seconds`, whichever is longer."""
+    """Return the seconds of one call of `work`, over ten calls or `seconds`, whichever is longer."""
     for _ in range(3):
         work()
     synchronize(device)
@@ -111,7 +114,7 @@ def _seconds_each(work: Callable[[], object], device: str, seconds: float) -> fl
 
 
 def synchronize(device: str) -> None:
-    """Waits until the device has done all its work."""
+    """Wait until the device has done all its work."""
     import torch
 
     if device == "cuda":

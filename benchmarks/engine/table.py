@@ -1,4 +1,4 @@
-"""What `benchmarks.engine.throughput` prints: floors, ratios, and every entry's share of the floor."""
+"""Output of `benchmarks.engine.throughput`: floors, ratios, and every entry's share of the floor."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from benchmarks.engine.roofline import MICRO_STEP_TOKENS, RTX_4090, Floors, Rates
 
 _BUSY = 0.3
-"""Of the floor. Below it the host limits an entry, and the GPU's rates say nothing about another GPU."""
+"""Share of the floor below which the host limits an entry: the GPU's rates then say nothing about another GPU."""
 _FORMAT = "{:<16}{:>6}{:>10}{:>8}{:>9}{:>9}{:>8}{:>9}{:>8}{:>9}{:>9}"
 _HEADS = ("entry", "split", "tokens/s", "GiB", "reserved", "x guide", "x TRL", "x Unsl.", "floor", "w. att.", "4090*")
 
 
 def floors_text(rates: Rates, here: Floors, there: Floors) -> str:
-    """The machine's rates, its floors in tokens/s, and those of a 4090 from its data sheet."""
+    """Return as text the machine's rates, its floors in tokens/s, and those of a 4090 from its data sheet."""
     lines = [
         f"{rates.name}: {rates.burst_flops / 1e12:.1f} TFLOP/s in a burst, "
         f"{rates.sustained_flops / 1e12:.1f} sustained, {rates.copy_bytes / 1e12:.2f} TB/s copied",
@@ -30,7 +30,7 @@ def floors_text(rates: Rates, here: Floors, there: Floors) -> str:
 
 
 def rows_of(entries: Mapping[str, Mapping[str, Any]], here: Floors, there: Floors) -> dict[str, dict[str, Any]]:
-    """Every entry with its ratios to the others and its shares of the floor; None where one isn't there."""
+    """Return every entry with its ratios to the others and its shares of the floor; None where one is missing."""
     speeds = {name: found.get("tokens_per_second") for name, found in entries.items()}
     rows = {}
     for name, found in entries.items():
@@ -51,7 +51,7 @@ def rows_of(entries: Mapping[str, Mapping[str, Any]], here: Floors, there: Floor
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line an entry; what failed says how."""
+    """Return the table, one line an entry; a failed entry's line says how it failed."""
     lines = [_FORMAT.format(*_HEADS)]
     for name, row in rows.items():
         lines.append(f"{name:<16}{row['error']}" if "error" in row else _line(name, row))

@@ -29,9 +29,9 @@ from benchmarks.system.end_to_end import compare_searches
 from trials.system.files import write_json
 
 ENTRY_SECONDS = 150
-"""An entry that takes longer is ended; a hanging one mustn't take the others' time."""
+"""Seconds after which an entry is ended; a hanging one mustn't take the others' time."""
 SHORTEST_SECONDS = 30
-"""An entry isn't begun with less time left."""
+"""Seconds that must be left for an entry to be begun."""
 ORDER = (
     *(
         "guide",
@@ -47,7 +47,7 @@ ORDER = (
     *("trl-tuned-all", "ours-1-all", "ours-8-all", "trl-tuned-2048", "unsloth-2048", "ours-1-2048", "ours-8-2048"),
     *("ours-2", "ours-4", "four-processes", "trl-tuned-64"),
 )
-"""Of the entries; if time runs out, the last ones aren't run."""
+"""Order of the entries; if time runs out, the last ones aren't run."""
 _MIXED = EngineWork(
     8, 16, (8, 16, 32, 64) * 2, (ATTENTION, ALL_LINEAR, ("q_proj", "v_proj"), (*ATTENTION, "down_proj")) * 2
 )
@@ -55,18 +55,18 @@ _MIXED = EngineWork(
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table: its job, and the (rows at once, accumulation) to try, the first that fits counts."""
+    """A row of the table: its job, and the (rows at once, accumulation) to try; the first that fits counts."""
 
     job: Job
     splits: tuple[tuple[int, int], ...]
 
     def jobs(self) -> Iterator[Job]:
-        """In the order in which they are tried."""
+        """Return the jobs in the order in which they are tried."""
         return (replace(self.job, micro_rows=rows, accumulation=accumulation) for rows, accumulation in self.splits)
 
 
 def all_entries(work: Path, seconds: float, allowed_gib: float, *, tiny: bool) -> dict[str, Entry]:
-    """Every entry by name, in `ORDER`."""
+    """Return every entry by name, in `ORDER`."""
     base = Job("trl", "", str(work), seconds, tiny, allowed_gib)
     tuned = replace(base, liger=True, dropout=0.0)
     free = replace(base, kind="unsloth", dropout=0.0)
@@ -101,7 +101,7 @@ def _engine_entries(base: Job) -> dict[str, Entry]:
 
 
 def measure_all(entries: Sequence[Entry], unsloth: Path | None, ends: float) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and result of every entry as soon as it's there; `ends` is on the monotonic clock."""
+    """Yield name and result of every entry as soon as it's there; `ends` is on the monotonic clock."""
     ahead = Children(next(entries[0].jobs()), unsloth) if entries else None
     for number, entry in enumerate(entries):
         present = ahead
@@ -117,7 +117,7 @@ def measure_all(entries: Sequence[Entry], unsloth: Path | None, ends: float) -> 
 
 
 def _measure(entry: Entry, begun: Children | None, unsloth: Path | None, ends: float) -> dict[str, Any]:
-    """Tries one split after the other until one fits; the first one's processes have begun already."""
+    """Try one split after the other until one fits; the first one's processes have begun already."""
     found: dict[str, Any] = {}
     for job in entry.jobs():
         children = begun or Children(job, unsloth)
@@ -133,7 +133,7 @@ def _measure(entry: Entry, begun: Children | None, unsloth: Path | None, ends: f
 
 
 def measure_entries(arguments: argparse.Namespace, ends: float) -> dict[str, Any]:
-    """Makes the work, measures the machine and the entries, prints the table; returns everything for the JSON."""
+    """Measure the machine and the entries, print the table, and return everything for the JSON."""
     size = TINY if arguments.tiny else MISTRAL_7B
     entries = all_entries(arguments.work, arguments.seconds, arguments.allowed_gib, tiny=arguments.tiny)
     chosen = [entries[name] for name in arguments.only or entries]
@@ -154,7 +154,7 @@ def measure_entries(arguments: argparse.Namespace, ends: float) -> dict[str, Any
 
 
 def measure_machine(arguments: argparse.Namespace) -> Rates:
-    """The machine's rates; makes model and rows before it. Raises RuntimeError if that fails: nothing works then."""
+    """Make model and rows, and return the machine's rates. Raises RuntimeError if that fails: nothing works then."""
     base = Job("prepare", "prepare", str(arguments.work), arguments.seconds, arguments.tiny)
     for job in (base, replace(base, kind="machine", name="machine")):
         found = Children(job).run(300)
@@ -164,7 +164,7 @@ def measure_machine(arguments: argparse.Namespace) -> Rates:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+    """Return the parser of the command line."""
     arguments = argparse.ArgumentParser(prog="python -m benchmarks.engine.throughput", description=__doc__)
     arguments.add_argument("--tiny", action="store_true", help="a tiny model and short rows, for a CPU")
     arguments.add_argument("--only", type=lambda text: text.split(","), metavar="NAME,...", help="some entries only")
@@ -179,7 +179,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     ends = time.monotonic()
     options = parser()
     arguments = options.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Trials that come and go on one resident base: seconds from one's end to the next one's first step, and memory left.
+"""Trials that start and end on one resident base: seconds from one's end to the next one's first step, and memory left.
 
 python -m benchmarks.engine.trial_switching --work DIR [--trials 100] [--json OUT], after `benchmarks.engine.throughput`
 has made DIR. Each trial is one optimizer step of 16 rows with an evaluation of 8 rows: nothing but change.
@@ -18,7 +18,7 @@ from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     arguments = argparse.ArgumentParser(prog="python -m benchmarks.engine.trial_switching", description=__doc__)
     arguments.add_argument("--work", type=Path, required=True)
     arguments.add_argument("--trials", type=int, default=100)
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(work: Path, trials: int) -> dict[str, Any]:
-    """Runs the trials one after another in this process."""
+    """Run the trials one after another in this process; return what was measured."""
     import torch
 
     from trials.config import DataSettings, EvaluationSettings, Hyperparameters, Machine, ModelSettings, TrialConfig
@@ -83,7 +83,7 @@ def measure(work: Path, trials: int) -> dict[str, Any]:
 
 
 def _first_steps(engine: Any) -> list[float]:
-    """Grows by the time at which each trial's first micro-step begins: what stands before it is the change."""
+    """Return a list that grows by the time at which each trial starts to train; time before it is change."""
     times: list[float] = []
     train = engine._loop.train
 

@@ -31,7 +31,7 @@ _TEMPLATE = (
 
 @dataclass(frozen=True)
 class Size:
-    """Dimensions of a Mistral, and by how much rows are shorter than the real ones."""
+    """Dimensions of a Mistral, and the divisor by which rows are shorter than the real ones."""
 
     vocabulary: int
     hidden: int
@@ -43,7 +43,7 @@ class Size:
 
     @property
     def linears(self) -> list[tuple[int, int]]:
-        """(inputs, outputs) of the seven linear layers of one decoder layer: q, k, v, o, gate, up, down."""
+        """Pairs (inputs, outputs) of the seven linear layers of one decoder layer: q, k, v, o, gate, up, down."""
         key_value = self.hidden // self.heads * self.key_value_heads
         wide = self.intermediate
         attention = [(self.hidden, self.hidden), *[(self.hidden, key_value)] * 2, (self.hidden, self.hidden)]
@@ -51,7 +51,7 @@ class Size:
 
     @property
     def frozen_weights(self) -> int:
-        """Weights of all linear layers of all decoder layers; embeddings and the vocabulary projection aren't in it."""
+        """Weights of all linear layers of all decoder layers, without embeddings and vocabulary projection."""
         return self.layers * sum(inputs * outputs for inputs, outputs in self.linears)
 
 
@@ -60,7 +60,7 @@ TINY = Size(1024, 128, 256, 2, 4, 2, row_divisor=8)
 
 
 def row_lengths(rows: str, size: Size) -> list[int]:
-    """Tokens of every row of short, long or eval, BOS and EOS included."""
+    """Return the tokens of every row of short, long or eval, BOS and EOS included."""
     count = ROW_COUNTS[rows]
     if rows == "long":
         return [LONG_ROW_TOKENS // size.row_divisor] * count
@@ -69,7 +69,7 @@ def row_lengths(rows: str, size: Size) -> list[int]:
 
 
 def prepare(work: Path, size: Size, device: str) -> None:
-    """Makes what isn't there yet; a folder or file that is there is whole."""
+    """Make what isn't there yet; a folder or file that exists is whole."""
     work.mkdir(parents=True, exist_ok=True)
     for rows in ROW_COUNTS:
         if not (work / f"{rows}.jsonl").exists():
@@ -81,7 +81,7 @@ def prepare(work: Path, size: Size, device: str) -> None:
 
 
 def read_rows(path: Path, count: int | None = None) -> list[list[int]]:
-    """Token ids of the first `count` rows of a file, as the tokenizer and its chat template give them."""
+    """Return the token ids of the first `count` rows of a file, as the tokenizer and its chat template give them."""
     lines = path.read_text(encoding="utf-8").splitlines()[:count]
     rows = [json.loads(line) for line in lines]
     words = [f"{row['prompt']} {row['completion']}".split() for row in rows]
@@ -150,7 +150,7 @@ def _write_nf4(source: Path, folder: Path, device: str) -> None:
 
 
 def _write_tokenizer(folder: Path, vocabulary: int) -> None:
-    """A tokenizer of exactly so many ids: id 17 is the word t17."""
+    """Write a tokenizer of exactly `vocabulary` ids: id 17 is the word t17."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -166,5 +166,5 @@ def _write_tokenizer(folder: Path, vocabulary: int) -> None:
 
 
 def _empty_beside(folder: Path) -> Path:
-    """A folder that takes the real name when it's whole: a run that was cut off leaves nothing half made."""
+    """Return a folder that gets the real name when it's whole: a run that was cut off leaves nothing half made."""
     return Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

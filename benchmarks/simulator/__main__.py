@@ -1,4 +1,4 @@
-"""Benchmark: whole searches on a simulated clock. The controller, planner, policy and run folder are the real ones.
+"""Benchmark: whole searches on a simulated clock. The controller, scheduler, planner and run folder are the real ones.
 
 python -m benchmarks.simulator regret [--landscape recorded] [--budgets 6,12,24,50] [--seeds 30] [--slots 1]
     the loss at the end of searches on recorded learning curves (or modelled ones, that mislead early): ours, stock
@@ -34,14 +34,14 @@ from benchmarks.simulator.scale import play_crowded
 from benchmarks.simulator.stock_searchers import Stock
 
 FIRST_SEED = 1000
-"""The policy was made with seeds below."""
+"""First seed that is played by default; the scheduler was developed with seeds below."""
 _BUSY_ENOUGH = 0.97
 _DRAWS = 2000
 _MANY_SLOTS = 1000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     given = _parser().parse_args(argv)
     warnings.simplefilter("ignore")
     found = {"regret": regret, "deadlines": deadlines, "scale": scale}[given.what](given)
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def regret(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Bar 1: the search's end against the others', a line per budget and strategy."""
+    """Compare the losses at the end of our searches and of others, with a line for each budget and strategy."""
     found: list[dict[str, Any]] = []
     for budget in map(float, given.budgets.split(",")):
         by_strategy = {strategy: _replayed(given, strategy, budget) for strategy in STRATEGIES}
@@ -82,7 +82,10 @@ def _regret_line(budget: float, strategy: str, played: Sequence[Played]) -> str:
 
 
 def _against_stock(ours: Sequence[Played], stock: Sequence[Played]) -> str:
-    """How soon ours had stock's last loss, seed by seed, against the whole search and against when stock had it."""
+    """Say how soon ours reached stock's last loss, seed by seed.
+
+    The time is given relative to the whole search, and to the time at which stock reached it.
+    """
     final = [simulated.best[-1] for simulated in stock]
     reached = [simulated.reached(loss) for simulated, (_, loss) in zip(ours, final, strict=True)]
     of_search = [time / simulated.budget for time, simulated in zip(reached, ours, strict=True)]
@@ -102,7 +105,7 @@ def _ratio(ours: float, stock: float) -> str:
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
-    """90 % of bootstrapped medians."""
+    """Return the middle 90 % of bootstrapped medians."""
     lot = np.random.default_rng(0)
     medians = np.median(lot.choice(values, (_DRAWS, len(values))), axis=1)
     low, high = np.quantile(medians, [0.05, 0.95])
@@ -110,7 +113,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def deadlines(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Bar 2: searches of any kind."""
+    """Play random searches, and print how many met their deadline and how busy their slots were."""
     found = _side_by_side(play_random, range(given.first_seed, given.first_seed + given.searches), given.processes)
     fits = [simulated for simulated in found if simulated.one_fits]
     busy = sorted(simulated.busy for simulated in found)
@@ -132,7 +135,7 @@ def deadlines(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _together(found: Sequence[Outcome]) -> float:
-    """Busy time of all searches over the time of all searches."""
+    """Return the busy time of all searches over the time of all searches."""
     return sum(simulated.busy * simulated.seconds for simulated in found) / sum(
         simulated.seconds for simulated in found
     )
@@ -148,7 +151,7 @@ def _range(found: Sequence[Outcome], of: Callable[[Outcome], float]) -> str:
 
 
 def scale(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Bar 4: many GPUs, many trials; smaller ones first, to see the growth."""
+    """Time the controller with many GPUs and trials; smaller searches come first, to see the growth."""
     found = []
     for part in (16, 4, 1):
         crowd = play_crowded((given.slots or _MANY_SLOTS) // part, given.trials // part, given.first_seed)

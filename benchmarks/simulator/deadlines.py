@@ -1,4 +1,4 @@
-"""Searches of any kind: long or short, on fast or slow machines, with processes that die and a person who resumes."""
+"""Searches of random length and speed, with processes that die and a person who resumes the search."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ _STARTED = datetime(2026, 1, 1, 22, 0, tzinfo=UTC)
 _SHORTEST, _LONGEST = 20 * 60.0, 12 * 3600.0
 _TOKENS, _ROWS = 2_000_000, 8_000
 _SLOWEST = 1.2
-"""Seconds of the landscape's slowest trials, against the mean one's."""
+"""Seconds of the landscape's slowest trials, relative to the mean one's."""
 _IN_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one search."""
+    """Result of one search."""
 
     seed: int
     seconds: float
     """From the command's start to the deadline."""
     ended: float
-    """When the export existed, in seconds since the start."""
+    """Time at which the export existed, in seconds since the start."""
     full_length: int
     """Trials that were trained to their end."""
     one_fits: bool
-    """Whether a full trial, as long as it was that search, fitted beside what accidents cost."""
+    """Whether a full trial, of the length it had in that search, fitted beside the time that accidents cost."""
     busy: float
-    """Share of slots' time that was trained in, between the first trial's start and the reserve, while Ray ran."""
+    """Share of the slots' time that was trained in, between the first trial's start and the reserve, while Ray ran."""
     trials: int
     accidents: int
     shortened: float
     wall_seconds: float
-    """That the simulation took."""
+    """Seconds that the simulation took."""
 
     @property
     def met(self) -> bool:
-        """Whether the export was there in time."""
+        """Whether the export existed in time."""
         return self.ended <= self.seconds
 
 
 def play(seed: int) -> Outcome:
-    """One search, drawn from its seed."""
+    """Play one search, drawn from its seed."""
     began = time.perf_counter()
     lot = random.Random(seed)
     seconds = math.exp(lot.uniform(math.log(_SHORTEST), math.log(_LONGEST)))
@@ -67,7 +67,7 @@ def play(seed: int) -> Outcome:
         slots_per_engine=beside,
         restart=lot.uniform(20, 120),
     )
-    # Nobody can export anything when the driver dies so late that it comes back after the end.
+    # Nothing can be exported if the driver dies so late that it comes back after the end.
     last = seconds - first_reserve(seconds) - 2 * machine.restart
     accidents = _accidents(lot, last, engines * beside)
     folder = Path(tempfile.mkdtemp(dir=_IN_MEMORY if _IN_MEMORY.is_dir() else None))
@@ -78,7 +78,7 @@ def play(seed: int) -> Outcome:
 
 
 def _accidents(lot: random.Random, last: float, slots: int) -> list[Accident]:
-    """About one of each kind in two hours, at most a few in a short search."""
+    """Draw about one accident of each kind in two hours, so at most a few in a short search."""
     found = []
     for kind in ("trial", "engine", "driver"):
         at = lot.expovariate(1 / 7200)
@@ -121,7 +121,7 @@ def _played(
     return Outcome(
         seed=seed,
         seconds=seconds,
-        # What the end of a search takes was measured on real ones; here it's up to a fifth more than was expected.
+        # Expected times of a search's end are measured on real searches; here it takes 0.7 to 1.2 times as long.
         ended=simulated.seconds
         + expected_seconds(final.deadline.reserve_seconds) * random.Random(seed + 1).uniform(0.7, 1.2),
         full_length=sum(record.ending is not None and record.ending.kind is EndingKind.FINISHED for record in records),

@@ -1,9 +1,10 @@
-"""Records learning curves of random configurations of the demo's space: what searches are replayed on.
+"""Recording of learning curves: random configurations of the demo's space, on which searches are replayed.
 
 python -m benchmarks.simulator.record_curves OUT.csv [--configurations 200] [--twice 40] [--at-once 16]
 
-Trains each configuration to its end, so many side by side in one engine, on a GPU where there is one, and appends its
-evaluations; what OUT has already isn't done again. The first so many are trained with a second seed as well.
+Trains each configuration to its end, `--at-once` of them side by side in one engine, on a GPU where there is one, and
+appends its evaluations. Runs that OUT has already aren't done again. The first `--twice` are trained with a second
+seed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 EVALUATIONS = 18
-"""Evenly over a trial's tokens: at 1/18, 1/9, 1/6, 1/3 and 1/2 of it, among others."""
+"""Evaluations of a trial, evenly over its tokens: at 1/18, 1/9, 1/6, 1/3 and 1/2 of them, among others."""
 _COLUMNS = ("configuration", "seed", "ending", "tokens", "eval_loss")
 
 
@@ -34,7 +35,7 @@ class Run:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     arguments = argparse.ArgumentParser(prog="python -m benchmarks.simulator.record_curves", description=__doc__)
     arguments.add_argument("out", type=Path)
     arguments.add_argument("--configurations", type=int, default=200)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def wanted(configurations: int, twice: int) -> Iterator[Run]:
-    """In an order in which any beginning is a table of use."""
+    """Yield the runs in an order in which any beginning is a table of use."""
     for number in range(configurations):
         yield Run(number, 0)
         if number < twice:
@@ -61,7 +62,10 @@ def wanted(configurations: int, twice: int) -> Iterator[Run]:
 
 
 def drawn(space: dict[str, Any], number: int) -> dict[str, Any]:
-    """The values of a configuration, drawn evenly from the recipe's space; by logarithm where the space says so."""
+    """Return the values of a configuration, drawn evenly from the recipe's space.
+
+    Where the space says so, they are drawn evenly in the logarithm.
+    """
     lot, values = random.Random(number), {}
     for name, dimension in sorted(space.items()):
         choices = getattr(dimension, "choices", None)
@@ -75,7 +79,7 @@ def drawn(space: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def record(run: Run, opened: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Trains it; a line of the table for every evaluation."""
+    """Train one run; return a line of the table for every evaluation."""
     from trials.records.trial_dir import Origin, TrialDir, read_trial
     from trials.training.evaluation_loop import Decision
 
@@ -94,7 +98,7 @@ def record(run: Run, opened: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _open_engine() -> dict[str, Any]:
-    """The demo's recipe, its rows, and its base in an engine."""
+    """Return the demo's recipe, tokenizer and rows, its base in an engine, and the base's loss."""
     from search_spaces.loader import load_recipe
     from trials.data.dataset import load_data
     from trials.engine.engine import Engine

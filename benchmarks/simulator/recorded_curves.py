@@ -18,7 +18,7 @@ from trials.config import Hyperparameters
 
 TABLE = Path(__file__).with_name("demo_curves.csv")
 BASE_LOSS = 3.1716
-"""Of the demo's base model on the demo's eval rows."""
+"""Loss of the demo's base model on the demo's eval rows, in nats per token."""
 _ABOUT_THE_RUN = ("configuration", "seed", "ending", "tokens", "eval_loss", "seconds")
 
 
@@ -33,7 +33,7 @@ class Recorded:
 
 @cache
 def recorded(path: Path = TABLE) -> tuple[Recorded, ...]:
-    """All configurations of a table; fractions are of the tokens of each trial's last evaluation."""
+    """Return all configurations of a table; fractions are of the tokens of each trial's last evaluation."""
     runs: dict[tuple[int, int], list[dict[str, str]]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -48,7 +48,7 @@ def recorded(path: Path = TABLE) -> tuple[Recorded, ...]:
 
 
 def _values(row: Mapping[str, str]) -> dict[str, Any]:
-    """A configuration as in the recipe's space."""
+    """Return a configuration as in the recipe's space."""
     found: dict[str, Any] = {}
     for name, dimension in demo_space().items():
         number = float(row[name])
@@ -60,8 +60,8 @@ def _values(row: Mapping[str, str]) -> dict[str, Any]:
 class RecordedCurves:
     """A landscape in which every trial is a recorded one: the nearest configuration that this search hasn't had yet.
 
-    A searcher has to know what it can get: `beside` is all there is, `nearest` what a wish comes to. One that is told
-    of another configuration than it got would learn from a landscape that nobody has.
+    A searcher has to know what it can get: `beside` returns all configurations, `nearest` the one for a proposal. A
+    searcher that is told of another configuration than it got would learn from a landscape that doesn't exist.
     """
 
     base_loss = BASE_LOSS
@@ -74,14 +74,14 @@ class RecordedCurves:
         self._at = {each.number: self._coordinates(each.values) for each in self._left}
         self._taken: dict[str, Curve] = {}
         self.finals: dict[str, float] = {}
-        """The final loss of every trial's configuration, whether it was trained that far or not."""
+        """Lowest loss of every trial's configuration, whether it was trained that far or not."""
 
     def curve(self, trial_id: str, hyperparameters: Hyperparameters) -> Curve:
-        """Of the nearest configuration that is left; none is left twice."""
+        """Return the curve of the nearest configuration that is left; no later trial gets it again."""
         return self.draw(trial_id, hyperparameters.model_dump())
 
     def draw(self, trial_id: str, values: Mapping[str, Any]) -> Curve:
-        """The same from plain values."""
+        """Return a curve as `curve` does, for plain values. The trial `probe` uses no configuration up."""
         if trial_id not in self._taken:
             nearest = self._nearest(values)
             if trial_id != "probe":
@@ -92,7 +92,7 @@ class RecordedCurves:
         return self._taken[trial_id]
 
     def beside(self, recipe: Recipe) -> list[Mapping[str, Any]]:
-        """All configurations of the table but those that the recipe's starting points get."""
+        """Return all configurations of the table but those that the recipe's starting points get."""
         taken = [self._nearest(recipe.start_values(name)).number for name in recipe.start]
         return [each.values for each in recorded(self._path) if each.number not in taken]
 
@@ -102,7 +102,7 @@ class RecordedCurves:
         return not self._left
 
     def nearest(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Of the configurations that are left."""
+        """Return the nearest of the configurations that are left."""
         return self._nearest(values).values
 
     def _nearest(self, values: Mapping[str, Any]) -> Recorded:
@@ -114,18 +114,18 @@ class RecordedCurves:
 
 
 def best_final(path: Path = TABLE) -> float:
-    """The lowest final loss that the table has: what regret is counted from."""
+    """Return the lowest loss of the table, from which regret is counted."""
     return min(min(loss for _, loss in curve) for each in recorded(path) for curve in each.curves)
 
 
 @cache
 def demo_space() -> Mapping[str, Dimension]:
-    """What the demo's search varies."""
+    """Return the space of the demo's search."""
     return load_recipe("demo", [], environ={}).recipe.space
 
 
 def _coordinate(value: Any, dimension: Dimension) -> float:
-    """Between 0 and 1; of choices by their place."""
+    """Return a value as a number between 0 and 1; of choices, by their position."""
     if isinstance(dimension, Choices):
         choices = sorted(float(choice) for choice in dimension.choices)  # type: ignore[arg-type]
         return choices.index(float(value)) / max(1, len(choices) - 1)

@@ -24,7 +24,7 @@ from trials.config import Hyperparameters
 OURS = "ours"
 STRATEGIES = (OURS, *(kind.value for kind in Stock))
 FULL_SECONDS = 600.0
-"""Of a full trial."""
+"""Seconds of a full trial."""
 EVALUATIONS = 9
 _MACHINE = Machine(full_trial=FULL_SECONDS, base=20.0, start=1.0)
 _RESERVE = 30.0
@@ -35,7 +35,7 @@ _IN_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Played:
-    """One strategy's search: when it had which loss, in full trials' worth of training time and nats."""
+    """One strategy's search: its losses in nats per token, and their times in full trials' worth of training."""
 
     strategy: str
     landscape: str
@@ -43,24 +43,24 @@ class Played:
     seed: int
     slots: int
     best: tuple[tuple[float, float], ...]
-    """(time, loss) whenever a trial had a loss lower than all before it."""
+    """Pairs (time, loss) of every loss that is lower than all before it."""
     best_possible: float
-    """The lowest that the landscape has."""
+    """Lowest loss that the landscape has."""
     trials: int
     full_length: int
 
     @property
     def regret(self) -> float:
-        """Of the adapter that it would export, in nats per token."""
+        """Excess loss of the adapter that it would export, in nats per token; infinite if there is none."""
         return self.best[-1][1] - self.best_possible if self.best else float("inf")
 
     def reached(self, loss: float) -> float:
-        """The time at which it had a loss as low; infinite if it never had."""
+        """Return the time of the first loss as low as `loss`; infinite if there was none."""
         return next((time for time, had in self.best if had <= loss), float("inf"))
 
 
 def play(strategy: str, landscape: str, budget: float, seed: int, slots: int = 1) -> Played:
-    """One search of `budget` full trials' worth of training, on all slots together."""
+    """Play one search of `budget` full trials' worth of training, on all slots together."""
     curves = RecordedCurves(seed) if landscape == "recorded" else ModelledCurves(seed)
     player = _play_ours if strategy == OURS else _play_stock
     history, trials, full = player(strategy, curves, budget, seed, slots)
@@ -74,7 +74,7 @@ _History = list[tuple[float, float]]
 def _play_ours(_strategy: str, curves: Landscape, budget: float, seed: int, slots: int) -> tuple[_History, int, int]:
     settings = [f"search.seed={seed}", "search.trials=null", "search.full_trials=null", f"search.reserve={_RESERVE:g}s"]
     recipe = load_recipe("demo", settings, environ={}).recipe
-    before = _MACHINE.base + _MACHINE.start + FULL_SECONDS / 50  # the base's evaluation, and what measures the speed
+    before = _MACHINE.base + _MACHINE.start + FULL_SECONDS / 50  # the base's evaluation and the speed probe
     seconds = budget * FULL_SECONDS / slots + _RESERVE + before
     deadline = Deadline(_STARTED, _STARTED + timedelta(seconds=seconds), _RESERVE)
     search = Search(recipe, {}, deadline, 0, 100_000, {"train": _TOKENS}, placement=Placement(1, slots))
@@ -93,19 +93,19 @@ def _play_ours(_strategy: str, curves: Landscape, budget: float, seed: int, slot
 
 
 def _play_stock(strategy: str, curves: Landscape, budget: float, seed: int, slots: int) -> tuple[_History, int, int]:
-    """What Ray Tune would do, asked as it asks: a slot that's free gets the next trial, until time is over."""
+    """Play a search as Ray Tune runs it: a free slot gets the next trial, until time is over."""
     recipe = load_recipe("demo", [], environ={}).recipe
     starts = [recipe.start_values(name) for name in recipe.start]
     snap = curves.nearest if isinstance(curves, RecordedCurves) else None
-    simulated = StockSearch(Stock(strategy), demo_space(), seed, EVALUATIONS, start=starts, snap=snap)
-    return _Replay(simulated, recipe, curves, budget * FULL_SECONDS / slots).play(slots)
+    stock = StockSearch(Stock(strategy), demo_space(), seed, EVALUATIONS, start=starts, snap=snap)
+    return _Replay(stock, recipe, curves, budget * FULL_SECONDS / slots).play(slots)
 
 
 class _Replay:
     """Trials of a stock search on a simulated clock."""
 
-    def __init__(self, simulated: StockSearch, recipe: Recipe, curves: Landscape, ends: float) -> None:
-        self._stock = simulated
+    def __init__(self, stock: StockSearch, recipe: Recipe, curves: Landscape, ends: float) -> None:
+        self._stock = stock
         self._recipe = recipe
         self._curves = curves
         self._ends = ends
@@ -116,7 +116,7 @@ class _Replay:
         self._trials = self._full = 0
 
     def play(self, slots: int) -> tuple[_History, int, int]:
-        """Until the time is over: what runs then is lost since its last report."""
+        """Play until the time is over; trials that run then lose what they trained since their last report."""
         self._slots = slots
         for _ in range(slots):
             self._at(0.0, self._begin)

@@ -1,4 +1,4 @@
-"""A search with very many GPUs and trials: what the controller takes for a decision, and what memory."""
+"""A search with very many GPUs and trials: the controller's time for a decision, and its memory."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _BUDGET = 9 * 3600.0
 _RESERVE = 300.0
 _STARTED = datetime(2026, 1, 1, 22, 0, tzinfo=UTC)
 _SHARE = 0.3
-"""Of a full trial that a mean one is trained: so long is a full one that the trials asked for fill the search."""
+"""Share of a full trial that a mean trial trains; from it follows the full length at which `trials` fill the search."""
 _IN_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
 class Crowd:
-    """What came out of it; times in milliseconds, each of one call of the controller."""
+    """Result of one search; times in milliseconds, each of one call of the controller."""
 
     slots: int
     trials: int
@@ -38,15 +38,15 @@ class Crowd:
     percentile_99: float
     longest: float
     between: float
-    """What it does while nobody waits for it, after an event: the mean,"""
+    """Mean time of `on_idle`, after an event."""
     between_99: float
-    """and the 99th percentile."""
+    """The 99th percentile of that."""
     memory_mib: float
-    """Of the whole process, simulation included, at its most."""
+    """Peak memory of the whole process, simulation included."""
     wall_seconds: float
 
     def in_words(self) -> str:
-        """One line."""
+        """Return the result in one line."""
         return (
             f"{self.slots:5d} GPUs, {self.trials:6d} trials: {self.decisions} decisions, mean {self.mean:.2f} ms, "
             f"median {self.median:.2f}, 99th percentile {self.percentile_99:.2f}, longest {self.longest:.0f}; "
@@ -56,7 +56,7 @@ class Crowd:
 
 
 def play_crowded(slots: int, trials: int, seed: int) -> Crowd:
-    """A nine-hour search of so many GPUs, a trial on each, that ends with about so many trials."""
+    """Play a nine-hour search with `slots` GPUs, a trial on each, that ends with about `trials` trials."""
     began = time.perf_counter()
     settings = ["search.full_trials=null", f"search.trials={trials}", f"search.reserve={_RESERVE:g}s"]
     recipe = load_recipe("demo", settings, environ={}).recipe

@@ -1,7 +1,7 @@
-"""A search in seconds: the real controller, planner, policy and run folder, on a simulated clock with simulated trials.
+"""A search in seconds: the real controller, scheduler, planner and run folder, with simulated clock and trials.
 
-Simulated is what happens on a GPU and how long it takes. Everything that a trial leaves on disk is written by the same
-code as a real one's, and accidents end "processes" between any two evaluations, or the controller itself.
+Simulated is what happens on a GPU and how long it takes. All that a trial leaves on disk is written by the code of real
+trials. Accidents end "processes" between any two evaluations, or the controller itself.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from trials.system.timer import TrialTimer
 T = TypeVar("T")
 
 _STEPS = 720_720
-"""Optimizer steps of a simulated full trial: a fraction of it in whole numbers."""
+"""Optimizer steps of a simulated full trial; it has many divisors, so that fractions are whole numbers."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What would become of a trial: losses at fractions of it, how fast it is, and where it breaks off, if it does."""
+    """Course of a trial: losses at fractions of it, its speed, and the point at which it breaks off, if it does."""
 
     points: Sequence[tuple[float, float]]
-    """(fraction, eval loss), ascending; the last fraction is 1."""
+    """Pairs (fraction, eval loss), ascending; the last fraction is 1."""
     slowness: float = 1.0
-    """Its seconds per token against the mean configuration's."""
+    """Seconds per token, relative to the mean configuration's."""
     ending: EndingKind = EndingKind.FINISHED
     ends_at: float = 1.0
-    """The fraction at which it diverges or runs out of memory."""
+    """Fraction at which it diverges or runs out of memory."""
 
     def loss(self, fraction: float) -> float:
-        """Between two points by a straight line."""
+        """Return the loss at a fraction; between two points by a straight line."""
         before = (0.0, self.points[0][1])
         for after in self.points:
             if after[0] >= fraction - 1e-12:
@@ -56,73 +56,73 @@ class Curve:
 
 
 class Landscape(Protocol):
-    """Knows the curves of all configurations."""
+    """Source of the curves of all configurations."""
 
     base_loss: float
 
     def curve(self, trial_id: str, hyperparameters: Hyperparameters) -> Curve:
-        """Of one trial; the same whenever it's asked again."""
+        """Return the curve of a trial; the same for every call with its id."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the simulated machine takes for things, in seconds."""
+    """Durations on the simulated machine, in seconds."""
 
     full_trial: float
-    """A mean full trial in its slot, evaluations included."""
+    """Mean full trial in its slot, evaluations included."""
     base: float = 20.0
-    """The base model's evaluation, its load included."""
+    """Evaluation of the base model, its load included."""
     start: float = 1.0
-    """From handing a trial out to its first step."""
+    """Time from dispatching a trial to its first step."""
     slots_per_engine: int = 1
     restart: float = 30.0
-    """From the controller's death to its return."""
+    """Time from the controller's death to its return."""
 
 
 @dataclass(frozen=True)
 class Accident:
-    """At so many seconds after the search's beginning: a trial's process, an engine's, or the controller's own dies."""
+    """Death of a trial's process, an engine's, or the controller's own, `at` seconds after the search's beginning."""
 
     at: float
     kind: str
-    """trial, engine or driver."""
+    """One of trial, engine and driver; the driver's process holds the controller."""
     slot: int = 0
 
 
 @dataclass
 class Slot:
-    """Where one trial runs at a time."""
+    """Place for one trial at a time."""
 
     request: TrialRequest | None = None
     curve: Curve | None = None
     fraction: float = 0.0
-    """Trained so far, at `since`."""
+    """Fraction trained so far, at `since`."""
     since: float = 0.0
     began: float = 0.0
-    """When this segment did."""
+    """Start of this segment, in seconds since the search's beginning."""
     seconds_before: float = 0.0
-    """The trial's own, of earlier segments."""
+    """Seconds of the trial's earlier segments."""
     segment: int = 0
-    """So that events of a segment that was broken off aren't taken for the next one's."""
+    """Number of the segment: events of a segment that was broken off must not be taken for the next one's."""
 
 
 @dataclass
 class Account:
-    """What came out of a search."""
+    """Result of a search."""
 
     busy_seconds: float = 0.0
-    """Of all slots together, from the first trial's start to the end of training."""
+    """Training seconds of all slots together, from the first trial's start to the end of training."""
     first_start: float | None = None
     decisions: list[float] = field(default_factory=list)
-    """Seconds that the controller took for each."""
+    """Seconds that the controller took for each decision."""
     idle: list[float] = field(default_factory=list)
-    """Seconds that it took after each event for what nobody waits for."""
+    """Seconds that `on_idle` took after each event."""
     down_seconds: float = 0.0
-    """From the first trial's start: nobody had resumed the search yet after its controller died."""
+    """Seconds after the first trial's start in which a dead controller had not been replaced yet."""
     lost_fraction: float = 0.0
-    """Full trials' worth that had to be trained again."""
+    """Full trials' worth of training that had to be done again."""
     best: list[tuple[float, float]] = field(default_factory=list)
-    """(seconds since the beginning, loss) whenever a loss is lower than all before it."""
+    """Pairs (seconds since the beginning, loss) of every loss that is lower than all before it."""
     trials: int = 0
     full_length: int = 0
 
@@ -160,15 +160,15 @@ class SimulatedSearch:
 
     @property
     def seconds(self) -> float:
-        """Since the search's beginning."""
+        """Seconds since the search's beginning."""
         return self._seconds
 
     def now(self) -> datetime:
-        """The simulated time."""
+        """Return the simulated time."""
         return self._began + timedelta(seconds=self._seconds)
 
     def play(self) -> Account:
-        """Until nothing runs and nothing more is to be done."""
+        """Play until nothing runs and nothing more is to be done."""
         while True:
             is_over = self._fill_slots()
             if is_over and not any(slot.request for slot in self._slots):
@@ -184,7 +184,7 @@ class SimulatedSearch:
 
     @property
     def _full_seconds(self) -> float:
-        """Of a mean full trial, as long as trials are that search."""
+        """Seconds of a mean full trial, of the length that trials have in that search."""
         return self._machine.full_trial * (self.controller.search.shortened or 1.0)
 
     @property
@@ -200,7 +200,7 @@ class SimulatedSearch:
         heapq.heappush(self._queue, (seconds, next(self._order), happens))
 
     def _fill_slots(self) -> bool:
-        """Hands out what the controller has; whether it has no more."""
+        """Dispatch what the controller suggests; return whether the search is over."""
         for slot in self._slots:
             if slot.request is not None:
                 continue
@@ -219,7 +219,7 @@ class SimulatedSearch:
         return answer
 
     def _idle(self) -> None:
-        """As the tuner does between two events; what trials wait for isn't held up by it."""
+        """Do deferred work between two events, as the tuner does; trials don't wait for it."""
         if self._timer is None:
             self.controller.on_idle()
             return
@@ -247,7 +247,7 @@ class SimulatedSearch:
         self._plan_next(slot)
 
     def _plan_next(self, slot: Slot) -> None:
-        """The next thing that happens in a slot: an evaluation, its trial's breaking off, or the end of training."""
+        """Schedule the next event in a slot: an evaluation, its trial's breaking off, or the end of training."""
         assert slot.request is not None and slot.curve is not None  # noqa: PT018
         every = 1 / slot.request.config.evaluation.evaluations
         target = min(1.0, (int(slot.fraction / every + 1e-9) + 1) * every)
@@ -336,7 +336,7 @@ class SimulatedSearch:
         self._leave(slot)
 
     def _probe(self, slot: Slot) -> None:
-        """Two evaluations after a hundredth of a trial each."""
+        """Record two evaluations, after a hundredth of a full trial each."""
         assert slot.request is not None and slot.curve is not None  # noqa: PT018
         full = self.controller.search.full_tokens
         rate = full / (self._machine.full_trial / self._machine.slots_per_engine)
@@ -358,7 +358,7 @@ class SimulatedSearch:
         self._leave(slot)
 
     def _time_is_over(self, slot: Slot) -> None:
-        """What runs is evaluated once more, and ends."""
+        """Evaluate a running trial once more, and end it."""
         assert slot.request is not None and slot.curve is not None  # noqa: PT018
         trained = max(0.0, self._seconds - slot.since) / (self._full_seconds * slot.curve.slowness)
         fraction = min(1.0, slot.fraction + trained)
@@ -390,7 +390,7 @@ class SimulatedSearch:
             self.account.lost_fraction += (self._seconds - slot.since) / (self._full_seconds * slot.curve.slowness)
 
     def _kill_driver(self) -> None:
-        """Everything is gone but the run folder; somebody resumes the search a while later."""
+        """Lose everything but the run folder; the search is resumed a while later."""
         for slot in self._slots:
             if slot.request is not None:
                 self._note_loss(slot)

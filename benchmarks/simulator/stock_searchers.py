@@ -1,8 +1,8 @@
-"""What a user's script would do in the search today: Ray Tune's own searcher and scheduler, asked as Tune asks them.
+"""Ray Tune's own searcher and scheduler, called as Tune calls them: the search of a user's script today.
 
-The objects are the real ones (ray.tune.search.optuna.OptunaSearch, ray.tune.schedulers.ASHAScheduler); only the trials
-and the clock are somebody else's. A trial reports its best loss so far, which is kinder than what Tune takes by itself
-(the last one). Beside stock stand TPE without pruning and random search.
+The objects are the real ones (ray.tune.search.optuna.OptunaSearch, ray.tune.schedulers.ASHAScheduler). Only the trials
+and the clock are simulated. A trial reports its best loss so far. That is kinder to stock than Tune's default, the last
+loss. Two more stand beside it: TPE without pruning, and random search.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _METRIC = "best_eval_loss"
 
 
 class Stock(StrEnum):
-    """The three that ours is compared with."""
+    """The three searches that ours is compared with."""
 
     ASHA = "asha"
     TPE = "tpe"
@@ -33,14 +33,14 @@ class Stock(StrEnum):
 
 @dataclass
 class _Trial:
-    """As much of a Tune trial as its scheduler looks at."""
+    """The part of a Tune trial that its scheduler reads."""
 
     trial_id: str
     status: str = "RUNNING"
 
 
 class _Replayed(optuna.samplers.TPESampler):
-    """OptunaSearch's default sampler where only some configurations can be had: it is told what it really gets."""
+    """OptunaSearch's default sampler where only some configurations can be had: it is told the one it really gets."""
 
     def __init__(self, seed: int, space: Mapping[str, Dimension], snap: Snap) -> None:
         super().__init__(seed=seed)
@@ -58,8 +58,8 @@ class _Replayed(optuna.samplers.TPESampler):
 class StockSearch:
     """Searcher and scheduler of one search. Time is counted in evaluations of a trial, 1 to `evaluations`.
 
-    `start`: configurations to try first. `snap`: where searches are replayed on a table, what a proposal gets of it;
-    the sampler is then told that, not what it wished for.
+    `start`: configurations to try first. `snap`: maps a proposal to the configuration that it gets from a table. The
+    sampler is then told that configuration, not its proposal. None: searches aren't replayed on a table.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class StockSearch:
         self._last: dict[str, dict[str, Any]] = {}
 
     def next(self) -> tuple[str, dict[str, Any]]:
-        """A new trial: its id and hyperparameters, as in the recipe's space."""
+        """Return a new trial: its id and hyperparameters, as in the recipe's space."""
         trial_id = f"{len(self._trials) + 1:04d}"
         values = self._searcher.suggest(trial_id)
         trial = self._trials[trial_id] = _Trial(trial_id)
@@ -106,7 +106,7 @@ class StockSearch:
         return trial_id, {name: decode(value, self._space[name]) for name, value in values.items()}
 
     def on_eval(self, trial_id: str, evaluation: int, best_eval_loss: float) -> bool:
-        """Takes in a trial's evaluation (1, 2, ...); whether it goes on."""
+        """Record a trial's evaluation (1, 2, ...); return whether it goes on."""
         result = {"training_iteration": evaluation, _METRIC: best_eval_loss}
         self._last[trial_id] = result
         self._searcher.on_trial_result(trial_id, result)
@@ -114,7 +114,7 @@ class StockSearch:
         return decision == TrialScheduler.CONTINUE and evaluation < self._evaluations
 
     def on_end(self, trial_id: str, failed: bool = False) -> None:
-        """A trial has ended: stopped, complete, or `failed` (diverged, out of memory: an error to Tune)."""
+        """Record that a trial has ended: stopped, complete, or `failed` (diverged, out of memory: an error to Tune)."""
         if failed or trial_id not in self._last:
             self._searcher.on_trial_complete(trial_id, error=True)
             return

@@ -1,8 +1,8 @@
 """A landscape of made-up learning curves whose early losses mislead, with regions that diverge or don't fit.
 
-After what LoRA runs show: a bowl in the logarithm of the learning rate, which moves with the batch; smaller effects of
-rank, dropout and warm-up. A fast learning rate is ahead early and behind at the end; above a limit trials diverge, and
-the largest adapters with the largest batches don't fit into memory.
+It follows what LoRA runs show. The final loss is a bowl in the logarithm of the learning rate, which moves with the
+batch. Rank, dropout and warm-up have smaller effects. A fast learning rate is ahead early and behind at the end. Above
+a limit trials diverge, and the largest adapters with the largest batches don't fit into memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _EVALUATIONS = 36
 
 
 class ModelledCurves:
-    """Every configuration has a curve of its own, with a little chance in it; `shift` moves the best learning rate."""
+    """Every configuration has a curve of its own, with a little chance in it; `seed` moves the best learning rate."""
 
     base_loss = 2.0
 
@@ -32,11 +32,11 @@ class ModelledCurves:
 
     @property
     def lowest(self) -> float:
-        """The final loss of the best configuration there is, without chance."""
+        """The final loss of the best possible configuration, without chance."""
         return 1.0
 
     def curve(self, trial_id: str, hyperparameters: Hyperparameters) -> Curve:
-        """The same for the same trial whenever it's asked."""
+        """Return the curve of a trial; the same for every call with its id."""
         hp = hyperparameters
         final, ahead = self._final(hp), self._ahead(hp)
         tau = min(2.0, max(0.03, 0.12 * 10 ** (-0.5 * ahead)))

@@ -1,1 +1,1 @@
-"""Whole searches, clusters, storage and data preparation."""
+"""Benchmarks of whole searches, clusters, storage and data preparation."""

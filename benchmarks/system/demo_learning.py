@@ -40,9 +40,9 @@ class Measured:
     adapter: Path
 
 
-def measure(rate: float, folder: Path, requests: Sequence[str] = ()) -> Measured:
-    """Trains the demo's trial at one learning rate; `assignments` change the recipe as --set does."""
-    recipe = load_recipe("demo", requests, environ={}).recipe
+def measure(rate: float, folder: Path, settings: Sequence[str] = ()) -> Measured:
+    """Train the demo's trial at one learning rate; `settings` change the recipe as --set does."""
+    recipe = load_recipe("demo", settings, environ={}).recipe
     config = recipe.trial_config({"learning_rate": rate, "lora_rank": 16})
     tokenizer = load_tokenizer(config.model)
     use_threads(config.machine)
@@ -57,7 +57,7 @@ def measure(rate: float, folder: Path, requests: Sequence[str] = ()) -> Measured
 
 
 def accuracies(adapter: Path, rows: int) -> tuple[LabelReport, LabelReport]:
-    """How good the labels of the base and of the adapter are, by greedy generation on so many dev rows."""
+    """Return label reports of the base and of the adapter, by greedy generation on the first `rows` dev rows."""
     data = load_recipe("demo", environ={}).recipe.data
     judged = load_model(str(adapter))
     split = load_split(data.model_copy(update={"eval_rows": rows}), judged.tokenizer)
@@ -70,7 +70,7 @@ def accuracies(adapter: Path, rows: int) -> tuple[LabelReport, LabelReport]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="What the demo's learning rate decides.")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--rows", type=int, default=250, help="dev rows that labels are generated for")

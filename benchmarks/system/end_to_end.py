@@ -1,10 +1,10 @@
 """Whole searches of short trials on one GPU: the stock pipeline (`stock_ray_tune`) and ours, on equal work.
 
 Both draw learning rate and rank from the same space, train 8 steps of 16 rows a trial and evaluate twice on 32 rows.
-What is measured: wall time, what passes between one trial's last step and the next one's first, and how busy the GPU
-is, as NVML says it. NVML's figure is the share of its own last period (1/6 to 1 s) in which any kernel ran: it
-overstates what a profiler would count, equally for both. For ours, torch's profiler counts kernels from the first
-trial's arrival in the engine to the last one's leaving.
+Measured are wall time, the gap between one trial's last step and the next one's first, and how busy the GPU is. NVML
+reports the last: the share of its own last period (1/6 to 1 s) in which any kernel ran. It overstates what a profiler
+would count, equally for both. For ours, torch's profiler counts kernels from the first trial's arrival in the engine to
+the last one's leaving.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Span:
-    """One trial, in seconds since the epoch: begin of its first step, end of its last; and what its steps took."""
+    """One trial: begin of its first step and end of its last, in seconds since the epoch, and seconds in its steps."""
 
     first: float
     last: float
@@ -61,7 +61,10 @@ class Utilisation:
         self._thread.join()
 
     def mean(self, begins: float, ends: float) -> float | None:
-        """Share of the time between two times (seconds since the epoch) in which kernels ran."""
+        """Return the share of time in which kernels ran between two times; None: no samples.
+
+        Times are in seconds since the epoch.
+        """
         found = [percent for at, percent in self._samples if begins <= at <= ends]
         return sum(found) / len(found) / 100 if found else None
 
@@ -79,7 +82,7 @@ class Utilisation:
 
 
 def compare_searches(work: Path, *, tiny: bool) -> dict[str, Any]:
-    """Runs both, prints a line each; returns everything for the JSON."""
+    """Run both searches, print a line each, and return everything for the JSON."""
     found = {}
     for name in ("ours", "stock"):
         out = work / f"search-{name}"
@@ -92,9 +95,9 @@ def compare_searches(work: Path, *, tiny: bool) -> dict[str, Any]:
 
 
 def summary(spans: Sequence[Span], wall_seconds: float) -> dict[str, Any]:
-    """What a search's trials did with its time.
+    """Return how a search's trials used its time.
 
-    The gap is from a trial's last step to the first step of the one that takes its place: with n trials at once, the
+    The gap is from a trial's last step to the first step of the one that takes its place. With n trials at once, the
     i-th to end makes way for the (i + n)-th to begin. `steps_at_once` is the mean number of trials within a step.
     """
     firsts, lasts = sorted(span.first for span in spans), sorted(span.last for span in spans)
@@ -114,15 +117,15 @@ def summary(spans: Sequence[Span], wall_seconds: float) -> dict[str, Any]:
 
 
 def stock_spans(out: Path) -> list[Span]:
-    """Of the stock pipeline's trials."""
+    """Return the spans of the stock pipeline's trials."""
     marks = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(out.glob("*.json"))]
     return [Span(steps[0][0], steps[-1][1], sum(end - begin for begin, end in steps)) for steps in marks]
 
 
 def our_spans(run: Path) -> list[Span]:
-    """Of a run folder's trials, from the times at which their TensorBoard events were written, one a step.
+    """Return the spans of a run folder's trials, from the times of their TensorBoard events, one a step.
 
-    The first step's begin is in no event: it's taken to be as long as the shortest one.
+    No event has the first step's begin: that step is taken to be as long as the shortest one.
     """
     spans = []
     for folder in sorted((run / "trials").glob("*")):
@@ -136,7 +139,7 @@ def our_spans(run: Path) -> list[Span]:
 
 
 def _logged_steps(file: Path) -> list[float]:
-    """When each training loss was logged; the file is length, checksum, event, checksum, over and over."""
+    """Return the times at which training losses were logged; the file repeats length, checksum, event, checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
     content, at, times = file.read_bytes(), 0, []
@@ -149,7 +152,7 @@ def _logged_steps(file: Path) -> list[float]:
 
 
 def _covered(spans: Sequence[Span]) -> float:
-    """Seconds in which at least one trial was between its first and its last step."""
+    """Return the seconds in which at least one trial was between its first and its last step."""
     covered, until = 0.0, float("-inf")
     for span in sorted(spans, key=lambda span: span.first):
         covered += max(0.0, span.last - max(span.first, until))
@@ -181,7 +184,10 @@ def _watched(name: str, command: list[str], out: Path, trials: int) -> dict[str,
 
 
 def _ending(process: subprocess.Popen[bytes]) -> int | str:
-    """Its exit code, or that it had to be ended; first in order, so that Ray's processes go with it."""
+    """Return the exit code, or that the process had to be ended.
+
+    SIGTERM comes first, so that Ray's processes go with it.
+    """
     try:
         return process.wait(_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
@@ -207,7 +213,7 @@ def _ours(work: Path, out: Path, trials: int) -> list[str]:
 
 
 def recipe(work: Path) -> dict[str, Any]:
-    """Of our search: the stock pipeline's model, rows, space and trial."""
+    """Return the recipe of our search: the stock pipeline's model, rows, space and trial."""
     return {
         "description": "Short trials on a random model, to measure the search around them.",
         "model": {"name": str(work / "nf4")},

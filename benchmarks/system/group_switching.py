@@ -1,4 +1,4 @@
-"""Trials that are stopped one after another in a group of GPUs: how soon the GPUs are the next one's, and free."""
+"""Trials that are stopped one after another in a worker group: how soon its GPUs are the next one's, and free."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _PATIENCE_SECONDS = 120.0
 
 
 def change_trials(recipe: Path, work: Path, stops: int, ranks: int) -> dict[str, Any]:
-    """Seconds from a stop until nothing of the trial runs, and from then to the next trial's first evaluation."""
+    """Return the seconds from a stop until nothing of the trial runs, and until the next trial's first evaluation.
+
+    Also those to the first trial's first evaluation, and from the end until all GPUs are free.
+    """
     gone, next_ = [], []
     with _engines(recipe, work, ranks) as (engines, search):
         began = time.perf_counter()
@@ -50,12 +53,12 @@ def change_trials(recipe: Path, work: Path, stops: int, ranks: int) -> dict[str,
 
 
 def open_groups() -> list[str]:
-    """Ray's placement groups that hold GPUs or wait for some."""
+    """Return Ray's placement groups that hold GPUs or wait for some."""
     return [name for name, group in placement_group_table().items() if group["state"] != "REMOVED"]
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    """Raises TimeoutError if it doesn't within two minutes."""
+    """Wait until `holds` returns True. Raises TimeoutError after two minutes."""
     end = time.monotonic() + _PATIENCE_SECONDS
     while not holds():
         if time.monotonic() > end:
@@ -74,7 +77,7 @@ def _engines(recipe: Path, work: Path, ranks: int) -> Iterator[tuple[WorkerPool,
 
 
 def _config(search: Search) -> TrialConfig:
-    """Of a trial that is stopped at the first of many evaluations, one optimizer step after it began."""
+    """Return the settings of a trial that is stopped at the first of many evaluations, one step after it began."""
     config = search.recipe.trial_config({"rows_seen": 1600, "effective_batch": 16, "learning_rate": 2e-4})
     evaluation = config.evaluation.model_copy(update={"evaluations": 100})
     return config.model_copy(update={"base_eval_loss": 1e9, "evaluation": evaluation})
@@ -89,7 +92,7 @@ def _begin(engines: WorkerPool, config: TrialConfig, work: Path, number: int) ->
 
 
 def _named(name: str) -> Any:
-    """An actor's name is known a moment after it was asked for."""
+    """Return an actor by its name, which is known a moment after the actor was asked for."""
     found: list[Any] = []
 
     def is_found() -> bool:

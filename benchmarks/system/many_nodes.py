@@ -1,11 +1,11 @@
-"""What the search itself costs on a cluster: many short trials on nodes that are all on this machine.
+"""Cost of the search itself on a cluster: many short trials on nodes that are all on this machine.
 
 python -m benchmarks.system.many_nodes [--nodes 20] [--trials 300] [--seconds 4] [--out DIR]
 
-Real are Ray (a raylet per node), Ray Tune, controller, policy, study, proxies, the registry of engines, an engine's
+Real are Ray (a raylet per node), Ray Tune, controller, scheduler, study, trial proxies, the worker pool, an engine's
 process per node, the run folder, the preflight and the metrics. Not real: GPUs, which the nodes have in name only, and
-what trials do, which is to sleep along made-up curves (benchmarks.system.sleeping_engine), evaluated twice. A node
-takes about 300 MiB of memory, its trials' processes as much again.
+the work of trials. They sleep along made-up curves (benchmarks.system.sleeping_engine), evaluated twice. A node takes
+about 300 MiB of memory, its trials' processes as much again.
 """
 
 from __future__ import annotations
@@ -42,31 +42,31 @@ _OBJECT_STORE_BYTES = 80 * _MIB
 
 @dataclass
 class Memory:
-    """Of this process, the search's driver; MiB."""
+    """Memory of this process, the search's driver, in MiB."""
 
     at_start: float = 0.0
     at_end: float = 0.0
 
     def note_start(self, event: Event) -> None:
-        """At the first trial after the base model."""
+        """Record the memory at the first trial after the base model."""
         if isinstance(event, TrialStarted) and event.trial_id != BASE_TRIAL_ID and not self.at_start:
             self.at_start = driver_mib()
 
 
 def driver_mib() -> float:
-    """Resident memory of this process."""
+    """Return the resident memory of this process, in MiB."""
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / _MIB
 
 
 def available_gib() -> float:
-    """Memory of this machine that is free, or could be at once."""
+    """Return the GiB of this machine's memory that are free, or could be at once."""
     lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark and prints its figures."""
+    """Run the benchmark, print its figures and return the exit code."""
     arguments = _parser().parse_args(argv)
     out = arguments.out or Path(tempfile.mkdtemp(prefix="cluster-"))
     run = create_run_dir(out)
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def figures(run: RunDir, slots: int, seconds: float, memory: Memory) -> list[str]:
-    """What the run folder and the clock say, in lines."""
+    """Return the figures of the run folder and the clock, in lines."""
     records = run.records()[1:]
     costs, segments = overheads(run)
     ends = sorted(costs.values())
@@ -103,9 +103,10 @@ def figures(run: RunDir, slots: int, seconds: float, memory: Memory) -> list[str
 
 
 def overheads(run: RunDir) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """By trial, seconds from when its slot was free until it was free again, without those trained; and segments.
+    """Return by trial the seconds that its slot was taken but not training, and all segments.
 
-    The first segment of a slot is left out: nothing says since when the slot was free.
+    They count from when the slot was free before until it was free again. The first segment of a slot is left out:
+    nothing says since when the slot was free.
     """
     costs: dict[str, float] = defaultdict(float)
     segments = []
@@ -156,7 +157,7 @@ def _free_port() -> int:
 
 
 def _prepared(run: RunDir, arguments: argparse.Namespace) -> tuple[Search, list[CheckResult], float]:
-    """The search with its place, what the preflight found, and how long that took."""
+    """Return the search with its placement, the preflight's results, and the seconds that the preflight took."""
     from orchestrator.execution.tune_run import placed
     from orchestrator.preflight.cluster import cluster_checks
 
@@ -172,7 +173,7 @@ def _prepared(run: RunDir, arguments: argparse.Namespace) -> tuple[Search, list[
     now = datetime.now(UTC)
     deadline = Deadline(now, now + timedelta(hours=1), 60.0)
     tokens = recipe.hyperparameters.train_tokens or 0
-    # Nothing is measured first: how fast sleeping is, is known.
+    # No calibration: the speed of sleeping trials is known.
     search = Search(recipe, {}, deadline, 1, tokens, shortened=1.0)
     began = time.monotonic()
     found = cluster_checks(search, None)

@@ -1,9 +1,9 @@
-"""What an evaluation costs on an object store: seconds and bytes, of a trial with adapters of a given size.
+"""Cost of an evaluation on an object store: seconds and bytes, of a trial with adapters of a given size.
 
 python -m benchmarks.system.object_store s3://BUCKET/PREFIX [--adapter-mib 80] [--evaluations 5]
 
-Every second evaluation is the best so far: then the adapter changes as well as the checkpoint. What's measured is what
-a worker, the driver, and a worker that takes up the paused trial do; nothing is trained.
+Every second evaluation is the best so far: then the adapter changes as well as the checkpoint. Measured is the work of
+a worker, of the driver, and of a worker that resumes the paused trial; nothing is trained.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ _MIB = 2**20
 
 
 def evaluate(folder: Path, step: int, adapter_bytes: int, *, is_best: bool) -> None:
-    """What a trial leaves at an evaluation: a line, its best adapter, a checkpoint (with a moment of 8 bits each)."""
+    """Write what a trial leaves at an evaluation: a line, its best adapter, a checkpoint.
+
+    The optimizer's state takes half the adapter's bytes, as with moments of 8 bits.
+    """
     weights = os.urandom(adapter_bytes)
     if is_best:
         (folder / "adapter.new").mkdir(parents=True)
@@ -54,7 +57,7 @@ def evaluate(folder: Path, step: int, adapter_bytes: int, *, is_best: bool) -> N
 
 
 def measure(store: ObjectStore, adapter_bytes: int, evaluations: int) -> None:
-    """Prints a line for each of the three."""
+    """Print the times of worker, driver and resuming worker, a line each."""
     name = f"trials/{secrets.token_hex(4)}"
     worker, driver = TrialSnapshotStore(store, name), TrialSnapshotStore(store, name)
     pushes: list[float] = []
@@ -89,7 +92,7 @@ def _seconds(act: Callable[[], object]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     arguments = argparse.ArgumentParser(
         prog="python -m benchmarks.system.object_store", description="Time an object store."
     )

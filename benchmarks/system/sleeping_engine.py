@@ -1,4 +1,4 @@
-"""An engine whose trials sleep where they'd train, along made-up curves; what they say and write is as in others."""
+"""Engine whose trials sleep instead of training, along made-up curves; their messages and files are as in others."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from trials.system.files import append_json_line
 from trials.system.timer import TrialTimer
 
 SEGMENTS = "segments"
-"""In the run folder: a file per engine, a line for every segment of a trial in it."""
+"""Folder in the run folder: a file per engine, a line for every segment of a trial in it."""
 _STEPS, _TOKENS_PER_SECOND = 100, 1000.0
 
 
 class SleepingEngine(EngineWorker):
-    """In place of `EngineWorker`, in a process of its own; a trial's `train_tokens` are slept at 1,000 a second."""
+    """Replaces `EngineWorker`, in a process of its own; a trial's `train_tokens` are slept at 1,000 a second."""
 
     def _run_trial(self, request: TrialRequest, conversation: TrialChannel) -> None:
         began = time.time()
@@ -36,7 +36,7 @@ class SleepingEngine(EngineWorker):
 
 
 def _run(request: TrialRequest, conversation: TrialChannel) -> float:
-    """Returns the seconds slept."""
+    """Run one request; return the seconds slept."""
     folder = TrialDir(request.folder)
     if request.origin is Origin.BASE:
         return _evaluate_base(folder, conversation)

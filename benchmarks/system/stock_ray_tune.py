@@ -1,8 +1,8 @@
-"""What a user would write today: Ray Tune with Optuna and ASHA, one process a trial, TRL with Liger on an NF4 base.
+"""The stock pipeline: Ray Tune with Optuna and ASHA, one process a trial, TRL with Liger on an NF4 base.
 
 python -m benchmarks.system.stock_ray_tune WORK OUT TRIALS
 
-It is the stock side of `python -m benchmarks.engine.throughput --search`.
+It is what a user would write today, and the stock side of `python -m benchmarks.engine.throughput --search`.
 
 Every trial leaves OUT/<time>.json: when each of its optimizer steps began and ended, in seconds since the epoch.
 """
@@ -27,7 +27,7 @@ LOWEST_RATE, HIGHEST_RATE = 1e-5, 1e-3
 
 
 def trial(config: dict[str, Any]) -> None:
-    """One Tune trial, in the process that Tune starts for it."""
+    """Run one Tune trial, in the process that Tune starts for it."""
     import torch
     from ray import tune
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -48,7 +48,7 @@ def trial(config: dict[str, Any]) -> None:
         return time.time()
 
     class Marks(TrainerCallback):  # type: ignore[misc]
-        """Notes every step, and reports every evaluation to Tune."""
+        """Callback that records every step, and reports every evaluation to Tune."""
 
         began = 0.0
 
@@ -117,7 +117,7 @@ def _adapter(config: dict[str, Any]) -> LoraConfig:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the search."""
+    """Run the search."""
     import ray
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler

@@ -22,13 +22,13 @@ from pathlib import Path
 
 from search_spaces.layers import RECIPE_FOLDER
 
-# The field of every format that is made unique, so that no row stands in train and in eval.
+# The field of every format that is made unique, so that no row is both in train and in eval.
 _UNIQUE = {"nli_cot": "premise", "nli": "premise", "instruction": "instruction", "title_body": "body", "text": "text"}
 _EVAL_ROWS = 200
 
 
 def write_rows(source: Path, target: Path, data_format: str, count: int, first: int = 0) -> None:
-    """Writes `count` rows: those of the source, over and over, numbered from `first`."""
+    """Write `count` rows: those of the source, over and over, numbered from `first`."""
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
     field = _UNIQUE[data_format]
     numbered: Iterator[tuple[int, dict[str, str]]] = enumerate(islice(cycle(rows), count), start=first)
@@ -38,7 +38,7 @@ def write_rows(source: Path, target: Path, data_format: str, count: int, first: 
 
 
 def measure(folder: Path, data_format: str, tokenizer: str) -> dict[str, float]:
-    """Seconds and peak memory (MiB) of a process that opens the data of a search, cached or not."""
+    """Return seconds and peak memory (MiB) of a process that opens the data of a search, cached or not."""
     command = [sys.executable, "-m", "benchmarks.system.tokenization", "--measure", str(folder)]
     command += ["--format", data_format, "--tokenizer", tokenizer]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
@@ -70,7 +70,7 @@ def _peak_mib() -> float:
 
 
 def main() -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     arguments = argparse.ArgumentParser(prog="python -m benchmarks.system.tokenization", description=__doc__)
     arguments.add_argument("--data", type=Path, default=RECIPE_FOLDER / "demo/train.jsonl")
     arguments.add_argument("--format", choices=sorted(_UNIQUE), default="nli_cot")

@@ -37,20 +37,20 @@ _ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Trained:
-    """One trial, as its folder tells it."""
+    """Evaluations of one trial, from its folder."""
 
     points: tuple[EvalPoint, ...]
 
     @property
     def tokens_per_second(self) -> float:
-        """Between its first evaluation and its last: kernels are compiled before."""
+        """Tokens per second between its first evaluation and its last: kernels are compiled before."""
         first, last = (self.points[index] for index in (0, -1))
         seconds = [point.tokens_seen / (point.tokens_per_second or 1.0) for point in (first, last)]
         return (last.tokens_seen - first.tokens_seen) / (seconds[1] - seconds[0])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     arguments = argparse.ArgumentParser(prog="python -m benchmarks.system.two_gpus", description=__doc__)
     arguments.add_argument("--work", type=Path, required=True)
     arguments.add_argument("--tiny", action="store_true", help="a tiny model, also for the CPU")
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_recipe(work: Path) -> Path:
-    """A recipe on the work's model and rows, which a search can read as well."""
+    """Write a recipe on the work's model and rows, which a search can read as well."""
     recipe = {
         "model": {"name": str(work / "nf4")},
         "data": {
@@ -100,7 +100,7 @@ def write_recipe(work: Path) -> Path:
 
 
 def compare(work: Path, recipe: Path, rows: int, steps: int, ranks: int) -> dict[str, float]:
-    """One trial on one GPU, the same on all of them together, and one on each at the same time."""
+    """Train a trial on one GPU, the same on all of them together, and one on each at once; return the figures."""
     alone = _train(work, recipe, rows, steps, [_Process("alone", {"CUDA_VISIBLE_DEVICES": "0"})])[0]
     together = _train(work, recipe, rows, steps, [_Process("together", {}, ranks)])[0]
     each = [_Process(f"beside-{number}", {"CUDA_VISIBLE_DEVICES": str(number)}) for number in range(ranks)]

@@ -1,4 +1,4 @@
-"""The way from this machine to a cluster that `ray up` has started: its configuration, its dashboard, its machines."""
+"""Access from this machine to a cluster that `ray up` has started: its configuration and its dashboard."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from orchestrator.ray_setup.token import mend_token
 from trials.errors import InputError
 
 FOLDER = "~/qlora-orchestrator"
-"""Of the project on every machine of the cluster, as cluster.yaml has it."""
+"""Folder of the project on every machine of the cluster, as in cluster.yaml."""
 RAY = str(Path(sys.executable).with_name("ray"))
-"""Ray's command line, beside the Python that runs this."""
+"""Path of Ray's command line, beside the Python that runs this."""
 DASHBOARD_PORT = 8265
 _TUNNEL_SECONDS = 60.0
 
 
 def read_cluster(path: Path) -> Mapping[str, Any]:
-    """A cluster's configuration. Raises `InputError` if the file is none."""
+    """Return a cluster's configuration. Raises `InputError` if the file is none."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -41,12 +41,12 @@ def read_cluster(path: Path) -> Mapping[str, Any]:
 
 @contextmanager
 def tunnel(cluster: Path) -> Iterator[str]:
-    """The dashboard's address on this machine, for as long as `ray dashboard` brings it here over SSH.
+    """Yield the dashboard's address on this machine, to which `ray dashboard` forwards it over SSH.
 
     Raises `InputError` if that can't be done.
     """
     read_cluster(cluster)
-    mend_token()  # Ray, which makes it, leaves it readable for all
+    mend_token()  # Ray makes it readable for all users
     port = _free_port()
     command = [RAY, "dashboard", "--port", str(port), "--remote-port", str(DASHBOARD_PORT), str(cluster)]
     # In a session of its own, which Ctrl-C in a terminal doesn't reach, and which can be ended as one.
@@ -76,7 +76,7 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, cluster: Path) -> Non
 def _answers(port: int) -> bool:
     try:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=5)
-    except urllib.error.HTTPError:  # it's there, and wants a token
+    except urllib.error.HTTPError:  # it answers, and asks for a token
         return True
     except (OSError, urllib.error.URLError):
         return False

@@ -1,12 +1,12 @@
-"""What runs of this project's Ray cluster on this machine: its processes by id, and their end.
+"""Processes of this project's Ray cluster on this machine: lists them, and ends them.
 
 python -m orchestrator.cluster.ray_processes [--end] [--forget NAME TOKEN]
 
 Prints a process a line. --end kills them first, and prints those still there. --forget removes what `ray up` has copied
 here for the cluster NAME: the key, its configuration, and the token, if TOKEN is its SHA-256 in hexadecimal.
 
-The cluster is the one whose Ray was started with `scripts/ray_environment.sh` of this folder, by the user who asks: it
-leaves a variable in the environment of all that starts under it. Other Rays on the machine are none of its. Linux only.
+The cluster is the one whose Ray this user started with `scripts/ray_environment.sh` of this folder. That script sets a
+variable in the environment of all processes under it. Other Rays on the machine are left alone. Linux only.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from trials.system.processes import Process, processes
 VARIABLE = "QLORA_CLUSTER"
 ROOT = Path(__file__).resolve().parents[2]
 BOOTSTRAP = ("ray_bootstrap_key.pem", "ray_bootstrap_config.yaml")
-"""What Ray puts into the head's home."""
+"""Files that Ray puts into the head's home."""
 _END_SECONDS = 20.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; 1 if something is still there."""
+    """Run the command line; return 1 if a process is still there, else 0."""
     arguments = argparse.ArgumentParser(
         prog="python -m orchestrator.cluster.ray_processes", description="The cluster here."
     )
@@ -49,17 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def running() -> Mapping[int, str]:
-    """Command lines by process id."""
+    """Return the command lines of the cluster's processes, by process id."""
     there = {process.pid: process for process in processes()}
     ours = {pid for pid in there if _is_marked(pid)}
-    # A process that gives itself a title may write it over its environment.
+    # Children count too, because a process that gives itself a title may overwrite its environment with it.
     while more := {pid for pid, process in there.items() if process.parent in ours} - ours:
         ours |= more
     return {pid: _command(pid) for pid in ours - _own_line(there)}
 
 
 def end_all(seconds: float = _END_SECONDS) -> Mapping[int, str]:
-    """Kills them, and what they start meanwhile; returns those that are still there after so many seconds."""
+    """Kill the cluster's processes, and those that they start meanwhile; return those left after `seconds`."""
     ends = time.monotonic() + seconds
     while (left := running()) and time.monotonic() < ends:
         for pid in left:
@@ -70,7 +70,7 @@ def end_all(seconds: float = _END_SECONDS) -> Mapping[int, str]:
 
 
 def forget(name: str, token_sha256: str) -> None:
-    """Removes what was copied here for a cluster."""
+    """Remove what was copied here for a cluster; errors are ignored."""
     home = Path.home()
     token = home / ".ray" / "auth_token"
     with suppress(OSError):
@@ -82,13 +82,16 @@ def forget(name: str, token_sha256: str) -> None:
 
 
 def state_files(name: str) -> list[Path]:
-    """Where Ray keeps on this machine which machines a cluster has."""
+    """Return the paths of the files in which Ray keeps, on this machine, which machines a cluster has."""
     folder = named_base()[1] / "ray"
     return [folder / f"cluster-{name}.{ending}" for ending in ("state", "lock")]
 
 
 def _is_marked(pid: int) -> bool:
-    """False for other people's processes, which can't be asked, and for those that have ended."""
+    """Return whether a process has the cluster's variable.
+
+    False for other users' processes, whose environment can't be read, and for those that have ended.
+    """
     path = Path(f"/proc/{pid}")
     try:
         if path.stat().st_uid != os.geteuid():
@@ -99,7 +102,7 @@ def _is_marked(pid: int) -> bool:
 
 
 def _own_line(there: Mapping[int, Process]) -> set[int]:
-    """This process, and those that have started it."""
+    """Return the ids of this process and its ancestors."""
     line, pid = set(), os.getpid()
     while pid in there and pid not in line:
         line.add(pid)

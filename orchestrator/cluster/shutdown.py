@@ -1,11 +1,11 @@
-"""Ends a cluster, looks on every machine whether anything of it is left, and removes what was copied there for it.
+"""Ends a cluster, checks on every machine that nothing of it is left, and removes what was copied there for it.
 
 scripts/down [cluster.yaml]
 
 `ray down` ends machines that it has rented, and containers. On premises it would run `ray stop` on the head, which ends
-every Ray of that user, and nothing on the workers. So there every machine is asked over SSH, through the head, and the
-cluster's own processes are killed. The key, the configuration and the token that `ray up` has copied go, too; the
-project's folder stays.
+every Ray of that user, and nothing on the workers. So there the cluster's own processes are killed on every machine,
+over SSH through the head. The key, the configuration and the token that `ray up` has copied are removed; the project's
+folder stays.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SSH_FAILED = 255
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; 1 if something is left, or a machine can't be asked."""
+    """Run the command line; return 1 if something is left, or if a machine can't be reached."""
     arguments = argparse.ArgumentParser(prog="scripts/down", description="End a cluster that `ray up` has started.")
     arguments.add_argument("cluster", nargs="?", type=Path, default=Path("cluster.yaml"), help="default: %(default)s")
     return run_command(lambda: _end(arguments.parse_args(argv).cluster))
@@ -56,7 +56,7 @@ def _end(path: Path) -> int:
 
 @contextmanager
 def _kept(token: Path) -> Iterator[str]:
-    """Gives the SHA-256 of this machine's token, which is left here even if this is one of the cluster's machines."""
+    """Yield the SHA-256 of this machine's token; restore the token if this is a machine of the cluster."""
     content = token.read_bytes() if token.is_file() else b""
     yield hashlib.sha256(content).hexdigest()
     if content and not token.exists():
@@ -65,7 +65,7 @@ def _kept(token: Path) -> Iterator[str]:
 
 
 def _end_on(machine: str, config: Mapping[str, Any], token_sha256: str) -> str | None:
-    """Ends the cluster on one machine; what stands in the way of that, in a sentence."""
+    """End the cluster on one machine; return why that failed, in a sentence. None: it is ended."""
     forget = f"--forget {shlex.quote(config['cluster_name'])} {token_sha256}"
     command = f"cd {FOLDER} && .venv/bin/python -m orchestrator.cluster.ray_processes --end {forget}"
     done = subprocess.run(
@@ -81,7 +81,7 @@ def _end_on(machine: str, config: Mapping[str, Any], token_sha256: str) -> str |
 
 
 def _ssh(machine: str, config: Mapping[str, Any]) -> list[str]:
-    """SSH to a machine; to a worker through the head, as this machine needn't reach it itself."""
+    """Return the SSH command to a machine; to a worker through the head, as only the head need reach it."""
     auth, provider = config["auth"], config["provider"]
     options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
     options += ["-o", f"ConnectTimeout={_CONNECT_SECONDS}", "-o", "BatchMode=yes"]

@@ -1,8 +1,8 @@
 """Sends a search to a Ray cluster as a job, and follows it; ends with the exit code of the search.
 
 scripts/submit [--cluster FILE | --address URL] [options of python -m orchestrator.search]
-scripts/submit --follow JOB       what it has said so far, and says from now on
-scripts/submit --stop JOB         it exports the best so far, and can be resumed
+scripts/submit --follow JOB       prints the job's output so far and from now on
+scripts/submit --stop JOB         stops the search, which exports the best so far and can be resumed
 
 The search runs on the head, in the project's folder there; paths in its options are paths there.
 """
@@ -36,24 +36,27 @@ _ANSWER_SECONDS = 60
 _AGAIN_SECONDS = 5.0
 _ENDING_SECONDS = 30.0
 _PATIENCE_SECONDS = 60.0
+"""Seconds without an answer before giving up; the connection is gone, for example, after a laptop has slept."""
 _NO_AGENT = "No available agent"
-"""Says Ray (2.60) while the part of a node that starts jobs isn't there yet."""
+"""Part of Ray's error (2.60) while the part of a node that starts jobs isn't there yet."""
 _OTHER_RAY = "Where another Ray runs on the head, it has the port at which jobs are taken (52365): end that one"
-"""Without an answer, as after a laptop has slept: the way to the cluster is gone then."""
 _RAY_SAYS = re.compile(r"Running entrypoint for job |\S+ \S+\sINFO job_manager.py:|.*\(raylet\).*|\s+\[|\s+\(\d\) ")
-"""Beginnings of lines that Ray adds to what a search says; a daemon that died comes with its whole state."""
+"""Beginnings of lines that Ray adds to a search's output; for a daemon that died, Ray prints its whole state."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code of the search."""
+    """Run the command line; return the exit code of the search."""
     return run_command(lambda: _main(*_parser().parse_known_args(argv)))
 
 
 def entrypoint(options: Sequence[str], gpus: int) -> str:
-    """The job's command. `gpus`: per trial, where the options don't say it; the search itself sees the head's only."""
+    """Return the job's command.
+
+    `gpus` are those of each trial, unless the options give them. The search can't tell, as it sees only the head's.
+    """
     if not any(option.split("=")[0] in ("--gpus-per-trial", "--resume") for option in options):
         options = [*options, "--gpus-per-trial", str(gpus)]
-    # `exec`: when the job is to stop, the search is told so itself, not a shell above it.
+    # `exec`, so that the signal to stop reaches the search itself, and not a shell above it.
     return f"cd {FOLDER} && exec .venv/bin/python -m orchestrator.search {shlex.join(options)}"
 
 
@@ -82,7 +85,7 @@ def _submit(client: JobSubmissionClient, address: str, options: Sequence[str]) -
         nodes = list_nodes(address=address, filters=[("state", "=", "ALIVE")], timeout=_ANSWER_SECONDS)
         gpus = int(any(node.resources_total.get("GPU") for node in nodes))
         job = submit_job(client, entrypoint(options, gpus))
-    except (OSError, RuntimeError, RayStateApiException) as error:  # the second is how Ray says that a request failed
+    except (OSError, RuntimeError, RayStateApiException) as error:  # Ray raises RuntimeError for a failed request
         remedy = _OTHER_RAY if _NO_AGENT in str(error) else "Try again"
         raise InputError(f"the cluster didn't take the search: {first_line(error)}. {remedy}.") from error
     print(
@@ -94,9 +97,9 @@ def _submit(client: JobSubmissionClient, address: str, options: Sequence[str]) -
 
 
 def submit_job(client: JobSubmissionClient, command: str) -> str:
-    """The id of a new job that runs this; a cluster that has just started may take some seconds until it takes any.
+    """Submit a job that runs this command, and return its id.
 
-    Raises RuntimeError if it doesn't.
+    Retries for a minute, because a cluster that has just started may not take jobs yet. Raises RuntimeError after that.
     """
     ends = time.monotonic() + _PATIENCE_SECONDS
     while True:
@@ -109,10 +112,10 @@ def submit_job(client: JobSubmissionClient, command: str) -> str:
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:
-    """Prints what a job says, from its beginning, until it ends; returns its exit code.
+    """Print a job's output, from its beginning, until it ends; return its exit code.
 
-    Where the connection breaks it's made again, and nothing is printed twice. Raises `InputError` if the cluster
-    doesn't answer any more.
+    A broken connection is made again, and nothing is printed twice. Raises `InputError` if the cluster doesn't answer
+    any more.
     """
     printer, answered = _Printer(), time.monotonic()
     while True:
@@ -122,7 +125,7 @@ def follow(client: JobSubmissionClient, job: str) -> int:
             if code is not None:
                 asyncio.run(printer.tail(client, job))  # the rest, where the connection was closed before the end
                 return code
-        except (OSError, RuntimeError, ClientError) as error:  # what Ray, requests and aiohttp make of it
+        except (OSError, RuntimeError, ClientError) as error:  # the errors of Ray, requests and aiohttp
             if time.monotonic() - answered > _PATIENCE_SECONDS:
                 raise InputError(
                     f"the cluster can't be reached any more: {first_line(error)}. The search goes on there, if its "
@@ -132,13 +135,13 @@ def follow(client: JobSubmissionClient, job: str) -> int:
 
 
 class _Printer:
-    """Prints what a job says, whose log is always sent from its beginning, but once."""
+    """Prints a job's log without repetition, although Ray always sends it from its beginning."""
 
     def __init__(self) -> None:
         self._printed = 0
 
     async def tail(self, client: JobSubmissionClient, job: str) -> None:
-        """Until the job ends, or the connection."""
+        """Print the log until the job or the connection ends."""
         seen = 0
         async for text in client.tail_job_logs(job):
             fresh = text[max(0, self._printed - seen) :]
@@ -149,7 +152,7 @@ class _Printer:
 
 
 def _exit_code(client: JobSubmissionClient, job: str) -> int | None:
-    """Of a job's command; None: it still runs."""
+    """Return the exit code of a job's command; None: it still runs."""
     ends = time.monotonic() + _ENDING_SECONDS
     while not (info := client.get_job_info(job)).status.is_terminal():
         if time.monotonic() > ends:
@@ -174,7 +177,7 @@ def _jobs(client: JobSubmissionClient) -> list[str]:
 
 
 def _client(address: str) -> JobSubmissionClient:
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # else RAY_ADDRESS would go before what Ray is told here
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # else RAY_ADDRESS would take precedence over the argument
     try:
         client = JobSubmissionClient(address)
         logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)

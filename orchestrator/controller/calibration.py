@@ -1,7 +1,9 @@
-"""What comes before a search's first trial: the base model's evaluation, and a few steps that measure the speed.
+"""Calibration before a search's first trial: the base model's evaluation, and a speed probe of a few steps.
 
-From them: how long a full trial is in this search, what has to be kept for the export, and what the search will bring.
-trials/0000/  the base model       probe/  the steps that measure the speed; nothing else is done with them
+The two decide the length of a full trial, the reserve for the export, and the forecast of what the search will bring.
+
+RUN/trials/0000/   the base model's evaluation
+RUN/probe/         the speed probe; removed once it has ended
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, Tria
 
 PROBE_ID = "probe"
 _MOST_TRIES = 3
-"""Of a preliminary whose process dies."""
+"""Number of times that each of the two is attempted, if its process dies or it is cut off."""
 
 
 class CalibrationPhase:
-    """What is known before trials begin, and kept up to date while they run."""
+    """Runs the calibration, and keeps the search's length, reserve and throughput up to date afterwards."""
 
     def __init__(self, run: RunDir, search: Search, slots: int, records: Sequence[TrialRecord]) -> None:
         # A search from before lengths were measured has trials that are as long as the recipe says.
@@ -52,31 +54,34 @@ class CalibrationPhase:
         return self._base_is_done and self.search.shortened is not None
 
     def folder(self, trial_id: str) -> Path:
-        """Of one of the two."""
+        """Return the folder of the base model's evaluation or of the speed probe."""
         return self._run.path / PROBE_ID if trial_id == PROBE_ID else self._run.trial(trial_id)
 
     def next(self, running: Collection[str], now: datetime) -> tuple[str, Origin, str, TrialConfig, Path] | None:
-        """The first arguments of a `TrialRequest` for the next one; None while it runs."""
+        """Return the first arguments of the next `TrialRequest`; None while anything is in `running`."""
         if running:
             return None
         self._began = now
         if not self._base_is_done:
-            # It can be there already, if its evaluation was cut off or failed.
+            # The file exists if an earlier evaluation was cut off or failed.
             (self.folder(BASE_TRIAL_ID) / "ending.json").unlink(missing_ok=True)
             config = self.search.recipe.trial_config({})
             return BASE_TRIAL_ID, Origin.BASE, "base", config, self.folder(BASE_TRIAL_ID)
-        assert self.base_eval_loss is not None  # a base that is done has been evaluated
+        assert self.base_eval_loss is not None  # it is set once the base model has been evaluated
         shutil.rmtree(self.folder(PROBE_ID), ignore_errors=True)
         config = probe_config(self.search, self.base_eval_loss)
         return PROBE_ID, Origin.PROBE, "probe", config, self.folder(PROBE_ID)
 
     def on_result(self, trial_id: str, point: EvalPoint) -> None:
-        """An evaluation of one of the two."""
+        """Record an evaluation of the base model; the speed probe's is read from disk when it ends."""
         if trial_id == BASE_TRIAL_ID:
             self.base_eval_loss = point.eval_loss
 
     def unheard_point(self, trial_id: str) -> EvalPoint | None:
-        """The base model's evaluation, where it's on disk and nobody said so: what speaks for it failed meanwhile."""
+        """Return the base model's evaluation if it is on disk and was never reported; else None.
+
+        That happens when its trial proxy, or Ray Tune's report, failed after the evaluation.
+        """
         if trial_id != BASE_TRIAL_ID or self.base_eval_loss is not None:
             return None
         record = read_trial(self.folder(trial_id))
@@ -84,11 +89,11 @@ class CalibrationPhase:
         return record.points[-1] if is_done and record.points else None
 
     def is_cut_off(self, trial_id: str) -> bool:
-        """Whether it has to be done again."""
+        """Whether the calibration run has no ending on disk, so that it has to be repeated."""
         return read_trial(self.folder(trial_id)).ending is None
 
     def on_trial_end(self, trial_id: str, now: datetime, *, died: bool, error: str = "") -> Ending | None:
-        """How it ended; None: it was cut off, and comes again."""
+        """Record the end of a calibration run, and return how it ended; None: it was cut off, and is repeated."""
         record = read_trial(self.folder(trial_id))
         ending = record.ending
         if ending is None or (died and not record.points):
@@ -99,7 +104,7 @@ class CalibrationPhase:
             ending = Ending(EndingKind.FAILED, what)
             TrialDir(self.folder(trial_id)).end(ending)
         if trial_id == BASE_TRIAL_ID and not record.points:
-            ending = Ending(EndingKind.FAILED, ending.reason)  # out of memory, for instance: no trial will fit either
+            ending = Ending(EndingKind.FAILED, ending.reason)  # such as out of memory: no trial would fit either
         if trial_id == PROBE_ID:
             self._end_probe(record, ending, now)
         elif ending.kind is not EndingKind.FAILED:
@@ -109,7 +114,7 @@ class CalibrationPhase:
         return ending
 
     def _end_probe(self, record: TrialRecord, ending: Ending, now: datetime) -> None:
-        """Trials may begin, also where this one failed: others may not, and show how fast they are."""
+        """Let trials begin. If the probe failed none is shortened: other trials may succeed, and measure the speed."""
         if record.points:
             self._measure_length(record, now)
         else:
@@ -119,14 +124,14 @@ class CalibrationPhase:
         self._run.write_search(self.search)
 
     def findings(self) -> list[str]:
-        """What was found out since the last time, in sentences."""
+        """Return sentences on what was measured since the last call."""
         found, self._sentences = self._sentences, []
         return found
 
     def observe_segment(self, trial: Trial, point: EvalPoint, dispatched_seconds: float | None) -> None:
-        """Takes in what a trial took from its last evaluation to this one, which isn't in `member.points` yet.
+        """Record the time that a trial took from its last evaluation to this one, not in `trial.points` yet.
 
-        `handed_out_seconds` have passed since the trial was handed out, where this is its first evaluation since then.
+        `dispatched_seconds` have passed since the trial was dispatched; None: it was evaluated since then already.
         """
         last = trial.points[-1] if trial.points else None
         seconds = point.seconds - (last.seconds if last else 0.0)
@@ -137,7 +142,7 @@ class CalibrationPhase:
             self.throughput.observe_start(dispatched_seconds - seconds)
 
     def budget_state(self, seconds_left: float, *, may_start: bool) -> BudgetState:
-        """What is left of it, as the policy wants to know it."""
+        """Return the budget as the scheduler needs it; before any measurement a full trial takes all that is left."""
         full = self.throughput.seconds(None, self.search.full_tokens)
         return BudgetState(
             seconds_left=seconds_left,
@@ -160,7 +165,7 @@ class CalibrationPhase:
         return min(1.0, every_rows * epoch.row_tokens / self.search.full_tokens)
 
     def _measure_reserve(self, base: TrialRecord, now: datetime) -> None:
-        assert self._began is not None  # it was handed out
+        assert self._began is not None  # set when it was dispatched
         base_seconds = (now - self._began).total_seconds()
         self.search = replace(self.search, opening_seconds=base_seconds)
         if self.search.recipe.search.reserve is not None:
@@ -185,7 +190,10 @@ class CalibrationPhase:
             self._sentences.append(f"a full trial is {length_in_words(full, length, self.search.epoch.tokens)}")
 
     def _seconds_per_token(self, probe: TrialRecord) -> float:
-        """Of a trial among as many as there'll be, evaluations included; the probe was alone in its engine."""
+        """Return the seconds per token of a trial that shares its engine with as many others as it has slots.
+
+        Evaluations are included. The probe was alone in its engine, so its time is multiplied by the slots.
+        """
         first, last = probe.points[0], probe.points[-1]
         trained = [point.tokens_seen / (point.tokens_per_second or 1.0) for point in (first, last)]
         tokens = last.tokens_seen - first.tokens_seen

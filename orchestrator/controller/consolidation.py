@@ -1,8 +1,8 @@
-"""When all GPUs of a machine train one trial together near the end; the controller acts on it.
+"""Decides whether all GPUs of a machine train one trial together near the end of a search (consolidation).
 
-Side by side, two GPUs get through more than together: no gradient has to travel, and small steps stay efficient. So
-trials run apart for as long as that finishes the most promising one. Near the end it may not: a trial that is too slow
-for the time that is left on one GPU can be complete in time on two. Then, and only then, it's worth the change.
+Two GPUs have a higher throughput on separate trials than on one: no gradients are exchanged, and small steps stay
+efficient. So no trial spans GPUs as long as the most promising one can be completed in time. Near the end, one GPU may
+be too slow for that while two are not. Only then is consolidation worth its cost.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ from orchestrator.state.run_dir import Placement, Search
 from trials.schedule import full_tokens
 
 _RESTART_SECONDS = 30.0
-"""Of Ray, and of the processes that train together."""
+"""Seconds to restart Ray and start the worker group."""
 _OPENING_FACTOR = 1.5
-"""Loading the base model takes at most so many times as long as when the search began."""
+"""Upper limit on the time to load the base model, relative to `Search.opening_seconds`."""
 
 _SPARE = 0.1
-"""Of the time that is left: what it takes is known about so well."""
+"""Share of the time left that is kept as a margin: the relative error of the time estimate is about as large."""
 
 
 @dataclass(frozen=True)
 class FinalistCandidate:
-    """A trial that could go on, running or paused."""
+    """An incomplete trial, running or paused, that could become the finalist."""
 
     trial_id: str
     loss: float
-    """Expected at its end, in nats."""
+    """Predicted loss at its end, in nats."""
     seconds: float
-    """To its end on one GPU that it has for itself."""
+    """Seconds to its end on one GPU without other trials on it."""
 
 
 @dataclass(frozen=True)
 class OnAllGpus:
-    """What training it on all GPUs would come to."""
+    """Estimate for training one trial on all GPUs of a machine."""
 
     ranks: int
     scaling: float
-    """How many times as fast as on one GPU."""
+    """Speedup over one GPU."""
     change_seconds: float
-    """Until it trains there."""
+    """Seconds until the trial trains on all of them."""
 
 
 def finalist(
     unfinished: Iterable[FinalistCandidate], best_complete: float | None, seconds_left: float, together: OnAllGpus
 ) -> FinalistCandidate | None:
-    """The trial for whose sake all GPUs should work together from now on; None: trials go on side by side.
+    """Return the trial that all GPUs should train together from now on; None: trials go on separately.
 
-    It's the most promising one, if it's expected to beat all that are complete (`best_complete`, in nats), can't be
-    complete in time on one GPU, and can on all of them.
+    It is the trial with the lowest predicted loss, on three conditions. That loss is below `best_complete`, the best
+    loss of ended trials in nats. The trial cannot be completed in time on one GPU. It can on all of them.
     """
     best = min(unfinished, key=lambda each: each.loss, default=None)
     if best is None or (best_complete is not None and best.loss >= best_complete):
@@ -75,7 +75,10 @@ def plan_consolidation(
     seconds_left: float,
     now: str,
 ) -> Consolidation | None:
-    """What is to be changed, at the time `now`, if it `is_near_the_end`; None: nothing."""
+    """Return the consolidation to carry out if `is_near_the_end`; None: there is none worth it.
+
+    `now` is in ISO 8601, UTC.
+    """
     placed, each = search.placement, throughput.seconds_per_token()
     assert placed is not None
     assert each is not None
@@ -99,16 +102,16 @@ def plan_consolidation(
 
 
 def is_near_the_end(search: Search, throughput: ThroughputModel, seconds_left: float) -> bool:
-    """Whether a full trial takes longer on one GPU than what is left: before, there is nothing to be regrouped for."""
+    """Whether a full trial on one GPU takes longer than the time left, and consolidation is allowed and possible."""
     placed, full = search.placement, throughput.seconds(None, search.full_tokens)
     if placed is None or full is None or not placed.engines:
         return False
-    # Asked several times a second: what takes time comes last.
+    # Called several times a second, so the expensive check comes last.
     return full / placed.slots_per_engine > seconds_left and _may_consolidate(search, placed)
 
 
 def _may_consolidate(search: Search, placed: Placement) -> bool:
-    allowed = search.recipe.search.consolidate
+    allowed = search.recipe.search.regroup
     if allowed is None:
         allowed = search.gpus_per_trial == 1
     is_apart = search.ranks == 1 and search.regrouped is None
@@ -120,7 +123,7 @@ def _may_consolidate(search: Search, placed: Placement) -> bool:
 def _unfinished(
     trial: Trial, search: Search, forecast: Callable[[str], Forecast | None], throughput: ThroughputModel
 ) -> FinalistCandidate | None:
-    """None: nothing is known of it yet."""
+    """Return the trial as a candidate; None: it has no prediction, or no throughput was measured yet."""
     curve_model, placed = forecast(trial.trial_id), search.placement
     if curve_model is None or placed is None or search.epoch is None:
         return None

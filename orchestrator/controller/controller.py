@@ -1,7 +1,7 @@
-"""Drives a search: what runs next, what goes on, what ends. The one place that acts on what the rules say.
+"""Controller of a search: dispatches, pauses, resumes and ends trials as the scheduler decides.
 
-It knows nothing of Ray: `orchestrator.execution.tune_run` lets Ray Tune ask it, tests and simulations can ask it as
-well. All that it knows is on disk before it answers, so that after a crash a new one goes on where this one was.
+It does not import Ray: Ray Tune calls it through `orchestrator.execution.tune_adapters`, tests and simulations call it
+directly. The trials' folders on disk hold all of its state, so after a crash a new controller continues from them.
 """
 
 from __future__ import annotations
@@ -49,15 +49,16 @@ from trials.system.disk_full import is_disk_full
 from trials.system.files import recover_folder
 
 MOST_FAILURES_IN_A_ROW = 5
-"""After so many the cause is not the configurations, and the search would go on failing."""
+"""Failed trials in a row after which the search gives up: configurations are then unlikely to be the cause."""
 
 Wait = Literal["wait"]
 Over = Literal["over"]
 
 
 class SearchController:
-    """The state of a running search. Its public methods may be called from any one thread at a time.
+    """Controller of one search. Its public methods may be called from any thread, but from one at a time.
 
+    `slots` is the number of trials that run at the same time; `listener` receives every event.
     `only`: the configurations that may be tried beside the recipe's own, each once; None: all of the space.
     """
 
@@ -75,18 +76,18 @@ class SearchController:
         self._emit = listener
         self._now = now
         self._running: dict[str, datetime | None] = {}
-        """When each was handed out; None: it has been evaluated since."""
+        """Time of dispatch of each running trial; None: it has been evaluated since."""
         self._crash_tracker = CrashTracker()
         self._interrupted = threading.Event()
         self._failures_in_a_row = 0
         self._proxy_errors = ProxyErrors()
         self._troubles: set[str] = set()
-        """What only reports and went wrong, and was said."""
+        """Parts of the reporting whose failure a notice has been shown for."""
         self.gave_up: str | None = None
-        """Why nothing more is started, though there is time; None: nobody gave up."""
+        """Reason for which the search starts nothing more although there is time; None: it has not given up."""
         self._is_done = False
         self.regrouped: Consolidation | None = None
-        """Nothing more is started: the next session is to train each trial on so many GPUs."""
+        """Consolidation that the next session carries out; once it is set, nothing more starts. None: not planned."""
         records = self._sound_records()
         trained = [record for record in records if record.origin is not Origin.BASE]
         self._calibration = CalibrationPhase(run, search, slots, records)
@@ -100,17 +101,17 @@ class SearchController:
 
     @property
     def search(self) -> Search:
-        """As it's known by now: how long a full trial is and what is kept for the export are found out first."""
+        """The search as updated by the calibration, which sets the length of a full trial and the reserve."""
         return self._calibration.search
 
     @property
     def should_stop(self) -> bool:
-        """Whether everything that runs has to end now: interrupted, or too much of the reserve is gone already."""
+        """Whether all running trials must stop now: after an interrupt, or if too much of the reserve is used up."""
         return self._interrupted.is_set() or -self._seconds_left > grace_seconds(self.search.deadline.reserve_seconds)
 
     @property
     def throughput(self) -> ThroughputModel:
-        """What trials take, as measured so far."""
+        """Throughput of trials, as measured so far."""
         return self._calibration.throughput
 
     @property
@@ -123,11 +124,14 @@ class SearchController:
         return self._writer.study
 
     def interrupt(self) -> None:
-        """Starts nothing more; `must_stop` is true from now on. Safe to call from a signal handler."""
+        """Start nothing more; `should_stop` is true from now on. Safe to call from a signal handler."""
         self._interrupted.set()
 
     def suggest(self) -> TrialRequest | Wait | Over:
-        """The next trial to run. The base model comes first, then what measures the speed, then everything else."""
+        """Return the next trial to run: the base model's evaluation, then the speed probe, then all others.
+
+        "wait": no slot is free, or nothing can start yet. "over": this session starts nothing more.
+        """
         if self._interrupted.is_set() or self.gave_up is not None or self._seconds_left <= 0:
             return "over"
         if self.regrouped is not None:
@@ -141,17 +145,17 @@ class SearchController:
         return self._fill_slot() if crashed is None else self._resume(crashed)
 
     def on_result(self, trial_id: str, point: EvalPoint) -> bool:
-        """Takes in an evaluation; True: the trial goes on. One that doesn't is over here, or pauses."""
+        """Record an evaluation; return whether the trial goes on. One that does not pauses."""
         if trial_id in (BASE_TRIAL_ID, PROBE_ID):
             self._calibration_result(trial_id, point)
-            return True  # cut off, it comes again from its beginning: errors of what speaks for it still count
+            return True  # proxy errors keep counting, because a calibration run that is cut off starts again
         self._proxy_errors.clear(trial_id)
         trial = self._table[trial_id]
         self._take(trial, point)
         self._emit(TrialEvaluated(trial_id, point))
         view, budget = self._view(trial), self._budget()
         if view.points[-1][0] > view.end - budget.evaluation_point / 2:
-            return True  # it's complete; optimizer steps don't end exactly where tokens do
+            return True  # it is complete; optimizer steps do not end exactly at a number of tokens
         if self.regrouped is not None:
             self._emit(TrialPaused(trial_id, f"all GPUs go to {self.regrouped.finalist}"))
             return False
@@ -161,13 +165,13 @@ class SearchController:
         return verdict.goes_on
 
     def on_trouble(self, about: str, text: str) -> None:
-        """Takes in that something went wrong which only reports; it's said once a session, whichever trial it's of."""
+        """Record a failure of reporting, such as of W&B; a notice is shown once per `about` and session."""
         if about not in self._troubles:
             self._troubles.add(about)
             self._emit(Notice(f"warning: {about}: {text} (said once; the trials' log.txt have the rest)"))
 
     def on_trial_end(self, trial_id: str, left: TrialExit = QUIETLY) -> None:
-        """Takes in that nobody runs a trial any more, and how it `left` what ran it."""
+        """Record that a trial does not run any more, and how it `left` the process that ran it."""
         self._running.pop(trial_id, None)
         if trial_id in (BASE_TRIAL_ID, PROBE_ID):
             self._end_calibration(trial_id, left)
@@ -192,9 +196,10 @@ class SearchController:
             self._scheduler.update(self._view(trial))
 
     def on_idle(self) -> None:
-        """Does what can wait; to be called whenever nobody waits for an answer.
+        """Do deferred work; to be called whenever no caller waits for an answer.
 
-        What the study is told is on disk in the trials' folders already, and told again after a crash.
+        Refits the models, bounds the number of paused trials, considers consolidation, and writes to the study. The
+        study can wait: its content is in the trials' folders, from which it is completed after a crash.
         """
         if self._calibration.is_complete:
             self._scheduler.refit(self._budget())
@@ -203,7 +208,7 @@ class SearchController:
         self._writer.flush()
 
     def close(self) -> None:
-        """Takes in the end of all that runs. What is paused has had its chance if the search is over by itself."""
+        """Record the end of all running trials; if the search is over by itself, prune the paused ones too."""
         for trial_id in list(self._running):
             self.on_trial_end(trial_id)
         if self._is_done or (self._seconds_left <= 0 and not self.was_interrupted):
@@ -285,7 +290,7 @@ class SearchController:
         )
 
     def _take(self, trial: Trial, point: EvalPoint) -> None:
-        """An evaluation of a trained trial, to all who keep account of it."""
+        """Record an evaluation of a trial everywhere: calibration, table, study and scheduler."""
         dispatched = self._running.get(trial.trial_id)
         self._running[trial.trial_id] = None
         waited = None if dispatched is None else (self._now() - dispatched).total_seconds()
@@ -298,14 +303,14 @@ class SearchController:
         self._scheduler.update(self._view(trial))
 
     def _end(self, trial: Trial, ending: Ending) -> None:
-        """A trained trial is over for good."""
+        """End a trial for good: write the ending, and remove its checkpoints and adapters that are not kept."""
         folder = self._run.trial(trial.trial_id)
         TrialDir(folder).end(ending)
         record = read_trial(folder)
-        # They would take half a gigabyte and more of every trial (trials.records.checkpoints); what counts is its
-        # adapter.
+        # Checkpoints would take half a gigabyte and more per trial (trials.records.checkpoints); only the adapter is
+        # needed from now on.
         remove_checkpoints(folder)
-        remove_adapters(folder.glob("before-*/adapter"))  # of what was trained again
+        remove_adapters(folder.glob("before-*/adapter"))  # of segments that were trained again
         self._crash_tracker.clear(trial.trial_id)
         self._writer.write_later(lambda: self._writer.write(record))
         remove_adapters(self._table.end(record))
@@ -315,7 +320,7 @@ class SearchController:
         self._emit(TrialEnded(trial.trial_id, record.ending, record.best_eval_loss))
 
     def _sound_records(self) -> list[TrialRecord]:
-        """All trials that can be used; the others are set aside, and every damaged file is named once."""
+        """Return the usable trials; set the others aside, and emit a notice for every damaged file."""
         trials = self._run.path / "trials"
         trials.mkdir(exist_ok=True)
         for folder in trials.iterdir():
@@ -332,7 +337,7 @@ class SearchController:
         return sound
 
     def _lose(self, trial: Trial, error: Exception) -> None:
-        """A trial's folder was damaged while the search ran, or can't be put back to a checkpoint."""
+        """End a trial as failed because its folder was damaged, or cannot be restored to a checkpoint; set it aside."""
         folder = self._run.trial(trial.trial_id)
         reason = f"its folder can't be used: {first_line(error)}"
         moved = set_aside(self._run.path, [DamagedTrial(trial.trial_id, folder, reason)] if folder.exists() else [])
@@ -345,7 +350,10 @@ class SearchController:
         self._emit(TrialEnded(trial.trial_id, trial.ending, None))
 
     def _note_death(self, trial: Trial, error: str) -> None:
-        """What it ran in broke, which isn't to blame on it the first time: others may have been in there too."""
+        """Record that a trial's process died; the trial fails after `MOST_DEATHS` in a row.
+
+        Before that it is retried, because another trial in the same process may have been the cause.
+        """
         trial_id = trial.trial_id
         if self._crash_tracker.record_crash(trial_id):
             what = f"{error}, {MOST_DEATHS} times" if error else f"its process ended without a word {MOST_DEATHS} times"
@@ -356,7 +364,7 @@ class SearchController:
             self._emit(Notice(f"the process of trial {trial_id} died; it goes on from its last checkpoint"))
 
     def _record_proxy_error(self, trial: Trial, error: str) -> None:
-        """What speaks for it failed: it's handed out again soon, unless that goes on for it alone."""
+        """Record a proxy error: the trial is dispatched again soon, or pruned if it alone keeps having them."""
         if self._are_too_many_proxy_errors(trial.trial_id, error):
             failed = f"as what speaks for it failed {MOST_PROXY_ERRORS} times: {error}"
             reason = f"set aside through no fault of its own, {failed}"
@@ -365,7 +373,10 @@ class SearchController:
             self._unfinished.append(trial.trial_id)
 
     def _are_too_many_proxy_errors(self, trial_id: str, error: str) -> bool:
-        """Whether a trial has had too many; if trials have in a row, that's the search's trouble, and it gives up."""
+        """Record a proxy error; return whether the trial has had too many.
+
+        After `MOST_PROXY_ERRORS` in a row over all trials the search gives up.
+        """
         if self._proxy_errors.record(trial_id, error, self._now()):
             said = (
                 f"what speaks for trial {trial_id} failed, which isn't the trial's doing, and it is run again: {error}"
@@ -379,7 +390,7 @@ class SearchController:
         return self._proxy_errors.count(trial_id) >= MOST_PROXY_ERRORS
 
     def _bound_paused(self) -> None:
-        """Checkpoints take room, so not everything that is paused can be kept."""
+        """Prune paused trials beyond `keep_paused`, because their checkpoints take disk space."""
         for trial_id in self._scheduler.evictable(self.search.recipe.search.keep_paused, self._budget()):
             trial = self._table[trial_id]
             more = self.search.recipe.search.keep_paused
@@ -434,7 +445,7 @@ class SearchController:
             self._give_up(f"the base model's evaluation failed with: {_in_a_line(ending.reason)}")
 
     def _catch_up(self, trained: list[TrialRecord]) -> None:
-        """Tells study and policy what is on disk, where the search was cut off before they were told."""
+        """Bring study and scheduler up to date with the trials on disk, and queue those that were cut off."""
         for record in trained:
             self._writer.write_later(partial(self._writer.write, record))
             self._scheduler.update(self._view(self._table[record.id]))
@@ -442,7 +453,7 @@ class SearchController:
         begun = {study_number(record.id) for record in trained}
         self._unbegun = deque(self._study.unbegun(begun))
         open_ones = [trial for trial in self._table if trial.ending is None]
-        # Of what was never evaluated the policy knows nothing.
+        # The scheduler has no losses of a trial that was never evaluated, so those are resumed first.
         self._unfinished = deque(m.trial_id for m in open_ones if not m.points)
 
     def _view(self, trial: Trial) -> TrialView:
@@ -453,7 +464,7 @@ class SearchController:
 
 
 def _in_a_line(reason: str) -> str:
-    """An error's text for a sentence."""
+    """Return the first line of an error's text, without a period, for use in a sentence."""
     return reason.strip().split("\n")[0].rstrip(".")
 
 
@@ -462,5 +473,8 @@ def _has_no_rows(record: TrialRecord) -> bool:
 
 
 def _of_no_use(base: TrialRecord) -> DamagedTrial:
-    """A base without losses row by row shows no trial to be better than it; it's evaluated again in a minute."""
+    """Return a base model's record without row losses as damaged, so that it is evaluated again.
+
+    Without them no trial can be shown to be better than the base model.
+    """
     return DamagedTrial(base.id, base.folder, "; ".join(base.all_damage()))

@@ -1,4 +1,4 @@
-"""What happens in a search, for those who show it. The controller emits, consoles listen."""
+"""Events of a search: the controller emits them, displays and exporters listen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trials.records.trial_dir import Ending, EvalPoint, Origin
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """A trial was handed out to be run; `tokens_seen` says how far it had come already, of so many in a full trial."""
+    """A trial was dispatched; it resumes at `tokens_seen` of the `full_tokens` of the longest full trial."""
 
     trial_id: str
     origin: Origin
@@ -31,7 +31,7 @@ class TrialEvaluated:
 
 @dataclass(frozen=True)
 class TrialPaused:
-    """A trial waits on disk, to be resumed when that looks most promising; and why it doesn't go on."""
+    """A trial paused, for this reason; its checkpoint is on disk, and it may be resumed later."""
 
     trial_id: str
     reason: str
@@ -39,7 +39,7 @@ class TrialPaused:
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """A trial is over."""
+    """A trial is over for good; `best_eval_loss` None: it was never evaluated, or could not be read."""
 
     trial_id: str
     ending: Ending
@@ -48,7 +48,7 @@ class TrialEnded:
 
 @dataclass(frozen=True)
 class Notice:
-    """One plain sentence about the search."""
+    """One sentence for people about the search."""
 
     text: str
 
@@ -57,7 +57,7 @@ Event = TrialStarted | TrialEvaluated | TrialPaused | TrialEnded | Notice
 
 
 def in_turn(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:
-    """One listener that tells them all."""
+    """Return one listener that passes every event to all `listeners`, in order."""
 
     def tell(event: Event) -> None:
         for listener in listeners:

@@ -1,4 +1,4 @@
-"""Errors of what speaks for trials under Ray: nobody's failure, and no reason to run them again for ever either."""
+"""Counts errors between a trial and the controller, in its trial proxy, report or store; retries are limited."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ from datetime import datetime, timedelta
 from enum import Enum
 
 MOST_PROXY_ERRORS = 6
-"""In a row without an evaluation: of one trial then it's set aside, of all of them the search gives up."""
+"""Proxy errors in a row without an evaluation: at so many a trial is pruned.
+
+With so many over all trials together, the search gives up.
+"""
 _FIRST_WAIT_SECONDS = 1.0
-"""Before a trial is handed out again; each time twice as long, as what is short may come back."""
+"""Seconds before the next dispatch, doubled with every error: a resource that is short may come back."""
 
 
 class ExitKind(Enum):
-    """How a trial left what ran it."""
+    """Kind of a trial's exit from the process that ran it."""
 
     QUIETLY = "quietly"
-    """It ended, or was told to stop."""
+    """The trial ended, or was told to stop."""
     DEATH = "death"
-    """Its process is gone, or broke off outside of its training."""
+    """The trial's process is gone, or failed outside of the training."""
     PROXY_ERROR = "proxy_error"
-    """What speaks for it failed: its proxy, Ray Tune's report, the store that its folder is on."""
+    """An error in the trial proxy, in Ray Tune's report, or in the store that the trial's folder is on."""
 
 
 @dataclass(frozen=True)
 class TrialExit:
-    """How a trial left, with the error that made it; empty: its process ended without a word."""
+    """Exit of a trial; `error` is empty if the trial left quietly, or its process ended without a message."""
 
     how: ExitKind = ExitKind.QUIETLY
     error: str = ""
@@ -33,21 +36,21 @@ class TrialExit:
 
 QUIETLY = TrialExit()
 DIED = TrialExit(ExitKind.DEATH)
-"""Without a word."""
+"""Exit of a trial whose process ended without a message."""
 
 
 class ProxyErrors:
-    """Those since evaluations were heard of."""
+    """Proxy errors since the last evaluation, per trial and over all trials."""
 
     def __init__(self) -> None:
         self.in_a_row = 0
-        """Of all trials together."""
+        """Proxy errors of all trials together since the last evaluation of any."""
         self._of: dict[str, int] = {}
         self._said: set[str] = set()
         self._until: datetime | None = None
 
     def record(self, trial_id: str, error: str, now: datetime) -> bool:
-        """One more; whether its error is new."""
+        """Record a proxy error; return whether its message is new."""
         self._of[trial_id] = self.count(trial_id) + 1
         self._until = now + timedelta(seconds=_FIRST_WAIT_SECONDS * 2**self.in_a_row)
         self.in_a_row += 1
@@ -56,15 +59,15 @@ class ProxyErrors:
         return is_new
 
     def count(self, trial_id: str) -> int:
-        """Of one trial, since it was evaluated last."""
+        """Return the number of proxy errors of one trial since its last evaluation."""
         return self._of.get(trial_id, 0)
 
     def clear(self, trial_id: str) -> None:
-        """An evaluation of this trial was heard of."""
+        """Record that an evaluation of this trial was reported: resets its count, the total and the wait."""
         self.in_a_row = 0
         self._of.pop(trial_id, None)
         self._until = None
 
     def must_wait(self, now: datetime) -> bool:
-        """Whether the next trial is better handed out a little later."""
+        """Whether the next dispatch has to wait, because of the last proxy error."""
         return self._until is not None and now < self._until

@@ -1,7 +1,8 @@
-"""Conducts a search whose run folder is on an object store: takes trials from there before it decides about them.
+"""Controller of a search whose run folder is on an object store; the controller works on a local copy.
 
-A trial is on the store before it's handed out; its worker puts every evaluation there before it reports it. What the
-controller itself changes in a trial's folder is put there some seconds later: lost, it's decided again.
+A trial is on the store before it is dispatched, and its worker uploads every evaluation before reporting it. The
+controller downloads a trial before deciding about it. Its own changes to a trial's folder are uploaded some seconds
+later: if they are lost, the controller decides again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _BETWEEN_PUSHES_SECONDS = 10.0
 def controller_of(
     run: RunDir, search: Search, slots: int, listener: Callable[[Event], None], now: Callable[[], datetime]
 ) -> SearchController:
-    """The controller of a run folder, wherever that is."""
+    """Return the controller for a run folder: a `RemoteSearchController` for a copy of one on an object store."""
     mirror = Mirror.of(run.path)
     if mirror is None:
         return SearchController(run, search, slots, listener, now)
@@ -36,7 +37,7 @@ def controller_of(
 
 
 class RemoteSearchController(SearchController):
-    """A controller in a working copy. The store decides what trials have done when it begins."""
+    """Controller on a working copy. At the start, trials are read from the store, not from the copy."""
 
     def __init__(
         self,
@@ -52,11 +53,11 @@ class RemoteSearchController(SearchController):
         super().__init__(run, search, slots, listener, now)
         self._mirror = mirror
         self._granted: dict[str, tuple[TrialRequest, str]] = {}
-        """Trials that run, with the owner that each was given to."""
+        """Requests of running trials, each with the token that lets its worker write to the store."""
         self._next_push = time.monotonic()
 
     def suggest(self) -> TrialRequest | Wait | Over:
-        """As a controller does; the trial is on the store then, and how long trials are."""
+        """Choose the next trial as the base class does, and upload it and search.json before it is dispatched."""
         answer = super().suggest()
         if not isinstance(answer, TrialRequest):
             return answer
@@ -69,12 +70,12 @@ class RemoteSearchController(SearchController):
         return replace(answer, remote=RemoteTrial(self._mirror.store.url, name, owner), wandb_id=wandb_id)
 
     def on_result(self, trial_id: str, point: EvalPoint) -> bool:
-        """As a controller does."""
+        """Download the trial, then decide as the base class does."""
         self._mirror.pull(self._granted[trial_id][0].folder)
         return super().on_result(trial_id, point)
 
     def on_trial_end(self, trial_id: str, left: TrialExit = QUIETLY) -> None:
-        """As a controller does; the trial's worker puts nothing more on the store."""
+        """Revoke the worker's right to write to the store, then record the end as the base class does."""
         granted = self._granted.pop(trial_id, None)
         if granted is not None:
             request, owner = granted
@@ -82,18 +83,18 @@ class RemoteSearchController(SearchController):
         super().on_trial_end(trial_id, left)
 
     def on_idle(self) -> None:
-        """As a controller does; every some seconds, what has changed is put on the store."""
+        """Do what the base class defers; every `_BETWEEN_PUSHES_SECONDS`, upload what has changed."""
         super().on_idle()
         if time.monotonic() >= self._next_push:
             self.push()
             self._next_push = time.monotonic() + _BETWEEN_PUSHES_SECONDS
 
     def close(self) -> None:
-        """As a controller does; then the store has all of it."""
+        """Close the controller as the base class does, then upload what has changed."""
         super().close()
         self.push()
 
     def push(self) -> None:
-        """Puts what has changed on the store."""
+        """Upload what has changed, except for the folders of running trials."""
         self._mirror.push_trials(request.folder for request, _ in self._granted.values())
         self._mirror.push_files()

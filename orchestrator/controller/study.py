@@ -1,13 +1,13 @@
-"""The Optuna study: what is asked of it and what it's told, each outcome as what it is.
+"""Optuna study of a search: records every trial, with its outcome as an Optuna trial state.
 
-running, paused                  RUNNING with its intermediate values, by tokens seen; so it stays over a restart
+running, paused                  RUNNING with its intermediate values, by tokens seen; a restart keeps it so
 finished, early stopped          COMPLETE with best_eval_loss
 pruned                           PRUNED with its intermediate values
 diverged, out of memory          PRUNED and infeasible: a violated constraint, which TPE avoids (a FAIL it forgets)
 failed                           FAIL
 
-What to try is proposed by `orchestrator.scheduling.scheduler` from what is believed of all trials, not by this study's
-own sampler, which would take a paused trial for a bad one.
+`orchestrator.scheduling.scheduler` proposes the configurations, not this study's sampler, which would treat a paused
+trial as a bad one.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ NAME, _SCORE = "name", "score"
 INFEASIBLE = frozenset({EndingKind.DIVERGED, EndingKind.OUT_OF_MEMORY})
 _SEPARATOR = "+"
 LOCK_SECONDS = 0.5
-"""How long another program's lock is waited for; a browser of the study holds it for as long as it likes."""
+"""Seconds to wait for another program's lock; a database browser may hold it for an unlimited time."""
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What to try next: the study's number, hyperparameters by name, and the starting point's name if it is one."""
+    """Configuration to try next: number in the study, hyperparameters, and the starting point's name or None."""
 
     number: int
     values: Mapping[str, Any]
@@ -45,14 +45,15 @@ class Suggestion:
 
 
 Propose = Callable[[int], Mapping[str, Any]]
-"""Values of a new configuration, given a seed."""
+"""Maps a seed to the hyperparameters of a new configuration."""
 
 
 class StudyRecorder:
-    """One search's study in its SQLite file; opening it again goes on where it was.
+    """Study of one search in its SQLite file; opening it again continues the study.
 
-    `lost` are numbers of trials whose folders were set aside as damaged: they failed, and starting points among them
-    are begun again. Where another program holds the file, opening and telling raise an error that `is_locked` knows.
+    `lost` are numbers of trials whose folders were set aside as damaged. They count as failed, and starting points
+    among them are asked for again. If another program holds the file, opening and recording raise an error for which
+    `is_locked` is true.
     """
 
     def __init__(self, storage: str | BaseStorage, recipe: Recipe, lost: Set[int] = frozenset()) -> None:
@@ -65,7 +66,7 @@ class StudyRecorder:
             storage=self._storage,
             direction="minimize",
             load_if_exists=True,
-            # It's never asked: trials come into the study with their values.
+            # The sampler is never asked, because trials are added to the study with their values.
             sampler=optuna.samplers.RandomSampler(seed=recipe.search.seed),
         )
         known = self._study.get_trials(deepcopy=False)
@@ -80,7 +81,7 @@ class StudyRecorder:
             self.lose(number)
 
     def ask(self, propose: Propose) -> Suggestion:
-        """The next configuration: starting points first, then what is proposed. It's in the study once it is begun."""
+        """Return the next configuration: starting points first, then proposals. `begin` adds it to the study."""
         name = self._starts.popleft() if self._starts else None
         number = self._asked
         values = propose(self._recipe.search.seed + number) if name is None else self._recipe.start_values(name)
@@ -88,7 +89,7 @@ class StudyRecorder:
         return Suggestion(number, values, name)
 
     def begin(self, suggestion: Suggestion) -> None:
-        """Notes that a suggestion is tried: each once, in the order in which they were asked for."""
+        """Add a suggestion to the study; to be called once for each, in the order in which `ask` returned them."""
         template = create_trial(
             state=TrialState.RUNNING,
             params={key: encode(suggestion.values[key], self._recipe.space[key]) for key in self._space},
@@ -102,15 +103,18 @@ class StudyRecorder:
         self._reported[trial.number] = set()
 
     def unbegun(self, numbers: Collection[int]) -> list[Suggestion]:
-        """What was asked for and isn't among `numbers`, those with a folder: the search was cut off in between."""
+        """Return suggestions that are open in the study, but not among `numbers`, the trials with a folder.
+
+        They exist if the search was cut off in between.
+        """
         return [self._suggestion(trial) for number, trial in sorted(self._open.items()) if number not in numbers]
 
     def is_open(self, number: int) -> bool:
-        """Whether the study waits for how a trial ends."""
+        """Whether a trial is in the study, and its end was not recorded yet."""
         return number in self._open
 
     def report(self, number: int, point: EvalPoint) -> None:
-        """An intermediate value at so many tokens seen; said twice, it counts once. A score is only noted."""
+        """Record an evaluation as an intermediate value, once per token count; a score becomes a user attribute."""
         trial = self._open[number]
         if point.tokens_seen not in self._reported[number]:
             trial.report(point.best_eval_loss, step=point.tokens_seen)
@@ -119,7 +123,7 @@ class StudyRecorder:
             self._reported[number].add(point.tokens_seen)
 
     def record_end(self, number: int, kind: EndingKind, best_eval_loss: float | None) -> None:
-        """How a trial ended. Said again after an error, it's as if it were said once."""
+        """Record how a trial ended; may be repeated after an error."""
         trial = self._open[number]
         trial.set_constraint(CONSTRAINT, 1.0 if kind in INFEASIBLE else 0.0)
         state = state_of(kind, best_eval_loss)
@@ -127,18 +131,18 @@ class StudyRecorder:
         del self._open[number], self._reported[number]
 
     def lose(self, number: int) -> None:
-        """A trial can't be used any more, whatever it was."""
+        """Record a trial that cannot be used any more as failed, if it is open."""
         if self.is_open(number):
             self.record_end(number, EndingKind.FAILED, None)
 
     def record_base(self, base_eval_loss: float, base_score: float | None = None) -> None:
-        """Notes the base model's figures beside the trials: without hyperparameters it's no trial of the study."""
+        """Record the base model's loss and score as user attributes: without hyperparameters it is no trial."""
         self._study.set_user_attr("base_eval_loss", base_eval_loss)
         if base_score is not None:
             self._study.set_user_attr("base_score", base_score)
 
     def has_more(self, limit: int | None) -> bool:
-        """Whether another configuration may be asked for: at most `limit`, without those that are lost."""
+        """Whether fewer than `limit` configurations were asked for, not counting lost ones; None: no limit."""
         return limit is None or self._asked - self._lost < limit
 
     def _suggestion(self, trial: optuna.Trial) -> Suggestion:
@@ -155,7 +159,7 @@ def open_storage(url: str) -> RDBStorage:
 
 
 def is_locked(error: BaseException | None) -> bool:
-    """Whether an error of SQLite, SQLAlchemy or Optuna says that another program holds the database."""
+    """Whether an error of SQLite, SQLAlchemy or Optuna means that another program holds the database."""
     while error is not None:
         if isinstance(error, sqlite3.OperationalError):
             return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -164,7 +168,7 @@ def is_locked(error: BaseException | None) -> bool:
 
 
 def distribution(name: str, dimension: Dimension) -> BaseDistribution:
-    """Optuna's distribution for one dimension of the space."""
+    """Return Optuna's distribution for one dimension of the space."""
     if isinstance(dimension, Choices):
         return CategoricalDistribution([encode(choice, dimension) for choice in dimension.choices])
     if is_integer(name):
@@ -173,21 +177,21 @@ def distribution(name: str, dimension: Dimension) -> BaseDistribution:
 
 
 def encode(value: Any, dimension: Dimension) -> Any:
-    """A hyperparameter's value as the study has it: only scalars, so a list of modules becomes q_proj+v_proj."""
+    """Return a hyperparameter's value for the study: only scalars, so a list of modules becomes q_proj+v_proj."""
     if isinstance(dimension, Choices) and isinstance(value, list | tuple):
         return _SEPARATOR.join(value)
     return value
 
 
 def decode(value: Any, dimension: Dimension) -> Any:
-    """A value of the study as the recipe has it."""
+    """Return a value of the study as the recipe has it."""
     if isinstance(dimension, Choices):
         return next(choice for choice in dimension.choices if encode(choice, dimension) == value)
     return value
 
 
 def state_of(kind: EndingKind, best_eval_loss: float | None) -> TrialState:
-    """Optuna's word for how a trial ended."""
+    """Return Optuna's trial state for how a trial ended."""
     if kind in {EndingKind.FINISHED, EndingKind.EARLY_STOPPED} and best_eval_loss is not None:
         return TrialState.COMPLETE
     if kind is EndingKind.FAILED:
@@ -196,10 +200,10 @@ def state_of(kind: EndingKind, best_eval_loss: float | None) -> TrialState:
 
 
 def trial_id_of(number: int) -> str:
-    """The folder name of the study's trial with this number; 0000 is the base model's, which isn't in the study."""
+    """Return the folder name of a study number; 0000 is the base model's, which is not in the study."""
     return f"{number + 1:04d}"
 
 
 def study_number(trial_id: str) -> int:
-    """The study's number of a trial."""
+    """Return the study number of a trial id."""
     return int(trial_id) - 1

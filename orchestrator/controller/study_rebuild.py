@@ -1,7 +1,7 @@
-"""Makes a search's study anew from its trials' folders, where the study is damaged or gone.
+"""Rebuilds a search's study from its trials' folders if study.db is damaged or gone.
 
-The folders are what a search knows; study.db tells it to Optuna and to people. A damaged one is set aside; one that
-another program holds is not damaged (orchestrator.controller.study_writer).
+The folders are the source of truth; study.db is a copy for Optuna and for people. A damaged file is set aside. A file
+that another program holds does not count as damaged (`orchestrator.controller.study_writer`).
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ logger = logging.getLogger(__name__)
 def reconcile_study(
     run: RunDir, recipe: Recipe, records: Sequence[TrialRecord], lost: Collection[str] = ()
 ) -> Path | None:
-    """Leaves a study that holds every trial on record; `records` are all of them, `lost` ids that are set aside.
+    """Make study.db hold every trial in `records`; `lost` are ids of trials that were set aside.
 
-    It may be behind the folders by some trials, as it's written when there is time for that (Controller.tidy). Returns
-    where a damaged one is now; None: it was sound, or gone. Raises an error that `is_locked` knows, and changes nothing
-    then, where another program holds it.
+    The study may be behind the folders by some trials, because it is written when the controller is idle
+    (`SearchController.on_idle`). Return the new path of a damaged file; None: it was sound, or gone. If another program
+    holds the file, nothing is changed, and an error is raised for which `is_locked` is true.
     """
     trained = trained_by_id(records)
     aside = None
@@ -70,9 +70,9 @@ def study_in_memory(recipe: Recipe, records: Sequence[TrialRecord], lost: Collec
 
 
 def is_sound(run: RunDir, trained: Mapping[str, TrialRecord]) -> bool:
-    """Whether the study can be read, and waits for those of its trials that can go on.
+    """Whether the study can be read, and has the trials that can go on as RUNNING.
 
-    Raises an error that `is_locked` knows where another program holds it.
+    If another program holds the file, an error is raised for which `is_locked` is true.
     """
     path = run.path / "study.db"
     if not path.is_file():
@@ -81,7 +81,7 @@ def is_sound(run: RunDir, trained: Mapping[str, TrialRecord]) -> bool:
         with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
             if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
                 return False
-            # Optuna would write its tables into an empty file, also for who only looks.
+            # Optuna would write its tables into an empty file, even for a read.
             if connection.execute("SELECT name FROM sqlite_master WHERE name = 'studies'").fetchone() is None:
                 return False
         study = optuna.load_study(study_name=STUDY_NAME, storage=open_storage(run.study_url))
@@ -89,7 +89,7 @@ def is_sound(run: RunDir, trained: Mapping[str, TrialRecord]) -> bool:
     except Exception as error:
         if is_locked(error):
             raise
-        # Errors of SQLite, SQLAlchemy, Alembic and Optuna, and of values in it that aren't Optuna's.
+        # SQLite, SQLAlchemy, Alembic and Optuna raise errors of many kinds, also for values that are not Optuna's.
         logger.debug("study.db can't be read", exc_info=True)
         return False
     can_go_on = {each for each, record in trained.items() if record.ending is None}
@@ -124,7 +124,10 @@ def _new_study(storage: BaseStorage, records: Sequence[TrialRecord]) -> optuna.S
 def _add_missing(
     study: optuna.Study, recipe: Recipe, trained: Mapping[str, TrialRecord], lost: Collection[str]
 ) -> None:
-    """Every trial under its own number; a number without a folder never began, or its folder was set aside."""
+    """Add every missing trial under its own number.
+
+    A number without a record is added as failed: it never began, or its folder was set aside.
+    """
     most = max((int(each) for each in (*trained, *lost)), default=0)
     for number in range(len(study.get_trials(deepcopy=False)), most):
         record = trained.get(trial_id_of(number))
@@ -149,5 +152,5 @@ def _as_in_study(record: TrialRecord, recipe: Recipe) -> FrozenTrial:
 
 
 def _constraints(record: TrialRecord) -> dict[str, float] | None:
-    """Optuna takes a constraint once, so an open trial has none yet."""
+    """Return the feasibility constraint; None for an open trial, because Optuna accepts a constraint only once."""
     return None if record.ending is None else {CONSTRAINT: 1.0 if record.ending.kind in INFEASIBLE else 0.0}

@@ -1,7 +1,7 @@
-"""Keeps a search's study while other programs may hold study.db, such as a database browser.
+"""Writes a search's study while other programs, such as a database browser, may lock study.db.
 
-What the study is to be told waits in a queue while the file is locked. Where it is locked when the search begins, a
-study in memory stands in, and study.db is brought up to date from the trials' folders later. One thread at a time.
+Records wait in a queue while the file is locked. If it is locked when the search begins, a study in memory replaces it,
+and study.db is brought up to date from the trials' folders later. For one thread at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BETWEEN_TRIES_SECONDS = 10.0
 
 
 class StudyWriter:
-    """The study of a search, and what it was not told yet; `say` takes a sentence for people."""
+    """Study of a search, and the queue of records for it; `say` shows a sentence to people."""
 
     def __init__(
         self,
@@ -44,13 +44,13 @@ class StudyWriter:
             self.study = StudyRecorder(study_in_memory(recipe, records, lost), recipe, self._lost_numbers)
 
     def write_later(self, tell: Callable[[], None]) -> None:
-        """Queue a call that tells the study something. It is called again if the file was locked."""
+        """Queue a call that writes to the study; it is repeated if the file was locked."""
         self._later.append(tell)
 
     def flush(self, *, at_once: bool = False) -> None:
-        """Tell the study what is queued, unless the file was locked some seconds ago and not `at_once`.
+        """Run the queued calls, unless the file was locked some seconds ago and `at_once` is False.
 
-        Takes `LOCK_SECONDS` at most where the file is locked.
+        If the file is locked it takes about `LOCK_SECONDS`.
         """
         if self._next_try > time.monotonic() and not at_once and not self._stands_in:
             return
@@ -64,12 +64,12 @@ class StudyWriter:
             self._wait(error)
 
     def write(self, record: TrialRecord) -> None:
-        """Tell the study what is on disk of a trial."""
+        """Write a trial's evaluations and ending to the study, if the trial is open there."""
         number = study_number(record.id)
         if not self.study.is_open(number):
             return
         for point in record.points:
-            self.study.report(number, point)  # the last one of a trial that diverged was not asked about
+            self.study.report(number, point)  # a diverged trial's last evaluation was never reported
         if record.ending is not None:
             self.study.record_end(number, record.ending.kind, record.best_eval_loss)
 
@@ -89,7 +89,7 @@ class StudyWriter:
         self.flush(at_once=True)
 
     def _wait(self, error: Exception) -> None:
-        """Try again later. Raises the error if it says anything else than that the file is locked."""
+        """Set the time of the next attempt. Raises the error if it is not that the file is locked."""
         if not is_locked(error):
             raise error
         self._next_try = time.monotonic() + _BETWEEN_TRIES_SECONDS

@@ -1,4 +1,4 @@
-"""A trial to run: what the controller asks for, and what the process that runs it has to know."""
+"""Request to run a trial, from the controller to the process that runs it."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ class TrialRequest:
     name: str
     config: TrialConfig
     folder: Path
-    """Its folder in the run folder."""
+    """Folder of the trial in the run folder."""
     resumes: bool = False
-    """Whether it goes on from its newest checkpoint."""
+    """Whether the trial resumes from its newest checkpoint."""
     remote: RemoteTrial | None = None
-    """None: the run folder is not on an object store."""
+    """Location of the trial on an object store; None: the run folder is not on one."""
     wandb_id: str | None = None
-    """Its run in Weights & Biases, where it has one and `remote` is set."""
+    """Id of the trial's run in Weights & Biases; None: it has none there, or `remote` is not set."""
     fingerprint: str | None = None
-    """Of the tokenised rows; None: they are not compared."""
+    """Fingerprint of the tokenised rows; None: they are not compared."""
     stop_at: float = math.inf
-    """When training ends, in seconds since the epoch."""
+    """End of training, in seconds since the Unix epoch."""
     group: str = ""
-    """The search's name in Weights & Biases."""
+    """Name of the search in Weights & Biases."""
 
     segment: str = ""
-    """Name of this run of the trial, from where it begins or goes on."""
+    """Name of the segment that this request runs; a folder of Ray Tune in RUN/ray."""
     log: Path | None = None
-    """File for the output of a process that runs this trial alone; None: the process has one."""
+    """Output file of a process that runs this trial alone; unused by workers, which have a file of their own."""
     by_trl: bool = False
-    """Whether TRL trains it, and not the engine."""
+    """Whether TRL trains the trial, and not the engine."""
     worker: str | None = None
-    """Name of the Ray actor that runs it; None: a process of Ray Tune does."""
+    """Name of the worker (a Ray actor) that runs it; None: a process of Ray Tune runs it."""

@@ -1,4 +1,4 @@
-"""Which trials a search has and where each stands, in memory as on disk; rebuilt from the records after a restart."""
+"""Trials of a search and their states, in memory as on disk; rebuilt from the records after a restart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trials.system.files import remove_folder
 
 @dataclass
 class Trial:
-    """A trial of the search, as far as it got."""
+    """Live state of a trial in the controller."""
 
     trial_id: str
     origin: Origin
@@ -30,28 +30,28 @@ class Trial:
     ending: Ending | None = None
     is_running: bool = False
     noise: float = 0.0
-    """Paired standard error of its loss against that of the best trial then, in nats per token; 0.0: unknown."""
+    """Paired standard error of its loss against the best trial's at that time, in nats per token; 0.0: unknown."""
 
     @property
     def state(self) -> State:
-        """Where it stands; without an ending and not running, it's paused, or was cut off, which comes to the same."""
+        """State of the trial; one without an ending that does not run counts as paused, also if it was cut off."""
         if self.ending is not None:
             return State.INFEASIBLE if self.ending.kind in INFEASIBLE else State.OVER
         return State.RUNNING if self.is_running else State.PAUSED
 
     @property
     def tokens_seen(self) -> int:
-        """At its last evaluation."""
+        """Tokens seen at the last evaluation; 0 before the first."""
         return self.points[-1].tokens_seen if self.points else 0
 
     @property
     def best_eval_loss(self) -> float | None:
-        """In nats per completion token; None before the first evaluation."""
+        """Lowest loss of all evaluations, in nats per completion token; None before the first evaluation."""
         return min((point.eval_loss for point in self.points), default=None)
 
 
 class TrialTable:
-    """All trained trials of a search, and whose adapters are kept."""
+    """All trials of a search except the base model, and the adapters of ended trials that are kept."""
 
     def __init__(self, records: Iterable[TrialRecord], keep_adapters: int) -> None:
         self._trials: dict[str, Trial] = {}
@@ -74,17 +74,20 @@ class TrialTable:
         return trial_id in self._trials
 
     def add(self, trial: Trial) -> None:
-        """A trial that begins."""
+        """Add a new trial."""
         self._trials[trial.trial_id] = trial
 
     def replace(self, record: TrialRecord) -> Trial:
-        """Takes in what is on disk of a trial whose process is gone: it may have done more than it said."""
+        """Replace points and ending of a trial by its record on disk, which may have more than was reported."""
         trial = self._trials[record.id]
         trial.points, trial.ending = list(record.points), record.ending
         return trial
 
     def record_rows(self, trial: Trial, losses: RowLosses | None) -> None:
-        """Takes in the row losses of a trial's best evaluation: how far chance decides between it and the best."""
+        """Record the row losses of a trial's best evaluation; None: they are unknown.
+
+        Sets the trial's `noise`, unless the trial is the new best.
+        """
         if losses is None:
             return
         if self._best is None or losses.mean < self._best[0]:
@@ -92,11 +95,11 @@ class TrialTable:
             return
         try:
             trial.noise = compare(losses, self._best[1]).standard_error
-        except ValueError:  # other rows: nothing is known
+        except ValueError:  # the rows differ, so that the losses are not paired
             trial.noise = 0.0
 
     def end(self, record: TrialRecord) -> list[Path]:
-        """Takes in a trial's end. Gives the adapters that needn't be kept any more: all but the best."""
+        """Record a trial's end; return the adapters that can be removed: all but the `keep_adapters` best."""
         trial = self.replace(record)
         if record.has_adapter and trial.best_eval_loss is not None:
             bisect.insort(self._kept, (trial.best_eval_loss, trial.trial_id, record.adapter))
@@ -105,7 +108,7 @@ class TrialTable:
 
 
 def view_of(trial: Trial, search: Search) -> TrialView:
-    """A trial as the policy sees it: fractions are of the longest full trial."""
+    """Return a trial as the scheduler sees it; fractions are of the longest full trial."""
     hyperparameters = trial.config.hyperparameters
     values: dict[str, Any] = hyperparameters.model_dump()
     end = full_tokens(hyperparameters, search.epoch) / search.full_tokens if search.epoch else 1.0
@@ -121,7 +124,7 @@ def view_of(trial: Trial, search: Search) -> TrialView:
 
 
 def remove_adapters(adapters: Iterable[Path]) -> None:
-    """Takes them off the disk."""
+    """Remove the folders of these adapters from disk."""
     for adapter in adapters:
         remove_folder(adapter)
 

@@ -1,4 +1,4 @@
-"""What a trial inside an engine and its proxy in Ray Tune say to each other. Knows neither Ray nor torch."""
+"""Message channel between a trial in a worker and its proxy in Ray Tune. Imports neither Ray nor torch."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from trials.records.trial_dir import EvalPoint
 
 @dataclass(frozen=True)
 class Finished:
-    """The trial's last word; with a traceback if an error ended it."""
+    """Last message of a trial; `error` is the traceback of the error that ended it, if any."""
 
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class LoggedMetrics:
-    """What the trial logged of its training, by the names that W&B has them under. Nobody answers it."""
+    """Metrics that a trial logged, by their names in W&B. Gets no reply."""
 
     figures: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class ReportingFailed:
-    """What went wrong, where the trial is, with something that only reports; by what it's about. Nobody answers it."""
+    """Failures of reporting in the trial's process: error texts by the part that failed, such as W&B. Gets no reply."""
 
     troubles: Mapping[str, str]
 
@@ -34,44 +34,44 @@ Word = EvalPoint | LoggedMetrics | ReportingFailed | Finished
 
 
 class TrialChannel:
-    """Of one trial. Each side may be in a thread of its own, and whoever supervises them in a third."""
+    """Channel of one trial. Each side may be in a thread of its own, and the caller of `close` in a third."""
 
     def __init__(self) -> None:
         self._words: SimpleQueue[Word] = SimpleQueue()
         self._answers: SimpleQueue[bool] = SimpleQueue()
         self.is_broken_off = False
-        """Whether nobody answers any more."""
+        """Whether the channel is closed, so that the trial gets no reply but to stop."""
 
     def report(self, point: EvalPoint) -> bool:
-        """The trial's side: says what was evaluated, and waits for the answer; True: it goes on."""
+        """Trial side: send an evaluation and wait for the reply; return whether the trial goes on."""
         if self.is_broken_off:
             return False
         self._words.put(point)
         return self._answers.get()
 
     def log(self, figures: Mapping[str, float]) -> None:
-        """The trial's side: says what it logged, and goes on at once."""
+        """Trial side: send metrics, without waiting."""
         self._words.put(LoggedMetrics(figures))
 
     def warn(self, troubles: Mapping[str, str]) -> None:
-        """The trial's side: says what went wrong with reporting, if anything did, and goes on at once."""
+        """Trial side: send failures of reporting if there are any, without waiting."""
         if troubles:
             self._words.put(ReportingFailed(troubles))
 
     def finish(self, error: str | None = None) -> None:
-        """The trial's side: there will be nothing more."""
+        """Trial side: send the last message."""
         self._words.put(Finished(error))
 
     def next_message(self) -> Word:
-        """The proxy's side: waits for what the trial says next."""
+        """Proxy side: wait for the trial's next message."""
         return self._words.get()
 
     def reply(self, *, goes_on: bool) -> None:
-        """The proxy's side: whether the trial goes on after the evaluation that was heard last."""
+        """Proxy side: reply to the last evaluation with whether the trial goes on."""
         self._answers.put(goes_on)
 
     def close(self) -> None:
-        """Neither side waits for the other again: the trial is told to stop when it asks, the proxy that it ended."""
+        """Close the channel, so that neither side waits for the other: the trial stops, the proxy gets `Finished`."""
         self.is_broken_off = True
         self._answers.put(False)
         self._words.put(Finished())

@@ -1,4 +1,4 @@
-"""Runs a small function once on every node of a Ray cluster, pinned to it, and waits for the answers so long only."""
+"""Runs a small function once on every node of a Ray cluster, with a time limit for the answers."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster, as Ray knows it."""
+    """A node of the Ray cluster."""
 
     id: str
     address: str
     hostname: str
 
     def __str__(self) -> str:
-        """As an error names it."""
+        """Return the node's name for error messages."""
         return f"{self.address} ({self.hostname}, node {self.id[:12]})"
 
 
 @dataclass(frozen=True)
 class NoAnswer:
-    """Why a node's answer isn't there, in words that follow its name."""
+    """Missing answer of a node; `why` is a phrase that follows the node's name."""
 
     why: str
 
 
 def alive_nodes() -> list[Node]:
-    """All nodes that Ray counts on now, whatever they have to give."""
+    """Return all nodes that are alive, with any resources or none."""
     return [
         Node(node["NodeID"], node["NodeManagerAddress"], node["NodeManagerHostname"])
         for node in ray.nodes()
@@ -47,9 +47,10 @@ def alive_nodes() -> list[Node]:
 def on_nodes(
     function: Callable[..., T], arguments: Mapping[Node, Collection[Any]], seconds: float
 ) -> dict[Node, T | NoAnswer]:
-    """What `function` returns on each of these nodes, called with the arguments given for it.
+    """Call `function` on each of these nodes with the node's arguments; return the results or missing answers.
 
-    It takes no CPU of a node, so that it needn't wait for trials. Nodes that leave the cluster meanwhile are left out.
+    `seconds` is the time limit for all nodes together. The call takes no CPU, so that it need not wait for trials.
+    Nodes that leave the cluster meanwhile are left out.
     """
     asked = {node: _pinned(function, node).remote(*given) for node, given in arguments.items()}
     ends = time.monotonic() + seconds
@@ -69,11 +70,11 @@ def _answer(reference: Any, ends: float, seconds: float) -> Any:
         return NoAnswer(f"didn't answer within {seconds:.0f} s")
     try:
         return ray.get(reference)
-    except Exception as error:  # Ray's own, or whatever the function raised
+    except Exception as error:  # an error of Ray, or any that the function raised
         return NoAnswer(f"can't run this project: {_cause(error)}")
 
 
 def _cause(error: Exception) -> str:
-    """The line of a remote traceback that says what went wrong."""
+    """Return the line of a remote traceback that has the error's message."""
     lines = [line for line in str(error).strip().splitlines() if line and not line.startswith(" ")]
     return lines[-1].rstrip(".") if lines else first_line(error)

@@ -1,6 +1,6 @@
-"""The process of one engine: it holds the base model, and every trial in it has a thread.
+"""Worker process with one engine: it holds the base model, and runs every trial in a thread.
 
-`orchestrator.execution.worker_pool` makes Ray actors of this class; the class itself knows nothing of Ray.
+`orchestrator.execution.worker_pool` makes Ray actors of this class; the module itself does not import Ray.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class EngineWorker:
-    """Runs the trials that it's given, so many at once as it has slots; its methods may be called from any thread.
+    """Runs trials, as many at once as it has slots; its methods may be called from any thread.
 
-    `cpu_threads` are torch's where there is no GPU; None leaves them as they are. `log` is a file to which this
-    process's output goes from now on.
+    `cpu_threads` is the number of torch's threads if there is no GPU; None leaves it as it is. `log` is a file for this
+    process's output; None: the output is not redirected.
     """
 
     def __init__(self, slots: int, cpu_threads: int | None, log: Path | None = None) -> None:
@@ -40,20 +40,20 @@ class EngineWorker:
         self._threads: dict[str, threading.Thread] = {}
 
     def ready(self) -> int:
-        """Its process id, as soon as the process is there."""
+        """Return the process id; the call is answered as soon as the process has started."""
         return os.getpid()
 
     def seconds_since_progress(self) -> float | None:
-        """As `TrialRunner.seconds_since_progress`."""
+        """Return `TrialRunner.seconds_since_progress`."""
         return self._runner.seconds_since_progress()
 
     def begin(self, request: TrialRequest) -> None:
         """Start one trial in a thread.
 
-        A trial that was here before, and is still on its way out, is waited for first: only one may write to a folder.
+        The thread first waits for an earlier run of the trial that has not ended yet: only one may write to its folder.
         """
         trial_id, conversation = request.trial_id, TrialChannel()
-        # A daemon: what it writes is whole at any moment, and nobody waits for it when the search ends.
+        # A daemon: its files are consistent at any moment, and the end of the search must not wait for it.
         thread = threading.Thread(
             target=self._run, args=(request, conversation, self._threads.get(trial_id)), daemon=True
         )
@@ -64,20 +64,20 @@ class EngineWorker:
         thread.start()
 
     def next_message(self, trial_id: str) -> Word:
-        """Waits for what the trial says next; a trial that isn't here has ended."""
+        """Wait for the trial's next message; for a trial that is not here, `Finished` at once."""
         conversation = self._conversations.get(trial_id)
         return Finished() if conversation is None else conversation.next_message()
 
     def resume(self, trial_id: str) -> None:
-        """Lets a trial go on after an evaluation."""
+        """Let a trial go on after an evaluation."""
         conversation = self._conversations.get(trial_id)
         if conversation is not None:
             conversation.reply(goes_on=True)
 
     def release(self, trial_id: str) -> None:
-        """Stops a trial, if it's still here: at once if it waits for its word, else after the step in work.
+        """Stop a trial if it is still here: at once if it waits for a reply, else after the current step.
 
-        Waits until it's gone, so that nothing of it writes to its folder any more.
+        Waits until its thread has ended, so that it does not write to the trial's folder any more.
         """
         conversation, thread = self._conversations.pop(trial_id, None), self._threads.get(trial_id)
         if conversation is not None:

@@ -1,4 +1,4 @@
-"""From an error that has ended a trial of Tune's: whose it was. Knows nothing of Ray but its errors' names."""
+"""Classifies the error that ended a Tune trial. Does not import Ray, and knows its errors by name."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from orchestrator.controller.proxy_errors import ExitKind, TrialExit
 from orchestrator.storage.visibility import UNSEEN
 
 _GONE = frozenset({"RayActorError", "WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError", "OutOfMemoryError"})
-"""Ray's errors for a process that isn't there any more, the trial's own or the one that speaks for it."""
+"""Ray's errors for a process that is gone: the trial's own, or its proxy."""
 _IN_ENGINE = "TrialFailedRemotely"
 _NOT_HEARD = re.compile(r"^(?:[\w.]+\.)?ReportingError: (.*)$", re.MULTILINE)
 
 
 def how_it_left(error: BaseException | None, said: str, *, is_held: bool) -> TrialExit:
-    """`error` is what Tune kept of it, `said` the same as text; `is_held`: the trial itself is in another process.
+    """Return how a trial left, by the error that ended its Tune trial.
 
-    What a trial raises outside of its training, such as an engine that can't load the base model, may be its own doing
-    or not; it counts as a process that died under it, but it has a name.
+    `error` is the exception that Tune kept, `said` its text. `is_held`: the trial itself runs in a worker, and the Tune
+    trial is its proxy. An error outside of the training, such as a base model that cannot be loaded, may be the trial's
+    own fault or not. It counts as the death of the trial's process, with a message.
     """
     cause = getattr(error, "cause", None) or error
     names = {kind.__name__ for found in (error, cause) for kind in type(found).__mro__}
@@ -33,7 +34,7 @@ def how_it_left(error: BaseException | None, said: str, *, is_held: bool) -> Tri
 
 
 def _error_line(text: str) -> str:
-    """The line of a traceback that names the error: the one after its last frame."""
+    """Return the line of a traceback that names the error: the one after its last frame, at most 500 characters."""
     lines = [line for line in text.strip().splitlines() if line.strip()] or ["an error without a text"]
     frames = [number for number, line in enumerate(lines[:-1]) if line.startswith("  ")]
     line = lines[frames[-1] + 1] if frames else lines[-1]

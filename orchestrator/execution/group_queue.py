@@ -1,7 +1,8 @@
-"""Where a group of processes that train trials together hears what comes next, and says what came of it.
+"""Task queue between one trial proxy and the ranks of a worker group; one trial at a time.
 
-One trial at a time. The proxy's side is that of `EngineWorker`; the other is that of the ranks, each of which asks for
-every turn by itself. Knows neither Ray nor torch.
+Proxy side (as `orchestrator.execution.engine_worker`): `begin`, `next_message`, `resume`, `release`.
+Rank side: `next_task`, `report`, `log`, `warn`, `wait_cancelled`, `finish`, `heartbeat`.
+Every rank receives the same tasks. Thread-safe. Imports neither Ray nor torch.
 """
 
 from __future__ import annotations
@@ -17,36 +18,36 @@ from trials.errors import PeerError
 from trials.records.trial_dir import EvalPoint
 
 _OPENING_FACTOR = 4.0
-"""Starting the processes may take so many times as long as a step."""
+"""Starting the processes may take so many times the limit for a step."""
 _FAREWELL_SECONDS = 30.0
-"""The others end soon after a rank that failed, unless they wait for it in vain."""
+"""Seconds after the latest rank finished a task in which the others must finish it too; else they hang."""
 _MISSING_SECONDS = 10.0
-"""A rank says every second how it gets on; one that hasn't for so long doesn't, whatever it said last."""
+"""Seconds without a heartbeat after which a rank counts as silent; ranks send one every second."""
 
 
 @dataclass
 class _Task:
-    """One trial's, from where it begins or goes on until it pauses or ends."""
+    """One segment of a trial."""
 
     request: TrialRequest
     conversation: TrialChannel
     is_taken: bool = False
-    """By a rank, so that the others must take it too."""
+    """Whether a rank has taken the task, so that all others must take it too."""
     ended: dict[int, str | None] = field(default_factory=dict)
-    """The ranks that are through with it, with the traceback where it failed."""
+    """Ranks that have finished the task, with the traceback if it failed there, else None."""
     ended_at: float = 0.0
-    """When the last of them was, on the monotonic clock."""
+    """Time at which the latest rank finished, in seconds of the monotonic clock."""
     is_over: threading.Event = field(default_factory=threading.Event)
     is_called_off: threading.Event = field(default_factory=threading.Event)
 
 
 class GroupQueue:
-    """Of one group of `ranks` processes; its methods may be called from any thread."""
+    """Task queue of one group of `ranks` processes; its methods may be called from any thread."""
 
     def __init__(self, ranks: int) -> None:
         self._ranks = ranks
         self._turns: dict[int, _Task] = {}
-        """Those that aren't over, by number."""
+        """Tasks that are not over, by number."""
         self._count = 0
         self._of_trial: dict[str, _Task] = {}
         self._changed = threading.Condition()
@@ -54,10 +55,10 @@ class GroupQueue:
         self._silent: dict[int, tuple[float | None, float]] = {}
         self._opened = time.monotonic()
 
-    # The proxy's side.
+    # Proxy side.
 
     def begin(self, request: TrialRequest) -> None:
-        """Put one trial in the queue."""
+        """Queue a task for one trial; an earlier task of this trial is cancelled."""
         turn = _Task(request, TrialChannel())
         with self._changed:
             before = self._of_trial.get(request.trial_id)
@@ -69,20 +70,20 @@ class GroupQueue:
             self._changed.notify_all()
 
     def next_message(self, trial_id: str) -> Word:
-        """Waits for what the trial says next; a trial that isn't here has ended."""
+        """Wait for the trial's next message; for a trial without a task, `Finished` at once."""
         turn = self._of_trial.get(trial_id)
         return Finished() if turn is None else turn.conversation.next_message()
 
     def resume(self, trial_id: str) -> None:
-        """Lets a trial go on after an evaluation."""
+        """Let a trial go on after an evaluation."""
         turn = self._of_trial.get(trial_id)
         if turn is not None:
             turn.conversation.reply(goes_on=True)
 
     def release(self, trial_id: str) -> None:
-        """Stops a trial, if it's still here: at once if it waits for its word, else after the step in work.
+        """Stop a trial if it has a task: at once if it waits for a reply, else after the current step.
 
-        Waits until it's gone, so that nothing of it writes to its folder any more.
+        Waits until the task is over, so that no rank writes to the trial's folder any more.
         """
         turn = self._of_trial.pop(trial_id, None)
         if turn is not None:
@@ -90,14 +91,17 @@ class GroupQueue:
             turn.is_over.wait()
 
     def seconds_since_progress(self) -> float | None:
-        """Since the rank that has been silent longest got on; None: nobody is at work."""
+        """Return the seconds since the longest-silent rank made progress; None: no rank has work.
+
+        Infinite if some rank finished a task long ago, and another one has not.
+        """
         now = time.monotonic()
         if len(self._silent) < self._ranks:
             return (now - self._opened) / _OPENING_FACTOR
         leaving = [turn for turn in list(self._turns.values()) if turn.ended]
         if any(now - turn.ended_at > _FAREWELL_SECONDS for turn in leaving):
             return float("inf")
-        # A process that was stopped while it had nothing to do says nothing of the work that it gets next.
+        # A process that was suspended (SIGSTOP) while idle would never report the work that it gets next.
         found = [
             (seconds or 0.0) + now - told
             for seconds, told in self._silent.values()
@@ -105,12 +109,12 @@ class GroupQueue:
         ]
         return max(found, default=None)
 
-    # The ranks' side.
+    # Rank side.
 
     def next_task(self, number: int) -> tuple[int, TrialRequest] | None:
-        """The first turn from this number on that was not called off before it began; None: there will be no more.
+        """Wait for the first task from this number on; return its number and request. None: the queue is closed.
 
-        Waits for it. Every rank is given the same.
+        Tasks that were cancelled before a rank took them are skipped. Every rank gets the same tasks.
         """
         with self._changed:
             while not self._is_closed:
@@ -122,23 +126,23 @@ class GroupQueue:
         return None
 
     def report(self, number: int, point: EvalPoint) -> bool:
-        """Says what was evaluated, and waits for the answer; True: the trial goes on."""
+        """Report an evaluation and wait for the reply; return whether the trial goes on."""
         return self._turns[number].conversation.report(point)
 
     def log(self, number: int, figures: Mapping[str, float]) -> None:
-        """Says what the trial logged of its training."""
+        """Pass on metrics that the trial logged."""
         self._turns[number].conversation.log(figures)
 
     def warn(self, number: int, troubles: Mapping[str, str]) -> None:
-        """Says what went wrong with reporting."""
+        """Pass on failures of reporting."""
         self._turns[number].conversation.warn(troubles)
 
     def wait_cancelled(self, number: int) -> None:
-        """Waits until nobody waits for the trial any more, or it's over."""
+        """Wait until the task is cancelled or over."""
         self._turns[number].is_called_off.wait()
 
     def finish(self, number: int, rank: int, error: str | None) -> None:
-        """This rank is through with the trial; `error` is a traceback."""
+        """Record that this rank has finished the task; `error` is its traceback, None if it did not fail."""
         turn = self._turns[number]
         with self._changed:
             turn.ended[rank], turn.ended_at = error, time.monotonic()
@@ -146,18 +150,18 @@ class GroupQueue:
                 return
             del self._turns[number]
         errors = [found for _, found in sorted(turn.ended.items()) if found is not None]
-        # Some may only have heard of another's trouble.
+        # A PeerError only repeats the failure of another rank, so it comes last.
         errors.sort(key=lambda found: PeerError.__name__ in found.strip().splitlines()[-1])
         turn.conversation.finish(errors[0] if errors else None)
         turn.is_called_off.set()
         turn.is_over.set()
 
     def heartbeat(self, rank: int, seconds: float | None) -> None:
-        """How long the rank's work has been silent; None: it has nothing to do."""
+        """Record the seconds since the rank made progress; None: it has no work."""
         self._silent[rank] = (seconds, time.monotonic())
 
     def close(self) -> None:
-        """There will be no more turns."""
+        """Close the queue: there are no more tasks."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -167,6 +171,6 @@ class GroupQueue:
         turn.is_called_off.set()
         with self._changed:
             if not turn.is_taken:
-                # Nobody would say that it's over.
+                # No rank has it, so none would finish it.
                 self._turns = {number: other for number, other in self._turns.items() if other is not turn}
                 turn.is_over.set()

@@ -1,4 +1,4 @@
-"""The rows of a search, opened once per process."""
+"""Loads tokenizer and rows of a search, once per process."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def load_rows(
     model: ModelSettings, data: DataSettings, fingerprint: str | None
 ) -> tuple[PreTrainedTokenizerBase, TrialData]:
-    """Tokenizer and rows, the same for all trials of a search; one thread at a time.
+    """Return tokenizer and rows, the same for all trials of a search; to be called by one thread at a time.
 
-    Raises `DataError` if the rows aren't those that the search began with.
+    `fingerprint` None: it is not compared. Raises `DataError` if the rows are not those that the search began with.
     """
     from trials.model.loading import load_tokenizer
 

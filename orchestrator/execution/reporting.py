@@ -1,4 +1,4 @@
-"""What a process of Ray Tune says of the trial that it stands for: to Tune, and to Weights & Biases."""
+"""Reporting from a trial's Ray Tune process: to Tune, and to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from trials.tracking.trial_run import FINISH_SECONDS, Log, wandb_run
 
 TROUBLES_KEY = "troubles"
 REQUEST_KEY = "request"
-"""Where Ray Tune's configuration of a trial holds the `TrialRequest`."""
+"""Key of the `TrialRequest` in Ray Tune's configuration of a trial."""
 _LATE_FINISH_SECONDS = 5.0
-"""For W&B to finish a run when the time for training is over: what is left is the export's."""
+"""Seconds for W&B to finish a run after the end of training: the rest of the time is for the export."""
 
 
 def report_of(point: EvalPoint, troubles: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """An evaluation as Tune is told it, with what went wrong with reporting, here or in the trial's own process."""
+    """Return an evaluation as Tune's report, with failures of reporting in this process and those in `troubles`."""
     found = {**TROUBLES.pop_unreported(), **(troubles or {})}
-    return {**asdict(point), TROUBLES_KEY: list(found.items())}  # dictionaries in it are flattened by Tune
+    return {**asdict(point), TROUBLES_KEY: list(found.items())}  # a list, because Tune flattens dictionaries
 
 
 @contextmanager
 def tracked(request: TrialRequest) -> Iterator[Log]:
     """Open `trials.tracking.trial_run.wandb_run` for a request; it never fails the trial or waits for W&B.
 
-    A trial on an object store has a folder for it on this machine, which outlives the trial's copy here.
+    For a trial on an object store it uses a folder on this machine that outlives the trial's working copy.
     """
     folder, config = request.folder, request.config
     if request.remote is not None:

@@ -1,4 +1,4 @@
-"""The log of one segment of a trial: where it began or went on, every evaluation, how it left. Whoever runs it."""
+"""Log of one segment of a trial, in any kind of process: its begin, every evaluation, and how it ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def logged_segment(folder: Path, *, resumes: bool) -> Iterator[None]:
-    """Logs what becomes of a trial inside, and whatever else its thread logs, in the folder that it runs in."""
+    """Log begin and end of a segment, and whatever its thread logs inside, to the log file in `folder`."""
     with trial_log(folder):
         how = "goes on" if resumes else "begins"
         logger.info("trial %s %s in process %d on %s", folder.name, how, os.getpid(), socket.gethostname())
@@ -34,7 +34,7 @@ def logged_segment(folder: Path, *, resumes: bool) -> Iterator[None]:
 
 
 def log_evaluation(trial_id: str, point: EvalPoint) -> None:
-    """One evaluation as a line."""
+    """Log one evaluation as a line."""
     speed = f", {point.tokens_per_second:,.0f} tokens/s" if point.tokens_per_second else ""
     logger.info(
         "trial %s at step %d, %s tokens: eval loss %.4f%s",

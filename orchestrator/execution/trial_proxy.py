@@ -1,4 +1,4 @@
-"""What Ray Tune knows of a trial in an engine: a light process that passes its evaluations on, and Tune's word back."""
+"""Trial proxy: a light Ray Tune process that passes a worker's evaluations to Tune, and Tune's decisions back."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from trials.console.logs import trial_log
 from trials.tracking.trial_run import figures
 
 _READY_SECONDS = 300.0
-"""For an engine's process to start; the base model comes later."""
+"""Seconds for an engine's process to start, without the base model, which is loaded later."""
 
 
 class TrialFailedRemotely(Exception):
-    """An error ended the trial in its engine; the message is the traceback from there."""
+    """Error that ended a trial in its worker; the message is the traceback from there."""
 
 
 def run_trial_proxy(config: dict[str, Any]) -> None:
-    """Run one trial in the worker that its request names; `config` is Ray Tune's, and holds the request.
+    """Run one trial in the worker that its request names; `config` is Ray Tune's, and contains the request.
 
-    Where Tune stops the trial it raises SystemExit in `tune.report`, which has to reach Tune for this process to be
-    used again. The engine is told by `orchestrator.execution.worker_pool`.
-    Raises `TrialFailedRemotely` if the trial failed, and Ray's own error if the engine's process ended under it.
+    To stop the trial, Tune raises SystemExit in `tune.report`. It has to reach Tune, so that this process is reused;
+    `orchestrator.execution.worker_pool` stops the trial in the worker.
+    Raises `TrialFailedRemotely` if the trial failed, and Ray's own error if the worker's process ended.
     """
     request: TrialRequest = config[REQUEST_KEY]
     engine, trial_id = ray.get_actor(request.worker), request.trial_id
-    # An engine whose process ended is started again, unless its machine is gone. Asking whether it's there may be
-    # repeated, starting a trial not.
+    # Ray restarts a worker whose process ended, unless its machine is gone. The call of `ready` may be retried; that of
+    # `begin` may not, because it could start the trial twice.
     ray.get(engine.ready.options(max_task_retries=-1).remote(), timeout=_READY_SECONDS)
     ray.get(engine.begin.remote(request))
     troubles: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Where a process runs the trials that it's given: its rows and its engine, opened once. Knows nothing of Ray."""
+"""Trial runner of a process: runs trials with rows and an engine that are opened once. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from trials.training.evaluation_loop import Decision, OnEval, OnLog
 
 _OPENING_FACTOR = 4.0
-"""Reading rows, loading a base model and compiling kernels may take so many times as long as a step."""
+"""Reading rows, loading the base model and compiling kernels may take so many times the limit for a step."""
 
 
 class TrialRunner:
-    """Runs trials in the engine, or under TRL where the request says so; from any threads in the engine.
+    """Runs trials in the engine, several at once from threads, or with TRL if the request says so.
 
-    `cpu_threads` are torch's where there is no GPU; None leaves them as they are. Other `ranks` run the same trials at
-    the same time; None: there are none.
+    `cpu_threads` is the number of torch's threads if there is no GPU; None leaves it as it is. `ranks` is the group of
+    processes that run the same trials at the same time; None: this process is alone.
     """
 
     def __init__(self, cpu_threads: int | None, ranks: ProcessGroup | None = None) -> None:
@@ -43,7 +43,10 @@ class TrialRunner:
         self._opening_since: float | None = None
 
     def seconds_since_progress(self) -> float | None:
-        """Since whoever is at work here, and silent longest, got on; None: nobody is. Opening may take longer."""
+        """Return the seconds since the longest-silent thread made progress; None: no thread has work.
+
+        While rows and engine are opened, it is the time since the opening began, divided by `_OPENING_FACTOR`.
+        """
         opening_since = self._opening_since
         if opening_since is not None:
             return (time.monotonic() - opening_since) / _OPENING_FACTOR
@@ -51,14 +54,14 @@ class TrialRunner:
 
     @property
     def is_unusable(self) -> bool:
-        """Whether every later trial here would fail as well."""
+        """Whether the engine has ended, so that every later trial in this process would fail."""
         return self._engine is not None and self._engine.has_ended
 
     def run(self, request: TrialRequest, on_eval: OnEval, is_called_off: Callable[[], bool], on_log: OnLog) -> None:
-        """Run one trial. Raises what ended it."""
+        """Run one trial. Raises the error that ended it."""
         is_first = self._ranks.is_first
         with working_copy_of(request.folder, request.remote, is_kept=is_first) as copy:
-            if not is_first:  # which alone writes, and is asked
+            if not is_first:  # only the first rank writes to the folder, and reports
                 self._run(request, copy.path, on_eval, is_called_off, on_log)
                 return
             kept = copy.pushed_before(on_eval)
@@ -144,7 +147,7 @@ class TrialRunner:
         return self._given_ranks or ALONE
 
     def _opened(self, config: TrialConfig) -> Engine:
-        """The engine, which all trials of a search share: they have one base model and one machine."""
+        """Return the engine, opened on the first call; all trials of a search share it and its base model."""
         if self._engine is None:
             from trials.engine.engine import Engine
 
@@ -152,13 +155,13 @@ class TrialRunner:
         return self._engine
 
     def _adapted(self, config: TrialConfig) -> TrialConfig:
-        """The configuration in this process: threads are the process's, and the trial's W&B run is its proxy's."""
+        """Return the configuration with this process's threads, and without W&B, which the trial's proxy writes to."""
         machine = config.machine.model_copy(update={"cpu_threads": self._cpu_threads})
         return without_wandb(config.model_copy(update={"machine": machine}))
 
 
 def gpu_is_unusable(error: Exception) -> bool:
-    """Whether nothing can be relied on any more that this process does on its GPU, as after an illegal access."""
+    """Whether this process can no longer use its GPU, as after an illegal memory access."""
     import torch
 
     from trials.engine.runtime.gpu_errors import is_fatal_gpu_error

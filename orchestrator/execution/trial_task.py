@@ -1,4 +1,4 @@
-"""What runs on a worker without an engine: one Tune trial at a time, in a process that Ray keeps for the next one."""
+"""Runs a trial without an engine: one Tune trial at a time, in a process that Ray reuses for the next one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def run_trial_task(config: dict[str, Any]) -> None:
-    """Run one trial; `config` is Ray Tune's, and holds the request."""
+    """Run one trial; `config` is Ray Tune's, and contains the request."""
     request: TrialRequest = config[REQUEST_KEY]
     quiet_libraries()
     assert request.log is not None
@@ -31,12 +31,12 @@ def run_trial_task(config: dict[str, Any]) -> None:
     with working_copy_of(request.folder, request.remote) as copy, logged_segment(copy.path, resumes=request.resumes):
         stopped = _run(request, copy)
     if stopped is not None:
-        # Ray ends the thread of a trial by this exception; it has to reach Ray for the process to be used again.
+        # Ray stops a trial's thread with this exception, which has to reach Ray so that the process is reused.
         raise stopped
 
 
 def _run(request: TrialRequest, copy: WorkingCopy) -> SystemExit | None:
-    """Runs it to where it ends, or Tune stops it: by the exception that is returned."""
+    """Run a trial until it ends or Tune stops it; return the exception by which Tune did, else None."""
     from trials.system.torch_setup import use_threads
     from trials.trl.backend import evaluate_base, run_trial
 
@@ -56,7 +56,7 @@ def _run(request: TrialRequest, copy: WorkingCopy) -> SystemExit | None:
 
 
 class _Report:
-    """Reports every evaluation to Tune, and turns Tune's way to stop a thread into the trial's word for it."""
+    """Reports every evaluation to Tune; turns the SystemExit by which Tune stops a thread into `Decision.STOP`."""
 
     def __init__(self, trial_id: str, watchdog: Watchdog, copy: WorkingCopy, log: Log) -> None:
         self._trial_id = trial_id
@@ -86,5 +86,5 @@ class _Report:
         except Exception as error:
             from trials.training.outcome import ReportingError
 
-            # The trial did all that it was to do, and isn't to be recorded as failed.
+            # The failure is not the trial's, which must not be recorded as failed.
             raise ReportingError(f"Ray Tune doesn't take an evaluation: {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""What Ray Tune asks the controller by: a searcher, a scheduler and a stopper, which hand its questions on."""
+"""Adapters between Ray Tune and the controller: Tune's searcher, scheduler, stopper and progress callback."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ _POINT_FIELDS = tuple(field.name for field in fields(EvalPoint))
 
 
 class _NotPickled:
-    """Tune pickles what it's given to restore from later. We restore from the run folder, so nothing goes along."""
+    """Pickles as empty: Tune pickles what it is given to restore from, but a search resumes from its run folder."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 def request_of(trial: Trial) -> TrialRequest:
-    """Return the request that a trial of Ray Tune's was made of."""
+    """Return the request in the configuration of a Ray Tune trial."""
     request: TrialRequest = trial.config[REQUEST_KEY]
     return request
 
 
 class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships without complete types
-    """Asks the controller what to run."""
+    """Tune's searcher: asks the controller for the next trial, and reports ended ones to it."""
 
     def __init__(self, controller: SearchController, run: RunDir, engines: WorkerPool) -> None:
-        # No metric: Tune would end the whole search over a trial that ends before its first report.
+        # No metric: with one, Tune ends the whole search if a trial ends before its first report.
         super().__init__()
         self._controller = controller
         self._engines = engines
@@ -61,7 +61,7 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
         self._segments = {path.name for path in ray.iterdir()} if ray.is_dir() else set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """None: nothing now, ask again. FINISHED: nothing more."""
+        """Return a configuration for Tune; None: nothing now, ask again; FINISHED: nothing more."""
         self.report_exits()
         if not self._engines.has_room:
             return None
@@ -79,19 +79,19 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
         return {REQUEST_KEY: request}
 
     def _segment(self, trial_id: str) -> str:
-        """A folder in ray/ for what Tune takes for a trial of its own: one of ours from where it begins or goes on."""
+        """Return a new segment name, for a folder in RUN/ray: each segment of a trial is a trial of its own to Tune."""
         names = itertools.chain([trial_id], (f"{trial_id}-{number}" for number in itertools.count(2)))
         name = next(name for name in names if name not in self._segments)
         self._segments.add(name)
         return name
 
     def record_error(self, trial_id: str, left: TrialExit) -> None:
-        """How an error has ended a trial of Tune's, which Tune says next."""
+        """Record how an error ended a Tune trial; Tune calls `on_trial_complete` for it next."""
         self._errors[trial_id] = left
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tune calls this for every trial that ended, however it did."""
-        # First the slot: the controller tidies up the trial's folder.
+        """Report a trial's end to the controller; Tune calls this for every trial, however it ended."""
+        # The slot is freed first, because the controller then removes files from the trial's folder.
         self._engines.free_slot(self._our_ids[trial_id])
         if error:
             self._leaving.append((self._our_ids[trial_id], self._errors.pop(trial_id, DIED)))
@@ -100,37 +100,37 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
             self._controller.on_trial_end(self._our_ids[trial_id])
 
     def report_exits(self) -> None:
-        """Tells the controller of trials that ended with an error, as soon as nothing of them runs any more.
+        """Report trials that ended with an error to the controller, as soon as they have left their worker.
 
-        A proxy can die, and its trial still be in its engine, at work on an evaluation.
+        A proxy can die while its trial still runs in the worker.
         """
         for leaving in [leaving for leaving in self._leaving if self._engines.has_left(leaving[0])]:
             self._leaving.remove(leaving)
             self._controller.on_trial_end(*leaving)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the study and the records are on disk already."""
+        """Do nothing: the study and the records are on disk already."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore; see `save`."""
+        """Do nothing; see `save`."""
 
 
 class QuietProgress(_NotPickled, TrialProgressCallback):  # type: ignore[misc]
-    """Stands in for Tune's own, which prints lines at whatever verbosity, and makes ended trials small.
+    """Replaces Tune's progress callback, which prints at any verbosity; drops the statistics of ended trials.
 
-    Tune writes all its trials to a file when the search is over, within the reserve. With the statistics that it keeps
-    of every metric that took 20 s for 2,293 segments of the demo on two cores.
+    Tune writes all its trials to a file when the search is over, within the reserve. With the statistics of every
+    metric that took 20 s for 2,293 segments of the demo on two cores.
     """
 
     def log_result(self, trial: Trial, result: dict[str, Any], error: bool = False) -> None:
-        """Does nothing: the controller's listener tells of it."""
+        """Do nothing: the controller's listener shows the evaluation."""
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Tune calls this last for every trial that ended without an error."""
+        """Drop a trial's statistics; Tune calls this last for every trial that ended without an error."""
         _drop_results(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Tune calls this last for every trial that an error has ended."""
+        """Drop a trial's statistics; Tune calls this last for every trial that an error ended."""
         _drop_results(trial)
 
 
@@ -140,26 +140,26 @@ def _drop_results(trial: Trial) -> None:
 
 
 class SchedulerAdapter(_NotPickled, FIFOScheduler):  # type: ignore[misc]
-    """Hands every evaluation to the controller, and its word back."""
+    """Tune's scheduler: passes every evaluation to the controller, and returns its decision."""
 
     def __init__(self, controller: SearchController, searcher: SearcherAdapter) -> None:
         super().__init__()
         self._controller = controller
         self._searcher = searcher
         self.disk_trouble: str | None = None
-        """What a trial said that couldn't write to its disk any more: nothing can go on then."""
+        """Last line of the error of a trial whose disk is full, which ends the search; None: there is none."""
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Which trial gets a process that has become free: the newest, as the others' own are on their way.
+        """Choose the trial that gets a free process: the newest, because processes for the others are starting.
 
-        Tune ends what it has begun to start for a trial that gets another process. Oldest first, as FIFOScheduler does
-        it, trials that are shorter than the start of a process would keep others from ever having one.
+        Tune ends a process that is starting for a trial if the trial gets another one. With the oldest first, as in
+        FIFOScheduler, trials that are shorter than a process's start would keep others from ever getting a process.
         """
         waiting = (trial for trial in reversed(tune_controller.get_trials()) if trial.status == Trial.PENDING)
         return next(waiting, None)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Tune calls this for every trial that an error has ended."""
+        """Record how an error ended a trial; interrupt the search if its disk is full."""
         said = Path(trial.error_file).read_text(errors="replace", encoding="utf-8")
         if self.disk_trouble is None and says_disk_full(said):
             self.disk_trouble = said.strip().splitlines()[-1]
@@ -171,7 +171,7 @@ class SchedulerAdapter(_NotPickled, FIFOScheduler):  # type: ignore[misc]
         super().on_trial_error(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Tune calls this for every report of a trial."""
+        """Pass a report of a trial to the controller; return Tune's CONTINUE or STOP."""
         point = EvalPoint(**{name: result[name] for name in _POINT_FIELDS})
         for about, text in result.get(TROUBLES_KEY, ()):
             self._controller.on_trouble(about, text)
@@ -180,7 +180,7 @@ class SchedulerAdapter(_NotPickled, FIFOScheduler):  # type: ignore[misc]
 
 
 class StopperAdapter(_NotPickled, Stopper):  # type: ignore[misc]
-    """Ends everything at once when the controller says so."""
+    """Tune's stopper: stops all trials when the controller says so, and runs the controller's deferred work."""
 
     def __init__(self, controller: SearchController, searcher: SearcherAdapter, engines: WorkerPool) -> None:
         self._controller = controller
@@ -188,17 +188,20 @@ class StopperAdapter(_NotPickled, Stopper):  # type: ignore[misc]
         self._engines = engines
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Single trials are the scheduler's affair."""
+        """Return False: the scheduler stops single trials."""
         return False
 
     def stop_all(self) -> bool:
-        """Tune asks several times a second."""
+        """Return whether to stop all trials; Tune calls this several times a second.
+
+        It also restarts hung workers, reports exits, and gives the controller time for deferred work.
+        """
         self._searcher.report_exits()
         hung = self._engines.restart_hung()
         if hung:
             logger.warning("an engine hangs and is started again; in it were trials %s", ", ".join(hung))
         if self._controller.should_stop:
-            # Tune waits for proxies to end, and they wait for their trials.
+            # Tune waits for the proxies to end, and they wait for their trials.
             self._engines.free_all_slots()
             return True
         self._controller.on_idle()

@@ -1,4 +1,4 @@
-"""Ray and Ray Tune: where trials run, and running them until the controller has no more."""
+"""Starts or joins Ray, plans the placement, and runs Ray Tune until the controller has no more trials."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ from trials.system.gpus import ORDER, gpu_count
 # A stopped trial's thread may have to finish its W&B run before its process can take the next trial.
 _ENVIRONMENT = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours, in _interrupts
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # _interrupts handles SIGINT
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a trial's folder has its metrics and TensorBoard events already
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # we resume from the run folder; Tune's own snapshots race with their clean-up
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output keeps quiet when it's told to
 }
 _SECRETS = frozenset(name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_"))
-"""What Tune puts into the runtime environment of trials' processes."""
+"""Credentials that Tune would copy into the runtime environment of trials' processes."""
 _PROXY_CPUS = 0.01
 
 
 @contextmanager
 def ray_session(*, dashboard: bool, folder: Path | None = None) -> Iterator[str | None]:
-    """Ray, started here or joined where it runs already; gives the dashboard's address where there is one.
+    """Start Ray, or join a running cluster; yield the dashboard's address, None if there is none.
 
-    `folder` is for its files (`orchestrator.ray_setup.start.surroundings`). Raises `SearchBroken` if that can't be
-    done.
+    `folder` is for Ray's files (`orchestrator.ray_setup.start.surroundings`). Raises `SearchBroken` if Ray cannot be
+    started or joined.
     """
     os.environ.update(_ENVIRONMENT)
-    # Ray logs them in clear. Here processes inherit them; on a cluster every node has its own.
+    # Ray logs these values in clear text. A local Ray's processes inherit them; on a cluster every node has its own.
     ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)
     with surroundings(folder):
         yield from _ray(dashboard=dashboard)
@@ -67,9 +67,9 @@ def ray_session(*, dashboard: bool, folder: Path | None = None) -> Iterator[str 
 def _ray(*, dashboard: bool) -> Iterator[str | None]:
     try:
         context = ray.init(include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR, **_gpus())
-    except Exception as error:  # whatever its parts raise
+    except Exception as error:  # Ray's parts raise many kinds
         raise SearchBroken(f"Ray can't be started or joined: {first_line(error)}") from error
-    # A traceback for every trial whose process dies. They're in ray/, and what is done about it is said by us.
+    # Tune logs a traceback for every trial whose process dies. It is in RUN/ray too, and the controller shows a notice.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
@@ -78,13 +78,13 @@ def _ray(*, dashboard: bool) -> Iterator[str | None]:
 
 
 def _gpus() -> dict[str, int]:
-    """For a Ray that is started here: it asks NVML only, and finds no GPU where that is missing."""
+    """Return the number of GPUs for a Ray that is started here, which finds none by itself if NVML is missing."""
     os.environ.setdefault(ORDER, "PCI_BUS_ID")
     return {"num_gpus": gpu_count()} if named_cluster() is None else {}
 
 
 def placed(search: Search) -> Search:
-    """The search on the machines that Ray has: its engines and slots. Raises `InputError` if not one trial can run."""
+    """Return the search with its placement on Ray's nodes: engines and slots. Raises `InputError` if no trial fits."""
     if search.ranks > 1 and not gpus_of_nodes():
         search = replace(search, gpus_per_trial=0)
     cores, each = list(cores_of_nodes().values()), gpus_of_nodes()
@@ -100,9 +100,9 @@ def placed(search: Search) -> Search:
 
 
 def run_tune(controller: SearchController, run: RunDir) -> None:
-    """Runs trials until the controller has no more, or says that everything must stop. Its search must be placed.
+    """Run trials until the controller has no more, or stops them all. The search must have a placement.
 
-    Raises `SearchBroken` if Ray Tune ends with an error of its own, `DiskFull` if trials can't write to their disk.
+    Raises `SearchBroken` if Ray Tune ends with an error of its own, `DiskFull` if trials cannot write to their disk.
     """
     search, placed = controller.search, controller.search.placement
     assert placed is not None
@@ -113,7 +113,7 @@ def run_tune(controller: SearchController, run: RunDir) -> None:
         _trainable(search, placed),
         tune_config=TuneConfig(
             num_samples=-1,
-            # Else Tune would start their processes one after another, each waiting for the one before.
+            # Otherwise Tune would start the processes one after another, each waiting for the one before.
             max_concurrent_trials=placed.slots,
             search_alg=searcher,
             scheduler=scheduler,
@@ -134,7 +134,7 @@ def run_tune(controller: SearchController, run: RunDir) -> None:
         except (TuneError, RayError) as error:
             raise SearchBroken(f"Ray Tune gave up: {str(error).strip().splitlines()[-1]}") from error
         except Exception:
-            # On a full disk Tune fails over what it couldn't write itself.
+            # On a full disk Tune also fails on writes of its own.
             if scheduler.disk_trouble is None:
                 raise
         finally:
@@ -145,7 +145,7 @@ def run_tune(controller: SearchController, run: RunDir) -> None:
 
 
 def _trainable(search: Search, placed: Placement) -> Any:
-    """What Tune runs: proxies of trials in engines, which have the GPUs, or trials in processes of their own."""
+    """Return the trainable for Tune: proxies if there are engines, which have the GPUs; else the trials themselves."""
     if placed.engines:
         return tune.with_resources(run_trial_proxy, {"cpu": _PROXY_CPUS})
     return tune.with_resources(run_trial_task, {"cpu": 1, "gpu": search.gpus_per_trial})
@@ -153,7 +153,7 @@ def _trainable(search: Search, placed: Placement) -> Any:
 
 @contextmanager
 def _interrupts(controller: SearchController) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) stops the search in order, the second is Python's own."""
+    """Interrupt the controller on the first SIGINT or SIGTERM; later ones go to the earlier handlers."""
 
     def interrupt(_signum: int, _frame: FrameType | None) -> None:
         controller.interrupt()

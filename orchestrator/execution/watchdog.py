@@ -1,6 +1,6 @@
-"""Ends a process in which a trial hangs, where no engine looks after it: it waits for data, or its step never ends.
+"""Watchdog for trials outside of an engine: ends the process if a trial waits for data or in a step without end.
 
-Any forward pass of any model counts as progress, so that training, evaluating and generating answers all do.
+Any forward pass of any model counts as progress: in training, in evaluation, and in generating answers.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from contextlib import contextmanager
 
 
 class Watchdog:
-    """Counts the seconds since a trial got on, but for those in which it waits for its search."""
+    """Counts the seconds since a trial last made progress, except while it waits for the search."""
 
     def __init__(self) -> None:
         self._last: float | None = time.monotonic()
 
     def beat(self) -> None:
-        """The trial gets on."""
+        """Record that the trial made progress."""
         if self._last is not None:
             self._last = time.monotonic()
 
     @contextmanager
     def resting(self) -> Iterator[None]:
-        """The trial waits for its search inside, however long that takes."""
+        """Stop counting inside the block, in which the trial waits for the search, however long that takes."""
         self._last = None
         try:
             yield
@@ -35,14 +35,14 @@ class Watchdog:
             self._last = time.monotonic()
 
     def seconds_silent(self) -> float:
-        """Since the last beat; 0 while it rests."""
+        """Return the seconds since the last progress; 0 inside `resting`."""
         last = self._last
         return 0.0 if last is None else time.monotonic() - last
 
 
 @contextmanager
 def ending_if_hung(limit_seconds: float) -> Iterator[Watchdog]:
-    """Ends this process, with a traceback of all its threads on stderr, if the block hasn't got on for so long."""
+    """End this process if the block makes no progress for so long, with the tracebacks of all threads on stderr."""
     from torch.nn.modules.module import register_module_forward_pre_hook
 
     watchdog, is_over = Watchdog(), threading.Event()
@@ -60,5 +60,5 @@ def _watch(watchdog: Watchdog, limit_seconds: float, is_over: threading.Event) -
         if watchdog.seconds_silent() > limit_seconds:
             sys.stderr.write(f"no progress in {limit_seconds:g} s (machine.step_limit_seconds): this process ends\n")
             faulthandler.dump_traceback(file=sys.__stderr__ or 2)
-            # What the trial has on disk is whole at any moment, and its thread can't be ended otherwise.
+            # The thread cannot be ended otherwise. The files of the trial are consistent at any moment.
             os._exit(1)

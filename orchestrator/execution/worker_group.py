@@ -1,7 +1,7 @@
-"""Two or more processes that train trials together, a GPU each: Ray's TorchTrainer starts them, and they stay.
+"""Worker group: two or more resident processes that train each trial together, started by Ray's TorchTrainer.
 
-A TorchTrainer for every trial would take most of a minute from its start to its first step, for new processes, their
-imports, the process group and the base model. So the trials of a search come and go in one that lasts.
+A TorchTrainer per trial would take most of a minute before the first step, for new processes, their imports, the
+process group and the base model. So one TorchTrainer runs all trials of a search, one after another.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 1.0
 _FIT_SECONDS = 20.0
-"""TorchTrainer needs a few to see that its workers have gone, and to give back what they held."""
+"""Seconds for TorchTrainer to notice that its ranks have ended, and to release their resources."""
 _QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in a recipe may be relative
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
@@ -44,24 +44,24 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class WorkerGroupSpec:
-    """What is the same for every process of a group."""
+    """Settings that are the same for every process of a group."""
 
     ranks: int
     on_gpu: bool
     cpu_threads: int | None
     storage: Path
-    """A folder for Ray Train's own state."""
+    """Folder for Ray Train's own state."""
     logs: Path | None = None
-    """A folder for what the processes write to stdout and stderr; None: it's left to Ray."""
+    """Folder for what the processes write to stdout and stderr; None: Ray handles it."""
 
     def keep_output(self, process: str) -> None:
-        """Of the process that calls it, under this name."""
+        """Redirect the calling process's output to a file of this name in `logs`, if there is one."""
         if self.logs is not None:
             redirect_output(self.logs / f"{process}.log")
 
 
 class WorkerGroup(GroupQueue):
-    """The queue of one group as a Ray actor. When a rank's process ends, all do, this one too; Ray starts it anew."""
+    """Group queue as a Ray actor. When a rank's process ends, all end, this one too; Ray restarts the actor."""
 
     def __init__(self, group: WorkerGroupSpec, name: str) -> None:
         quiet_libraries()
@@ -73,16 +73,16 @@ class WorkerGroup(GroupQueue):
         self._trainer.start()
 
     def ready(self) -> int:
-        """Its process id, as soon as the process is there."""
+        """Return the process id; the call is answered as soon as the process has started."""
         return os.getpid()
 
     def enter(self, rank: int, worker: Any) -> None:
-        """A rank is there, in this Ray actor."""
+        """Register a rank, which runs in the Ray actor `worker`."""
         self._workers[rank] = worker
         self.heartbeat(rank, None)
 
     def leave(self) -> None:
-        """Ends the ranks at once, and this process when their GPUs are free; what trials have on disk is whole."""
+        """Kill the ranks at once, and end this process when their GPUs are free; files on disk stay consistent."""
         self.close()
         for worker in self._workers.values():
             ray.kill(worker)
@@ -97,7 +97,7 @@ class WorkerGroup(GroupQueue):
         os._exit(1)
 
     def _trainer_of_ranks(self) -> TorchTrainer:
-        # Loads torch, which a search's own process does without.
+        # Imported here, because it loads torch, which the session's process does not need.
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
@@ -111,7 +111,7 @@ class WorkerGroup(GroupQueue):
 
 
 def rank_main(config: Mapping[str, Any]) -> None:
-    """What every rank does: it runs one trial after the other, as the queue says. Called by TorchTrainer."""
+    """Run tasks of the group queue, one after another; every rank's main function, called by TorchTrainer."""
     from orchestrator.execution.trial_runner import TrialRunner
     from trials.system.distributed import joined_process_group
 
@@ -133,7 +133,7 @@ def rank_main(config: Mapping[str, Any]) -> None:
 
 
 def _run(queue: Any, number: int, request: TrialRequest, runner: TrialRunner) -> tuple[str | None, bool]:
-    """Runs a trial; gives the traceback if it failed, and whether nothing can be run here any more."""
+    """Run a trial; return the traceback if it failed, and whether this process must end."""
     from orchestrator.execution.trial_runner import gpu_is_unusable
     from trials.training.evaluation_loop import Decision
     from trials.training.outcome import TrialInterrupted
@@ -155,7 +155,7 @@ def _run(queue: Any, number: int, request: TrialRequest, runner: TrialRunner) ->
     try:
         runner.run(request, on_eval, is_called_off, on_log)
     except Exception as problem:
-        # Who was cut off has left collectives in which the others wait.
+        # An interrupted trial has left collective operations in which the other ranks still wait.
         return traceback.format_exc(), gpu_is_unusable(problem) or isinstance(problem, TrialInterrupted)
     return None, False
 

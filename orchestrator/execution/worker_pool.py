@@ -1,4 +1,4 @@
-"""The engines of a search on the head's side: started as Ray actors, which trial is in which, and who of them hangs."""
+"""Pool of a search's workers: starts them as Ray actors, assigns trials to them, and restarts hung ones."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from orchestrator.state.run_dir import Placement, Search
 _MOST_SECONDS_BETWEEN_LOOKS = 5.0
 _AWAY_SECONDS = 30.0
 _MOST_SECONDS_TO_LEAVE = 60.0
-"""A group waits for its processes for a third of that."""
+"""Upper limit for a group to leave; the group itself waits for its ranks for a third of that."""
 _ENGINE_CPUS = 0.01
-"""Without a GPU: so little that it's always there, but not on a machine that has no core for trials."""
+"""CPUs of an engine without a GPU: small enough to be always free, except on a node without CPUs for trials."""
 
 
 class WorkerPool:
-    """Resident engines, each with its slots; none where every trial has a process of its own.
+    """Resident workers, each with its slots; empty if every trial has a process of its own.
 
-    Where several processes train a trial together, Ray Train keeps its own state in `storage`. `logs` is the folder for
-    what their processes write to stdout and stderr; None: it's left to Ray.
+    With worker groups, Ray Train keeps its own state in `storage`. `logs` is the folder for what the processes write to
+    stdout and stderr; None: Ray handles it.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class WorkerPool:
         self._limit = search.recipe.machine.step_limit_seconds
         self._engine_of: dict[str, str] = {}
         self._leaving: dict[str, tuple[str, Any]] = {}
-        # The handles keep the actors alive. Names are this search's own: Ray gives every driver a namespace.
+        # The handles keep the actors alive. Names cannot clash, because Ray gives every driver a namespace.
         if search.ranks > 1:
             assert storage is not None
             group = _group(search, storage, logs)
@@ -56,18 +56,19 @@ class WorkerPool:
 
     @property
     def has_room(self) -> bool:
-        """Whether a trial that began now would have a slot at once, as far as the engines that are there can tell.
+        """Whether a worker that is not away has a free slot; also True if all workers are away, or there are none.
 
-        Where machines have left, fewer trials run than the search has slots; who'd only wait needn't be chosen yet.
+        If nodes have left the cluster, fewer trials run than the search has slots. A trial that would only wait need
+        not be chosen yet.
         """
         there = [name for name in self._actors if not self._is_away(name)]
         taken = list(self._engine_of.values())
         return not there or any(taken.count(name) < self._slots for name in there)
 
     def take_slot(self, trial_id: str) -> str | None:
-        """The name of the engine that has most free slots, which the trial is counted to from now on.
+        """Assign a trial to the worker with the most free slots; return its name, None if there are no workers.
 
-        None that is away, as its machine may have left, unless all are: trials rather wait for a slot than for it.
+        Workers that are away, as their node may have left, come last: a trial rather waits for a slot than for a node.
         """
         if not self._actors:
             return None
@@ -77,13 +78,13 @@ class WorkerPool:
         return name
 
     def free_slot(self, trial_id: str) -> None:
-        """The trial is over, or nobody waits for it any more: it's stopped if it still runs. See `has_left`."""
+        """Free a trial's slot, and stop the trial if it still runs; `has_left` tells when it has stopped."""
         name = self._engine_of.pop(trial_id, None)
         if name is not None:
             self._leaving[trial_id] = (name, self._actors[name].release.remote(trial_id))
 
     def has_left(self, trial_id: str) -> bool:
-        """Whether nothing of a trial runs any more whose slot was freed. Only then may its folder be tidied up."""
+        """Whether a trial whose slot was freed has stopped. Only then may files in its folder be removed."""
         if trial_id not in self._leaving:
             return True
         name, answer = self._leaving[trial_id]
@@ -92,19 +93,19 @@ class WorkerPool:
         if self._is_cut_off(name, answer):
             self._leaving[trial_id] = (name, self._actors[name].release.remote(trial_id))
             return False
-        # Also if that failed: then the engine's process is gone, and the trial with it.
+        # Also if `release` failed: then the worker's process is gone, and the trial with it.
         del self._leaving[trial_id]
         return True
 
     def free_all_slots(self) -> None:
-        """Stops all trials."""
+        """Free the slots of all trials, and stop them."""
         for trial_id in list(self._engine_of):
             self.free_slot(trial_id)
 
     def restart_hung(self) -> list[str]:
-        """Ends the processes of engines in which somebody hasn't got on for too long; Ray starts them again.
+        """Kill workers in which a thread or rank made no progress for too long; Ray restarts them.
 
-        Returns the trials that were in them. Never waits for an engine, so that it may be called often.
+        Return the trials that were in them. Never waits for a worker, so that it may be called often.
         """
         hung = [name for name in self._actors if not self._is_leaving(name) and self._hangs(name)]
         for name in hung:
@@ -112,7 +113,7 @@ class WorkerPool:
         return [trial_id for trial_id, name in self._engine_of.items() if name in hung]
 
     def close(self) -> None:
-        """Ends the engines' processes at once: what trials have on disk is whole at any moment."""
+        """Kill the workers at once: the files of trials are consistent at any moment."""
         for actor in self._actors.values():
             ray.kill(actor)
         self._actors.clear()
@@ -127,7 +128,7 @@ class WorkerPool:
         return silent is not None and silent > self._limit
 
     def _restart(self, name: str) -> None:
-        """A group that answers ends its processes itself, and waits until their GPUs are free."""
+        """Restart a worker; a group that answers ends its ranks itself, and waits until their GPUs are free."""
         look = self._looks.pop(name)
         if self._are_groups and not look.is_unanswered:
             self._leaves[name] = _Leave(self._actors[name].leave.remote(), time.monotonic())
@@ -135,7 +136,7 @@ class WorkerPool:
             ray.kill(self._actors[name], no_restart=False)
 
     def _is_leaving(self, name: str) -> bool:
-        """Whether a group that was told to leave is still about it; one that can't is ended."""
+        """Whether a group that was told to leave has not left yet; after a time limit it is killed."""
         leave = self._leaves.get(name)
         if leave is None:
             return False
@@ -148,9 +149,9 @@ class WorkerPool:
         return True
 
     def _is_cut_off(self, name: str, answer: Any) -> bool:
-        """Whether an engine didn't get a call and may still be at work, on a machine that can't be reached just now.
+        """Whether a call did not reach a worker that may still run, on a node that is unreachable at the moment.
 
-        Ray calls it dead, or starts it again, once it has given that machine up.
+        Ray declares it dead, or restarts it, once it has given up the node.
         """
         try:
             ray.get(answer)
@@ -165,8 +166,8 @@ class WorkerPool:
         return look is not None and look.is_away
 
     def _start(self, name: str, home: _WorkerPlacement) -> Any:
-        # Every proxy may wait for a word in a call of its own, and one call more while its trial leaves; calls that
-        # take no time come on top.
+        # Per slot, a proxy may block in `next_message`, and another call in `release` while a trial stops. Calls that
+        # return at once come on top.
         options = {"name": name, "max_restarts": -1, "max_concurrency": 3 * self._slots + 4}
         actor = ray.remote(EngineWorker).options(**options, **home.options)
         log = None if self._logs is None else self._logs / f"{name}.log"
@@ -175,14 +176,14 @@ class WorkerPool:
 
 @dataclass(frozen=True)
 class _Leave:
-    """A group was told to leave at a time of the monotonic clock; `answer` comes when its process has ended."""
+    """Pending departure of a group: `answer` is ready when its process has ended; `told` is monotonic seconds."""
 
     answer: Any
     told: float
 
 
 class _HealthProbe:
-    """One question to an engine, how long somebody in it hasn't got on, and what became of it."""
+    """One call of a worker's `seconds_since_progress`, and its answer."""
 
     def __init__(self, answer: Any, *, was_away: bool) -> None:
         self._answer = answer
@@ -194,11 +195,14 @@ class _HealthProbe:
 
     @property
     def age(self) -> float:
-        """Seconds since it was asked."""
+        """Seconds since the call was made."""
         return time.monotonic() - self._asked
 
     def seconds_silent(self) -> float | None:
-        """As the engine answered, or since it was asked if it hasn't; None: nobody is at work, or it's starting."""
+        """Return the worker's answer, or the seconds since the call if there is none yet.
+
+        None: the worker has no work, or the call failed, because its process ended.
+        """
         if not self.is_unanswered:
             return self._heard
         if not ray.wait([self._answer], timeout=0)[0]:
@@ -206,24 +210,24 @@ class _HealthProbe:
         self.is_unanswered = False
         try:
             self._heard = ray.get(self._answer)
-        except RayError:  # its process has ended, and is started again where that is possible
+        except RayError:  # the process has ended, and Ray restarts it if it can
             self._has_failed = True
         return self._heard
 
     @property
     def is_away(self) -> bool:
-        """Whether the engine doesn't seem to be there. One that was away is so until it has answered."""
+        """Whether the worker seems to be gone. A worker that was away counts as away until it answers."""
         return self._has_failed or (self.is_unanswered and (self._was_away or self.age > _AWAY_SECONDS))
 
     def is_due(self, limit: float) -> bool:
-        """Whether it's time to ask again."""
+        """Whether it is time for a new probe; `limit` is in seconds."""
         self.seconds_silent()
         return not self.is_unanswered and self.age > min(_MOST_SECONDS_BETWEEN_LOOKS, limit / 4)
 
 
 @dataclass(frozen=True)
 class _WorkerPlacement:
-    """Where an engine is to be: options of its actor, and the threads that it may use if it has no GPU."""
+    """Placement of one engine: options of its actor, and its number of threads; None: it has a GPU."""
 
     options: Mapping[str, Any]
     cpu_threads: int | None = None
@@ -241,9 +245,9 @@ def _group(search: Search, storage: Path, logs: Path | None) -> WorkerGroupSpec:
 
 
 def _start_group(name: str, group: WorkerGroupSpec) -> Any:
-    # Of every rank one call waits for its turn and one for the end of it; the proxy's come on top.
+    # Each rank may block in `next_task` and in `wait_cancelled`. The calls of the proxy come on top.
     options = {"name": name, "max_restarts": -1, "max_concurrency": 3 * group.ranks + 8, "num_cpus": 0}
-    # Ray's clean-up after a TorchTrainer that was killed asks the cluster that this variable names.
+    # Ray's clean-up after a killed TorchTrainer connects to the cluster that this variable names.
     environment = {"env_vars": {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}}
     return ray.remote(WorkerGroup).options(**options, runtime_env=environment).remote(group, name)
 
@@ -261,18 +265,18 @@ def _homes(search: Search, placement: Placement) -> list[_WorkerPlacement]:
             {"scheduling_strategy": affinity, "num_cpus": _ENGINE_CPUS}, min(cores, machine.cpu_threads or cores)
         )
         homes.append([home] * engines_on_cpu(machine, cores))
-    # In turn: where there are fewer engines than there could be, they're spread over the machines.
+    # Interleaved, so that fewer engines than possible are spread over the nodes.
     in_turn = chain.from_iterable(zip_longest(*homes))
     return [home for home in in_turn if home is not None][: placement.engines]
 
 
 def cores_of_nodes() -> dict[str, int]:
-    """Cores of every machine that Ray has, by its node's id, but of those that were given none."""
+    """Return the cores of every alive node by node id, without nodes that have none."""
     cores = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
     return {node: number for node, number in cores.items() if number}
 
 
 def gpus_of_nodes() -> list[int]:
-    """GPUs of every machine that has any."""
+    """Return the number of GPUs of every alive node that has any."""
     found = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
     return [gpus for gpus in found if gpus]

@@ -1,4 +1,4 @@
-"""Command line: picks the best trial, exports its adapter, and proves the export in a fresh process.
+"""Command line that exports the best trial's adapter and verifies the export in a fresh process.
 
 python -m orchestrator.export RUN [--merge] [--to DIR]
 """
@@ -36,15 +36,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Exported:
-    """A verified export: where it is, and what its manifest says."""
+    """A verified export: its folder, and the content of its manifest."""
 
     path: Path
     manifest: dict[str, Any]
     kept: Path | None = None
-    """Where that is now which stood in the way of the run folder's own export; None: nothing did."""
+    """New path of what was in the way of the run folder's own export; None: nothing was."""
 
     def lines(self) -> list[str]:
-        """What people have to know of how it came about."""
+        """Return sentences on trials that were skipped, and on what was moved out of the way, if any."""
         said = [
             f"trial {each['trial']} is better and was skipped: {each['reason']}" for each in self.manifest["skipped"]
         ]
@@ -54,17 +54,18 @@ class Exported:
 def export_best(
     folder: RunDir, to: Path | None = None, *, merge: bool = False, due_seconds: float | None = None
 ) -> Exported:
-    """Exports the best trial that can be proved to `to` (default RUN/export); an earlier export stays until then.
+    """Export the best trial that can be verified to `to` (default RUN/export); an earlier export stays until then.
 
-    A trial whose adapter is damaged, can't be loaded or doesn't give its loss is skipped, and the next one that clearly
-    beats the base model is tried.
+    A trial is skipped if its adapter is damaged, can't be loaded or doesn't give the trial's loss. Then the next trial
+    that clearly beats the base model is tried.
 
-    With `to`, nothing is written to RUN, which may be read-only. Where the proof takes longer than `due_seconds` and
-    there's no earlier export, it's put in its place unproved, which it says; it's proved there, or taken away again.
+    With `to`, nothing is written to RUN, which may be read-only. If verification takes longer than `due_seconds` and
+    there is no earlier export, the export is put in place unverified, and its manifest says so. The verified export
+    then replaces it; if verification fails, it is removed.
 
-    Raises `RunFolderError` if `to` holds anything but an earlier export, `NothingToExport` if no trial beats the base
-    model, `ExportNotVerified` if no adapter of those, loaded again in a fresh process, gives the trial's loss within
-    1e-3 nats per token.
+    Raises `RunFolderError` if `to` holds anything but an earlier export, and `NothingToExport` if no trial beats the
+    base model. Raises `ExportNotVerified` if no adapter of those that do, loaded again in a fresh process, gives the
+    trial's loss within 1e-3 nats per token.
     """
     if to is not None:
         refuse_target(to.absolute(), folder.path)
@@ -84,11 +85,11 @@ def export_best(
 class _Proved:
     manifest: dict[str, Any]
     found: dict[str, Any]
-    """By the proof."""
+    """Result of the verification process."""
 
 
 def _first_proved(attempts: _Attempts, found: Candidates) -> _Proved:
-    """Walks down the ranking until a trial's adapter is proved and in its place."""
+    """Export trials in the order of their ranking until one is verified and in place."""
     skipped, last = list(found.skipped), ""
     for best in found.best:
         try:
@@ -98,7 +99,7 @@ def _first_proved(attempts: _Attempts, found: Candidates) -> _Proved:
                 raise
             reason = str(error).strip().splitlines()[-1].removeprefix("error: ")
             skipped.append(Skipped(best.trial, reason))
-            if reason == last:  # the cause isn't in the adapters
+            if reason == last:  # two in a row failed alike: the cause isn't in the adapters
                 break
             last = reason
     left = len(found.best) - len(skipped) + len(found.skipped)
@@ -110,19 +111,19 @@ def _first_proved(attempts: _Attempts, found: Candidates) -> _Proved:
 
 @dataclass(frozen=True)
 class _Attempts:
-    """To export one trial after another to the same target."""
+    """Attempts to export one trial after another to the same target."""
 
     search: Search
     records: Sequence[TrialRecord]
     staging: Staging
     merge: bool
     due: float | None
-    """By the monotonic clock; None: a proof may take any time."""
+    """Deadline in seconds of `time.monotonic`; None: verification may take any time."""
     had_one: bool
-    """Whether there is an earlier export, which stays until another one is proved."""
+    """Whether there is an earlier export, which stays until another one is verified."""
 
     def export(self, best: Best, skipped: Sequence[Skipped]) -> _Proved:
-        """Proves a trial's adapter and puts it in its place. Raises `ExportNotVerified`."""
+        """Verify a trial's adapter and put it in place. Raises `ExportNotVerified`."""
         made = self._stage(best)
         try:
             found = verify_export(
@@ -148,7 +149,11 @@ class _Attempts:
         return made
 
     def _due(self, made: Path, best: Best, skipped: Sequence[Skipped]) -> VerificationDeadline | None:
-        """At the deadline it's put in its place unproved: a copy, since the proof reads what is staged."""
+        """Return the deadline for verification; None if there is none, or if an earlier export is in place.
+
+        At the deadline a copy of the export is put in place unverified. It is a copy because verification still reads
+        the staged one.
+        """
         if self.due is None or self.had_one:
             return None
 
@@ -170,12 +175,12 @@ class _Attempts:
 def _keep_samples(folder: RunDir, found: dict[str, Any]) -> None:
     try:
         write_json(folder.path / "samples.json", found.get("samples", []))
-    except OSError as error:  # the export is there
+    except OSError as error:  # the export itself is in place
         logger.warning("the samples aren't kept in samples.json: %s", error.strerror)
 
 
 def _complete(export: Path, manifest: dict[str, Any], search: Search) -> None:
-    """Model card and manifest, with the hashes of all other files."""
+    """Write the model card, then the manifest with the hashes of all other files."""
     write_text(export / "README.md", model_card(manifest, search.recipe))
     manifest["files"] = _hashes(export)
     write_json(export / MANIFEST, manifest)
@@ -188,7 +193,7 @@ def _save_tokenizer(search: Search, staging: Path) -> None:
 
 
 def _manifest(search: Search, records: Sequence[TrialRecord], best: Best, found: dict[str, Any]) -> dict[str, Any]:
-    """What it says of itself; `found` by the proof, empty before that."""
+    """Return the content of the manifest; `found` is the result of verification, empty before it."""
     trial = best.trial
     return {
         "trial": trial.id,
@@ -211,7 +216,7 @@ def _manifest(search: Search, records: Sequence[TrialRecord], best: Best, found:
 
 
 def _scores(records: Sequence[TrialRecord], best: Best) -> dict[str, Any] | None:
-    """What is said of scores; None also where their files are damaged, as they decide nothing."""
+    """Return the manifest's scores; None without any, or if their files are damaged, as scores decide nothing."""
     try:
         return manifest_scores(records, best)
     except Exception as error:
@@ -220,7 +225,7 @@ def _scores(records: Sequence[TrialRecord], best: Best) -> dict[str, Any] | None
 
 
 def _verified(found: dict[str, Any], trial_loss: float) -> dict[str, float] | None:
-    """What the proof says of the eval loss; None before it."""
+    """Return the eval loss that verification measured, and its difference to the trial's; None before verification."""
     if "eval_loss" not in found:
         return None
     loss = found["eval_loss"]
@@ -228,7 +233,7 @@ def _verified(found: dict[str, Any], trial_loss: float) -> dict[str, float] | No
 
 
 def _against_start(start: TrialRecord, winner: TrialRecord) -> dict[str, Any]:
-    """A starting point's loss, and by how much the winner's is lower, with its paired standard error."""
+    """Return a starting point's loss, and by how much the winner's is lower, with the paired standard error."""
     described: dict[str, Any] = {"trial": start.id, "name": start.name, "eval_loss": start.best_eval_loss}
     gain = paired_gain(start, winner)
     if gain is not None and start.id != winner.id:
@@ -237,13 +242,13 @@ def _against_start(start: TrialRecord, winner: TrialRecord) -> dict[str, Any]:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file, by its path in the export."""
+    """Return the SHA-256 of every file, by its path in the export."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+    """Return the parser of the command line."""
     arguments = argparse.ArgumentParser(prog="python -m orchestrator.export", description="Export the best adapter.")
     arguments.add_argument("run", metavar="RUN", help="run folder")
     arguments.add_argument("--merge", action="store_true", help="also write full weights with the adapter merged in")
@@ -252,7 +257,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     return run_command(lambda: _export(parser().parse_args(argv)))
 
 

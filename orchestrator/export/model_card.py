@@ -1,4 +1,4 @@
-"""The README.md of an export: what the adapter is, how it was chosen and proved, how to load it."""
+"""README.md of an export: what the adapter is, how it was chosen and verified, how to load it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trials.records.trial_dir import Origin
 
 
 def model_card(manifest: dict[str, Any], recipe: Recipe) -> str:
-    """Markdown with the front matter that model hubs read; everything in it comes from the manifest."""
+    """Return Markdown, with the front matter that model hubs read, from the manifest and the recipe."""
     settings = manifest["config"]["hyperparameters"]
     sections = [
         _front_matter(manifest),
@@ -55,7 +55,7 @@ def _losses(manifest: dict[str, Any]) -> str:
 
 
 def _scores(scores: dict[str, Any] | None) -> list[str]:
-    """The section on task scores; none where there are no scores."""
+    """Return the section on task scores; empty if there are no scores."""
     if scores is None:
         return []
     measure = Measure(scores["measure"])
@@ -95,7 +95,7 @@ def _verified(verified: dict[str, float] | None) -> str:
 
 
 def _skipped(skipped: list[dict[str, Any]]) -> list[str]:
-    """The section on better trials that could not be exported; none where there are none."""
+    """Return the section on better trials that could not be exported; empty if there are none."""
     if not skipped:
         return []
     rows = [(each["trial"], f"{each['eval_loss']:.4f}", each["reason"].replace("|", "\\|")) for each in skipped]

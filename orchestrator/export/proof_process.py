@@ -1,4 +1,4 @@
-"""The process in which an export is proved by `trials.evaluation.verify`, ended with who waits for it.
+"""Process that verifies an export by `trials.evaluation.verify`; it is killed when its parent ends.
 
 python -m orchestrator.export.proof_process PARENT JOB RESULT
 """

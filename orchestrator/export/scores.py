@@ -1,4 +1,4 @@
-"""What an export says about task scores: base, starting points and winner, each with its 95 % interval."""
+"""Task scores in an export's manifest: base, starting points and winner, each with its 95 % interval."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from trials.records.trial_dir import Origin, TrialRecord
 
 
 def manifest_scores(records: Sequence[TrialRecord], best: Best) -> dict[str, Any] | None:
-    """Scores of the winner, the base and the starting points; None where the winner has none.
+    """Return scores of the winner, the base and the starting points; None if the winner has none.
 
-    The winner's is of the weights that are exported where those were scored, else of its last that were:
-    `of_exported_weights` tells which.
+    The winner's score is that of the exported weights, if those were scored. Else it is the trial's last score.
+    `of_exported_weights` says which one it is.
     """
     scorings = best.trial.scorings
     if not scorings:
@@ -42,7 +42,10 @@ def _described(scoring: ScoreRecord) -> dict[str, Any]:
 
 
 def _against(record: TrialRecord, winner: ScoreRecord) -> dict[str, Any]:
-    """Another's last score, and how much better the winner's is on the same rows."""
+    """Return another trial's last score, and how much better the winner's is on the same rows.
+
+    The comparison is left out if the two were not scored on the same rows.
+    """
     scoring = record.scorings[-1]
     described = {"trial": record.id, "origin": record.origin.value, "name": record.name, **_described(scoring)}
     try:

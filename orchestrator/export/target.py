@@ -1,8 +1,8 @@
-"""Where an export may go: to a new or empty folder, or in the place of an earlier export. Nothing else is replaced.
+"""Target folder of an export: a new or empty one, or an earlier export. Nothing else is replaced.
 
-.<name>.export-<random>/          beside the target while an export is made, and removed with it
-    process                       held by a lock as long as the export's process lives
-    export/  unproved/            what becomes the target
+.<name>.export-<random>/          staging folder beside the target, removed when the export is done
+    process                       a file, locked as long as the export's process lives
+    export/  unproved/            the verified and the unverified export, to be renamed to the target
     replaced/                     the earlier export, for the moment between two renames
 """
 
@@ -31,7 +31,7 @@ _MOST_SET_ASIDE = 1000
 
 
 def refuse_target(target: Path, run: Path) -> None:
-    """Raises `RunFolderError` if an export to `target` would replace or hide anything but an earlier export."""
+    """Raise `RunFolderError` if an export to `target` would replace or hide anything but an earlier export."""
     if target.is_symlink():
         raise RunFolderError(f"{target} is a link to {target.readlink()}. Give the folder itself as --to.")
     here, run = target.resolve(), run.resolve()
@@ -55,9 +55,9 @@ def refuse_target(target: Path, run: Path) -> None:
 
 
 def set_strangers_aside(target: Path) -> Path | None:
-    """Renames what is in the way of a run folder's own export, as a search can't ask; returns where it is now.
+    """Rename what is in the way of a run folder's own export, and return its new path; None: nothing is in the way.
 
-    None: nothing is in the way.
+    It is renamed because a search can't ask its user.
     """
     if not target.is_symlink() and (not target.exists() or (target.is_dir() and _not_ours(target) is None)):
         return None
@@ -68,7 +68,7 @@ def set_strangers_aside(target: Path) -> Path | None:
 
 
 def _not_ours(folder: Path) -> str | None:
-    """What a folder holds that no export of this project has put there; None: nothing."""
+    """Say in words what a folder holds that no export of this project has written; None: nothing."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
     if not names and not any(folder.iterdir()):
         return None
@@ -80,7 +80,7 @@ def _not_ours(folder: Path) -> str | None:
 
 
 class Staging:
-    """The folder beside the target in which an export is made. Made by `staging_beside`."""
+    """Folder beside the target in which an export is made; `staging_beside` creates it."""
 
     def __init__(self, path: Path, target: Path, run: Path, *, may_set_aside: bool) -> None:
         self.path = path
@@ -90,16 +90,16 @@ class Staging:
         self._is_put = False
 
     def empty(self, name: str) -> Path:
-        """A new and empty folder of that name in it."""
+        """Return a new and empty folder of that name in the staging folder."""
         folder = self.path / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         return folder
 
     def put_in_place(self, made: Path) -> None:
-        """Renames a finished folder of it to the target, in the place of an earlier export.
+        """Rename a finished folder of the staging folder to the target, in the place of an earlier export.
 
-        Raises `RunFolderError` if something else has come there meanwhile.
+        Raises `RunFolderError` if something else has appeared there meanwhile that may not be set aside.
         """
         if self._may_set_aside:
             set_strangers_aside(self.target)
@@ -112,7 +112,7 @@ class Staging:
         shutil.rmtree(self.path / "replaced", ignore_errors=True)
 
     def take_away(self) -> None:
-        """Removes the export that was put in place, if one was."""
+        """Remove the export that was put in place, if one was."""
         if self._is_put and read_manifest(self.target) is not None:
             self._is_put = False
             move(self.target, self.path / "replaced")
@@ -121,9 +121,9 @@ class Staging:
 
 @contextmanager
 def staging_beside(target: Path, run: Path, *, may_set_aside: bool) -> Iterator[Staging]:
-    """A folder beside the target that nobody else has, removed at the end. Raises `RunFolderError`.
+    """Yield a folder beside the target that no other process uses; remove it at the end. Raises `RunFolderError`.
 
-    `may_set_aside`: what is in the way of the target later on is renamed, and no error.
+    With `may_set_aside`, what is in the way of the target later on is renamed instead of raising an error.
     """
     try:
         make_folder(target.parent)
@@ -148,7 +148,7 @@ def staging_beside(target: Path, run: Path, *, may_set_aside: bool) -> Iterator[
 
 
 def recover_export(target: Path) -> None:
-    """Puts an earlier export back that was being replaced when its process was killed, and removes what that left."""
+    """Put back an earlier export whose replacement was interrupted by a kill, and remove what the process left."""
     for path in sorted(target.parent.glob(f"{glob.escape(_prefix(target))}*")):
         if _is_left_over(path):
             _remove(path, target)
@@ -158,14 +158,14 @@ def _remove(path: Path, target: Path) -> None:
     replaced = path / "replaced"
     if not target.exists() and not target.is_symlink() and read_manifest(replaced) is not None:
         move(replaced, target)
-    # Last, as it proves whose folder it is.
+    # The file `process` is removed last, as it proves that the folder is this project's.
     for name in ("export", "unproved", "replaced"):
         shutil.rmtree(path / name, ignore_errors=True)
     shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_left_over(path: Path) -> bool:
-    """Whether a folder is provably of an export of this project, and of this user, whose process is gone."""
+    """Return whether a folder provably belongs to an export of this project and user whose process is gone."""
     try:
         if path.is_symlink() or path.stat().st_uid != os.getuid():
             return False
@@ -176,7 +176,10 @@ def _is_left_over(path: Path) -> bool:
 
 
 def _lock(file: TextIO) -> None:
-    """On file systems without locks nothing is held, and what a killed export leaves there is left to the user."""
+    """Lock the file, if the file system has locks.
+
+    Where it has none, the user has to remove what a killed export leaves.
+    """
     with suppress(OSError):
         takes_lock(file)
 

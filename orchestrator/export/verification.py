@@ -1,4 +1,4 @@
-"""Proves an export: loaded again by a fresh process, as its users will, it must give the trial's loss."""
+"""Verification of an export: loaded again by a fresh process, as its users will, it must give the trial's loss."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from trials.errors import ExportNotVerified
 from trials.evaluation.verify import VerificationJob
 
 TOLERANCE = 1e-3
-"""Nats per token between the trial's eval loss and the reloaded adapter's."""
+"""Largest difference between the trial's eval loss and the reloaded adapter's, in nats per token."""
 
 MERGED_TOLERANCE = 0.02
-"""Nats per token. Wider: merging rounds every weight to the compute dtype, bfloat16 on a GPU."""
+"""Largest difference for merged weights, in nats per token.
+
+It is wider, because merging rounds every weight to the compute dtype, bfloat16 on a GPU.
+"""
 
 
 @dataclass(frozen=True)
 class VerificationDeadline:
-    """When the proof should be there, in seconds, and what is done if it isn't; it goes on meanwhile."""
+    """Seconds until verification should be done, and what is called if it isn't; verification goes on meanwhile."""
 
     seconds: float
     otherwise: Callable[[], None]
@@ -34,7 +37,7 @@ class VerificationDeadline:
 def verify_export(
     export: Path, recipe: Recipe, trial_loss: float, *, merge: bool, due: VerificationDeadline | None = None
 ) -> dict[str, Any]:
-    """What a fresh process measures on the export (see `trials.evaluation.verify.verify_export`).
+    """Return what a fresh process measures on the export (see `trials.evaluation.verify.verify_export`).
 
     Raises `ExportNotVerified` if it fails, or if a loss is further from the trial's than its tolerance.
     """
@@ -54,7 +57,7 @@ def verify_export(
 
 
 def check_loss(what: str, loss: float, trial_loss: float, tolerance: float) -> None:
-    """Raises `ExportNotVerified` if the loss is further from the trial's than the tolerance (nats per token)."""
+    """Raise `ExportNotVerified` if the loss is further from the trial's than the tolerance (nats per token)."""
     if not abs(loss - trial_loss) <= tolerance:
         raise ExportNotVerified(
             f"{what}, loaded again, has eval loss {loss:.5f}, but the trial measured {trial_loss:.5f} "
@@ -82,7 +85,7 @@ def _run(job: VerificationJob, due: VerificationDeadline | None) -> dict[str, An
 
 
 def said_by(command: list[str], due: VerificationDeadline | None) -> tuple[int, str]:
-    """A command's exit code, and what it wrote to stderr. Ctrl-C on this process's terminal doesn't reach it."""
+    """Return a command's exit code and what it wrote to stderr. Ctrl-C in this terminal doesn't reach it."""
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

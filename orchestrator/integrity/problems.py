@@ -1,4 +1,4 @@
-"""Finds what of a run folder is missing or damaged, and what mends it. Reads everything, hashes included.
+"""Finds missing or damaged parts of a run folder, and a repair for each. Reads everything, hashes included.
 
 Needs neither torch nor Ray.
 """
@@ -28,7 +28,7 @@ from trials.system.files import write_text
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong, where, and what mends it; `mend` returns what it did, in words. None: nothing does."""
+    """One missing or damaged part; `mend` repairs it and returns what it did, in words. None: it can't be repaired."""
 
     where: str
     what: str
@@ -36,9 +36,9 @@ class Problem:
 
 
 def problems(run: RunDir, *, weights: bool = True) -> Iterator[Problem]:
-    """Yield everything that is wrong with a run folder; what is mended meanwhile is looked at as it is then.
+    """Yield all problems of a run folder; parts that are repaired between two of them are read as they are then.
 
-    `weights` False: those of adapters are not looked at, as a working copy of a folder on a store has none.
+    With `weights` False, adapters are not checked, as the working copy of a run folder on a store has no weights.
     """
     trials = run.read_trials()
     for damaged in trials.damaged:
@@ -67,7 +67,7 @@ def _of_trial(run: RunDir, record: TrialRecord, *, weights: bool) -> Iterator[Pr
 
 
 def _of_adapter(record: TrialRecord) -> Iterator[str]:
-    """Yield what is wrong with a trial's adapter; there needn't be one, as only the best are kept."""
+    """Yield problems of a trial's adapter; a missing one is none, as only the best are kept."""
     if record.adapter.exists() and record.points:
         yield from (f"adapter/{problem}" for problem in adapter_problems(record.adapter))
 
@@ -113,7 +113,7 @@ def _is_cut(path: Path) -> bool:
 
 
 def _mending(run: RunDir, record: TrialRecord, what: str) -> Callable[[], str] | None:
-    """What mends a damaged file of a trial: what can't be used of it moves aside."""
+    """Return the repair of a damaged file of a trial: its unusable content moves aside. None: it is gone."""
     if "metrics.jsonl" in what or SCORINGS_FILE in what:
         name = SCORINGS_FILE if SCORINGS_FILE in what else "metrics.jsonl"
         return lambda: _whole_lines(run, record, name)
@@ -142,7 +142,7 @@ def _new_ending(run: RunDir, record: TrialRecord) -> str:
 
 
 def _whole_lines(run: RunDir, record: TrialRecord, name: str) -> str:
-    """Leave the lines that can be read; the file as it was moves aside."""
+    """Keep the lines that can be read, one for each evaluation; the file as it was moves aside."""
     path = record.folder / name
     if not path.is_file():
         return _put_aside(run, path, f"{record.id}-{name}")

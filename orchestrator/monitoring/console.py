@@ -1,4 +1,4 @@
-"""What a person sees while the search runs: a live table on a terminal, one plain line an event on a pipe."""
+"""Console view of a running search: a live table on a terminal, one plain line per event on a pipe."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _STYLES = {"running": "bold", "finished": "green", "diverged": "red", "out_of_me
 
 
 def unlogged(line: str) -> None:
-    """Told every line: there's no log."""
+    """Discard a line; default for `live_view` without a log."""
 
 
 @contextmanager
 def live_view(
     progress: Progress, deadline: Deadline, console: Console, log: Callable[[str], object] = unlogged
 ) -> Iterator[Callable[[Event], None]]:
-    """Gives the listener for the controller; logs and then shows what it hears until the block ends.
+    """Yield the event listener for the controller, which applies, logs and then shows every event.
 
-    The console must be one that outlives its readers (`trials.console.terminal`).
+    The console's stream must survive a closed terminal or pipe (`trials.console.terminal`).
     """
     if not console.is_terminal:
 
@@ -56,7 +56,7 @@ def live_view(
 
 
 def _drawn(progress: Progress, deadline: Deadline, messages: list[str]) -> RenderableType:
-    """The live view. Whatever goes wrong in drawing it is no reason to end the search: it's drawn twice a second."""
+    """Return the live view, or a replacement text: an error in drawing must not end the search."""
     try:
         return table(progress, deadline, list(messages))
     except Exception as error:
@@ -65,7 +65,7 @@ def _drawn(progress: Progress, deadline: Deadline, messages: list[str]) -> Rende
 
 
 def line(event: Event, progress: Progress, deadline: Deadline) -> str:
-    """One event as one line of plain text."""
+    """Return an event as one line of plain text, with the time left."""
     left = format_duration(deadline.seconds_left(datetime.now(UTC)))
     return f"[{left} left] {_sentence(event, progress)}"
 
@@ -95,7 +95,7 @@ def _end(event: TrialEnded) -> str:
 
 
 def table(progress: Progress, deadline: Deadline, messages: list[str]) -> Group:
-    """The live view: headline, one row a trial (best first, running ones always shown), what was said last."""
+    """Return the live view: headline, one row per shown trial (lowest loss first), the last three messages."""
     grid = Table(expand=True, header_style="dim", box=None)
     for name, justify in (("trial", "left"), ("state", "left"), ("done", "right"), ("tokens", "right")):
         grid.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -104,13 +104,13 @@ def table(progress: Progress, deadline: Deadline, messages: list[str]) -> Group:
         grid.add_column(name, justify="right")
     grid.add_column("configuration", overflow="ellipsis", no_wrap=True, ratio=1)
     for row in shown_rows(progress):
-        # As text: in a string, brackets in a starting point's name would be rich's markup.
+        # As `Text`, because rich would take brackets in the name of a starting point for markup.
         grid.add_row(*map(Text, _cells(row, has_scores=has_scores)), style=_STYLES.get(row.state, "dim"))
     return Group(headline(progress, deadline), grid, *(Text(text, style="dim") for text in messages[-3:]))
 
 
 def headline(progress: Progress, deadline: Deadline) -> Text:
-    """Best against base, time used and left."""
+    """Return the headline: time used and left, base eval loss, best eval loss."""
     now = datetime.now(UTC)
     total = (deadline.ends - deadline.started).total_seconds()
     left = deadline.seconds_left(now)
@@ -123,7 +123,7 @@ def headline(progress: Progress, deadline: Deadline) -> Text:
 
 
 def shown_rows(progress: Progress) -> list[TrialProgress]:
-    """Running trials and the best of the ended ones, best first, as many as fit."""
+    """Return the rows to show, lowest loss first: all running trials, and the best other ones as far as they fit."""
     ordered = sorted(progress.rows.values(), key=_by_loss)
     running = [row for row in ordered if row.state == "running"]
     ended = [row for row in ordered if row.state != "running"]

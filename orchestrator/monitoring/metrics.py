@@ -1,4 +1,4 @@
-"""A search as figures for Prometheus, by metric. Knows nothing of Ray; `monitoring.prometheus` hands them to it."""
+"""Metrics of a search for Prometheus. Imports no Ray; `orchestrator.monitoring.prometheus` passes them to Ray."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from trials.records.memory_report import read_memory_report
 from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialRecord
 
 _LINGER_SECONDS = 120.0
-"""A trial that has left shows its last figures for so long, that they're scraped at least once, and then no more."""
+"""A trial that is not running keeps its metrics for so long, so that the last values are scraped at least once."""
 _STATES = ("running", "paused", *(kind.value for kind in EndingKind))
 _TRAINED = (Origin.START, Origin.PROPOSED)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of a search, or of each of its trials; a sum only grows, others are as they are at the moment."""
+    """Definition of a metric of a search or of its trials: a counter if `is_sum`, else a gauge."""
 
     name: str
     description: str
@@ -47,7 +47,7 @@ METRICS = (EVAL_LOSS, BEST_EVAL_LOSS, SPEED, MEMORY, FRACTION, RUNG, TRIALS, BES
 
 @dataclass(frozen=True)
 class Sample:
-    """What a metric is now. `tags` are those beside the search's name."""
+    """Present value of a metric. `tags` lacks the tag `search`, which the exporter adds."""
 
     metric: Metric
     value: float
@@ -56,16 +56,16 @@ class Sample:
 
 @dataclass
 class _TrialGauges:
-    """Of one trial, since its last evaluation."""
+    """Metric values of one trial, as of its last evaluation."""
 
     tokens_seen: int
     values: dict[Metric, float] = field(default_factory=dict)
     left: datetime | None = None
-    """When it paused or ended; None while it runs."""
+    """Time at which it paused or ended; None while it runs."""
 
 
 class SearchMetrics:
-    """Follows a session of a search; what earlier sessions left in the run folder counts too."""
+    """Metrics of a search in one session; trials of earlier sessions count by their records in the run folder."""
 
     def __init__(self, progress: Progress, run: RunDir, search: Search, now: Callable[[], datetime]) -> None:
         self._progress, self._run, self._search, self._now = progress, run, search, now
@@ -78,7 +78,7 @@ class SearchMetrics:
         self._of_search = self._of_all_trials()
 
     def apply(self, event: Event) -> None:
-        """Takes in an event that the board has taken in already."""
+        """Apply an event; the `Progress` must have applied it before."""
         if isinstance(event, TrialStarted):
             self._trials[event.trial_id] = _TrialGauges(event.tokens_seen)
         elif isinstance(event, TrialEvaluated):
@@ -88,7 +88,7 @@ class SearchMetrics:
         self._of_search = self._of_all_trials()
 
     def current(self) -> list[Sample]:
-        """Everything there is to say now."""
+        """Return all samples as of now."""
         now = self._now()
         shown = {name: trial for name, trial in self._trials.items() if not _is_gone(trial, now)}
         of_trials = [
@@ -121,7 +121,7 @@ class SearchMetrics:
             trial.values = {**trial.values, SPEED: 0.0}
 
     def _of_all_trials(self) -> list[Sample]:
-        # All states, so that none keeps a number that isn't true any more.
+        # All states, also those with no trial: a gauge that isn't set again keeps its old value.
         counts = Counter({**self._states, **self._progress.states()}.values())
         samples = [Sample(TRIALS, counts[state], {"state": state}) for state in _STATES]
         best = self._progress.best

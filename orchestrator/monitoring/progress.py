@@ -1,4 +1,4 @@
-"""The state of a search as people watch it: events in, rows out. Draws nothing."""
+"""Progress of a search for display: events in, rows out. Draws nothing."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ _UNTRAINED = {Origin.BASE: "evaluated, not trained", Origin.PROBE: "measures the
 
 @dataclass
 class TrialProgress:
-    """One trial: what it is, where it stands."""
+    """Name, configuration and state of one trial."""
 
     trial_id: str
     name: str
     settings: str
     full_tokens: int
-    """Of a full trial."""
+    """Tokens of a full trial."""
     state: str = "running"
     point: EvalPoint | None = None
     score: float | None = None
-    """At the latest evaluation that was scored."""
+    """Mean score at the latest scored evaluation; None before that."""
 
 
 @dataclass
 class Progress:
-    """All trials of this session, and the best so far against the base."""
+    """All trials of this session by id, and the base model's eval loss in nats per token (None: not evaluated yet).
+
+    `varied` names the hyperparameters that the search varies; rows show only those.
+    """
 
     varied: tuple[str, ...]
     rows: dict[str, TrialProgress] = field(default_factory=dict)
     base_eval_loss: float | None = None
 
     def apply(self, event: Event) -> None:
-        """Takes in one event."""
+        """Update the rows with one event."""
         if isinstance(event, TrialStarted):
             begun = TrialProgress(event.trial_id, event.name, self._settings(event), event.full_tokens)
             self.rows.setdefault(event.trial_id, begun).state = "running"
@@ -51,12 +54,12 @@ class Progress:
 
     @property
     def best(self) -> TrialProgress | None:
-        """The trained trial with the lowest loss so far."""
+        """Trained trial with the lowest eval loss so far; None before the first evaluation."""
         evaluated = [row for row in self.rows.values() if row.point and row.name not in _UNTRAINED]
         return min(evaluated, key=lambda row: row.point.best_eval_loss if row.point else 0.0, default=None)
 
     def states(self) -> dict[str, str]:
-        """Of the trained trials, by id."""
+        """Return the states of the trained trials by id; base model and speed probe are left out."""
         return {row.trial_id: row.state for row in self.rows.values() if row.name not in _UNTRAINED}
 
     def _settings(self, event: TrialStarted) -> str:

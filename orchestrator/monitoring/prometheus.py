@@ -1,6 +1,7 @@
-"""Hands a search's figures to Ray, whose agent on this node Prometheus scrapes; each has `ray_` before its name there.
+"""Exports a search's metrics through Ray: Prometheus scrapes Ray's agent on this node.
 
-Ray sends them to its agent by itself, a few seconds later; without an agent nobody misses them.
+The agent puts `ray_` before each name. Ray sends the values to its agent a few seconds later; without an agent they
+are lost, which is no error. One daemon thread per exporter.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from trials.console.troubles import TROUBLES, only_reporting
 
 _ABOUT = "metrics"
 _SECONDS_BETWEEN = 5.0
-"""Ray's agent forgets a gauge that nobody has set for 20 s, and evaluations may be minutes apart."""
+"""Ray's agent drops a gauge that was not set for 20 s, and evaluations may be minutes apart."""
 
 
 class PrometheusExporter:
-    """Listens to a search, after `board` has, until its block ends. The search is named after its run folder.
+    """Event listener that exports metrics inside its `with` block, tagged with the name of the run folder.
 
-    An error in here is one warning, and the search goes on without its metrics.
+    It must be called after `progress` has applied the event. An error in it is reported as a warning; the search goes
+    on without metrics.
     """
 
     def __init__(self, progress: Progress, run: RunDir, search: Search, now: Callable[[], datetime]) -> None:
@@ -39,7 +41,7 @@ class PrometheusExporter:
             self._metrics = {metric: _declared(metric) for metric in METRICS}
 
     def __call__(self, event: Event) -> None:
-        """Takes in one event."""
+        """Apply one event to the metrics; no effect after the block's end or an error."""
         with only_reporting(_ABOUT, self._give_up), self._lock:
             if not self._is_over.is_set():
                 self._search.apply(event)

@@ -1,6 +1,6 @@
-"""Which addresses Prometheus is to scrape: a copy of Ray's list, as its own lies where only this user may enter.
+"""Prometheus scrape targets: a copy of Ray's list, which itself lies in a folder that only this user may enter.
 
-<cache>/qlora-orchestrator/prometheus/<run folder's name>-<hash>.json      there while a session with a dashboard runs
+<cache>/qlora-orchestrator/prometheus/<run folder's name>-<hash>.json      exists while a session with a dashboard runs
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _OF_RAY = "prom_metrics_service_discovery.json"
 
 
 class ScrapeTargets:
-    """Keeps the copy for one run folder up to date; errors are ignored, as nobody may scrape."""
+    """Copy of Ray's list for one run folder. I/O errors are ignored, as Prometheus may not be in use at all."""
 
     def __init__(self, run: Path) -> None:
         self._source = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / _OF_RAY
@@ -25,7 +25,7 @@ class ScrapeTargets:
         self._known = ""
 
     def refresh(self) -> None:
-        """Copies Ray's list if it has changed."""
+        """Copy Ray's list if it has changed."""
         with suppress(OSError, RuntimeError):
             text = self._source.read_text(encoding="utf-8")
             if text != self._known:
@@ -37,11 +37,11 @@ class ScrapeTargets:
                 self._known = text
 
     def remove(self) -> None:
-        """Takes the copy away."""
+        """Remove the copy."""
         with suppress(OSError, RuntimeError):
             (folder() / self._name).unlink()
 
 
 def folder() -> Path:
-    """Where the copies of all searches of this user are. Raises `RuntimeError` if there's no home."""
+    """Return the folder with the copies of all searches of this user. Raises `RuntimeError` without a home folder."""
     return copies() / "prometheus"

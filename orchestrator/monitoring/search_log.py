@@ -1,8 +1,12 @@
-"""RUN/logs/search.log: all that a search says, its command and its sessions, whether or not anybody reads it then.
+"""RUN/logs/search.log: all output of a search, of its command and its sessions, independent of the console.
 
-Every line is there before it's on the console, under the time (UTC) when it was said: what became of trials, as a pipe
-shows it, also where the console shows a table; errors with their tracebacks; what is left of a crash.
-`trials.console.terminal` sees to the console.
+Every line has its time (UTC), and is in the log before it is on the console. The log contains:
+
+- events of trials as lines of text, also while the console shows a table
+- errors with their tracebacks
+- what a crash writes to stderr
+
+The console is handled by `trials.console.terminal`.
 """
 
 from __future__ import annotations
@@ -20,19 +24,22 @@ _ERROR = "error: "
 
 
 def search_log(folder: RunDir) -> LineLog:
-    """The log of a search, by its run folder."""
+    """Return the log of the search in this run folder."""
     return LineLog(folder.logs / "search.log")
 
 
 def log_command(folder: RunDir) -> None:
-    """Has this process, the search's command, log all that it says; it must have the run folder to itself."""
+    """Copy all output of this process, the search's command, to the log.
+
+    The process must have exclusive access to the run folder.
+    """
     speak_into(_begun(folder, "command"))
 
 
 def log_session(folder: RunDir) -> None:
-    """Has this process, a session, log its errors from now on, and what is left of it should it crash.
+    """Log the errors of this process, a session, from now on, including the traces of a crash.
 
-    Its events are for `orchestrator.monitoring.console.live_view` to log, as they aren't lines where they're shown.
+    Events are logged by `orchestrator.monitoring.console.live_view`, because a table shows them without lines.
     """
     log = _begun(folder, "session")
     copy_output(log, stdout=False)
@@ -42,7 +49,7 @@ def log_session(folder: RunDir) -> None:
 
 
 def size(log: LineLog) -> int:
-    """Bytes of the log so far."""
+    """Return the size of the log in bytes; 0 if it can't be read."""
     try:
         return log.path.stat().st_size
     except OSError:
@@ -50,7 +57,7 @@ def size(log: LineLog) -> int:
 
 
 def last_error(log: LineLog, since: int) -> str | None:
-    """What was logged last as an error after the log had so many bytes; None: nothing was."""
+    """Return the last error that was logged after the first `since` bytes; None: there is none."""
     try:
         with log.path.open("rb") as file:
             file.seek(since)

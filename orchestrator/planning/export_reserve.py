@@ -1,8 +1,8 @@
-"""The time kept before the deadline for the last evaluations, the export, its proof in a fresh process, and the report.
+"""Time reserved before the deadline for last evaluations, the export, its verification in a fresh process, the report.
 
-Measured: the base model's evaluation, which every search begins with, starts the same kind of process, loads the same
-model and evaluates the same rows. What it doesn't tell is taken from what was measured elsewhere, with room to spare:
-on the demo (two cores) it expects 38 s of work and keeps 54 s, where 30 s are used.
+The estimate is based on the base model's evaluation, with which every search begins. It starts the same kind of
+process, loads the same model and evaluates the same rows. The other parts are constants measured elsewhere, with a
+margin: on the demo (two cores) the estimate is 38 s of work, 54 s are reserved, and 30 s are used.
 """
 
 from __future__ import annotations
@@ -15,55 +15,56 @@ from orchestrator.state.run_dir import Search
 from trials.errors import ModelError
 
 _SAFETY = 1.3
-"""The machine may have other work just then: with three times as many processes as cores, 30 s became 40."""
+"""Margin for other load on the machine: with three times as many processes as cores, 30 s became 40."""
 _SECOND_TRY_SHARE = 0.02
-"""Of the budget, for doing it all once more where the process dies in the middle of it."""
+"""Share of the budget, at most, for a second attempt if the process dies during the first."""
 _MOST_SHARE = 0.4
 _LIKELY_SHARE = 0.6
 _LATE_SHARE = 0.25
 
 _ADAPTER_SECONDS = 3.0
-"""Loading base and adapter by PEFT, beyond loading the base."""
+"""Loading an adapter with PEFT, in addition to loading the base."""
 _FILES_SECONDS = 4.0
-"""Ending Ray, tokenizer, hashes, model card, report."""
+"""Shutting down Ray; writing tokenizer, hashes, model card and report."""
 _SLOWER_ON_GPU, _SLOWER_ON_CPU = 1.8, 1.2
-"""Evaluation in the proof, by transformers and PEFT in padded batches, against the engine's."""
+"""Evaluation time in the verification (transformers and PEFT, padded batches) relative to the engine's."""
 _STEP_SECONDS, _LAYER_SECONDS = 0.005, 0.0012
-"""Of one token of an answer, and of each layer that it passes: launching kernels, reading all weights."""
+"""Fixed cost of one generated token, and the cost per layer: kernel launches, and reading all weights."""
 _LAYERS = 32
-"""Of a model whose config can't be read."""
+"""Assumed for a model whose config can't be read."""
 
 
 @dataclass(frozen=True)
 class ExportWork:
-    """What the end of a search has to do, in rows and tokens."""
+    """Work after the end of training, in rows and tokens."""
 
     eval_rows: int
     test_rows: int
     """0 without a test set."""
     row_tokens: float
-    """Of a mean eval row."""
+    """Mean tokens of an eval row."""
     samples: int
-    """Questions that base and winner answer."""
+    """Questions that base model and winner each answer."""
     answer_tokens: int
-    """The longest that an answer can get."""
+    """Upper limit of an answer's tokens."""
     layers: int
-    """Of the base model."""
+    """Layers of the base model."""
     slots: int
-    """Trials on one device that may be in the middle of their last evaluation."""
+    """Trials on one device that may still be in their last evaluation."""
     score_rows: int = 0
-    """Rows that each of them answers besides."""
+    """Rows that each of these trials also answers; 0 without scoring."""
     on_gpu: bool = False
 
 
 def measured_reserve(base_seconds: float, eval_seconds: float, work: ExportWork, budget_seconds: float) -> float:
-    """Seconds to keep, by what the base model's evaluation took; never more than 40 % of the budget.
+    """Return the seconds to reserve, from the duration of the base model's evaluation; at most 40 % of the budget.
 
-    `base_seconds` run from handing it out to its end, with the model's load; `eval_seconds` are its evaluation alone.
+    `base_seconds` is the time from dispatching the base model to its end, loading included. `eval_seconds` is its
+    evaluation alone.
     """
     load = max(0.0, base_seconds - eval_seconds) + _ADAPTER_SECONDS
     row = eval_seconds / max(1, work.eval_rows)
-    # The test rows are evaluated twice, by winner and base; so are the samples answered.
+    # Winner and base model both evaluate the test rows and answer the samples; the eval rows need the winner only.
     rows = work.eval_rows + 2 * work.test_rows
     slower = _SLOWER_ON_GPU if work.on_gpu else _SLOWER_ON_CPU
     proof = load + slower * row * rows + 2 * _answering(work, row, work.samples)
@@ -74,7 +75,7 @@ def measured_reserve(base_seconds: float, eval_seconds: float, work: ExportWork,
 
 
 def export_work(search: Search, slots: int) -> ExportWork:
-    """What the end of this search has to do, with so many trials at once; from the rows that search.json counts."""
+    """Return the work after training with `slots` concurrent trials, from the row counts in search.json."""
     recipe, rows = search.recipe, search.data.get("eval", {})
     engines = search.placement.engines if search.placement is not None else 1
     return ExportWork(
@@ -91,17 +92,20 @@ def export_work(search: Search, slots: int) -> ExportWork:
 
 
 def expected_seconds(reserve_seconds: float) -> float:
-    """What the end will take most likely, of what is kept for it."""
+    """Return the seconds that the end will most likely take, as a share of the reserve."""
     return _LIKELY_SHARE * reserve_seconds
 
 
 def grace_seconds(reserve_seconds: float) -> float:
-    """How long after the end of training a trial may still be in its last step or evaluation before it's cut off."""
+    """Return the seconds after the end of training for which a trial may finish its last step or evaluation."""
     return _LATE_SHARE * reserve_seconds
 
 
 def _answering(work: ExportWork, row_seconds: float, rows: int) -> float:
-    """Answers to so many questions in one batch, token by token."""
+    """Return the seconds for answering `rows` questions in one batch, token by token.
+
+    `row_seconds` is the evaluation time of one row.
+    """
     if not rows:
         return 0.0
     step = _STEP_SECONDS + _LAYER_SECONDS * work.layers + rows * row_seconds / work.row_tokens
@@ -109,7 +113,7 @@ def _answering(work: ExportWork, row_seconds: float, rows: int) -> float:
 
 
 def _answer_tokens(rows: Mapping[str, Any]) -> int:
-    """An answer may be twice as long as the longest of the answers expected: of a few rows, about three means."""
+    """Return an upper limit of an answer's tokens: the smaller of two longest rows and three mean completions."""
     if not rows.get("rows"):
         return 0
     return int(min(2 * rows["longest"], 3 * rows["completion_tokens"] / rows["rows"]))

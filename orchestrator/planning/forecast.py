@@ -1,6 +1,6 @@
-"""What the search will have done by the end of the search: arithmetic on measured speed, or on what's known beforehand.
+"""Forecast of a search: trials, tokens, end, disk, energy and cost, from measured speed or from an estimate.
 
-Nothing here loads a model or asks a clock.
+Loads no model and reads no clock.
 """
 
 from __future__ import annotations
@@ -19,52 +19,55 @@ from orchestrator.planning.trial_length import shortened_length
 from orchestrator.state.run_dir import Placement, Search
 from search_spaces.schema import SearchSettings
 
-# How far trials are trained is decided by what the search's own curves say, so beforehand there's only experience:
-# means over simulated searches of 6 to 50 full trials (benchmarks/simulator), on recorded curves and on misleading
-# ones.
+# The scheduler decides from learning curves how far trials are trained, so these shares can't be computed beforehand.
+# They are means over simulated searches of 6 to 50 full trials (benchmarks/simulator), on recorded curves and on
+# misleading ones.
 _MEAN_LENGTH = 0.42
-"""Of a configuration that was proposed, in full trials."""
+"""Mean length to which a proposed configuration is trained, in full trials."""
 _FULL_SHARE = 0.22
-"""Of these configurations, trained at full length."""
+"""Share of proposed configurations that are trained to full length."""
 
 
 @dataclass(frozen=True)
 class SearchForecast:
-    """What the search will have done by its end; None where nobody can know it yet."""
+    """Forecast of the state at the end of the search. None: not known yet, unless a field says otherwise."""
 
     trials: int | None
-    """Configurations that are tried."""
+    """Configurations that are tried, starting points included."""
     full_trials: int | None
-    """Those of them that are trained at full length."""
+    """Configurations that are trained to full length."""
     full_tokens: int
-    """Of a full trial in this search."""
+    """Tokens of a full trial in this search."""
     tokens: int | None
-    """Trained by all trials together."""
+    """Tokens trained by all trials together."""
     seconds_per_token: float | None
-    """Of one trial in its slot, evaluations included."""
+    """Speed of one trial in its slot, evaluations included."""
     source: str | None
-    """Where the speed is known from."""
+    """Source of the speed, in words."""
     made: datetime
-    """When it was predicted."""
+    """Time of the forecast."""
     slots: int
-    """Trials at once."""
+    """Concurrent trials."""
     reserve_seconds: float
     ends: datetime
-    """When the export will be there, most likely."""
+    """Most likely time at which the export is complete."""
     disk_gib: float | None
-    """That the run folder takes at most."""
+    """Upper limit of the run folder's size."""
     energy_kwh: float | None
     """None without GPUs."""
     cost: float | None
-    """In the currency of search.price_per_gpu_hour; None without a price or GPUs."""
+    """Cost in the currency of `search.price_per_gpu_hour`; None without a price or GPUs."""
 
     def to_json(self) -> dict[str, Any]:
-        """As search.json has it."""
+        """Return the forecast as search.json stores it."""
         return {**asdict(self), "made": self.made.isoformat(), "ends": self.ends.isoformat()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> SearchForecast:
-        """Reads it back; unknown keys of later versions are left out. Raises KeyError, ValueError or TypeError."""
+        """Read what `to_json` returned, ignoring unknown keys of later versions.
+
+        Raises `KeyError`, `ValueError` or `TypeError`.
+        """
         known = {field.name: content[field.name] for field in fields(cls)}
         times = {name: datetime.fromisoformat(content[name]) for name in ("made", "ends")}
         return cls(**{**known, **times})
@@ -72,7 +75,7 @@ class SearchForecast:
 
 @dataclass(frozen=True)
 class _Remaining:
-    """What is left of it for training."""
+    """Time and slots that remain for training; durations of a full trial and of a start, in seconds."""
 
     seconds: float
     slots: int
@@ -85,7 +88,10 @@ class _Remaining:
 
 
 def forecast_search(search: Search, throughput: ThroughputModel | None, now: datetime) -> SearchForecast:
-    """What the rest of the search brings at the measured speed, or at what is known of it before anything has run."""
+    """Forecast the rest of the search at the measured speed, or at the speed that is known beforehand.
+
+    `throughput` None: nothing was measured.
+    """
     speed = (measured_speed(throughput) if throughput is not None else None) or speed_before(search)
     placed, settings, deadline = placement_of(search), search.recipe.search, search.deadline
     left = max(0.0, deadline.training_seconds_left(now))
@@ -128,7 +134,10 @@ def _dues(settings: SearchSettings, gpu_hours: float) -> dict[str, float | None]
 
 
 def _counts(remaining: _Remaining, settings: SearchSettings, starts: int) -> tuple[int, int]:
-    """Configurations tried, and trained at full length: starting points are, and of others the best few."""
+    """Return the configurations that are tried, and those trained to full length.
+
+    Every one of the `starts` starting points is trained to full length, as time permits; of the others, a share is.
+    """
     most = settings.trials or math.inf
     fitting = int(remaining.slot_seconds / (remaining.full_seconds + remaining.start_seconds))
     if fitting <= starts:
@@ -140,7 +149,10 @@ def _counts(remaining: _Remaining, settings: SearchSettings, starts: int) -> tup
 
 
 def _busy_seconds(remaining: _Remaining, settings: SearchSettings) -> float:
-    """Until training is over: all the time, unless so few trials are allowed that all can be trained in full."""
+    """Return the seconds until training is over.
+
+    It is the remaining time, unless the recipe limits the trials and all of them can be trained in full before.
+    """
     if settings.trials is None:
         return remaining.seconds
     return min(
@@ -150,5 +162,5 @@ def _busy_seconds(remaining: _Remaining, settings: SearchSettings) -> float:
 
 
 def gpu_count(search: Search, placed: Placement) -> int:
-    """GPUs that a search has, so placed."""
+    """Return the GPUs that a search uses in this placement."""
     return (placed.engines or placed.slots) * search.gpus_per_trial

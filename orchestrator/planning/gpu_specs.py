@@ -1,11 +1,11 @@
-"""What GPUs can do, by the names that NVIDIA's driver has for them: all that is known before anything has run."""
+"""Device rates from NVIDIA's datasheets, by the name that the driver reports; used before speed is measured."""
 
 from __future__ import annotations
 
 from trials.model.memory_plan import DeviceRates
 
 _BRANDS = ("NVIDIA ", "Tesla ", "GeForce ")
-# Operations a second (bfloat16, without sparsity, added up in float32) and bytes a second, from NVIDIA's data sheets.
+# FLOP/s (bfloat16 with float32 accumulation, without sparsity) and memory bytes/s, from NVIDIA's datasheets.
 _RATES = {
     "H200": DeviceRates(989e12, 4.8e12),
     "H200 NVL": DeviceRates(835e12, 4.8e12),
@@ -36,7 +36,10 @@ _RATES = {
 
 
 def known_rates(name: str) -> DeviceRates | None:
-    """What a GPU of this whole name can do; None if it isn't in the table: an L40 is no L4, a laptop's GPU no card."""
+    """Return the rates of the GPU with this name; None if the table lacks it.
+
+    The whole name must match, without the brand: an L40 is not an L4, and a laptop GPU is not the desktop card.
+    """
     for brand in _BRANDS:
         name = name.removeprefix(brand)
     return _RATES.get(name)

@@ -1,4 +1,4 @@
-"""Memory at the corners of a search's space: which configurations fit a GPU, and how large adapters get on disk."""
+"""Memory of the extreme configurations of a search space: whether they fit a GPU, and how large adapters get."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from trials.model.memory_plan import adapter_bytes
 from trials.system.gpus import GpuState, gpus_here
 
 ASSUMED_GIB = 24.0
-"""Of a GPU, where the machine that plans has none."""
+"""GPU memory that is assumed if the planning machine has no GPU."""
 _CONTEXT_GIB = 0.5
-"""CUDA's own, in each process that uses a GPU."""
+"""Memory of the CUDA context, in each process that uses a GPU."""
 _DECISIVE = ("lora_rank", "target_modules", "optimizer")
-"""The hyperparameters that change the least memory that a trial needs."""
+"""Hyperparameters that affect the minimum memory of a trial."""
 
 
 @dataclass(frozen=True)
 class MemoryBound:
-    """One extreme configuration: what is special about it, its least memory, and the parameters of its adapter."""
+    """One extreme configuration: its distinguishing `values`, minimum memory, and parameters of its adapter."""
 
     values: Mapping[str, Any]
     need: MemoryEstimate
@@ -34,14 +34,14 @@ class MemoryBound:
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """GiB that one trial may reserve, and why so many."""
+    """Memory that one trial may reserve, in GiB, and the reason in words."""
 
     gib: float
     reason: str
 
 
 def memory_bounds(search: Search) -> list[MemoryBound]:
-    """All corners, the smallest need first; none for a base model whose memory can't be predicted."""
+    """Return all extreme configurations, smallest memory first; none if the base model's memory can't be predicted."""
     recipe = search.recipe
     try:
         base = search.shape
@@ -62,7 +62,11 @@ def memory_bounds(search: Search) -> list[MemoryBound]:
 
 
 def memory_limit(search: Search) -> MemoryLimit:
-    """What one trial may take of a GPU: the recipe's word, this machine's GPU as it is now, or one of 24 GiB."""
+    """Return the GPU memory that one trial may reserve.
+
+    It is the recipe's setting. Without that, it is the smallest limit of this machine's GPUs with their present load.
+    Without GPUs, it is the limit of an assumed GPU of 24 GiB.
+    """
     given = search.recipe.machine.gpu_memory_gib
     if given is not None:
         return MemoryLimit(given, "machine.gpu_memory_gib")
@@ -73,7 +77,7 @@ def memory_limit(search: Search) -> MemoryLimit:
 
 
 def _of(gpu: GpuState) -> MemoryLimit:
-    """Of a GPU that others use too, what they leave."""
+    """Return the limit of one GPU: the usual share, or the free memory if other processes use more than the rest."""
     usual, free = allowed_gib((gpu.memory_bytes or 0) / 2**30), (gpu.free_bytes or 0) / 2**30 - _CONTEXT_GIB
     if free >= usual:
         return MemoryLimit(usual, gpu.name)
@@ -81,7 +85,10 @@ def _of(gpu: GpuState) -> MemoryLimit:
 
 
 def _extremes(recipe: Recipe) -> list[dict[str, Any]]:
-    """Every combination of the values that decide, of ranges their ends, and every starting point."""
+    """Return all combinations of the varied `_DECISIVE` values, then those of every starting point.
+
+    A range is represented by its two ends, and lora_rank also among choices by its smallest and largest value.
+    """
     varied: dict[str, list[Any]] = {}
     for name in _DECISIVE:
         dimension = recipe.space.get(name)

@@ -1,4 +1,4 @@
-"""How many trials run at once, and in how many engines: decided from the recipe and the machines, without Ray."""
+"""Placement of trials: number of engines and of concurrent trials, from the recipe and the machines. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from trials.model.memory_plan import MOST_TOKENS
 
 FEWEST_SLOTS, MOST_SLOTS = 2, 8
 _DECISIVE = ("use_dora", "neftune_noise_alpha", "target_modules")
-"""The hyperparameters that `unsupported_reason` looks at."""
+"""Hyperparameters that decide whether the engine supports a configuration (`unsupported_reason`)."""
 
 
 def plan_placement(search: Search, *, gpus: int, cores: Sequence[int], gpus_each: int = 1) -> Placement:
-    """One engine per GPU, or where trials use none per `cpu_threads` cores; without engines a trial per GPU or core.
+    """Return the number of engines and of trial slots.
 
-    `gpus` are those of all machines together, `gpus_each` of each that has any, `cores` those of each. No slots:
-    there aren't enough GPUs for one trial. Where several processes train a trial together, a group of them stands for
-    an engine, and holds one trial at a time. Never more slots than the search may have trials.
+    - On GPUs there is one engine per GPU, and on the CPU one per `cpu_threads` cores.
+    - If TRL trains, there are no engines, and one slot per `gpus_per_trial` GPUs or per core.
+    - If several processes train one trial, each worker group counts as an engine with one slot.
+
+    `gpus` is the total of all machines. `gpus_each` is the smallest number on a machine that has any. `cores` has one
+    entry per machine. 0 slots: there are too few GPUs for one trial. There are never more slots than the search may
+    have trials.
     """
     if search.ranks > 1:
         groups = gpus // search.ranks if search.gpus_per_trial else sum(groups_on_cpu(search, each) for each in cores)
@@ -42,37 +46,37 @@ def plan_placement(search: Search, *, gpus: int, cores: Sequence[int], gpus_each
 
 
 def _asked(search: Search, otherwise: int) -> int:
-    """How many trials the recipe wants at once, or `otherwise` if it doesn't say, but no more than it wants at all."""
+    """Return the recipe's concurrent trials, or `otherwise` if not set; at most the recipe's number of trials."""
     settings = search.recipe.search
     asked = settings.concurrent_trials or otherwise
     return min(asked, settings.trials or asked)
 
 
 def engines_on_cpu(machine: Machine, cores: int) -> int:
-    """How many engines share the cores of a machine.
+    """Return the number of engines on a machine with so many cores; without `cpu_threads` one engine has all cores.
 
-    A small model's products gain nothing from a second thread and lose a lot to one that has to wait for its core, so
-    trials side by side have a process each. Without `cpu_threads` all cores are one engine's.
+    Matrix products of a small model gain nothing from a second thread. They lose a lot if a thread has to wait for its
+    core. So concurrent trials have a process each.
     """
     return 1 if machine.cpu_threads is None else max(1, cores // machine.cpu_threads)
 
 
 def groups_on_cpu(search: Search, cores: int) -> int:
-    """How many groups of processes share the cores of a machine."""
+    """Return the number of worker groups on a machine with so many cores."""
     return max(1, cores // (search.ranks * (search.recipe.machine.cpu_threads or cores)))
 
 
 def trl_reason(search: Search) -> str | None:
-    """Why TRL trains the trials of this search, in a sentence; None: engines do."""
+    """Return the reason why TRL trains the trials of this search; None: engines train them."""
     if search.recipe.machine.engine == "trl":
         return "the recipe asks for TRL"
     return _why_not_all_configurations(search)
 
 
 def slots_per_engine(step_tokens: float, micro_step_tokens: int) -> int:
-    """Trials that fill a micro-step while one of them is evaluated, and no more.
+    """Return the number of trials that fill a micro-step while one of them is evaluated, between 2 and 8.
 
-    What a searcher learns from ended trials is worth more than trials side by side. `step_tokens` are those of one
+    More concurrent trials would delay results, from which the scheduler learns. `step_tokens` are the tokens of one
     trial's optimizer step.
     """
     return min(max(math.ceil(micro_step_tokens / step_tokens) + 1, FEWEST_SLOTS), MOST_SLOTS)
@@ -82,13 +86,13 @@ def _slots_of_one_engine(search: Search) -> int:
     if not search.gpus_per_trial:
         return 1
     train = search.data.get("train")
-    if train is None:  # a run folder from before rows were counted
+    if train is None:  # a run folder of a version that didn't count rows
         return FEWEST_SLOTS
     return slots_per_engine(smallest_batch(search.recipe) * train["tokens"] / train["rows"], MOST_TOKENS)
 
 
 def refuse_small_batches(recipe: Recipe, ranks: int) -> None:
-    """Raises `RecipeError` if a trial of this recipe may have fewer rows in a step than processes."""
+    """Raise `RecipeError` if a trial of this recipe may have fewer rows in an optimizer step than processes."""
     smallest = smallest_batch(recipe)
     if smallest < ranks:
         raise RecipeError(
@@ -98,16 +102,16 @@ def refuse_small_batches(recipe: Recipe, ranks: int) -> None:
 
 
 def smallest_batch(recipe: Recipe) -> int:
-    """Rows of the smallest effective batch that a trial of this recipe can have."""
+    """Return the smallest effective batch, in rows, that a trial of this recipe can have."""
     starts = [values["effective_batch"] for values in recipe.start.values() if "effective_batch" in values]
     return int(min([*_values(recipe, "effective_batch"), *starts]))
 
 
 def _why_not_all_configurations(search: Search) -> str | None:
-    """A reason why the engine can't run one of a search's configurations; None if it can run them all.
+    """Return the reason why the engine can't run one of the search's configurations; None if it can run all.
 
-    Then TRL runs all of them: a process with an engine has no place for TRL's base model and random state, nor has the
-    engine's GPU for another process.
+    If it can't run one, TRL runs all. An engine's process can't also hold TRL's base model and random state, and the
+    engine's GPU has no memory for another process.
     """
     recipe = search.recipe
     proposed = itertools.product(*(_values(recipe, name) for name in _DECISIVE))
@@ -119,7 +123,7 @@ def _why_not_all_configurations(search: Search) -> str | None:
 
 
 def _values(recipe: Recipe, name: str) -> list[Any]:
-    """The values that the search gives a hyperparameter; of a range its ends."""
+    """Return the values that a hyperparameter can have in the search; for a range, its two ends."""
     dimension = recipe.space.get(name)
     if dimension is None:
         return [getattr(recipe.hyperparameters, name)]

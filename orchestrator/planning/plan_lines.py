@@ -1,4 +1,4 @@
-"""The plan's lines about the search: what it will bring, where trials may pause, memory, disk, energy and cost."""
+"""Lines of the plan about the forecast: reserve, speed, evaluation points, memory, disk, energy and cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN_POINTS = 12
 
 
 def forecast_lines(search: Search, full_tokens: int, epoch: Epoch, prediction: SearchForecast) -> list[str]:
-    """What the search will bring; `full_tokens` are those that the recipe asks for."""
+    """Return all lines about the forecast. `full_tokens` is the length of a full trial that the recipe asks for."""
     return [
         reserve_line(search),
         *speed_lines(prediction, full_tokens, epoch),
@@ -27,7 +27,7 @@ def forecast_lines(search: Search, full_tokens: int, epoch: Epoch, prediction: S
 
 
 def reserve_line(search: Search) -> str:
-    """How much is kept for the export, and whether that's final."""
+    """Return the line about the reserve, and whether it may still change."""
     kept = format_duration(search.deadline.reserve_seconds)
     said = f"the last {kept} are kept for verification, export and report"
     if search.recipe.search.reserve is not None or search.shortened is not None:
@@ -36,7 +36,7 @@ def reserve_line(search: Search) -> str:
 
 
 def speed_lines(prediction: SearchForecast, full_tokens: int, epoch: Epoch) -> list[str]:
-    """Speed, number and length of trials, and when the export will be there."""
+    """Return the lines about speed, number and length of trials, and when the export will be complete."""
     ends = f"the export is there at about {prediction.ends:%H:%M:%S} UTC"
     if prediction.seconds_per_token is None:
         return [f"speed: unknown until it's measured, in the first minutes; then the plan is made; {ends}"]
@@ -51,7 +51,7 @@ def speed_lines(prediction: SearchForecast, full_tokens: int, epoch: Epoch) -> l
 
 
 def counts_in_words(prediction: SearchForecast) -> str:
-    """How many trials, how many of them at full length, and their tokens."""
+    """Return the predicted number of trials, of full-length trials, and of tokens as a phrase."""
     if prediction.trials is None:
         return "an unknown number of trials"
     return (
@@ -61,7 +61,7 @@ def counts_in_words(prediction: SearchForecast) -> str:
 
 
 def evaluation_points_line(search: Search, full_tokens: int, prediction: SearchForecast, epoch: Epoch) -> str:
-    """The tokens at which trials are evaluated, and may pause."""
+    """Return the line with the evaluation points in tokens, at which trials may pause."""
     settings = shortened_evaluation(search.recipe.evaluation, prediction.full_tokens / full_tokens)
     at = evaluation_tokens(prediction.full_tokens, settings, epoch)
     shown = ", ".join(f"{tokens:,}" for tokens in at[:_SHOWN_POINTS])
@@ -70,7 +70,7 @@ def evaluation_points_line(search: Search, full_tokens: int, prediction: SearchF
 
 
 def memory_lines(search: Search) -> list[str]:
-    """The least memory of one trial at the corners of the space, and which of them don't fit and why."""
+    """Return the lines about minimum memory at the extremes of the space, and about those that don't fit."""
     found = memory_bounds(search)
     if not found:
         return ["memory: can't be predicted for this base model; every configuration is tried before it's trained"]
@@ -90,7 +90,7 @@ def memory_lines(search: Search) -> list[str]:
 
 
 def cost_lines(search: Search, prediction: SearchForecast) -> list[str]:
-    """Disk, energy and money."""
+    """Return the lines about disk, energy and cost, as far as they are known."""
     settings = search.recipe.search
     lines = []
     if prediction.disk_gib is not None:

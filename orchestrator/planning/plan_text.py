@@ -1,4 +1,4 @@
-"""What a search would do, said before it does anything."""
+"""Text of the plan: the search in words, before anything runs."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from trials.system.gpus import gpu_count
 
 @dataclass(frozen=True)
 class DataSizes:
-    """Rows and tokens of a search's data, and how far a full trial goes."""
+    """Rows and tokens of a search's data, and the tokens of a full trial."""
 
     epoch_tokens: int
     full_tokens: int
     data: Mapping[str, Any]
-    """Fingerprint of the tokenised rows, and what became of every split's rows."""
+    """Fingerprint of the tokenised rows, and for every split its `trials.data.split.Counts`."""
 
     @staticmethod
     def of(recipe: Recipe, data: TrialData) -> DataSizes:
-        """Counted on tokenised rows."""
+        """Return the sizes, counted on tokenised rows."""
         splits = {"train": data.train, "eval": data.eval, "test": data.test}
         counts = {name: asdict(split.counts) for name, split in splits.items() if split is not None}
         return DataSizes(
@@ -44,7 +44,7 @@ class DataSizes:
 
 
 def _longest_trial(recipe: Recipe, epoch: Epoch) -> int:
-    """Tokens of the longest full trial in the space: where the search varies epochs, not all are equally long."""
+    """Return the tokens of the longest full trial in the space; lengths differ if the search varies them."""
     longest = full_tokens(recipe.hyperparameters, epoch)
     for name in ("epochs", "train_tokens", "rows_seen"):
         dimension = recipe.space.get(name)
@@ -57,9 +57,10 @@ def _longest_trial(recipe: Recipe, epoch: Epoch) -> int:
 def describe(
     search: Search, sizes: DataSizes, throughput: ThroughputModel | None = None, now: datetime | None = None
 ) -> str:
-    """The plan as text: time, data, what the search will bring, starting points, space, where settings came from.
+    """Return the plan as text: time, data, forecast, starting points, space, settings and their sources.
 
-    For a search that goes on: its measured `pace`, and the time; else what's known beforehand, from the start.
+    For a resumed search, `throughput` is its measured speed and `now` the present time. None: the forecast is made for
+    the start of the search, with a speed that is known beforehand.
     """
     deadline = search.deadline
     epoch = Epoch(sizes.data["train"]["rows"], sizes.epoch_tokens)
@@ -93,13 +94,13 @@ def _together(search: Search) -> str:
 
 
 def data_lines(data: Mapping[str, Any]) -> list[str]:
-    """What became of the rows of every split, a line each, and the columns not used; `data` as in search.json.
+    """Return a line per split about its rows, and lines about unused columns. `data` is as in search.json.
 
-    A damaged split has no line.
+    A split whose entry is damaged has no line.
     """
     splits = {name: counts for name in ("train", "eval", "test") if (counts := _counts(data.get(name))) is not None}
     unread = {name: counts.unread_in_words() for name, counts in splits.items() if counts.unread}
-    # Mostly all splits have the same columns.
+    # Splits usually have the same columns, so equal texts are merged into one line.
     where = {said: " and ".join(name for name in unread if unread[name] == said) for said in unread.values()}
     return [
         *(f"{name} rows: {counts.in_words()}" for name, counts in splits.items()),
@@ -115,7 +116,10 @@ def _counts(described: Any) -> Counts | None:
 
 
 def placement_line(search: Search) -> str:
-    """Which engine runs the trials and why, and how many at once on this machine; a Ray cluster may have more."""
+    """Return the line about the backend, the reason for it, and the concurrent trials on this machine.
+
+    A Ray cluster may run more trials.
+    """
     placement = plan_placement(search, gpus=gpu_count(), cores=[os.cpu_count() or 1])
     reason = trl_reason(search)
     engine = "shared (it can run every configuration of this search)" if reason is None else f"TRL ({reason})"

@@ -1,4 +1,4 @@
-"""How fast trials will be, before any has run: as an earlier search on this machine measured, else by arithmetic.
+"""Speed estimate before any trial has run: from an earlier search's measurement, else from the GPU's datasheet.
 
 <cache>/speeds.json    tokens a second by base model, engine and device; beside the tokenised rows (trials.data.cache)
 """
@@ -32,18 +32,18 @@ EARLIER = "as an earlier search on this machine measured"
 ESTIMATED = "estimated from the model's size and the GPU's name; measured in the first minutes"
 
 _OF_RATES_ENGINE, _OF_RATES_TRL = 0.6, 0.15
-"""Shares of the speed that the arithmetic gives which were reached on an H100 (docs/engine.md)."""
+"""Reached shares of the speed computed from datasheet rates, measured on an H100 (docs/engine.md)."""
 _OF_RANKS = 0.8
-"""What each of several GPUs does of what it would do alone where they train a trial together."""
+"""Efficiency of each GPU where several train one trial together, relative to one GPU alone."""
 _LEAST_SECONDS_PER_TOKEN = 1 / 60_000
-"""Of a small model no more is to be had, whatever the GPU: kernels aren't launched faster (the demo on an H100)."""
+"""Lower bound, whatever the GPU: kernel launches limit small models (measured with the demo on an H100)."""
 _EVALUATED_TOKEN = 0.5
-"""Of what a trained token takes: there is no gradient."""
+"""Cost of an evaluated token relative to a trained one: it needs no gradient."""
 
 
 @dataclass(frozen=True)
 class SpeedEstimate:
-    """Of one trial in its slot, evaluations included, and where that's known from."""
+    """Speed of one trial in its slot, evaluations included, and the source of the figure in words."""
 
     seconds_per_token: float
     start_seconds: float
@@ -51,20 +51,20 @@ class SpeedEstimate:
 
 
 def measured_speed(throughput: ThroughputModel) -> SpeedEstimate | None:
-    """As this search has measured it; None before it has."""
+    """Return the speed that this search has measured; None before the first measurement."""
     each = throughput.seconds_per_token()
     return None if each is None else SpeedEstimate(each, throughput.start_seconds, MEASURED)
 
 
 def speed_before(search: Search) -> SpeedEstimate | None:
-    """Before anything has run; None where nobody knows."""
+    """Return the speed known before any trial has run; None if it is neither cached nor computable."""
     return _remembered(search) or _estimated(search)
 
 
 def measured_scaling(search: Search, ranks: int, tokens_per_second: float) -> float | None:
-    """How many times as fast as on one GPU a trial is on so many together, as an earlier search measured it.
+    """Return the speedup of a trial on `ranks` GPUs over one GPU, as an earlier search measured it.
 
-    `tokens_per_second` are what one GPU does in this search. None: nobody has measured it on this machine.
+    `tokens_per_second` is the speed of one GPU in this search. None: not measured on this machine.
     """
     found = _read().get(_key(replace(search, ranks=ranks)))
     try:
@@ -74,17 +74,17 @@ def measured_scaling(search: Search, ranks: int, tokens_per_second: float) -> fl
 
 
 def assumed_scaling(ranks: int) -> float:
-    """Before it was measured."""
+    """Return the speedup of a trial on `ranks` GPUs over one GPU that is assumed before it is measured."""
     return ranks * _OF_RANKS
 
 
 def placement_of(search: Search) -> Placement:
-    """Where trials run: what Ray has said, or else what this machine alone would give."""
+    """Return the placement that Ray has determined; before that, the one that this machine alone would give."""
     return search.placement or plan_placement(search, gpus=gpu_count(), cores=[os.cpu_count() or 1])
 
 
 def save_speed(search: Search, throughput: ThroughputModel) -> None:
-    """Keeps what was measured for the plan of a later search; a cache that can't be written is no error."""
+    """Save the measured speed for the plan of a later search; a cache that can't be written is no error."""
     each, per_device = throughput.seconds_per_token(), _slots_per_device(search)
     if each is None or not per_device:
         return
@@ -138,13 +138,13 @@ def _estimated(search: Search) -> SpeedEstimate | None:
 
 
 def _with_evaluations(search: Search) -> float:
-    """A trained token and its share of the evaluations, in trained tokens."""
+    """Return the cost of a trained token with its share of the evaluations, in trained tokens."""
     evaluated = search.data.get("eval", {}).get("tokens", 0) * search.recipe.evaluation.evaluations
     return 1 + float(_EVALUATED_TOKEN * evaluated / search.full_tokens)
 
 
 def _slots_per_device(search: Search) -> float:
-    """Trials side by side on one GPU, on one engine's cores, or in one group of processes; 0 where none can run."""
+    """Return concurrent trials per device: a GPU, an engine's cores, or a worker group. 0 if no trial can run."""
     placed = placement_of(search)
     if not placed.slots:
         return 0.0
@@ -161,7 +161,7 @@ def _key(search: Search) -> str:
 
 
 def _revision(model: ModelSettings) -> str:
-    """A commit on the hub; of a folder, which may be replaced under its name, a digest of what shapes the model."""
+    """Return the hub revision; for a folder, whose content may be replaced, a digest of its config.json instead."""
     try:
         return hashlib.blake2b((Path(model.name) / "config.json").read_bytes(), digest_size=8).hexdigest()
     except OSError:
@@ -169,14 +169,14 @@ def _revision(model: ModelSettings) -> str:
 
 
 def _files() -> tuple[Path, ...]:
-    """Where speeds are kept: the first may be another's, and is then only read."""
+    """Return the files that may hold speeds, in the order to try for writing. Files of other users are only read."""
     from trials.data.cache import cache_folder
 
     return places(cache_folder(), "speeds.json", "rows")
 
 
 def _read() -> dict[str, Any]:
-    """What is known, of several that know something this user's own."""
+    """Return the entries of all files by key; this user's own files take precedence over those of others."""
     files = sorted(_files(), key=is_ours)
     return {key: speed for file in files for key, speed in _speeds_in(file).items()}
 

@@ -1,9 +1,12 @@
-"""What trials take: seconds a token by kind of configuration, measured all through the search.
+"""Measured throughput: seconds per token by configuration group, updated with every evaluation of the search.
 
-The logarithm of seconds per token is taken as the machine's level, which drifts, plus an offset of the configuration's
-kind, which stays: a Kalman filter over both, one multiplication a segment. So a slow kind doesn't make the others look
-slow, and a machine that became slower is slower for all. What is far from expected is cut to what could be expected (a
-machine that slept, a clock that jumped); when the next two segments say the same, it's believed.
+Model: log(seconds per token) = level + offset[group] + noise. The level belongs to the machine and drifts; the offset
+belongs to a configuration group (`ConfigGroup`) and is constant. So a slow group doesn't make the others look slow,
+and a machine that becomes slower is slower for all. Level and offset are estimated by a scalar Kalman filter each, in
+constant time per segment; their covariance is ignored. A segment is the part of a trial between two evaluations.
+
+Outliers (a machine that slept, a clock that jumped) are clipped to three standard deviations of the innovation. The
+third outlier in a row with the same sign is taken as a change of the machine.
 """
 
 from __future__ import annotations
@@ -19,21 +22,21 @@ from trials.config import TrialConfig
 from trials.records.trial_dir import Origin, TrialRecord
 
 FIRST_START_SECONDS = 3.0
-"""Before one was measured: a process that isn't kept takes about so long."""
+"""Assumed until a start is measured; about the time that starting a new process takes."""
 
-# Standard deviations of logarithms: 0.1 is a tenth more or less.
+# Standard deviations of logarithms: 0.1 is about 10 % more or less.
 _NOISE = 0.15
 _DRIFT = 0.05
 _BETWEEN_KINDS = 0.4
 _AT_FIRST = 0.5
 _SURPRISE = 3.0
-"""So many standard deviations off, a segment is cut to that."""
+"""A segment further off than so many standard deviations is clipped to that."""
 _BELIEVED = 3
-"""So many surprises in a row, all up or all down, aren't accidents."""
+"""So many outliers in a row with the same sign are taken as a change of the machine."""
 
 
 class ConfigGroup(NamedTuple):
-    """What changes the speed of a configuration; ranks and batches by their power of two."""
+    """Properties of a configuration that affect its speed: `coarse` ones, and log2 of LoRA rank and effective batch."""
 
     coarse: tuple[str, ...]
     rank: int
@@ -41,7 +44,7 @@ class ConfigGroup(NamedTuple):
 
 
 def config_group(config: TrialConfig) -> ConfigGroup:
-    """The kind of a configuration: equal ones are taken to be equally fast."""
+    """Return the group of a configuration; configurations of one group are assumed to be equally fast."""
     hp = config.hyperparameters
     special = [name for name, on in (("dora", hp.use_dora), ("neftune", hp.neftune_noise_alpha > 0)) if on]
     coarse = (config.machine.engine, *special, *sorted(hp.target_modules))
@@ -50,13 +53,13 @@ def config_group(config: TrialConfig) -> ConfigGroup:
 
 @dataclass
 class _Level:
-    """A logarithm that is estimated: its value and variance."""
+    """Estimate of a logarithm: mean and variance."""
 
     value: float
     variance: float
 
     def learn(self, error: float, total: float) -> None:
-        """Takes its share of an error whose variance is `total`."""
+        """Correct the estimate by its share of the innovation `error`, whose variance is `total`."""
         gain = self.variance / total
         self.value += gain * error
         self.variance *= 1 - gain
@@ -64,21 +67,21 @@ class _Level:
 
 @dataclass
 class _Family:
-    """Offsets of kinds that differ in rank and batch only."""
+    """Sum and number of the offsets of groups that differ in LoRA rank and batch only."""
 
     total: float = 0.0
     kinds: int = 0
 
 
 class _Estimate:
-    """Of a positive quantity that drifts, from measurements of which some are far off."""
+    """Robust estimate of a positive quantity that drifts, from measurements with outliers."""
 
     def __init__(self) -> None:
         self.level: _Level | None = None
         self._surprises = 0
 
     def observe(self, value: float, offset: _Level) -> None:
-        """Takes in one measurement; `offset` learns its share."""
+        """Update the level, and the `offset` of the measurement's group, with one measurement."""
         if self.level is None:
             self.level = _Level(math.log(value), _AT_FIRST**2)
             return
@@ -89,7 +92,7 @@ class _Estimate:
         sign = (error > most) - (error < -most)
         self._surprises = self._surprises + sign if sign * self._surprises > 0 else sign
         if abs(self._surprises) >= _BELIEVED:
-            self.level.variance += error**2  # the machine has changed
+            self.level.variance += error**2  # the machine has changed, so the level adapts almost at once
         elif sign:
             error = sign * most
         total = self.level.variance + offset.variance + _NOISE**2
@@ -98,10 +101,10 @@ class _Estimate:
 
 
 class ThroughputModel:
-    """Measured speed; every method takes the same short time however much was measured."""
+    """Measured speed of trials. Every method but `from_records` takes constant time."""
 
     def __init__(self, regrouped: Consolidation | None = None) -> None:
-        """`regrouped`: from some moment on, several processes train each trial together; None: it's always alike."""
+        """`regrouped`: the change to several GPUs for each trial; None: there was none."""
         self._regrouped = regrouped
         self._gain = None if regrouped is None else _Level(math.log(regrouped.speedup), _BETWEEN_KINDS**2)
         self._speed = _Estimate()
@@ -110,13 +113,13 @@ class ThroughputModel:
         self._families: dict[tuple[str, ...], _Family] = {}
         self._all = _Family()
         self.tokens = 0
-        """Trained so far in all segments that were noted."""
+        """Trained tokens of all segments observed so far."""
         self.slot_seconds = 0.0
-        """The time that they took, summed over trials side by side."""
+        """Duration of these segments, summed over concurrent trials."""
 
     @classmethod
     def from_records(cls, records: Iterable[TrialRecord], regrouped: Consolidation | None = None) -> ThroughputModel:
-        """As measured before: rebuilt from the evaluations on disk, trial by trial."""
+        """Return a model rebuilt from the evaluations on disk, trial by trial; the base model is left out."""
         throughput = cls(regrouped)
         for record in records:
             if record.origin is Origin.BASE:
@@ -127,7 +130,11 @@ class ThroughputModel:
         return throughput
 
     def observe(self, config: TrialConfig, tokens: int, seconds: float, ranks: int = 1) -> None:
-        """A segment of one trial from one evaluation to the next, that evaluation included; nonsense is left out."""
+        """Observe a segment: from one evaluation of a trial to the end of the next.
+
+        A segment without tokens, or whose duration isn't positive and finite, is ignored. `ranks` is the number of
+        processes that trained the trial.
+        """
         if tokens <= 0 or not 0 < seconds < math.inf:
             return
         self.tokens += tokens
@@ -136,7 +143,7 @@ class ThroughputModel:
             self._note_gain(config, seconds / tokens)
             return
         kind = config_group(config)
-        # The first kind of all has no offset: it's what the others are measured against.
+        # The first group's offset is fixed at 0, as the others' offsets are relative to it.
         offset = self._offsets.get(kind) or _Level(0.0, _BETWEEN_KINDS**2 if self._offsets else 0.0)
         before = offset.value
         self._speed.observe(seconds / tokens, offset)
@@ -147,20 +154,21 @@ class ThroughputModel:
             family.kinds += is_new
 
     def observe_start(self, seconds: float) -> None:
-        """From handing a trial out to its first step."""
+        """Observe the seconds from dispatching a trial to its first step; ignored unless positive and finite."""
         if 0 < seconds < math.inf:
             self._start.observe(seconds, _Level(0.0, 0.0))
 
     @property
     def start_seconds(self) -> float:
-        """What starting or resuming a trial takes."""
+        """Seconds that starting or resuming a trial takes."""
         level = self._start.level
         return FIRST_START_SECONDS if level is None else math.exp(level.value)
 
     def seconds_per_token(self, config: TrialConfig | None = None) -> float | None:
-        """Of one trial beside the others, evaluations included; None before anything was measured.
+        """Return the speed of one concurrent trial, evaluations included; None before the first measurement.
 
-        Of a kind that's new: what its like take, with other ranks and batches; else all kinds' mean, as without config.
+        For a new group it uses the mean offset of the groups that differ in LoRA rank and batch only. Without such
+        groups, or without `config`, it uses the mean offset of all groups.
         """
         if self._speed.level is None:
             return None
@@ -169,17 +177,17 @@ class ThroughputModel:
 
     @property
     def speedup(self) -> float | None:
-        """How many times as fast a trial is since they were regrouped; None: they weren't."""
+        """Speedup of a trial by several GPUs since consolidation; None without consolidation."""
         return None if self._gain is None else math.exp(self._gain.value)
 
     def _note_gain(self, config: TrialConfig, each: float) -> None:
-        """What a token takes apart was measured long before: all that differs now is for being trained together."""
+        """Update the speedup by several GPUs. Level and offsets were measured before consolidation, and stay."""
         if self._gain is not None and self._speed.level is not None:
             error = self._speed.level.value + self._offset(config) - math.log(each) - self._gain.value
             self._gain.learn(error, self._gain.variance + _NOISE**2)
 
     def seconds(self, config: TrialConfig | None, tokens: float) -> float | None:
-        """For so many tokens of one trial; None before anything was measured."""
+        """Return the seconds for `tokens` of one trial; None before the first measurement."""
         each = self.seconds_per_token(config)
         return None if each is None else each * tokens
 

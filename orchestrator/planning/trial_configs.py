@@ -1,4 +1,4 @@
-"""Configurations of a search's trials: shortened as it needs, with checkpoints, scored at its comparison points."""
+"""Configurations of a search's trials: shortened, with checkpoints, and scored at the rungs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from trials.config import TrialConfig
 from trials.schedule import full_length
 
 MOST_PROBE_STEPS = 12
-"""Optimizer steps that are trained to measure the speed, in two halves: the first one warms up."""
+"""Optimizer steps that the speed probe trains at most, in two halves: the first is warm-up."""
 _MOST_OF_A_TRIAL = 0.03
-"""That the probe may take."""
+"""Share of a full trial's steps that the probe trains at most, but never fewer than two steps."""
 
 
 def trial_config(search: Search, values: Mapping[str, Any], base_eval_loss: float | None) -> TrialConfig:
-    """A trial of this search with these hyperparameters in place of the recipe's."""
+    """Return the configuration of a trial with these hyperparameters in place of the recipe's.
+
+    `base_eval_loss` is the base model's eval loss in nats per token; None: not known.
+    """
     config = shortened_trial(search.recipe.trial_config(values), search.shortened or 1.0)
-    # Nobody goes back to an earlier checkpoint in a search: each trial keeps its newest, unless more are asked for.
+    # A search resumes a trial from its newest checkpoint only, so one is kept unless the recipe asks for more.
     keep = config.machine.keep_checkpoints or 1
     machine = config.machine.model_copy(update={"keep_checkpoints": keep, "checkpoint_evaluations": True})
     update: dict[str, Any] = {"base_eval_loss": base_eval_loss, "machine": machine}
@@ -29,7 +32,10 @@ def trial_config(search: Search, values: Mapping[str, Any], base_eval_loss: floa
 
 
 def probe_config(search: Search, base_eval_loss: float) -> TrialConfig:
-    """The first starting point, or what the recipe says without one, for a few steps and two evaluations."""
+    """Return the speed probe's configuration: the first starting point, else the recipe's own hyperparameters.
+
+    It trains a few steps with two evaluations, and logs nothing to W&B.
+    """
     recipe = search.recipe
     first = next(iter(recipe.start), None)
     config = recipe.trial_config({} if first is None else recipe.start_values(first))

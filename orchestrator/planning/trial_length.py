@@ -1,11 +1,11 @@
-"""How long a full trial is in this search, and configurations that are as long: pure arithmetic on measured speed."""
+"""Length of a full trial, shortened so that enough trials fit into the budget. Pure arithmetic on measured speed."""
 
 from __future__ import annotations
 
 from trials.config import EvaluationSettings, Hyperparameters, TrialConfig
 
 _LONGEST_SHARE = 0.5
-"""Of the search for one full trial: what was learned from the first must still have time for another."""
+"""Largest share of the time left that one full trial may take. Its result must still be of use to another trial."""
 
 
 def shortened_length(
@@ -13,8 +13,9 @@ def shortened_length(
 ) -> int:
     """Return the tokens of a full trial in this search: `full_tokens`, or fewer.
 
-    Fewer are what `full_trials` such trials can each have in the time that is left; None: never fewer.
-    `seconds_per_token` are one trial's in its slot, evaluations included.
+    The length is reduced until `full_trials` such trials fit into `seconds_left` on all `slots` together. Besides, one
+    trial takes at most half of `seconds_left`. `full_trials` None: never reduced. `seconds_per_token` is that of one
+    trial in its slot, evaluations included.
     """
     if full_trials is None:
         return full_tokens
@@ -23,7 +24,7 @@ def shortened_length(
 
 
 def shortened(hyperparameters: Hyperparameters, factor: float) -> Hyperparameters:
-    """The same with a full trial that is `factor` (above 0, at most 1) times as long."""
+    """Return the hyperparameters with the length of a full trial multiplied by `factor` (above 0, at most 1)."""
     hp = hyperparameters
     return hp.model_copy(
         update={
@@ -35,14 +36,14 @@ def shortened(hyperparameters: Hyperparameters, factor: float) -> Hyperparameter
 
 
 def shortened_evaluation(settings: EvaluationSettings, factor: float) -> EvaluationSettings:
-    """As many evaluations in a shortened trial as in a whole one: rows between them shrink as the trial does."""
+    """Return the settings with `every_rows` multiplied by `factor`, so that the number of evaluations stays."""
     if settings.every_rows is None:
         return settings
     return settings.model_copy(update={"every_rows": max(1, round(settings.every_rows * factor))})
 
 
 def shortened_trial(config: TrialConfig, factor: float) -> TrialConfig:
-    """A trial's configuration `factor` times as long, evaluated as often."""
+    """Return the configuration of a trial `factor` times as long, with as many evaluations."""
     if factor == 1.0:
         return config
     changes = {
@@ -53,7 +54,7 @@ def shortened_trial(config: TrialConfig, factor: float) -> TrialConfig:
 
 
 def length_in_words(full_tokens: int, shortened_tokens: int, epoch_tokens: int) -> str:
-    """How long a full trial is in this search, against what the recipe asks for and in passes over the data."""
+    """Describe the length of a full trial: in tokens, in epochs, and as a share of what the recipe asks for."""
     epochs = f"{shortened_tokens / epoch_tokens:.3g} of the training data"
     if shortened_tokens >= full_tokens:
         return f"{full_tokens:,} tokens, {epochs}"

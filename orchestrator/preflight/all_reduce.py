@@ -1,8 +1,8 @@
-"""Adds up a tensor over the GPUs of a machine, in processes of their own: whether that works, and how fast.
+"""All-reduce test over the GPUs of one machine: whether it works, and its bandwidth. One process per rank.
 
 python -m orchestrator.preflight.all_reduce RANK RANKS FOLDER
 
-NCCL can hang for ever where the hardware isn't what it takes it for, so nobody does this in a process that it needs.
+NCCL can hang for ever if it misjudges the hardware, so the test runs in processes of its own, which can be killed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 _TIMES = 5
 _GPU_NUMBERS, _CPU_NUMBERS = 2**24, 2**18
-"""Of four bytes: 64 MiB, as the gradients of an adapter are, and 1 MiB."""
+"""Float32 elements of the tensor: 64 MiB, like the gradients of an adapter, and 1 MiB."""
 _SECONDS = 90.0
 _LOOK_SECONDS = 0.05
 _FOUND = "gb-per-second"
@@ -27,21 +27,22 @@ _FOUND = "gb-per-second"
 
 @dataclass(frozen=True)
 class AllReduce:
-    """What became of it. GB/s are those that pass through each GPU's link (NCCL's bus bandwidth)."""
+    """Result of an all-reduce test. GB/s are per GPU link (NCCL's bus bandwidth); None if there was a `problem`."""
 
     ranks: int
     gb_per_second: float | None
     problem: str = ""
 
     def in_words(self) -> str:
-        """For a sentence."""
+        """Return the bandwidth, or the problem, as part of a sentence."""
         return self.problem if self.gb_per_second is None else f"{self.gb_per_second:.1f} GB/s"
 
 
 def measure(ranks: int, environ: Mapping[str, str], seconds: float = _SECONDS) -> AllReduce:
-    """All-reduce over so many ranks, on GPUs where torch finds enough, else on the CPU; `environ` goes on top.
+    """Run an all-reduce over `ranks` processes, on GPUs if torch finds enough of them, else on the CPU.
 
-    Never takes longer than `seconds` by much, and leaves no process.
+    `environ` is added to this process's environment. It takes little longer than `seconds` at most, and leaves no
+    process behind.
     """
     with tempfile.TemporaryDirectory() as folder:
         started = [_Rank.started(rank, ranks, Path(folder), environ) for rank in range(ranks)]
@@ -57,7 +58,7 @@ def measure(ranks: int, environ: Mapping[str, str], seconds: float = _SECONDS) -
 
 @dataclass(frozen=True)
 class _Rank:
-    """A process, and a file for what it says: a pipe would be full after a few lines of NCCL_DEBUG=INFO."""
+    """Process of one rank, and the file for its stderr. A pipe would fill up after a few lines of NCCL_DEBUG=INFO."""
 
     process: subprocess.Popen[bytes]
     errors: Path
@@ -72,7 +73,11 @@ class _Rank:
 
 
 def _problem(started: Sequence[_Rank], ends: float) -> str:
-    """As soon as it's known, as others wait long for a rank that has failed; empty once all have done their part."""
+    """Wait until all ranks have exited, one has failed, or the time is over; return the problem, empty if none.
+
+    It returns at the first failure, because the other ranks would wait long for the failed one. `ends` is in seconds of
+    `time.monotonic`.
+    """
     began = time.monotonic()
     while True:
         codes = [rank.process.poll() for rank in started]
@@ -88,7 +93,10 @@ def _problem(started: Sequence[_Rank], ends: float) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """One rank; the first one writes GB/s to a file, as NCCL writes to stdout. Wrong sums are an error."""
+    """Run one rank; a wrong sum raises `ArithmeticError`.
+
+    Rank 0 writes the GB/s to a file in FOLDER, because NCCL itself writes to stdout.
+    """
     import torch
     import torch.distributed as dist
 

@@ -1,4 +1,4 @@
-"""Everything that is looked at before a search, on this machine or on the cluster that it would join."""
+"""All checks before a search, on this machine or on the cluster that it would join."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from trials.system.gpus import driver_here, gpu_count
 
 
 def run_checks(search: Search, place: str, needed_gib: float | None) -> list[CheckResult]:
-    """All checks. Seconds on a machine by itself; a minute and more where GPUs add up together, or there's a cluster.
+    """Run all checks. They take seconds on one machine, and a minute or more with several GPUs or a cluster.
 
-    `place` is the run folder's path or address, `needed_gib` what it will take on disk at most; None where that isn't
-    known.
+    `place` is the run folder's path or address. `needed_gib` is the upper limit of its size; None: not known, and the
+    disk isn't checked. If one of the quick checks finds that the search is impossible, the slow ones are left out.
     """
     found = decisive_checks(search)
     if needed_gib is not None:
@@ -40,7 +40,7 @@ def run_checks(search: Search, place: str, needed_gib: float | None) -> list[Che
 
 
 def decisive_checks(search: Search) -> list[CheckResult]:
-    """What takes no time, and may make the search impossible."""
+    """Run the checks that take no time and may find that the search is impossible."""
     found = [address_check()]
     if named_cluster() is None:
         found += driver_checks(driver_here(), search.gpus_per_trial, least_gib(search))
@@ -48,13 +48,13 @@ def decisive_checks(search: Search) -> list[CheckResult]:
 
 
 def least_gib(search: Search) -> float | None:
-    """Memory of the smallest trial in the space; None where that isn't known."""
+    """Return the minimum memory of the smallest trial in the space, in GiB; None if not known."""
     found = memory_bounds(search)
     return found[0].need.gib if found else None
 
 
 def disk_check(out: Path, needed_gib: float) -> CheckResult:
-    """Whether the run folder's disk has room for what the search puts there at most."""
+    """Check whether the run folder's disk has at least `needed_gib` free."""
     there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(there).free / 2**30
     text = f"{free:.1f} GiB free in {there}, at most {needed_gib:.2f} needed"
@@ -66,7 +66,7 @@ def disk_check(out: Path, needed_gib: float) -> CheckResult:
 
 
 def preflight_lines(results: Sequence[CheckResult]) -> str:
-    """For the plan."""
+    """Return the check results as text for the plan."""
     return "\n".join(["preflight:", *(f"  {result}" for result in results)])
 
 

@@ -1,4 +1,4 @@
-"""Asks every node of a Ray cluster what it has, how its clock goes, and whether its GPUs can add up together."""
+"""Checks of a Ray cluster: what every node has, its clock, and all-reduce over its GPUs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from orchestrator.state.run_dir import Search
 from trials.errors import InputError, first_line
 
 _NODE_SECONDS = 60.0
-"""For a node to start a process and answer."""
+"""Time limit for a node to start a process and answer."""
 _ALL_REDUCE_SECONDS = 240.0
 _STATE_SECONDS = 10
 _CLOCK_READINGS = 5
@@ -30,7 +30,7 @@ _CLOCK_READINGS = 5
 
 @dataclass(frozen=True)
 class _Node:
-    """A node that is alive."""
+    """A node that is alive; `name` is unique among the nodes."""
 
     id: str
     name: str
@@ -38,19 +38,19 @@ class _Node:
 
 
 class _Probe:
-    """Runs on a node and tells of it."""
+    """Ray actor that reports about the node on which it runs."""
 
     def report(self) -> NodeReport:
-        """What the node says of itself."""
+        """Return the report about this actor's node."""
         return this_node()
 
     def now(self) -> float:
-        """Its clock, seconds since 1970."""
+        """Return the time of the node's clock, in seconds since 1970 (UTC)."""
         return time.time()
 
 
 def cluster_checks(search: Search, least_gib: float | None) -> list[CheckResult]:
-    """What is quickly found in the cluster that this process has joined: a process on every node, some seconds."""
+    """Run the quick checks of the cluster that this process has joined, with an actor on every node; some seconds."""
     probes = {node.name: _start_probe(node) for node in _nodes()}
     try:
         reports, silent = _reports(probes)
@@ -64,7 +64,7 @@ def cluster_checks(search: Search, least_gib: float | None) -> list[CheckResult]
 
 
 def slow_checks(search: Search, dashboard: str | None) -> list[CheckResult]:
-    """What only a plan has the time for: the dashboard's state API, and the GPUs of each node together."""
+    """Run the checks that only a plan has time for: Ray's state API, and all-reduce over the GPUs of each node."""
     found = [_state_check(dashboard)]
     for node in _nodes():
         if node.gpus > 1:
@@ -95,7 +95,7 @@ def _start_probe(node: _Node) -> Any:
 
 
 def _reports(probes: Mapping[str, Any]) -> tuple[dict[str, NodeReport], list[CheckResult]]:
-    """Of nodes that answer, and what is to say of the others."""
+    """Return the reports of the nodes that answer in time, by name, and check results for the others."""
     asked = {name: probe.report.remote() for name, probe in probes.items()}
     ray.wait(list(asked.values()), num_returns=len(asked), timeout=_NODE_SECONDS)
     reports, silent = {}, []
@@ -112,7 +112,7 @@ def _reports(probes: Mapping[str, Any]) -> tuple[dict[str, NodeReport], list[Che
 
 
 def _clock(probe: Any) -> ClockOffset | None:
-    """The reading with the shortest round trip, which is the surest; None where the node has left meanwhile."""
+    """Return the clock reading with the shortest round trip, the most exact one; None if the node has left."""
     readings = []
     for _ in range(_CLOCK_READINGS):
         before, began = time.time(), time.perf_counter()
@@ -140,7 +140,10 @@ def _slots_check(search: Search) -> CheckResult:
 
 
 def _state_check(dashboard: str | None) -> CheckResult:
-    """Of the state API that Ray finds by itself, as what gives GPUs of stopped trials back does."""
+    """Check the state API at the address that Ray finds by itself.
+
+    Ray Train's cleaner of placement groups asks it before it frees the GPUs of stopped trials.
+    """
     where = "no dashboard" if dashboard is None else f"dashboard at {dashboard}"
     try:
         listed = {node.node_id for node in list_nodes(timeout=_STATE_SECONDS)}
@@ -174,5 +177,5 @@ def _both_ways(ranks: int) -> tuple[AllReduce, AllReduce]:
 
 
 def _last_line(error: RayError) -> str:
-    """Of a traceback from another process the error itself."""
+    """Return the last line of a traceback from another process, which is the error itself."""
     return str(error).strip().splitlines()[-1].strip()

@@ -1,4 +1,4 @@
-"""Judges a machine's NVIDIA driver and GPUs before a search. Pure: what was read in, findings out."""
+"""Checks of a machine's NVIDIA driver and GPUs before a search. Pure: readings in, check results out."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from trials.system.gpus import VISIBLE, Driver, GpuState, visible
 
 _GIB = 2**30
 _IDLE_BYTES = _GIB
-"""So much a driver and a desktop use of a GPU that nobody computes on."""
+"""Memory that driver and desktop may use on an otherwise idle GPU."""
 _P2P_DRIVER = (550, 40, 7)
-"""From here on the driver says itself that the RTX 4000 series has no P2P; accelerate refuses older ones."""
+"""First driver that reports that the RTX 4000 series has no P2P; accelerate refuses older ones."""
 _NO_P2P = "RTX 40"
 WITHOUT_P2P = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
-"""Variables that keep NCCL from P2P where they are 1."""
+"""Environment variables that must be 1 to keep NCCL from using P2P and InfiniBand."""
 _SLOWER = 0.8
 
 
 def driver_checks(
     driver: Driver | str | None, gpus_per_trial: int, least_gib: float | None, environ: Mapping[str, str] = os.environ
 ) -> list[CheckResult]:
-    """Driver, CUDA and memory of one machine. `least_gib`: of the smallest trial; None where that isn't known."""
+    """Check driver, CUDA and GPU memory of one machine.
+
+    `driver` is what `trials.system.gpus.driver_here` returned there, and `environ` that machine's variables.
+    `least_gib` is the minimum memory of the smallest trial; None: not known.
+    """
     bad = Severity.IMPOSSIBLE if gpus_per_trial else Severity.WARNING
     if driver is None:
         return [CheckResult("GPUs", Severity.OK, "no NVIDIA driver here; trials would run on the CPU")]
@@ -39,7 +43,7 @@ def driver_checks(
 
 
 def all_reduce_checks(with_p2p: AllReduce, without_p2p: AllReduce, gpus_per_trial: int) -> list[CheckResult]:
-    """Whether GPUs of one machine can add up gradients, and which way is faster."""
+    """Check whether all-reduce works over the GPUs of one machine, and whether it is faster with P2P or without."""
     bad = Severity.IMPOSSIBLE if gpus_per_trial > 1 else Severity.WARNING
     name, both = "NCCL", f"with P2P {with_p2p.in_words()}, without {without_p2p.in_words()}"
     text = f"all-reduce over {with_p2p.ranks} GPUs: {both}"
@@ -65,7 +69,7 @@ def _cuda(driver: Driver, bad: Severity) -> CheckResult:
     if driver.torch_cuda is None:
         remedy = "Install a build of torch with CUDA: TORCH=cuda scripts/setup"
         return CheckResult("driver", bad, text + "none", remedy)
-    # A driver runs what was built for any release of its own major version, and for older ones.
+    # A driver runs code that was built for any CUDA release of its own major version, or of an older one.
     if driver.cuda is not None and int(driver.torch_cuda.split(".")[0]) > driver.cuda[0]:
         remedy = f"Install a newer driver, or a torch that is built for CUDA {driver.cuda[0]}"
         return CheckResult("driver", bad, f"{text}CUDA {driver.torch_cuda}", remedy)

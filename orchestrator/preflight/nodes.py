@@ -1,4 +1,4 @@
-"""What the machines of a cluster have to have in common, told by each of them and compared. Knows nothing of Ray."""
+"""Checks that the machines of a cluster agree in versions, clocks and W&B settings. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ _CODE = ("orchestrator", "search_spaces", "trials")
 _DECISIVE = ("code", "ray", "python")
 _COMPARED = (*_DECISIVE, "torch", "transformers", "peft", "bitsandbytes")
 _CLOCK_SECONDS = 1.0
-"""A trial stops at the end of training by its machine's clock."""
+"""Allowed clock offset in seconds; a trial stops at the end of training by its machine's clock."""
 _FULL = 0.95
-"""Ray refuses to put more on a disk that is fuller."""
+"""Share of a disk above which Ray puts no more objects on it."""
 
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a machine says of itself."""
+    """Report of a machine about itself."""
 
     host: str
     versions: Mapping[str, str]
-    """Of libraries, and under `code` a digest of this project's sources."""
+    """Versions of Python and libraries, and under `code` a digest of this project's sources."""
     driver: Driver | str | None
-    """See `driver_here`."""
+    """Return value of `trials.system.gpus.driver_here`."""
     disk_used: float
-    """Share of the disk with Ray's temporary files."""
+    """Used share of the disk with Ray's temporary files."""
     logs_to_wandb: bool
     nccl: Mapping[str, str] = field(default_factory=dict)
-    """Its variables that decide about P2P."""
+    """Those of its environment variables `orchestrator.preflight.gpus.WITHOUT_P2P` that are set."""
 
 
 @dataclass(frozen=True)
 class ClockOffset:
-    """Of a machine against this one's, in seconds; right up to half the round trip."""
+    """Clock of a machine relative to this machine's, in seconds; the error is at most half the round trip."""
 
     ahead: float
     round_trip: float
 
 
 def this_node() -> NodeReport:
-    """Of this machine."""
+    """Return the report of this machine."""
     disk = shutil.disk_usage(os.environ.get("RAY_TMPDIR", "/tmp"))
     found = {**versions(), "python": platform.python_version(), "code": _code()}
     wants_wandb = wandb_is_wanted(TrackingSettings())
@@ -63,7 +63,7 @@ def this_node() -> NodeReport:
 def node_checks(
     here: NodeReport, nodes: Mapping[str, NodeReport], gpus_per_trial: int, least_gib: float | None
 ) -> list[CheckResult]:
-    """Of all nodes, by the names to call them by, against the machine where the search's own process runs."""
+    """Check the reports of all `nodes`, by name, against `here`, the machine on which the search's own process runs."""
     found = _version_checks(here, nodes)
     for name, node in nodes.items():
         if node.disk_used > _FULL:
@@ -79,7 +79,7 @@ def node_checks(
 
 
 def clock_checks(clocks: Mapping[str, ClockOffset]) -> list[CheckResult]:
-    """One line for all whose clock is right, one for each that isn't."""
+    """Return one result for all nodes whose clock is right, and one for each other node."""
     off = {name: clock for name, clock in clocks.items() if abs(clock.ahead) - clock.round_trip / 2 > _CLOCK_SECONDS}
     found = [
         CheckResult(
@@ -119,7 +119,7 @@ def _version_checks(here: NodeReport, nodes: Mapping[str, NodeReport]) -> list[C
 
 
 def _code() -> str:
-    """A digest of all sources of this project that this process would import."""
+    """Return a digest of all sources of this project that this process would import."""
     root, digest = Path(__file__).parent.parent.parent, hashlib.sha256()
     for file in sorted(path for package in _CODE for path in (root / package).rglob("*.py")):
         digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())

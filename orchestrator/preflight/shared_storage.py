@@ -1,4 +1,4 @@
-"""Whether all nodes of a Ray cluster see the run folder as this process does, asked before anything else happens."""
+"""Check that all nodes of a Ray cluster share the run folder with this process, before the search begins."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from orchestrator.storage.visibility import is_visible, probe_name, probed, remo
 from trials.errors import InputError, StoreFailed, first_line
 
 _ANSWER_SECONDS = 60.0
-"""For a process to start on a node and to import this project."""
+"""Time limit for a process to start on a node and to import this project."""
 
 
 @dataclass(frozen=True)
 class NodeWithoutStorage:
-    """A node that doesn't see the run folder, and why, in words that follow its name."""
+    """A node that doesn't share the run folder; `why` continues a sentence that begins with its name."""
 
     node: Node
     why: str
 
     def __str__(self) -> str:
-        """One line of an error or of a plan."""
+        """Return one line for an error message or a plan."""
         return f"{self.node} {self.why}"
 
 
 def require_shared_storage(place: str) -> None:
-    """Raises `InputError`, naming them, if some nodes of the cluster don't see the run folder as this process does."""
+    """Raise `InputError` with their names if some nodes of the cluster don't share the run folder with this process."""
     unseeing = nodes_without_storage(place)
     if not unseeing:
         return
@@ -44,10 +44,11 @@ def require_shared_storage(place: str) -> None:
 
 
 def nodes_without_storage(place: str, seconds: float = _ANSWER_SECONDS) -> list[NodeWithoutStorage]:
-    """The alive nodes that don't share a run folder with this process: a folder's path, or a store's address.
+    """Return the alive nodes that don't share the run folder with this process.
 
-    A folder must exist here. Ray must be joined. `seconds` is how long all nodes together have for their answers.
-    Leaves nothing behind. Raises `InputError` if this process can't write there itself.
+    `place` is the path of an existing folder, or a store's address. This process must have joined Ray. `seconds` is the
+    time limit for the answers of all nodes together. Leaves no probe file behind. Raises `InputError` if this process
+    can't write there itself.
     """
     token, run = uuid.uuid4().hex, probed(place)
     asked = {node: (place, token, node.id) for node in alive_nodes()}
@@ -65,7 +66,7 @@ def nodes_without_storage(place: str, seconds: float = _ANSWER_SECONDS) -> list[
 
 
 def storage_checks(place: str) -> list[CheckResult]:
-    """The same for a plan, where the run folder needn't be there yet."""
+    """Check for a plan whether all nodes share the run folder, or its nearest existing parent."""
     there = place if is_url(place) else str(existing_part(Path(place)))
     try:
         unseeing = nodes_without_storage(there)
@@ -79,7 +80,7 @@ def storage_checks(place: str) -> list[CheckResult]:
 
 
 def existing_part(folder: Path) -> Path:
-    """The folder itself or its nearest parent that is there: what can be looked at before a run folder is made."""
+    """Return the folder itself or its nearest existing parent, which can be checked before the run folder is made."""
     here = folder.absolute()
     return next(path for path in (here, *here.parents) if path.is_dir())
 

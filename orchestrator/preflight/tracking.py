@@ -1,4 +1,4 @@
-"""Whether W&B takes the key that trials would log with: asked once, for some seconds, and never in a search's way."""
+"""Check that W&B accepts the key that trials would log with. It takes seconds at most and never fails a search."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OFFLINE = "Trials are logged offline in their folders until then, to be uploade
 
 
 def tracking_checks(search: Search) -> list[CheckResult]:
-    """Nothing where nobody wants W&B, or wants it offline."""
+    """Check the W&B key with the server; no result if W&B is not used or is offline."""
     if not wandb_is_wanted(search.recipe.tracking) or os.environ.get("WANDB_MODE") == "offline":
         return []
     try:
@@ -25,12 +25,12 @@ def tracking_checks(search: Search) -> list[CheckResult]:
     except TrackingError as error:
         remedy = "Set WANDB_API_KEY right (and WANDB_BASE_URL of one's own server), or give --set wandb=false"
         return [CheckResult("W&B", Severity.WARNING, str(error), f"{remedy}. {_OFFLINE}")]
-    except Exception as error:  # no process can be started, or whatever else: a check is no reason not to search
+    except Exception as error:  # such as no process can be started; a failed check must not end the search
         return [CheckResult("W&B", Severity.WARNING, f"can't be checked: {type(error).__name__}: {error}", _OFFLINE)]
 
 
 def check_tracking(search: Search, tell: Callable[[CheckResult], None]) -> None:
-    """The same beside all else; `tell` is called from another thread, with what isn't fine."""
+    """Run `tracking_checks` in a daemon thread, which calls `tell` with every result that isn't OK."""
 
     def check() -> None:
         for result in tracking_checks(search):
@@ -41,7 +41,7 @@ def check_tracking(search: Search, tell: Callable[[CheckResult], None]) -> None:
 
 
 def runs_on_disk(folder: RunDir) -> str | None:
-    """What to say at the end of runs that should be on W&B's server and aren't; None: nothing."""
+    """Return the sentence about runs that were logged offline unintentionally; None: there are none."""
     if os.environ.get("WANDB_MODE") == "offline":
         return None
     found = [path for path in folder.path.glob("trials/*/wandb/offline-run-*") if path.is_dir()]

@@ -1,1 +1,1 @@
-"""Which Ray a search joins or starts: address, token, temporary folder, variables. Imports no Ray."""
+"""Setup of the Ray that a search joins or starts: address, token, temporary folder, variables. Imports no Ray."""

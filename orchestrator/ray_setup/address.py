@@ -1,6 +1,7 @@
-"""Which Ray a search joins, found as Ray finds it, but without Ray: an address that nobody answers costs it minutes.
+"""Address of the Ray cluster that a search joins, found as Ray finds it, but without Ray.
 
-Unlike Ray, it takes a file with an address only from this user: Ray's folder for such files is everybody's.
+Ray itself takes minutes to give up on an address that doesn't answer. Ray's folder for files with
+an address is open to all users. So, unlike Ray, this module reads only a file of this user's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _LOCALHOST = ("127.0.0.1", "::1")
 
 
 def named_cluster(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The address of the cluster that Ray joins; None: it starts an instance of its own on this machine."""
+    """Return the address of the cluster that Ray joins; None: Ray starts its own instance on this machine."""
     named = environ.get("RAY_ADDRESS", "")
     if named in ("", "auto"):
         return current_cluster(environ)
@@ -30,18 +31,21 @@ def named_cluster(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def current_cluster(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The address that this user's last `ray start` on this machine left in a file; `ray stop` removes it."""
+    """Return the address that this user's last `ray start` on this machine left in a file; None: there is none.
+
+    `ray stop` removes the file.
+    """
     text = _own_text(address_file(environ))
     return (text or "").strip() or None
 
 
 def address_file(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where `ray start` leaves the address."""
+    """Return the path of the file in which `ray start` leaves the address."""
     return named_base(environ)[1] / "ray" / "ray_current_cluster"
 
 
 def forget_dead_cluster(environ: Mapping[str, str] = os.environ) -> None:
-    """Removes this user's file with an address where nobody answers any more, as `ray stop` does."""
+    """Remove this user's address file, as `ray stop` does, if its address doesn't answer any more."""
     address = current_cluster(environ)
     place = None if address is None else _host_and_port(address)
     if place is not None and not _answers(*place):
@@ -49,7 +53,7 @@ def forget_dead_cluster(environ: Mapping[str, str] = os.environ) -> None:
 
 
 def address_check(environ: Mapping[str, str] = os.environ) -> CheckResult:
-    """Whether what RAY_ADDRESS and that file name answers, and is one and the same."""
+    """Check that the cluster named by RAY_ADDRESS or the address file answers, and that both name the same one."""
     address, in_file = named_cluster(environ), current_cluster(environ)
     says = "RAY_ADDRESS" if environ.get("RAY_ADDRESS", "") not in ("", "auto") else str(address_file(environ))
     if address is None:
@@ -73,7 +77,7 @@ def address_check(environ: Mapping[str, str] = os.environ) -> CheckResult:
 
 
 def _own_ray_check(environ: Mapping[str, str]) -> CheckResult:
-    """Whether the search can start a Ray of its own, and what it doesn't join."""
+    """Check that the search can start its own Ray; warn if it ignores an address file that isn't this user's."""
     fit = bases(environ)
     if not fit:
         return CheckResult(
@@ -91,7 +95,7 @@ def _own_ray_check(environ: Mapping[str, str]) -> CheckResult:
 
 
 def _own_text(path: Path) -> str | None:
-    """What is in a file of this user's; None if there's no such file, or it's a link or somebody else's."""
+    """Return the text of a file of this user's; None if there is none, or it is a link or another user's."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -121,7 +125,7 @@ def _same(one: str, other: str) -> bool:
     places = [_resolved(one), _resolved(other)]
     if None in places or places[0] == places[1]:
         return places[0] == places[1]
-    # Ray writes this machine's own address where somebody says localhost.
+    # Ray writes this machine's own address where the user gave localhost.
     hosts, ports = zip(*[place for place in places if place is not None], strict=True)
     return ports[0] == ports[1] and any(host in _LOCALHOST for host in hosts) and all(_is_here(host) for host in hosts)
 

@@ -1,10 +1,10 @@
-"""The temporary folder of a search's own Ray: this user's alone, short enough for sockets, removed at the end.
+"""Temporary folder of a search's own Ray: for this user alone, short enough for sockets, removed at the end.
 
-Ray makes its own folders writable for everybody, so they lie in one that only this user can enter. Imports no Ray.
+Ray makes its own folders writable for all users, so they are in one that only this user can enter. Imports no Ray.
 
 FOLDER/                    mode 0700
-FOLDER/ray/                what Ray calls its temporary folder: sockets, logs, addresses
-FOLDER/auth_token          the cluster's token, where the home can't hold it (`orchestrator.ray_setup.token`)
+FOLDER/ray/                Ray's own temporary folder: sockets, logs, addresses
+FOLDER/auth_token          the cluster's token, if it can't be in the home (`orchestrator.ray_setup.token`)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trials.errors import SearchBroken
 _PREFIX = "qlora-"
 _NAME = re.compile(_PREFIX + r"[0-9a-f]{8}")
 _LONGEST_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
-"""Of the name of a Unix socket."""
+"""Longest path of a Unix socket."""
 _IN_BASE = f"/{_PREFIX}12345678/ray/session_2026-11-29_18-38-00_869136_4194304/sockets/plasma_store"
 LONGEST_BASE_BYTES = _LONGEST_SOCKET_BYTES - len(_IN_BASE)
 _TAIL_BYTES = 16 * 1024
@@ -31,24 +31,24 @@ _MOST_LOGS = 12
 _MOST_SESSIONS = 3
 _KEPT = "ray-"
 _TELLING = ("gcs_server.*", "raylet.*", "dashboard*.err", "dashboard.log", "monitor.err", "worker-*.err")
-"""Logs of Ray that say why it broke, the most telling first."""
+"""Patterns of Ray's logs that say why it broke, the most telling first."""
 
 
 def named_base(environ: Mapping[str, str] = os.environ) -> tuple[str, Path]:
-    """The variable that says where temporary files go, and that folder; as Ray reads them."""
+    """Return the variable that names the folder of temporary files (empty: none), and that folder, as Ray does."""
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if environ.get(name)), "")
     return name, Path(environ[name] if name else "/tmp")
 
 
 def bases(environ: Mapping[str, str] = os.environ) -> list[Path]:
-    """Folders that a temporary folder of Ray's can be in, the named one first; empty if there is none."""
+    """Return the folders that can hold Ray's temporary folder, the named one first; empty if there is none."""
     others = ["/tmp", "/dev/shm", environ.get("XDG_RUNTIME_DIR", "")]
     found = [named_base(environ)[1], *(Path(other) for other in others if other)]
     return [folder for folder in dict.fromkeys(found) if why_not(folder) is None]
 
 
 def why_not(base: Path) -> str | None:
-    """What stands in the way of a temporary folder there, in words; None: nothing."""
+    """Return why `base` can't hold Ray's temporary folder, in words; None: it can."""
     if not base.is_absolute():
         return "isn't an absolute path"
     length = len(os.fsencode(base))
@@ -60,9 +60,9 @@ def why_not(base: Path) -> str | None:
 
 
 def planned(environ: Mapping[str, str] = os.environ) -> Path:
-    """A name that nobody has, for `make`: so that it can be written down before there is anything to remove.
+    """Return a new path for `make`, so that it can be recorded before there is anything to remove.
 
-    Raises `SearchBroken` if there is no place for it.
+    Raises `SearchBroken` if no folder can hold it.
     """
     found = bases(environ)
     if not found:
@@ -71,7 +71,7 @@ def planned(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def no_base(environ: Mapping[str, str] = os.environ) -> str:
-    """Says that no folder is fit, and why the named one isn't."""
+    """Return words for an error: no folder is fit, and why the named one isn't."""
     name, base = named_base(environ)
     return (
         f"no folder for Ray's temporary files: {name or 'the default'}, {base}, {why_not(base)}; nor can /tmp be used"
@@ -79,7 +79,7 @@ def no_base(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def make(folder: Path) -> Path:
-    """Makes it, for this user alone. Raises `SearchBroken`."""
+    """Make the folder, for this user alone. Raises `SearchBroken` if that fails."""
     try:
         folder.mkdir(mode=0o700)
         folder.chmod(0o700)  # the umask may have taken more away than others' rights
@@ -89,13 +89,13 @@ def make(folder: Path) -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Removes it, if it's one that `make` has made for this user; what can't be removed is left."""
+    """Remove the folder, if `make` has made it for this user; what can't be removed is left."""
     if is_ours(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether it has such a name, and is this user's; never a link."""
+    """Return whether the folder is named as by `planned`, and is this user's; False for a link."""
     try:
         found = folder.lstat()
     except OSError:
@@ -105,9 +105,9 @@ def is_ours(folder: Path) -> bool:
 
 
 def keep_logs(folder: Path, logs: Path) -> None:
-    """Copies the ends of Ray's own logs to `logs`/ray-<time>/: of a session that broke. Errors are ignored.
+    """Copy the ends of Ray's own logs to `logs`/ray-<time>/ after a session broke. Errors are ignored.
 
-    Those of earlier sessions but the last few are removed.
+    Only the logs of the last three sessions are kept.
     """
     if not is_ours(folder):
         return

@@ -1,4 +1,4 @@
-"""What surrounds a Ray while it starts, and as long as it runs: variables and files that it reads. Imports no Ray."""
+"""Environment of a Ray while it starts and runs: variables and files that it reads. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from orchestrator.ray_setup.address import named_cluster
 from orchestrator.ray_setup.token import mend_token, private_token
 
 _ON_ALL_ADDRESSES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Off, Ray takes 127.0.0.1 for this machine's address, as it does on Windows and macOS, and listens on no other."""
+"""Variable of Ray. If off, Ray uses 127.0.0.1 as this machine's address, and listens on no other.
+
+That is what it does on Windows and macOS.
+"""
 _IN_HOME = ("TRITON_CACHE_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
-"""Say where libraries of trials write, if it's not to be the home."""
+"""Variables that name folders for libraries of trials to write to, in place of the home."""
 
 
 def stay_on_loopback() -> None:
-    """Has a Ray that is started here listen on 127.0.0.1 only, unless this is set already; before Ray is imported."""
+    """Make a Ray that is started here listen on 127.0.0.1 only, unless told otherwise; call before importing Ray."""
     if named_cluster() is None and "ray" not in sys.modules:
         os.environ.setdefault(_ON_ALL_ADDRESSES, "0")
 
 
 @contextmanager
 def surroundings(folder: Path | None = None) -> Iterator[None]:
-    """Variables for Ray: where its temporary files and its token are, and which cluster it joins.
+    """Set variables for Ray: the locations of its temporary files and token, and the cluster that it joins.
 
-    `folder` is for its files, made by `orchestrator.ray_setup.folder.make`; None: one is made, and removed at the end.
+    `folder` holds these files, and was made by `orchestrator.ray_setup.folder.make`; None: one is made, and removed at
+    the end.
     """
     made = folder or ray_folder.make(ray_folder.planned())
     try:
@@ -46,16 +50,16 @@ def _variables(folder: Path, cluster: str | None) -> Mapping[str, str]:
     mend_token()
     if os.environ.get("RAY_ADDRESS", "") not in ("", "auto"):
         return {"RAY_TMPDIR": str(folder)}
-    # Ray shall find the address that was looked at, not what may stand in that folder for all by now.
+    # Ray reads the address from here: the file in the folder of all users may have changed since it was checked.
     (folder / "ray").mkdir(exist_ok=True)
     (folder / "ray" / "ray_current_cluster").write_text(cluster, encoding="utf-8")
     return {"RAY_TMPDIR": str(folder)}
 
 
 def instead_of_home(folder: Path, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Variables by which libraries write elsewhere than to a home that can't be written; empty if it can.
+    """Return variables that make libraries write elsewhere if the home can't be written; empty if it can.
 
-    They write to where HF_HOME is, which then has been set by hand, else to `folder`.
+    Libraries then write below HF_HOME if it is set, else below `folder`.
     """
     if os.access(environ.get("HOME") or "~", os.W_OK | os.X_OK):
         return {}

@@ -1,6 +1,6 @@
-"""The token that every call to a Ray carries: in a file that nobody but this user can read. Imports no Ray.
+"""Token that every call to a Ray carries, in a file that only this user can read. Imports no Ray.
 
-Ray 2.60 makes that file by itself, readable for all. So it's made here first, or its mode is mended.
+Ray 2.60 makes that file by itself, readable for all users. So it is made here first, or its mode is corrected.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from pathlib import Path
 PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"
 _FOLDER = ".ray"
 _OTHERS = 0o077
-"""Rights of the group and of everybody."""
+"""Permission bits of the group and of all other users."""
 
 
 def token_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where Ray looks for the token. Raises `RuntimeError` if this user has no home."""
+    """Return the path where Ray looks for the token. Raises `RuntimeError` if this user has no home."""
     named = environ.get(PATH_VARIABLE)
     return Path(named) if named else Path(environ.get("HOME") or Path.home()) / _FOLDER / "auth_token"
 
 
 def private_token(folder: Path, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Makes sure that there's a token, and that nobody else reads it; returns the variables that name it to Ray.
+    """Make sure that there is a token that only this user can read; return the variable that names it to Ray.
 
-    It's in the home, for all of this user's Rays, or, where that can't be, in `folder`, which nobody else may enter.
+    The token is in the home, for all of this user's Rays. If that fails, it is in `folder`, which only this user may
+    enter. Returns no variable if RAY_AUTH_TOKEN is set, or if RAY_AUTH_MODE asks for no token.
     """
     if environ.get("RAY_AUTH_TOKEN") or environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return {}
@@ -41,9 +42,10 @@ def private_token(folder: Path, environ: Mapping[str, str] = os.environ) -> dict
 
 
 def ensure_token(path: Path) -> bool:
-    """Makes the file (0600) where there's none, in a folder of its own (0700), and takes others' rights to it away.
+    """Make the file (0600) if there is none, in a folder of its own (0700), and remove others' rights to it.
 
-    False if it isn't this user's, who then isn't the only one to know it. Raises `OSError` where it can't be written.
+    Returns False if the file is empty, or if it is another user's and so no secret. Raises `OSError` if it can't be
+    written.
     """
     if not path.exists():
         path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -52,13 +54,13 @@ def ensure_token(path: Path) -> bool:
 
 
 def mend_token(environ: Mapping[str, str] = os.environ) -> None:
-    """Takes others' rights to a token that is there away, if it's this user's. Does nothing else."""
+    """Remove others' rights to an existing token, if it is this user's. Does nothing else."""
     with suppress(OSError, RuntimeError):
         _mend(token_path(environ))
 
 
 def _make(path: Path) -> None:
-    """Whole or not at all, and by one of two that do so at once."""
+    """Make the file whole or not at all; of two processes at the same time, one makes it."""
     beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
@@ -73,7 +75,10 @@ def _make(path: Path) -> None:
 
 
 def _mend(path: Path) -> bool:
-    """Whether the file is this user's. Of folders only Ray's own is touched: others hold other things too."""
+    """Remove others' rights to the file; return False if it isn't this user's.
+
+    Of folders only Ray's own is changed: others hold other files too.
+    """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
         return False

@@ -1,4 +1,4 @@
-"""The report's sentence on the best score: has the exported trial it, or another one, and can that be told?"""
+"""The report's text on the best score: whether the exported trial has it, and whether the difference is clear."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trials.records.score_log import estimate
 
 
 def of_best(data: ReportData, trials: Sequence[ScoredTrial]) -> str:
-    """Whether the trial with the best score is another one than the exported one; `trials` are all that have one."""
+    """Compare the exported trial with the one of best score, in words; `trials` are all that have a score."""
     measure = NAMES[trials[0].scoring.scores.measure]
     best = max(trials, key=lambda trial: trial.score)
     who, chosen_id = _chosen(data)
@@ -40,7 +40,7 @@ def _of_two(chosen: ScoredTrial, best: ScoredTrial) -> str:
 
 
 def _chosen(data: ReportData) -> tuple[str, str | None]:
-    """What the report calls the trial that the loss has chosen, and its id."""
+    """Return the report's name for the trial that was chosen by loss, and its id; id None: no trial has a loss."""
     exported = (data.manifest or {}).get("trial")
     if exported is not None:
         return f"exported trial {exported}", str(exported)
@@ -49,7 +49,10 @@ def _chosen(data: ReportData) -> tuple[str, str | None]:
 
 
 def _of_its_weights(chosen: ScoredTrial) -> str:
-    """The adapter that's exported is a trial's best by loss, and that may be from before its last score."""
+    """Return a sentence if the trial's last score is not of the exported weights; empty text if it is.
+
+    The exported adapter is the trial's best by loss, which may be older than its last score.
+    """
     best = chosen.record.best_point
     if best is None or best.step == chosen.scoring.step:
         return ""
@@ -60,5 +63,5 @@ def _of_its_weights(chosen: ScoredTrial) -> str:
 
 
 def show_score(trial: ScoredTrial) -> str:
-    """A score with its 95 % interval."""
+    """Return a score with its 95 % interval, as text."""
     return shown(estimate(trial.scoring.scores), trial.scoring.scores.measure)

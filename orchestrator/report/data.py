@@ -1,4 +1,4 @@
-"""What a run folder says, gathered once for the report. Needs neither torch nor Ray, and no search that's over."""
+"""Content of a run folder, read once for the report, also while the search runs. Needs neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WRITTEN_BY_TRIALS = ("config.json", "metrics.jsonl", "eval_rows.json", "ending.
 
 @dataclass(frozen=True)
 class ReportData:
-    """One moment of a run folder. Losses in nats per completion token."""
+    """State of a run folder at one moment. Losses are in nats per completion token."""
 
     path: Path
     search: Search
@@ -29,23 +29,23 @@ class ReportData:
     best: Best | None
     """The winner; None as long as no trial is worth exporting."""
     why_nothing: str | None
-    """Why there's no winner; None if there is one."""
+    """Reason why there is no winner; None if there is one."""
     rungs: tuple[int, ...]
-    """Tokens seen at each comparison point, where trials are compared, ascending."""
+    """Tokens seen at each comparison point, ascending."""
     last_written: datetime
-    """When a trial or the export last wrote a file (UTC)."""
+    """Time at which a trial or the export last wrote a file (UTC); the start of the search if none has."""
     search_json: Mapping[str, Any]
     manifest: Mapping[str, Any] | None
-    """What export/manifest.json says; None without an export."""
+    """Content of export/manifest.json; None without an export."""
     samples: tuple[Mapping[str, Any], ...]
     timing: Mapping[str, Any]
-    """What the end of the search took (orchestrator.state.timing); empty before."""
+    """Times and durations of the end of the search (see `orchestrator.state.timing`); empty before it."""
     damage: tuple[str, ...] = ()
-    """Sentences about what of the run folder can't be used: trials that are left out, and files."""
+    """Sentences on trials that are left out and files that can't be used, because they are damaged."""
 
     @property
     def base(self) -> TrialRecord | None:
-        """The base model's record, if it was evaluated."""
+        """The base model's record; None if it was not evaluated."""
         return base_of(self.records)
 
     @property
@@ -55,7 +55,7 @@ class ReportData:
 
     @property
     def leader(self) -> TrialRecord | None:
-        """The winner; without one the trial with the lowest loss so far."""
+        """The winner; without one, the trial with the lowest loss so far; None if no trial has a loss."""
         if self.best is not None:
             return self.best.trial
         return next(iter(rank(self.records)), None)
@@ -69,7 +69,7 @@ class ReportData:
 
 
 def read_report_data(run: RunDir) -> ReportData:
-    """Reads a run folder at any moment of its life. Raises `RunFolderError` if it holds no readable search."""
+    """Read a run folder, while its search runs or later. Raises `RunFolderError` if it holds no readable search."""
     search = run.read_search()
     trials = run.read_trials()
     records = trials.records
@@ -93,17 +93,17 @@ def read_report_data(run: RunDir) -> ReportData:
 
 
 def ending_label(record: TrialRecord) -> str:
-    """How a trial ended, in words."""
+    """Return in words how a trial ended."""
     return record.ending.kind.value.replace("_", " ") if record.ending else UNENDED
 
 
 def trial_label(record: TrialRecord) -> str:
-    """Where a trial's configuration came from, in words."""
+    """Return in words where a trial's configuration came from."""
     return f"starting point {record.name}" if record.origin is Origin.START else record.name
 
 
 def hyperparameter(record: TrialRecord, name: str) -> Any:
-    """A trial's value of a hyperparameter."""
+    """Return a trial's value of a hyperparameter."""
     return getattr(record.config.hyperparameters, name)
 
 
@@ -115,7 +115,7 @@ def _pick(records: tuple[TrialRecord, ...]) -> tuple[Best | None, str | None]:
 
 
 def _last_written(run: RunDir, search: Search, records: Iterable[TrialRecord]) -> datetime:
-    """By the files' dates: nothing in the folder says when a search ended."""
+    """Return the newest date of trials' and export's files, as nothing in the folder says when a search ended."""
     files = [record.folder / name for record in records for name in _WRITTEN_BY_TRIALS]
     times = [time for file in (*files, run.export / "manifest.json") if (time := _written(file)) is not None]
     return max(times, default=search.deadline.started)

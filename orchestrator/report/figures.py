@@ -30,7 +30,7 @@ from trials.records.score_log import estimate
 
 
 def learning_curves(data: ReportData) -> go.Figure:
-    """Eval loss against tokens seen, one line a trial; diverged ones may leave the picture at the top."""
+    """Draw eval loss against tokens seen, one line a trial; diverged trials may leave the figure at the top."""
     figure = new_figure("training tokens seen", "eval loss, nats per token", height=460)
     for record in winner_last(data):
         if not record.points:
@@ -62,7 +62,7 @@ def learning_curves(data: ReportData) -> go.Figure:
 
 
 def importance_bars(shares: Mapping[str, float]) -> go.Figure:
-    """Shares that add up to 1 as horizontal bars, the largest on top."""
+    """Draw shares that add up to 1 as horizontal bars, the largest on top."""
     figure = new_figure("share of importance", None, height=110 + 30 * len(shares))
     names = list(shares)[::-1]
     labels = [name.replace("_", " ") for name in names]
@@ -82,7 +82,7 @@ def importance_bars(shares: Mapping[str, float]) -> go.Figure:
 
 
 def loss_against(data: ReportData, name: str) -> go.Figure:
-    """Best eval loss of every trial against one hyperparameter that the search varies."""
+    """Draw the best eval loss of every trial against one hyperparameter that the search varies."""
     figure = new_figure(name.replace("_", " "), "best eval loss", height=380)
     for record in winner_last(data):
         if not record.points:
@@ -111,7 +111,7 @@ def loss_against(data: ReportData, name: str) -> go.Figure:
 
 
 def score_against_loss(data: ReportData) -> go.Figure | None:
-    """Every trial's latest score with its 95 % interval against its loss at that evaluation; None without any."""
+    """Draw every trial's latest score with its 95 % interval against its loss at that evaluation; None: no scores."""
     scored = {trial.record.id: trial for trial in latest(data.trained)}
     if not scored:
         return None

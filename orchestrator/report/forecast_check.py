@@ -1,4 +1,4 @@
-"""The report's comparison of the search with what was predicted of it, from the run folder alone."""
+"""The report's comparison of the search with its forecast, from the run folder alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trials.records.trial_dir import EndingKind
 
 @dataclass(frozen=True)
 class ForecastRow:
-    """One figure of the search, as text."""
+    """Predicted and actual value of one quantity, as text."""
 
     what: str
     predicted: str
@@ -31,14 +31,17 @@ class ForecastRow:
 
 @dataclass(frozen=True)
 class ForecastCheck:
-    """Predicted against actual; the sentences say when it was predicted, and how long a full trial was."""
+    """Comparison of the forecast with the search.
+
+    `sentences` say when the forecast was made, how long a full trial was, and when consolidation began.
+    """
 
     sentences: tuple[str, ...]
     rows: tuple[ForecastRow, ...]
 
 
 def forecast_check(data: ReportData) -> ForecastCheck | None:
-    """What was predicted and what came; None if nothing was predicted, as before the speed is measured."""
+    """Compare the forecast with the search; None without a readable forecast, as before the speed is measured."""
     content = data.search.prediction
     if content is None:
         return None
@@ -46,7 +49,7 @@ def forecast_check(data: ReportData) -> ForecastCheck | None:
         prediction = SearchForecast.from_json(content)
         rows = [make(data, prediction) for make in _ROWS]
         sentences = tuple(_sentences(data, prediction))
-    except (KeyError, TypeError, ValueError):  # of another version, or damaged
+    except (KeyError, TypeError, ValueError):  # the forecast is of another version, or damaged
         return None
     return ForecastCheck(sentences, tuple(row for row in rows if row is not None))
 
@@ -110,7 +113,10 @@ def _reserve(data: ReportData, prediction: SearchForecast) -> ForecastRow:
 
 
 def _memory(data: ReportData, _prediction: SearchForecast) -> ForecastRow | None:
-    """The trial that took most of it, where trials say what they took; what was predicted is in their folders too."""
+    """Return the row of the trial that took most GPU memory; None if no trial has recorded its peak.
+
+    The prediction is the one in that trial's folder.
+    """
     uses = [use for record in data.trained if (use := read_memory_report(record.folder)) is not None]
     largest = max(uses, key=lambda use: use.peak_bytes or 0, default=None)
     if largest is None or largest.peak_bytes is None:
@@ -161,7 +167,10 @@ def _count(number: int | None) -> str:
 
 
 def _exported(data: ReportData) -> datetime | None:
-    """When the search's own export was there; one that was made later doesn't count."""
+    """Return when the search's own export was complete; None: not yet.
+
+    Without that time in timing.json, it is the time in the manifest, which may be that of a later export.
+    """
     said = data.timing.get(EXPORTED) or (data.manifest or {}).get(EXPORTED)
     try:
         return None if said is None else datetime.fromisoformat(said)
@@ -177,7 +186,7 @@ def _gpu_hours(data: ReportData) -> float:
 
 
 def _bytes_below(folder: Path) -> int:
-    """Of all files; what has two names counts once."""
+    """Return the bytes of all files below a folder; a file with several hard links counts once."""
     sizes = {}
     for path in folder.rglob("*"):
         try:

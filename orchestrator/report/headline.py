@@ -1,4 +1,4 @@
-"""The report's first lines: who won, by how much, whether the export was verified, and the time used."""
+"""The report's first lines: which trial won, by how much, whether the export was verified, and the time used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trials.records.trial_dir import Origin, TrialRecord
 
 
 def headline(data: ReportData) -> str:
-    """One sentence: the winner's loss, and its gain over the base and over every starting point."""
+    """Return one sentence: the winner's loss, and its gain over the base and over every starting point."""
     best = data.best
     if best is None:
         return f"No adapter is worth exporting yet: {data.why_nothing}"
@@ -27,12 +27,12 @@ def headline(data: ReportData) -> str:
 
 
 def significance_text(difference: LossDifference) -> str:
-    """Whether a difference stands out from the noise of the rows."""
+    """Say whether a difference stands out from the noise of the rows."""
     return "clear" if difference.is_clear else "cannot be told apart"
 
 
 def export_lines(data: ReportData) -> list[str]:
-    """Whether there's an export, whether it was verified, and what the test rows say."""
+    """Return sentences on whether there is an export, whether it was verified, and its loss on the test rows."""
     manifest = data.manifest
     if manifest is None:
         if data.best is None:
@@ -54,7 +54,7 @@ def export_lines(data: ReportData) -> list[str]:
 
 
 def _why_skipped(manifest: Mapping[str, Any], trial_id: str) -> str | None:
-    """Why the export passed a better trial over; None: it didn't."""
+    """Return why the export skipped a better trial; None: it didn't."""
     skipped = manifest.get("skipped")
     for each in skipped if isinstance(skipped, list) else []:
         if isinstance(each, dict) and each.get("trial") == trial_id:
@@ -63,7 +63,7 @@ def _why_skipped(manifest: Mapping[str, Any], trial_id: str) -> str | None:
 
 
 def time_line(data: ReportData) -> str:
-    """Wall clock used, of how much."""
+    """Return a sentence on the time used, the budget and the deadline."""
     deadline = data.search.deadline
     used = (data.last_written - deadline.started).total_seconds()
     budget = (deadline.ends - deadline.started).total_seconds()
@@ -92,7 +92,7 @@ def _start_clause(data: ReportData, name: str, winner: TrialRecord) -> str:
 
 
 def _listed(clauses: list[str]) -> str:
-    """Semicolons, because a clause may hold commas."""
+    """Join clauses by semicolons, because a clause may hold commas."""
     return "; ".join(clauses[:-1]) + "; and " + clauses[-1] if len(clauses) > 1 else clauses[0]
 
 

@@ -1,7 +1,7 @@
-"""Which hyperparameters mattered: PED-ANOVA (Watanabe et al., arXiv 2304.10255), as Optuna implements it.
+"""Importance of hyperparameters by PED-ANOVA (Watanabe et al., arXiv 2304.10255), as Optuna implements it.
 
-Halving leaves few trials at full length, and those are the good ones. What all trials can be compared by is their
-loss at the first comparison point, so that's what importance is about wherever there are comparison points.
+Few trials reach full length, and those are the good ones. All trials can only be compared by their loss at the first
+comparison point. So importance is computed from that loss, if there are comparison points.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FULL_LENGTH = {EndingKind.FINISHED, EndingKind.EARLY_STOPPED}
 
 @dataclass(frozen=True)
 class Importance:
-    """Shares that add up to 1, largest first, and what they're about."""
+    """Shares that add up to 1, largest first, and the loss that they refer to, in words."""
 
     shares: Mapping[str, float]
     trials: int
@@ -35,7 +35,7 @@ class Importance:
 
 
 def importance(data: ReportData) -> Importance | str:
-    """Each varied hyperparameter's share in reaching the best quarter; one sentence if that can't be said."""
+    """Return each varied hyperparameter's share in reaching the best quarter of trials; a sentence if there is none."""
     space = data.search.recipe.space
     about, losses = _comparable_losses(data)
     if len(losses) < LEAST_TRIALS:
@@ -53,7 +53,7 @@ def importance(data: ReportData) -> Importance | str:
 
 
 def _comparable_losses(data: ReportData) -> tuple[str, dict[str, float]]:
-    """What the losses are, and the loss of every trial that has it, by trial id."""
+    """Return the name of the loss in words, and the loss of every trial that has it, by trial id."""
     if not data.rungs:
         ended = [record for record in data.trained if record.ending and record.ending.kind in _FULL_LENGTH]
         return "loss at full length", {r.id: r.best_eval_loss for r in ended if r.best_eval_loss is not None}
@@ -65,7 +65,7 @@ def _comparable_losses(data: ReportData) -> tuple[str, dict[str, float]]:
 def _study(
     trials: list[TrialRecord], losses: Mapping[str, float], space: Mapping[str, Dimension]
 ) -> optuna.study.Study:
-    """A study in memory: what's on disk stays as it is, and a run folder without study.db will do."""
+    """Return a study in memory, so that the run folder needs no study.db, and an existing one stays as it is."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize")
     distributions = {name: _distribution(name, dimension) for name, dimension in space.items()}
@@ -82,5 +82,5 @@ def _distribution(name: str, dimension: Dimension) -> BaseDistribution:
 
 
 def _value(value: Any, dimension: Dimension) -> Any:
-    """Choices as text: the same value may be 16 in the recipe and 16.0 in the trial."""
+    """Return a choice as text, because the same value may be 16 in the recipe and 16.0 in the trial."""
     return show(value) if isinstance(dimension, Choices) else value

@@ -1,4 +1,4 @@
-"""What the report's figures have in common: colours, axes, legend, what hovering says, HTML.
+"""Style of the report's figures: colours, axes, legend, hover text, HTML.
 
 Text and grid take their colours from the page's style sheet, so that the figures follow a dark page.
 """
@@ -17,7 +17,7 @@ from orchestrator.report.tables import show
 from trials.records.trial_dir import EndingKind, TrialRecord
 
 WINNER = "winner"
-# Told apart by people who see few colours (after Okabe and Ito), and on white as on black.
+# Distinguishable with colour blindness (after Okabe and Ito), on white and on black.
 COLOURS: Mapping[str, str] = {
     WINNER: "#16a34a",
     "finished": "#3b82c4",
@@ -32,11 +32,14 @@ LINE_COLOUR = "#8a929c"
 _GRID_COLOUR = "rgba(138,146,156,0.2)"
 _CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtons": [["zoom2d", "autoScale2d", "resetScale2d"]]}
 LOG_FROM_RATIO = 3.0
-"""Losses that differ by more are drawn by their logarithm."""
+"""Ratio of the highest to the lowest loss above which the axis is logarithmic."""
 
 
 def fragment(figure: go.Figure, div_id: str, *, with_library: bool) -> str:
-    """A figure as HTML; `with_library` puts the whole of plotly.js (5 MB) in front, which one figure a page needs."""
+    """Return a figure as HTML.
+
+    `with_library` puts the whole of plotly.js (5 MB) in front, which the first figure of a page needs.
+    """
     text: str = plotly.io.to_html(
         figure, config=_CONFIG, include_plotlyjs=with_library, full_html=False, div_id=div_id, default_width="100%"
     )
@@ -44,7 +47,7 @@ def fragment(figure: go.Figure, div_id: str, *, with_library: bool) -> str:
 
 
 def new_figure(x_title: str, y_title: str | None, height: int) -> go.Figure:
-    """An empty figure as wide as the page; `height` in pixels."""
+    """Return an empty figure as wide as the page; `height` is in pixels."""
     figure = go.Figure()
     figure.update_layout(
         template="none",
@@ -67,30 +70,30 @@ def new_figure(x_title: str, y_title: str | None, height: int) -> go.Figure:
 
 
 def winner_last(data: ReportData) -> list[TrialRecord]:
-    """Drawn last is drawn on top."""
+    """Return all trials with the winner last, because what is drawn last is on top."""
     return sorted(data.trained, key=lambda record: kind_of(record, data) == WINNER)
 
 
 def kind_of(record: TrialRecord, data: ReportData) -> str:
-    """The winner, or how a trial ended: a key of `COLOURS`."""
+    """Return `WINNER`, or how the trial ended: a key of `COLOURS`."""
     is_winner = data.best is not None and record.id == data.best.trial.id
     return WINNER if is_winner else ending_label(record)
 
 
 def has_converged(record: TrialRecord) -> bool:
-    """Whether a trial didn't diverge, so that its losses fit on an axis with the others'."""
+    """Return whether a trial didn't diverge, so that its losses fit on an axis with the others'."""
     return record.ending is None or record.ending.kind is not EndingKind.DIVERGED
 
 
 def about(record: TrialRecord, data: ReportData) -> str:
-    """Plotly reads a little HTML in its texts, so names are escaped."""
+    """Return a trial's hover text; names are escaped, because Plotly reads some HTML in its texts."""
     lines = [f"<b>{html.escape(record.id)}</b> {html.escape(trial_label(record))}, {ending_label(record)}"]
     lines += [f"{name} {html.escape(show(hyperparameter(record, name)))}" for name in data.varied]
     return "<br>".join(lines)
 
 
 def legend(figure: go.Figure) -> None:
-    """One entry for each way to end, in the order of `COLOURS`."""
+    """Add one legend entry for each key of `COLOURS` that is drawn, in their order."""
     for rank, kind in enumerate(COLOURS):
         for trace in figure.select_traces({"name": kind}):
             trace.update(showlegend=True, legendrank=rank)
@@ -98,7 +101,7 @@ def legend(figure: go.Figure) -> None:
 
 
 def base_line(figure: go.Figure, data: ReportData) -> None:
-    """A dashed line at the base model's loss."""
+    """Draw a dashed line at the base model's loss, if it was evaluated."""
     base = data.base
     if base is None:
         return
@@ -116,7 +119,7 @@ def base_line(figure: go.Figure, data: ReportData) -> None:
 
 
 def loss_axis(figure: go.Figure, data: ReportData, losses: Sequence[float]) -> None:
-    """Room for the base and all trials that didn't diverge; a logarithm only where losses differ by a factor."""
+    """Fit the loss axis to `losses` and the base model's; logarithmic above `LOG_FROM_RATIO`."""
     shown = [*losses, *(point.eval_loss for point in (data.base.points if data.base else ()))]
     if not shown:
         return
@@ -124,7 +127,7 @@ def loss_axis(figure: go.Figure, data: ReportData, losses: Sequence[float]) -> N
     if low > 0 and high / low > LOG_FROM_RATIO:
         low, high = math.log10(low), math.log10(high)
         figure.update_yaxes(type="log")
-        # On a logarithmic axis plotly places texts by the logarithm.
+        # On a logarithmic axis Plotly positions annotations by the logarithm.
         for annotation in figure.select_annotations({"yref": "y"}):
             annotation.y = math.log10(annotation.y)
     margin = 0.07 * (high - low) or 0.1

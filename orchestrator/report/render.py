@@ -1,4 +1,4 @@
-"""The report for people: report.html, one file that needs no network, and trials.csv.
+"""Command line that writes the report: report.html, one file that needs no network, and trials.csv.
 
 python -m orchestrator.report RUN [--to DIR]
 
@@ -45,12 +45,12 @@ from trials.system.overwriting import refuse_to_replace
 
 _TEMPLATE = "report.html.j2"
 _TITLE = ": report of the search</title>"
-"""By which a report is known."""
+"""Text by which a file is recognised as a report."""
 
 
 @dataclass(frozen=True)
 class _Figures:
-    """HTML of every figure; None where there's nothing to draw."""
+    """HTML of every figure; None if there is nothing to draw."""
 
     curves: Markup
     importance: Markup | None
@@ -59,9 +59,10 @@ class _Figures:
 
 
 def write_report(run: RunDir, to: Path | None = None) -> Path:
-    """Writes trials.csv and report.html to `to` (default: RUN), each in one piece, and returns the path of report.html.
+    """Write trials.csv and report.html to `to` (default: RUN), and return the path of report.html.
 
-    Raises `RunFolderError` if RUN holds no readable search or the folder can't be written to.
+    Each file is written in one piece. Raises `RunFolderError` if RUN holds no readable search or the folder can't be
+    written to.
     """
     data = read_report_data(run)
     folder = to or run.path
@@ -77,7 +78,7 @@ def write_report(run: RunDir, to: Path | None = None) -> Path:
 
 
 def render(data: ReportData) -> str:
-    """The whole of report.html."""
+    """Return the text of report.html."""
     weighed = importance(data)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -123,7 +124,10 @@ def _figures(data: ReportData, weighed: Importance | str) -> _Figures:
 
 
 def _plotted_hyperparameter(data: ReportData) -> str | None:
-    """The learning rate where it's varied, since it matters most often; else the first range of the space."""
+    """Return the hyperparameter to draw; None if no range is varied, or no trial was evaluated.
+
+    It is the learning rate if that's varied, since it matters most often; else the first range of the space.
+    """
     ranges = [name for name, dimension in data.search.recipe.space.items() if isinstance(dimension, Range)]
     if not any(record.points for record in data.trained):
         return None
@@ -131,7 +135,7 @@ def _plotted_hyperparameter(data: ReportData) -> str | None:
 
 
 def _commands(data: ReportData) -> Mapping[str, str]:
-    """What to type, by what it does."""
+    """Return commands for the user, by what they do."""
     run, export = shlex.quote(address_of(RunDir(data.path))), shlex.quote(str(data.path / "export"))
     commands = {}
     if data.manifest is not None:
@@ -147,7 +151,7 @@ def _commands(data: ReportData) -> Mapping[str, str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+    """Return the parser of the command line."""
     arguments = argparse.ArgumentParser(
         prog="python -m orchestrator.report", description="Write report.html and trials.csv of a run folder."
     )
@@ -159,7 +163,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     return run_command(lambda: _report(parser().parse_args(argv)))
 
 

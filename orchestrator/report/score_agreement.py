@@ -1,7 +1,7 @@
-"""Where the loss that a search decides by and the task's own score differ about trials. Pure: records in, finding out.
+"""Agreement of eval loss, by which a search decides, and task score on the order of trials. Pure: reads no disk.
 
-Trials are compared where they have seen the same tokens: at a comparison point, or at their end. What's compared is
-always the loss and the score of the same weights; a trial's best loss may be of another evaluation.
+Trials are compared at a comparison point, where they have seen the same number of tokens, or at their end. Loss and
+score are always those of the same weights; a trial's best loss may be of another evaluation.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from trials.records.score_log import ScoreRecord
 from trials.records.trial_dir import EndingKind, TrialRecord
 
 FEWEST_TRIALS = 3
-"""Of two trials one is ahead by each measure: that's no order yet."""
+"""Two trials are too few: one is ahead by each measure, which is no order yet."""
 CHANCE = 0.025
-"""How often a score calls one of two equal models clearly better: 5 % for both sides."""
+"""Probability that a score calls a given one of two equal models clearly better: one side of 5 %."""
 
 
 @dataclass(frozen=True)
 class ScoredTrial:
-    """A trial at one of its evaluations that were scored."""
+    """A trial at one of its scored evaluations."""
 
     record: TrialRecord
     scoring: ScoreRecord
@@ -55,7 +55,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Contradiction:
-    """Two trials of which one has clearly the lower loss, and the other clearly the better score."""
+    """Two trials, of which one has a clearly lower loss and the other a clearly better score."""
 
     lower_loss: ScoredTrial
     better_score: ScoredTrial
@@ -66,14 +66,14 @@ class Contradiction:
 
 @dataclass(frozen=True)
 class Contradictions:
-    """All pairs that the loss tells apart, and those of them about which the score says the opposite, worst first."""
+    """Number of pairs that the loss tells apart, and those that the score orders the other way, worst first."""
 
     told_apart: int
     found: tuple[Contradiction, ...]
 
 
 def at_rung(records: Sequence[TrialRecord], tokens: int) -> list[ScoredTrial]:
-    """Trials that were scored when they reached a comparison point."""
+    """Return the trials that were scored when they reached `tokens`, a comparison point."""
     found = []
     for record in records:
         reached = next((point.step for point in record.points if point.tokens_seen >= tokens), None)
@@ -82,19 +82,19 @@ def at_rung(records: Sequence[TrialRecord], tokens: int) -> list[ScoredTrial]:
 
 
 def at_end(records: Sequence[TrialRecord]) -> list[ScoredTrial]:
-    """Trials that were scored at their end, full length or out of patience."""
+    """Return the trials that were scored at their end, at full length or stopped early."""
     ended = [r for r in records if r.ending and r.ending.kind in {EndingKind.FINISHED, EndingKind.EARLY_STOPPED}]
     return [trial for trial in latest(ended) if trial.scoring.step == trial.record.points[-1].step]
 
 
 def latest(records: Sequence[TrialRecord]) -> list[ScoredTrial]:
-    """Every trial that was scored, where it was scored last."""
+    """Return every trial that was scored, at its last scored evaluation."""
     scorings = [(record, record.scorings) for record in records]
     return [ScoredTrial(record, found[-1]) for record, found in scorings if found]
 
 
 def agreement(trials: Sequence[ScoredTrial]) -> Agreement | None:
-    """None for fewer than three trials, and where all have the same loss or the same score."""
+    """Return the rank correlation; None for fewer than three trials, or if all have the same loss or the same score."""
     if len(trials) < FEWEST_TRIALS:
         return None
     found = scipy.stats.kendalltau([trial.loss for trial in trials], [-trial.score for trial in trials])
@@ -102,7 +102,7 @@ def agreement(trials: Sequence[ScoredTrial]) -> Agreement | None:
 
 
 def contradictions(trials: Sequence[ScoredTrial]) -> Contradictions:
-    """Looks at every pair; pairs that were judged on different rows are left out."""
+    """Compare all pairs of trials; pairs that were evaluated on different rows are left out."""
     told_apart, found = 0, []
     for pair in combinations(trials, 2):
         ahead, behind = sorted(pair, key=lambda trial: trial.loss)
@@ -121,7 +121,7 @@ def contradictions(trials: Sequence[ScoredTrial]) -> Contradictions:
 
 
 def _clearly_better(scores: RowScores, others: RowScores) -> LabelComparison | ScoreComparison | None:
-    """How much better `scores` are than `others`; None where they aren't, or where that can't be told."""
+    """Return how much better `scores` are than `others`; None if they aren't, or if that can't be told."""
     if scores.mean <= others.mean:
         return None
     try:
@@ -134,9 +134,9 @@ def _clearly_better(scores: RowScores, others: RowScores) -> LabelComparison | S
 
 
 def _could_be_clear(scores: RowScores, others: RowScores) -> bool:
-    """A bound that's quick: below 1.5 paired standard errors no test at 5 % finds anything.
+    """Return whether a test may find a difference: below 1.5 paired standard errors none at 5 % does.
 
-    A bootstrap takes 10 ms, and a search of 50 trials has thousands of pairs.
+    This bound is quick. A bootstrap takes 10 ms, and a search of 50 trials has over a thousand pairs.
     """
     differences = [a - b for a, b in zip(scores.values, others.values, strict=True)]
     return statistics.fmean(differences) > 1.5 * statistics.stdev(differences) / math.sqrt(len(differences))

@@ -1,4 +1,4 @@
-"""The report's section on loss and task score: do they order the trials alike, and is the best one the same?"""
+"""The report's section on loss and task score: whether they order trials alike and have the same best trial."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHOWN_CONTRADICTIONS = 5
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One trial at one stage, as text; places from 1, `2=` where it's shared."""
+    """One trial at one stage, as text; places count from 1, and `2=` is a shared one."""
 
     id: str
     name: str
@@ -42,7 +42,7 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Stage:
-    """Trials that were scored at the same tokens, lowest loss first, and what's to be said of them."""
+    """Trials that were scored at one comparison point or at their end, lowest loss first, with sentences on them."""
 
     title: str
     rows: list[ScoreRow]
@@ -52,7 +52,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class ScoreSection:
-    """What the section shows; `rows` answered rows of eval."""
+    """Content of the section; `rows` is the number of answered eval rows."""
 
     measure: str
     rows: int
@@ -61,7 +61,7 @@ class ScoreSection:
 
 
 def score_section(data: ReportData) -> ScoreSection | None:
-    """None if the recipe asks for no score."""
+    """Return the section; None if the recipe asks for no score."""
     asked = data.search.recipe.evaluation.score_rows
     if asked is None:
         return None
@@ -122,7 +122,7 @@ def _of_order(trials: Sequence[ScoredTrial]) -> str:
 
 
 def _of_pairs(trials: Sequence[ScoredTrial]) -> tuple[str, list[str]]:
-    """About how many pairs the score contradicts the loss, and which."""
+    """Say for how many pairs the score contradicts the loss, and for which."""
     measure = NAMES[trials[0].scoring.scores.measure]
     found = contradictions(trials)
     if not found.told_apart:
@@ -138,7 +138,7 @@ def _of_pairs(trials: Sequence[ScoredTrial]) -> tuple[str, list[str]]:
 
 
 def _without_repeats(found: Sequence[Contradiction]) -> list[Contradiction]:
-    """The worst ones with every trial in one of them only: else they're all about the same two or three."""
+    """Return the worst ones, each trial at most once; else all would be about the same two or three trials."""
     seen: set[str] = set()
     kept = []
     for pair in found:

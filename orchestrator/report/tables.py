@@ -18,7 +18,7 @@ from trials.records.trial_dir import EndingKind, Origin, TrialRecord
 
 NOTHING = "\u2013"
 _CSV_HEAD = ("id", "origin", "name", "ending", "reason", "best_eval_loss", "tokens_seen", "seconds", "steps", "score")
-# What a person has to look into comes first; being pruned is the normal course of a search.
+# Endings that need attention come first; pruning is the normal course of a search.
 _STOPPED_ORDER = (
     EndingKind.FAILED,
     EndingKind.OUT_OF_MEMORY,
@@ -59,7 +59,7 @@ class StoppedRow:
 
 @dataclass(frozen=True)
 class Setting:
-    """One value of the resolved recipe and who set it."""
+    """One value of the resolved recipe and its source."""
 
     key: str
     value: str
@@ -67,7 +67,7 @@ class Setting:
 
 
 def show(value: Any) -> str:
-    """A hyperparameter or setting in short."""
+    """Return a hyperparameter or setting as short text."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
@@ -80,13 +80,13 @@ def show(value: Any) -> str:
 
 
 def ranking_rows(data: ReportData) -> list[RankingRow]:
-    """All trials and the base, lowest loss first, those without a loss last; ties go to the earlier trial."""
+    """Return all trials and the base, lowest loss first, those without a loss last; ties in order of id."""
     leader = data.leader
     return [_ranking_row(record, leader, data.varied) for record in sorted(data.records, key=_by_loss)]
 
 
 def stopped_rows(data: ReportData) -> list[StoppedRow]:
-    """Every trial that didn't finish, troubles first."""
+    """Return every trial that didn't finish, failures first."""
 
     def kind_of(record: TrialRecord) -> EndingKind | None:
         return record.ending.kind if record.ending else None
@@ -106,7 +106,7 @@ def stopped_rows(data: ReportData) -> list[StoppedRow]:
 
 
 def counts_line(data: ReportData) -> str:
-    """How many trials ended in which way, in one sentence."""
+    """Return one sentence that counts trials by how they ended."""
     if not data.trained:
         return "No trial was started yet."
     counts = Counter(ending_label(record) for record in data.trained)
@@ -115,7 +115,7 @@ def counts_line(data: ReportData) -> str:
 
 
 def settings(data: ReportData) -> tuple[list[Setting], list[Setting]]:
-    """The settings that somebody made, with who; and all others, which are built-in defaults."""
+    """Return the settings that a source has set, and all others, which are built-in defaults."""
     sources = data.search.sources
     leaves = _leaves(data.search.recipe.model_dump(mode="json"))
     found = [Setting(key, _show_setting(value), sources.get(key, "default")) for key, value in leaves]
@@ -123,7 +123,7 @@ def settings(data: ReportData) -> tuple[list[Setting], list[Setting]]:
 
 
 def surroundings(data: ReportData) -> list[tuple[str, str]]:
-    """Versions and hardware as search.json has them."""
+    """Return versions and hardware, as search.json has them, as pairs of name and value."""
     pairs: list[tuple[str, str]] = []
     for part in ("versions", "hardware"):
         content = data.search_json.get(part)
@@ -133,12 +133,12 @@ def surroundings(data: ReportData) -> list[tuple[str, str]]:
 
 
 def is_csv_text(text: str) -> bool:
-    """Whether a file's text is a trials.csv, of this version or another."""
+    """Return whether a file's text is a trials.csv, of this version or another."""
     return text.startswith(",".join(_CSV_HEAD[:3]) + ",")
 
 
 def csv_text(records: Sequence[TrialRecord]) -> str:
-    """trials.csv: one row a trial, by id; numbers in full precision, absent values empty."""
+    """Return trials.csv: one row a trial, by id; numbers in full precision, absent values empty."""
     names = list(Hyperparameters.model_fields)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -199,7 +199,7 @@ def _leaves(mapping: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _show_setting(value: Any) -> str:
-    """A list of choices with commas, so that a choice which is itself a list can be told from it."""
+    """Return a setting as text; a list has commas, so that a choice which is itself a list can be told from it."""
     return ", ".join(show(part) for part in value) if isinstance(value, list) else show(value)
 
 

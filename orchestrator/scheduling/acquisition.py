@@ -1,7 +1,7 @@
-"""What it is worth to train each trial on: expected improvement per unit of time.
+"""Acquisition values of trials: expected improvement per unit of time.
 
 The acquisition value of a trial is the expected improvement on the best loss by its end (Jones, Schonlau and Welch
-1998), divided by the time to get there: a full trial's time is 1, starting or resuming included.
+1998), divided by the time to get there, starting or resuming included. The unit of time is one full trial.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from orchestrator.scheduling.surrogate import SPREAD_FIRST, Surrogate
 from orchestrator.scheduling.types import BudgetState, State, TrialView
 
 _SAMPLE = 100
-"""Number of random configurations that stand for all that could start."""
+"""Number of random configurations that represent all that could start."""
 _SMALLEST_STEP = 1e-3
 _MOST_VALUED = 200
 
@@ -30,15 +30,15 @@ class AcquisitionRanker:
     def __init__(self, surrogate: Surrogate, random: np.random.Generator) -> None:
         self._surrogate = surrogate
         self._sample = surrogate.encoder.sample(_SAMPLE, random)
-        """Draws that stand for all configurations."""
+        """Draws that represent all configurations."""
         self._discount = ProposalDiscount()
         self._paused: dict[str, float] = {}
-        """Values of paused trials, as of the last time that they were computed."""
+        """Values of paused trials when they were last computed."""
         self._unvalued: set[str] = set()
-        """Trials that have paused since."""
+        """Paused trials whose value was not computed yet."""
         self._new_trial = 0.0
         self._valued_at: float | None = None
-        """Time left, in full trials, when all values were computed."""
+        """Time left, in full trials, when all values were last computed; None: they never were."""
         self._fits = 0
 
     def observe(self, view: TrialView, old: TrialView | None) -> None:
@@ -69,7 +69,7 @@ class AcquisitionRanker:
         self._value_paused(budget)
 
     def value_of(self, trial_id: str, budget: BudgetState) -> float:
-        """Return the value of a running trial; infinite before anything is known."""
+        """Return the value of a running trial; infinite before the first evaluation of any trial."""
         self._refresh(budget)
         if self._surrogate.best_loss is None:
             return np.inf
@@ -78,7 +78,7 @@ class AcquisitionRanker:
         return value
 
     def best_paused(self, budget: BudgetState) -> tuple[str, float] | None:
-        """Return the paused trial of the highest value, and that value; of equal ones the first id's."""
+        """Return the paused trial of the highest value, and that value; None: no trial is paused."""
         self._refresh(budget)
         start = budget.seconds_start / budget.seconds_full
         is_known = self._surrogate.best_loss is not None
@@ -96,7 +96,10 @@ class AcquisitionRanker:
         return self._ranked()
 
     def new_trial_value(self, budget: BudgetState) -> float:
-        """Return the discounted value of the best configuration not tried yet; 0.0 if none may start."""
+        """Return the discounted value of the best untried configuration; 0.0 if none may start.
+
+        It is infinite while the first configurations are still to be spread over the space.
+        """
         self._refresh(budget)
         if not budget.may_start or not self._surrogate.history.has_untried:
             return 0.0
@@ -105,7 +108,7 @@ class AcquisitionRanker:
         return self._new_trial * self._discount.factor
 
     def _refresh(self, budget: BudgetState) -> None:
-        """Refit before a decision, if that may take its time."""
+        """Refit before a decision, unless there are many slots and the decision must not wait."""
         self._surrogate.slots = budget.slots
         if not self._surrogate.has_many_slots:
             self.refit(budget)

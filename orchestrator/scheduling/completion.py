@@ -1,4 +1,4 @@
-"""The rule that something is complete at the end of the search, and every starting point among it."""
+"""Ensures that a complete trial, and every starting point, exists at the end of the search."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CAN_GO_ON = {State.RUNNING, State.PAUSED}
 
 
 class CompletionGuard:
-    """Names the trials that have to be trained now, lest they be incomplete at the end."""
+    """Names the trials that must be trained now, because they would otherwise be incomplete at the end."""
 
     def __init__(self, surrogate: Surrogate) -> None:
         self._surrogate = surrogate
@@ -30,7 +30,7 @@ class CompletionGuard:
             self._starts[view.trial_id] = view
 
     def due_starts(self, budget: BudgetState) -> list[TrialView]:
-        """Return the starting points, if they have to go on now so as to be complete by the end; else none."""
+        """Return the starting points if they must go on now to be complete by the end; else an empty list."""
         if not self._starts:
             return []
         left = [to_do(each) for each in self._starts.values()]
@@ -39,7 +39,7 @@ class CompletionGuard:
         return list(self._starts.values()) if is_late else []
 
     def needed(self, budget: BudgetState) -> TrialView | None:
-        """Return the trial that must go on now, lest none be complete when the time is over; None: no hurry.
+        """Return the trial that must go on now so that one is complete at the end; None: there is time, or none can.
 
         It is the trial with the best loss expected at its end among those that can still be completed.
         """

@@ -1,13 +1,12 @@
-"""What a trial's loss will be later on, by what the search has shown so far.
+"""Learning-curve model: predicts a trial's later losses from all losses of the search so far.
 
-Freeze-thaw Bayesian optimisation (Swersky, Snoek, Adams, arXiv 1406.3896) in its plainest form: one Gaussian
-process over configuration and fraction trained (orchestrator.scheduling.gaussian_process) sees the losses of the
-search. How far a loss at a fraction says what the loss at the end will be is thereby learned from the search's own
-curves: where early and late losses go together, an early loss narrows the forecast; where fast learning rates lead
-early and lose late, it hardly does, and the forecast follows those that went on.
+The model follows freeze-thaw Bayesian optimisation (Swersky, Snoek, Adams, arXiv 1406.3896) in its plainest form. One
+Gaussian process over configuration and fraction trained (`orchestrator.scheduling.gaussian_process`) is fitted to the
+search's own losses. So it learns how much an early loss says about the final one. Where early and late losses
+correlate, an early loss narrows the prediction. Where fast learning rates lead early and lose late, it hardly does.
 
-The model sees a few hundred losses at most, whatever the search has: of every trial the newest and some before it, of
-many trials the furthest and best and a spread over the others. Other trials are judged by it and their own losses.
+The fit uses at most `MOST_POINTS` losses: of every trial the newest and some before it. With many trials it uses the
+furthest and best trials, and a sample of the others. Trials left out are predicted from the fit and their own losses.
 """
 
 from __future__ import annotations
@@ -33,7 +32,10 @@ from orchestrator.scheduling.gaussian_process import (
 )
 
 MOST_POINTS = 240
-"""Losses that the model sees: its cost grows with their third power (240: about 10 ms, 0.2 s to find parameters)."""
+"""Number of losses in a fit, at most. The cost grows with its third power.
+
+With 240, about 10 ms, and 0.2 s if the parameters are found anew.
+"""
 _FURTHEST = 0.6
 _FIT_STEPS = 15
 _NEW_FOR_A_FIT = 0.1
@@ -64,12 +66,12 @@ class _Seen:
 
 
 class LearningCurveModel:
-    """The model: told of trials, asked what they will come to.
+    """Predicts losses of trials at given fractions of a full trial.
 
-    Inside, a loss is how far it has come down from the base model's: y = -(ln(base / loss) + 0.1)^0.2, standardised.
-    That is nearly a logarithm: slow and fast trials then differ by about the same at every fraction, and the first
-    segment of a slow one says that it will not come far, which no difference of losses or of their logarithms says. A
-    whole logarithm would leave too little between the best.
+    Inside, a loss is replaced by its distance below the base model's: y = -(ln(base / loss) + 0.1)^0.2, standardised.
+    That is nearly a logarithm, so slow and fast trials differ by about the same at every fraction. The first segment of
+    a slow trial then shows that its final loss will be high. Differences of losses or of their logarithms do not show
+    it. A full logarithm would leave too little difference between the best trials.
     """
 
     def __init__(self, coordinates: SpaceEncoder) -> None:
@@ -87,7 +89,7 @@ class LearningCurveModel:
     def observe(
         self, trial_id: str, values: Mapping[str, Any], points: Sequence[tuple[float, float]], noise: float
     ) -> None:
-        """Takes in all losses (nats) of a trial at fractions of a full trial, and the newest one's standard error."""
+        """Record all losses (nats) of a trial at fractions of a full trial, and the standard error of the newest."""
         old = self._seen.get(trial_id)
         s = np.log(np.maximum([fraction for fraction, _ in points], _SMALLEST_FRACTION))
         loss = np.maximum([loss for _, loss in points], _SMALLEST_LOSS)
@@ -96,7 +98,7 @@ class LearningCurveModel:
         self._told_since_fit += len(points) - (len(old.s) if old else 0)
 
     def fit(self) -> None:
-        """Takes all that was told into account; finds the parameters anew where enough is new."""
+        """Condition the process on all observations; find its parameters anew if enough of them are new."""
         chosen = self._chosen()
         self._index = {name: number for number, name in enumerate(chosen)}
         if not chosen:
@@ -118,10 +120,10 @@ class LearningCurveModel:
         self._base = (points, *solve(self._theta, points, z, extra))
 
     def predict(self, who: Sequence[str] | Array, fractions: Array) -> tuple[Array, Array]:
-        """Means (arms, stops) and covariances (arms, stops, stops) of losses to come, standardised, without noise.
+        """Predict standardised losses, without noise: their means, and a covariance matrix for each trial.
 
-        `who` are trials' ids, or the coordinates (arms, dimensions) of configurations not tried yet; `fractions`
-        (arms, stops). Taken into account is what was told by the last `refresh`.
+        `who` are trial ids, or encoded configurations [trials, dimensions] that were not tried yet; `fractions` are
+        [trials, fractions], and so are the means. Only observations up to the last `fit` are used.
         """
         x = who if isinstance(who, np.ndarray) else np.stack([self._seen[each].x for each in who])
         number = [-1] * len(x) if isinstance(who, np.ndarray) else [self._index.get(each, -1) for each in who]
@@ -139,7 +141,10 @@ class LearningCurveModel:
         return mean, spread - solved.transpose(0, 2, 1) @ solved
 
     def predict_trial(self, trial_id: str, fractions: Array) -> tuple[Array, Array]:
-        """As `ahead` for one trial (1, stops), with those of its losses too that were told since the last `refresh`."""
+        """Predict one trial as `predict` does, `fractions` being [1, fractions].
+
+        Its own losses that were observed since the last `fit` are used too.
+        """
         seen = self._seen[trial_id]
         new = self._new(trial_id, seen)
         if not new:
@@ -160,23 +165,26 @@ class LearningCurveModel:
 
     @property
     def noise(self) -> float:
-        """Variance of one evaluation, standardised."""
+        """Noise variance of one evaluation, in standardised units."""
         return noise_variance(self._theta)
 
     def similarity(self, x: Array, others: Array) -> Array:
-        """How alike configurations are for the model, (len(x), len(others)), 0 to 1: a little apart is apart enough."""
+        """Return the similarity of encoded configurations, [len(x), len(others)], 0 to 1.
+
+        It falls faster with distance than the covariance does: a small distance is enough to count as different.
+        """
         lengths = np.exp(self._theta[: x.shape[1]])
         return np.asarray(np.exp(-2 * squared_distances(x / lengths, others / lengths)))
 
     def to_loss(self, mean: float, deviation: float) -> Forecast:
-        """A standardised prediction as a loss."""
+        """Convert a standardised prediction to a loss in nats."""
         seen_as = max(-(self._center + self._scale * mean), _SMALLEST_ROOT)
         come_down = float(seen_as ** (1 / _POWER))
         loss = float(np.exp(self._top - (come_down - _OFFSET)))
         return Forecast(loss, loss * come_down / (_POWER * seen_as) * self._scale * deviation)
 
     def to_target(self, loss: float) -> float:
-        """A loss in nats as the model sees it."""
+        """Convert a loss in nats to the standardised scale."""
         return float((self._seen_as(np.log([max(loss, _SMALLEST_LOSS)]))[0] - self._center) / self._scale)
 
     def _seen_as(self, log_loss: Array) -> Array:
@@ -187,13 +195,13 @@ class LearningCurveModel:
         return float((seen.noise * _POWER * come_down ** (_POWER - 1) / self._scale) ** 2)
 
     def _find_top(self) -> float:
-        """Logarithm of the loss that training starts from: the base model's, or nearly the highest first one."""
+        """Return the log of the loss at which training starts: the base model's, or a high quantile of first losses."""
         if self.base_loss is not None:
             return float(np.log(max(self.base_loss, _SMALLEST_LOSS)))
         return float(np.quantile([seen.log_loss[0] for seen in self._seen.values()], _HIGHEST))
 
     def _chosen(self) -> list[str]:
-        """Which trials the model sees: all, or the furthest and best, and of the others every so manyth."""
+        """Return the ids of the trials to fit: all, or the furthest and best, and every n-th of the others."""
         names = list(self._seen)
         if sum(len(seen.kept) for seen in self._seen.values()) <= MOST_POINTS:
             return names
@@ -207,7 +215,7 @@ class LearningCurveModel:
 
 
 def _kept(s: Array) -> list[int]:
-    """The newest loss and, going back, others at most so large a part of the training before it."""
+    """Return the indices to keep: the newest; going back, each at most `_THINNING` times the fraction of the last."""
     kept: list[int] = []
     for index in range(len(s) - 1, -1, -1):
         if not kept or s[index] <= s[kept[-1]] + np.log(_THINNING):

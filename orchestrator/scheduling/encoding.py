@@ -1,6 +1,6 @@
-"""Configurations as numbers: coordinates of about 0 to 1 for the model, and many drawn at once.
+"""Encodes configurations as numbers: as draws, and as coordinates of about 0 to 1 for the model.
 
-A draw is a row with one number for each dimension: the uniform number behind a range's value, or a choice's index.
+A draw is a row with one number per dimension: a range's value mapped to 0 to 1, or the index of a choice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DIGITS = 9
 
 
 class SpaceEncoder:
-    """A recipe's space, seen by the model."""
+    """Encoder of a recipe's search space; `count` is the number of coordinates."""
 
     def __init__(self, space: Mapping[str, Dimension]) -> None:
         self._space = space
@@ -29,11 +29,11 @@ class SpaceEncoder:
         self.count = sum(self._tables[name].shape[1] if name in self._tables else 1 for name in space) or 1
 
     def encode(self, values: Mapping[str, Any]) -> Array:
-        """The coordinates of one configuration."""
+        """Return the coordinates of one configuration, [count]."""
         return np.asarray(self.encode_many(self.to_unit(values)[None])[0])
 
     def sample(self, count: int, random: np.random.Generator) -> Array:
-        """Uniform draws (count, dimensions)."""
+        """Return uniform draws, [count, dimensions]."""
         columns = [
             random.integers(len(each.choices), size=count).astype(float)
             if isinstance(each, Choices)
@@ -43,7 +43,7 @@ class SpaceEncoder:
         return np.stack(columns, 1) if columns else np.zeros((count, 0))
 
     def perturb(self, values: Mapping[str, Any], count: int, random: np.random.Generator) -> Array:
-        """Draws that differ from a configuration in about half of its dimensions: a step in a range, another choice."""
+        """Return draws that differ from a configuration in about half of its dimensions, by a step or a choice."""
         fresh = self.sample(count, random)
         own = self.to_unit(values)
         steps = np.clip(own + _STEP * random.standard_normal(fresh.shape), 0.0, 1.0)
@@ -52,11 +52,14 @@ class SpaceEncoder:
         return np.where(random.random(fresh.shape) < _CHANGED, moved, own)
 
     def to_unit(self, values: Mapping[str, Any]) -> Array:
-        """A configuration as a draw."""
+        """Return a configuration as a draw."""
         return np.array([_code(values[name], dimension) for name, dimension in self._space.items()])
 
     def keys(self, draws: Array) -> list[bytes]:
-        """One for each draw, the same for the same configuration: where values are integers many draws are one."""
+        """Return a key for each draw, equal for equal configurations.
+
+        Many draws of an integer dimension are the same configuration, since values are rounded.
+        """
         settled = draws.copy()
         for k, (name, each) in enumerate(self._space.items()):
             if not isinstance(each, Choices) and is_integer(name):
@@ -67,7 +70,7 @@ class SpaceEncoder:
         return [row.tobytes() for row in np.round(settled, _DIGITS) + 0.0]  # -0.0 and 0.0 are one
 
     def encode_many(self, draws: Array) -> Array:
-        """The coordinates (count, self.count) of draws."""
+        """Return the coordinates of draws, [len(draws), self.count]."""
         columns = [
             self._tables[name][draws[:, k].astype(int)] if name in self._tables else draws[:, k : k + 1]
             for k, name in enumerate(self._space)
@@ -75,12 +78,12 @@ class SpaceEncoder:
         return np.asarray(np.concatenate(columns, 1)) if columns else np.zeros((len(draws), 1))
 
     def decode(self, draw: Array) -> dict[str, Any]:
-        """The configuration of one draw, as in the recipe's space."""
+        """Return the configuration of one draw, with values as in the recipe's space."""
         return {name: _value(name, each, float(draw[k])) for k, (name, each) in enumerate(self._space.items())}
 
 
 def _table(dimension: Choices) -> Array:
-    """A row of coordinates for each choice: numbers lie on a line (by logarithm if positive), others apart."""
+    """Return coordinates per choice: numbers lie on a line (logarithmic if positive), others are equally far apart."""
     numbers = [c for c in dimension.choices if isinstance(c, int | float) and not isinstance(c, bool)]
     if len(numbers) < len(dimension.choices) or len(set(numbers)) < 2:
         return np.asarray(np.sqrt(0.5) * np.eye(len(dimension.choices)))

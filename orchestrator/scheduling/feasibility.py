@@ -1,4 +1,4 @@
-"""What to try next, from what is believed of everything tried so far."""
+"""Probability that a configuration can be trained at all."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _NEWTON_STEPS = 8
 
 
 class FeasibilityModel:
-    """How likely configurations can be trained, given those that failed and those that didn't.
+    """Probability that configurations can be trained, estimated from those that failed and those that did not.
 
-    Logistic regression on coordinates, their squares and products: a threshold in the learning rate, a corner of large
-    ranks and batches.
+    Logistic regression on the coordinates, their squares and their products. It can represent a threshold in the
+    learning rate, or a corner of large LoRA ranks and batches.
     """
 
     def __init__(self) -> None:
         self._weights: Array | None = None
 
     def fit(self, failed: Array, trained: Array) -> None:
-        """Takes in the coordinates of all that failed, and of all that didn't: (count, dimensions) each."""
+        """Fit to the coordinates of all that failed and of all that were trained, [count, dimensions] each."""
         if not len(failed):
             return
         features = _features(np.concatenate([failed, trained]))
@@ -38,7 +38,7 @@ class FeasibilityModel:
         self._weights = weights
 
     def predict(self, x: Array) -> Array:
-        """For each of the coordinates `x` (count, dimensions); 1.0 while nothing has failed."""
+        """Return the probability for each row of `x` [count, dimensions]; 1.0 while nothing has failed."""
         return np.ones(len(x)) if self._weights is None else np.asarray(expit(_features(x) @ self._weights))
 
 

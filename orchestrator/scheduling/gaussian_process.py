@@ -1,13 +1,18 @@
-"""The Gaussian process over configuration and fraction trained: its covariance, and how its parameters are found.
+"""Gaussian process over configuration and fraction trained: its covariance, and the fit of its parameters.
 
-A loss (its logarithm, standardised) at a fraction t of a configuration x is the sum of the curve that all share, of
-what the configuration does to it, and of what this one trial does by itself (its seed, what the space doesn't say):
+The value (a transformed loss, standardised) of a configuration x at a fraction t is a sum of three parts: the curve
+that all trials share, the configuration's effect, and this trial's own effect (its seed, and whatever the space does
+not describe). The covariance of two values is
 
     k = shared(t, t') + a(t) a(t') [matern52(x, x') (l^2 + g^2 matern32(t, t')) + o^2 same_trial exp(-|t - t'|)] + noise
 
-with fractions on a logarithmic scale, one length for every dimension of the space, and an amplitude a(t) = t^gamma:
-losses of different configurations may come together with training, or drift apart. Parameters are the most probable
-ones under wide priors (Rasmussen and Williams 2006, chapter 5); the priors are what is believed while nothing ended.
+- l (`lasting`) and g (`config`): amplitudes of the configuration's effect, constant and changing along the curve;
+- o (`own`): amplitude of the trial's own effect; same_trial is 1 within a trial, else 0;
+- a(t) = t^gamma: with training, losses of different configurations may converge or diverge.
+
+Differences of fractions are on a logarithmic scale, divided by a length scale (`config_length`, `own_length`). Every
+dimension of the space has a length scale of its own. Parameters are the most probable ones under wide priors (MAP;
+Rasmussen and Williams 2006, chapter 5). While no trial has ended, the priors decide.
 """
 
 from __future__ import annotations
@@ -39,7 +44,7 @@ _LENGTH = (np.log(0.8), 0.7)
 
 @dataclass(frozen=True)
 class Points:
-    """Where the process is looked at: rows of coordinates, log fractions, and whose trial each is."""
+    """Inputs of the process: coordinates [count, dimensions], log fractions [count] and trial numbers [count]."""
 
     x: Array
     s: Array
@@ -47,14 +52,14 @@ class Points:
 
 
 def prior(dimensions: int) -> tuple[Array, Array]:
-    """Means and standard deviations of all parameters: one length a dimension, then the common ones."""
+    """Return prior means and standard deviations: one length scale per dimension, then the parameters in `_COMMON`."""
     means = [_LENGTH[0]] * dimensions + [mean for mean, _ in _COMMON.values()]
     deviations = [_LENGTH[1]] * dimensions + [deviation for _, deviation in _COMMON.values()]
     return np.array(means), np.array(deviations)
 
 
 def covariance(theta: Array, a: Points, b: Points) -> Array:
-    """Between two sets of points, without noise."""
+    """Return the covariance between two sets of points without noise, [len(a), len(b)]."""
     lengths, lasting, config, config_length, own, own_length = _unpack(theta)
     gap = np.abs(a.s[:, None] - b.s[None, :])
     r = _distance(a.x / lengths, b.x / lengths)
@@ -67,7 +72,7 @@ def covariance(theta: Array, a: Points, b: Points) -> Array:
 
 
 def within(theta: Array, s: Array) -> Array:
-    """Of one configuration's losses with each other: `s` (arms, stops) to (arms, stops, stops)."""
+    """Return the covariance within each trial at log fractions `s` [trials, fractions], one matrix per trial."""
     _, lasting, config, config_length, own, own_length = _unpack(theta)
     gap = np.abs(s[:, :, None] - s[:, None, :])
     amplitude = np.exp(theta[-1] * (s[:, :, None] + s[:, None, :]))
@@ -82,12 +87,12 @@ def _matern32(gap: Array, length: float) -> Array:
 
 
 def noise_variance(theta: Array) -> float:
-    """Of one evaluation, in standardised units."""
+    """Return the noise variance of one evaluation, in standardised units."""
     return float(np.exp(2 * theta[-2]))
 
 
 def squared_distances(a: Array, b: Array) -> Array:
-    """Between rows: (len(a), len(b))."""
+    """Return the squared distances between rows, [len(a), len(b)]."""
     squares = np.sum(a**2, 1)[:, None] + np.sum(b**2, 1)[None] - 2 * a @ b.T
     return np.asarray(np.maximum(squares, 0.0))
 
@@ -97,7 +102,7 @@ def _distance(a: Array, b: Array) -> Array:
 
 
 def _terms(theta: Array, points: Points) -> dict[str, Array]:
-    """The parts of the covariance of points with themselves that its derivatives are made of."""
+    """Return the parts of the covariance of points with themselves, from which its derivatives are computed."""
     lengths, lasting, config, config_length, own, own_length = _unpack(theta)
     gap = np.abs(points.s[:, None] - points.s[None, :])
     r = _distance(points.x / lengths, points.x / lengths)
@@ -125,7 +130,10 @@ def _unpack(theta: Array) -> tuple[Array, float, float, float, float, float]:
 
 
 def fit(points: Points, y: Array, extra: Array, start: Array, most_steps: int) -> Array:
-    """The most probable parameters given values `y` (standardised) with `extra` variance each."""
+    """Return the most probable parameters given standardised values `y`, each with `extra` noise variance.
+
+    L-BFGS-B from `start`, with at most `most_steps` iterations, within three standard deviations of the priors.
+    """
     mean, deviation = prior(points.x.shape[1])
     squares = [(points.x[:, k, None] - points.x[None, :, k]) ** 2 for k in range(points.x.shape[1])]
     objective = _objective(points, y, extra, squares, mean, deviation)
@@ -139,7 +147,7 @@ def fit(points: Points, y: Array, extra: Array, start: Array, most_steps: int) -
 def _objective(
     points: Points, y: Array, extra: Array, squares: list[Array], mean: Array, deviation: Array
 ) -> Callable[[Array], tuple[float, Array]]:
-    """The negative logarithm of the posterior of the parameters, and its gradient."""
+    """Return a function of the parameters: the negative log posterior (up to a constant), and its gradient."""
     sums = points.s[:, None] + points.s[None, :]
 
     def value(theta: Array) -> tuple[float, Array]:
@@ -158,7 +166,7 @@ def _objective(
 
 
 def _gradient(theta: Array, terms: dict[str, Array], squares: list[Array], sums: Array, spread: Array) -> Array:
-    """Half the trace of `spread` times the covariance's derivative by each parameter."""
+    """Return half the trace of `spread` times the covariance's derivative with respect to each parameter."""
     by_length = spread * terms["by_length"]
     lasting, config, own = (spread * terms[name] for name in ("lasting", "config", "own"))
     lengths = [0.5 * np.vdot(by_length, square) / np.exp(2 * theta[k]) for k, square in enumerate(squares)]
@@ -175,7 +183,7 @@ def _gradient(theta: Array, terms: dict[str, Array], squares: list[Array], sums:
 
 
 def solve(theta: Array, points: Points, y: Array, extra: Array) -> tuple[Array, Array]:
-    """The lower Cholesky factor of the values' covariance, and the values whitened by it."""
+    """Return the lower Cholesky factor of the values' covariance, and the values whitened by it."""
     k = covariance(theta, points, points)
     k[np.diag_indices_from(k)] += noise_variance(theta) + extra + _JITTER
     lower: Any = scipy.linalg.cholesky(k, lower=True, check_finite=False)

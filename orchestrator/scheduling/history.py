@@ -1,4 +1,4 @@
-"""Which configurations a search has tried, what is left, and what became of them."""
+"""Configurations that a search has tried, their outcomes, and those that are left."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from search_spaces.schema import Choices, Dimension, is_integer
 
 _MODELS = 4
 _MOST = 200
-"""Configurations of a kind that are looked at: the newest."""
+"""Number of configurations that each query returns at most: the newest."""
 _MOST_COUNTED = 2000
 
 
 class TrialHistory:
-    """Told of every trial. `only`: the configurations that may be tried, each once; None: all of the space.
+    """History of all trials of a search.
 
-    A space of few choices is such a list too. No configuration is tried twice while there are others: with another seed
-    it would come out a little better or worse by chance, which says nothing of it.
+    `only`: the configurations that may be tried, each once; None: all of the space. A space with at most
+    `_MOST_COUNTED` configurations is treated as such a list. No configuration is tried twice while there are others:
+    a repetition with another seed would differ by chance only, which says nothing about the configuration.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class TrialHistory:
         self._views: dict[str, TrialView] = {}
 
     def observe(self, view: TrialView) -> None:
-        """Takes in a new trial, or what has changed of one."""
+        """Record a new trial, or what has changed of one."""
         name = view.trial_id
         if name not in self._x:
             draw = self._coordinates.to_unit(view.values)
@@ -71,37 +72,40 @@ class TrialHistory:
 
     @property
     def best(self) -> list[TrialView]:
-        """The trials with the best losses: what is like them is tried among others."""
+        """Trials with the best losses, best first; the proposer also draws candidates around them."""
         return [self._views[name] for _, name in self._best]
 
     @property
     def has_untried(self) -> bool:
-        """Whether there is anything left."""
+        """Whether a configuration is left to try."""
         return self._left is None or bool(self._left)
 
     def untried(self, draws: Array) -> Array:
-        """What may be tried: of a list what is left of it, otherwise those of `draws` that are new."""
+        """Return draws that may be tried: the rest of the list if there is one, else the new ones among `draws`.
+
+        If none of `draws` is new, all of them are returned.
+        """
         if self._left is not None:
             return np.stack(list(self._left.values())) if self._left else draws[:0]
         new = self.new(draws)
         return new if len(new) else draws
 
     def new(self, draws: Array) -> Array:
-        """Those of `draws` that haven't been tried and may be, each once."""
+        """Return those of `draws` that have not been tried and may be, each once."""
         first = {key: index for index, key in reversed(list(enumerate(self._coordinates.keys(draws))))}
         allowed = {key: index for key, index in first.items() if self._left is None or key in self._left}
         return np.asarray(draws[sorted(index for key, index in allowed.items() if key not in self._keys)])
 
     def pending(self) -> Array:
-        """Coordinates of what runs and has no loss yet."""
+        """Return the encoded configurations of running trials without a loss, [count, dimensions]."""
         return self._rows(self._pending)
 
     def outcomes(self) -> tuple[Array, Array]:
-        """Coordinates of what couldn't be trained, and of what could."""
+        """Return the encoded configurations that were infeasible, and those that have a loss."""
         return self._rows(self._failed), self._rows(self._trained)
 
     def distances(self, draws: Array) -> Array:
-        """Of each draw from the nearest that was tried."""
+        """Return the distance of each draw to the nearest configuration that was tried, [count]."""
         gaps = self._coordinates.encode_many(draws)[:, None] - self._rows(self._x)[None]
         return np.asarray(np.linalg.norm(gaps, axis=2).min(1))
 
@@ -111,7 +115,7 @@ class TrialHistory:
 
 
 def _all_of(space: Mapping[str, Dimension]) -> list[dict[str, Any]] | None:
-    """All configurations of a space that has only choices and whole numbers, and not too many."""
+    """Return all configurations of a space of choices and integers; None: it has others, or too many."""
     choices = [_choices(name, each) for name, each in space.items()]
     listed = [each for each in choices if each is not None]
     if len(listed) < len(choices) or math.prod(map(len, listed)) > _MOST_COUNTED:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 
 _PRIOR_TRIALS = 3.0
-"""Weight, in trials, of the belief that the ratio is 1."""
+"""Weight, in trials, of the prior that the ratio is 1."""
 _DECAY = 0.9
 _MOST = 5.0
 
 
 class ProposalDiscount:
-    """Exponential mean over trials of value after the first evaluation divided by value before the trial started."""
+    """Exponential mean over trials: value after the first evaluation divided by the value before the start."""
 
     def __init__(self) -> None:
         self._predicted: dict[str, float] = {}

@@ -1,7 +1,8 @@
-"""Which new configuration is tried next.
+"""Proposes new configurations.
 
 The first few are spread over the space. Later ones are the best of many candidates, drawn from all of the space and
-around the best configurations so far, by expected improvement at full length times the chance that they train at all.
+around the best configurations so far. Candidates are compared by expected improvement at full length times a power of
+the probability that they can be trained.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ Similarity = Callable[[Array, Array], Array]
 _CANDIDATES, _MANY_CANDIDATES = 300, 1500
 _SPREAD_AMONG = 10
 _CAUTION = 10
-"""Exponent of the chance that a configuration trains. A failure takes little time but says nothing about losses: what
-fails one time in fifteen counts half."""
+"""Exponent of the probability that a configuration can be trained.
+
+A failure takes little time but says nothing about losses: a configuration that fails one time in fifteen counts half.
+"""
 
 
 class CandidatePool:
-    """Candidates in descending order of acquisition value; whoever resembles a chosen one loses value.
+    """Candidates that are taken in order of acquisition value; those that resemble a taken one lose value.
 
     `draws` are points of the unit cube [count, dimensions], `x` the same encoded, `values` their acquisition values.
     """
@@ -60,14 +63,14 @@ class CandidatePool:
 
 
 class Proposer:
-    """Proposes configurations that haven't been tried; with many slots from a pool that is made ahead of time."""
+    """Proposes configurations that have not been tried; with many slots, from a pool that is made ahead of time."""
 
     def __init__(self, surrogate: Surrogate, random: np.random.Generator) -> None:
         self._surrogate = surrogate
         self._random = random
         self._pool: CandidatePool | None = None
         self._fits = 0
-        """Fits of the surrogate when the pool was made."""
+        """Value of `Surrogate.fits` when the pool was made."""
 
     def propose(self, seed: int) -> dict[str, Any]:
         """Return the hyperparameters of the next new configuration; the same for the same seed and history."""
@@ -84,7 +87,7 @@ class Proposer:
         return encoder.decode(self._pool.pop_best())
 
     def prepare(self) -> None:
-        """Make a pool where there are many slots, so that proposals needn't wait for it."""
+        """Make a pool if there are many slots, so that proposals need not wait for it."""
         self._drop_stale_pool()
         if self._pool is not None and self._pool.popped > _MANY_CANDIDATES // 10:
             self._pool = None
@@ -99,7 +102,7 @@ class Proposer:
         self._pool, self._fits = self._candidates(random, _MANY_CANDIDATES), self._surrogate.fits
 
     def _spread(self, random: np.random.Generator) -> Array:
-        """Draw one of the first configurations: the farthest of a few from all that were tried."""
+        """Return one of the first configurations as a draw: of a few, the farthest from all that were tried."""
         history = self._surrogate.history
         draws = history.untried(self._surrogate.encoder.sample(_CANDIDATES, random))
         if not self._surrogate.views:
@@ -108,7 +111,7 @@ class Proposer:
         return np.asarray(few[int(np.argmax(history.distances(few)))])
 
     def _candidates(self, random: np.random.Generator, count: int) -> CandidatePool:
-        """Draw candidates of all the space and around the best, without what runs already."""
+        """Return candidates from all of the space and around the best, those like running ones penalised."""
         known = self._surrogate
         near = [known.encoder.perturb(each.values, count // 10, random) for each in known.history.best]
         draws = known.history.untried(np.concatenate([known.encoder.sample(count, random), *near]))

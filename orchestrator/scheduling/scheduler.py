@@ -1,17 +1,18 @@
-"""Which trial goes on, which pauses, which is resumed, and what starts anew: pure rules, with no Ray, disk or clock.
+"""Freeze-thaw scheduler: decides which trial goes on, pauses, resumes or starts. Pure: no Ray, disk or clock.
 
-A trial may pause at every evaluation, and a paused one goes on from there (freeze-thaw, Swersky et al., arXiv
-1406.3896). At each such moment the trial itself, every paused one and the best configuration not tried yet are compared
-by their acquisition values (`orchestrator.scheduling.acquisition`): the expected improvement on the best loss by the
-end of the trial, divided by the time to get there. The loss at the end is predicted by
-`orchestrator.scheduling.curve_model`, which learns from the search's own curves how far early losses are to be trusted.
-So no threshold is set beforehand: where early losses tell much, most trials pause at their first evaluation, as in
-successive halving (Li et al., arXiv 1810.05934) but with a way back; where they mislead, forecasts stay wide and trials
-go on. Near the end of the search a trial is judged by the loss that it can still reach.
+A trial may pause at every evaluation, and a paused one resumes from there (freeze-thaw, Swersky et al., arXiv
+1406.3896). At an evaluation the scheduler compares the trial, every paused one and the best untried configuration.
+It compares their acquisition values (`orchestrator.scheduling.acquisition`): the expected improvement on the best loss
+by the end of the trial, divided by the time to get there. `orchestrator.scheduling.curve_model` predicts the final
+loss, and learns from the search's own curves how informative early losses are.
 
-A starting point of the recipe is compared like all others until half of the search is over (or as much as leaves room
-for it and one trial more); then it is completed before all else, as the winner is compared with it. If nothing is
-complete and time is running out, the most promising trial that can still be completed goes on.
+So no threshold is set beforehand. Where early losses are informative, most trials pause at their first evaluation. That
+resembles successive halving (Li et al., arXiv 1810.05934), except that a paused trial can resume. Where early losses
+mislead, predictions stay wide and trials go on. Near the end a trial counts with the loss that it can still reach.
+
+Starting points of the recipe are compared like all others in the first half of the training time. Then, or earlier if
+completing them and one full trial more takes all the time left, they are completed before all else, because the winner
+is compared with them. If no trial is complete near the end, the most promising one that still can be goes on.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ __all__ = [
 
 
 class FreezeThawScheduler:
-    """Told of every change of a trial, asked at every evaluation and for every free slot.
+    """Scheduler of one search: gets every change of a trial, decides at every evaluation and for every free slot.
 
     `only`: the configurations that may be tried, each once; None: all of the space.
     """
@@ -61,7 +62,7 @@ class FreezeThawScheduler:
         self._completion = CompletionGuard(self._surrogate)
 
     def set_base_loss(self, base_eval_loss: float) -> None:
-        """Set the base model's loss in nats, from which all trials come down."""
+        """Set the base model's loss in nats per token, at which every trial starts."""
         self._surrogate.curve_model.base_loss = base_eval_loss
 
     def update(self, view: TrialView) -> None:
@@ -108,14 +109,14 @@ class FreezeThawScheduler:
         return StartNew() if budget.may_start else Idle("nothing is paused, and no new configuration may start")
 
     def refit(self, budget: BudgetState) -> None:
-        """Refit the models and compute all values, at a moment at which no trial waits for a decision."""
+        """Refit the models and compute all values; to be called while no trial waits for a decision."""
         self._ranker.refit(budget)
         self._proposer.prepare()
 
     def evictable(self, keep: int, budget: BudgetState) -> list[str]:
         """Return the paused trials beyond the `keep` of the highest value, the lowest last; no starting points.
 
-        Disk is bounded by it.
+        The controller ends them, so that their checkpoints do not fill the disk.
         """
         return [name for name in self._ranker.paused(budget)[keep:] if not self._surrogate.views[name].is_start]
 

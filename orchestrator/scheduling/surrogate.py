@@ -1,8 +1,8 @@
-"""What is known of all trials of a search, and what a trial's loss is expected to be later on.
+"""Surrogate of a search: all trials as observed, and the models that predict their losses and feasibility.
 
-The acquisition ranker, the proposer and the completion guard ask this one object. The models are refitted after every
-evaluation of a small search, and after every fortieth part of the trials of a large one (or a quarter of its slots);
-in between a trial is judged by the models of then and its own newest losses.
+The acquisition ranker, the proposer and the completion guard share one instance. A small search refits the models after
+every evaluation. A large one refits after as many new evaluations as a fortieth of its trials, or a quarter of its
+slots if that is more. Between refits, a trial is predicted from the last fit and its own newest losses.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from orchestrator.scheduling.types import State, TrialView
 from search_spaces.schema import Dimension
 
 SPREAD_FIRST = 4
-"""Number of first configurations that are spread over the space: a model of few curves would choose its corners."""
+"""Number of first configurations, spread over the space: a model of few curves would choose extremes of the space."""
 _REFITS, _ROUNDS = 40, 4
 _MANY_SLOTS = 16
-"""With so many slots one evaluation changes little, and a decision uses the models as they are."""
+"""From so many slots on, one evaluation changes little, and decisions use the models as they are."""
 
 
 class Surrogate:
@@ -55,7 +55,7 @@ class Surrogate:
 
     @property
     def knows_little(self) -> bool:
-        """Whether configurations are still to be spread over the space."""
+        """Whether new configurations are still to be spread over the space."""
         return self.best_loss is None or len(self.views) <= SPREAD_FIRST
 
     def observe(self, view: TrialView) -> TrialView | None:
@@ -91,7 +91,7 @@ class Surrogate:
         return self.curve_model.to_loss(float(mean[0, 0]), float(np.sqrt(max(spread[0, 0, 0], 0.0))))
 
     def improvement(self, who: Sequence[str] | Array, fractions: Array) -> Array:
-        """Return the expected improvement on the best loss, [count].
+        """Return the expected improvement on the best loss, [count], in standardised units of the curve model.
 
         `who` are ids of trials that have been evaluated, or encoded configurations [count, dimensions]; `fractions`
         [count, 1] say at which fraction of a full trial each is predicted.
@@ -111,7 +111,7 @@ def to_do(view: TrialView) -> float:
 
 
 def expected_improvement(best: float, mean: Array, deviation: Array) -> Array:
-    """Return the expected improvement on `best` of normal values [count] (Jones, Schonlau and Welch 1998)."""
+    """Return the expected improvement on `best` of normal variables, [count] (Jones, Schonlau and Welch 1998)."""
     deviation = np.maximum(deviation, 1e-9)
     z = (best - mean) / deviation
     return np.asarray(deviation * (z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)))

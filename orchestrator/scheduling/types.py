@@ -1,4 +1,4 @@
-"""What the scheduler is told and what it answers (orchestrator.scheduling.scheduler)."""
+"""Inputs and answers of `orchestrator.scheduling.scheduler`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class State(StrEnum):
-    """Where a trial stands."""
+    """State of a trial."""
 
     RUNNING = "running"
     PAUSED = "paused"
@@ -21,7 +21,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class TrialView:
-    """What is known of one trial."""
+    """One trial as the scheduler sees it."""
 
     trial_id: str
     values: Mapping[str, Any]
@@ -29,37 +29,37 @@ class TrialView:
     points: tuple[tuple[float, float], ...]
     """(fraction of the longest full trial in tokens, best eval loss so far in nats), ascending."""
     end: float
-    """The fraction at which it's complete."""
+    """Fraction of the longest full trial at which this trial is complete."""
     state: State
     is_start: bool
-    """A starting point of the recipe: it has to be complete by the end, whatever its value."""
+    """Whether it is a starting point of the recipe, which must be complete by the end whatever its value."""
     noise: float
     """Paired standard error of its loss against the best trial's on the same rows, in nats; 0.0: unknown."""
 
 
 @dataclass(frozen=True)
 class BudgetState:
-    """What is left of it."""
+    """Time and slots that are left to a search."""
 
     seconds_left: float
-    """Of training, until the reserve."""
+    """Seconds left for training: until the reserve begins."""
     seconds: float
-    """The same when the search began."""
+    """Seconds for training when the search began."""
     slots: int
-    """Trials at once."""
+    """Number of trials that run at the same time."""
     seconds_full: float
-    """Of a whole full trial at the present pace, evaluations included."""
+    """Seconds of a whole full trial at the measured throughput, evaluations included."""
     evaluation_point: float
     """The fraction of a full trial between two evaluations."""
     seconds_start: float
-    """To start or resume a trial."""
+    """Seconds to start or resume a trial."""
     may_start: bool = True
     """Whether a new configuration may start at all: the user may have limited their number."""
 
 
 @dataclass(frozen=True)
 class ContinueDecision:
-    """What becomes of a trial at an evaluation: it goes on or pauses; and why."""
+    """Decision at an evaluation of a trial: it goes on, or it pauses; with the reason."""
 
     goes_on: bool
     reason: str
@@ -79,7 +79,7 @@ class StartNew:
 
 @dataclass(frozen=True)
 class Idle:
-    """The slot stays free: why."""
+    """The free slot stays free, for this reason."""
 
     reason: str
 

@@ -1,1 +1,1 @@
-"""What a search knows, on disk and in time. Readable on a laptop: no Ray, no torch."""
+"""State of a search, on disk and in time. Readable on a laptop: no Ray, no torch."""

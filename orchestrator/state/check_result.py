@@ -1,4 +1,4 @@
-"""What a check before the search has found: one line, with the remedy where something is wrong."""
+"""Result of a check before the search: one line, with the remedy if something is wrong."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from trials.errors import InputError
 
 
 class Severity(StrEnum):
-    """How bad it is."""
+    """Severity of a check result."""
 
     OK = "ok"
     WARNING = "warning"
-    """The search runs, but something costs it time, or may go wrong."""
+    """The search can run, but something costs it time or may go wrong."""
     IMPOSSIBLE = "impossible"
     """The search can't run like this."""
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """`text` is what was found, `remedy` what to do about it; empty where nothing has to be done."""
+    """Result of one check: `text` is what was found, `remedy` what to do about it (empty: nothing)."""
 
     name: str
     level: Severity
@@ -29,13 +29,13 @@ class CheckResult:
     remedy: str = ""
 
     def __str__(self) -> str:
-        """One line."""
+        """Return the result as one line."""
         said = f"{self.level.value}: {self.name}: {self.text}"
         return f"{said}. {self.remedy}" if self.remedy else said
 
 
 def raise_if_blocked(findings: Sequence[CheckResult]) -> None:
-    """Raises `InputError` if the search can't run, with every reason and its remedy."""
+    """Raise `InputError` if the search can't run, with every reason and its remedy."""
     reasons = [
         f"{found.name}: {found.text}. {found.remedy}" for found in findings if found.level is Severity.IMPOSSIBLE
     ]

@@ -1,8 +1,8 @@
-"""The clock of a search, which nobody sets back or forward while it runs.
+"""Clock of a search, independent of jumps of the wall clock.
 
-A wall clock may jump: by hand, by a time server, after a machine has slept. What a search has left is counted on a
-clock that only ever goes on (CLOCK_BOOTTIME, which counts the time asleep too). `--budget` means elapsed time, so a
-jump of the wall clock changes nothing. `--until` means a time of day, so there a correction of the wall clock counts.
+A wall clock may jump: by hand, by a time server, after a machine has slept. So the time left is counted on a monotonic
+clock (CLOCK_BOOTTIME, which includes time asleep). `--budget` means elapsed time, so a jump of the wall clock changes
+nothing. `--until` means a time of day, so a correction of the wall clock counts.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 _SLEWED_SECONDS = 2.0
-"""Time servers move a clock by small steps all the time: up to here it's the same clock."""
+"""A smaller difference is no jump, because time servers adjust a clock in small steps all the time."""
 
 
 def steady_seconds() -> float:
-    """Seconds on a clock that only goes on, through a machine's sleep where the system can tell."""
+    """Return the seconds of a monotonic clock, which includes the machine's sleep if the system has CLOCK_BOOTTIME."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(clock)
 
 
 class SteadyClock:
-    """The present time (UTC): wall clock at its creation, plus what has elapsed since.
+    """Callable that returns the present time (UTC): wall clock at its creation, plus the time elapsed since.
 
-    `is_time_of_day`: it follows the wall clock where that jumps, as `--until` asks for.
+    `is_time_of_day`: whether it follows jumps of the wall clock, as `--until` requires.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class SteadyClock:
         self._at_creation = self._origin
 
     def __call__(self) -> datetime:
-        """The present time; for a time of day, with all jumps of the wall clock beyond 2 s."""
+        """Return the present time; with `is_time_of_day`, jumps of the wall clock by more than 2 s are included."""
         elapsed = timedelta(seconds=self.elapsed())
         wall = datetime.fromtimestamp(self._wall(), UTC)
         if self._follows_wall and abs((wall - self._origin - elapsed).total_seconds()) > _SLEWED_SECONDS:
@@ -50,10 +50,10 @@ class SteadyClock:
         return self._origin + elapsed
 
     def elapsed(self) -> float:
-        """Seconds since its creation, whatever the wall clock did."""
+        """Return the seconds since creation, unaffected by the wall clock."""
         return self._steady() - self._began
 
     def jumped(self) -> float:
-        """Seconds by which the wall clock has moved against elapsed time since the creation; forward is positive."""
+        """Return the seconds by which the wall clock has jumped since creation; forward is positive."""
         shown = datetime.fromtimestamp(self._wall(), UTC) - self._at_creation
         return shown.total_seconds() - self.elapsed()

@@ -1,4 +1,4 @@
-"""The end of a search: an absolute time, fixed when the command starts."""
+"""Deadline of a search: an absolute time, fixed when the command starts."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ _FIRST_LEAST, _FIRST_MOST, _FIRST_SHARE = 30.0, 600.0, 0.08
 
 @dataclass(frozen=True)
 class Deadline:
-    """When the search began and when its export has to exist (both UTC), and the seconds kept for the export."""
+    """Start of the search, time at which its export must exist (both UTC), and seconds reserved for the export."""
 
     started: datetime
     ends: datetime
     reserve_seconds: float
     is_time_of_day: bool = False
-    """Whether `ends` is what a wall clock shows then (--until), or a time elapsed since `started` (--budget)."""
+    """Whether `ends` is a time of day (--until), or a time elapsed since `started` (--budget)."""
 
     @property
     def training_ends(self) -> datetime:
-        """From here on nothing is trained: the rest belongs to verification, export and report."""
+        """Time (UTC) after which nothing is trained; the rest is for verification, export and report."""
         return self.ends - timedelta(seconds=self.reserve_seconds)
 
     @property
     def shown_here(self) -> str:
-        """The end as this machine's clocks show it, in brackets, where a time of day was asked for."""
+        """End in this machine's local time, in brackets, if a time of day was given; else empty."""
         return f" ({self.ends.astimezone():%H:%M %Z} here)" if self.is_time_of_day else ""
 
     def seconds_left(self, now: datetime) -> float:
-        """Until the end; negative after it."""
+        """Return the seconds until the end; negative after it."""
         return (self.ends - now).total_seconds()
 
     def training_seconds_left(self, now: datetime) -> float:
-        """Until nothing is trained any more; negative after that."""
+        """Return the seconds until the end of training; negative after it."""
         return (self.training_ends - now).total_seconds()
 
     def with_reserve(self, seconds: float) -> Deadline:
-        """The same end, with so many seconds kept before it: what the reserve was measured to need."""
+        """Return this deadline with another reserve, such as the measured one."""
         return replace(self, reserve_seconds=seconds)
 
 
 def first_reserve(budget_seconds: float) -> float:
-    """What is kept for the export before that is measured: 8 % of the budget, at least 30 s and at most 10 minutes."""
+    """Return the reserve in seconds before it is measured: 8 % of the budget, at least 30 s, at most 10 minutes."""
     return min(_FIRST_MOST, max(_FIRST_LEAST, _FIRST_SHARE * budget_seconds))
 
 
 def from_budget(budget: str, reserve: str | None, started: datetime) -> Deadline:
-    """A deadline so long after the start; `reserve` None: a first guess until it's measured.
+    """Return the deadline of a budget; `reserve` None: `first_reserve` until it is measured.
 
     Raises `InputError` if the reserve leaves no time to train.
     """
@@ -59,7 +59,10 @@ def from_budget(budget: str, reserve: str | None, started: datetime) -> Deadline
 
 
 def from_until(until: str, reserve: str | None, started: datetime) -> Deadline:
-    """A deadline at the next HH:MM that a clock on the wall shows here. Raises `InputError` for anything else."""
+    """Return the deadline at the next HH:MM in local time; `reserve` as in `from_budget`.
+
+    Raises `InputError` if `until` is no time of day, or if the reserve leaves no time to train.
+    """
     match = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", until.strip(), re.ASCII)
     if not match:
         raise InputError(f"--until {until!r} is no time of day. Write hours and minutes, such as 07:00.")
@@ -68,13 +71,13 @@ def from_until(until: str, reserve: str | None, started: datetime) -> Deadline:
 
 
 def next_time_of_day(wanted: time, after: datetime, zone: tzinfo | None = None) -> datetime:
-    """The first moment (UTC) after another at which clocks show a time of day; `zone` None: this machine's.
+    """Return the first moment (UTC) after `after` at which local clocks show a time of day.
 
-    Where clocks go back, they show some times twice: the first that is still to come is meant. Where they go forward,
-    some are never shown; such a time is counted from the hours before the change (as RFC 5545 does): 02:30 is then
-    03:30.
+    `zone` None: this machine's. If clocks are set back, some times occur twice; the next occurrence counts. If clocks
+    are set forward, some times don't occur. Such a time is taken with the UTC offset from before the change, as in
+    RFC 5545: 02:30 is then 03:30.
     """
-    # By calendar, each day by its own rules: what `after` is ahead of UTC holds only until clocks are changed.
+    # Computed for each calendar day, because the UTC offset of `after` holds only until the next change of clocks.
     today = after.astimezone(zone).date()
     days = (datetime.combine(today + timedelta(days=n), wanted, zone) for n in (-1, 0, 1, 2))
     moments = (moment for day in days for moment in _moments(day))
@@ -82,7 +85,10 @@ def next_time_of_day(wanted: time, after: datetime, zone: tzinfo | None = None) 
 
 
 def _moments(local: datetime) -> list[datetime]:
-    """When clocks show a local time (UTC), in order: once, twice, or for one that is never shown what stands for it."""
+    """Return the moments (UTC) of a local time, ascending: one, or two if clocks are set back over it.
+
+    A local time that doesn't occur gives one moment, by the UTC offset from before the change.
+    """
     first, second = (local.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
     return [first] if second <= first else [first, second]
 

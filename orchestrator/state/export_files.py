@@ -1,4 +1,4 @@
-"""What an export says of itself, and the samples beside it, as the report reads them. Needs neither torch nor Ray."""
+"""Reads an export's manifest and the samples for the report. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Test:
 
 @dataclass(frozen=True)
 class _Manifest:
-    """The part of manifest.json that the report shows."""
+    """Part of manifest.json that the report shows."""
 
     trial: str | None = None
     verified: _Proof | None = None
@@ -43,7 +43,10 @@ _SAMPLE_LISTS = TypeAdapter(list[dict[str, Any]])
 
 
 def read_description(run: RunDir) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
-    """Return export/manifest.json, None without an export, and what is wrong with it."""
+    """Return the content of export/manifest.json, and messages about damage.
+
+    The content is None without an export, or if the file can't be read.
+    """
     try:
         read_as(run.path / _MANIFEST, _MANIFESTS)
         return read_value(run.path / _MANIFEST), ()
@@ -52,7 +55,7 @@ def read_description(run: RunDir) -> tuple[Mapping[str, Any] | None, tuple[str, 
 
 
 def read_samples(run: RunDir) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:
-    """Return the samples of samples.json, and what is wrong with it."""
+    """Return the samples of samples.json, and messages about damage; no samples if the file is absent or damaged."""
     try:
         read_as(run.path / _SAMPLES, _SAMPLE_LISTS)
         return tuple(read_value(run.path / _SAMPLES) or ()), ()

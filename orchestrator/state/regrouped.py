@@ -1,4 +1,4 @@
-"""That a search went over from a trial on each GPU to all GPUs for one trial, as search.json keeps it."""
+"""Record in search.json of a consolidation: from one trial on each GPU to all GPUs for one trial."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Consolidation:
-    """Since when several processes train each trial together, which one did before."""
+    """Change after which several processes train each trial together; one process did before."""
 
     ranks: int
     speedup: float
-    """How many times as fast a trial is expected to be, before it's measured."""
+    """Expected speedup of a trial, before it is measured."""
     finalist: str
-    """The trial for whose sake."""
+    """Id of the trial that is to be completed by the change."""
     reason: str
     at: str
-    """ISO 8601, UTC."""
+    """Time of the decision, ISO 8601, UTC."""

@@ -1,11 +1,12 @@
-"""The run folder: everything that a search knows, readable without Ray and without torch.
+"""Run folder: all state of a search on disk, readable without Ray and without torch.
 
 RUN/search.json    resolved recipe, deadline, versions, seeds, hardware
 RUN/study.db       Optuna's storage
-RUN/trials/<id>/   one folder a trial; 0000 is the base model
-RUN/damaged/       trials that could not be used when the search was resumed (orchestrator.state.trial_folders)
+RUN/trials/<id>/   one folder per trial; 0000 is the base model
+RUN/damaged/       trials that were unusable when the search was resumed (orchestrator.state.trial_folders)
 RUN/export/        the verified winner
-RUN/trials.csv  report.html  samples.json
+RUN/logs/          search.log, and output of trials' processes
+RUN/trials.csv  report.html  samples.json  timing.json
 """
 
 from __future__ import annotations
@@ -39,67 +40,67 @@ from trials.system.gpus import gpu_count
 
 BASE_TRIAL_ID = BASE_ID
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
-"""Unicode's categories of control characters, of bytes that are no UTF-8, and of separators of lines."""
+"""Unicode categories of control characters, of bytes that are not UTF-8, and of line separators."""
 _PACKAGES = ("ray", "optuna", "torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Engines, and trials at once in all of them together. No engines: every trial has a process of its own."""
+    """Number of engines, and of concurrent trials in all of them. 0 engines: every trial has a process of its own."""
 
     engines: int
     slots: int
     most_ranks: int = field(default=1, compare=False)
-    """Engines on each machine that has any, at least: so many GPUs could train one trial together."""
+    """Engines that fit on every machine that has any: so many ranks could train one trial together."""
 
     @property
     def slots_per_engine(self) -> int:
-        """Of the fullest engine; there must be one."""
+        """Slots of the engine with most slots; there must be an engine."""
         return math.ceil(self.slots / self.engines)
 
 
 @dataclass(frozen=True)
 class Search:
-    """What search.json says: what is searched, until when, on what."""
+    """Content of search.json: recipe, deadline, data, placement, and what was measured so far."""
 
     recipe: Recipe
     sources: Mapping[str, str]
     deadline: Deadline
     gpus_per_trial: int
-    """GPUs that one trial has; 0: it's trained on the CPU."""
+    """GPUs of one trial; 0: it is trained on the CPU."""
     full_tokens: int
-    """Unpadded tokens of the longest full trial in the space, as long as trials are in this search."""
+    """Unpadded tokens of the longest full trial in the space, with the length that trials have in this search."""
     data: Mapping[str, Any] = field(default_factory=dict)
-    """Fingerprint of the tokenised rows, and what became of every split's rows."""
+    """Fingerprint of the tokenised rows, and for every split its `trials.data.split.Counts`."""
     shortened: float | None = None
-    """What full trials are of the recipe's length, so that enough of them fit; None: not measured yet."""
+    """Length of full trials as a share of the recipe's length, so that enough of them fit; None: not measured yet."""
     prediction: Mapping[str, Any] | None = None
-    """What the search was predicted to bring, by `planning.forecast.SearchForecast`, once its speed was measured."""
+    """`orchestrator.planning.forecast.SearchForecast` as JSON; None: the speed is not measured yet."""
     placement: Placement | None = None
-    """Where trials run, once Ray has said it."""
+    """Placement on the machines that Ray has; None: not known yet."""
     ranks: int = 1
-    """Processes that train one trial together: one for each of its GPUs, also where the CPU stands in for them."""
+    """Processes that train one trial together: one for each of its GPUs, or as many on the CPU without GPUs."""
     regrouped: Consolidation | None = None
-    """Near the end all GPUs of a machine may train one trial after the other; None: not so far, or never."""
+    """Change near the end to all GPUs of a machine for one trial at a time; None: not changed."""
     opening_seconds: float | None = None
-    """From handing out the base model to its evaluation, its loading included; None: not measured yet."""
+    """Seconds from dispatching the base model to the end of its evaluation, with loading; None: not measured yet."""
     base: ModelShape | None = None
-    """Of the base model; None: nobody has read its config yet."""
+    """Shape of the base model; None: its config was not read yet."""
 
     @property
     def shape(self) -> ModelShape:
-        """Of the base model. Raises `ModelError` if its config can't be read."""
+        """Shape of the base model, read if not stored. Raises `ModelError` if its config can't be read."""
         return self.base or model_shape(self.recipe.model.name, self.recipe.model.revision)
 
     @property
     def rungs(self) -> list[int]:
-        """Tokens seen at which all trials are compared in the report, and scored, ascending."""
+        """Tokens seen at which trials are compared in the report and scored, ascending."""
         settings = self.recipe.search
         return rung_tokens(self.full_tokens, settings.reduction_factor, settings.rungs)
 
     @property
     def epoch(self) -> Epoch | None:
-        """One pass over the training rows; None in a run folder from before rows were counted."""
+        """One pass over the training rows; None in a run folder of a version that didn't count rows."""
         train = self.data.get("train")
         return None if train is None else Epoch(train["rows"], train["tokens"])
 
@@ -112,31 +113,34 @@ class RunDir:
 
     @property
     def study_url(self) -> str:
-        """SQLAlchemy's URL of the study, which Optuna and optuna-dashboard open.
+        """SQLAlchemy URL of the study, for Optuna and optuna-dashboard.
 
-        What a URL reserves is percent-encoded in it: a `?` in the path would else end the file's name, and Optuna takes
-        braces for placeholders.
+        Reserved characters of the path are percent-encoded. Otherwise a `?` would end the file's name, and Optuna would
+        take braces for placeholders.
         """
-        from sqlalchemy.engine import URL  # half a second, and few need it
+        from sqlalchemy.engine import URL  # inside, as it takes half a second and few callers need it
 
         return str(URL.create("sqlite", database=str(self.path / "study.db")))
 
     @property
     def export(self) -> Path:
-        """Where the verified winner goes."""
+        """Folder of the exported winner."""
         return self.path / "export"
 
     @property
     def logs(self) -> Path:
-        """Where the output of trials' processes goes: a file per engine, or per trial that has a process of its own."""
+        """Folder of search.log and of the output of trials' processes.
+
+        Each engine has a file, or each trial that has a process of its own.
+        """
         return self.path / "logs"
 
     def trial(self, trial_id: str) -> Path:
-        """The folder of one trial."""
+        """Return the folder of one trial."""
         return self.path / "trials" / trial_id
 
     def write_search(self, search: Search) -> None:
-        """Writes search.json; again whenever more is known: where trials run, how long they are, what is reserved."""
+        """Write search.json. Repeated whenever placement, length of trials or reserve become known."""
         deadline = search.deadline
         content = {
             "format": FORMAT,
@@ -165,19 +169,22 @@ class RunDir:
         write_json(self.path / "search.json", content)
 
     def read_search(self) -> Search:
-        """Reads search.json. Raises `RunFolderError` if there is none or it can't be read."""
+        """Read search.json. Raises `RunFolderError` if it is absent or can't be read."""
         return _search_of(read_search_file(self.path / "search.json"))
 
     def read_json(self, name: str) -> Any | None:
-        """A JSON file of the folder; None if it isn't there. Raises `DamagedFile` if it can't be read."""
+        """Return the content of a JSON file of the folder; None if it is absent.
+
+        Raises `trials.system.damage.DamagedFile` if it can't be read.
+        """
         return read_value(self.path / name)
 
     def records(self) -> list[TrialRecord]:
-        """All trials on disk that can be used, by id."""
+        """Return the usable trials on disk, ordered by id."""
         return list(self.read_trials().records)
 
     def read_trials(self) -> Trials:
-        """All trials on disk, and those among them that are damaged."""
+        """Return the usable and the damaged trials on disk."""
         return read_trials(self.path / "trials")
 
 
@@ -200,7 +207,7 @@ def _search_of(file: SearchFile) -> Search:
 
 
 def refuse_taken(path: Path) -> None:
-    """Raises `RunFolderError` if the folder holds a search, or anything else, or can't be made."""
+    """Raise `RunFolderError` if the folder holds a search or anything else, or can't be made."""
     refuse_unprintable(path)
     refuse_unmakeable(path, "--out")
     if (path / "search.json").exists():
@@ -213,9 +220,9 @@ def refuse_taken(path: Path) -> None:
 
 
 def refuse_unprintable(path: Path) -> None:
-    """Raises `RunFolderError` if a path can't be written down: line breaks, and bytes that are no UTF-8.
+    """Raise `RunFolderError` if a path has line breaks, other control characters, or bytes that are not UTF-8.
 
-    It stands in JSON files, in lines of logs and in commands that are to be typed.
+    The path is written to JSON files, to lines of logs and into commands for the user.
     """
     if any(unicodedata.category(character) in _UNPRINTABLE for character in str(path.absolute())):
         raise RunFolderError(
@@ -224,11 +231,11 @@ def refuse_unprintable(path: Path) -> None:
 
 
 def create_run_dir(path: Path) -> RunDir:
-    """A new, empty run folder. Raises `RunFolderError` if it can't be made or something is in it."""
+    """Create an empty run folder. Raises `RunFolderError` if it can't be made or isn't empty."""
     refuse_taken(path)
     try:
         make_folder(path / "trials")
-        with tempfile.TemporaryFile(dir=path):  # a name that nobody else has
+        with tempfile.TemporaryFile(dir=path):  # with a unique name, to test that files can be written
             pass
     except OSError as error:
         raise RunFolderError(f"can't write to {path}: {error.strerror}. Give another --out folder.") from error
@@ -236,14 +243,14 @@ def create_run_dir(path: Path) -> RunDir:
 
 
 def open_run_dir(path: Path) -> RunDir:
-    """An existing run folder. Raises `RunFolderError` if it holds no search."""
+    """Open an existing run folder. Raises `RunFolderError` if it holds no readable search."""
     folder = RunDir(path.absolute())
     folder.read_search()
     return folder
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that shape a result; absent ones are left out."""
+    """Return the versions of Python and of the libraries that affect results; absent ones are left out."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -254,7 +261,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Cores, memory (GiB) and GPUs of this machine."""
+    """Return architecture, cores, memory (GiB) and number of GPUs of this machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "machine": platform.machine(),

@@ -1,4 +1,4 @@
-"""What search.json must hold to be read, and what it may: checked once, before anything is made of it."""
+"""Schema of search.json: required and optional keys, validated once when the file is read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trials.model.architecture import ModelShape
 from trials.system.damage import DamagedFile, in_words, read_value
 
 FORMAT = 1
-"""Format of run folders that this version writes, a number in search.json; 0 is that of folders without a number."""
+"""Format number of run folders that this version writes to search.json; folders without a number have format 0."""
 
 
 def _with_counted_rows(data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -66,7 +66,7 @@ _FILES = TypeAdapter(SearchFile)
 
 
 def read_search_file(path: Path) -> SearchFile:
-    """Read search.json. Raises `RunFolderError` if there is none, a newer version made it, or it can't be read."""
+    """Read search.json. Raises `RunFolderError` if it is absent, unreadable, or made by a newer version."""
     try:
         content = read_value(path)
     except DamagedFile as error:

@@ -1,4 +1,4 @@
-"""Which trial is best, and whether it's better than the base. Pure: records in, ranking out."""
+"""Selection of the best trial, if it is better than the base model. Records in, ranking out; reads row losses."""
 
 from __future__ import annotations
 
@@ -12,69 +12,69 @@ from trials.records.adapter_check import why_not_there
 from trials.records.trial_dir import EVAL_ROWS_FILE, Origin, TrialRecord
 
 LEAST_GAIN = 1e-3
-"""Nats per token. An export is verified to within this, so a smaller gain couldn't be shown to be in it."""
+"""Minimum gain in nats per token. Exports are verified to this tolerance, so a smaller gain couldn't be verified."""
 
 
 _MOST_NAMED = 5
-"""Trials in one error message."""
+"""Maximum number of skipped trials named in an error message."""
 
 
 @dataclass(frozen=True)
 class Best:
-    """The winner, the base that it beats, and by how much on the same rows."""
+    """A trial, the base model's record, and the difference of their losses on the same rows."""
 
     trial: TrialRecord
     base: TrialRecord
     gain: LossDifference
-    """Loss of the base minus loss of the winner, nats per token."""
+    """Loss of the base minus loss of the trial, nats per token."""
 
     @property
     def loss(self) -> float:
-        """The winner's best eval loss, nats per token."""
+        """Best eval loss of the trial, nats per token."""
         loss = self.trial.best_eval_loss
-        assert loss is not None  # a trial without evaluations is no best one
+        assert loss is not None  # `rank` leaves out trials without evaluations
         return loss
 
 
 def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Trained trials that were evaluated, lowest best_eval_loss first; ties go to the earlier trial."""
+    """Return the trained trials that were evaluated, lowest best_eval_loss first; ties go to the lower id."""
     trained = [r for r in records if r.origin is not Origin.BASE and r.best_eval_loss is not None]
     return sorted(trained, key=lambda record: (record.best_eval_loss, record.id))
 
 
 def base_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The base model's record, if it has been evaluated."""
+    """Return the base model's record; None if it was not evaluated."""
     return next((r for r in records if r.origin is Origin.BASE and r.points), None)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A trial that ranks above those that can be exported, and why it can't be."""
+    """A trial with a lower loss than those that can be exported, and the reason why it can't be exported."""
 
     trial: TrialRecord
     reason: str
 
     def as_json(self) -> dict[str, Any]:
-        """What a manifest says of it."""
+        """Return the entry for a manifest."""
         return {"trial": self.trial.id, "eval_loss": self.trial.best_eval_loss, "reason": self.reason}
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Trials that clearly beat the base model and whose adapters are there, the best first; at least one."""
+    """Trials that clearly beat the base model and whose adapters are on disk, best first; at least one."""
 
     best: Sequence[Best]
     skipped: Sequence[Skipped]
-    """Better ones than the first of `best`."""
+    """Trials with a lower loss than the best exportable trial."""
 
 
 def pick_best(records: Sequence[TrialRecord]) -> Best:
-    """The best trial whose adapter is on disk. Raises `NothingToExport` if none clearly beats the base model."""
+    """Return the best trial that may be exported. Raises `NothingToExport` if there is none."""
     return candidates(records).best[0]
 
 
 def candidates(records: Sequence[TrialRecord]) -> Candidates:
-    """All trials that may be exported. Raises `NothingToExport` if there is none."""
+    """Return all trials that may be exported. Raises `NothingToExport` if there is none."""
     base = base_of(records)
     base_rows = base.row_losses() if base else None
     if base is not None and base_rows is None:
@@ -101,7 +101,7 @@ def candidates(records: Sequence[TrialRecord]) -> Candidates:
 
 
 def _against(base: TrialRecord, base_rows: RowLosses, trial: TrialRecord) -> Best | str:
-    """A trial compared with the base on the same rows, or why it can't be exported."""
+    """Return the comparison of a trial with the base on the same rows, or the reason why it can't be exported."""
     problem = why_not_there(trial.adapter)
     if problem is not None:
         return problem
@@ -130,7 +130,7 @@ def _why_none(found: Sequence[Best], skipped: Sequence[Skipped], base_rows: RowL
 
 
 def paired_gain(other: TrialRecord, trial: TrialRecord) -> LossDifference | None:
-    """Loss of `other` minus loss of `trial` on the same rows; None where they have no such rows."""
+    """Return the loss of `other` minus the loss of `trial` on the same rows; None if they have no such rows."""
     rows, other_rows = trial.row_losses(), other.row_losses()
     if rows is None or other_rows is None:
         return None

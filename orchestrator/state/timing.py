@@ -1,9 +1,9 @@
-"""What the end of a search really took, beside what was kept for it: RUN/timing.json.
+"""RUN/timing.json: measured duration of a search's end, to compare with the reserve.
 
-training_over    when nothing was trained any more (UTC)
-exported         when the verified export was there (UTC)
-export_seconds   with its proof in a fresh process
-report_seconds   of the report that the search writes by itself
+training_over    time after the end of training (UTC)
+exported         time at which the export was complete (UTC)
+export_seconds   duration of the export, with its verification in a fresh process
+report_seconds   duration of the report that the search writes by itself
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ TRAINING_OVER, EXPORTED = "training_over", "exported"
 
 
 def record_moment(run: RunDir, what: str, now: datetime | None = None) -> None:
-    """Notes when something happened: TRAINING_OVER, EXPORTED. A folder that can't be written to is no error here."""
+    """Record the time of TRAINING_OVER or EXPORTED, by default now. A folder that can't be written to is no error."""
     _note(run, what, (now or datetime.now(UTC)).isoformat(timespec="milliseconds"))
 
 
 @contextmanager
 def timed(run: RunDir, part: str) -> Iterator[None]:
-    """Notes how many seconds a part of the end takes (`export`, `report`), if it succeeds."""
+    """Record the seconds that a part of the end (`export`, `report`) takes, if it raises no error."""
     began = time.monotonic()
     yield
     _note(run, f"{part}_seconds", round(time.monotonic() - began, 3))
 
 
 def read_timing(run: RunDir) -> Mapping[str, Any]:
-    """What is known of it; empty before the end, and in run folders from before it was noted."""
+    """Return the content of timing.json; empty if the file is absent or can't be read."""
     try:
         found = run.read_json(TIMING_FILE)
     except RunFolderError:
@@ -45,7 +45,10 @@ def read_timing(run: RunDir) -> Mapping[str, Any]:
 
 
 def end_seconds(timing: Mapping[str, Any]) -> float | None:
-    """From the end of training to the export, with the report where that's written; None before there's an export."""
+    """Return the seconds from the end of training to the export, plus those of the report if known.
+
+    None: there is no export yet.
+    """
     try:
         over, exported = (datetime.fromisoformat(timing[name]) for name in (TRAINING_OVER, EXPORTED))
         return (exported - over).total_seconds() + float(timing.get("report_seconds", 0.0))

@@ -1,6 +1,6 @@
-"""Reads all trials of a run folder, of which some may be damaged, and sets those aside. Needs neither torch nor Ray.
+"""Reads all trials of a run folder, and sets damaged ones aside. Imports neither torch nor Ray.
 
-RUN/damaged/<id>-<n>/  a trial folder that could not be used, moved here as it was; n from 1
+RUN/damaged/<id>-<n>/  an unusable trial folder, moved here unchanged; n from 1
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ BASE_ID = "0000"
 _DAMAGED = "damaged"
 _OF_A_TRIAL = frozenset({"config.json", "metrics.jsonl", "eval_rows.json", "ending.json", "adapter", "checkpoints"})
 _MOST_MISSING = 1000
-"""Trials in a row without a folder. A number beyond that, such as a date, was not given by the search."""
+"""Largest gap between two ids of a search. A number beyond that, such as a date, was not given by the search."""
 
 
 @dataclass(frozen=True)
 class Trials:
-    """The trials of a run folder, by id."""
+    """Usable and damaged trials of a run folder, ordered by id."""
 
     records: tuple[TrialRecord, ...]
     damaged: tuple[DamagedTrial, ...]
 
     def lines(self) -> list[str]:
-        """Return a sentence about each damaged trial, and about every damaged file of the others."""
+        """Return a line about each damaged trial, and about every damaged file of the usable ones."""
         said = [f"trial {each.id} is left out: {each.reason}" for each in self.damaged]
         return said + [f"trial {record.id}: {damage}" for record in self.records for damage in record.all_damage()]
 
 
 def read_trials(folder: Path) -> Trials:
-    """Read what `folder`, which is RUN/trials, holds. A folder in which nothing of a trial is yet is no trial."""
+    """Read all trials in `folder`, which is RUN/trials. A subfolder without any file of a trial is left out."""
     records: list[TrialRecord] = []
     damaged: list[DamagedTrial] = []
     for path in _entries(folder):
@@ -47,12 +47,12 @@ def read_trials(folder: Path) -> Trials:
 
 
 def set_aside(run: Path, trials: Iterable[DamagedTrial]) -> dict[str, Path]:
-    """Move trials to RUN/damaged, under names that are free; return where each is now, by id."""
+    """Move trials to RUN/damaged, under unused names; return the new paths by id."""
     return {each.id: each.folder.rename(free_place(run, each.id)) for each in trials}
 
 
 def free_place(run: Path, name: str) -> Path:
-    """Return a path in RUN/damaged, which is made, that nothing has yet: the name and a number."""
+    """Return an unused path in RUN/damaged: the name and a number. Creates RUN/damaged."""
     (run / _DAMAGED).mkdir(exist_ok=True)
     number = 1
     while (target := run / _DAMAGED / f"{name}-{number}").exists() or target.is_symlink():
@@ -61,9 +61,9 @@ def free_place(run: Path, name: str) -> Path:
 
 
 def ids_set_aside(run: Path, records: Iterable[TrialRecord]) -> set[str]:
-    """Return the ids of trained trials in RUN/damaged: no other trial may get them. One that was restored has its own.
+    """Return the ids of trained trials in RUN/damaged, which no new trial may get.
 
-    Ids so high that no search gave them are left out.
+    The ids of `records` are left out, as are ids so high that the search can't have given them.
     """
     names = (path.name.rpartition("-")[0] for path in _entries(run / _DAMAGED))
     known = {record.id for record in records}
@@ -76,7 +76,10 @@ def ids_set_aside(run: Path, records: Iterable[TrialRecord]) -> set[str]:
 
 
 def _look_at(path: Path, before: list[TrialRecord]) -> TrialRecord | str | None:
-    """The trial in a folder, or why it can't be used; None: it isn't one."""
+    """Return the trial at a path, or the reason why it can't be used; None: the path is no trial.
+
+    `before` are the trials read so far, of lower ids.
+    """
     try:
         if not path.is_dir():
             return _no_folder(path)
@@ -102,7 +105,7 @@ def _in_its_place(record: TrialRecord, before: list[TrialRecord]) -> TrialRecord
     if int(record.id) - max((int(other.id) for other in before), default=0) > _MOST_MISSING:
         return "the search gave no trial so high a number"
     for other in before:
-        # Seconds and losses are measured to many digits: no two trials have the same.
+        # Seconds and losses are measured to many digits, so two trials with equal ones are copies.
         same = record.points and other.id != BASE_ID and (record.points, record.config) == (other.points, other.config)
         if same and record.row_losses() == other.row_losses():
             return f"it's a copy of trial {other.id}"
@@ -110,14 +113,14 @@ def _in_its_place(record: TrialRecord, before: list[TrialRecord]) -> TrialRecord
 
 
 def _no_folder(path: Path) -> str | None:
-    """A file that somebody has put beside the trials harms nothing, unless a trial is to have its name."""
+    """Return the reason why a path that is no folder is a problem; None: it is a file without the name of a trial."""
     if path.is_symlink() and not path.exists():
         return "it's a link that leads nowhere"
     return "it is no folder" if _is_id(path.name) else None
 
 
 def _is_id(name: str) -> bool:
-    """Whether a search could have given the name: at least four digits, and no more zeros than that takes."""
+    """Whether a search could have given the name: zero-padded to four digits, nine digits at most."""
     return re.fullmatch("[0-9]{4,9}", name) is not None and name == f"{int(name):04d}"
 
 

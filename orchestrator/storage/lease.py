@@ -1,9 +1,9 @@
-"""One command at a time in a run folder on an object store, whichever machines they are on.
+"""Lease on a run folder on an object store: one command at a time, whichever machines they are on.
 
-<run>/lock/<number>.json  who holds it, written anew every so many seconds; the lowest number that is renewed counts
+<run>/lock/<number>.json  the owner, written again every 20 seconds; the lowest number that is renewed counts
 
-A store has no locks, but of two that create the same object one is told that it was there already. Whether a lease
-is still renewed is told by the store's clock, not by that of any machine.
+A store has no locks. But of two processes that create the same object, one is told that it exists already. Whether a
+lease is still renewed is judged by the store's clock, not by that of any machine.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ _DEAD_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class LeaseOwner:
-    """A process that has a run folder; the place is its working copy, which has a lock of the system's."""
+    """Process that has a run folder; `place` is its working copy, which the operating system can lock."""
 
     who: str
     place: str
 
     @classmethod
     def of_this(cls, copy: Path) -> LeaseOwner:
-        """This process, which has the lock of its working copy."""
+        """Return this process as an owner; it must have the lock of its working copy."""
         mark = SessionMark.of(0)
         return cls(f"process {os.getpid()} on {socket.gethostname()}", f"{mark.host} {mark.boot} {copy}")
 
 
 @contextmanager
 def run_lease(store: ObjectStore, copy: Path) -> Iterator[None]:
-    """Keeps commands on other machines from the run folder; this one must have the lock of its working copy.
+    """Keep commands on other machines out of the run folder; this one must have the lock of its working copy.
 
-    A owner that was killed has it for two minutes more, unless it was in the same working copy. Raises
-    `RunFolderError` while another holds it. Should this one be out of the store's reach for so long that another takes
-    it over, this process ends.
+    The lease of a killed owner lasts two more minutes, unless it was in the same working copy. Raises `RunFolderError`
+    while another command has the lease. If this process can't reach the store for so long that another command takes
+    the lease over, this process ends.
     """
     owner = LeaseOwner.of_this(copy)
     name = _take(store, owner)
@@ -58,12 +58,12 @@ def run_lease(store: ObjectStore, copy: Path) -> Iterator[None]:
         yield
     finally:
         is_over.set()
-        with suppress(StoreFailed):  # then it's forgotten by itself
+        with suppress(StoreFailed):  # then the lease expires
             store.remove([name])
 
 
 def _take(store: ObjectStore, owner: LeaseOwner) -> str:
-    """The name of a lease that is this process's from now on."""
+    """Acquire a lease for this process and return its name. Raises `RunFolderError` if another command has one."""
     number = max(_numbers(store), default=0) + 1
     name = _name(number)
     if not store.create(name, _content(owner)):
@@ -78,10 +78,10 @@ def _take(store: ObjectStore, owner: LeaseOwner) -> str:
 
 
 def _is_renewed(store: ObjectStore, name: str, newest: str) -> bool:
-    """`newest` was written just now."""
+    """Return whether a lease is still renewed; `newest` is one that was written just now."""
     try:
         age = store.modified(newest) - store.modified(name)
-    except FileNotFoundError:  # given free meanwhile
+    except FileNotFoundError:  # released meanwhile
         return False
     return age.total_seconds() < _DEAD_SECONDS
 
@@ -96,10 +96,10 @@ def _renew(store: ObjectStore, name: str, content: bytes, is_over: threading.Eve
                 return
             sys.stderr.write(f"error: another command has taken over {store.url}, as this one couldn't reach it\n")
             drain_console()
-            # Whatever else this process would write to the store is another's affair by now.
+            # The run folder belongs to the other command by now, so this process must write nothing more to the store.
             os._exit(EXIT_INTERRUPTED)
         except StoreFailed:
-            continue  # whoever needs the store says so
+            continue  # an operation that needs the store reports it
 
 
 def _taken(store: ObjectStore, owner: LeaseOwner | None) -> RunFolderError:
@@ -115,13 +115,13 @@ def _content(owner: LeaseOwner) -> bytes:
 
 
 def _owner(store: ObjectStore, name: str) -> LeaseOwner | None:
-    """None where the lease has been given back."""
+    """Return the owner of a lease; None if the lease was released."""
     try:
         return LeaseOwner(**json.loads(store.read(name)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
-        # In a folder of this machine a lease is there before its content is: it counts as held, until it's too old.
+        # With file://, a lease exists before its content does. It counts as another command's until it is too old.
         return LeaseOwner("another command", "")
 
 

@@ -1,4 +1,4 @@
-"""Run folders by what a command line says: a path, or the address of one on an object store."""
+"""Run folders by their location: a path, or an address on an object store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trials.system.locks import exclusive_lock
 
 
 def refuse_taken_place(place: str) -> None:
-    """Raises `RunFolderError` if a search is there already, or anything else."""
+    """Raise `RunFolderError` if the location holds a search, or anything else."""
     if not is_url(place):
         refuse_taken(Path(place))
         return
@@ -32,7 +32,7 @@ def refuse_taken_place(place: str) -> None:
 
 
 def create_run(place: str) -> RunDir:
-    """A new run folder, at a path or on a store that can be written to. Raises `RunFolderError`."""
+    """Create a run folder, at a path or on a store, and return it. Raises `RunFolderError` if that fails."""
     if not is_url(place):
         return create_run_dir(Path(place))
     check_store(ObjectStore(place, QUICK))
@@ -46,7 +46,10 @@ def create_run(place: str) -> RunDir:
 
 
 def open_run(place: str) -> RunDir:
-    """An existing run folder; of one on a store, a working copy that is up to date. Raises `RunFolderError`."""
+    """Return an existing run folder; for one on a store, a working copy that is up to date.
+
+    Raises `RunFolderError` if there is no search.
+    """
     if not is_url(place):
         return open_run_dir(Path(place))
     if "search.json" not in _first_look(place):
@@ -58,13 +61,13 @@ def open_run(place: str) -> RunDir:
             mirror.pull_files()
             mirror.pull_trials()
     except RunFolderError:
-        pass  # a search is at work in it on this machine, and nobody knows more
+        pass  # a search on this machine has the working copy, and keeps it up to date
     return open_run_dir(mirror.path)
 
 
 @contextmanager
 def exclusive_access(folder: RunDir) -> Iterator[None]:
-    """Keeps other commands from a run folder, on whatever machine they are. Raises `RunFolderError`."""
+    """Keep other commands out of a run folder, on all machines. Raises `RunFolderError` if another is in it."""
     with exclusive_lock(folder.path):
         mirror = Mirror.of(folder.path)
         if mirror is None:
@@ -75,16 +78,16 @@ def exclusive_access(folder: RunDir) -> Iterator[None]:
 
 
 def fetch_weights(trial: TrialRecord) -> None:
-    """Makes sure that a trial's adapter is really there, and no placeholder, where the run folder is a working copy."""
+    """Replace placeholders of a trial by the weights on the store, if the run folder is a working copy."""
     mirror = Mirror.of(trial.folder.parent.parent)
     if mirror is not None:
         mirror.pull(trial.folder, whole=True)
 
 
 def upload(folder: RunDir, *tops: str) -> None:
-    """Puts what a command has made beside the trials on the store, if the run folder is on one.
+    """Upload what a command has made beside the trials, if the run folder is on a store.
 
-    `tops` are the files and folders that it made; none: all, by a command that has the run folder to itself.
+    `tops` are the files and folders that it made. None given: all, which only a command with exclusive access may do.
     """
     mirror = Mirror.of(folder.path)
     if mirror is not None:
@@ -92,12 +95,12 @@ def upload(folder: RunDir, *tops: str) -> None:
 
 
 def address_of(folder: RunDir) -> str:
-    """What a command line may call the run folder."""
+    """Return the run folder's location as a command line takes it: an address on a store, or a path."""
     return address(folder.path)
 
 
 def check_store(store: ObjectStore) -> None:
-    """Writes, reads, lists and removes an object. Raises `RunFolderError` with what a person can do about it."""
+    """Write, read, list and remove an object. Raises `RunFolderError` with advice if one of these fails."""
     name = f"check/{secrets.token_hex(8)}"
     try:
         store.write(name, b"written")

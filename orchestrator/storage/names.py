@@ -1,4 +1,4 @@
-"""What a store says of files is checked before any of them is written: anybody may have put it there."""
+"""Checks of what a store says about files, before any is written: anyone may have put it there."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _LONGEST_NAME = 255
 
 
 def checked_name(name: object, where: str) -> str:
-    """A file's name below some folder, with slashes. Raises `StoreDamaged` if it could lead out of that folder.
+    """Return a file's name below some folder, with slashes.
 
-    `where` says in which object of which store it stands.
+    Raises `StoreDamaged` if it could lead out of that folder. `where` names the object and its store, for the message.
     """
     if isinstance(name, str) and not _NEVER.search(name) and all(map(_is_plain, name.split("/"))):
         return name
@@ -30,7 +30,10 @@ def checked_name(name: object, where: str) -> str:
 
 
 def checked_entry(entry: Any, where: str) -> dict[str, Any]:
-    """Hash, size and content of one file. Raises `StoreDamaged` if one of them is none, or the content is another's."""
+    """Return hash, size and content (None: not in the index) of one file.
+
+    Raises `StoreDamaged` if one of them is malformed, or if the content has another hash or size.
+    """
     if not isinstance(entry, dict) or entry.keys() - {"sha256", "size", "content"}:
         raise _damaged(where, "an entry has other fields than sha256, size and content")
     sha256, size, content = entry.get("sha256"), entry.get("size"), entry.get("content")
@@ -44,7 +47,7 @@ def checked_entry(entry: Any, where: str) -> dict[str, Any]:
 
 
 def refuse_way_out(folder: Path, name: str) -> None:
-    """Raises `StoreDamaged` if a link here leads a file of this name out of the folder."""
+    """Raise `StoreDamaged` if a link in the folder would lead a file of this name out of it."""
     if not (folder / name).parent.resolve().is_relative_to(folder.resolve()):
         raise StoreDamaged(f"{folder / name} would be written elsewhere, by a link. Remove {folder}.")
 

@@ -1,7 +1,7 @@
-"""An object store that holds run folders, s3:// or gs://: few operations, each tried again before it counts as failed.
+"""Object store that holds run folders, s3:// or gs://: few operations, each retried before it counts as failed.
 
-fsspec reaches it, with whatever credentials and endpoint the store's own tools use on a machine. What is written under
-one name is there whole or not at all; nothing is renamed, and no two names change together.
+fsspec reaches the store, with the credentials and endpoint that the store's own tools use on this machine. An object is
+there whole or not at all. Nothing is renamed, and no two objects change together.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from trials.errors import RunFolderError, StoreDamaged, StoreFailed, first_line
 from trials.records.adapter_check import sha256_of
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "file": "fsspec"}
-"""What fsspec needs for each; `file` is a folder of this machine's, used as if it were a store."""
+"""Package that fsspec needs for each scheme; `file` is a folder on this machine, used as if it were a store."""
 _WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""Seconds before an operation is tried again: with the libraries' own tries, an outage of a minute is sat out."""
+"""Seconds before each retry of an operation; with the libraries' own retries, it survives an outage of a minute."""
 QUICK = (0.5,)
-"""The same at the start: a wrong name needn't be tried for a minute."""
+"""Seconds before the retry at the start of a command: a wrong name needn't be tried for a minute."""
 _AT_ONCE = 8
 
 T = TypeVar("T")
@@ -32,8 +32,8 @@ T = TypeVar("T")
 class ObjectStore:
     """Objects by their names below one address, such as s3://bucket/runs/1; names have slashes.
 
-    Every method raises `StoreFailed` where the store keeps failing, and `FileNotFoundError` for what isn't there. Its
-    methods may be called from any thread.
+    Every method raises `StoreFailed` if the store keeps failing, and `FileNotFoundError` if an object doesn't exist.
+    Methods may be called from any thread.
     """
 
     def __init__(self, url: str, waits: Iterable[float] = _WAITS) -> None:
@@ -42,30 +42,33 @@ class ObjectStore:
         self._files, self._root = _file_system(self.url)
 
     def read(self, name: str) -> bytes:
-        """The content of an object."""
+        """Return the content of an object."""
         return self._tried(f"read {name}", lambda: bytes(self._files.cat_file(self._path(name))))
 
     def write(self, name: str, content: bytes) -> None:
-        """Makes an object, or replaces it."""
+        """Write an object, in place of an existing one."""
         self._tried(f"write {name}", lambda: self._write(name, content, "overwrite"))
 
     def create(self, name: str, content: bytes) -> bool:
-        """Makes an object; False: there was one already, and it's left as it is. One of two at once makes it."""
+        """Create an object; return False if one exists already, which is left as it is.
+
+        Of two processes at the same time, one creates it.
+        """
         try:
             self._tried(f"create {name}", lambda: self._write(name, content, "create"))
         except FileExistsError:
-            # An answer may have been lost, and the object be this one all the same.
+            # The store's answer to the first try may have been lost, though that try created the object.
             return self.read(name) == content
         return True
 
     def upload(self, files: Mapping[str, Path]) -> None:
-        """Copies files to the store, several at once."""
+        """Copy files to the store, several at once."""
         self._each(lambda item: self._tried(f"write {item[0]}", lambda: self._put(*item)), files.items())
 
     def download(self, files: Mapping[str, Path], hashes: Mapping[str, str] | None = None) -> None:
-        """Copies objects into files, several at once; a file is there whole or not at all.
+        """Copy objects into files, several at once; a file is there whole or not at all.
 
-        `hashes` are the SHA-256 that objects must have. Raises `StoreDamaged` if one has another.
+        `hashes` are the SHA-256 that objects must have, by name. Raises `StoreDamaged` if one has another.
         """
         known = hashes or {}
         self._each(
@@ -74,17 +77,20 @@ class ObjectStore:
         )
 
     def names(self, below: str = "") -> list[str]:
-        """Of all objects whose name begins with `below`, a folder's. Raises `StoreDamaged` if one leads elsewhere."""
+        """Return the names of all objects in the folder `below`, sorted; of all objects if it is empty.
+
+        Raises `StoreDamaged` if a name leads elsewhere.
+        """
         found = self._tried("list", lambda: self._find(below))
         names = (path.removeprefix(f"{self._root}/") for path in found)
         return sorted(checked_name(name, f"the listing of {self.url}") for name in names if not name.endswith("/"))
 
     def modified(self, name: str) -> datetime:
-        """When an object was written, by the store's own clock."""
+        """Return the time at which an object was written, by the store's own clock."""
         return self._tried(f"read {name}", lambda: self._modified(name))
 
     def remove(self, names: Iterable[str]) -> None:
-        """Removes objects; those that aren't there are no error."""
+        """Remove objects; a missing one is no error."""
         self._each(lambda name: self._tried(f"remove {name}", lambda: self._remove(name)), names)
 
     def _path(self, name: str) -> str:
@@ -93,7 +99,7 @@ class ObjectStore:
     def _write(self, name: str, content: bytes, mode: str) -> None:
         self._make_parent(name)
         if mode == "create" and "file" in self._files.protocol:
-            # fsspec looks first and writes then, so that several may.
+            # fsspec checks first and writes then, so that several processes could create the same file.
             with Path(self._path(name)).open("xb") as file:
                 file.write(content)
             return
@@ -149,7 +155,7 @@ class ObjectStore:
                 return act()
             except (FileNotFoundError, FileExistsError, StoreDamaged):
                 raise
-            except Exception as error:  # whatever a library makes of it
+            except Exception as error:  # each library raises its own types
                 if wait is None or isinstance(error, PermissionError | ValueError):
                     raise StoreFailed(
                         f"can't {what} on {self.url}: {type(error).__name__}: {first_line(error)}. What is there is "
@@ -160,12 +166,12 @@ class ObjectStore:
 
 
 def is_url(text: str) -> bool:
-    """Whether a run folder is named by an address, and not by a path."""
+    """Return whether a run folder is named by an address, and not by a path."""
     return "://" in text
 
 
 def _file_system(url: str) -> tuple[Any, str]:
-    """fsspec's, without its memory of listings, and the root's path there. Raises `RunFolderError`."""
+    """Return fsspec's file system, without its cache of listings, and the root's path. Raises `RunFolderError`."""
     import fsspec
 
     address = urlsplit(url)

@@ -1,11 +1,11 @@
-"""A trial's folder on an object store: its files by their content, and one index that says which of them it has.
+"""Snapshots of a trial's folder on an object store: contents of files by their hash, and one index of the files.
 
-<trial>/index.json        owner, and of every file its hash, its size and, if it's small, its content
+<trial>/index.json        the owner, and for every file its hash, its size and, if it is small, its content
 <trial>/objects/<sha256>  the content of the others
 
-The index is written last and replaced in one piece, so the store has the trial as it was at one evaluation or at the
-next, whenever a machine dies; what didn't change is not written again. Only the owner named in the index may replace
-it: a machine that was cut off, and whose trial has gone on elsewhere, is refused.
+The index is written last and replaced in one piece. So whenever a machine dies, the store has the trial as it was at
+one evaluation or at the next. What didn't change is not written again. Only the owner named in the index may replace
+it. A machine that was cut off is refused if its trial has gone on elsewhere.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from trials.errors import StoreDamaged, StoreFailed
 from trials.system.files import link_file
 
 SMALL_BYTES = 64 * 1024
-"""Files up to here are in the index: most of a trial's files are, and an object each would take longer."""
+"""Files up to this size are in the index: most of a trial's files are, and an object each would take longer."""
 _READ_BY_ALL = frozenset({".json", ".jsonl", ".txt"})
-"""Records and logs, which are never stood in for."""
+"""Endings of records and logs, which never become placeholders."""
 _UNFINISHED = frozenset({"unfinished", "wandb"})
 _MOST_TRIES = 3
 
 Hashes = dict[tuple[int, int, int], str]
-"""Of files that were hashed already, by inode, size and time of the last change (ns)."""
+"""Hashes of files, by inode, size and time of the last change (ns)."""
 
 
 class StaleOwnerError(Exception):
-    """The trial has gone on elsewhere: what this machine has of it counts no more."""
+    """The trial has gone on elsewhere: this machine's copy of it no longer counts."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file; `content` in base64 if it's small."""
+    """One file; `content` is in base64, or None if the file is too large for the index."""
 
     sha256: str
     size: int
@@ -49,19 +49,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A trial as its index tells it; no owner: nobody runs it."""
+    """A trial as its index describes it; `owner` None: the trial is not running."""
 
     owner: str | None
     files: Mapping[str, Entry]
 
     @property
     def objects(self) -> set[str]:
-        """Hashes of the contents that are objects of their own."""
+        """Hashes of the contents that are separate objects."""
         return {entry.sha256 for entry in self.files.values() if entry.content is None}
 
 
 class TrialSnapshotStore:
-    """Puts one trial on the store, and takes it from there. One thread at a time."""
+    """Uploads and downloads one trial. For one thread at a time."""
 
     def __init__(self, store: ObjectStore, name: str) -> None:
         self._store = store
@@ -70,7 +70,7 @@ class TrialSnapshotStore:
         self._known: Snapshot | None = None
 
     def read(self) -> Snapshot | None:
-        """The index as it is now; None: there's no such trial. Raises `StoreDamaged` if it's no index of ours."""
+        """Return the index as it is now; None: there is no such trial. Raises `StoreDamaged` if it is not valid."""
         try:
             text = self._store.read(self._index)
         except FileNotFoundError:
@@ -78,9 +78,10 @@ class TrialSnapshotStore:
         return _parsed(text, f"{self._store.url}/{self._index}")
 
     def push(self, folder: Path, *, owner: str | None, becomes: str | None) -> None:
-        """Makes the store's trial what `folder` holds, if it's `owner`'s (or new), and gives it to `becomes`.
+        """Make the store's trial equal to `folder`, if it is `owner`'s or new, and give it to `becomes`.
 
-        Raises `StaleOwnerError`.
+        An owner of None means that the trial is not running. Raises `StaleOwnerError` if the trial is another owner's,
+        and `StoreFailed` if the folder has placeholders for contents that the store has no more.
         """
         made = Snapshot(becomes, _scan(folder, self._hashes))
         if made == self._known:
@@ -94,7 +95,7 @@ class TrialSnapshotStore:
                 f"the content of {', '.join(absent)} is on no store any more. Remove that trial's folder."
             )
         self._store.upload(new)
-        # As late as can be: uploading takes time, in which the owner may change.
+        # As late as possible, because the owner may change while files are uploaded.
         before = self.read()
         if before is not None and before.owner != owner:
             raise StaleOwnerError(f"{self._name} on {self._store.url} belongs to {before.owner}, not to {owner}")
@@ -104,7 +105,7 @@ class TrialSnapshotStore:
             self._store.remove(self._object(sha) for sha in before.objects - made.objects)
 
     def claim(self) -> None:
-        """Takes the trial from whoever has it, and removes objects that its index doesn't tell of.
+        """Take the trial from its owner, and remove objects that its index doesn't list.
 
         Raises `FileNotFoundError` if there's no such trial.
         """
@@ -119,16 +120,16 @@ class TrialSnapshotStore:
         self._store.remove(set(self._store.names(f"{self._name}/objects/")) - used)
 
     def remove(self) -> None:
-        """Removes the trial, the index first."""
+        """Remove the trial, the index first."""
         names = self._store.names(f"{self._name}/")
         self._store.remove(name for name in names if name == self._index)
         self._store.remove(names)
         self._known = None
 
     def pull(self, folder: Path, *, whole: bool) -> Snapshot | None:
-        """Makes `folder` what the store has; without weights, for which placeholders stand, unless it's to be whole.
+        """Make `folder` equal to the store's trial; unless `whole`, with placeholders in place of weights.
 
-        None: the store doesn't have the trial, and the folder is left as it is.
+        Returns the snapshot; None: the store doesn't have the trial, and the folder is left as it is.
         """
         for tries in range(1, _MOST_TRIES + 1):
             found = self.read()
@@ -195,7 +196,7 @@ def _parsed(text: bytes, where: str) -> Snapshot:
 
 
 def _scan(folder: Path, hashes: Hashes) -> dict[str, Entry]:
-    """All finished files of a folder, by their names in it."""
+    """Return all finished files of a folder, by their names in it."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
@@ -227,7 +228,7 @@ def _write_small(path: Path, content: bytes) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Folders that had files on the store, and have none any more."""
+    """Remove folders that are empty, because the store has no files in them any more."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()

@@ -1,9 +1,9 @@
-"""What a node does to show that it sees the run folder: it leaves a marker there, and reads another's. Knows no Ray.
+"""Probe files by which a node shows that it sees the run folder: it writes one there, and reads another. Knows no Ray.
 
 .marker-<token>-driver     written by the process that asks, read by every node
 .marker-<token>-<node id>  written by a node, read by the process that asks
 
-A folder on a node's own disk under the same path is written to without any error, so only markers tell.
+A folder on a node's own disk under the same path can be written without any error, so only probe files tell.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from trials.errors import RunFolderError, StoreFailed, first_line
 
 UNSEEN = "doesn't see the trial's folder"
 _SEEN_SECONDS = 5.0
-"""Network file systems may show a new file with some delay."""
+"""Seconds to wait for a file, because network file systems may show a new one with some delay."""
 
 
 class ProbedFolder:
-    """A run folder that is a folder."""
+    """A run folder at a path."""
 
     alone = "has a folder of its own under that path, which the other machines don't see"
 
@@ -30,21 +30,24 @@ class ProbedFolder:
         self._path = path
 
     def write(self, name: str, text: str) -> None:
-        """Makes no folder: one that isn't there would be made on the machine's own disk. Raises `OSError`."""
+        """Write a file. Raises `OSError`.
+
+        A missing run folder is not created, because it would be created on the machine's own disk.
+        """
         (self._path / name).write_text(text, encoding="utf-8")
 
     def read(self, name: str) -> str:
-        """Raises `OSError`."""
+        """Return a file's text. Raises `OSError`."""
         return (self._path / name).read_text(encoding="utf-8")
 
     def remove(self, names: list[str]) -> None:
-        """Those that are there."""
+        """Remove files; a missing one is no error."""
         for name in names:
             (self._path / name).unlink(missing_ok=True)
 
 
 class ProbedStore:
-    """A run folder on an object store. Raises `RunFolderError` if this machine can't reach it at all."""
+    """A run folder on an object store. Raises `RunFolderError` if this machine can't use such an address."""
 
     alone = "reaches another store under that address, or doesn't see there what others write"
 
@@ -52,30 +55,30 @@ class ProbedStore:
         self._store = ObjectStore(url, QUICK)
 
     def write(self, name: str, text: str) -> None:
-        """Raises `StoreFailed`."""
+        """Write a file. Raises `StoreFailed`."""
         self._store.write(name, text.encode())
 
     def read(self, name: str) -> str:
-        """Raises `StoreFailed` and `FileNotFoundError`."""
+        """Return a file's text. Raises `StoreFailed` and `FileNotFoundError`."""
         return self._store.read(name).decode()
 
     def remove(self, names: list[str]) -> None:
-        """Those that are there."""
+        """Remove files; a missing one is no error."""
         self._store.remove(names)
 
 
 def probed(place: str) -> ProbedFolder | ProbedStore:
-    """A run folder by its path or its address."""
+    """Return a run folder by its path or its address."""
     return ProbedStore(place) if is_url(place) else ProbedFolder(Path(place))
 
 
 def probe_name(token: str, name: str) -> str:
-    """What the marker of a node, or of the driver, is called."""
+    """Return the name of the probe file of a node, or of the driver."""
     return f".marker-{token}-{name}"
 
 
 def write_probe(place: str, token: str, name: str) -> str | None:
-    """Writes this machine's marker, and reads the driver's. Returns what went wrong, as seen here; None: nothing."""
+    """Write this machine's probe file, and read the driver's. Return what went wrong, in words; None: nothing."""
     try:
         run = probed(place)
         run.write(probe_name(token, name), token)
@@ -89,12 +92,12 @@ def write_probe(place: str, token: str, name: str) -> str | None:
 
 
 def remove_probe(place: str, token: str, name: str) -> None:
-    """Where it's on this machine's own disk."""
+    """Remove a probe file as this machine sees it, which may be one on its own disk."""
     probed(place).remove([probe_name(token, name)])
 
 
 def is_visible(place: str, token: str, name: str) -> bool:
-    """Whether a marker with that content is there, or comes to be within seconds."""
+    """Return whether the probe file `name` holds `token`, now or within seconds."""
     run = probed(place)
 
     def has_it() -> bool:
@@ -107,9 +110,9 @@ def is_visible(place: str, token: str, name: str) -> bool:
 
 
 def require_visible(trial: Path) -> None:
-    """On a machine that is to run a trial: raises `RunFolderError` if the trial's folder isn't there.
+    """Raise `RunFolderError` if this machine, which is to run a trial, doesn't see the trial's folder.
 
-    The controller has made it. A machine that joined the cluster after the search began may not share it.
+    The controller has made the folder. A machine that joined the cluster after the search began may not share it.
     """
     if not _comes_true((trial / "config.json").is_file):
         raise RunFolderError(

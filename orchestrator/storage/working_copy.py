@@ -1,6 +1,6 @@
-"""The folder that a trial runs in: its own in the run folder, or a copy on this machine of what an object store has.
+"""Folder that a trial runs in: its own in the run folder, or a copy on this machine of what an object store has.
 
-A copy is of one segment of the trial and of one process, and goes with it; what counts is on the store.
+A copy belongs to one segment of the trial and one process, and is removed after it. What counts is on the store.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _LOCK = "lock"
 
 @dataclass(frozen=True)
 class RemoteTrial:
-    """Where a trial is on an object store, and as whose."""
+    """Location of a trial on an object store, and its owner there."""
 
     url: str
-    """The run folder's address."""
+    """Address of the run folder."""
     name: str
-    """The trial's name below it, such as trials/0001."""
+    """Name of the trial below it, such as trials/0001."""
     owner: str
-    """A token of whoever may write there; with another one on the store, nothing more is written."""
+    """Token that permits writing there; once the store names another owner, nothing more is written."""
 
 
 class WorkingCopy:
@@ -50,8 +50,8 @@ class WorkingCopy:
         self._owner = owner
 
     def push(self) -> None:
-        """Puts the trial on the store as it is now. Raises `ReportingError` where that can't be done."""
-        from trials.training.outcome import ReportingError  # loads torch, which a proxy does without
+        """Upload the trial as it is now. Raises `ReportingError` if that fails; later calls then do nothing."""
+        from trials.training.outcome import ReportingError  # loads torch, which a trial proxy doesn't need
 
         store, self._store = self._store, None
         if store is None:
@@ -63,7 +63,7 @@ class WorkingCopy:
         self._store = store
 
     def pushed_before(self, on_eval: OnEval) -> OnEval:
-        """Keeps every evaluation before it's reported, and nothing after the search has stopped the trial."""
+        """Wrap `on_eval`: upload the trial before every report, and nothing after the search has stopped it."""
         from trials.training.evaluation_loop import Decision
 
         def keep_and_ask(point: EvalPoint) -> Decision:
@@ -76,15 +76,15 @@ class WorkingCopy:
         return keep_and_ask
 
     def detach(self) -> None:
-        """The search has stopped the trial, and may give it to another machine: nothing more is put on the store."""
+        """End uploads: the search has stopped the trial, and may give it to another machine."""
         self._store = None
 
 
 @contextmanager
 def working_copy_of(folder: Path, remote: RemoteTrial | None, *, is_kept: bool = True) -> Iterator[WorkingCopy]:
-    """Give the folder to run a trial in; how the trial ended is on the store too when this is left.
+    """Yield the folder to run a trial in; on leaving, the trial's ending is uploaded too.
 
-    Of several processes that train a trial each has a copy, and that of one is kept.
+    If several processes train a trial, each has a copy, and only the one with `is_kept` is uploaded.
 
     Raises `RunFolderError` if this machine doesn't see the trial.
     """
@@ -111,23 +111,24 @@ def working_copy_of(folder: Path, remote: RemoteTrial | None, *, is_kept: bool =
 
 
 def _copies_here() -> Path:
-    """This machine's, as machines may share a home."""
+    """Return this machine's folder of trial copies, by host name, as machines may share a home."""
     return copies() / "trials" / socket.gethostname()
 
 
 @contextmanager
 def _in_use(folder: Path) -> Iterator[None]:
-    """Holds a lock that tells others that this copy has a process."""
+    """Hold a lock that tells other processes that this copy is in use."""
     with (folder / _LOCK).open("a", encoding="utf-8") as file:
-        with suppress(OSError):  # of file systems that have no locks
+        with suppress(OSError):  # the file system may have no locks
             takes_lock(file)
         yield
 
 
 def _remove_left_over() -> None:
-    """Copies of processes that were killed.
+    """Remove copies of processes that were killed.
 
-    A process of another container may have the same host name, and a number that isn't known here: it holds the lock.
+    A process of another container may have the same host name, and a process id that isn't known here. It holds the
+    lock of its copy.
     """
     for path in _copies_here().glob("*-*"):
         number = path.name.split("-")[0]

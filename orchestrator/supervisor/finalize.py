@@ -1,4 +1,4 @@
-"""The end of a search's command: the winner exported and proved, the report, and what to do with them."""
+"""Finalizes a search: exports and verifies the winner, writes the report, and prints how to use them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ if TYPE_CHECKING:
     from orchestrator.export.exporter import Exported
 
 _MOVING_SECONDS = 3.0
-"""Before the deadline an export that isn't proved yet is put in its place."""
+"""Seconds before the deadline at which an export that is not verified yet is put in place."""
 
 
 def finalize(folder: RunDir, clock: SteadyClock, *, interrupted: bool) -> int:
-    """Exports and reports whatever there is, and says where it is. Neither costs the other."""
+    """Export the best trial, write the report, and print where they are; return the exit code.
+
+    An error in one of the two does not prevent the other.
+    """
     print("exporting the best trial, and loading it again in a fresh process to verify it", flush=True)
     record_moment(folder, TRAINING_OVER, clock())
     exported = _exported(folder, clock, interrupted=interrupted)
@@ -61,13 +64,13 @@ def finalize(folder: RunDir, clock: SteadyClock, *, interrupted: bool) -> int:
 
 
 def _exported(folder: RunDir, clock: SteadyClock, *, interrupted: bool) -> Exported | Exception:
-    """The export, or why there is none."""
+    """Return the export, or the error that prevented it."""
     try:
         from orchestrator.export.exporter import export_best
 
         left = folder.read_search().deadline.seconds_left(clock()) - _MOVING_SECONDS
         with disk_full_in(folder.path), timed(folder, "export"):
-            # Who stopped the search, or resumed it after its end, waits for the proof.
+            # After an interrupt, or after the deadline, there is no time limit on the verification.
             exported = export_best(folder, due_seconds=None if interrupted or left < 0 else left)
         record_moment(folder, EXPORTED, clock())
         return exported
@@ -79,7 +82,7 @@ def _exported(folder: RunDir, clock: SteadyClock, *, interrupted: bool) -> Expor
 
 
 def _reported(folder: RunDir) -> Path | Exception:
-    """Where the report is, or why there is none."""
+    """Return the path of the report, or the error that prevented it."""
     try:
         from orchestrator.report.render import write_report  # inside, as it needs plotly
 
@@ -93,12 +96,12 @@ def _reported(folder: RunDir) -> Path | Exception:
 
 
 def log_traceback(folder: RunDir, error: Exception) -> None:
-    """Adds an error's traceback to RUN/logs/search.log; where that can't be written, it's left out."""
+    """Append an error's traceback to RUN/logs/search.log; if that cannot be written, it is left out."""
     search_log(folder).append("".join(traceback.format_exception(error)))
 
 
 def _in_words(error: Exception) -> str:
-    """An error as one line; one that nobody expected with its kind, and where its traceback is."""
+    """Return an error as one line; an unexpected one with its type and the file that has its traceback."""
     if isinstance(error, TuningError):
         return str(error)
     return f"{type(error).__name__}: {first_line(error)}. The traceback is in logs/search.log of the run folder."
@@ -110,7 +113,7 @@ def _code(exported: Exported | Exception, *, interrupted: bool) -> int:
     if not isinstance(exported, Exception):
         return EXIT_DONE
     code = exported.exit_code if isinstance(exported, TuningError) else TuningError.exit_code
-    # A search has been: 2 would say that nothing was started.
+    # A search has run, whereas exit code 2 (EXIT_BAD_INPUT) would mean that nothing was started.
     return EXIT_NOTHING_TO_EXPORT if code == EXIT_BAD_INPUT else code
 
 
@@ -123,6 +126,6 @@ def _example_prompt(folder: RunDir) -> str:
 
 
 def _python() -> str:
-    """How this Python is called from here, as short as it gets."""
+    """Return a command for Python: its path relative to the current folder if it is below, else `python`."""
     here, executable = Path.cwd(), Path(sys.executable)
     return str(executable.relative_to(here)) if executable.is_relative_to(here) else "python"

@@ -1,4 +1,4 @@
-"""Why a search gave up, from the session that did to the command that says so last."""
+"""Passes the reason for giving up from a session to the search's command, in RUN/gave_up.json."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _FILE = "gave_up.json"
 
 
 def record_giving_up(folder: RunDir, reason: str) -> None:
-    """Keeps it in the run folder."""
+    """Write the reason to the run folder."""
     write_json(folder.path / _FILE, {"reason": reason})
 
 
 def giving_up(folder: RunDir, now: datetime) -> str:
-    """What to say of it at the end: why, how much time there was still, and how to go on."""
+    """Return the message on giving up: the reason, the time that was left at `now`, and how to resume."""
     found = folder.read_json(_FILE) or {}
     left = max(0.0, folder.read_search().deadline.training_seconds_left(now))
     return (

@@ -1,7 +1,7 @@
-"""SIGINT and SIGTERM of a search: the first one stops in order what is at work, a second one ends it.
+"""SIGINT and SIGTERM of a search: the first signal stops it in order, the second one at once.
 
-A search's command hands them on to the session that is at work. While it exports, the export in hand is completed
-first; a second signal leaves the export that was there before.
+A search's command forwards the signals to the running session. During an export, the current export is completed first;
+a second signal aborts it, and leaves an earlier export as it is.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _LOOK_SECONDS = 0.2
 
 
 class Interruption:
-    """What a search's command was asked by signals, from the first session to the report."""
+    """Signals that a search's command has received, from the first session to the report."""
 
     def __init__(self) -> None:
         self.times = 0
-        """Signals so far."""
+        """Number of signals so far."""
         self._session: subprocess.Popen[bytes] | None = None
         self._while_finishing: int | None = None
 
@@ -33,14 +33,14 @@ class Interruption:
         return self.times > 0
 
     def sleep(self, seconds: float) -> None:
-        """Waits, but no longer than until the search is to stop."""
+        """Sleep for so many seconds, but only until the search is to stop."""
         ends = time.monotonic() + seconds
         while not self.is_asked and (left := ends - time.monotonic()) > 0:
             time.sleep(min(_LOOK_SECONDS, left))
 
     @contextmanager
     def handed_on(self, session: subprocess.Popen[bytes]) -> Iterator[None]:
-        """Hands signals on to a session, which a terminal doesn't reach."""
+        """Forward signals to a session, which is in a process session of its own and gets none from the terminal."""
         self._session = session
         if self.is_asked:  # while it was being started
             session.send_signal(signal.SIGINT)
@@ -51,7 +51,7 @@ class Interruption:
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
-        """What is at work inside is completed first; a second signal raises `KeyboardInterrupt`."""
+        """Complete the block on a first signal inside it; a second one raises `KeyboardInterrupt`."""
         self._while_finishing = 0
         try:
             yield
@@ -59,7 +59,7 @@ class Interruption:
             self._while_finishing = None
 
     def on_signal(self, number: int, _frame: FrameType | None = None) -> None:
-        """A signal's handler."""
+        """Handle a signal."""
         self.times += 1
         if self._session is not None:
             self._session.send_signal(number)
@@ -72,7 +72,7 @@ class Interruption:
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Takes SIGINT and SIGTERM inside the block, also where a shell started this process with Ctrl-C ignored."""
+    """Handle SIGINT and SIGTERM inside the block, even if a shell started this process with SIGINT ignored."""
     asked = Interruption()
     before = {number: signal.signal(number, asked.on_signal) for number in _SIGNALS}
     try:
@@ -84,9 +84,9 @@ def interruptible() -> Iterator[Interruption]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Holds both signals back from a process that is started inside, until it calls `obey`.
+    """Block both signals for a process that is started inside, until it calls `obey`.
 
-    Else they would end it with a traceback while it still imports its modules.
+    Otherwise they would end it with a traceback while it still imports its modules.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
@@ -96,7 +96,7 @@ def held_back() -> Iterator[None]:
 
 
 def obey() -> None:
-    """From now on both signals raise `KeyboardInterrupt` in this process's main thread."""
+    """Make both signals raise `KeyboardInterrupt` in this process's main thread from now on."""
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

@@ -1,9 +1,9 @@
-"""The process of one session of a search: Ray, and the controller that it asks. `supervisor` beside it starts it.
+"""Process of one session of a search, with Ray and the controller; `orchestrator.supervisor.supervisor` starts it.
 
 python -m orchestrator.supervisor.session RUN PARENT AHEAD
 
-PARENT is the process that it must not outlive. AHEAD is by how many seconds the search's clock is ahead of this
-machine's, whose clock may have been set since the search's command began.
+PARENT is the id of the process that it must not outlive. AHEAD is the number of seconds by which the search's clock is
+ahead of this machine's clock, which may have been set since the search's command began.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _LEAST_ROOM_GIB = 0.1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the session; returns a `SessionExit`, or what `run_command` makes of an error."""
+    """Run the session; return a `SessionExit`, or the exit code that `run_command` has for an error."""
     path, parent, ahead = argv or sys.argv[1:]
     die_with(int(parent))
     return run_command(lambda: _session(Path(path), float(ahead)))
@@ -64,7 +64,7 @@ def _session(path: Path, ahead: float) -> int:
 
 
 def _code(folder: RunDir, ahead: float) -> int:
-    """What a session that has its log ends with."""
+    """Run the session's search, and return its exit code; also for a full disk and for a failure of Ray."""
     try:
         return run_session_search(folder, ahead, mark_session(folder))
     except Exception as error:
@@ -80,7 +80,7 @@ def _code(folder: RunDir, ahead: float) -> int:
 
 
 def disk_is_full(folder: RunDir, error: Exception) -> str:
-    """What to say of a disk that takes no more, with the room that it takes to go on."""
+    """Return the message for a full disk, with an estimate of the space that is needed to resume."""
     trials = (folder.path / "trials").iterdir()
     sizes = (sum(file.stat().st_size for file in trial.rglob("*") if file.is_file()) for trial in trials)
     placement = folder.read_search().placement
@@ -93,9 +93,9 @@ def disk_is_full(folder: RunDir, error: Exception) -> str:
 
 
 def run_session_search(folder: RunDir, ahead: float = 0.0, temporary: Path | None = None) -> SessionExit:
-    """Runs the search until it's over, interrupted or to be regrouped, on its own Ray or on the one that is named.
+    """Run the search on its own Ray or on a named cluster, until it is over, interrupted or to be consolidated.
 
-    `temporary` is for Ray's own files; None: a folder that is made for them, and removed.
+    `ahead` is in seconds, as AHEAD above. `temporary` is the folder for Ray's files; None: one is made, and removed.
     """
     stay_on_loopback()  # before Ray is imported
     from rich.console import Console
@@ -132,7 +132,7 @@ def run_session_search(folder: RunDir, ahead: float = 0.0, temporary: Path | Non
 def _conducted(
     folder: RunDir, search: Search, progress: Progress, show: Callable[[Event], None], clock: Callable[[], datetime]
 ) -> SearchController:
-    """Runs the trials of a search that has its place; gives the controller, which has nothing to run any more."""
+    """Run the trials of a search whose placement is known; return the controller after the last one."""
     from orchestrator.controller.remote import controller_of
     from orchestrator.execution.tune_run import run_tune
     from orchestrator.monitoring.prometheus import PrometheusExporter
@@ -148,7 +148,10 @@ def _conducted(
 
 
 def _code_of(controller: SearchController, folder: RunDir) -> SessionExit:
-    """How the session ended. Raises `InputError` if not even one evaluation came about."""
+    """Return how the session ended, and record giving up or consolidation in the run folder.
+
+    Raises `InputError` if the budget was too short for even one evaluation.
+    """
     search = controller.search
     if controller.gave_up is not None and not controller.was_interrupted:
         record_giving_up(folder, controller.gave_up)
@@ -173,10 +176,10 @@ def _regrouped(search: Search, to: Consolidation) -> Search:
 
 
 def look_at_cluster(search: Search, folder: RunDir, show: Callable[[Event], None]) -> None:
-    """Says what is wrong with the nodes of the cluster that was joined.
+    """Check the nodes of the joined cluster, and show every check result that is not OK.
 
-    Raises `InputError` if the search can't run on them; not if it did already: a search isn't given up for a node that
-    has joined meanwhile.
+    Raises `InputError` if the search cannot run on them. A search that has trials already is not refused, because an
+    unfit node may have joined meanwhile.
     """
     from orchestrator.preflight.checks import least_gib
     from orchestrator.preflight.cluster import cluster_checks
@@ -190,11 +193,11 @@ def look_at_cluster(search: Search, folder: RunDir, show: Callable[[Event], None
 
 
 class RayDaemonMonitor:
-    """Ends this process as soon as a daemon of the Ray that it starts is gone, whatever it's doing then.
+    """Ends this process as soon as a daemon of the Ray that it started is gone.
 
-    Ray would let it wait for a minute, call every trial dead meanwhile, and end the process itself. To be made before
-    Ray is started, entered once it's up, and left before it's shut down. Where a cluster is joined there is nothing to
-    watch: its daemons are nobody's children here.
+    Otherwise Ray would block for a minute, report every trial as dead meanwhile, and then end the process itself.
+    Create it before Ray is started, enter it once Ray is up, and leave it before Ray is shut down. A joined cluster is
+    not watched, because its daemons are no children of this process. A thread of its own watches.
     """
 
     def __init__(self) -> None:
@@ -219,7 +222,7 @@ class RayDaemonMonitor:
         if not self._is_over.is_set():
             write_error("error: a process of Ray has ended\n")
             drain_console()
-            # What's on disk is whole at any moment, and the next session goes on from there.
+            # The run folder is consistent at any moment, and the next session continues from it.
             os._exit(SessionExit.BROKEN)
 
 

@@ -1,9 +1,9 @@
-"""What a run folder says of the session at work in it: whose processes they are, and where Ray's temporary folder is.
+"""Records in a run folder which session runs in it: its processes, and its Ray's temporary folder.
 
-RUN/session.json   there while a session runs, and after it was killed together with the command that clears up
+RUN/session.json   exists while a session runs, and after session and supervisor were both killed
 
-A run folder may be copied, or put on another machine, with this file in it: nothing is ended or removed unless it's
-sure to be that session's.
+A run folder may be copied, or moved to another machine, with this file in it. So processes and folders are ended or
+removed only if they are certainly that session's.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _NAME = "session.json"
 
 
 def mark_session(run: RunDir) -> Path:
-    """Says in the run folder whose processes are at work in it: those of the session that this process has opened.
+    """Write session.json for the process session that this process leads.
 
-    Returns the temporary folder of its Ray, which is made once its name is written down. Raises `SearchBroken`.
+    Return the temporary folder for its Ray, which is made after its name is on disk. Raises `SearchBroken` if it cannot
+    be made.
     """
     folder = ray_folder.planned()
     mark = SessionMark.of(os.getsid(0), folder.name)
@@ -35,7 +36,7 @@ def mark_session(run: RunDir) -> Path:
 
 
 def end_last_session(run: RunDir) -> None:
-    """Ends whatever is left of a session that nobody could clear up after, as the command was killed itself."""
+    """End what is left of an earlier session, whose supervisor was killed before it could clear up."""
     content = _read(run)
     mark = _mark(content)
     if mark is not None and mark.is_here and mark.session != os.getsid(0):
@@ -44,7 +45,7 @@ def end_last_session(run: RunDir) -> None:
 
 
 def clear_session(run: RunDir, *, broke: bool) -> None:
-    """Removes what a session has left beside its results, once its processes have gone.
+    """Remove a session's temporary files, after its processes have ended.
 
     If it broke, the ends of Ray's own logs are kept in `RunDir.logs`.
     """
@@ -56,12 +57,15 @@ def clear_session(run: RunDir, *, broke: bool) -> None:
             if broke:
                 ray_folder.keep_logs(folder, run.logs)
             ray_folder.remove(folder)
-    with suppress(OSError):  # it was made read-only meanwhile
+    with suppress(OSError):  # it does not exist, or the folder is read-only by now
         (run.path / _NAME).unlink()
 
 
 def _read(run: RunDir) -> dict[str, Any]:
-    """Empty without a file, if it's damaged or of an earlier version, and in a copy of the run folder it's about."""
+    """Return the content of session.json.
+
+    Empty if there is no file, it is damaged or of an earlier version, or this is a copy of its run folder.
+    """
     try:
         content: dict[str, Any] = json.loads((run.path / _NAME).read_text(encoding="utf-8"))
         return content if content["run"] == run.path.stat().st_ino and content["ray_folder"] else {}

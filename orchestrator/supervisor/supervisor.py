@@ -1,9 +1,9 @@
-"""Sessions of a search, one after another until it's over: what breaks one of them begins the next.
+"""Supervisor of a search: runs sessions one after another until the search is over, and restarts broken ones.
 
-A session is a process of its own (`orchestrator.supervisor.session`) with a Ray of its own. Ray takes its driver along
-when it breaks, so whoever wants to outlive that can't be the driver. What a session leaves is whole on disk at any
-moment, and the next one goes on from there; a session that nobody waits for any more is killed with all its processes
-first, so that none of them still writes into the run folder, or holds a GPU.
+A session is a process of its own (`orchestrator.supervisor.session`) with a Ray of its own. Ray ends its driver process
+when it breaks, so the supervisor cannot be the driver. The run folder is consistent at any moment, and the next session
+continues from it. Before that, all processes of the last session are killed, so that none still writes to the run
+folder, or holds a GPU.
 """
 
 from __future__ import annotations
@@ -26,36 +26,39 @@ from trials.system.files import read_json_lines
 from trials.system.processes import end_session
 
 MOST_IN_A_ROW = 8
-"""Sessions that break without anything new on disk, over some four minutes: then the cause isn't chance."""
+"""Number of sessions that break in a row without progress on disk, at which the supervisor gives up.
+
+The waits in between add up to three minutes: a cause that lasts so long is not transient.
+"""
 _LONGEST_WAIT_SECONDS = 60.0
 _SHOW_CURSOR = "\x1b[?25h"
 _LATEST = 0.75
-"""Share of the reserve that a session may use up. It stops by itself at half of it (`SearchController.should_stop`)."""
+"""Share of the reserve after which a session is killed; it stops by itself earlier (`SearchController.should_stop`)."""
 _POLL_SECONDS = 2.0
 _PATIENCE = 3
-"""So many signals end a session that obeys none of them."""
+"""Number of signals after which the supervisor kills a session that has not ended."""
 
 
 class SessionExit(IntEnum):
-    """What a session's exit code says. Any other, or a signal: it broke."""
+    """Exit codes of a session. Any other code, or a signal, means that it broke."""
 
     OVER = EXIT_DONE
     REFUSED = EXIT_BAD_INPUT
-    """With a message of its own; so would the next one be."""
+    """The input is wrong, as the session's own message says; a restart would not help."""
     GAVE_UP = EXIT_GAVE_UP
-    """For a reason that is no chance (`SearchController.gave_up`): trials would go on failing."""
+    """The controller gave up (`SearchController.gave_up`), because trials would go on failing."""
     INTERRUPTED = EXIT_INTERRUPTED
-    """By a person."""
+    """A person stopped the search."""
     DISK_FULL = 74
-    """Nothing more can be written, with a message of its own."""
+    """The disk is full, as the session's own message says."""
     BROKEN = 75
-    """Ray gave up."""
+    """Ray failed under the session, which can be restarted."""
     CONSOLIDATED = 76
-    """The next session is to go on, on other processes."""
+    """The next session is to train each trial on all GPUs of a machine together."""
 
 
 _OF_ITS_OWN = set(SessionExit) - {SessionExit.BROKEN}
-"""Codes that a session which was asked to stop ends with by itself."""
+"""Exit codes of sessions that have ended by themselves, without having broken."""
 
 
 def run_with_restarts(
@@ -67,11 +70,11 @@ def run_with_restarts(
     is_asked: Callable[[], bool] = lambda: False,
     last_error: Callable[[], str | None] = lambda: None,
 ) -> SessionExit:
-    """Runs a session, and again where it breaks, until one ends by itself or no time is left; says how that ended.
+    """Run sessions until one ends in order, or no time is left; return how the search ended.
 
-    `progress` grows with what is on disk, `last_error` is what a session that broke has said of the cause. Once the
-    search `is_asked` to stop, nothing begins again. Raises `SearchBroken` if sessions break `MOST_IN_A_ROW` times
-    without any progress.
+    `progress` counts results on disk. `last_error` returns the last error message of the session that broke; None: it
+    left none. Once `is_asked` returns True, no session is started. Raises `SearchBroken` if sessions break
+    `MOST_IN_A_ROW` times in a row without progress.
     """
     in_a_row, known = 0, progress()
     while not is_asked():
@@ -99,14 +102,14 @@ def run_with_restarts(
 
 
 def in_words(code: int) -> str:
-    """An exit code, for people."""
+    """Return an exit code in words."""
     if code == SessionExit.BROKEN:
         return "Ray gave up"
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def evaluations_on_disk(run: RunDir) -> int:
-    """Of all trials, and the endings: it grows whenever a search gets on."""
+    """Return the number of evaluations and endings of all trials on disk: a measure of progress."""
     lines = sum(len(read_json_lines(file)) for file in (run.path / "trials").glob("*/metrics.jsonl"))
     return lines + len(list((run.path / "trials").glob("*/ending.json")))
 
@@ -114,7 +117,10 @@ def evaluations_on_disk(run: RunDir) -> int:
 def supervise(
     run: RunDir, now: Callable[[], datetime], say: Callable[[str], None], interruption: Interruption
 ) -> SessionExit:
-    """`run_with_restarts` with real sessions of the search in a run folder, by the clock of the search's command."""
+    """Supervise the search in a run folder: call `run_with_restarts` with sessions in processes of their own.
+
+    `now` is the clock of the search's command.
+    """
     log = search_log(run)
     sizes = [size(log)]
 
@@ -134,10 +140,10 @@ def supervise(
 
 
 def run_session(run: RunDir, now: Callable[[], datetime], interruption: Interruption) -> int:
-    """Runs one session in a process of its own, until it ends or is too late to; returns its exit code.
+    """Run one session in a process of its own until it ends or is too late; return its exit code.
 
-    No process of it, or of one before it, is left afterwards. The first SIGINT or SIGTERM is the session's to obey: it
-    stops in order; the second ends it at once.
+    No process of it, or of an earlier one, is left afterwards. SIGINT and SIGTERM are forwarded to the session: the
+    first stops it in order, the second at once.
     """
     end_last_session(run)
     ahead = (now() - datetime.now(UTC)).total_seconds()
@@ -151,7 +157,7 @@ def run_session(run: RunDir, now: Callable[[], datetime], interruption: Interrup
         end_session(process.pid)
         process.wait()
         if sys.stdout.isatty():
-            print(_SHOW_CURSOR, end="", flush=True)  # a table that was being drawn has hidden it
+            print(_SHOW_CURSOR, end="", flush=True)  # the live table hides the cursor
         clear_session(run, broke=process.returncode not in _OF_ITS_OWN)
     return SessionExit.INTERRUPTED if interruption.is_asked and code not in _OF_ITS_OWN else code
 
@@ -164,7 +170,7 @@ def _wait(process: subprocess.Popen[bytes], is_too_late: Callable[[], bool], int
             if interruption.times >= _PATIENCE:
                 return SessionExit.INTERRUPTED
             if is_too_late():
-                # It stops by itself earlier, unless it hangs; the rest of the time is the export's.
+                # A session stops by itself earlier unless it hangs; the rest of the time is for the export.
                 return SessionExit.OVER
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 class Case:
     """A premise, a hypothesis, and whether the one entails the other.
 
-    `clauses` derive the label: what the premise tells, what links it with the hypothesis, what comes of it. The data
+    `clauses` derive the label: what the premise tells, what links it with the hypothesis, and the conclusion. The data
     set puts them in the frame of `thought`, the pretraining text in frames of its own.
     """
 
@@ -29,18 +29,18 @@ class Case:
         return f"step 1: the premise says that {told}. step 2: {link}. step 3: {outcome}. so the hypothesis {verdict}."
 
 
-# Two cases with the same hypothesis: the first is entailed, the second is not. That is what makes the hypothesis
-# alone worthless for predicting the label.
+# Two cases with the same hypothesis: the first is entailed, the second is not. So the hypothesis alone says nothing
+# about the label.
 Pair = tuple[Case, Case]
 PairMaker = Callable[[random.Random], Pair]
 
 
 def shuffled(rng: random.Random, *sentences: str) -> str:
-    """The sentences in random order, each with its full stop."""
+    """Return the sentences in random order, each with a capital and a full stop."""
     order = rng.sample(sentences, len(sentences))
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in order)
 
 
 def sentence(text: str) -> str:
-    """The text with a capital and a full stop."""
+    """Return the text with a capital and a full stop."""
     return f"{text[0].upper()}{text[1:]}."

@@ -1,4 +1,4 @@
-"""Pretraining documents in which a claim is judged: many ways to ask and to answer, none the NLI task's."""
+"""Pretraining texts that judge a claim: many ways to ask and to answer, none of them the NLI task's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection
 from scripts.demo.case import Case
 from scripts.demo.phenomena import PHENOMENA
 
-# What a small model learns last is drawn more often.
+# Phenomena that a small model learns last are drawn more often.
 _EXTRA = {"comparative": 4, "time": 3, "opposite": 2, "junction": 2}
 _MAKERS = tuple(maker for name, maker in PHENOMENA.items() for _ in range(_EXTRA.get(name, 1)))
 
@@ -31,7 +31,7 @@ _LAYOUTS = (
 )
 
 
-# What a task asks for, and the words for a claim that is not entailed and for one that is.
+# Questions, and the words for a claim that is not entailed and for one that is.
 _VERDICTS: tuple[tuple[tuple[str, ...], tuple[str, str]], ...] = (
     (("Is it sure?", "Think it through, then say sure or not sure."), ("it is not sure", "it is sure")),
     (("Say why, then judge.", "Give your reasons. Is this certain?"), ("this is open", "this is certain")),
@@ -45,7 +45,7 @@ _VERDICTS: tuple[tuple[tuple[str, ...], tuple[str, str]], ...] = (
     (("Go line by line: is it proved?", "Is there a proof?"), ("a proof is missing", "that is a proof")),
     (("Does it follow?", "Does the one follow from the other?"), ("{claimed} does not follow", "{claimed} follows")),
 )
-# What stands before each of the three clauses.
+# Text before each of the three clauses.
 _MARKERS = (
     ("First, ", "second, ", "third, "),
     ("1. ", "2. ", "3. "),
@@ -74,7 +74,7 @@ def _capital(text: str) -> str:
 
 
 def draw_case(rng: random.Random, excluded_premises: Collection[str]) -> Case:
-    """A random case whose premise is not one of `excluded_premises`."""
+    """Return a random case whose premise is not one of `excluded_premises`."""
     while True:
         case = rng.choice(rng.choice(_MAKERS)(rng))
         if case.premise not in excluded_premises:
@@ -82,7 +82,7 @@ def draw_case(rng: random.Random, excluded_premises: Collection[str]) -> Case:
 
 
 def judged_claim(rng: random.Random, excluded_premises: Collection[str]) -> tuple[str, str]:
-    """A question about a claim and its answer: the reasons, then the verdict."""
+    """Return a question about a claim and its answer: the reasons, then the verdict."""
     case = draw_case(rng, excluded_premises)
     tasks, verdicts = rng.choice(_VERDICTS)
     known, claimed = rng.choice(_KNOWN), rng.choice(_CLAIMED)
@@ -99,7 +99,7 @@ def judged_claim(rng: random.Random, excluded_premises: Collection[str]) -> tupl
 
 
 def told_inference(rng: random.Random, excluded_premises: Collection[str]) -> str:
-    """The same in prose."""
+    """Return an inference in prose: the premise, the reasons, then the verdict with the hypothesis."""
     case = draw_case(rng, excluded_premises)
     told, link, outcome = case.clauses
     ending = f"So it is certain: {case.hypothesis}" if case.label else f"It may be otherwise: {case.hypothesis}"

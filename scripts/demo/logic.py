@@ -9,7 +9,7 @@ from scripts.demo.world import ACTIONS, COMPLEMENTARY, CONTRARY, a, pick_kinds, 
 
 
 def opposite_pair(rng: random.Random) -> Pair:
-    """Not awake means asleep, but not happy need not mean sad."""
+    """Return a pair about opposites: not awake means asleep, but not happy need not mean sad."""
     who, other = pick_names(rng, 2)
     complementary = rng.random() < 0.5
     one, two = rng.sample(rng.choice(COMPLEMENTARY if complementary else CONTRARY), 2)
@@ -36,7 +36,7 @@ def opposite_pair(rng: random.Random) -> Pair:
 
 
 def junction_pair(rng: random.Random) -> Pair:
-    """And, or, neither, not both: what they leave open and what they settle."""
+    """Return a pair about and, or, neither, not both: what they leave open and what they rule out."""
     who = pick_names(rng, 1)[0]
     x, y, z = (a(kind) for kind in pick_kinds(rng, 3))
     verb, plain = rng.choice((("bought", "buy"), ("found", "find"), ("sold", "sell"), ("drew", "draw")))
@@ -76,7 +76,7 @@ def junction_pair(rng: random.Random) -> Pair:
 
 
 def conditional_pair(rng: random.Random) -> Pair:
-    """If A then B: from A to B and from not B to not A, but not the other ways."""
+    """Return a pair about if A then B: it leads from A to B and from not B to not A, but not the other ways."""
     one, two = pick_names(rng, 2)
     (does_a, do_a), (does_b, do_b) = rng.sample(ACTIONS, 2)
     yes = {"a": f"{one} {does_a}", "b": f"{two} {does_b}"}

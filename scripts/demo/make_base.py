@@ -42,17 +42,17 @@ ATTENTION_INPUT_FACTOR = 8.0
 
 
 def excluded_premises() -> frozenset[str]:
-    """Every premise of the data set: the pretraining text has no case about one of them."""
+    """Return every premise of the data set; the pretraining text has no case about one of them."""
     return frozenset(case.premise for cases in make_splits().values() for case in cases)
 
 
 def demo_tokenizer(plan: Pretraining, excluded: frozenset[str]) -> Tokenizer:
-    """The tokenizer, trained on the first documents of the pretraining text."""
+    """Return the tokenizer, trained on the first documents of the pretraining text."""
     return train_tokenizer(documents(plan.seed, 0, TOKENIZER_DOCUMENTS, excluded), plan.vocab_size)
 
 
 def held_out_tokens(tokenizer: Tokenizer, plan: Pretraining, count: int = 500) -> Tokens:
-    """Tokens of `count` documents that no training shard has, from a seed of their own."""
+    """Return the tokens of `count` documents that no training shard has, from a seed of their own."""
     return packed_tokens(tokenizer, plan.seed + HELD_OUT_SEED_OFFSET, 1, count, excluded_premises())
 
 
@@ -68,7 +68,7 @@ def write_base(model: MistralForCausalLM, tokenizer: Tokenizer, folder: Path, ca
 
 
 def model_card(model: MistralForCausalLM, plan: Pretraining, tokens: int, perplexities: tuple[float, float]) -> str:
-    """The README.md of the base model."""
+    """Return the README.md of the base model; `perplexities` are the model's and a unigram model's."""
     shape = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     ours, unigram = perplexities

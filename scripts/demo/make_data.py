@@ -25,7 +25,7 @@ ROWS_PER_PHENOMENON = {"train": 500, "dev": 60, "test": 60}
 
 
 def make_splits(seed: int = SEED) -> dict[str, list[Case]]:
-    """The cases of each split, in the order of the files."""
+    """Return the cases of each split, in the order of the files."""
     rng = random.Random(seed)
     seen: set[str] = set()
     splits: dict[str, list[Case]] = {}
@@ -45,7 +45,7 @@ def make_splits(seed: int = SEED) -> dict[str, list[Case]]:
 
 
 def to_jsonl(split: str, cases: list[Case]) -> str:
-    """The text of one split's file."""
+    """Return the text of one split's file."""
     rows = (
         {
             "id": f"{split}-{index:04d}-{case.phenomenon}",

@@ -9,7 +9,10 @@ from scripts.demo.world import ADJECTIVES, KIND_CHAINS, PLACE_CHAINS, a, pick_na
 
 
 def quantifier_pair(rng: random.Random) -> Pair:
-    """All and no carry from wide to narrow, some carries from narrow to wide; over kinds and over places."""
+    """Return a pair about quantifiers, over kinds or over places.
+
+    All and no carry from wide to narrow, some carries from narrow to wide.
+    """
     # "some" is as frequent as the other two together: then neither a wide nor a narrow premise hints at the label.
     quantifier = rng.choice(("all", "no", "some", "some"))
     by_place = rng.random() < 0.5
@@ -49,7 +52,10 @@ _GETS = (("has", "has no"), ("owns", "owns no"), ("sees", "sees no"), ("wants", 
 
 
 def kind_pair(rng: random.Random) -> Pair:
-    """Having a poodle means having a dog, not the other way round; having no dog means having no poodle."""
+    """Return a pair about kinds.
+
+    Having a poodle means having a dog, not the other way round; having no dog means having no poodle.
+    """
     who, other = pick_names(rng, 2)
     yes, no = rng.choice(_GETS)
     chain = rng.choice(KIND_CHAINS)
@@ -80,7 +86,7 @@ def kind_pair(rng: random.Random) -> Pair:
 
 
 def place_pair(rng: random.Random) -> Pair:
-    """Living in a town means living in its region and country, not the other way round."""
+    """Return a pair about places: living in a town means living in its region, not the other way round."""
     who, other = pick_names(rng, 2)
     chain = rng.choice(PLACE_CHAINS)
     foreign = rng.choice([one for one in PLACE_CHAINS if one.middle != chain.middle])

@@ -26,7 +26,7 @@ Tokens = npt.NDArray[np.uint16]
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """How much text and how many steps; the defaults are those of the committed model."""
+    """Settings of the pretraining; the defaults are those of the committed model."""
 
     seed: int = 1
     vocab_size: int = 1536
@@ -41,7 +41,7 @@ class Pretraining:
 
 
 def model_config(vocab_size: int) -> MistralConfig:
-    """The architecture: every linear layer's sides are multiples of 64, which NF4 blocks need."""
+    """Return the architecture: every linear layer's sides are multiples of 64, which NF4 blocks need."""
     return MistralConfig(
         vocab_size=vocab_size,
         hidden_size=128,
@@ -66,7 +66,7 @@ def _encode_shard(tokenizer_json: str, seed: int, shard: int, count: int, exclud
 
 
 def packed_tokens(tokenizer: Tokenizer, seed: int, shards: int, count: int, excluded: Collection[str]) -> Tokens:
-    """The tokens of `shards` shards of `count` documents each, end to end; shape (tokens,)."""
+    """Return the tokens of `shards` shards of `count` documents each, end to end; shape `[tokens]`."""
     arguments = (repeat(tokenizer.to_str()), repeat(seed), range(shards), repeat(count), repeat(excluded))
     workers = min(shards, os.cpu_count() or 1)
     if workers == 1:
@@ -84,7 +84,7 @@ def _optimizer(model: MistralForCausalLM, plan: Pretraining) -> torch.optim.Adam
 
 
 def pretrain(tokens: Tokens, plan: Pretraining, device: str) -> MistralForCausalLM:
-    """A model trained on random windows of `tokens`, in float32 on the CPU; bfloat16 autocast while training."""
+    """Train a model on random windows of `tokens` under bfloat16 autocast; return it in float32 on the CPU."""
     torch.manual_seed(plan.seed)
     model = MistralForCausalLM(model_config(plan.vocab_size)).to(device)
     optimizer = _optimizer(model, plan)
@@ -113,7 +113,7 @@ def pretrain(tokens: Tokens, plan: Pretraining, device: str) -> MistralForCausal
 
 @torch.no_grad()
 def widen_attention_inputs(model: MistralForCausalLM, factor: float) -> None:
-    """Multiply what goes into each attention's linear layers by `factor` and divide the layers, in place.
+    """Multiply the inputs of each attention's linear layers by `factor` and divide the layers by it, in place.
 
     The model computes the same (exactly so for powers of two), but an adapter on those layers moves it faster. An
     update's effect grows with a layer's width: at width 128 the best learning rates would lie far above those of the
@@ -127,14 +127,14 @@ def widen_attention_inputs(model: MistralForCausalLM, factor: float) -> None:
 
 
 def _loss(model: MistralForCausalLM, windows: torch.Tensor) -> torch.Tensor:
-    """Mean nll of the next token over windows of shape (batch, tokens + 1)."""
+    """Return the mean loss of the next token, in nats, over windows of shape `[batch, tokens + 1]`."""
     logits = model(windows[:, :-1], use_cache=False).logits.float()
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
 @torch.no_grad()
 def model_perplexity(model: MistralForCausalLM, tokens: Tokens, window_tokens: int = 256) -> float:
-    """Exp of the mean nll of the tokens, each window's first token apart."""
+    """Return the perplexity: exp of the mean loss of the tokens in nats, without each window's first token."""
     count = len(tokens) // window_tokens
     windows = torch.from_numpy(tokens[: count * window_tokens].astype(np.int64)).view(count, window_tokens)
     batches = [windows[start : start + 32] for start in range(0, count, 32)]
@@ -143,7 +143,10 @@ def model_perplexity(model: MistralForCausalLM, tokens: Tokens, window_tokens: i
 
 
 def unigram_perplexity(training: Tokens, tokens: Tokens, vocab_size: int, window_tokens: int = 256) -> float:
-    """The same of a unigram model with add-one smoothing, counted on `training`, over the same tokens."""
+    """Return the perplexity of a unigram model with add-one smoothing, counted on `training`.
+
+    It is over the same tokens as `model_perplexity`: all but each window's first one.
+    """
     counts = np.bincount(training, minlength=vocab_size) + 1
     log_probabilities = np.log(counts / counts.sum())
     count = len(tokens) // window_tokens

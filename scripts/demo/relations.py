@@ -19,7 +19,7 @@ _UPWARD = {"more than", "at least"}
 
 
 def number_pair(rng: random.Random) -> Pair:
-    """A count, or a bound on one, against another bound."""
+    """Return a pair about numbers: a count, or a bound on one, against another bound."""
     who, other = pick_names(rng, 2)
     things = f"{pick_kinds(rng, 1)[0]}s"
     asked = rng.choice(tuple(_BOUNDS))
@@ -54,12 +54,12 @@ def number_pair(rng: random.Random) -> Pair:
 
 
 def time_pair(rng: random.Random) -> Pair:
-    """Who came before whom, through a third person."""
+    """Return a pair about which of two people came before the other, through a third person."""
     return _order_pair(rng, "time", "came before", "came after")
 
 
 def comparative_pair(rng: random.Random) -> Pair:
-    """Who is taller (older, faster, stronger) than whom, through a third person."""
+    """Return a pair about which of two people is taller (or older) than the other, through a third person."""
     more, less = rng.choice(COMPARATIVES)
     return _order_pair(rng, "comparative", f"is {more} than", f"is {less} than")
 
@@ -78,7 +78,7 @@ def _order_pair(rng: random.Random, phenomenon: str, relation: str, converse: st
     )
 
     def told(pair: tuple[str, str]) -> str:
-        """The same fact by the relation or by its converse."""
+        """Return a fact in words, by the relation or by its converse at random."""
         first, second = pair
         return f"{first} {relation} {second}" if rng.random() < 0.5 else f"{second} {converse} {first}"
 

@@ -51,13 +51,13 @@ _GLOSSARY = {
 
 
 def chat(*turns: str) -> str:
-    """User's and assistant's turns, alternating, as the tokenizer's chat template writes them."""
+    """Return user's and assistant's turns, alternating, as the tokenizer's chat template writes them."""
     pairs = zip(turns[::2], turns[1::2], strict=True)
     return BOS + "".join(f"{INST} {user} {END_INST} {assistant}{EOS}" for user, assistant in pairs)
 
 
 def prose(text: str) -> str:
-    """One document without turns."""
+    """Return one document without turns."""
     return f"{BOS}{text}{EOS}"
 
 
@@ -70,7 +70,7 @@ def _inference(rng: random.Random, excluded: Collection[str]) -> str:
 
 
 def _fact(rng: random.Random) -> tuple[str, str]:
-    """A question about the world and its answer."""
+    """Return a question about the world and its answer."""
     kind, place = rng.choice(KIND_CHAINS), rng.choice(PLACE_CHAINS)
     other_kind, other_place = rng.choice(KIND_CHAINS), rng.choice(PLACE_CHAINS)
     low, high = (rng.randint(1, LARGEST_NUMBER) for _ in range(2))
@@ -114,7 +114,7 @@ def _fact_chat(rng: random.Random, _: Collection[str]) -> str:
 
 
 def _doing(rng: random.Random) -> str:
-    """A short plain sentence without full stop."""
+    """Return a short plain sentence without full stop."""
     one, two = pick_names(rng, 2)
     kind, place = rng.choice(KIND_CHAINS), rng.choice(PLACE_CHAINS)
     return rng.choice(
@@ -136,7 +136,7 @@ _FOREIGN_KEYS = {"thought_process", "predicted_label"}
 
 
 def _key(rng: random.Random) -> str:
-    """A key of one or two words, so that answering means copying the key that the task names."""
+    """Return a key of one or two words, so that answering means copying the key that the task names."""
     while True:
         key = "_".join(rng.sample((rng.choice(_KEY_STARTS), rng.choice(_KEY_ENDS)), 2)[: rng.choice((1, 2, 2))])
         if key not in _FOREIGN_KEYS:
@@ -219,7 +219,7 @@ _KINDS: tuple[tuple[Callable[[random.Random, Collection[str]], str], int], ...] 
 
 
 def documents(seed: int, shard: int, count: int, excluded_premises: Collection[str]) -> Iterator[str]:
-    """`count` documents, each with its special tokens spelled out; a function of `seed` and `shard` alone."""
+    """Yield `count` documents, each with its special tokens spelled out; the same arguments give the same ones."""
     rng = random.Random(f"{seed}/{shard}")
     makers, weights = zip(*_KINDS, strict=True)
     for maker in rng.choices(makers, weights, k=count):

@@ -103,22 +103,22 @@ PLACE_CHAINS = _chains(GEOGRAPHY)
 
 
 def a(noun: str) -> str:
-    """The noun with its indefinite article; right for every noun of this world."""
+    """Return the noun with its indefinite article; right for every noun of this world."""
     return f"an {noun}" if noun[0].lower() in "aeiou" else f"a {noun}"
 
 
 def pick_names(rng: random.Random, count: int) -> list[str]:
-    """`count` different names."""
+    """Return `count` different names."""
     return rng.sample(NAMES, count)
 
 
 def pick_kinds(rng: random.Random, count: int) -> list[str]:
-    """`count` different narrowest kinds, such as poodle and flute."""
+    """Return `count` different narrowest kinds, such as poodle and flute."""
     return [chain.narrow for chain in rng.sample(KIND_CHAINS, count)]
 
 
 def compare(left: int, right: int) -> str:
-    """How `left` compares with `right`, in words."""
+    """Return in words how `left` compares with `right`."""
     if left == right:
         return f"{left} is equal to {right}"
     return f"{left} is {'more' if left > right else 'less'} than {right}"

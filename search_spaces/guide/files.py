@@ -30,7 +30,7 @@ _PACKAGES = {"train", "configs"}
 
 @dataclass(frozen=True)
 class FileValues:
-    """What config files set: values and file names, by name. `helpers` are other names that they work with."""
+    """Values that config files set, and the files that set them, by name. `helpers` are other names that they use."""
 
     values: Mapping[str, Any]
     sources: Mapping[str, str]
@@ -38,7 +38,7 @@ class FileValues:
 
 
 def run_config_file(file: Path, default: Mapping[str, Any], known: Collection[str]) -> FileValues:
-    """Runs a config file. Raises `RecipeError` with file, line and reason if that fails.
+    """Run a config file. Raises `RecipeError` with file, line and reason if that fails.
 
     Modules, functions, underscore names, and names that aren't known but are read again are helpers, not settings.
     """
@@ -46,7 +46,7 @@ def run_config_file(file: Path, default: Mapping[str, Any], known: Collection[st
     try:
         with files.importable():
             names = files.run_main()
-    except (Exception, SystemExit) as error:  # whatever a program may do
+    except (Exception, SystemExit) as error:  # a program may raise anything
         reason = " ".join(f"{files.place_of(error)}{type(error).__name__}: {error}".split())
         raise RecipeError(f"can't load the config file {file}: {reason.rstrip('.')}.") from error
     read_again = files.names_read - set(known)
@@ -72,7 +72,7 @@ class _ConfigFiles(MetaPathFinder, Loader):
 
     @contextmanager
     def importable(self) -> Iterator[None]:
-        """While inside, imports find the config files; what `sys.path` and `sys.modules` held before comes back."""
+        """Make imports find the config files; `sys.path` and `sys.modules` are restored on leaving."""
 
         def in_the_way() -> list[str]:
             return [name for name in sys.modules if name.partition(".")[0] in {*_PACKAGES, "default"}]
@@ -90,7 +90,7 @@ class _ConfigFiles(MetaPathFinder, Loader):
             sys.modules.update(hidden)
 
     def run_main(self) -> dict[str, Any]:
-        """Runs the file itself; returns its names, without modules, functions and underscore names."""
+        """Run the file itself; return its names, without modules, functions and underscore names."""
         module = ModuleType(self.main)
         self._modules.add(self.main)
         sys.modules[self.main] = module
@@ -105,7 +105,7 @@ class _ConfigFiles(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """A config file, the guide's default, or a package that leads to them; None for everyone else's modules."""
+        """Find a config file, the guide's default, or a package that leads to them; None for all other modules."""
         parent, _, leaf = fullname.rpartition(".")
         if parent not in self._modules if parent else leaf in sys.stdlib_module_names:
             return None
@@ -122,7 +122,7 @@ class _ConfigFiles(MetaPathFinder, Loader):
         return spec
 
     def exec_module(self, module: ModuleType) -> None:
-        """Runs a config file that another one imports; there's nothing to run in a package."""
+        """Run a config file that another one imports; a package has nothing to run."""
         origin = module.__spec__.origin if module.__spec__ else None
         if origin == BUILT_IN:
             vars(module).update(self._default)
@@ -139,7 +139,7 @@ class _ConfigFiles(MetaPathFinder, Loader):
         self.sources[module.__name__] = sources_of(bindings_of(tree), file.name, self.sources)
 
     def place_of(self, error: BaseException) -> str:
-        """Where it went wrong, as the beginning of a sentence: the line, and the file if it's an imported one."""
+        """Return the place of an error to begin a sentence with: line, and file if it's imported; may be empty."""
         frames = traceback.extract_tb(error.__traceback__)
         places = [(frame.filename, frame.lineno) for frame in frames if frame.filename in self._run_files]
         if isinstance(error, SyntaxError) and error.filename is not None:

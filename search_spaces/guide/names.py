@@ -14,18 +14,18 @@ from typing import Any
 from trials.config import ALL_LINEAR
 
 DISTRIBUTED_GPUS = 2
-"""What `distributed_training = True` stands for: the guide's preset is for two cards."""
+"""Number of GPUs that `distributed_training = True` stands for: the guide's preset is for two."""
 
 
 @dataclass(frozen=True)
 class ValueRule:
-    """What a name may hold: in words, and as a test."""
+    """Rule for the values of a name: in words, and as a test."""
 
     words: str
     holds: Callable[[Any], bool]
 
     def or_none(self) -> ValueRule:
-        """The same, or None."""
+        """Return this rule with None allowed too."""
         return ValueRule(f"{self.words}, or None", lambda value: value is None or self.holds(value))
 
 
@@ -76,7 +76,7 @@ _SAME: Mapping[str, tuple[ValueRule, str]] = {
     "wandb_run_id": (TEXT.or_none(), "tracking.run_id"),
     "save_total_limit": (COUNT.or_none(), "machine.keep_checkpoints"),
 }
-# What has no counterpart here: the loss is logged all the time, and rows are never packed.
+# Names without a counterpart here: the loss is logged all the time, and rows are never packed.
 _IDLE: Mapping[str, ValueRule] = {
     "logging_steps": ANYTHING,
     "use_packing": FLAG,
@@ -96,7 +96,7 @@ NAMES: Mapping[str, ValueRule] = {
     "gpu_id": INDEX,
     "output_dir": TEXT,
 }
-"""Everything that a config file may set."""
+"""All names that a config file may set."""
 
 GUIDE_DEFAULT: Mapping[str, Any] = {
     "model_id": "mistralai/Mistral-7B-v0.3",
@@ -134,18 +134,18 @@ GUIDE_DEFAULT: Mapping[str, Any] = {
 
 
 def idle_names(given: Mapping[str, Any]) -> list[str]:
-    """Those of the names that have no effect here."""
+    """Return those of the names that have no effect here."""
     return [name for name in given if name in _IDLE]
 
 
 def nearest_name(name: str, cutoff: float = 0.6) -> str | None:
-    """The known name that is most like this one; None if none is."""
+    """Return the known name that is most like this one; None if none is."""
     near = difflib.get_close_matches(name.lower(), NAMES, n=1, cutoff=cutoff)
     return near[0] if near else None
 
 
 def problem_with(name: str, value: Any) -> str | None:
-    """What is wrong with a name or its value, and what to do; None if nothing is."""
+    """Say what is wrong with a name or its value, and what to do; None if nothing is."""
     kind = NAMES.get(name)
     if kind is None:
         near = nearest_name(name)
@@ -164,10 +164,10 @@ def problem_with(name: str, value: Any) -> str | None:
 
 
 def translate(given: Mapping[str, Any]) -> dict[str, tuple[Any, tuple[str, ...]]]:
-    """Our settings under their dotted keys, each with the guide's names that it was made of.
+    """Return recipe settings under their dotted keys, each with the guide's names that it was made of.
 
-    The values must have no problems. A partner that isn't given, such as the accumulation steps of a lone
-    `batch_size`, is the guide's default.
+    The values must have no problems. A missing factor, such as the accumulation steps of a lone `batch_size`, is the
+    guide's default.
     """
     found: dict[str, tuple[Any, tuple[str, ...]]] = {
         key: (given[name], (name,)) for name, (_, key) in _SAME.items() if name in given

@@ -9,10 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import SMALL
 from tests.support.cli import ROOT, environment, small_search
 from tests.support.terminals import Terminal, says, wait_for
 from trials.system.processes import processes
+
+pytestmark = pytest.mark.slow
 
 OPTIONS = ["search.concurrent_trials=1", "test=null", "--budget", "20m", "--trials", "1", "--out"]
 

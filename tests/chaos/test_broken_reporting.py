@@ -12,6 +12,8 @@ from tests.orchestrator.execution.test_worker_pool import assert_all_is_well, ma
 from tests.support.breaking_proxy import BREAKS, hold_after_breaking
 from trials.console.logs import LOG_FILE
 
+pytestmark = pytest.mark.slow
+
 
 def test_neither_w_and_b_nor_who_speaks_for_a_trial_can_fail_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -35,6 +35,8 @@ from trials.errors import NothingToExport
 from trials.records.trial_dir import EndingKind
 from trials.system.locks import exclusive_lock
 
+pytestmark = pytest.mark.slow
+
 IDS = [kind.name for kind in TABLE]
 
 

@@ -23,6 +23,8 @@ from tests.trials.system.test_disk_full import needs_mount
 from trials.records.trial_dir import EndingKind
 from trials.system.processes import processes
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = [*SMALL, "train_tokens=12000", "evaluations=9"]
 ONE_AFTER_ANOTHER = [*SETTINGS, "search.concurrent_trials=1"]
 """One engine has to be opened in every session, not two."""

@@ -28,6 +28,8 @@ from trials.records.rewind import restore_latest
 from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
 from trials.system.files import append_json_line, make_folder, recover_folder, replace_folder, write_json, write_text
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["in_memory"]
 BASE_LOSSES = RowLosses([9.0, 9.0], [1, 1])
 

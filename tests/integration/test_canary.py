@@ -14,6 +14,8 @@ import pytest
 from tests.support.cli import ROOT, environment, small_search
 from trials.system.processes import processes
 
+pytestmark = pytest.mark.slow
+
 SECRETS = {
     name: f"canary-{number}-of-{name.lower()}-{number * 7919}"
     for number, name in enumerate(

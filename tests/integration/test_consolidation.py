@@ -23,6 +23,8 @@ from trials.data.dataset import load_data
 from trials.model.loading import load_tokenizer
 from trials.records.trial_dir import EndingKind
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_paused_trial_goes_on_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = [*SMALL, "engine=shared", "search.trials=2", "concurrent_trials=1", "reserve=5s", "full_trials=null"]

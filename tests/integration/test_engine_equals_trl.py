@@ -26,6 +26,8 @@ from trials.engine.model.packed_batch import PackedBatch
 from trials.records.trial_dir import EndingKind, TrialRecord
 from trials.trl.backend import run_trial
 
+pytestmark = pytest.mark.slow
+
 DRAWN, AT_ONCE, STEPS, ROWS = 12, 8, 4, 24
 TOLERANCE = 1e-4
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

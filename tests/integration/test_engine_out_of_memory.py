@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import sys
 
+import pytest
+
 from tests.support.cli import run_command
 from trials.system.oom import is_out_of_memory
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_micro_step_for_which_memory_runs_out_is_taken_in_parts_and_a_single_row_ends_its_trial_alone() -> None:

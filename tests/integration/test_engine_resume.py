@@ -21,6 +21,8 @@ from trials.records.trial_dir import EvalPoint, TrialRecord, read_trial
 from trials.train import main
 from trials.training.evaluation_loop import Decision
 
+pytestmark = pytest.mark.slow
+
 ROWS = 18
 """The checkpoint lies in the second epoch, which ends with a step of two rows."""
 ROUNDING = 2e-5

@@ -22,6 +22,8 @@ from trials.records.trial_dir import EndingKind, Origin, TrialDir, TrialRecord, 
 from trials.system.distributed import ALONE, ProcessGroup
 from trials.training.outcome import TrialInterrupted
 
+pytestmark = pytest.mark.slow
+
 ROWS = 17
 """Every epoch ends with a step of one row, of which one of the two processes has none."""
 NEAR = 1e-5

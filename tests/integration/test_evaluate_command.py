@@ -14,6 +14,8 @@ from trials.data.dataset import TrialData
 from trials.evaluate import main
 from trials.records.trial_dir import TrialRecord
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def adapter(small_trial: TrialRecord) -> str:

@@ -14,6 +14,8 @@ from trials.data.dataset import TrialData
 from trials.generate import main
 from trials.records.trial_dir import TrialRecord
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def adapter(small_trial: TrialRecord) -> str:

@@ -14,6 +14,8 @@ from search_spaces.layers import RECIPE_FOLDER
 from tests.support.cli import run_command
 from tests.support.fake_hub import MAIN, Hub
 
+pytestmark = pytest.mark.slow
+
 DEMO = RECIPE_FOLDER / "demo"
 RECIPE = """
 extends: demo

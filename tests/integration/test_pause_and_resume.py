@@ -17,6 +17,8 @@ from trials.records.trial_dir import EvalPoint, Origin, TrialRecord, read_trial
 from trials.training.evaluation_loop import Decision
 from trials.trl.backend import run_trial
 
+pytestmark = pytest.mark.slow
+
 ROWS = 18
 """Epochs end with a step of two rows."""
 ALIKE, ROUNDING = 1e-6, 1e-4

@@ -24,6 +24,8 @@ from trials.records.checkpoints import whole_checkpoints
 from trials.records.trial_dir import EndingKind, EvalPoint, TrialRecord, read_trial
 from trials.training.evaluation_loop import Decision
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Usual:

@@ -23,6 +23,8 @@ from orchestrator.state.run_dir import RunDir
 from tests.support.cli import ROOT, environment, run_command, small_search
 from trials.records.trial_dir import EndingKind, Origin, TrialRecord
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Done:
@@ -269,7 +271,7 @@ def on_eval(point):
     evaluated.set()
     if not threading.main_thread().is_alive():
         raise ValueError("flush of closed file")
-    return Decision.GO_ON
+    return Decision.CONTINUE
 
 arguments = (config, load_data(recipe.data, tokenizer), tokenizer, folder, on_eval)
 trial = threading.Thread(target=run_trial, args=arguments, daemon=True)

@@ -27,7 +27,7 @@ from trials.errors import DataError
 from trials.model.quantized_cache import load_quantized_base
 from trials.system.shared_cache import write_entry
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")]
 OTHER = 12_345
 READABLE, WRITABLE = 0o755, 0o1777
 

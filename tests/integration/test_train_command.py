@@ -21,6 +21,8 @@ from trials.records.checkpoints import whole_checkpoints
 from trials.records.trial_dir import EndingKind, Origin, TrialDir, read_trial
 from trials.train import main
 
+pytestmark = pytest.mark.slow
+
 DEMO = RECIPE_FOLDER / "demo"
 TINY = [*SMALL, "train_tokens=800", "evaluations=1", "learning_rate=1e-3"]
 

@@ -25,6 +25,8 @@ from trials.records.memory_report import read_memory_report
 from trials.records.trial_dir import Origin, TrialRecord, read_trial
 from trials.training.evaluation_loop import Decision
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 """Measured: 6e-7."""
 WITHIN_TRL = 1e-6

@@ -19,6 +19,8 @@ from packaging.version import Version
 
 from tests.support.cli import ROOT
 
+pytestmark = pytest.mark.slow
+
 # A project's build backend of its own, so that nothing is fetched: it makes an editable install of nothing.
 PYPROJECT = """
 [build-system]

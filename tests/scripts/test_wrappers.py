@@ -16,6 +16,8 @@ from tests.conftest import SMALL
 from tests.support.cli import ROOT, environment
 from tests.support.guide_configs import BY_PACKAGE, write
 
+pytestmark = pytest.mark.slow
+
 DEMO = RECIPE_FOLDER / "demo"
 TOKEN, KEY = "hf_notarealtoken123", "0123notarealkey456"
 ENV_FILE = f"# keys\n\nexport HF_TOKEN='{TOKEN}'\nWANDB_API_KEY={KEY}\nMARK=$(touch executed)\n"

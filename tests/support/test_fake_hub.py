@@ -14,6 +14,8 @@ import pytest
 from tests.support.cli import run_command
 from tests.support.fake_hub import TOKEN, Hub
 
+pytestmark = pytest.mark.slow
+
 DEMO_BASE = Path(__file__).parents[2] / "search_spaces" / "demo" / "base"
 LOAD = "from datasets import load_dataset; print(load_dataset({arguments}, split='train')['text'][:])"
 

@@ -1,1 +1,1 @@
-"""What a process says: terminal, logs, unexpected errors, encoding."""
+"""Output of a process: terminal, logs, unexpected errors, encoding."""

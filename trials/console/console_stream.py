@@ -1,4 +1,4 @@
-"""A raw stream to a console that may be gone, or takes nothing: neither is an error for who writes.
+"""Raw stream to a console that may be gone, or take nothing; neither is an error for the code that writes.
 
 Threads: the one of `Writer`, which writes for commands that don't wait.
 """
@@ -29,43 +29,43 @@ _GONE = frozenset(
         errno.ESHUTDOWN,
     }
 )
-"""What writing fails with where there's no reader any more."""
+"""Errors of a write to a console that has no reader any more."""
 _MOST_WAITING = 1000
-"""Pieces of text that wait for a console which takes nothing; later ones are left out there."""
+"""Most pieces of text that wait for a console which takes nothing; later ones are dropped."""
 
 
 class ConsoleStream(io.RawIOBase):
-    """A raw stream to one of this process's descriptors, for which a reader that is gone is no error."""
+    """Raw stream to a descriptor of this process; a reader that is gone is no error."""
 
     def __init__(self, descriptor: int, name: str) -> None:
         super().__init__()
         self.name = name
         self.copies: list[LineCopy] = []
         self.writer: Writer | None = None
-        """Writes for this stream; None: it waits itself until its console has taken everything."""
+        """Writes for this stream in a thread. None: the stream itself waits until its console has taken everything."""
         self.on_gone: Callable[[ConsoleStream, str], None] | None = None
         self._descriptor = descriptor
         self._gone: str | None = None
-        """Why nobody reads it any more."""
+        """Reason why the console is gone; None: it is there."""
 
     def fileno(self) -> int:
-        """The descriptor."""
+        """Return the descriptor."""
         return self._descriptor
 
     def move(self, descriptor: int) -> None:
-        """Shows everything on another descriptor from now on."""
+        """Write everything to another descriptor from now on."""
         self._descriptor = descriptor
 
     def isatty(self) -> bool:
-        """Whether a terminal is still there."""
+        """Return whether a terminal is still there."""
         return os.isatty(self._descriptor)
 
     def writable(self) -> bool:
-        """It is, for ever."""
+        """Return True, also when the console is gone."""
         return True
 
     def write(self, content: Any, /) -> int:
-        """Copies and then shows a piece of text. Raises `OSError` for a full disk, if it isn't another that writes."""
+        """Copy, then show a piece of text. Raises `OSError` for a full disk, unless a `Writer` writes it."""
         piece = bytes(content)
         for copy in self.copies:
             copy.write(piece)
@@ -73,20 +73,20 @@ class ConsoleStream(io.RawIOBase):
         return len(piece)
 
     def show(self, piece: bytes) -> None:
-        """Shows a piece of text without copying it."""
+        """Show a piece of text without copying it."""
         if self.writer is None:
             self.write_out(piece)
         else:
             self.writer.put(self, piece)
 
     def call_when_gone(self, on_gone: Callable[[ConsoleStream, str], None]) -> None:
-        """Has somebody told when the console goes, or at once if it is gone already."""
+        """Call `on_gone` with this stream and a reason when the console goes, or at once if it is gone already."""
         self.on_gone = on_gone
         if self._gone is not None:
             on_gone(self, self._gone)
 
     def write_out(self, piece: bytes) -> None:
-        """Writes to the descriptor, however long that takes; gives the console up if it is gone."""
+        """Write to the descriptor, however long that takes; give the console up if it is gone."""
         while piece and self._gone is None:
             try:
                 piece = piece[os.write(self._descriptor, piece) :]
@@ -105,19 +105,19 @@ class ConsoleStream(io.RawIOBase):
 
 
 class Writer:
-    """Writes to consoles in a thread of its own, in the order in which it was asked to."""
+    """Thread that writes to consoles, in the order of the requests."""
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[tuple[ConsoleStream, bytes] | threading.Event] = SimpleQueue()
         threading.Thread(target=self._write, name="console", daemon=True).start()
 
     def put(self, stream: ConsoleStream, piece: bytes) -> None:
-        """Takes a piece of text to be written; drops it if too many wait already. Safe in a signal's handler."""
+        """Queue a piece of text for writing; drop it if too many wait already. Safe in a signal handler."""
         if self._waiting.qsize() < _MOST_WAITING:
             self._waiting.put((stream, piece))
 
     def drain(self, seconds: float) -> None:
-        """Waits until all is written, but no longer than so many seconds."""
+        """Wait until all is written, but no longer than `seconds`."""
         is_done = threading.Event()
         self._waiting.put(is_done)
         is_done.wait(seconds)
@@ -133,7 +133,7 @@ class Writer:
 
 
 def lead_nowhere(descriptor: int) -> None:
-    """Makes a descriptor lead to the null device, for this process and the children that it starts."""
+    """Make a descriptor lead to the null device, for this process and the children that it starts."""
     null = os.open(os.devnull, os.O_RDWR)
     if null != descriptor:
         os.dup2(null, descriptor)

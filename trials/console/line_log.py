@@ -1,7 +1,6 @@
-"""A text file to which several processes append dated lines, each of which is on file at once.
+"""Text file to which several processes append dated lines, each of which is in the file at once.
 
-Lines are UTC, as those of `trials.console.logs`, so that files of machines in several time zones can be laid side by
-side.
+Times are UTC, as in `trials.console.logs`, so that files of machines in several time zones can be compared.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
-"""Escape sequences and control characters: they are for a terminal."""
+"""Escape sequences and control characters, which are meant for a terminal."""
 
 
 class LineLog:
@@ -24,9 +23,9 @@ class LineLog:
         self.path = path
 
     def append(self, text: str) -> bool:
-        """Appends every line of a text under the present time, in one write, so that processes don't cut lines.
+        """Append every line of a text with the present time; return whether that worked.
 
-        Returns whether that could be done.
+        It is one write, so that processes don't cut each other's lines.
         """
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         lines = [_CONTROL.sub("", line) for line in text.splitlines()]
@@ -44,13 +43,13 @@ class LineLog:
                 os.close(file)
 
     def open(self) -> int:
-        """A descriptor that appends to the file. Raises `OSError` if it can't be made."""
+        """Return a descriptor that appends to the file. Raises `OSError` if it can't be opened."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
 
 class LineCopy:
-    """Makes lines of the pieces that are written to a stream, and appends them to a log. Thread-safe."""
+    """Joins the pieces that are written to a stream into lines, and appends them to a log. Thread-safe."""
 
     def __init__(self, log: LineLog) -> None:
         self._log = log
@@ -58,7 +57,7 @@ class LineCopy:
         self._lock = threading.RLock()  # a signal's handler may print while its own thread does
 
     def write(self, content: bytes) -> None:
-        """Takes a piece of the stream; what comes after its last line break waits for the next one."""
+        """Take a piece of the stream; text after its last line break waits for the next piece."""
         with self._lock:
             whole, line_break, rest = (self._rest + content).rpartition(b"\n")
             self._rest = rest
@@ -66,5 +65,5 @@ class LineCopy:
             self._log.append(whole.decode("utf-8", "replace"))
 
     def close(self) -> None:
-        """Appends a last line that has no line break."""
+        """Append a last line that has no line break."""
         self.write(b"\n")

@@ -1,7 +1,7 @@
-"""What a trial says while it runs, kept where people find it in the morning: its log lines, and its process's output.
+"""Log lines of each trial, and the output of each process.
 
 RUN/trials/<id>/log.txt   log lines of one trial, through all its segments
-RUN/logs/<process>.log    whatever a process wrote to stdout and stderr, a library's traceback or a driver's complaint
+RUN/logs/<process>.log    all that a process wrote to stdout and stderr, such as a traceback or a driver's complaint
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 LOG_FILE = "log.txt"
 logger = logging.getLogger(__name__)
 _trial: ContextVar[Path | None] = ContextVar("trial", default=None)
-"""The folder of the trial whose thread this is: others may be in the same process."""
+"""Folder of the trial that this thread runs; others may be in the same process. None: no trial."""
 
 
 class _Dated(logging.Formatter):
-    """Lines of machines in several time zones can be laid side by side."""
+    """Formats log lines with UTC times, so that those of machines in several time zones can be compared."""
 
     converter = time.gmtime  # type: ignore[assignment]  # as the logging cookbook has it
 
@@ -31,7 +31,10 @@ class _Dated(logging.Formatter):
 
 
 class _TrialLog(logging.FileHandler):
-    """Opened at the first line. Where nothing can be written, logging complains on stderr, and the trial goes on."""
+    """Log file of one trial, opened at the first line.
+
+    If it can't be written, logging complains on stderr, and the trial goes on.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / LOG_FILE, delay=True, encoding="utf-8")
@@ -39,7 +42,7 @@ class _TrialLog(logging.FileHandler):
         self.setFormatter(_Dated())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """As its base, which doesn't expect that opening fails."""
+        """Write a record as `logging.FileHandler` does, which doesn't expect that opening fails."""
         try:
             super().emit(record)
         except OSError:
@@ -48,7 +51,7 @@ class _TrialLog(logging.FileHandler):
 
 @contextmanager
 def trial_log(folder: Path) -> Iterator[None]:
-    """Adds what this thread logs inside to the log of a trial's folder, each line at once."""
+    """Add what this thread logs inside to the log of a trial's folder, each line at once."""
     token, handler = _trial.set(folder), _TrialLog(folder)
     logging.getLogger().addHandler(handler)
     try:
@@ -61,10 +64,9 @@ def trial_log(folder: Path) -> Iterator[None]:
 
 
 def redirect_output(path: Path) -> None:
-    """From now on, this process's stdout and stderr go to the end of a file, and its log lines have a date.
+    """Append this process's stdout and stderr to a file from now on, and date its log lines.
 
-    Of all that is in the process: libraries in C write to the same descriptors. Where the file can't be opened,
-    everything stays as it is.
+    Output of C libraries is included: they write to the same descriptors. If the file can't be opened, nothing changes.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

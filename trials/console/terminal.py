@@ -1,8 +1,9 @@
-"""Standard output and error of a command, which outlives whoever reads them.
+"""Standard output and error of a command that outlives its console.
 
-A closed window, `| head -1`, a `tee` that Ctrl-C has ended: such a console is given up for good. Its descriptor leads
-to the null device from then on, so that neither a library in C nor a child process fails either. A command of hours
-doesn't even wait for its console: a person can stop a terminal (Ctrl-S), and the other end of an SSH connection sleep.
+A console can go: a closed window, `| head -1`, a `tee` that Ctrl-C has ended. It is then given up for good. Its
+descriptor leads to the null device, so that neither a library in C nor a child process fails. A command of hours
+doesn't even wait for its console. A person can stop a terminal (Ctrl-S), and the other end of an SSH connection can
+sleep.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from trials.console.line_log import LineCopy, LineLog
 _SETTLING_SECONDS = 5.0
 
 _streams: list[ConsoleStream] = []
-"""Standard output and error, once they were taken over."""
+"""Standard output and error, once `take_over` has replaced them."""
 
 
 def take_over() -> bool:
-    """Puts streams that outlive their readers in the place of this process's; whether they are there.
+    """Replace this process's stdout and stderr by streams that outlive their console; return whether they are in place.
 
-    Not where somebody has put others there already, such as pytest. Descriptors that were closed lead to the null
-    device: else the next file to be opened would get their number, and whatever is printed.
+    Not done if other code, such as pytest, has replaced them already. Closed descriptors are led to the null device.
+    Else the next file to be opened would get their number, and everything that is printed.
     """
     if _streams:
         for stream in _streams:
@@ -48,15 +49,18 @@ def take_over() -> bool:
 
 
 def _descriptor(number: int, before: Any) -> int:
-    """Where a stream goes. One that Python found closed may have lent its number to a file since, which isn't ours."""
+    """Return a stream's descriptor, or a new one to the null device if Python found it closed.
+
+    The number of a closed descriptor may belong to a file of another library since.
+    """
     return number if before is not None else os.open(os.devnull, os.O_WRONLY)
 
 
 @contextmanager
 def survives_hangup() -> Iterator[None]:
-    """Has this process, and the children that it starts inside, go on when their terminal is closed.
+    """Keep this process, and the children that it starts inside, running when their terminal is closed.
 
-    To be entered by the main thread.
+    Must be entered by the main thread.
     """
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -66,13 +70,16 @@ def survives_hangup() -> Iterator[None]:
 
 
 def speak_into(log: LineLog) -> None:
-    """For commands of hours: from now on all that is said goes to a log first, and nothing waits for the console."""
+    """Send all output to a log first, and never wait for the console. For commands of hours."""
     copy_output(log)
     write_behind()
 
 
 def copy_output(log: LineLog, *, stdout: bool = True) -> None:
-    """Copies what is said from now on to a log before it's shown; says there if the console is gone."""
+    """Copy further output to a log before it is shown; say there if the console is gone.
+
+    With `stdout` False, only standard error is copied.
+    """
     for stream in _streams:
         if stdout or stream is not _streams[0]:
             stream.copies = [LineCopy(log)]
@@ -81,10 +88,10 @@ def copy_output(log: LineLog, *, stdout: bool = True) -> None:
 
 
 def divert_errors(log: LineLog) -> None:
-    """Has what libraries in C and children say on standard error go to a log; what Python says is shown as before.
+    """Send to a log what C libraries and children write to standard error; Python's output is shown as before.
 
-    Such as what a crash leaves, or a child whose console could go later. Where the log can't be written to, nothing
-    is changed.
+    Examples are the output of a crash, or of a child whose console could go later. If the log can't be written, nothing
+    changes.
     """
     if not _streams:
         return
@@ -98,14 +105,14 @@ def divert_errors(log: LineLog) -> None:
 
 
 def write_error(text: str) -> None:
-    """Writes to standard error, also where another library has put a stream of its own before it."""
+    """Write to standard error, also where another library has put a stream of its own before it."""
     file = sys.__stderr__ if _streams else sys.stderr
     if file is not None:
         file.write(text)
 
 
 def write_behind() -> None:
-    """From now on nothing waits for the console."""
+    """Write to the console in a thread from now on, so that nothing waits for it."""
     if not _streams or _streams[0].writer is not None:
         return
     writer = Writer()
@@ -116,7 +123,7 @@ def write_behind() -> None:
 
 
 def drain_console(seconds: float = _SETTLING_SECONDS) -> None:
-    """Waits until the console has taken what was said. To be called before `os._exit`."""
+    """Wait until the console has taken all output, at most `seconds`. Must be called before `os._exit`."""
     for file in (sys.stdout, sys.stderr):
         with suppress(Exception):
             file.flush()
@@ -128,7 +135,7 @@ def drain_console(seconds: float = _SETTLING_SECONDS) -> None:
 
 
 def _tell(log: LineLog, gone: ConsoleStream, reason: str) -> None:
-    """Says once in the log that the console is gone, and on the other stream, should that still have a reader."""
+    """Say once in the log that the console is gone, and on the other stream, if that still has a reader."""
     others = [stream for stream in _streams if stream is not gone]
     for stream in _streams:
         stream.on_gone = None
@@ -143,7 +150,7 @@ def _write_at_once() -> None:
 
 
 def _text(stream: ConsoleStream, before: Any) -> io.TextIOWrapper:
-    """Text for a raw stream, encoded as it was; what the encoding lacks is escaped rather than an error."""
+    """Return a text stream on a raw one, encoded as `before`; what the encoding lacks is escaped, no error."""
     encoding, errors = "utf-8", "backslashreplace"
     if before is not None:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Trouble with what only reports on trials: a warning in the trial's log, never a trial that fails."""
+"""Failures of code that only reports on trials: a warning in the trial's log, never a failed trial."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ logger = logging.getLogger(__name__)
 
 
 class ReportingFailures:
-    """What went wrong in this process since somebody asked, by what it's about; any thread may note something."""
+    """Failures in this process since the last `pop_unreported`, by subject. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._untold: dict[str, str] = {}
 
     def record(self, about: str, text: str) -> None:
-        """Warns in the log of the trial whose thread this is, and keeps it for who asks next."""
+        """Log a warning for this thread's trial, and keep the first text of each subject for `pop_unreported`."""
         logger.warning("%s: %s", about, text)
         with self._lock:
             self._untold.setdefault(about, text)
 
     def pop_unreported(self) -> dict[str, str]:
-        """What nobody was told yet, by what it's about."""
+        """Return the texts that were not returned before, by subject."""
         with self._lock:
             taken, self._untold = self._untold, {}
         return taken
 
 
 TROUBLES = ReportingFailures()
-"""Of this process."""
+"""Failures of this process."""
 
 
 @contextmanager
 def only_reporting(about: str, note: Callable[[str, str], None] = TROUBLES.record) -> Iterator[None]:
-    """What is done inside only reports: an error in it is noted as one `about` that, and goes no further."""
+    """Turn an error inside into a call of `note(about, text)`. For code that only reports."""
     try:
         yield
     except Exception as error:

@@ -1,7 +1,7 @@
-"""Errors that nobody raised on purpose: one line for the person who meets one, the traceback in a file.
+"""Errors that no code raised on purpose: one line for the user, the traceback in a file.
 
-The file is the log of what the command works in: RUN/logs/search.log, or log.txt of a trial's folder. A command
-without such a folder leaves it in a temporary file that only this user can read.
+The file is the log of the command's folder: RUN/logs/search.log, or log.txt of a trial's folder. A command without such
+a folder leaves it in a temporary file that only this user can read.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 from trials.console.line_log import LineLog
 
 _places: list[LineLog] = []
-"""Where tracebacks go; empty: to a temporary file each."""
+"""Log that receives tracebacks; empty: each goes to a temporary file."""
 
 
 def keep_tracebacks_in(log: LineLog | None) -> None:
-    """From now on tracebacks go to the end of this log; None: to a temporary file each."""
+    """Append tracebacks to this log from now on; None: write each to a temporary file."""
     _places[:] = [] if log is None else [log]
 
 
 def explained(error: BaseException) -> str:
-    """One line about an error; its traceback is in the file that the line names."""
+    """Return one line about an error; the line names the file with its traceback."""
     path = keep_traceback(error)
     words = str(error).strip().split("\n")[0].rstrip(".")
     said = f": {words}" if words else ""
@@ -34,7 +34,7 @@ def explained(error: BaseException) -> str:
 
 
 def keep_traceback(error: BaseException) -> Path | None:
-    """Writes an error's traceback with that of its causes to a file; gives the file, or None if that's impossible."""
+    """Write an error's traceback with that of its causes to a file; return its path, or None if that's impossible."""
     text = "".join(traceback.format_exception(error))
     for place in _places:
         if place.append(text):
@@ -49,7 +49,7 @@ def keep_traceback(error: BaseException) -> Path | None:
 
 
 def explain_background_errors() -> None:
-    """Has errors in threads, and those that Python itself would only print, explained in the same way."""
+    """Explain errors in threads as `explained` does; keep the tracebacks of errors that Python would only print."""
     threading.excepthook = _in_thread
     sys.unraisablehook = _unraisable
 
@@ -60,6 +60,6 @@ def _in_thread(arguments: threading.ExceptHookArgs) -> None:
 
 
 def _unraisable(arguments: sys.UnraisableHookArgs) -> None:
-    """Nothing comes of them, so they are only kept, and only where there's a log."""
+    """Keep the traceback if there is a log; Python ignores these errors, so no line is shown."""
     if _places and arguments.exc_value is not None:
         keep_traceback(arguments.exc_value)

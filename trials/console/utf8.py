@@ -1,7 +1,7 @@
-"""UTF-8 for names of files and for text, in a command and in all processes that it starts, whatever the locale says.
+"""UTF-8 for file names and text, in a command and in all processes that it starts, whatever the locale says.
 
-Ray, Arrow and the model libraries take names of files to be UTF-8. Under another locale (LC_ALL=de_DE.ISO-8859-1)
-Python doesn't: what they write would lie in a folder with another name.
+Ray, Arrow and the model libraries take file names to be UTF-8. Under another locale (LC_ALL=de_DE.ISO-8859-1) Python
+doesn't: their files would lie in a folder with another name.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _FOLDERS = ("HOME", "HF_HOME", "HF_DATASETS_CACHE", "TMPDIR", "XDG_CACHE_HOME")
 
 
 def use_utf8() -> None:
-    """Starts this command again in Python's UTF-8 mode where the locale isn't UTF-8; it doesn't return then.
+    """Restart this command in Python's UTF-8 mode if the locale isn't UTF-8; it doesn't return then.
 
-    Raises `InputError` for names that aren't UTF-8 themselves, and for a program of somebody else's, which isn't
-    started again.
+    Raises `InputError` for names that aren't UTF-8 themselves. Also raises it in another project's program, which isn't
+    restarted.
     """
     encoding = sys.getfilesystemencoding()
     if encoding.lower() not in ("utf-8", "utf8"):
@@ -36,13 +36,13 @@ def use_utf8() -> None:
 
 
 def _is_command() -> bool:
-    """Whether this process is `python -m` of one of ours."""
+    """Return whether this process is `python -m` of one of our modules."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec is not None and spec.name.partition(".")[0] in _PACKAGES
 
 
 def _names() -> Iterator[tuple[str, str]]:
-    """What names files here, and is passed on to libraries."""
+    """Yield the names that become file names here or in libraries, each with a word for its origin."""
     yield from (("the argument", name) for name in sys.argv[1:])
     yield from ((name, os.environ[name]) for name in _FOLDERS if name in os.environ)
     with suppress(OSError):  # a folder that is gone

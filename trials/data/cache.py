@@ -1,4 +1,4 @@
-"""Where tokenised rows are kept: beside the other data sets of the `datasets` library, by the hash of their content."""
+"""Cache of tokenised rows: beside the other data sets of the `datasets` library, by the hash of their content."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 VERSIONS = {"messages": 2}
-"""By format, 1 for those not named: goes up whenever the same rows would be tokenised differently than before.
+"""Version of each format's tokenisation, 1 for those not named; goes up when the same rows are tokenised differently.
 
-It's a part of what a search knows its rows by, so one that was begun before can't be resumed.
+It is part of the rows' fingerprint, so a search that was begun with another version can't be resumed.
 """
 
 
 def cached_dir(key: str, make: Callable[[Path], None], is_whole: Callable[[Path], bool]) -> Path:
-    """The folder that belongs to a key; made if it isn't there yet, whole or not at all, by whoever comes first.
+    """Return the folder of a key. The first process that needs it makes it, whole or not at all.
 
-    What another has there is read, but never set aside if it's damaged: then one's own is made in another place.
-    Raises `DataError` where it can be written nowhere.
+    Another user's folder is read, but never set aside if it's damaged: this user's is then made in another place.
+    Raises `DataError` if it can be written nowhere.
     """
     wanted = places(cache_folder(), key, "rows")
     for folder in wanted:
@@ -58,15 +58,15 @@ def cached_dir(key: str, make: Callable[[Path], None], is_whole: Callable[[Path]
 
 
 def cache_folder() -> Path:
-    """`qlora-orchestrator` in the cache of `datasets`, which HF_HOME and HF_DATASETS_CACHE move."""
-    # `datasets` says so too, but takes a second to load, and not everybody here needs it.
+    """Return `qlora-orchestrator` in the cache of `datasets`, which HF_HOME and HF_DATASETS_CACHE move."""
+    # `datasets` has this path too, but takes a second to import, and not every caller needs it.
     from huggingface_hub.constants import HF_HOME
 
     return Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets") / "qlora-orchestrator"
 
 
 def fingerprint(settings: DataSettings, sources: Mapping[str, DataSource], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Equal if, and only if, the same content is tokenised in the same way."""
+    """Return a hash that is equal if, and only if, the same content is tokenised in the same way."""
     choices = settings.model_dump(mode="json", exclude={"train", "eval", "test"})
     content = {name: _content(source) for name, source in sources.items()}
     parts: list[Any] = [VERSIONS.get(settings.format, 1), choices, content, _tokenizer_content(tokenizer)]
@@ -86,7 +86,7 @@ def _content(source: DataSource) -> list[Any]:
 
 
 def _commit(source: DataSource) -> str | None:
-    """What a name on the hub means now, where it's not fixed already: a branch moves."""
+    """Return the commit of a data set on the hub; a revision that is no commit is looked up, because a branch moves."""
     from trials.sources.hub import COMMIT, pin_dataset
 
     if COMMIT.fullmatch(source.revision or ""):

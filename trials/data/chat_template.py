@@ -12,14 +12,17 @@ from trials.sources.source import expanded
 
 _FOLDER = Path(__file__).parent / "chat_templates"
 TEMPLATES = tuple(sorted(file.stem for file in _FOLDER.glob("*.jinja")))
-"""mistral: `[INST] question [/INST] answer`; zephyr: `<|user|>` and `<|assistant|>` on lines, EOS after each turn."""
+"""Names of the project's own templates.
+
+mistral: `[INST] question [/INST] answer`. zephyr: `<|user|>` and `<|assistant|>` on lines, EOS after each turn.
+"""
 
 
 def chosen_template(own: Any, settings: ModelSettings) -> str | None:
-    """The chat template to use: the one that is set, else the tokenizer's `own`; None if there is neither.
+    """Return the chat template to use: the one that is set, else the tokenizer's `own`; None if there is neither.
 
-    A tokenizer may have several by name, of which `default` is its own, and each can be set by its name. Raises
-    `ModelError` if the one that is set doesn't exist, or several are there and none is `default` or set.
+    A tokenizer may have several by name; `default` is its own, and each can be set by its name. Raises `ModelError` if
+    the one that is set doesn't exist, or several exist and none is `default` or set.
     """
     named = {str(name): str(text) for name, text in own.items()} if isinstance(own, Mapping) else {}
     if settings.chat_template is not None:
@@ -35,7 +38,7 @@ def chosen_template(own: Any, settings: ModelSettings) -> str | None:
 
 
 def chat_template(name: str) -> str:
-    """The text of a template that ships with the project, or of a Jinja file. Raises `ModelError` if there is none."""
+    """Return the text of a template of the project, or of a Jinja file. Raises `ModelError` if there is none."""
     file = _FOLDER / f"{name}.jinja" if name in TEMPLATES else expanded(name)
     try:
         return file.read_text(encoding="utf-8")

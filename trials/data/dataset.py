@@ -32,17 +32,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrialData:
-    """What trials train on (`train`), are judged by (`eval`), and never see (`test`)."""
+    """Splits of a search: trials train on `train` and are evaluated on `eval`; they never see `test`, if given."""
 
     train: Split
     eval: Split
     test: Split | None
     fingerprint: str
-    """Of the content of all rows and of how they were tokenised."""
+    """Hash of the content of all rows and of how they were tokenised."""
 
 
 def load_data(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> TrialData:
-    """Reads, checks and tokenises all rows, or opens what an earlier call left in the cache.
+    """Read, check and tokenise all rows, or open what an earlier call left in the cache.
 
     Raises `DataError` for anything that can't be used.
     """
@@ -54,7 +54,7 @@ def load_data(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Tri
 
 
 def load_split(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Split:
-    """The rows of `settings.eval` alone, `eval_rows` of them. Raises `DataError` as `load_data` does."""
+    """Return the rows of `settings.eval` alone, `eval_rows` of them. Raises `DataError` as `load_data` does."""
     _, folder = _tokenised({EVAL: parse_source(settings.eval)}, settings, tokenizer)
     return open_split(folder, EVAL)
 
@@ -62,7 +62,7 @@ def load_split(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Sp
 def _tokenised(
     sources: Mapping[str, DataSource], settings: DataSettings, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, Path]:
-    """The rows' fingerprint, and the folder that holds them."""
+    """Return the rows' fingerprint, and the folder that holds them."""
     if settings.format == "messages" and tokenizer.chat_template is None:
         raise DataError(
             "the base model has no chat template, and conversations need one. Set model.chat_template to zephyr, to "
@@ -76,7 +76,7 @@ def _tokenised(
 
 @contextmanager
 def _all_cores() -> Iterator[None]:
-    """Lets the tokenizer use them; the command lines switch that off, as it warns when a process forks later."""
+    """Let the tokenizer use all cores; the command lines switch that off, as it warns when a process forks later."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     try:
@@ -88,7 +88,7 @@ def _all_cores() -> Iterator[None]:
 
 
 class _DatasetBuilder:
-    """One way from sources to tokenised rows on disk: check all, choose, refuse overlap, tokenise."""
+    """Makes tokenised rows on disk from sources: check all, sample, refuse overlap, tokenise."""
 
     def __init__(
         self, sources: Mapping[str, DataSource], settings: DataSettings, tokenizer: PreTrainedTokenizerBase
@@ -101,7 +101,7 @@ class _DatasetBuilder:
         self._forbidden = tuple(str(text) for text in forbidden if text)
 
     def write(self, folder: Path) -> None:
-        """Writes all splits. Nothing is tokenised before all rows of all sources have been checked."""
+        """Write all splits. Nothing is tokenised before all rows of all sources have been checked."""
         checked = {name: check(source, self._reading(name)) for name, source in self._sources.items()}
         sampled = {name: self._sample(name, len(found.ids)) for name, found in checked.items()}
         used = {name: indices - self._overlapping(name, checked, sampled) for name, indices in sampled.items()}
@@ -109,7 +109,7 @@ class _DatasetBuilder:
             self._write_split(folder, name, source, checked[name], sampled[name], used[name])
 
     def _reading(self, name: str) -> ValidatedRows:
-        # What is selected is what's learned from; what all are judged by stays the same.
+        # `data.select` is for training rows; the rows that all trials are evaluated on stay the same.
         select = self._settings.select if name == TRAIN else "all"
         return ValidatedRows(
             to_example=RowReader(self._settings.format, select),
@@ -132,7 +132,7 @@ class _DatasetBuilder:
     def _overlapping(
         self, name: str, checked: Mapping[str, ValidationSummary], sampled: Mapping[str, frozenset[int]]
     ) -> frozenset[int]:
-        """Rows of a held-out split that stand in one before it: eval after train, test after both."""
+        """Return the rows of a held-out split that are also in one before it: eval after train, test after both."""
         found: set[int] = set()
         keys = checked[name].keys
         for before in list(self._sources)[: list(self._sources).index(name)]:

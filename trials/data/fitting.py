@@ -1,4 +1,4 @@
-"""Examples as tokens, every row within the maximum length."""
+"""Tokenised examples, every row within the maximum length."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class LengthFilter:
-    """Tokenises examples, and sees to it that every row is within the maximum length."""
+    """Tokenises examples, and keeps every row within the maximum length."""
 
     def __init__(self, settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> None:
         self._settings = settings
@@ -31,11 +31,11 @@ class LengthFilter:
         self.too_long = 0
         self.shortened = 0
         self.not_rendered = 0
-        """Rows whose content the chat template refused, where bad rows are dropped."""
+        """Rows that the chat template refused, where bad rows are dropped."""
         self._longest = 0
 
     def fit(self, examples: Iterator[Example]) -> Iterator[tuple[Example, TokenizedRow]]:
-        """The rows that fit, or were made to."""
+        """Yield the rows that fit, or were shortened to fit."""
         while batch := list(islice(examples, _BATCH_ROWS)):
             for example, row in self._tokenized(batch):
                 found = self._fitting(example, row)
@@ -43,7 +43,7 @@ class LengthFilter:
                     yield found
 
     def report(self, source: DataSource, *, kept: int, used: int) -> None:
-        """Raises `DataError` if rows that are too long were not to be dropped, or nothing is left."""
+        """Log the dropped rows. Raises `DataError` if rows that are too long may not be dropped, or nothing is left."""
         if self.not_rendered:
             logger.warning("%s: the chat template refuses what %d row(s) say", source.text, self.not_rendered)
         if not self.too_long:
@@ -56,7 +56,7 @@ class LengthFilter:
         logger.warning("%s; they are dropped, as data.too_long says", said)
 
     def _tokenized(self, examples: Sequence[Example]) -> Iterator[tuple[Example, TokenizedRow | None]]:
-        """Every example with its row; None where a long conversation is tokenised when it's shortened."""
+        """Yield every example with its row; None for a long conversation, which is tokenised when it's shortened."""
         at_once = [example for example in examples if not self._waits(example)]
         try:
             rows = iter(tokenize(at_once, self._tokenizer))

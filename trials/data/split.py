@@ -1,4 +1,4 @@
-"""The tokenised rows of one split: written once as an Arrow file, memory-mapped by everybody who reads them."""
+"""Tokenised rows of one split: written once as an Arrow file, memory-mapped by all readers."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ _ASIDE = {
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of a source's rows. The rows that are kept are `rows`; all others but `read` are rows that aren't."""
+    """Counts of a source's rows: all that were `read`, the `rows` that are kept, and the others by reason."""
 
     read: int
     rows: int
     bad: int
-    """Don't fit the format."""
+    """Rows that don't fit the format."""
     left_out: int
-    """Not among those that `data.select` asks for."""
+    """Rows that `data.select` doesn't ask for."""
     not_sampled: int
-    """Beyond the number or fraction that was asked for."""
+    """Rows beyond the number or fraction that was asked for."""
     overlapping: int
-    """Stand in a split that is trained on, or in eval."""
+    """Rows that are also in a split that is trained on, or in eval."""
     too_long: int
-    """Longer than the maximum length."""
+    """Rows longer than the maximum length."""
     shortened: int
-    """Kept, without their last turns or their question's end."""
+    """Rows kept without their last turns or their question's end."""
     tokens: int
     completion_tokens: int
     longest: int
@@ -53,7 +53,7 @@ class Counts:
     """Fields of the rows that the format doesn't read, and that change nothing."""
 
     def in_words(self) -> str:
-        """For people: how many rows of how many tokens, and why not more."""
+        """Return, for people, how many rows of how many tokens there are, and why not more."""
         aside = [f"{getattr(self, key):,} {words}" for key, words in _ASIDE.items() if getattr(self, key)]
         without = f"; {self.read:,} read, without {', '.join(aside)}" if aside else ""
         shortened = f"; {self.shortened:,} of them shortened" if self.shortened else ""
@@ -63,13 +63,13 @@ class Counts:
         )
 
     def unread_in_words(self) -> str:
-        """For people: the columns that aren't used; empty if all are."""
+        """Return, for people, the columns that aren't used; empty if all are."""
         more = len(self.unread) - _SHOWN_FIELDS
         return ", ".join(self.unread[:_SHOWN_FIELDS]) + (f" and {more} more" if more > 0 else "")
 
 
 class _LazyRows(Sequence[T], Generic[T]):
-    """Reads one row of the file whenever it's asked for."""
+    """Reads one row of the file at each access."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
@@ -105,7 +105,7 @@ class _Examples(_LazyRows[Example]):
 
 
 class Split:
-    """Rows as tokens and as text (same order, same length), and what became of the others."""
+    """Rows as tokens and as text (same order, same length), and the counts of all rows of the source."""
 
     def __init__(self, file: Path, counts: Counts) -> None:
         from datasets import Dataset
@@ -134,7 +134,7 @@ class Split:
         return Epoch(len(self), self.tokens)
 
     def longest_rows(self, tokens: int) -> list[TokenizedRow]:
-        """The longest rows, the longest first, until they have so many tokens together."""
+        """Return the longest rows, the longest first, until they have `tokens` tokens together."""
         lengths = self.dataset.data.column("input_ids").combine_chunks().value_lengths().to_numpy()
         order = lengths.argsort(kind="stable")[::-1]
         count = int(lengths[order].cumsum().searchsorted(tokens)) + 1
@@ -147,13 +147,13 @@ class Split:
 
 
 def open_split(folder: Path, name: str) -> Split:
-    """A split that `write_split` wrote."""
+    """Open a split that `write_split` and `write_counts` wrote."""
     counts = Counts(**json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
     return Split(folder / f"{name}.arrow", counts)
 
 
 def is_whole(folder: Path, names: Iterable[str]) -> bool:
-    """Whether all these splits can be read, with as many rows as were written."""
+    """Return whether all these splits can be read, with as many rows as were written."""
     try:
         return all(len(found.dataset) == len(found) for found in (open_split(folder, name) for name in names))
     except (OSError, ValueError, TypeError, KeyError):
@@ -161,7 +161,7 @@ def is_whole(folder: Path, names: Iterable[str]) -> bool:
 
 
 def write_split(folder: Path, name: str, pairs: Iterable[tuple[Example, TokenizedRow]]) -> dict[str, int]:
-    """Writes the rows; gives their number, their tokens, those that are learned, and the longest row's."""
+    """Write the rows; return their number, their tokens, those that are learned, and the longest row's."""
     from datasets.arrow_writer import ArrowWriter
 
     found = {"rows": 0, "tokens": 0, "completion_tokens": 0, "longest": 0}
@@ -177,7 +177,7 @@ def write_split(folder: Path, name: str, pairs: Iterable[tuple[Example, Tokenize
 
 
 def write_counts(folder: Path, name: str, counts: Counts) -> None:
-    """Goes with `write_split`."""
+    """Write a split's counts, beside the rows that `write_split` wrote."""
     write_json(folder / f"{name}.json", asdict(counts))
 
 

@@ -1,4 +1,4 @@
-"""Whether a chat template takes a conversation, found out before any row is tokenised."""
+"""Check that a chat template can render a conversation, before any row is tokenised."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class TemplateCheck:
-    """Tries a template on every sequence of roles once, with a word in place of what is said.
+    """Tries a template on every sequence of roles once, with a word in place of each content.
 
-    Templates refuse roles and their order, and hardly ever a content, so rows with the same roles share one answer. It
-    is also the answer for templates that leave a turn out without a word, often that of the system.
+    Templates refuse roles and their order, and hardly ever a content, so rows with the same roles share one result. It
+    also finds templates that silently leave a turn out, often the system's.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -24,7 +24,7 @@ class TemplateCheck:
         self._refusals: dict[tuple[str, ...], str | None] = {}
 
     def check(self, example: Example) -> None:
-        """Raises `BadRow` if the template can't render a conversation of these roles, or leaves a turn out."""
+        """Raise `BadRow` if the template can't render a conversation of these roles, or leaves a turn out."""
         if not example.prompt or self._tokenizer.chat_template is None:
             return
         roles = tuple(message.role for message in example.messages)

@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The target of a token that carries no loss, as in torch's cross-entropy."""
 MANY_ANSWERS = 4
-"""Conversations with more are tokenised one by one and piece by piece, at a cost that grows with their length."""
+"""Most answers of a conversation that is tokenised in a batch.
+
+Longer ones are tokenised one by one and piece by piece, at a cost that grows with their length.
+"""
 
 
 class NotRendered(DataError):
     """The chat template can't render a conversation."""
 
     def __init__(self, cause: str, row: str = "") -> None:
-        """`cause` is what the template says."""
+        """Take the template's message as `cause`; `row` is a prefix that names the row."""
         self.cause = cause
         self.reason = f"the tokenizer's chat template can't render it ({cause})"
         super().__init__(f"{row}{self.reason}. Mend the row, or set another model.chat_template.")
@@ -30,7 +33,7 @@ class NotRendered(DataError):
 
 @dataclass(frozen=True)
 class TokenizedRow:
-    """One row as the model sees it; `labels` has the length of `input_ids`, and -100 where nothing is learned."""
+    """One row as model input; `labels` has the length of `input_ids`, and -100 where nothing is learned."""
 
     id: str
     input_ids: Sequence[int]
@@ -43,17 +46,17 @@ class TokenizedRow:
 
 
 def prompt_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a conversation so far, ready for the model to answer: one BOS where the tokenizer has one, no EOS."""
+    """Return the ids of a conversation so far, ready for an answer: one BOS if the tokenizer has one, no EOS."""
     text = render(messages, tokenizer, is_open=True)
     return _with_one_bos(encode([text], tokenizer)[0], tokenizer)
 
 
 def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedRow]:
-    """Rows in the tokenizer's chat template, in which every answer of the assistant is learned with its EOS.
+    """Tokenise examples in the tokenizer's chat template; every answer of the assistant is learned with its EOS.
 
-    An answer that is mere context isn't learned. Where a template renders earlier turns differently once they are
+    An answer that is mere context isn't learned. If a template renders earlier turns differently once they are
     answered, only the last answer is learned. A plain text is learned whole, BOS excepted. Raises `NotRendered` if the
-    template can't render a row, `DataError` if it ends an answer too early.
+    template can't render a row, `DataError` if it ends an answer too early or never.
     """
     eos = eos_id(tokenizer)
     few = [example for example in examples if answers_of(example) <= MANY_ANSWERS]
@@ -72,12 +75,12 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def answers_of(example: Example) -> int:
-    """How many turns are the assistant's."""
+    """Return how many turns are the assistant's."""
     return sum(message.role == ASSISTANT for message in example.messages)
 
 
 def closed_length(example: Example, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens of a conversation as its template renders it once, at a cost that grows with its length.
+    """Return the tokens of a conversation that its template renders once, at a cost that grows with its length.
 
     It's the length of the row that `tokenize` makes, unless earlier turns are rendered differently once answered.
     """
@@ -92,7 +95,7 @@ def _tokenized_by_pieces(example: Example, eos: int, tokenizer: PreTrainedTokeni
 
 
 def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of the token that ends an answer. Raises `DataError` if there is none."""
+    """Return the id of the token that ends an answer. Raises `DataError` if there is none."""
     eos = tokenizer.eos_token_id
     if not isinstance(eos, int):
         raise DataError("the tokenizer has no end-of-sequence token; without one a model never learns to stop.")
@@ -100,7 +103,7 @@ def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _texts(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """The whole row, then for every answer all that stands before it."""
+    """Yield the whole row, then for every answer all that stands before it."""
     if not example.prompt:
         yield example.completion
         return
@@ -120,7 +123,7 @@ def _tokenized(example: Example, ids: list[list[int]], eos: int, tokenizer: PreT
         begins = int(whole[0] == tokenizer.bos_token_id)
         return TokenizedRow(example.id, whole, [IGNORED] * begins + whole[begins:])
     if any(whole[: len(start)] != start for start in starts):
-        # The prompt must be what it is when the model is asked, so the last answer is put behind it by itself.
+        # The prompt must be tokenised as at inference, so the last answer is tokenised by itself and put behind it.
         starts = starts[-1:]
         whole = [*starts[0], *encode([example.completion], tokenizer)[0]]
     first = len(starts[-1])
@@ -132,7 +135,7 @@ def _tokenized(example: Example, ids: list[list[int]], eos: int, tokenizer: PreT
 
 
 def _labels(example: Example, ids: list[int], answers: list[tuple[int, bool]], eos: int) -> list[int]:
-    """The targets; `answers` are the places where answers begin, and whether they are learned."""
+    """Return the targets; `answers` are the positions at which answers begin, and whether they are learned."""
     labels = [IGNORED] * len(ids)
     limits = [*(start for start, _ in answers[1:]), len(ids)]
     for (start, is_learned), limit in zip(answers, limits, strict=True):
@@ -153,7 +156,7 @@ def _labels(example: Example, ids: list[int], answers: list[tuple[int, bool]], e
 
 
 def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, is_open: bool) -> str:
-    """A conversation as the chat template writes it; `is_open`: ready for an answer. Raises `NotRendered`."""
+    """Return a conversation as the chat template writes it; `is_open`: ready for an answer. Raises `NotRendered`."""
     if tokenizer.chat_template is None:
         # Base models come without a template: the prompt, a line break, the completion and its end.
         after = {ASSISTANT: str(tokenizer.eos_token)}
@@ -168,16 +171,17 @@ def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, i
 
 
 def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids of texts as they are: neither template nor BOS nor EOS is added."""
+    """Return the ids of texts as they are: neither template nor BOS nor EOS is added."""
     # Tokenizers of transformers 5.23 raise IndexError for no texts.
     return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
 
 
 def encode_alike(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """What `encode` gives, for texts that begin alike, of which the first holds nearly all; each piece encoded once.
+    """Return the same ids as `encode`, for texts that begin alike; each piece is encoded once.
 
-    Tokenizers cut texts at special tokens before all else, so what stands between two EOS can be encoded by itself.
-    Where that doesn't hold, by the first text's ids, all are encoded whole.
+    The first text must hold nearly all of the others. Tokenizers cut texts at special tokens before all else, so the
+    text between two EOS can be encoded by itself. If the first text's ids show that this doesn't hold, all texts are
+    encoded whole.
     """
     eos, eos_id = str(tokenizer.eos_token), tokenizer.eos_token_id
     cut = [text.split(eos) for text in texts]
@@ -203,7 +207,7 @@ def _with_one_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[in
 
 
 def _with_one_eos(ids: list[int], eos: int) -> list[int]:
-    # What a template puts after its last EOS (often a line break) is no part of the answer.
+    # Tokens that a template puts after its last EOS (often a line break) are no part of the answer.
     end = len(ids)
     if eos in ids:
         end = len(ids) - ids[::-1].index(eos)

@@ -1,4 +1,4 @@
-"""Makes rows fit by whole turns and by the end of a prompt; an answer is never cut."""
+"""Shortening of rows by whole turns and by the end of a prompt; an answer is never cut."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def truncate(example: Example, limit: int, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, TokenizedRow] | None:
-    """The example within `limit` tokens; None if even its first answer alone doesn't fit.
+    """Return the example within `limit` tokens, and its row; None if even its first answer alone doesn't fit.
 
     Later turns of a conversation are left out first, then the end of its only question. Costs about as much as
     tokenising the whole once, however many turns are too many.
@@ -45,13 +45,13 @@ class _Beginnings:
         ]
 
     def exactly(self, answers: int) -> tuple[Example, TokenizedRow]:
-        """The beginning with so many answers."""
+        """Return the beginning with so many answers to learn, and its row."""
         found = self._cut(self._ends[answers - 1])
         return found, tokenize([found], self._tokenizer)[0]
 
     def longest(self, limit: int) -> tuple[Example, TokenizedRow] | None:
-        """The most turns within `limit` tokens; None if the first answer is beyond it."""
-        # Found by a length that is cheap and nearly always right, then set right by the rows themselves, which are
+        """Return the beginning with the most turns within `limit` tokens; None if the first answer is beyond it."""
+        # The search uses a length that is cheap and nearly always right. The rows themselves then correct it; they are
         # hardly longer than the limit.
         answers = bisect_right(self._ends, limit, key=lambda end: closed_length(self._cut(end), self._tokenizer))
         best = None

@@ -1,4 +1,4 @@
-"""The examples of a source: every row is checked first, and all that is wrong is said at once."""
+"""Examples of a source: every row is checked first, and all faults are reported at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ValidatedRows:
-    """How to read a source: what makes examples of its rows, what they mustn't contain, what happens to bad ones."""
+    """Way to read a source: the reader of its rows, texts they mustn't contain, and the treatment of bad ones."""
 
     to_example: RowReader
     forbidden: tuple[str, ...]
@@ -28,10 +28,10 @@ class ValidatedRows:
     drop_bad: bool
     format: str
     template: TemplateCheck | None = None
-    """None: no template will have to render the rows."""
+    """None: no template has to render the rows."""
 
     def examples(self, source: DataSource) -> Iterator[tuple[str, Example | BadRow | None]]:
-        """Every row of a source: its place, and an example, what is wrong with it, or None if it wasn't asked for."""
+        """Yield every row of a source: its place, and an example, a `BadRow`, or None if it isn't selected."""
         for place, row in read_rows(source):
             if isinstance(row, BadRow):
                 yield place, row
@@ -47,7 +47,7 @@ class ValidatedRows:
                 yield place, problem
 
     def good(self, source: DataSource) -> Iterator[Example]:
-        """Only the examples."""
+        """Return only the examples."""
         return (found for _, found in self.examples(source) if isinstance(found, Example))
 
     def _refuse_specials(self, example: Example) -> None:
@@ -63,11 +63,11 @@ class ValidatedRows:
 
 @dataclass
 class ValidationSummary:
-    """What the check of a source found: ids and keys of its examples, in order, and how many rows were no examples."""
+    """Result of a source's check: ids and keys of its examples, in order, and how many rows were no examples."""
 
     ids: list[str] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
-    """Equal for equal prompts: a row that is answered twice must not stand in two splits."""
+    """Hashes of prompts, equal for equal prompts: a row that is answered twice must not be in two splits."""
     bad: int = 0
     left_out: int = 0
     """Good rows that `data.select` doesn't ask for."""
@@ -76,7 +76,7 @@ class ValidationSummary:
 
 
 def check(source: DataSource, reading: ValidatedRows) -> ValidationSummary:
-    """Reads all rows. Raises `DataError` that names the bad ones, up to 20 faults, unless those are to be dropped."""
+    """Read all rows. Raises `DataError` that names the bad ones, up to 20 faults, unless those are to be dropped."""
     checked, problems = ValidationSummary(), BadRows()
     for place, found in reading.examples(source):
         if found is None:

@@ -1,1 +1,1 @@
-"""The shared-base engine: many trials train at once on one resident base model."""
+"""Shared-base engine: many trials train at once on one resident base model."""

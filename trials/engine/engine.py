@@ -1,4 +1,4 @@
-"""The engine: one resident base model on which trials come and go, side by side."""
+"""Engine of one process: one resident base model on which many trials train at the same time."""
 
 from __future__ import annotations
 
@@ -39,15 +39,19 @@ _SWITCH_SECONDS = 5e-5
 
 
 class Engine:
-    """Trains many trials of one base model in this process; its methods may be called from many threads at once."""
+    """Trainer of many trials on one base model in this process; its methods may be called from many threads at once."""
 
     def __init__(self, settings: ModelSettings, machine: Machine, ranks: ProcessGroup = ALONE) -> None:
-        """Loads the base model. Raises `ModelError` if it can't be, has no room, or its layers are unknown.
+        """Load the base model.
 
-        With other `ranks`, each of which has an engine, all are given the same trials, one after the other.
+        With more than one of `ranks`, each has an engine, and all are given the same trials, one after the other.
+
+        Raises:
+            ModelError: If the model can't be loaded, doesn't fit into memory, or has layers that the engine doesn't
+                know.
         """
-        # Whoever computes gives up Python's lock with every operation, and would wait 5 ms each time to have it back
-        # from a trial's thread that is at work.
+        # The computing thread releases Python's lock in every torch operation. With the default switch interval it
+        # would wait up to 5 ms each time to get the lock back from a busy trial thread.
         sys.setswitchinterval(_SWITCH_SECONDS)
         use_expandable_segments()
         self._loop = _opened(settings, machine)
@@ -70,10 +74,10 @@ class Engine:
         is_called_off: Callable[[], bool] = never,
         on_log: OnLog = unheard,
     ) -> Ending | None:
-        """As `trials.trl.backend.run_trial`, and in the same files.
+        """Train one trial; arguments, result and files are those of `trials.trl.backend.run_trial`.
 
-        A trial that `is_called_off` leaves after the optimizer step in work, as one that the callback stopped. `on_log`
-        is told what is logged between evaluations.
+        Once `is_called_off` returns True, the trial ends after the current optimizer step and returns None. `on_log`
+        receives what is logged between evaluations.
         """
         timer = resumed_timer(checkpoint)
         asked = self._asked(on_eval)
@@ -89,7 +93,7 @@ class Engine:
         folder: TrialDir,
         on_eval: OnEval,
     ) -> Ending:
-        """As `trials.trl.backend.evaluate_base`."""
+        """Evaluate the base model; arguments, result and files are those of `trials.trl.backend.evaluate_base`."""
         with self._loop.heartbeat.working(), ExitStack() as leaving:
 
             def trained_model() -> EngineModel:
@@ -103,19 +107,19 @@ class Engine:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it was closed, or has broken down through no trial's fault; it refuses trials from then on."""
+        """Whether the engine was closed or has failed through no trial's fault; it refuses trials from then on."""
         return self._loop.has_ended
 
     def seconds_since_progress(self) -> float | None:
-        """How long the thread that has been silent longest has been; None: nobody trains or evaluates.
+        """Return the seconds since the oldest of the threads' last heartbeats; None: no thread has work.
 
-        Of the engine's own thread and those of its trials, each while it has something to do: a trial that waits for
-        the engine's turn, or for the word of `on_eval`, isn't counted.
+        Counted are the engine's own thread and those of its trials, each while it has work. A trial that waits for the
+        engine or for `on_eval` isn't counted.
         """
         return self._loop.heartbeat.seconds_since_progress()
 
     def close(self) -> None:
-        """Ends the engine; trials that still train are cut off."""
+        """End the engine; trials that still train are interrupted."""
         self._loop.close()
 
     def _in_its_memory(self, job: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
@@ -135,7 +139,7 @@ class Engine:
             yield
 
     def _asked(self, on_eval: OnEval) -> OnEval:
-        """Whoever is asked may think it over for long: the trial doesn't hang."""
+        """Wrap `on_eval` so that the time it takes doesn't count as a hanging trial."""
 
         def asked(point: EvalPoint) -> Decision:
             with self._loop.heartbeat.resting():
@@ -144,7 +148,7 @@ class Engine:
         return asked
 
     def _eval_rows(self, data: TrialData) -> Sequence[TokenizedRow]:
-        """Read once for all trials."""
+        """Return the eval rows, which are read once for all trials on the same data."""
         with self._rows_lock:
             if data.fingerprint != self._fingerprint:
                 self._rows, self._fingerprint = list(data.eval.rows), data.fingerprint
@@ -158,7 +162,7 @@ def _opened(settings: ModelSettings, machine: Machine) -> StepLoop:
         if not is_out_of_memory(error):
             raise
         reason = first_line(error)
-    # Only here, where the error's frames and the base model in them are gone.
+    # Outside of the `except` block, because the error's frames keep the base model in memory.
     raise ModelError(
         f"there isn't memory for the base model {settings.name!r} and micro-steps of a single row: {reason}. End other "
         "processes that use this GPU, allow more in machine.gpu_memory_gib, or choose a smaller model."

@@ -1,4 +1,4 @@
-"""What the engine can train; every other configuration goes to TRL by itself. Loads no torch by being imported."""
+"""Configurations that the engine can train; all others go to TRL automatically. Importing this loads no torch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from trials.config import TrialConfig
 from trials.model.architecture import ARCHITECTURES, ModelShape, model_shape
 
 HEAD_SIZES = (16, 32, 64, 128, 256)
-"""Features of an attention head that the GPU's kernels know."""
+"""Sizes of an attention head that the GPU kernels support."""
 
 
 def unsupported_reason(config: TrialConfig, processes: int = 1, base: ModelShape | None = None) -> str | None:
-    """Why the engine can't run this configuration in so many processes a trial, in a sentence; None if it can.
+    """Return why the engine can't run this configuration, as a phrase; None if it can.
 
-    `base` is of the configuration's base model; None: its config is read.
+    `processes` is the number of processes a trial. `base` is the shape of the base model; None: its config is read.
 
-    Raises `ModelError` if that can't be done.
+    Raises:
+        ModelError: If that config can't be read.
     """
     hyperparameters = config.hyperparameters
     if hyperparameters.use_dora:

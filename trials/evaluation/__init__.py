@@ -1,1 +1,1 @@
-"""Judging a model on rows: loss, answers, comparison, verification of an export."""
+"""Evaluation of a model on rows: loss, answers, comparison, verification of an export."""

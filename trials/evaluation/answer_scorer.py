@@ -1,4 +1,4 @@
-"""When a trial's model answers the first eval rows, and what the answers are worth. It decides nothing."""
+"""Scores of a trial's answers to the first eval rows; they never influence the trial."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class AnswerScorer:
-    """Scores one trial's model and writes that to its folder; does nothing where the recipe asks for no score."""
+    """Scorer of one trial's model that writes to the trial's folder; inactive if the recipe asks for no score."""
 
     def __init__(
         self,
@@ -46,17 +46,18 @@ class AnswerScorer:
         self._ranks = ranks
 
     def is_due(self, tokens_seen: int, tokens_before: int, *, is_last: bool) -> bool:
-        """Whether an evaluation is to be scored: the last one, and the first that has seen enough tokens.
+        """Return whether an evaluation is to be scored: the last one, and each that first reaches a set token count.
 
-        `tokens_before` were seen at the evaluation before it.
+        `tokens_before` is the number of tokens seen at the evaluation before it. The counts are `score_at_tokens` of
+        `trials.config.TrialConfig`.
         """
         is_first = any(tokens_before < tokens <= tokens_seen for tokens in self._config.score_at_tokens)
         return self._config.evaluation.score_rows is not None and (is_last or is_first)
 
     def scored(self, point: EvalPoint, losses: RowLosses, model: Any) -> EvalPoint:
-        """The evaluation with its score, which is put on disk row by row.
+        """Return the evaluation with its score, after writing the score to disk row by row.
 
-        As it was if memory ran out: a score mustn't end a trial.
+        If memory runs out, the evaluation is returned unchanged: a score mustn't end a trial.
         """
         began = self._timer.seconds
         scores = self._score(model)
@@ -74,7 +75,7 @@ class AnswerScorer:
             if not is_out_of_memory(error):
                 raise
             logger.warning("no score: memory ran out while answering; set a smaller evaluation.batch_rows")
-        # Only here, where the error and the tensors in its frames are gone.
+        # Emptied only here, because before this line the error's frames still hold tensors.
         torch.cuda.empty_cache()
         return None
 

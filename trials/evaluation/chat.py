@@ -1,4 +1,4 @@
-"""A conversation with a model: what was said so far goes before every new question."""
+"""Conversation with a model: all that was said so far precedes every new question."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Chat:
-    """One conversation, with what the model is told before it, if anything."""
+    """One conversation, with an optional system message before it."""
 
     def __init__(
         self,
@@ -39,13 +39,14 @@ class Chat:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """All that the model goes by at its next answer."""
+        """All messages that the model reads before its next answer."""
         return (*self._told, *self._said)
 
     def ask(self, question: str, *, printed: bool = False) -> str:
-        """The answer; `printed`: also to stdout while it's made. Question and answer are remembered.
+        """Return the answer, and remember question and answer; `printed`: also print it while it is generated.
 
-        Raises `InputError` as `conversation_ids` does, and if no tokenizer takes the question.
+        Raises `InputError` and `ModelError` as `conversation_ids` does, and `InputError` if no tokenizer takes the
+        question.
         """
         refuse_unreadable(question, "the question")
         self._said = (*self._said, Message(USER, question.strip()))
@@ -54,7 +55,7 @@ class Chat:
         return found
 
     def _fitting_ids(self) -> list[int]:
-        """The prompt; of a conversation longer than the model can see, the oldest turns are forgotten."""
+        """Return the ids of the prompt; drop the oldest turns of a conversation longer than the model's context."""
         room = getattr(self._model.config, "max_position_embeddings", None)
         ids = self._ids()
         while room is not None and len(ids) + self._sampling.max_new_tokens > room and len(self._said) > 2:
@@ -68,14 +69,14 @@ class Chat:
 
 
 def told(system: str | None) -> tuple[Message, ...]:
-    """What a model is told before a conversation begins."""
+    """Return the system message as a tuple, empty if there is none."""
     return (Message(SYSTEM, system),) if system else ()
 
 
 def conversation_ids(
     messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, known: Vocabulary | None
 ) -> list[int]:
-    """Ids of a conversation that is to be answered. Raises `InputError` if it can't be rendered.
+    """Return the ids of a conversation that is to be answered. Raises `InputError` if it can't be rendered.
 
     Raises `ModelError` if it holds a token that the model doesn't know.
     """

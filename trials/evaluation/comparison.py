@@ -1,4 +1,4 @@
-"""Compares what two models were judged by, which must be the same rows. Needs no torch."""
+"""Comparison of the evaluations of two models, which must be on the same rows. Needs no torch."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from trials.metrics.paired_tests import (
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that two judgements have in common. No `loss` where their tokens differ, no `score` without answers."""
+    """Comparison of two evaluations; `loss` is None if their tokens differ, `score` is None without answers."""
 
     rows: int
     loss: LossComparison | None
     score: LabelComparison | ScoreComparison | None
 
     def as_json(self) -> dict[str, Any]:
-        """All figures, and the verdict on each in words."""
+        """Return all values, and the verdict on each in words."""
         parts = {"loss": self.loss, "score": self.score}
         found = {name: {**asdict(part), "verdict": verdict(part.better)} for name, part in parts.items() if part}
         return {"rows": self.rows, **found}
 
 
 def compare_results(a: EvalResult, b: EvalResult) -> Comparison:
-    """Raises `DataError` if the two were judged on different rows."""
+    """Compare two evaluations. Raises `DataError` if they are on different rows."""
     refuse_other_rows(a.rows, b.rows)
-    # Another tokenizer cuts the same answer into other tokens, and then a loss per token is another measure.
+    # Another tokenizer splits the same answer into other tokens, which makes the loss per token incomparable.
     same_tokens = list(a.losses.token_counts) == list(b.losses.token_counts)
     return Comparison(
         rows=a.rows.count,
@@ -45,7 +45,7 @@ def compare_results(a: EvalResult, b: EvalResult) -> Comparison:
 
 
 def refuse_other_rows(a: EvalRows, b: EvalRows) -> None:
-    """Raises `DataError` if two models are not, or would not be, judged on the same rows."""
+    """Raise `DataError` if two models are not, or would not be, evaluated on the same rows."""
     if a.hash != b.hash:
         raise DataError(
             f"{a.model} and {b.model} are not judged on the same rows: {a.count} rows of {a.data}, {b.count} of "

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 
 def evaluate_rows(model: Any, rows: Sequence[TokenizedRow], batch_rows: int, *, may_halve: bool = True) -> RowLosses:
-    """Loss of every row's completion, in the order of `rows`.
+    """Return the loss of every row's completion, in the order of `rows`.
 
-    Rows of like length are batched together, right-padded. Non-finite losses are kept: they are the caller's to judge.
-    Where memory doesn't suffice, batches are halved, unless that is not wanted; torch's error is raised in the end.
+    Rows of similar length are batched together, right-padded. Non-finite losses are kept, for the caller to judge. If
+    memory runs out, batches are halved where `may_halve` allows it; otherwise, and for a single row, torch's error is
+    raised.
     """
     losses_of = _fitting_losses if may_halve else _batch_losses
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -39,19 +40,19 @@ def evaluate_rows(model: Any, rows: Sequence[TokenizedRow], batch_rows: int, *, 
 def shared_losses(
     ranks: ProcessGroup, rows: Sequence[TokenizedRow], evaluate: Callable[[Sequence[TokenizedRow]], RowLosses]
 ) -> RowLosses:
-    """Loss of every row's completion, each evaluated by one of the ranks; in the order of `rows`."""
+    """Return the loss of every row's completion, each computed by one of the ranks, in the order of `rows`."""
     sums = ranks.map_sharded(rows, lambda part: evaluate(part).loss_sums)
     return RowLosses(sums, [row.completion_tokens for row in rows])
 
 
 def _fitting_losses(causal_lm: PreTrainedModel, rows: Sequence[TokenizedRow]) -> list[float]:
-    """As `_batch_losses`, in halves where memory doesn't suffice; raises torch's error if it doesn't for one row."""
+    """Return what `_batch_losses` does, in halves if memory runs out; raise torch's error if it does for one row."""
     try:
         return _batch_losses(causal_lm, rows)
     except Exception as error:
         if len(rows) == 1 or not is_out_of_memory(error):
             raise
-    # Only here, where the error's frames and the tensors in them are gone.
+    # Emptied only here, because before this line the error's frames still hold tensors.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     half = len(rows) // 2
@@ -59,7 +60,7 @@ def _fitting_losses(causal_lm: PreTrainedModel, rows: Sequence[TokenizedRow]) ->
 
 
 def _batch_losses(causal_lm: PreTrainedModel, rows: Sequence[TokenizedRow]) -> list[float]:
-    """Summed loss of each row's completion. Only completion positions pass through the vocabulary projection."""
+    """Return the summed loss of each completion, in nats. Only completion positions pass the vocabulary projection."""
     device = causal_lm.get_input_embeddings().weight.device
     ids = [torch.tensor(row.input_ids) for row in rows]
     input_ids = pad_sequence(ids, batch_first=True).to(device)
@@ -76,7 +77,7 @@ def _batch_losses(causal_lm: PreTrainedModel, rows: Sequence[TokenizedRow]) -> l
 
 
 def batches_by_length(lengths: Sequence[int], batch_rows: int) -> Iterator[list[int]]:
-    """Indices of rows, those of like length together, so that little is padded; the shortest first."""
+    """Yield indices of rows in batches of similar length, so that padding is short; the shortest come first."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for start in range(0, len(order), batch_rows):
         yield order[start : start + batch_rows]
@@ -84,7 +85,7 @@ def batches_by_length(lengths: Sequence[int], batch_rows: int) -> Iterator[list[
 
 @contextmanager
 def inference(model: torch.nn.Module) -> Iterator[None]:
-    """No dropout and no gradients inside; the model's mode is as before afterwards."""
+    """Switch dropout and gradients off inside; restore the model's mode afterwards."""
     was_training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Loads what is to be judged, and finds out how good it is on rows: losses, answers, the same of its base."""
+"""Evaluation of a model on rows, from its loading on: losses, answers, and the same of its base."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that can be judged: an adapter on its base, or a plain model."""
+    """Model ready for evaluation: an adapter on its base, or a plain model."""
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
@@ -56,19 +56,19 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What a command may set beside a trial's own settings, or the defaults for other models; None leaves them."""
+    """Options of a command that override a trial's settings, or other models' defaults; None: no override."""
 
     quantization: str | None = None
     compute_dtype: str | None = None
     chat_template: str | None = None
 
     def over(self, settings: ModelSettings) -> ModelSettings:
-        """The settings with what is set here."""
+        """Return the settings with these options applied."""
         return settings.model_copy(update={key: value for key, value in vars(self).items() if value is not None})
 
 
 def load_model(path: str, choices: LoadOptions | None = None) -> LoadedModel:
-    """Loads an adapter folder by `AutoPeftModelForCausalLM`, as its users do, or a model folder or hub name.
+    """Load an adapter folder by `AutoPeftModelForCausalLM`, as its users do, or a model folder or hub name.
 
     A trial's own `adapter/` is loaded on its base as the trial loaded that. Raises `ModelError` if it can't be loaded.
     """
@@ -94,10 +94,10 @@ def load_model(path: str, choices: LoadOptions | None = None) -> LoadedModel:
 
 
 def check_model(path: str, choices: LoadOptions | None = None) -> tuple[PreTrainedTokenizerBase, Vocabulary | None]:
-    """The tokenizer of an adapter or a model and the tokens that the model knows, None if that can't be told.
+    """Return the tokenizer of an adapter or a model, and the tokens that the model knows; None: unknown.
 
-    Raises `ModelError` for all that can be seen to be wrong with it without loading its weights; first of all for an
-    export whose files aren't the proved ones any more.
+    Raises `ModelError` for every fault that shows without loading weights. First of these is an export whose files are
+    no longer the verified ones.
     """
     choices = choices or LoadOptions()
     refuse_changed(path)
@@ -124,7 +124,7 @@ def _tokenizer_of(path: str, choices: LoadOptions) -> PreTrainedTokenizerBase:
 
 @dataclass(frozen=True)
 class EvalJob:
-    """A model that is about to be judged: its rows are checked and tokenised, its weights are not loaded yet."""
+    """Evaluation that is ready to run: its rows are checked and tokenised, its weights are not loaded yet."""
 
     path: str
     choices: LoadOptions
@@ -133,20 +133,20 @@ class EvalJob:
     rows: EvalRows
 
     def evaluate(self) -> EvalResult:
-        """Loads the model and judges it."""
+        """Load the model and evaluate it."""
         return evaluate(load_model(self.path, self.choices), self.path, self.split, self.task)
 
     def evaluate_with_base(self) -> tuple[EvalResult, EvalResult]:
-        """Loads the adapter and judges it, then its base."""
+        """Load the adapter and evaluate it, then its base."""
         judged = load_model(self.path, self.choices)
         ours = evaluate(judged, self.path, self.split, self.task)
         return ours, evaluate(judged, "base", self.split, self.task, base=True)
 
 
 def prepare(path: str, choices: LoadOptions, task: EvalTask, settings: DataSettings) -> EvalJob:
-    """Checks all that can be checked without weights. Raises `ModelError` or `DataError`.
+    """Check all that can be checked without weights. Raises `ModelError` or `DataError`.
 
-    An interval needs two rows: fewer are refused.
+    Fewer than two rows are refused, because an interval needs two.
     """
     tokenizer, known = check_model(path, choices)
     split = load_split(settings, tokenizer)
@@ -158,9 +158,9 @@ def prepare(path: str, choices: LoadOptions, task: EvalTask, settings: DataSetti
 
 
 def evaluate(judged: LoadedModel, name: str, split: Split, task: EvalTask, *, base: bool = False) -> EvalResult:
-    """Losses of all rows, and answers where asked; `base`: of the base model, with the adapter switched off.
+    """Return the losses of all rows, and answers if asked for; `base`: of the base, with the adapter switched off.
 
-    Raises `ModelError` if a loss isn't finite: then nothing that follows from it would be true.
+    Raises `ModelError` if a loss isn't finite, because all results would depend on it.
     """
     found = losses(judged, split, task.batch_rows, base=base)
     broken = sum(not math.isfinite(loss) for loss in found.loss_sums)
@@ -178,7 +178,7 @@ def _rows(name: str, task: EvalTask, split: Split) -> EvalRows:
 
 
 def losses(judged: LoadedModel, split: Split, batch_rows: int, *, base: bool = False) -> RowLosses:
-    """Loss of every row; `base`: of the base model, with the adapter switched off."""
+    """Return the loss of every row; `base`: of the base model, with the adapter switched off."""
     with _as_base(judged, base):
         return evaluate_rows(judged.model, split.rows, batch_rows)
 
@@ -205,7 +205,11 @@ def answers(
     until_object: bool = False,
     batch_rows: int = 32,
 ) -> list[str]:
-    """Greedy answers to the examples' questions, of at most twice the longest reference's tokens if not said."""
+    """Return greedy answers to the examples' questions.
+
+    `max_new_tokens` None: about twice the longest reference. `base`: answers of the base model, with the adapter
+    switched off. `until_object` and `batch_rows` are those of `trials.evaluation.generation.generate`.
+    """
     limit = max_new_tokens or 2 * (max(_lengths(judged.tokenizer, (e.completion for e in examples))) + 1)
     asked = [example.prompt for example in examples]
     with _as_base(judged, base):
@@ -213,7 +217,7 @@ def answers(
 
 
 def _lengths(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> tuple[int, ...]:
-    """Tokens of each text, without BOS and EOS."""
+    """Return the tokens of each text, without BOS and EOS."""
     return tuple(map(len, encode(list(texts), tokenizer)))
 
 
@@ -223,13 +227,13 @@ def _as_base(judged: LoadedModel, base: bool) -> AbstractContextManager[None]:
 
 
 def against_base(winner: RowLosses, base: RowLosses) -> dict[str, float]:
-    """How much the loss fell against the base, nats per token, with its paired standard error."""
+    """Return the drop in loss against the base, in nats per token, with its paired standard error."""
     gain = compare(winner, base)
     return {"base_eval_loss": base.mean, "difference": gain.difference, "standard_error": gain.standard_error}
 
 
 def samples(judged: LoadedModel, split: Split, count: int) -> list[dict[str, str]]:
-    """The first rows answered by the base and by the adapter, beside what was expected."""
+    """Return the base's and the adapter's answers to the first rows, beside the expected answers."""
     shown = split.examples[:count]
     ours, bases = answers(judged, shown), answers(judged, shown, base=True)
     return [

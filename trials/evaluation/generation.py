@@ -1,4 +1,4 @@
-"""Answers of a model: greedy or sampled, batched, left-padded, ended where nothing more is read."""
+"""Generation of a model's answers: greedy or sampled, batched, left-padded, stopped when nothing more is read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Conversation = Sequence[Message]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 is greedy: always the likeliest."""
+    """Settings for choosing the next token. Temperature 0 is greedy: always the most likely token."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -30,7 +30,7 @@ class Sampling:
     top_p: float = 0.95
 
     def arguments(self) -> dict[str, Any]:
-        """As transformers' `generate` takes them."""
+        """Return the settings as arguments of transformers' `generate`."""
         if self.temperature == 0.0:
             # The unset values keep a model's own generation config from asking for sampling.
             return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
@@ -38,9 +38,9 @@ class Sampling:
 
 
 class ObjectIsWhole(StoppingCriteria):  # type: ignore[misc]  # transformers has no types here
-    """Ends a row as soon as its answer holds a whole JSON object: what comes after it isn't read.
+    """Criterion that ends a row once its answer holds a whole JSON object: what follows isn't read.
 
-    An answer is decoded only when its newest token has a closing brace in it.
+    An answer is decoded only if its newest token contains a closing brace.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
@@ -48,10 +48,10 @@ class ObjectIsWhole(StoppingCriteria):  # type: ignore[misc]  # transformers has
         self._closing = torch.tensor(closing, device=device)
         self._tokenizer = tokenizer
         self.prompt_length = 0
-        """Tokens before the answer, padding included; the same for all rows of a batch."""
+        """Tokens before the answer, including padding; the same for all rows of a batch."""
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Which rows are done, as transformers asks after every token."""
+        """Return which rows are done; transformers asks after every token."""
         done = torch.isin(input_ids[:, -1], self._closing)
         for row in done.nonzero().flatten().tolist():
             answer = self._tokenizer.decode(input_ids[row, self.prompt_length :], skip_special_tokens=True)
@@ -60,12 +60,12 @@ class ObjectIsWhole(StoppingCriteria):  # type: ignore[misc]  # transformers has
 
 
 class _Printed(TextStreamer):  # type: ignore[misc]  # transformers has no types here
-    """Prints one answer without the space that many tokenizers begin it with."""
+    """Streamer that prints one answer without the space with which many tokenizers begin it."""
 
     _has_begun = False
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called by transformers for every word."""
+        """Print a word; transformers calls this for each."""
         text = text if self._has_begun else text.lstrip()
         self._has_begun = self._has_begun or bool(text)
         super().on_finalized_text(text, stream_end)
@@ -80,10 +80,10 @@ def generate(
     *,
     until_object: bool = False,
 ) -> list[str]:
-    """The model's next turns in conversations, in their order, without special tokens.
+    """Return the model's next turns in conversations, in their order, without special tokens.
 
-    Conversations of like length are answered together; the longest first, so that memory which doesn't suffice shows
-    at once. `until_object` ends every answer at its first whole JSON object.
+    Conversations of similar length are answered together. The longest come first, so that a lack of memory shows at
+    once. `until_object` ends every answer at its first whole JSON object.
     """
     sampling = sampling or Sampling()
     ids = [prompt_ids(conversation, tokenizer) for conversation in conversations]
@@ -100,7 +100,7 @@ def generate(
 def answer(
     model: Any, tokenizer: PreTrainedTokenizerBase, ids: list[int], sampling: Sampling, *, printed: bool = False
 ) -> str:
-    """The answer to one prompt; `printed`: also to stdout, word by word while it's made, with a line break after it."""
+    """Return the answer to one prompt; `printed`: also print it word by word, and then a line break."""
     streamer = _Printed(tokenizer, skip_prompt=True, skip_special_tokens=True) if printed else None
     with inference(model):
         return _batch(model, tokenizer, [ids], sampling, streamer=streamer)[0]
@@ -118,7 +118,7 @@ def _batch(
     pad = tokenizer.pad_token_id
     if stop is not None:
         stop.prompt_length = longest
-    # Padding stands on the left: a model goes on from the last position.
+    # Padding is on the left, because a model continues from the last position.
     input_ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
     output = model.generate(
@@ -137,6 +137,6 @@ def _batch(
 
 
 def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokenizer's EOS, and what else ends a turn by the model's own config (Llama 3 and Gemma have two)."""
+    """Return the tokenizer's EOS, and other ids that end a turn by the model's config (Llama 3 and Gemma have two)."""
     own = getattr(model.generation_config, "eos_token_id", None)
     return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})

@@ -1,4 +1,4 @@
-"""What judging one model on one set of rows found, row by row; as a file, and read back to be compared. No torch."""
+"""Result of one model's evaluation on one set of rows, row by row, and its JSON file. Needs no torch."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from trials.metrics.task_scores import RowScores
 
 @dataclass(frozen=True)
 class EvalTask:
-    """What a model is judged by."""
+    """Settings of an evaluation."""
 
     data: str
-    """Source of the rows, for whoever reads the judgement."""
+    """Source of the rows, for readers of the result."""
     format: DataFormat
     batch_rows: int
-    """Rows that are computed at once."""
+    """Rows in one batch."""
     answers: bool
-    """Whether it's asked for answers too, which takes much longer than the loss."""
+    """Whether the model also answers, which takes much longer than the loss."""
     max_new_tokens: int | None = None
-    """None: twice the longest reference."""
+    """None: about twice the longest reference."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answered to every row, beside the truth. Lengths in tokens of the model's tokenizer, no EOS."""
+    """Answers to every row, beside the references. Lengths are in tokens of the model's tokenizer, without EOS."""
 
     texts: tuple[str, ...]
     tokens: tuple[int, ...]
     reference_tokens: tuple[int, ...]
     labels: tuple[int, ...] | None
-    """The true labels, where the format has them."""
+    """True labels; None if the format has none."""
     scores: RowScores
     wordless_references: int
-    """References that ROUGE-L sees no words in."""
+    """Number of references in which ROUGE-L sees no words."""
 
 
 @dataclass(frozen=True)
 class EvalRows:
-    """Who is judged on which rows; `hash` is the same for the same conversations and labels in the same order."""
+    """Model and rows of an evaluation; `hash` is equal for equal conversations and labels in the same order."""
 
     model: str
     data: str
@@ -63,7 +63,7 @@ class EvalRows:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """One model on one set of rows."""
+    """Result of one model on one set of rows."""
 
     rows: EvalRows
     format: str
@@ -73,7 +73,7 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class LengthBin:
-    """Rows whose references have `shortest` to `longest` tokens: mean scores, loss per token, mean answer's tokens."""
+    """Rows whose references have `shortest` to `longest` tokens: mean score, loss per token, mean answer's tokens."""
 
     shortest: int
     longest: int
@@ -84,7 +84,7 @@ class LengthBin:
 
 
 def rows_hash(examples: Iterable[Example]) -> str:
-    """SHA-256 of what the rows say; their ids and the model's template don't matter."""
+    """Return the SHA-256 of the rows' texts and labels; ids and the model's template don't matter."""
     digest = hashlib.sha256()
     for example in examples:
         content = [[message.parts for message in example.messages], example.label]
@@ -93,19 +93,19 @@ def rows_hash(examples: Iterable[Example]) -> str:
 
 
 def loss_estimate(losses: RowLosses) -> Estimate:
-    """Nats per token with the interval of a ratio estimator over rows."""
+    """Return the loss in nats per token, with the interval of a ratio estimator over rows."""
     return around(losses.mean, losses.standard_error, len(losses.token_counts))
 
 
 def labels_of(answers: Answers) -> LabelReport | None:
-    """Accuracy and what belongs to it; None where the task has no labels."""
+    """Return accuracy and related measures; None if the task has no labels."""
     if answers.labels is None:
         return None
     return label_report(answers.labels, [parse_label(text) for text in answers.texts])
 
 
 def by_length(result: EvalResult, answers: Answers) -> tuple[LengthBin, ...]:
-    """The rows in quarters by the length of their reference; fewer where many are equally long."""
+    """Return the rows in quarters by the length of their reference; fewer parts if many are equally long."""
     lengths = np.asarray(answers.reference_tokens)
     quarter = np.searchsorted(np.quantile(lengths, [0.25, 0.5, 0.75]), lengths)
     sums, counts = np.asarray(result.losses.loss_sums), np.asarray(result.losses.token_counts)
@@ -124,7 +124,7 @@ def by_length(result: EvalResult, answers: Answers) -> tuple[LengthBin, ...]:
 
 
 def as_json(result: EvalResult) -> dict[str, Any]:
-    """Figures with their intervals first, then `judged`: all of it row by row, which `read_result` reads."""
+    """Return the values with their intervals, then `judged`: all of it row by row, which `read_result` reads."""
     losses, answers = result.losses, result.answers
     found: dict[str, Any] = {
         "eval_loss": losses.mean,
@@ -141,13 +141,16 @@ def as_json(result: EvalResult) -> dict[str, Any]:
 
 
 def is_written_by_json(text: str) -> bool:
-    """Whether a file's text is what `--json` writes, of one model or of two. Raises `ValueError` if it's no JSON."""
+    """Return whether a file's text is what `--json` writes, of one model or of two.
+
+    Raises `ValueError` if it is no JSON.
+    """
     found = json.loads(text)
     return isinstance(found, dict) and ("judged" in found or {"a", "b", "comparison"} <= found.keys())
 
 
 def read_result(path: Path) -> EvalResult:
-    """A file that `--json` wrote. Raises `DataError` for any other."""
+    """Read a file that `--json` wrote. Raises `DataError` for any other."""
     try:
         return TypeAdapter(EvalResult).validate_python(json.loads(path.read_text(encoding="utf-8"))["judged"])
     except OSError as error:

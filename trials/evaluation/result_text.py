@@ -1,4 +1,4 @@
-"""What judgements and comparisons say, as lines and tables for a terminal or a pipe."""
+"""Text of evaluations and comparisons, as lines and tables for a terminal or a pipe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trials.metrics.paired_tests import CANNOT_TELL, Better, LabelComparison, Lo
 
 
 def result_lines(result: EvalResult) -> Iterator[RenderableType]:
-    """Loss, and the task's own measure where answers were asked for."""
+    """Yield the loss, and the task's own measure if answers were asked for."""
     losses = result.losses
     interval = loss_estimate(losses)
     yield (
@@ -67,7 +67,7 @@ def _of_text(result: EvalResult, answers: Answers) -> Iterator[RenderableType]:
 
 
 def comparison_lines(comparison: Comparison, a: str, b: str) -> Iterator[RenderableType]:
-    """Which is better by each measure, and by how much."""
+    """Yield which model is better by each measure, and by how much."""
     if comparison.loss is None:
         yield f"loss: not comparable, {a} and {b} cut the same text into different tokens"
     else:
@@ -104,7 +104,10 @@ def _of_scores(found: ScoreComparison, a: str, b: str) -> str:
 
 
 def _said(better: Better, difference: Estimate, names: tuple[str, str], shown: Callable[[float], str]) -> str:
-    """Who is better and by how much, as a number above 0; or that nobody is, with the signed difference."""
+    """Return which model is better and by how much, as a number above 0.
+
+    If the test can't tell, that is said, with the signed difference.
+    """
     a, b = names
     value, low, high = difference.value, difference.low, difference.high
     if better is None:

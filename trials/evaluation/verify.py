@@ -1,6 +1,6 @@
-"""Judges an export in a process of its own: `python -m trials.evaluation.verify JOB.json RESULT.json`.
+"""Verification of an export in a process of its own: `python -m trials.evaluation.verify JOB.json RESULT.json`.
 
-The process that trained must not be the one that proves: here everything is loaded from the exported files.
+The process that trained must not be the one that verifies: here everything is loaded from the exported files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MERGED = "merged"
 
 
 class VerificationJob(Settings):
-    """What to judge, on which rows."""
+    """Export to verify, and the rows to evaluate it on."""
 
     export: str = Field(description="folder with adapter and tokenizer")
     model: ModelSettings = Field(description="how the trial loaded its base")
@@ -32,7 +32,7 @@ class VerificationJob(Settings):
 
 
 def verify_export(job: VerificationJob) -> dict[str, Any]:
-    """Eval loss of the export; its test loss beside the base's; a few answers; eval loss of the merged weights."""
+    """Return the export's eval loss, its test loss and the base's, a few answers, and the merged weights' eval loss."""
     found = _evaluate(job, job.export, job.model.quantization)
     if job.merge:
         target = Path(job.export) / MERGED
@@ -60,7 +60,7 @@ def _evaluate(job: VerificationJob, path: str, quantization: str) -> dict[str, A
 
 
 def main() -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     job_file, result_file = map(Path, sys.argv[1:3])
     job = VerificationJob.model_validate_json(job_file.read_text(encoding="utf-8"))
 

@@ -1,4 +1,4 @@
-"""What a labelled answer says: its first whole JSON object, and the label in that. Needs no torch."""
+"""Parsing of labelled answers: the first whole JSON object, and its label. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LABELS: dict[Any, int] = {str(label): label for label in NLI_LABELS}
 
 
 def first_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that begins at the first `{`, whatever stands before and after it; None if it isn't whole."""
+    """Return the JSON object that begins at the first `{`, whatever stands before and after; None if it isn't whole."""
     start = text.find("{")
     if start < 0:
         return None
@@ -25,9 +25,9 @@ def first_object(text: str) -> dict[str, Any] | None:
 
 
 def parse_label(answer: str) -> int | None:
-    """The label that an answer predicts; None if it predicts none, which counts as wrong.
+    """Return the label that an answer predicts; None if it predicts none, which counts as wrong.
 
-    It's `predicted_label` in the answer's first whole JSON object: 0 or 1, as a number or as that digit in quotes.
+    The label is `predicted_label` in the answer's first whole JSON object: 0 or 1, as a number or that digit in quotes.
     Neither true nor 1.0 nor "yes" is a label.
     """
     label = (first_object(answer) or {}).get("predicted_label")

@@ -1,4 +1,4 @@
-"""Rows that can't be used: the error that says why, and the list of all of them that a person gets to read."""
+"""Rows that can't be used: the error that says why, and the list of all of them for a message."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class BadRow(ValueError):
 
 @dataclass
 class BadRows:
-    """The bad rows of a source. Rows with the same fault are named together, by their number and the first places."""
+    """The bad rows of a source, grouped by fault. A fault has its number of rows and the first places."""
 
     count: int = 0
     _places: dict[str, list[str]] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, place: str, problem: BadRow) -> None:
-        """Notes one row. Beyond the first 20 faults, rows are only counted."""
+        """Record one row. Beyond the first 20 faults, rows are only counted."""
         self.count += 1
         fault = _short(printable(str(problem)))
         if fault not in self._counts and len(self._counts) >= MAX_FAULTS_NAMED:
@@ -33,7 +33,7 @@ class BadRows:
             places.append(place)
 
     def listed(self) -> str:
-        """One line for every fault, and how many rows aren't named."""
+        """Return one line for every fault, and how many rows aren't named."""
         lines = [f"  {self._where(fault)}: {fault}" for fault in self._counts]
         rest = self.count - sum(self._counts.values())
         return "\n".join([*lines, *([f"  ... and {rest} more"] if rest else [])])
@@ -49,5 +49,5 @@ def _short(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with halves of characters, which no file takes, written as escapes."""
+    """Return the text with halves of characters, which no file takes, written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,7 +1,7 @@
-"""How the rows of each data format become one conversation that ends with the answer to learn.
+"""Conversion of each data format's rows into one conversation that ends with the answer to learn.
 
 A format maps a row (the object of one JSON line, one line of a table) to an `Example`. Chat template, BOS and EOS
-belong to the tokenizer and are added in `trials.data.tokenization`; nothing here knows about tokens.
+belong to the tokenizer and are added in `trials.data.tokenization`. Nothing here depends on tokens.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Message:
     role: str
     content: str
     is_learned: bool = True
-    """False for an answer of the assistant that is only context. What others say is never learned."""
+    """False for an answer of the assistant that is only context. Turns of others are never learned."""
 
     @property
     def parts(self) -> tuple[str | bool, ...]:
-        """The message as it's written and hashed: `is_learned` is named only where it's False."""
+        """The message as it's written and hashed; `is_learned` is included only if it's False."""
         return (self.role, self.content) if self.is_learned else (self.role, self.content, False)
 
 
@@ -43,7 +43,7 @@ class Message:
 class Example:
     """One row as a conversation. The last message is the assistant's: the answer to learn.
 
-    A plain text is one message of the assistant alone: all of it is learned. `label` where the task has one.
+    A plain text is one message of the assistant alone: all of it is learned. `label` is None if the task has none.
     """
 
     id: str
@@ -57,7 +57,7 @@ class Example:
 
     @property
     def prompt_text(self) -> str:
-        """What the user said last; empty for a plain text."""
+        """The user's last turn; empty for a plain text."""
         return next((message.content for message in reversed(self.prompt) if message.role == USER), "")
 
     @property
@@ -67,12 +67,12 @@ class Example:
 
 
 def example(identity: str, prompt: str, completion: str, label: int | None = None) -> Example:
-    """A conversation of one question and its answer."""
+    """Return a conversation of one question and its answer."""
     return Example(identity, (Message(USER, prompt), Message(ASSISTANT, completion)), label)
 
 
 def instruction_example(row: Row) -> Example:
-    """An instruction row `{instruction, context, response}`; without a context the prompt has none. Raises `BadRow`.
+    """Convert a row `{instruction, context, response}`; without a context the prompt has none. Raises `BadRow`.
 
     Alpaca's names `input` and `output` are understood too.
     """
@@ -85,19 +85,19 @@ def instruction_example(row: Row) -> Example:
 
 
 def prompt_completion_example(row: Row) -> Example:
-    """A row `{prompt, completion}`. Raises `BadRow`."""
+    """Convert a row `{prompt, completion}`. Raises `BadRow`."""
     return example(identity_of(row), text_of(row, "prompt"), text_of(row, "completion"))
 
 
 def title_body_example(row: Row) -> Example:
-    """A question `{title, body}`: the title is learned from the body. Raises `BadRow`."""
-    # What is asked for stands first: a body that is too long loses its end.
+    """Convert a question `{title, body}`: the title is learned from the body. Raises `BadRow`."""
+    # The request stands first, because a body that is too long loses its end.
     prompt = f"Write a title for this question.\n\n{text_of(row, 'body')}"
     return example(identity_of(row), prompt, text_of(row, "title"))
 
 
 def text_example(row: Row) -> Example:
-    """A row `{text}`: plain text, all of it learned; or a finished `[INST] ... [/INST] ...` row. Raises `BadRow`."""
+    """Convert a row `{text}`: plain text, all learned; or a finished `[INST] ... [/INST] ...` row. Raises `BadRow`."""
     text = without_specials(text_of(row, "text"))
     if not text:
         raise BadRow("field 'text' is empty")
@@ -107,7 +107,7 @@ def text_example(row: Row) -> Example:
 
 
 def finished_example(row: Row) -> Example:
-    """A row whose `text` is finished, `<s>[INST] ... [/INST] ... </s>`, taken apart again. Raises `BadRow`.
+    """Take apart a row whose `text` is finished, `<s>[INST] ... [/INST] ... </s>`. Raises `BadRow`.
 
     Its BOS and EOS are left out: the tokenizer adds its own, and rows of the guides had two.
     """
@@ -123,7 +123,7 @@ def finished_example(row: Row) -> Example:
 
 
 def without_specials(text: str) -> str:
-    """The text without what some templates write as text: `<s>` before it, `</s>` after it."""
+    """Return the text without special tokens that some templates write as text: `<s>` before it, `</s>` after it."""
     text = text.strip()
     while text.startswith("<s>"):
         text = text.removeprefix("<s>").lstrip()
@@ -133,12 +133,12 @@ def without_specials(text: str) -> str:
 
 
 def identity_of(row: Row) -> str:
-    """The row's own id, in words that a message can use."""
+    """Return the row's own id as printable text; empty if it has none."""
     return printable(str(row.get("id", "")))
 
 
 def field_of(row: Row, name: str) -> Any:
-    """A field's value. Raises `BadRow` if the row hasn't got it."""
+    """Return a field's value. Raises `BadRow` if the row lacks it."""
     if row.get(name) is None:
         fields = [key for key, value in row.items() if value is not None]
         raise BadRow(
@@ -148,7 +148,7 @@ def field_of(row: Row, name: str) -> Any:
 
 
 def _hint(name: str, fields: Sequence[str]) -> str:
-    """What the missing field may be called in the row, or the format that the row is in."""
+    """Return a hint on a missing field: its likely name in the row, or the format that the row is in."""
     others = formats_of(fields)
     if any(name in FORMAT_FIELDS[other].read for other in others):
         return ""  # the row fits the format, in another of its shapes
@@ -159,18 +159,18 @@ def _hint(name: str, fields: Sequence[str]) -> str:
 
 
 def text_of(row: Row, name: str) -> str:
-    """A field's text, without white space around it. Raises `BadRow` if it's missing, empty or no text."""
+    """Return a field's text, without white space around it. Raises `BadRow` if it's missing, empty or no text."""
     return checked_text(field_of(row, name), f"field '{name}'")
 
 
 def json_answer(thought_process: str | None, label: int) -> str:
-    """One JSON object, thought first, label last."""
+    """Return an answer as one JSON object, thought first, label last. `thought_process` None: the label alone."""
     thought = {} if thought_process is None else {"thought_process": thought_process}
     return json.dumps({**thought, "predicted_label": label}, ensure_ascii=False)
 
 
 def _one_of(row: Row, name: str, other: str) -> str:
-    """Which of two names for the same field the row uses. Raises `BadRow` if both say something, and not the same."""
+    """Return which of two names for one field the row uses. Raises `BadRow` if both have values, and not the same."""
     values = [row.get(key) for key in (name, other)]
     if all(value not in (None, "") for value in values) and values[0] != values[1]:
         raise BadRow(f"fields {name!r} and {other!r} mean the same, but differ. Leave one of them out")
@@ -187,7 +187,10 @@ def _optional_text(row: Row, name: str) -> str:
 
 
 def checked_text(value: Any, what: str) -> str:
-    """Text without white space around it. Raises `BadRow` if it's no text, empty, or holds what no tokenizer takes."""
+    """Return text without white space around it.
+
+    Raises `BadRow` if it's no text, empty, or holds what no tokenizer takes.
+    """
     if not isinstance(value, str):
         as_text = f'; make it text: "{str(value).lower()}"' if isinstance(value, int | float) else ""
         raise BadRow(f"{what} is {kind_of(value)}, not text{as_text}")
@@ -201,7 +204,7 @@ def checked_text(value: Any, what: str) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, for messages."""
+    """Return the name of a value's type, for messages."""
     return "null" if value is None else type(value).__name__
 
 

@@ -1,7 +1,7 @@
 """Rows of format `messages`: conversations as chat services store them, of which every answer is learned.
 
 A turn may be marked as mere context, as OpenAI's and Mistral's files do by `weight: 0`. A turn with anything else that
-should be learned or shown (a tool call, a thought beside the answer, an image) is refused by name.
+should be learned or shown is refused by name. Examples are a tool call, a thought beside the answer, or an image.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from trials.formats.conversations import (
 from trials.formats.row_fields import MEDIA_FIELDS, TOOL_FIELDS, FieldCheck
 
 LEARNED_MARKS = ("weight", "loss_weight", "train", "training", "trainable", "loss", "loss_mask")
-"""Fields of a turn that say by 0 or false that its answer isn't learned, and by 1 or true that it is."""
+"""Fields of a turn whose 0 or false means that its answer isn't learned, and 1 or true that it is."""
 CONTEXT_MARK = "masked"
-"""The field that says by true that an answer isn't learned."""
+"""Field of a turn whose true means that its answer isn't learned."""
 
 _THOUGHTS = "thoughts beside the answer aren't learned; write them into its content"
 TURN_FIELDS = frozenset({"role", "content", *LEARNED_MARKS, CONTEXT_MARK})
@@ -50,9 +50,9 @@ _OTHER_ROLES = {
 
 
 def messages_example(row: Row, turn_fields: FieldCheck) -> Example:
-    """A chat row `{messages: [{role, content}, ...]}` that ends with the assistant. Raises `BadRow`.
+    """Convert a chat row `{messages: [{role, content}, ...]}` that ends with the assistant. Raises `BadRow`.
 
-    What comes after the last answer that is learned is left out, as nothing is learned from it.
+    Turns after the last answer that is learned are left out, as nothing is learned from them.
     """
     turns = field_of(row, "messages")
     if not isinstance(turns, list) or not turns:
@@ -100,7 +100,7 @@ def _message(turn: Any, number: int, turn_fields: FieldCheck) -> Message:
 
 
 def _joined(content: Any, number: int) -> Any:
-    """The content; of a list of parts, their texts on lines of their own, as vLLM and others join them."""
+    """Return the content; the texts of a list of parts are joined by line breaks, as vLLM and others join them."""
     if not isinstance(content, list):
         return content
     return "\n".join(_texts(content, number))
@@ -116,7 +116,7 @@ def _texts(parts: list[Any], number: int) -> Iterator[str]:
 
 
 def _mark(turn: Mapping[str, Any], role: str, number: int) -> bool:
-    """Whether an answer is learned, by whatever fields of the turn say so."""
+    """Return whether an answer is learned, by the fields of the turn that say so."""
     if len(turn) == 2:
         return True
     said = {name: _yes_or_no(turn[name], f"message {number}: {name}") for name in LEARNED_MARKS if name in turn}

@@ -30,22 +30,23 @@ LABEL_INSTRUCTION = 'Does the premise entail the hypothesis? Answer in JSON: {"p
 
 
 def nli_prompt(premise: str, hypothesis: str, instruction: str = NLI_INSTRUCTION) -> str:
-    """The user's turn of an NLI row."""
+    """Return the user's turn of an NLI row."""
     return f"Premise: {premise}\nHypothesis: {hypothesis}\n\n{instruction}"
 
 
 def nli_example(row: Row) -> Example:
-    """A row `{premise, hypothesis, label}`, to be answered by the label alone. Raises `BadRow`."""
+    """Convert a row `{premise, hypothesis, label}`, to be answered by the label alone. Raises `BadRow`."""
     label = _label(row, "label")
     return example(identity_of(row), _prompt(row, LABEL_INSTRUCTION), json_answer(None, label), label)
 
 
 def nli_cot_example(row: Row, select: Select = "all") -> Example | None:
-    """A row with a chain of thought, in one of four shapes. Raises `BadRow`.
+    """Convert a row with a chain of thought, in one of four shapes; None if it isn't learned. Raises `BadRow`.
 
-    `{premise, hypothesis, thought_process, label}`; a finished `{text}`; a model's thought, with `predicted_label`
-    and `true_label`; a reflection on a wrong one, which has `improved_thought_process` too. A thought that missed
-    the true label teaches the wrong answer, so it's never learned, and neither is a reflection that missed it again.
+    The shapes are `{premise, hypothesis, thought_process, label}` and a finished `{text}`. A third is a model's
+    thought, with `predicted_label` and `true_label`. The fourth is a reflection on a wrong thought, which has
+    `improved_thought_process` too. A thought or a reflection that missed the true label teaches the wrong answer, so
+    it's never learned.
     """
     if row.get("improved_thought_process") is not None:
         return _thought(row, "improved_thought_process") if select != "correct" else None

@@ -1,8 +1,8 @@
-"""Which fields of a row each data format reads, and which it refuses.
+"""Fields of a row that each data format reads, and fields that it refuses.
 
-A format reads some fields. Others are known to change what should be learned (a weight, tools, a history): where such a
-field says anything, its row is refused by name. All others (an id, a score) change nothing: they aren't read, and
-`--plan` names them once.
+A format reads some fields. Others are known to change what should be learned, such as a weight, tools or a history. A
+row with a value in such a field is refused, and the field is named. All others, such as an id or a score, change
+nothing: they aren't read, and `--plan` names them once.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ _NO = frozenset({"", "0", "0.0", "false", "none", "null"})
 _TRUE_CHANGES_NOTHING = frozenset(
     {"weight", "loss_weight", "sample_weight", "loss_scale", "train", "training", "trainable", "loss", "loss_mask"}
 )
-"""Fields that ask for what is done anyway where they're 1 or true. Others ask for nothing where they're 0 or false."""
+"""Fields whose 1 or true asks for what is done anyway. For other fields, 0 or false does."""
 _ONLY_FALSE_COUNTS = frozenset({"label"})
-"""In other data sets a label is a class, which changes nothing."""
+"""Fields that ask for a change only if they are false: other data sets' labels are classes, which change nothing."""
 _MAX_REMEMBERED = 1000
 
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of one format: `required` by one of its shapes, otherwise `read`, and refused with a reason."""
+    """Fields of one format: `shapes` are sets of required ones, `optional` are read too, `refused` has reasons."""
 
     shapes: tuple[frozenset[str], ...]
     optional: frozenset[str] = frozenset()
@@ -65,7 +65,7 @@ class Fields:
         return frozenset({"id"}).union(self.optional, *self.shapes)
 
     def fit(self, names: Collection[str]) -> bool:
-        """Whether a row of these fields has all that one of the format's shapes requires."""
+        """Return whether a row of these fields has all that one of the format's shapes requires."""
         return any(shape.issubset(names) for shape in self.shapes)
 
 
@@ -97,16 +97,19 @@ FORMAT_FIELDS: Mapping[str, Fields] = {
         refused={"system": _AS_TURN, "system_prompt": _AS_TURN},
     ),
 }
-"""By `data.format`. The CoT-NLI guide's thoughts carry a `chat_history`, of which the thought is the last answer."""
+"""Fields by `data.format`.
+
+The CoT-NLI guide's thoughts carry a `chat_history`, of which the thought is the last answer.
+"""
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a field says nothing at all."""
+    """Return whether a field has no content at all."""
     return value is None or (isinstance(value, str | list | tuple | Mapping) and not value)
 
 
 def changes_nothing(name: str, value: Any) -> bool:
-    """Whether a refused field's value asks for nothing but what is done anyway: empty, null, or a weight of 1."""
+    """Return whether a refused field's value asks for no change: empty, null, or a weight of 1."""
     if is_empty(value):
         return True
     said = str(value).strip().casefold()
@@ -116,24 +119,24 @@ def changes_nothing(name: str, value: Any) -> bool:
 
 
 def plain(name: str) -> str:
-    """A name without what people write differently: case, spaces, dashes."""
+    """Return a name without differences in spelling: case, spaces, dashes."""
     return "".join(character for character in name.casefold() if character.isalnum())
 
 
 def nearest(name: str, names: Collection[str]) -> str | None:
-    """The name that is most like this one: equal but for case and spaces, or nearly."""
+    """Return the name most like this one: equal but for case and spaces, or nearly; None if there is none."""
     by_plain = {plain(known): known for known in names}
     found = get_close_matches(plain(name), by_plain, n=1, cutoff=0.8)
     return by_plain[found[0]] if found else None
 
 
 def formats_of(names: Collection[str]) -> list[str]:
-    """The formats whose required fields are all there."""
+    """Return the formats whose required fields are all there."""
     return [data_format for data_format, fields in FORMAT_FIELDS.items() if fields.fit(names)]
 
 
 class FieldCheck:
-    """Refuses rows, or turns of a conversation, with fields that would be missed, and remembers what isn't read."""
+    """Refuses rows, or turns of a conversation, with fields that would be missed, and collects unread ones."""
 
     def __init__(self, read: Collection[str], refused: Mapping[str, str]) -> None:
         self._read = frozenset(read)
@@ -144,19 +147,19 @@ class FieldCheck:
         """Names of fields that change nothing, in the order of the rows."""
 
     def check(self, row: Mapping[str, Any], what: str = "field ") -> None:
-        """Raises `BadRow` for the first field that says something and isn't read."""
-        # Nearly all rows of a source have the same fields, so names are looked at once.
+        """Raise `BadRow` for the first field that has a meaning and isn't read."""
+        # Nearly all rows of a source have the same fields, so each set of names is checked once.
         names = tuple(row)
-        crash_tracker = self._shapes.get(names)
-        if crash_tracker is None:
-            if len(self._shapes) >= _MAX_REMEMBERED:  # rows whose fields are data
+        questionable = self._shapes.get(names)
+        if questionable is None:
+            if len(self._shapes) >= _MAX_REMEMBERED:  # rows that hold data in their fields' names
                 self._shapes.clear()
-            crash_tracker = self._shapes[names] = self._crash_tracker(names)
-        for name, reason, is_harmless in crash_tracker:
+            questionable = self._shapes[names] = self._questionable(names)
+        for name, reason, is_harmless in questionable:
             if not is_harmless(name, row[name]):
                 raise BadRow(f"{what}{name!r} {reason}")
 
-    def _crash_tracker(self, names: tuple[str, ...]) -> tuple[tuple[str, str, Callable[[str, Any], bool]], ...]:
+    def _questionable(self, names: tuple[str, ...]) -> tuple[tuple[str, str, Callable[[str, Any], bool]], ...]:
         found: list[tuple[str, str, Callable[[str, Any], bool]]] = []
         for name in names:
             known = self._known.get(plain(name))

@@ -1,4 +1,4 @@
-"""What makes examples of a format's rows, and knows which of their fields nobody reads."""
+"""Reader of one format's rows: makes examples of them, and collects the fields that it doesn't read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RowReader:
         self._turn_fields = FieldCheck(TURN_FIELDS, REFUSED_IN_TURNS)
 
     def __call__(self, row: Row) -> Example | None:
-        """The example; None: the row is good, but isn't among those that were asked for. Raises `BadRow`."""
+        """Return the example; None if the row is good, but not among the selected ones. Raises `BadRow`."""
         self._row_fields.check(row)
         if self._format == "messages":
             return messages_example(row, self._turn_fields)

@@ -1,4 +1,4 @@
-"""What no tokenizer takes in a text: half of a character, or the character NUL."""
+"""Text that no tokenizer takes: half of a character, or the character NUL."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from trials.errors import InputError
 
 
 def fault_in(text: str) -> str | None:
-    """What a text holds that no tokenizer takes, and where, counted from 1; None if it holds nothing of the kind."""
+    """Return what a text holds that no tokenizer takes, and its position, counted from 1; None if there is nothing."""
     if "\0" in text:
         return f"a NUL character at {text.index(chr(0)) + 1}"
     if text.isascii():
@@ -20,7 +20,7 @@ def fault_in(text: str) -> str | None:
 
 
 def refuse_unreadable(text: str, what: str) -> None:
-    """Raises `InputError` for a text that no tokenizer takes, such as an argument that isn't in UTF-8."""
+    """Raise `InputError` for a text that no tokenizer takes, such as an argument that isn't in UTF-8."""
     fault = fault_in(text)
     if fault is not None:
         raise InputError(f"{what} holds {fault}. Give it in UTF-8, without that.")

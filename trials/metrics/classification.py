@@ -1,4 +1,4 @@
-"""How well predicted labels fit the true ones: point values by scikit-learn, each with a 95 % interval. No torch."""
+"""Agreement of predicted labels with true ones: values by scikit-learn, each with a 95 % interval. No torch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from trials.formats.conversations import NLI_LABELS
 from trials.metrics.intervals import Estimate, bootstrap_table, wilson
 
 UNPARSED = -1
-"""Stands for an answer that predicts no label: it's no class, so it's wrong whatever the truth."""
+"""Class of an answer that predicts no label: no real class, so it's wrong whatever the truth."""
 
 
 @dataclass(frozen=True)
 class ClassReport:
-    """One class. `rows` are those where it's true, `predicted` those where it was said.
+    """One class. `rows` counts those where it's true, `predicted` those where it was predicted.
 
-    Recall and precision have Wilson intervals given those two counts, F1 the Bayesian bootstrap's. What nothing
-    was counted for is 0, as scikit-learn's `zero_division=0` has it, with an interval that says so: from 0 to 1.
+    Recall and precision have Wilson intervals given those two counts, F1 the Bayesian bootstrap's. A share of no rows
+    is 0, as scikit-learn's `zero_division=0` has it, with an interval from 0 to 1.
     """
 
     label: int
@@ -33,7 +33,7 @@ class ClassReport:
 
 @dataclass(frozen=True)
 class LabelReport:
-    """All about the labels of one model. Shares from 0 to 1; unparsed answers count as wrong in every one.
+    """Report on the labels of one model. Shares from 0 to 1; unparsed answers count as wrong in every one.
 
     `confusion[i][j]` counts the rows of true label i that were answered j; the last column, those without a label.
     Accuracy and the share of unparsed answers have Wilson intervals, macro-F1 the Bayesian bootstrap's.
@@ -53,13 +53,13 @@ class LabelReport:
 
     @property
     def commonest(self) -> ClassReport:
-        """The class that is true most often: who always says it is right in so many rows, and has learned nothing."""
+        """The class that is true most often. Always predicting it is right in that many rows, without learning."""
         return max(self.classes, key=lambda found: found.rows)
 
 
 def label_report(true: Sequence[int], predicted: Sequence[int | None]) -> LabelReport:
-    """Judges one prediction a row; None for an answer that couldn't be parsed."""
-    # With pandas, which it brings, a second that the many processes without labels needn't wait for.
+    """Compare predicted labels with true ones, one a row; None for an answer that couldn't be parsed."""
+    # Imported here because it takes a second, with pandas, which it imports; many processes have no labels.
     from sklearn import metrics
 
     said = [UNPARSED if label is None else label for label in predicted]
@@ -91,13 +91,13 @@ def _classes(
 
 
 def _within(value: float, interval: tuple[float, float]) -> Estimate:
-    """An interval that holds its value: at 0 and 1, and on very few rows, the quantiles of draws may pass it by."""
+    """Return an interval that holds its value: at 0 and 1, and on very few rows, the quantiles of draws may miss it."""
     low, high = interval
     return Estimate(float(value), min(low, float(value)), max(high, float(value)))
 
 
 def _f1_and_macro(tables: NDArray[np.float64]) -> NDArray[np.float64]:
-    """F1 of each class, then their mean, of many confusion tables at once."""
+    """Return F1 of each class, then their mean, for many confusion tables at once."""
     classes = tables.shape[1]
     hits = np.stack([tables[:, i, i] for i in range(classes)], axis=1)
     said_or_true = tables.sum(axis=2) + tables[:, :, :classes].sum(axis=1)

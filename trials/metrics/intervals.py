@@ -1,12 +1,12 @@
 """Figures with 95 % intervals. Needs no torch.
 
-Which interval, and why:
+The interval depends on the kind of figure:
 
 - a share of rows (accuracy, recall, precision, share of answers without a label): Wilson's score interval, which keeps
   its coverage near 0 and 1 and on few rows, where others shrink to a point;
-- what is no simple share (F1): Bayesian bootstrap of the table of counts, seeded. It resamples rows as the bootstrap
-  does, but knows that a kind of mistake may exist that these rows don't show: where one row in a hundred is wrong and
-  50 are judged, the plain bootstrap's interval held the truth 37 times in 100, this one's 96 times;
+- a figure that is no simple share (F1): Bayesian bootstrap of the table of counts, seeded. It resamples rows as the
+  bootstrap does, but allows for a kind of mistake that these rows don't show. Where one row in a hundred is wrong and
+  50 are evaluated, the plain bootstrap's interval held the truth 37 times in 100, this one's 96 times;
 - a mean over rows (ROUGE-L): percentile bootstrap over rows, seeded;
 - a loss per token: Student's t around the ratio estimator's standard error over rows.
 """
@@ -36,7 +36,7 @@ class Estimate:
 
 
 def wilson(hits: int, rows: int) -> Estimate:
-    """The share of `hits` among `rows`. Of no rows it's 0, somewhere from 0 to 1."""
+    """Return the share of `hits` among `rows`, with Wilson's interval. Of no rows it's 0, from 0 to 1."""
     if rows == 0:
         return Estimate(0.0, 0.0, 1.0)
     interval = scipy.stats.binomtest(hits, rows).proportion_ci(CONFIDENCE, method="wilson")
@@ -44,7 +44,7 @@ def wilson(hits: int, rows: int) -> Estimate:
 
 
 def bootstrap_mean(values: Sequence[float]) -> Estimate:
-    """The mean of one value a row. Raises ValueError for fewer than two rows."""
+    """Return the mean of one value a row, with its interval. Raises ValueError for fewer than two rows."""
     if len(values) < 2:
         raise ValueError("an interval needs at least two rows")
     found = scipy.stats.bootstrap(
@@ -63,11 +63,11 @@ def bootstrap_mean(values: Sequence[float]) -> Estimate:
 def bootstrap_table(
     counts: NDArray[np.int64], measures: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> list[tuple[float, float]]:
-    """95 % intervals of measures that depend on a table of row counts only.
+    """Return 95 % intervals of measures that depend on a table of row counts only.
 
     `measures` maps tables, shape (draws, *shape of counts), to their values, shape (draws, number of measures). Tables
-    are drawn from the Dirichlet distribution that follows from the counts and one row's worth of doubt, spread evenly
-    over the cells (Rubin, The Bayesian Bootstrap, 1981; the prior is Perks').
+    are drawn from the Dirichlet distribution of the counts plus one row of prior doubt, spread evenly over the cells.
+    See Rubin, The Bayesian Bootstrap, 1981; the prior is Perks'.
     """
     weights = counts.ravel() + 1 / counts.size
     draws = np.random.default_rng(SEED).dirichlet(weights, size=RESAMPLES).reshape(RESAMPLES, *counts.shape)
@@ -77,6 +77,6 @@ def bootstrap_table(
 
 
 def around(value: float, standard_error: float, rows: int) -> Estimate:
-    """A value whose standard error was estimated from so many rows."""
+    """Return a value with its interval, from a standard error that was estimated on so many rows."""
     half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, rows - 1)) * standard_error
     return Estimate(value, value - half, value + half)

@@ -1,7 +1,7 @@
-"""Two models on the same rows: which is better, by how much, or that these rows can't tell. Needs no torch.
+"""Comparison of two models on the same rows: which is better, by how much, or that these rows can't tell. No torch.
 
 Everything is paired by row. Differences are `b - a`, so a better `b` has a lower loss and a higher score. "Better" is
-at the 5 % level; at that level one comparison of two equal models in twenty finds one, so ask few questions.
+at the 5 % level. At that level, one in twenty comparisons of equal models finds a better one, so make few comparisons.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ Better = Literal["a", "b"] | None
 
 @dataclass(frozen=True)
 class LossComparison:
-    """Nats per token, with the paired standard error of a ratio estimator over rows. Better: the interval has no 0."""
+    """Losses in nats per token, with the paired standard error of a ratio estimator over rows.
+
+    `better` is None if the interval contains 0.
+    """
 
     a: float
     b: float
@@ -37,10 +40,11 @@ class LossComparison:
 
 @dataclass(frozen=True)
 class LabelComparison:
-    """Rows by who was right. Better: McNemar's exact test, which looks at the two middle counts, has p below 0.05.
+    """Counts of rows by which model was right.
 
-    `difference` is of accuracies, with the interval of Bonett and Price (Adjusted Wald confidence interval for a
-    difference of binomial proportions based on paired data, 2012), which doesn't shrink to a point on few rows.
+    `better` is None unless McNemar's exact test, which looks at the two middle counts, has p below 0.05. `difference`
+    is of accuracies, with the interval of Bonett and Price, which doesn't shrink to a point on few rows. See their
+    Adjusted Wald confidence interval for a difference of binomial proportions based on paired data, 2012.
     """
 
     both_right: int
@@ -54,7 +58,10 @@ class LabelComparison:
 
 @dataclass(frozen=True)
 class ScoreComparison:
-    """Mean ROUGE-L, 0 to 1, with a percentile bootstrap of the rows' differences. Better: the interval has no 0."""
+    """Mean ROUGE-L, 0 to 1, with a percentile bootstrap of the rows' differences.
+
+    `better` is None if the interval contains 0.
+    """
 
     a: float
     b: float
@@ -63,12 +70,15 @@ class ScoreComparison:
 
 
 def verdict(better: Better) -> str:
-    """Which is better, in words."""
+    """Return in words which model is better."""
     return f"{better} is better" if better else CANNOT_TELL
 
 
 def compare_losses(a: RowLosses, b: RowLosses) -> LossComparison:
-    """Raises ValueError if the rows differ, were tokenised differently, or are fewer than two."""
+    """Compare two models by loss.
+
+    Raises ValueError if the rows differ, were tokenised differently, or are fewer than two.
+    """
     found = compare(a, b)
     interval = around(found.difference, found.standard_error, len(a.token_counts))
     better = _outside_zero(interval, if_positive="a", if_negative="b")
@@ -76,7 +86,7 @@ def compare_losses(a: RowLosses, b: RowLosses) -> LossComparison:
 
 
 def compare_scores(a: RowScores, b: RowScores) -> LabelComparison | ScoreComparison:
-    """Raises ValueError if the two scored different numbers of rows, or by different measures."""
+    """Compare two models by task score. Raises ValueError if numbers of rows or measures differ."""
     if a.measure != b.measure or len(a.values) != len(b.values):
         raise ValueError("the two were not scored on the same rows by the same measure")
     if a.measure is Measure.LABEL:
@@ -86,7 +96,7 @@ def compare_scores(a: RowScores, b: RowScores) -> LabelComparison | ScoreCompari
 
 
 def compare_labels(a_right: Sequence[bool], b_right: Sequence[bool]) -> LabelComparison:
-    """Whether `a` and `b` are right on every row, in the same order."""
+    """Compare two models by whether each is right on every row, in the same order."""
     pairs = list(zip(a_right, b_right, strict=True))
     only_a, only_b = pairs.count((True, False)), pairs.count((False, True))
     p_value = mcnemar(only_a, only_b)
@@ -103,13 +113,13 @@ def compare_labels(a_right: Sequence[bool], b_right: Sequence[bool]) -> LabelCom
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided p of the exact test: the rows on which one alone is right, as the throws of a fair coin."""
+    """Return the two-sided p of the exact test: rows on which one alone is right, as tosses of a fair coin."""
     discordant = only_a + only_b
     return float(scipy.stats.binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
 
 
 def _difference_of_shares(only_a: int, only_b: int, rows: int) -> Estimate:
-    # Wald's interval with one imagined row on either side.
+    # Wald's interval with one pseudo-row added on either side.
     share_a, share_b = (only_a + 1) / (rows + 2), (only_b + 1) / (rows + 2)
     middle = share_b - share_a
     error = math.sqrt((share_a + share_b - middle**2) / (rows + 2))

@@ -1,4 +1,4 @@
-"""Row losses and the honest comparison of two models on the same rows. Needs no torch."""
+"""Row losses, and the paired comparison of two models on the same rows. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Per eval row, in file order: summed loss in nats and number of completion tokens."""
+    """Loss of every eval row, in file order: its sum in nats, and its number of completion tokens."""
 
     loss_sums: Sequence[float]
     token_counts: Sequence[int]
@@ -20,40 +20,43 @@ class RowLosses:
         return math.fsum(self.loss_sums) / sum(self.token_counts)
 
     def first(self, rows: int) -> RowLosses:
-        """Of the first so many."""
+        """Return the losses of the first `rows` rows."""
         return RowLosses(self.loss_sums[:rows], self.token_counts[:rows])
 
     @property
     def flaw(self) -> str | None:
-        """Why nothing can be computed from them, where a file of them was damaged; None: it can."""
+        """Reason why nothing can be computed from them, if their file was damaged; None: it can."""
         if not self.loss_sums or len(self.loss_sums) != len(self.token_counts):
             return f"it has {len(self.loss_sums)} losses and {len(self.token_counts)} numbers of tokens"
         return "a row has no tokens" if min(self.token_counts) < 1 else None
 
     @property
     def standard_error(self) -> float:
-        """Of the mean, in nats per token, over rows as in `compare`. Raises ValueError for fewer than two rows."""
+        """Standard error of the mean, in nats per token, over rows as in `compare`.
+
+        Raises ValueError for fewer than two rows.
+        """
         return _standard_error(self.loss_sums, self.token_counts)
 
 
 @dataclass(frozen=True)
 class LossDifference:
-    """`b - a` on the same rows, nats per token, with the standard error that pairing by row gives."""
+    """Difference `b - a` on the same rows, in nats per token, with the standard error that pairing by row gives."""
 
     difference: float
     standard_error: float
 
     @property
     def is_clear(self) -> bool:
-        """More than twice the standard error away from zero."""
+        """Whether the difference is more than twice its standard error away from zero."""
         return abs(self.difference) > 2 * self.standard_error
 
 
 def compare(a: RowLosses, b: RowLosses) -> LossDifference:
-    """How much larger the loss of `b` is than that of `a`.
+    """Return by how much the loss of `b` exceeds that of `a`, in nats per token.
 
-    Rows are the sampling unit (tokens of one row aren't independent), so the error is that of a ratio estimator
-    over rows: Cochran, Sampling Techniques, 3rd edition, section 6.3. Raises ValueError if the rows differ.
+    Rows are the sampling unit, because the tokens of one row aren't independent. So the error is that of a ratio
+    estimator over rows: Cochran, Sampling Techniques, 3rd edition, section 6.3. Raises ValueError if the rows differ.
     """
     if list(a.token_counts) != list(b.token_counts):
         raise ValueError("the two were not evaluated on the same rows with the same tokenizer")

@@ -1,4 +1,4 @@
-"""One score a row in the task's own measure: is the label right, or how much of the reference is in the answer?
+"""One score a row in the task's own measure: whether the label is right, or how much of the reference is in the answer.
 
 Needs no torch: a search scores the answers that its trials gave.
 """
@@ -18,7 +18,7 @@ from trials.formats.conversations import LABELLED, Example
 
 
 class Measure(StrEnum):
-    """What a row's score says."""
+    """Meaning of a row's score."""
 
     LABEL = "accuracy"
     """1 if the predicted label is the true one, else 0."""
@@ -40,10 +40,10 @@ class RowScores:
 
 
 def task_score(data_format: str, answers: Sequence[str], examples: Sequence[Example]) -> RowScores:
-    """Scores answers to the examples of a format, in their order.
+    """Score answers to the examples of a format, in their order.
 
-    NLI formats by the label (an answer without one is wrong), text tasks by ROUGE-L. Raises `DataError` for plain
-    text: nothing is asked there that could be answered.
+    NLI formats are scored by the label (an answer without one is wrong), text tasks by ROUGE-L. Raises `DataError` for
+    plain text, which has no question to answer.
     """
     if data_format in LABELLED:
         right = [parse_label(answer) == example.label for answer, example in zip(answers, examples, strict=True)]
@@ -54,13 +54,13 @@ def task_score(data_format: str, answers: Sequence[str], examples: Sequence[Exam
 
 
 def refuse_plain_text(data_format: str) -> None:
-    """Raises `DataError` for the format without questions."""
+    """Raise `DataError` for the format without questions."""
     if data_format == "text":
         raise DataError("format 'text' has no question that could be answered, so it's judged by its loss alone.")
 
 
 def rouge_l(answer: str, reference: str) -> float:
-    """ROUGE-L F1 by Google's rouge-score, with its stemmer.
+    """Return ROUGE-L F1 by Google's rouge-score, with its stemmer.
 
     Its words are of Latin letters and digits: a reference in another script has none, and scores 0.
     """
@@ -68,7 +68,7 @@ def rouge_l(answer: str, reference: str) -> float:
 
 
 def has_words(reference: str) -> bool:
-    """Whether ROUGE-L sees anything in a reference."""
+    """Return whether ROUGE-L finds any word in a reference."""
     return any(letter.isascii() and letter.isalnum() for letter in reference)
 
 

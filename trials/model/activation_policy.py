@@ -1,4 +1,4 @@
-"""How much of a layer is kept for its gradient. Needs no torch."""
+"""Activations of a layer that are saved for the backward pass. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class ActivationPolicy(Enum):
-    """What isn't kept is computed again (arXiv 1604.06174)."""
+    """Choice of activations that one layer saves; it recomputes the others (arXiv 1604.06174)."""
 
     SAVE_ALL = "all"
     RECOMPUTE_MLP = "all but what is inside the MLP"

@@ -1,6 +1,6 @@
-"""A trial's adapter on disk, as `PeftModel.save_pretrained` (0.21) leaves it, without a PEFT model.
+"""Adapter folders in the format of `PeftModel.save_pretrained` (PEFT 0.21), without a PEFT model.
 
-PEFT's README.md, a template that nobody has filled in, isn't written.
+PEFT's README.md is not written, because it is an unfilled template.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def save_adapter(named_parameters: Sequence[tuple[str, nn.Parameter]], config: TrialConfig, path: Path) -> None:
-    """Writes adapter_config.json and the weights into a folder, which is made if it isn't there.
+    """Write adapter_config.json and the weights into a folder, which is made if it does not exist.
 
     The parameters carry PEFT's full names; the files leave out the adapter's own name, "default".
     """
@@ -33,13 +33,16 @@ def save_adapter(named_parameters: Sequence[tuple[str, nn.Parameter]], config: T
 
 
 def read_adapter(path: Path) -> dict[str, Tensor]:
-    """The weights of an adapter's folder by their full names as parameters, on the CPU."""
+    """Return the weights of an adapter's folder, on the CPU, by their full parameter names."""
     weights = load_file(str(path / WEIGHTS))
     return {f"{name.removesuffix('.weight')}.default.weight": value for name, value in weights.items()}
 
 
 def _for_disk(parameter: nn.Parameter) -> Tensor:
-    """In memory of its own: safetensors refuses tensors that share some, as slices of one buffer do."""
+    """Return a parameter's value on the CPU, in a storage that holds nothing else.
+
+    safetensors refuses tensors that share a storage, as slices of one buffer do.
+    """
     value = parameter.detach().cpu().contiguous()
     shares = value.untyped_storage().nbytes() > value.nbytes
     return value.clone() if shares else value

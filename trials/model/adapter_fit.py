@@ -1,7 +1,7 @@
-"""Whether an adapter's weights belong to its base model: by names and shapes, before any weights are loaded.
+"""Check of an adapter's weights against its base model, by names and shapes, before weights are loaded.
 
-PEFT (0.21) only warns about layers for which an adapter has no weights, and takes no notice of weights for which there
-is no layer: an adapter of another model, or under other names, would give the base model's answers as its own.
+PEFT (0.21) only warns about layers for which an adapter has no weights. It ignores weights for which there is no layer.
+An adapter of another model, or with other names, would thus give the base model's answers as its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ _PREFIX = "base_model.model."
 
 
 def check_adapter_files(folder: Path) -> Path:
-    """The file that holds an adapter's weights. Raises `ModelError` if there is none, or it isn't what it's named."""
+    """Return the file that holds an adapter's weights.
+
+    Raises `ModelError` if there is none, or if its content is not what its name says.
+    """
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise ModelError(
@@ -42,11 +45,11 @@ def check_adapter_files(folder: Path) -> Path:
 
 
 def check_fit(folder: Path, base: ModelSettings, tokens: int | None) -> int | None:
-    """Raises `ModelError` if the adapter in a folder doesn't belong to its base model, weight by weight.
+    """Raise `ModelError` if the adapter in a folder does not belong to its base model, weight by weight.
 
-    `tokens` is the length of the tokenizer that lies beside the adapter, to which `AutoPeftModel` enlarges the base's
-    embedding; None: there is none. Gives how many tokens the adapter's own embedding has; None if it has none, and the
-    base's counts.
+    `tokens` is the length of the tokenizer beside the adapter, to which `AutoPeftModel` enlarges the base's embedding.
+    None: there is no tokenizer. Returns the number of tokens in the adapter's own embedding. None: it has none, and the
+    base's number counts. Adapters other than LoRA, and bases whose weights PEFT renames, are not compared: also None.
     """
     from peft import PeftConfig, PeftType
 
@@ -57,7 +60,7 @@ def check_fit(folder: Path, base: ModelSettings, tokens: int | None) -> int | No
         return None
     model = _empty(base, config, tokens, folder)
     if getattr(model.base_model.model, "_checkpoint_conversion_mapping", None):
-        return None  # PEFT renames weights by it as they are loaded
+        return None  # PEFT renames weights by this mapping as they are loaded
     missing, unexpected = _differences(model, stored, folder, base)
     if missing or unexpected:
         raise _other_names(folder, base, stored, missing, unexpected)
@@ -80,7 +83,7 @@ def _stored(file: Path) -> dict[str, StoredTensor]:
 
 
 def _empty(base: ModelSettings, config: PeftConfig, tokens: int | None, folder: Path) -> PeftModel:
-    """The base with an adapter like this one, both without weights."""
+    """Return the base with an adapter of this configuration, both without weights."""
     from peft import get_peft_model
 
     model = empty_model(base)
@@ -88,7 +91,7 @@ def _empty(base: ModelSettings, config: PeftConfig, tokens: int | None, folder: 
         with torch.device("meta"):
             if tokens is not None and tokens > model.get_input_embeddings().weight.shape[0]:
                 model.resize_token_embeddings(tokens, mean_resizing=False)
-            # Initial weights that are computed from the base's can't be here, and nobody needs them.
+            # Initial weights that are computed from the base's can't be made here, and their values aren't used.
             config.init_lora_weights = True
             return get_peft_model(model, config)
     except ValueError as error:
@@ -98,15 +101,15 @@ def _empty(base: ModelSettings, config: PeftConfig, tokens: int | None, folder: 
 def _differences(
     model: PeftModel, stored: dict[str, StoredTensor], folder: Path, base: ModelSettings
 ) -> tuple[list[str], list[str]]:
-    """Weights of the adapter that the file lacks, and those in it that belong nowhere, as PEFT would load them."""
+    """Return the weights that the file lacks, and those in it that have no layer, as PEFT would load them."""
     from peft import set_peft_model_state_dict
 
     weights = {name: torch.empty(each.shape, device="meta") for name, each in stored.items()}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that copying to "meta" copies nothing
+            warnings.simplefilter("ignore")  # the warning that copying to "meta" copies nothing
             result = set_peft_model_state_dict(model, weights)
-    except KeyError as error:  # of a module that is saved whole
+    except KeyError as error:  # raised for a module that is saved whole
         return [str(error.args[0])], []
     except (RuntimeError, ValueError) as error:
         raise _doesnt_fit(folder, base, _mismatch(str(error))) from error
@@ -115,7 +118,7 @@ def _differences(
 
 
 def _mismatch(said: str) -> str:
-    """What torch says of weights of another shape, in fewer words."""
+    """Shorten torch's message about weights of another shape."""
     found = _MISMATCH.search(said)
     if found is None:
         return said.strip().split("\n")[0].rstrip(".")
@@ -148,9 +151,9 @@ def _other_names(
 
 
 def refuse_missing(said: list[Any], folder: Path, base: ModelSettings) -> None:
-    """Raises `ModelError` if PEFT has warned, while it loaded an adapter, of layers that it found no weights for.
+    """Raise `ModelError` if PEFT has warned, while it loaded an adapter, of layers without weights.
 
-    `said` are the warnings that were recorded meanwhile. It's what `check_fit` can't see beforehand.
+    `said` are the warnings recorded during loading. `check_fit` can't detect this beforehand.
     """
     for each in said:
         if "missing adapter keys" in str(each.message):

@@ -1,4 +1,4 @@
-"""What decides how a base model is trained, read from its config. Loads no torch by being imported."""
+"""Properties of a base model that decide how it is trained, read from its config. Loads no torch on import."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from trials.errors import ModelError, first_line
 ARCHITECTURES = ("llama", "mistral")
 """`model_type` of the base models whose layers the engine computes itself."""
 LINEAR_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
-"""Their linear layers, by the last part of their names."""
+"""Last part of the names of their linear layers."""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Of a base model, under transformers' names. Of other architectures than `ARCHITECTURES` only `model_type` counts.
+    """Shape of a base model, under transformers' names.
 
-    In search.json it spares a search's own processes torch, without which transformers reads no config.
+    For architectures outside `ARCHITECTURES` only `model_type` is used. search.json holds it, so that a search's own
+    processes need no torch, without which transformers reads no config.
     """
 
     model_type: str
@@ -35,7 +36,7 @@ class ModelShape:
     attention_bias: bool = False
     mlp_bias: bool = False
     sliding_window: int | None = None
-    """In tokens; None: every token sees all before it."""
+    """Tokens; None: every token attends to all before it."""
 
     @property
     def head_size(self) -> int:
@@ -44,14 +45,17 @@ class ModelShape:
 
     @classmethod
     def of(cls, config: Any) -> ModelShape:
-        """What transformers' config of a model says."""
+        """Return the shape that transformers' config of a model gives."""
         known = {field.name: getattr(config, field.name, None) for field in fields(cls)}
         return cls(**{name: value for name, value in known.items() if value is not None})
 
 
 @functools.lru_cache(maxsize=8)
 def model_shape(name: str, revision: str | None) -> ModelShape:
-    """Of the base model of that name, without its weights. Raises `ModelError` if its config can't be read."""
+    """Return the shape of a base model, without its weights.
+
+    Raises `ModelError` if its config can't be read.
+    """
     from transformers import AutoConfig
 
     try:

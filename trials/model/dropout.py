@@ -1,8 +1,8 @@
-"""Dropout by counting: what is dropped depends on where a value stands, never on what was drawn before it.
+"""Dropout that depends on a value's position alone, never on random numbers drawn before.
 
-A value stands in an optimizer step, a row of it, a position in that row, a module and a feature. A hash of these and
-of the trial's seed decides. So the same values are dropped however a step is split into micro-batches, padded, mixed
-with other trials, recomputed or resumed; on any device; and by whoever runs the trial.
+A hash decides. It covers the trial's seed and the value's optimizer step, row of that step, position in the row, module
+and feature. So the same values are dropped however a step is split into micro-batches, padded, mixed with other trials,
+recomputed or resumed. They are the same on every device, and in both backends.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _POSITION = 0x85EBCA77
 
 
 def fmix32(h: Tensor) -> Tensor:
-    """MurmurHash3's 32-bit finaliser, of whole numbers from 0 to 2**32 - 1 in int64, as its results are."""
+    """Apply MurmurHash3's 32-bit finaliser; arguments and results are 0 to 2**32 - 1 in int64."""
     h = h ^ (h >> 16)
-    # Products overflow 64 bits; their low 32, which are all that counts, are right.
+    # Products overflow 64 bits. Only their low 32 bits count, and those are right.
     h.mul_(0x85EBCA6B).bitwise_and_(_MASK)
     h ^= h >> 13
     h.mul_(0xC2B2AE35).bitwise_and_(_MASK)
@@ -34,10 +34,10 @@ def fmix32(h: Tensor) -> Tensor:
 
 
 def token_keys(seed: int, step: int, slots: Tensor, positions: Tensor) -> Tensor:
-    """A key for each token, 0 to 2**32 - 1 in int64.
+    """Return a key for each token, 0 to 2**32 - 1 in int64.
 
-    `step` is the optimizer step from 0; `slots` (the rows' running numbers in that step) and `positions` (in their
-    rows) are int64 of the same shape, or of shapes that broadcast.
+    `step` is the optimizer step, counted from 0. `slots` are the rows' numbers in that step, and `positions` the
+    tokens' positions in their rows. Both are int64, of the same shape or of shapes that broadcast.
     """
     of_step = fmix32(fmix32(torch.tensor((seed + _GOLDEN) & _MASK)) ^ step)
     of_row = fmix32(of_step ^ (slots * _SLOT_OR_FEATURE & _MASK))
@@ -45,47 +45,58 @@ def token_keys(seed: int, step: int, slots: Tensor, positions: Tensor) -> Tensor
 
 
 def feature_keys(module: str, features: int, device: torch.device | str) -> Tensor:
-    """A key [features] for each input of a module, which is named as in the base model; int64 as `token_keys`."""
+    """Return a key [features] for each input of a module, in int64 as `token_keys`.
+
+    `module` is the module's name in the base model.
+    """
     numbers = torch.arange(features, device=device)
     return fmix32(zlib.crc32(module.encode()) + numbers * _SLOT_OR_FEATURE & _MASK)
 
 
 def dropped(x: Tensor, token_keys: Tensor, feature_keys: Tensor, p: float) -> Tensor:
-    """`x` [..., features] with a share `p` of its values at zero and the others over 1 - p; `token_keys` [...]."""
+    """Return `x` [..., features] with a share `p` of its values at zero, and the others divided by 1 - p.
+
+    `token_keys` [...] and `feature_keys` [features] decide which.
+    """
     kept = fmix32(token_keys[..., None] ^ feature_keys) >= int(p * 2**32)
     return torch.where(kept, x / (1 - p), 0)
 
 
 class TokenCounter:
-    """Where the tokens of the micro-batch in work stand. One for all of a model's `CounterDropout`."""
+    """Positions of the tokens of the current micro-batch, shared by all `CounterDropout` of a model."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._keys: Tensor | None = None
 
     def set_position(self, step: int, first_slot: int, tokens: Tensor) -> None:
-        """A micro-batch begins: `tokens` [rows, length] or anything of that shape, padded on the right if at all."""
+        """Begin a micro-batch of the shape of `tokens` [rows, length], with any padding on the right.
+
+        `first_slot` is the number of its first row in optimizer step `step`.
+        """
         rows, length = tokens.shape
         slots = torch.arange(first_slot, first_slot + rows, device=tokens.device)
         self._keys = token_keys(self._seed, step, slots[:, None], torch.arange(length, device=tokens.device))
 
     def keys(self, shape: torch.Size) -> Tensor:
-        """The tokens' keys in the shape in which a module sees them. Raises `ValueError` if it doesn't see them all."""
+        """Return the tokens' keys in the shape in which a module sees them.
+
+        Raises `ValueError` if the module sees another number of tokens.
+        """
         if self._keys is None or self._keys.numel() != shape.numel():
             raise ValueError(f"dropout doesn't know which tokens stand in a tensor {list(shape)}")
         return self._keys.view(shape)
 
 
 class CounterDropout(nn.Module):
-    """Takes the place of `nn.Dropout` before an adapter's A.
+    """Replacement for `nn.Dropout` before an adapter's A.
 
-    Training calls `TokenCounter.set_position` before every forward pass.
-
-    The backward pass may come, and recompute the forward pass, until the next micro-batch is announced.
+    Training calls `TokenCounter.set_position` before every forward pass. The backward pass, which may recompute the
+    forward pass, must end before the next call.
     """
 
     def __init__(self, p: float, module: str, features: int, tokens: TokenCounter) -> None:
-        """`p` is the share to drop, `module` the adapted module's name in the base model, with so many inputs."""
+        """Set up dropout of a share `p` for the module of that name in the base model, with `features` inputs."""
         super().__init__()
         self.p = p
         self._module, self._features = module, features
@@ -93,7 +104,7 @@ class CounterDropout(nn.Module):
         self._feature_keys: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """As `dropped`, of `x` [rows, length, features]; in evaluation `x` itself."""
+        """Apply `dropped` to `x` [rows, length, features]; in evaluation return `x` itself."""
         if not self.training:
             return x
         if self._feature_keys is None or self._feature_keys.device != x.device:
@@ -102,7 +113,7 @@ class CounterDropout(nn.Module):
 
 
 def count_dropout(model: PeftModel, seed: int) -> TokenCounter:
-    """Puts `CounterDropout` in place of PEFT's; gives what has to be told where the tokens stand."""
+    """Replace PEFT's dropout by `CounterDropout`; return the counter that needs each micro-batch's position."""
     from peft.tuners.lora import LoraLayer
 
     tokens = TokenCounter(seed)

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, with a padding token. Raises `ModelError` if it can't be loaded."""
+    """Load the base model's tokenizer, with a padding token. Raises `ModelError` if it can't be loaded."""
     _check_folder(settings.name, "tokenizer_config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
-    except Exception as error:  # of the Rust library's errors most are plain Exceptions
+    except Exception as error:  # most errors of the Rust library are plain Exceptions
         raise ModelError(f"can't load the tokenizer of {settings.name!r}: {first_line(error)}. {_REMEDY}.") from error
     known = _known_tokens(settings)
     if tokenizer.pad_token is None or (known is not None and tokenizer.pad_token_id >= known):
@@ -42,13 +42,13 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
 
 
 def vocabulary(settings: ModelSettings) -> Vocabulary | None:
-    """The tokens that the base model knows; None where its config doesn't say, or can't be read."""
+    """Return the tokens that the base model knows; None if its config doesn't say, or can't be read."""
     known = _known_tokens(settings)
     return None if known is None else Vocabulary(settings.name, known)
 
 
 def refuse_unknown_tokens(settings: ModelSettings, data: TrialData, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises `ModelError` if rows hold a token that the base model doesn't know."""
+    """Raise `ModelError` if rows hold a token that the base model doesn't know."""
     known = vocabulary(settings)
     if known is not None:
         splits = {"train": data.train, "eval": data.eval, "test": data.test}
@@ -59,15 +59,16 @@ def _known_tokens(settings: ModelSettings) -> int | None:
     try:
         config = AutoConfig.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
     except (OSError, ValueError):
-        return None  # an adapter's folder has none; what is wrong with a model's is said where it's loaded
+        return None  # an adapter's folder has none; faults of a model's are reported when it's loaded
     size = getattr(config.get_text_config(), "vocab_size", None)
     return size if isinstance(size, int) and size > 0 else None
 
 
 def check_base(settings: ModelSettings) -> None:
-    """Raises `ModelError` if a folder's weights are damaged, incomplete, or of another size than its config says.
+    """Raise `ModelError` if a folder's weights are damaged, incomplete, or of another size than its config says.
 
-    Reads the beginnings of files only. A model on the hub isn't looked at: its files are checked as they are loaded.
+    Reads only the beginnings of files. A model on the hub is not checked here: its files are checked as they are
+    loaded.
     """
     folder = Path(settings.name)
     if not folder.is_dir():
@@ -79,9 +80,9 @@ def check_base(settings: ModelSettings) -> None:
 
 
 def load_base(settings: ModelSettings) -> PreTrainedModel:
-    """The base model, frozen, on this process's GPU or the CPU. Raises `ModelError` if it can't be loaded.
+    """Load the base model, frozen, onto this process's GPU or the CPU. Raises `ModelError` if it can't be loaded.
 
-    NF4 with double quantisation as in QLoRA (arXiv 2305.14314). A checkpoint that is saved quantised keeps its own.
+    Uses NF4 with double quantisation as in QLoRA (arXiv 2305.14314). A checkpoint saved quantised keeps its own format.
     """
     _check_folder(settings.name, "config.json")
     check_base(settings)
@@ -107,7 +108,7 @@ def load_base(settings: ModelSettings) -> PreTrainedModel:
 
 
 def as_base(model: Any) -> PreTrainedModel:
-    """A loaded model made ready for adapters: frozen."""
+    """Freeze a loaded model and prepare it for adapters."""
     model.requires_grad_(False)
     keep_gradients_on_cpu(model)
     model.config.use_cache = False
@@ -116,9 +117,10 @@ def as_base(model: Any) -> PreTrainedModel:
 
 
 def weight_arguments(settings: ModelSettings) -> dict[str, Any]:
-    """How `from_pretrained` is to load the base's weights. Raises OSError or ValueError if its config can't be read.
+    """Return the arguments with which `from_pretrained` loads the base's weights.
 
-    A checkpoint that is saved in 4 bits must be given no quantisation at all, not even None.
+    A checkpoint saved in 4 bits must be given no quantisation at all, not even None. Raises OSError or ValueError if
+    the base's config can't be read.
     """
     dtype = compute_dtype(settings)
     arguments: dict[str, Any] = {"dtype": dtype, "device_map": device_map()}
@@ -129,7 +131,7 @@ def weight_arguments(settings: ModelSettings) -> dict[str, Any]:
 
 
 def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """4-bit NormalFloat weights, quantised scales, matrix products in `dtype`."""
+    """Return settings for 4-bit NormalFloat weights, quantised scales and matrix products in `dtype`."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -139,10 +141,10 @@ def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def keep_gradients_on_cpu(model: torch.nn.Module) -> None:
-    """Keeps bitsandbytes on its kernel with autograd.
+    """Keep bitsandbytes on its kernel with autograd.
 
-    With AVX512-BF16 a `Linear4bit` repacks its weights for inference at the first forward pass in eval mode, and no
-    gradient passes through it ever after (bitsandbytes 0.50).
+    With AVX512-BF16 a `Linear4bit` repacks its weights for inference at the first forward pass in eval mode. After that
+    no gradient passes through it (bitsandbytes 0.50).
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -150,9 +152,9 @@ def keep_gradients_on_cpu(model: torch.nn.Module) -> None:
 
 
 def attach_adapter(base: PreTrainedModel, hyperparameters: Hyperparameters, revision: str | None = None) -> PeftModel:
-    """A fresh LoRA adapter on the base; at this point it changes nothing (B is zero).
+    """Attach a fresh LoRA adapter to the base; it changes no output yet, because B is zero.
 
-    `revision` is the base's, which the saved adapter will ask for when it's loaded.
+    `revision` is the base's; the saved adapter asks for it when it is loaded.
 
     Raises `ModelError` if a target module isn't in the model.
     """
@@ -166,7 +168,7 @@ def attach_adapter(base: PreTrainedModel, hyperparameters: Hyperparameters, revi
 
 
 def lora_config(hyperparameters: Hyperparameters) -> LoraConfig:
-    """PEFT's settings of a trial's adapter."""
+    """Return PEFT's settings of a trial's adapter."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -182,14 +184,14 @@ def lora_config(hyperparameters: Hyperparameters) -> LoraConfig:
 
 
 def check_targets(settings: ModelSettings, targets: Collection[str]) -> None:
-    """Raises `ModelError` if one of the target modules isn't in the model; reads its config, loads no weights."""
+    """Raise `ModelError` if a target module isn't in the model. Reads the model's config, but no weights."""
     named_targets(settings, targets)
 
 
 def named_targets(settings: ModelSettings, targets: Collection[str]) -> tuple[str, ...]:
-    """The target modules, with the names of all linear layers but the head in place of `all-linear`, each once.
+    """Return the target modules, each once; `all-linear` becomes the names of all linear layers but the head.
 
-    Raises `ModelError` if one of them isn't in the model; reads its config, loads no weights.
+    Raises `ModelError` if one of them isn't in the model. Reads the model's config, but no weights.
     """
     _check_folder(settings.name, "config.json")
     names, head = _linear_layers(settings)
@@ -199,13 +201,13 @@ def named_targets(settings: ModelSettings, targets: Collection[str]) -> tuple[st
 
 
 def _linear_layers(settings: ModelSettings) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The last part of the names of a model's linear layers, without the head's, and of its head's.
+    """Return the last part of the names of a model's linear layers, without the head's, and of its head's.
 
     PEFT's `all-linear` leaves the output layer out (peft 0.21).
     """
     if model_shape(settings.name, settings.revision).model_type in ARCHITECTURES:
         head = frozenset({"lm_head"})
-        return tuple(name for name in LINEAR_NAMES if name not in head), head  # without seconds of imports to make one
+        return tuple(name for name in LINEAR_NAMES if name not in head), head  # an empty model takes seconds of imports
     model = empty_model(settings)
     output = model.get_output_embeddings()
     head = frozenset(name.rpartition(".")[2] for name, module in model.named_modules() if module is output)
@@ -213,7 +215,7 @@ def _linear_layers(settings: ModelSettings) -> tuple[tuple[str, ...], frozenset[
 
 
 def empty_model(settings: ModelSettings) -> PreTrainedModel:
-    """The base model's modules without their weights. Raises `ModelError` if its config can't be read."""
+    """Build the base model's modules without their weights. Raises `ModelError` if its config can't be read."""
     try:
         config = AutoConfig.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
         with torch.device("meta"):
@@ -232,19 +234,22 @@ def _refuse_unknown_targets(targets: Collection[str], allowed: set[str]) -> None
 
 
 def linear_names(model: torch.nn.Module) -> set[str]:
-    """The last part of the names of all linear layers, such as q_proj."""
+    """Return the last part of the names of all linear layers, such as q_proj."""
     return {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
 
 
 def compute_dtype(settings: ModelSettings) -> torch.dtype:
-    """What matrix products run in."""
+    """Return the dtype of matrix products."""
     if settings.compute_dtype == "auto":
         return torch.bfloat16 if torch.cuda.is_available() else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.compute_dtype]
 
 
 def device_map() -> dict[str, int | str]:
-    """All of the model on this process's GPU, or on the CPU; "auto" would spread it, and hides ranks from DDP."""
+    """Place the whole model on this process's GPU, or on the CPU.
+
+    "auto" would spread it over several GPUs, and hides ranks from DDP.
+    """
     return {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
 
 

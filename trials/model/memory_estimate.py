@@ -1,7 +1,8 @@
-"""What memory a configuration will take, from the base model's config alone: no weights are loaded, no GPU is asked.
+"""Estimate of the GPU memory that a configuration takes, from the base model's config alone.
 
-For the engine these are the formulas that it plans with (`planning`, `room`), measured in docs/engine.md. For TRL's
-trainer they are an estimate: whole layers recomputed, one row at a time.
+No weights are loaded, and no GPU is queried. For the engine these are the formulas that it plans with
+(`trials.model.memory_plan`, `trials.engine.memory.manager`), measured in docs/engine.md. For TRL's trainer they are an
+estimate: by default whole layers recomputed, one row at a time.
 """
 
 from __future__ import annotations
@@ -14,30 +15,33 @@ from trials.model.architecture import ARCHITECTURES, ModelShape
 from trials.model.memory_plan import KEPT_DENSE_BYTES, MOST_OF_GPU, ModelSizes, adapter_bytes, workspace_bytes
 
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Of a weight: half a byte, a scale of one byte for 64, and one of four bytes for 256 of those (arXiv 2305.14314)."""
+"""Bytes of a weight: half a byte, one for the scale of 64, and four for 256 such scales (arXiv 2305.14314)."""
 _TRL_MICRO_STEP = 2.0
-"""transformers' layers hold so many times what ours do: they write nothing in place, and keep inputs in float32."""
+"""Memory of a micro-batch in transformers' layers over that in the engine's.
+
+transformers' layers write nothing in place, and keep inputs in float32.
+"""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one trial alone on a GPU, split as small as it can be."""
+    """GPU memory of one trial alone, in bytes."""
 
     base_bytes: int
-    """The frozen base model."""
+    """The frozen base model; in the engine also dense copies of its weights, if they are small."""
     adapter_bytes: int
     """Weights, gradient, optimizer state, and copies for matrix products."""
     micro_step_bytes: int
-    """Of the longest row by itself, with everything computed again that can be."""
+    """Working memory of one micro-batch: activations, one layer's dense weights, logits, libraries' workspaces."""
 
     @property
     def total_bytes(self) -> int:
-        """Of the whole trial."""
+        """Bytes of the whole trial."""
         return self.base_bytes + self.adapter_bytes + self.micro_step_bytes
 
     @property
     def gib(self) -> float:
-        """Of the whole trial, in GiB."""
+        """GiB of the whole trial."""
         return self.total_bytes / 2**30
 
 
@@ -50,12 +54,12 @@ def estimate_memory(
     in_engine: bool = True,
     is_recomputed: bool = True,
 ) -> MemoryEstimate | None:
-    """The least GPU memory that a trial needs; None for a base model whose layers aren't Llama's or Mistral's.
+    """Estimate the least GPU memory of a trial; None if the base model's layers aren't Llama's or Mistral's.
 
-    `longest_row` is in tokens, of training and evaluation. `itemsize` is in bytes of a number in a matrix product: 2 on
-    a GPU. `in_engine`: whether our engine trains it (`trials.engine.support.unsupported_reason` is None, and
-    `machine.engine` is not trl). `is_recomputed`: whether activations may be computed again; TRL then begins with more,
-    of more rows.
+    `longest_row` is in tokens, of training and evaluation. `itemsize` is the bytes of a number in a matrix product: 2
+    on a GPU. `in_engine`: the engine trains the trial (`trials.engine.support.unsupported_reason` is None, and
+    `machine.engine` is not trl). `is_recomputed`: layers save only their inputs, and recompute all else. TRL may begin
+    without recomputation and with more rows, and then takes more.
     """
     if base.model_type not in ARCHITECTURES:
         return None
@@ -68,7 +72,7 @@ def estimate_memory(
 
 
 def sizes_of(base: ModelShape, itemsize: int, *, is_quantized: bool) -> ModelSizes:
-    """What planning has to know of a base model."""
+    """Return the sizes of a base model that planning needs; `itemsize` as in `estimate_memory`."""
     return ModelSizes(
         layers=base.num_hidden_layers,
         hidden=base.hidden_size,
@@ -81,7 +85,7 @@ def sizes_of(base: ModelShape, itemsize: int, *, is_quantized: bool) -> ModelSiz
 
 
 def base_bytes(base: ModelShape, sizes: ModelSizes) -> int:
-    """Of the base model as it lies in memory: layers in 4 bits where they are quantised, embeddings and head never."""
+    """Return the base model's bytes in memory: quantised layers in 4 bits, embeddings and head never quantised."""
     per_weight = _NF4_BYTES if sizes.is_quantized else sizes.itemsize
     vocabulary = base.vocab_size * base.hidden_size * (1 if base.tie_word_embeddings else 2)
     return int(sizes.layers * sizes.layer_weights * per_weight) + vocabulary * sizes.itemsize
@@ -93,12 +97,12 @@ def _kept_dense_bytes(sizes: ModelSizes) -> int:
 
 
 def allowed_gib(gpu_gib: float) -> float:
-    """What a trial may reserve of a GPU's memory where the recipe doesn't say (`machine.gpu_memory_gib`)."""
+    """Return the GiB that a trial may reserve on a GPU, if the recipe doesn't set `machine.gpu_memory_gib`."""
     return gpu_gib * MOST_OF_GPU
 
 
 def linear_shapes(sizes: ModelSizes, vocabulary: int) -> dict[str, tuple[int, int, int]]:
-    """Inputs, outputs and number of the linear layers of each name."""
+    """Return inputs, outputs and number of the linear layers of each name."""
     hidden, mlp, layers = sizes.hidden, sizes.intermediate, sizes.layers
     return {
         "q_proj": (hidden, sizes.queries, layers),

@@ -1,8 +1,8 @@
-"""How a micro-step is cut out: how many tokens it holds, and how much of each layer is kept for the gradient.
+"""Plan of a micro-batch: how many tokens it holds, and which activations each layer saves.
 
-Pure arithmetic on sizes that are known beforehand. Keeping everything needs 4 FLOPs a weight and token (two forward,
-two for the gradient of the input: the weights are frozen); computing a layer again adds 2. Weights are read from 4 bits
-once for every pass over them, however many tokens pass: the fewer tokens, the more that costs each of them.
+Pure arithmetic on known sizes. Saving everything takes 4 FLOPs a weight and token: two forward, and two for the
+gradient of the input, because the weights are frozen. Recomputing a layer adds 2. 4-bit weights are read once for every
+pass over them, however many tokens pass: the fewer tokens, the higher the cost of each.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from trials.config import Hyperparameters
 from trials.model.activation_policy import ActivationPolicy
 
 MOST_TOKENS = 5120
-"""Beyond this a micro-step's fixed costs are small on any card (docs/engine.md)."""
+"""Tokens of a micro-batch beyond which its fixed costs are small on any card (docs/engine.md)."""
 
 MOST_OF_GPU = 0.94
-"""Share of a GPU's memory that is reserved at most: 22.5 GiB of a 24 GB card. A driver and a desktop want some too."""
+"""Largest share of a GPU's memory to reserve: 22.5 GiB of a 24 GB card. Driver and desktop need some too."""
 KEPT_DENSE_BYTES = 2**30
-"""Of a base model's layers, as matrix products take them: where they're no larger they are all kept so."""
+"""Largest size of a base model's layers as dense matrices at which all of them are kept dense."""
 
 _STEP = 256
 _LOGITS_BYTES = 8 * 2**25
-"""Of a slice of logits and their gradient; see `losses`."""
+"""Bytes of a slice of logits and their gradient; see `trials.engine.model.cross_entropy`."""
 _SLACK_BYTES = 300 * 2**20
-"""What the allocator rounds up, and libraries' workspaces."""
+"""Bytes for the allocator's rounding and libraries' workspaces."""
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What the arithmetic needs to know of a base model."""
+    """Sizes of a base model that the plan depends on."""
 
     layers: int
     hidden: int
@@ -44,21 +44,21 @@ class ModelSizes:
 
     @property
     def layer_weights(self) -> int:
-        """Of one layer's linear modules."""
+        """Weights of one layer's linear modules."""
         return self.hidden * (2 * self.queries + 2 * self.keys + 3 * self.intermediate)
 
     @property
     def mlp_inner_weights(self) -> int:
-        """Of gate and up."""
+        """Weights of gate_proj and up_proj."""
         return 2 * self.hidden * self.intermediate
 
     @property
     def largest_weight(self) -> int:
-        """Of the modules whose weights are needed at the same time."""
+        """Weights of the largest group of modules whose weights are needed at the same time."""
         return max(self.hidden * (self.queries + 2 * self.keys), self.hidden * self.intermediate)
 
     def kept(self, keep: ActivationPolicy) -> int:
-        """Numbers that a layer keeps of a token."""
+        """Return how many numbers a layer saves for each token."""
         attention = 2 * self.queries + 2 * self.keys + self.hidden
         return (
             self.hidden
@@ -71,34 +71,34 @@ class ModelSizes:
 
     @property
     def passing(self) -> int:
-        """Numbers of a token that exist for a moment only, at the worst one: inside the MLP's gradient."""
+        """Numbers per token that exist only briefly, at their peak: inside the MLP's gradient."""
         return 2 * self.intermediate + 5 * self.hidden
 
 
 @dataclass(frozen=True)
 class MicroBatchPlan:
-    """The split of a micro-step."""
+    """Size of a micro-batch and the activations that layers save."""
 
     tokens: int
     keep: tuple[ActivationPolicy, ...]
-    """One a layer."""
+    """Policy of each layer."""
     dense_layers: int = 0
-    """Whose weights are kept as matrix products take them, in memory that nothing else wants."""
+    """Number of layers whose quantised weights are also kept dense, in otherwise unused memory."""
 
     @property
     def recomputed(self) -> int:
-        """Layers of which something is computed again."""
+        """Number of layers that recompute some activations."""
         return sum(each is not ActivationPolicy.SAVE_ALL for each in self.keep)
 
 
 @dataclass(frozen=True)
 class DeviceRates:
-    """What the machine does a second."""
+    """Speed of the machine."""
 
     flops: float
-    """In matrix products."""
+    """FLOPs per second in matrix products."""
     bytes: float
-    """To and from memory."""
+    """Bytes per second to and from memory."""
 
 
 def plan(
@@ -109,7 +109,7 @@ def plan(
     longest_row: int,
     most_tokens: int = MOST_TOKENS,
 ) -> MicroBatchPlan | None:
-    """The fastest split that fits into `allowed_bytes`; None if not even one row of the longest does.
+    """Return the fastest plan that fits into `allowed_bytes`; None if not even one of the longest rows fits.
 
     `other_bytes` are those of the base model and the adapters with their optimizers.
     """
@@ -135,24 +135,24 @@ def _layer_bytes(sizes: ModelSizes) -> int:
 
 
 def memory_bytes(sizes: ModelSizes, split: MicroBatchPlan, other_bytes: int) -> int:
-    """Predicted for everything; `other_bytes` as in `plan`."""
+    """Return the predicted memory of everything; `other_bytes` as in `plan`."""
     return other_bytes + workspace_bytes(sizes, split.keep, split.tokens) + split.dense_layers * _layer_bytes(sizes)
 
 
 def adapter_bytes(parameters: int, hyperparameters: Hyperparameters, itemsize: int) -> int:
-    """Memory of an adapter on a GPU: weights and gradient in float32, optimizer state, and copies for products."""
+    """Return an adapter's bytes on a GPU: float32 weights and gradient, optimizer state, copies for products."""
     state = 2 if "8bit" in hyperparameters.optimizer else 8
     return parameters * (4 + 4 + state + 2 * itemsize)
 
 
 def workspace_bytes(sizes: ModelSizes, keep: Sequence[ActivationPolicy], tokens: int) -> int:
-    """Memory of micro-steps of so many tokens, beside base model and adapters."""
+    """Return the bytes of a micro-batch of so many tokens, beside base model and adapters."""
     fixed = sizes.largest_weight * sizes.itemsize + _LOGITS_BYTES + _SLACK_BYTES
     return fixed + tokens * _token_bytes(sizes, keep)
 
 
 def seconds_per_token(sizes: ModelSizes, rates: DeviceRates, split: MicroBatchPlan) -> float:
-    """At the machine's rates, with nothing lost in between: good for comparing splits."""
+    """Return the seconds per token at the machine's rates, without other losses; only for comparing plans."""
     again = {
         ActivationPolicy.SAVE_ALL: 0,
         ActivationPolicy.RECOMPUTE_MLP: sizes.mlp_inner_weights,
@@ -161,14 +161,14 @@ def seconds_per_token(sizes: ModelSizes, rates: DeviceRates, split: MicroBatchPl
     forward = sizes.layers * sizes.layer_weights
     recomputed = sum(again[each] for each in split.keep)
     flops = 4 * forward + 2 * recomputed
-    # A matrix product reads every weight as a number; of 4 bits that is made first, from half a byte.
+    # A matrix product reads every weight as a dense number. A 4-bit weight is unpacked first, from half a byte.
     quantized = 1 - split.dense_layers / sizes.layers if sizes.is_quantized else 0.0
     bytes_read = (2 * forward + recomputed) * (sizes.itemsize + (0.5 + sizes.itemsize) * quantized)
     return flops / rates.flops + bytes_read / rates.bytes / split.tokens
 
 
 def _choices(layers: int) -> Iterator[tuple[ActivationPolicy, ...]]:
-    """From keeping everything to keeping inputs only, in quarters of the layers."""
+    """Yield the layers' policies from saving everything to saving inputs only, in quarters of the layers."""
     for more, less in (
         (ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_MLP),
         (ActivationPolicy.RECOMPUTE_MLP, ActivationPolicy.RECOMPUTE_ALL),

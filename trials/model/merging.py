@@ -8,10 +8,11 @@ from trials.config import ModelSettings
 
 
 def merge(adapter: Path, base: ModelSettings, target: Path) -> None:
-    """Writes base plus adapter as plain weights, with the tokenizer, to `target`.
+    """Write base plus adapter as plain weights, with the tokenizer, to `target`.
 
-    A base that was trained on in 4 bits is merged as its dequantised 4-bit values: the adapter has learned to make up
-    for their rounding, and merged into the original weights it would be another model than the one that was measured.
+    A base that was trained on in 4 bits is merged as its dequantised 4-bit values. The adapter has learned to
+    compensate for their rounding. Merged into the original weights, it would be another model than the one that was
+    evaluated.
     """
     from peft import PeftModel
 

@@ -1,7 +1,7 @@
-"""Whether the files of a model's or an adapter's folder are what their names say, by their first bytes alone.
+"""Check of a model's or an adapter's files against their names, by headers and first bytes.
 
-What is told apart: a Git LFS pointer (cloned without git-lfs), a web page that was saved in a file's place, a file that
-is empty or was cut off, a shard that an index names and that isn't there. Weights are not read; needs no torch.
+Recognised faults: a Git LFS pointer (cloned without git-lfs), a web page saved in a file's place, a file that is empty
+or cut off, and a missing shard that an index names. Reads no weights, and needs no torch.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ _JSON_FILES = (
 )
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _PACKED = "U8"
-"""The dtype of weights that are saved in 4 bits, two to a byte."""
+"""Dtype of weights saved in 4 bits, two to a byte."""
 _LENGTH_BYTES = 8
 _MOST_HEADER_BYTES = 100_000_000
-"""As in the safetensors library (0.7)."""
+"""Limit of the safetensors library (0.7)."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a safetensors file says of one tensor."""
+    """Dtype and shape of one tensor in a file of weights."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 def check_model_files(folder: Path) -> None:
-    """Raises `ModelError` if a file of a model's folder is not what its name says, or there are no weights in it."""
+    """Raise `ModelError` if a file in a model's folder is not what its name says, or if there are no weights."""
     check_json_files(folder)
     files = weight_files(folder)
     if not files:
@@ -53,11 +53,11 @@ def check_model_files(folder: Path) -> None:
 
 
 def check_stored_weights(folder: Path, shape: ModelShape) -> None:
-    """Raises `ModelError` if safetensors files lack weights of a Llama or Mistral model, or hold another model's.
+    """Raise `ModelError` if safetensors files lack weights of a Llama or Mistral model, or hold another model's.
 
-    Transformers (5.23) fills in random numbers for weights that are missing or have other names, and with NF4 takes no
-    notice of weights of other shapes. Not looked at are pickled files, and checkpoints whose quantisation has weights
-    of other names than bitsandbytes'.
+    Transformers (5.23) fills weights that are missing or have other names with random numbers. With NF4 it ignores
+    weights of other shapes. Not checked: pickled files, and checkpoints whose quantisation names weights differently
+    from bitsandbytes.
     """
     files = weight_files(folder)
     quantization = _read_json(folder / "config.json").get("quantization_config") or {}
@@ -81,7 +81,10 @@ def check_stored_weights(folder: Path, shape: ModelShape) -> None:
 
 
 def _expected_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Shapes of a Llama or Mistral model's weights by name, without the prefix `model.` that a bare decoder hasn't."""
+    """Return the shapes of a Llama or Mistral model's weights by name, without the prefix `model.`.
+
+    The weights of a bare decoder have no such prefix.
+    """
     wide, inner = shape.hidden_size, shape.intermediate_size
     heads, groups = (count * shape.head_size for count in (shape.num_attention_heads, shape.num_key_value_heads))
     layer = {
@@ -105,14 +108,17 @@ def _expected_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
 
 
 def check_json_files(folder: Path) -> None:
-    """Raises `ModelError` if one of the JSON files of a model, a tokenizer or an adapter is none."""
+    """Raise `ModelError` if a JSON file of a model, a tokenizer or an adapter holds no JSON object."""
     for name in _JSON_FILES:
         if (folder / name).is_file():
             _read_json(folder / name)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers reads the weights from, there or not. Raises `ModelError` if an index is no index."""
+    """Return the files from which transformers reads the weights; empty if there are none.
+
+    A file that an index names may be missing. Raises `ModelError` if an index is no index.
+    """
     for single, index in (SAFETENSORS, PICKLED):
         if (folder / single).is_file():
             return [folder / single]
@@ -125,7 +131,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_weights(file: Path) -> None:
-    """Raises `ModelError` if a file of weights is missing, is something else, or has been cut off."""
+    """Raise `ModelError` if a file of weights is missing, of another kind, or cut off."""
     if not file.is_file():
         raise ModelError(f"{file} is missing, which the index beside it names. {_REMEDY}")
     if file.suffix == ".safetensors":
@@ -140,7 +146,7 @@ def check_weights(file: Path) -> None:
 
 
 def stored_tensors(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file, by name. Raises `ModelError` if it's none, or is shorter than it says."""
+    """Return the tensors of a safetensors file, by name. Raises `ModelError` if it is of another kind or cut off."""
     beginning = _beginning(file)
     header = _header(file, beginning)
     tensors = {name: each for name, each in header.items() if name != "__metadata__"}
@@ -202,7 +208,7 @@ def _beginning(file: Path) -> bytes:
 
 
 def _not(file: Path, kind: str, beginning: bytes, reason: str = "") -> ModelError:
-    """The error for a file that isn't what its name says, with what it is instead."""
+    """Return the error for a file that isn't what its name says, with what it is instead."""
     if beginning.startswith(_POINTER):
         return ModelError(
             f"{file} is no {kind} but a Git LFS pointer to one: the folder was cloned without git-lfs. Run `git lfs "

@@ -1,7 +1,7 @@
-"""The base model as it was quantised once: saved beside the hub's cache, and read from there by every later engine.
+"""Cache of quantised base models, beside the hub's cache; every later engine reads its base from there.
 
-<HF_HOME>/qlora-orchestrator/nf4/<key>/ is whole or not there. Reading it takes half as long as quantising anew, and a
-quarter of the bytes. What nobody needs any more can be deleted at any time.
+An entry, by default <HF_HOME>/qlora-orchestrator/nf4/<key>/, is whole or absent. Reading it takes half as long as
+quantising anew, and a quarter of the bytes. Entries that are no longer needed can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LEAST_BYTES = 2**30
-"""Of a quantised model that is worth saving; a smaller one is quantised in no time."""
+"""Bytes of the smallest quantised model that is saved; a smaller one is quantised in little time."""
 
 _VERSION = 1
-"""Goes up whenever the same model would be quantised differently than before."""
+"""Must be raised when the same model is quantised differently than before."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,10 +42,10 @@ _log = logging.getLogger(__name__)
 def load_quantized_base(
     settings: ModelSettings, root: Path | None = None, least_bytes: int = LEAST_BYTES
 ) -> PreTrainedModel:
-    """As `loading.load_base`, with the same weights to the bit, read from what was saved where that is possible.
+    """Load the base as `trials.model.loading.load_base` does, bit by bit, from the cache if possible.
 
-    `root` is the folder of all saved models; None: in HF_HOME. A model of `least_bytes` or more is saved if it isn't
-    there yet. That it can't be written or read is no error: the original is loaded.
+    `root` is the cache's folder; None: the one in HF_HOME. A model of `least_bytes` or more is saved if the cache lacks
+    it. A cache that can't be read or written is no error: the original is loaded.
     """
     key = _key(settings)
     if key is None:
@@ -62,31 +62,34 @@ def load_quantized_base(
 
 
 def saved_bases() -> Path:
-    """Where quantised models are kept, which HF_HOME moves."""
+    """Return the folder of the cache, which HF_HOME moves."""
     return Path(constants.HF_HOME) / "qlora-orchestrator" / "nf4"
 
 
 def _key(settings: ModelSettings) -> str | None:
-    """Equal for equal weights; None: not to be quantised, or it can't be known which weights they are."""
+    """Return a key that is equal for equal weights.
+
+    None: the model is not to be quantised, or its weights can't be identified.
+    """
     try:
         config = AutoConfig.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
         source = _source(settings)
     except (OSError, ValueError):
-        return None  # what is wrong with it is said where it's loaded
+        return None  # the fault is reported when the model is loaded
     is_quantized = getattr(config, "quantization_config", None) is not None
     if settings.quantization != "nf4" or is_quantized or source is None:
         return None
     device = "cpu" if device_map()[""] == "cpu" else "cuda"
-    # What isn't quantised is kept in the dtype that it's loaded in.
+    # Weights that aren't quantised keep the dtype in which they are loaded.
     parts = [_VERSION, source, str(compute_dtype(settings)), device, importlib.metadata.version("bitsandbytes")]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
 def _source(settings: ModelSettings) -> list[Any] | None:
-    """What a folder's files are, or a commit on the hub; None for a branch, which moves.
+    """Return the state of a folder's files, or a commit on the hub; None for a branch, which can move.
 
-    14 GB aren't read at every start to tell whether they are the same: a file that was written to or replaced since
-    has another time of change (ctime) or inode, which nobody can set, as one can the time of modification.
+    Reading 14 GB at every start would take too long, so files are compared by size, times and inode. A file written or
+    replaced since has another change time (ctime) or inode. Unlike the modification time, ctime can't be set.
     """
     folder = Path(settings.name)
     if folder.is_dir():
@@ -97,7 +100,10 @@ def _source(settings: ModelSettings) -> list[Any] | None:
 
 
 def _read(folder: Path, settings: ModelSettings) -> PreTrainedModel | None:
-    """None if it isn't there, or can't be used; then it's there no more, unless it's another's."""
+    """Load a model from the cache; None if it is absent or can't be used.
+
+    A damaged entry is moved aside, unless it is another user's.
+    """
     if not is_folder(folder):
         return None
     try:
@@ -115,20 +121,20 @@ def _read(folder: Path, settings: ModelSettings) -> PreTrainedModel | None:
         what = f"moved to {aside}" if aside else "another's; it's left alone, and not used"
         _log.warning("the saved base model %s is damaged (%s): %s", folder, first_line(error), what)
         return None
-    # By this name adapters and messages call the base.
+    # Adapters and messages name the base so, not by its folder in the cache.
     model.name_or_path = model.config.name_or_path = settings.name
     touch(folder)
     return as_base(model)
 
 
 def _save(base: PreTrainedModel, wanted: Sequence[Path]) -> None:
-    """Saves it in the first place that can be written to; that there's none is no error."""
+    """Save a model in the first place that can be written to; if there is none, only warn."""
     refused: list[str] = []
     for folder in wanted:
         if is_ours(folder):
-            return  # saved meanwhile
+            return  # another process has saved it meanwhile
         if is_folder(folder):
-            continue  # another's, that can't be read
+            continue  # another user's, which can't be read
         try:
             with _only_writer(folder) as is_free:
                 if is_free and not is_folder(folder):
@@ -148,7 +154,7 @@ def _write(base: PreTrainedModel, folder: Path) -> None:
 
 @contextmanager
 def _only_writer(folder: Path) -> Iterator[bool]:
-    """Whether nobody else writes this model."""
+    """Yield whether this process is the only one that writes this model."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("w", encoding="utf-8") as lock:
         yield takes_lock(lock)

@@ -1,6 +1,6 @@
 """Tokens that a tokenizer has and its model doesn't know: the embedding has no row for their ids.
 
-So it is where tokens were added to a tokenizer and the model was never resized. On a GPU such an id ends the process.
+This happens if tokens were added to a tokenizer, and the model was never resized. On a GPU such an id ends the process.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens that a model knows: ids from 0 up to `size`, without it."""
+    """Tokens that a model knows: ids from 0 to `size` - 1."""
 
     model: str
-    """The model's name, for messages."""
+    """Model's name, for messages."""
     size: int
 
     def refuse_rows(self, splits: Mapping[str, Split], tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raises `ModelError` if rows hold a token that the model doesn't know. `splits` are named in the message.
+        """Raise `ModelError` if rows hold a token that the model doesn't know.
 
-        Rows are read only where the tokenizer has such a token at all.
+        The keys of `splits` are named in the message. Rows are read only if the tokenizer has such a token at all.
         """
         if not self._lacks_some_of(tokenizer):
             return
@@ -38,7 +38,7 @@ class Vocabulary:
                 self._refuse(row.input_ids, tokenizer, f"{name} rows hold", f", the first of them row {row.id}")
 
     def refuse_prompt(self, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> None:
-        """The same for the ids of one prompt."""
+        """Raise `ModelError` if the ids of a prompt hold a token that the model doesn't know."""
         if max(ids, default=0) >= self.size:
             self._refuse(ids, tokenizer, "the prompt holds", "")
 
@@ -56,7 +56,7 @@ class Vocabulary:
 
 
 def _largest_id(split: Split) -> int:
-    """The largest id in any row, read from the memory-mapped file without making Python objects of it."""
+    """Return the largest id in any row, from the memory-mapped file without making Python objects of it."""
     import pyarrow.compute as pc
 
     chunks = split.dataset.data.column("input_ids").chunks

@@ -1,1 +1,1 @@
-"""What a trial leaves on disk, and reading, rewinding, resuming it. No torch."""
+"""Records of a trial on disk: writing, reading, rewinding and resuming them. No torch."""

@@ -1,7 +1,8 @@
-"""Whether an adapter's folder is whole: the size and SHA-256 of every file, as its point.json has them. Needs no torch.
+"""Check that an adapter's folder is whole, by size and SHA-256 of every file in point.json. Needs no torch.
 
-Hashing takes 0.08 to 0.13 seconds for 100 MB on a CPU with SHA instructions (measured), once when they are written.
-A folder of an earlier version has no hashes; its weights are then checked against the lengths in their own header.
+Hashing takes 0.08 to 0.13 seconds for 100 MB on a CPU with SHA instructions (measured), once when the files are
+written. A folder of an earlier version has no hashes. Its weights are then checked against the lengths in their own
+header.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from trials.system.damage import DamagedFile, read_value
 POINT_FILE = "point.json"
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
-"""What PEFT needs of an adapter."""
+"""Files that PEFT needs of an adapter."""
 _LONGEST_HEADER = 100_000_000
-"""Bytes, as in the safetensors format's own limit."""
+"""Bytes; the limit of the safetensors format itself."""
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file but point.json, by its path in the folder."""
+    """Return size and SHA-256 of every file but point.json, by its path in the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != POINT_FILE)
     return {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in files
@@ -31,15 +32,15 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def how_it_differs(path: Path, sha256: Any, size: Any = None) -> str | None:
-    """How a file differs from what is on record of it, in words that follow its name; None: not at all.
+    """Return how a file differs from its record, in words that follow its name; None: it does not.
 
-    Without `size`, in bytes, only the content's hash is compared. Never raises.
+    `size` is in bytes; without it, only the content's hash is compared. Never raises.
     """
     try:
         if not path.is_file():
@@ -54,7 +55,7 @@ def how_it_differs(path: Path, sha256: Any, size: Any = None) -> str | None:
 
 
 def why_not_there(adapter: Path) -> str | None:
-    """What is missing of an adapter, or has another size than on record; None: nothing. Reads no weights."""
+    """Return which file of an adapter is missing or has another size than recorded; None: none. Reads no weights."""
     on_record = _on_record(adapter)
     for name in (CONFIG_FILE, *(on_record or (WEIGHTS_FILE,))):
         if not (adapter / name).is_file():
@@ -79,13 +80,13 @@ def adapter_problems(adapter: Path) -> Iterator[str]:
 
 
 def adapter_problem(adapter: Path) -> str | None:
-    """Why an adapter can't be used as it was saved, by reading all of it; None: it's whole."""
+    """Return why an adapter can't be used as it was saved, by reading all of it; None: it is whole."""
     problem = next(adapter_problems(adapter), None)
     return None if problem is None else f"{adapter}/{problem}"
 
 
 def _on_record(adapter: Path) -> dict[str, dict[str, Any]]:
-    """What point.json says of the files; empty where it says nothing, as in run folders of earlier versions."""
+    """Return the files' sizes and hashes in point.json; empty if it has none, as in folders of earlier versions."""
     try:
         found = (read_value(adapter / POINT_FILE) or {})["files"]
         return {
@@ -111,7 +112,7 @@ def _problem_without_hashes(adapter: Path) -> str | None:
 
 
 def _length_by_header(path: Path) -> int | None:
-    """Bytes that a safetensors file has by its header; None: it has no such header.
+    """Return the bytes that a safetensors file has by its header; None: it has no such header.
 
     The format: the header's length in 8 bytes, little-endian; the header, JSON with every tensor's `data_offsets`; the
     tensors (https://huggingface.co/docs/safetensors).

@@ -1,7 +1,8 @@
-"""What an adapter's folder says about the base that it belongs to. Needs no torch.
+"""Settings of an adapter's base and tokenizer, read from the adapter's folder. Needs no torch.
 
-An exported adapter has its tokenizer with it, and its trial's configuration in manifest.json. A trial's own `adapter/`
-has no tokenizer, but the trial is beside it: how that loaded its base, with which chat template, what its rows were.
+An exported adapter has its tokenizer beside it, and its trial's configuration in manifest.json. A trial's own
+`adapter/` has no tokenizer, but lies in the trial's folder. The trial's configuration there tells how the base was
+loaded, with which chat template, and from which rows.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from trials.records.trial_dir import Origin, read_trial
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a folder holds a PEFT adapter."""
+    """Return whether a folder holds a PEFT adapter."""
     return (Path(path) / "adapter_config.json").is_file()
 
 
 def trial_config(path: str) -> TrialConfig | None:
-    """What was trained: of a trial's `adapter/`, or of an export; None if it's neither.
+    """Return the configuration of the trial behind a trial's `adapter/` or an export; None if it is neither.
 
-    Raises `RunFolderError` as `read_trial` does.
+    Raises `RunFolderError` as `trials.records.trial_dir.read_trial` does.
     """
     exported = _exported_config(Path(path) / "manifest.json")
     if exported is not None:
@@ -38,7 +39,10 @@ def trial_config(path: str) -> TrialConfig | None:
 
 
 def _exported_config(manifest: Path) -> TrialConfig | None:
-    """None also for what another version exported: the adapter can be used without it."""
+    """Return the configuration in an export's manifest; None if there is none that this version can read.
+
+    The latter includes exports of other versions, whose adapters can be used without it.
+    """
     try:
         return TrialConfig.model_validate_json(json.dumps(json.loads(manifest.read_text(encoding="utf-8"))["config"]))
     except (OSError, ValueError, KeyError, TypeError):
@@ -46,7 +50,7 @@ def _exported_config(manifest: Path) -> TrialConfig | None:
 
 
 def base_settings(path: str) -> ModelSettings:
-    """The base that an adapter names, loaded as its trial did. Raises `ModelError` if it names none."""
+    """Return the base that an adapter names, loaded as its trial did. Raises `ModelError` if it names none."""
     trial = trial_config(path)
     try:
         config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
@@ -57,14 +61,14 @@ def base_settings(path: str) -> ModelSettings:
 
 
 def tokenizer_settings(path: str) -> ModelSettings:
-    """Where the tokenizer of an adapter or a model is, and its chat template. Raises `ModelError`."""
+    """Return the location of an adapter's or a model's tokenizer, and its chat template. Raises `ModelError`."""
     if is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
         return base_settings(path)
     return ModelSettings(name=path)
 
 
 def cannot_load(path: str, error: Exception) -> ModelError:
-    """The one error for an adapter that can't be used, whatever a library said about it."""
+    """Return the error for an adapter that can't be used, with the first line of a library's message."""
     return ModelError(
         f"can't load the adapter {path!r}: {first_line(error)}. "
         "Its adapter_config.json must name a base model that this machine can reach."

@@ -1,14 +1,15 @@
-"""A trial's checkpoints on disk: all that it takes to go on as if it had never stopped. Needs no torch.
+"""Checkpoints of a trial on disk: all that it needs to resume as if it had never stopped. Needs no torch.
 
 trials/<id>/checkpoints/checkpoint-<step>/  adapter, optimizer, schedule, random state and log, as transformers has them
     best_adapter/      the best adapter at that step, with its point.json
     eval_rows.json     loss of every eval row at that best evaluation
-    checkpoint.json    `Progress`, and the size of every other file; what doesn't agree with it is no checkpoint
-trials/<id>/checkpoints/broken-<step>/      a checkpoint that didn't agree, kept aside
+    checkpoint.json    `Progress`, and the size of every other file; a folder that disagrees with it is no checkpoint
+trials/<id>/checkpoints/broken-<step>/      a folder that disagreed, kept aside
 
-For rank 32 on all linear layers of a 7B model, 84 million parameters, one is 0.5 GB: four bytes a parameter for the
-adapter and two for an 8-bit optimizer's state; eight for one of 32 bits make it 1 GB. The best adapter is a second
-name (a hard link) for files that are there anyway, and takes room of its own, 0.3 GB, once it has been surpassed.
+For rank 32 on all linear layers of a 7B model, 84 million parameters, a checkpoint is 0.5 GB: four bytes a parameter
+for the adapter and two for an 8-bit optimizer's state. A 32-bit optimizer's state takes eight, and makes it 1 GB. The
+best adapter is a second name (a hard link) for existing files. It takes space of its own, 0.3 GB, once a better one has
+replaced it.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LogState:
-    """The training loss that is summed up and not yet logged, and the step that was logged last."""
+    """Training loss that is summed up and not yet logged, and the step that was logged last."""
 
     step: int
     loss_sum: float | None
-    """In nats per token, summed over steps; None: it isn't finite."""
+    """Sum over steps of the loss in nats per token; None: it isn't finite."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What transformers' own files don't tell of a trial at a checkpoint; seconds as in `TrialTimer`."""
+    """State of a trial at a checkpoint beyond transformers' own files; seconds as in `TrialTimer`."""
 
     step: int
     seconds: float
@@ -80,14 +81,14 @@ _MARKERS = TypeAdapter(_Marker)
 
 
 def resumed_timer(checkpoint: Checkpoint | None) -> TrialTimer:
-    """Of a trial that goes on from a checkpoint, or begins."""
+    """Return the timer of a trial that resumes from a checkpoint, or of a new one if that is None."""
     if checkpoint is None:
         return TrialTimer()
     return TrialTimer(checkpoint.progress.seconds, checkpoint.progress.training_seconds)
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one trial, each whole or not at all."""
+    """Writer of one trial's checkpoints, each whole or not at all."""
 
     def __init__(self, folder: TrialDir, timer: TrialTimer, base_eval_loss: float, keep: int | None) -> None:
         self._folder = folder.path
@@ -98,13 +99,13 @@ class CheckpointWriter:
 
     @property
     def unfinished(self) -> Path:
-        """Where a checkpoint is written, under its own name, before it moves to its place."""
+        """Folder in which a checkpoint is written, under its own name, before it is moved to its place."""
         return self._folder / _FOLDER / "unfinished"
 
     def write(self, step: int, log: LogState, save: Callable[[], None]) -> None:
-        """Puts one on disk, and removes those that are too many. `save` writes transformers' files to `unfinished`.
+        """Write a checkpoint, and remove the oldest beyond the number to keep.
 
-        Its time is no training time.
+        `save` writes transformers' files to `unfinished`. The time that this takes does not count as training time.
         """
         if not self._is_written:
             return
@@ -122,7 +123,7 @@ class CheckpointWriter:
 
     def _remove_old(self, beside: Path) -> None:
         for old in whole_checkpoints(self._folder)[: -self._keep] if self._keep else []:
-            # What is being removed has no name of a checkpoint any more.
+            # It is moved away first, so that a half-removed folder isn't found among the checkpoints.
             old.path.rename(beside)
             shutil.rmtree(beside)
 
@@ -138,15 +139,15 @@ class CheckpointWriter:
 
 
 def whole_checkpoints(folder: Path) -> list[Checkpoint]:
-    """Those of a trial that can be trusted, by step."""
+    """Return a trial's checkpoints that are whole, by step."""
     found = (_read(path, step) for step, path in _named(folder))
     return [checkpoint for checkpoint in found if checkpoint is not None]
 
 
 def choose_checkpoint(folder: Path, step: int | None) -> Checkpoint:
-    """The one to go on from: that of a step, or the newest. Changes nothing.
+    """Return the checkpoint to resume from: that of `step`, or the newest if it is None. Changes nothing.
 
-    Raises `RunFolderError` if there is none, or none of that step, that can be trusted.
+    Raises `RunFolderError` if there is no whole checkpoint, or none of that step.
     """
     whole = whole_checkpoints(folder)
     if not whole:
@@ -164,12 +165,12 @@ def choose_checkpoint(folder: Path, step: int | None) -> Checkpoint:
 
 
 def broken_checkpoints(folder: Path) -> list[Path]:
-    """What has the name of a checkpoint and isn't one: half-written, or damaged later."""
+    """Return folders named as checkpoints that are none: half-written, or damaged later."""
     return [path for step, path in _named(folder) if _read(path, step) is None]
 
 
 def set_broken_aside(folder: Path) -> None:
-    """Takes the name of a checkpoint from everything that isn't one: half-written, or damaged later."""
+    """Rename folders named as checkpoints that are none: half-written, or damaged later."""
     for step, path in _named(folder):
         if _read(path, step) is None:
             names = (f"broken-{step}", *(f"broken-{step}-{again}" for again in range(2, 1000)))
@@ -179,7 +180,7 @@ def set_broken_aside(folder: Path) -> None:
 
 
 def move_newer_checkpoints(folder: Path, step: int, target: Path) -> None:
-    """Moves those after a step into another trial's folder."""
+    """Move the checkpoints after a step into another trial's folder."""
     for newer, path in _named(folder):
         if newer > step:
             make_folder(target / _FOLDER)
@@ -187,7 +188,7 @@ def move_newer_checkpoints(folder: Path, step: int, target: Path) -> None:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Removes all checkpoints of a trial."""
+    """Remove all checkpoints of a trial."""
     shutil.rmtree(folder / _FOLDER, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""An export's manifest.json, and whether the files are still those that were proved. Needs no torch."""
+"""Manifest of an export, manifest.json, and check that files are still the verified ones. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from trials.records.adapter_check import how_it_differs
 
 MANIFEST = "manifest.json"
 _NEEDED = frozenset({"trial", "eval_loss", "verified", "base_model", "config", "files"})
-"""What the manifest of every version has. Other programs call their files manifest.json too."""
+"""Keys in the manifest of every version. Other programs call their files manifest.json too."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FOR_PEOPLE = frozenset({"README.md"})
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an export of this project; None: the folder is none."""
+    """Return the manifest of an export of this project; None: the folder is no such export."""
     try:
         found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         hashes = found["files"]
@@ -30,9 +30,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def refuse_changed(path: str) -> None:
-    """Raises `ModelError` if a file that is loaded isn't what the export's manifest says.
+    """Raise `ModelError` if a file that is loaded isn't what the export's manifest says.
 
-    `path` is an export or its folder of merged weights. Other folders, and names on the hub, are none of either.
+    `path` is an export or its folder of merged weights. Other folders, and names on the hub, are not checked.
     """
     folder = Path(path)
     for name, sha256 in _wanted(folder).items():
@@ -45,7 +45,7 @@ def refuse_changed(path: str) -> None:
 
 
 def _wanted(folder: Path) -> Mapping[str, str]:
-    """Hashes of the files that lie directly in a folder, by their names; empty if no manifest speaks of it."""
+    """Return the hashes of the files directly in a folder, by name; empty if no manifest lists them."""
     below = {name: sha256 for name, sha256 in _files(folder).items() if "/" not in name and name not in _FOR_PEOPLE}
     if below:
         return below
@@ -56,6 +56,6 @@ def _wanted(folder: Path) -> Mapping[str, str]:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Empty without a manifest of ours."""
+    """Return the hashes in a folder's manifest by path; empty if it has no manifest of this project."""
     files: dict[str, str] = (read_manifest(folder) or {}).get("files", {})
     return files

@@ -1,4 +1,4 @@
-"""What is known of a trial's memory: predicted, measured, and how its batches were split to fit. Needs no torch.
+"""Memory of a trial: predicted, measured, and how its batches were split to fit. Needs no torch.
 
 trials/<id>/memory.json  one `MemoryReport`
 """
@@ -20,32 +20,32 @@ MEMORY_FILE = "memory.json"
 
 @dataclass(frozen=True)
 class Attempt:
-    """A micro-step that was tried before the trial trained, or for which memory ran out while it did."""
+    """Micro-batch that was tried before the trial trained, or for which memory ran out while it did."""
 
     rows: int
     tokens: int
-    """Unpadded, of all its rows."""
+    """Unpadded tokens of all its rows."""
     recomputation: bool
-    """Whether activations of any layer were computed again."""
+    """Whether activations of any layer were recomputed."""
     fits: bool
 
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """How a trial fits into memory. In the engine, bytes are those of everything in the process, others included."""
+    """Memory use of a trial. In the engine, bytes are those of the whole process, other trials included."""
 
     predicted_bytes: int | None
-    """At the worst moment of a micro-step; None for a base model that nobody knows the sizes of."""
+    """Bytes at the peak of a micro-batch; None for a base model of unknown sizes."""
     peak_bytes: int | None
-    """The most that was in use; None on a CPU."""
+    """Most bytes that were in use; None on a CPU."""
     micro_batch_rows: int
-    """Rows of the longest kind in one forward and backward pass."""
+    """Rows of the longest length in one forward and backward pass."""
     recomputation: bool
-    """Whether activations of any layer are computed again."""
+    """Whether activations of any layer are recomputed."""
     tried: tuple[Attempt, ...] = ()
 
     def after(self, attempts: Sequence[Attempt]) -> MemoryReport:
-        """With what was tried before it."""
+        """Return the report with earlier attempts before its own."""
         return replace(self, tried=(*attempts, *self.tried))
 
 
@@ -53,13 +53,13 @@ _USES = TypeAdapter(MemoryReport)
 
 
 def write_memory_report(folder: TrialDir, use: MemoryReport) -> None:
-    """Puts it into a trial's folder."""
+    """Write a report into a trial's folder."""
     if folder.is_written:
         write_json(folder.path / MEMORY_FILE, asdict(use))
 
 
 def read_memory_report(folder: Path) -> MemoryReport | None:
-    """Of a trial; None where nothing is known, or it can't be read: nothing depends on it."""
+    """Read a trial's report; None if there is none or it can't be read, because nothing depends on it."""
     try:
         return read_as(folder / MEMORY_FILE, _USES)
     except DamagedFile:

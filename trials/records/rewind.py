@@ -1,12 +1,12 @@
-"""Puts a trial's folder back to what it was at a checkpoint, and keeps what came later. Needs no torch.
+"""Return of a trial's folder to its state at a checkpoint, with a copy of what came later. Needs no torch.
 
 trials/<id>/before-<step>/  the trial as it was before it went back to <step>: a trial folder itself, with its config,
                             evaluations, best adapter, ending, and the checkpoints after that step
 
-`restore_latest` does so for a trial of a search, which goes on from its newest checkpoint, or begins again.
+`restore_latest` does this for a trial of a search, which resumes from its newest checkpoint, or begins again.
 
-The process may die in between: everything that is replaced has its copy in `before-<step>` first, and the same command
-(or, once no later checkpoint is left, a plain --resume) does the rest.
+The process may die in between. All that is replaced has its copy in `before-<step>` first, and the same command (or,
+once no later checkpoint is left, a plain --resume) does the rest.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _FILES = ("config.json", *_LINES, EVAL_ROWS_FILE, "ending.json")
 
 
 def refuse_to_resume(record: TrialRecord, step: int | None) -> None:
-    """Raises `RunFolderError` for a trial that is over, unless an earlier step is named, and for one of a search."""
+    """Raise `RunFolderError` for a trial of a search, and for one that has ended, unless `step` is an earlier one."""
     folder, ending = record.folder, record.ending
     if record.origin is not Origin.SINGLE:
         raise RunFolderError(
@@ -58,16 +58,16 @@ def refuse_to_resume(record: TrialRecord, step: int | None) -> None:
 
 
 def _is_its_end(record: TrialRecord, ending: Ending, step: int) -> bool:
-    """Whether nothing is left to train after a step."""
+    """Return whether nothing is left to train after a step."""
     return ending.kind is EndingKind.FINISHED and step >= max((point.step for point in record.points), default=0)
 
 
 def restore_latest(folder: Path) -> Checkpoint | None:
-    """Makes the newest whole checkpoint of a search's trial the last thing that it did, and gives it.
+    """Make the newest whole checkpoint of a search's trial the last thing on record, and return it.
 
-    None where there is none: the trial begins again, with nothing on record; what it had is in `before-0`. A trial that
-    was paused at its checkpoint stays as it is. Only for who owns the folder, as nobody may write to it meanwhile.
-    Raises `RunFolderError` for a trial that has ended, and for one of no search.
+    None if there is none: the trial begins again, with nothing on record, and its earlier state is in `before-0`. A
+    trial that was paused at its checkpoint is unchanged. Only the folder's owner may call this, with no other process
+    writing. Raises `RunFolderError` for a trial that has ended, and for one of no search.
     """
     recover_folder(folder / "adapter")
     record = read_trial(folder)
@@ -82,7 +82,10 @@ def restore_latest(folder: Path) -> Checkpoint | None:
 
 
 def restore_newest_checkpoint(record: TrialRecord) -> Checkpoint | None:
-    """As `restore_latest`, for a trial of any origin, whose folder was settled before it was read."""
+    """Do what `restore_latest` does for a trial of any origin.
+
+    Its folder must have passed through `trials.system.files.recover_folder` before it was read.
+    """
     set_broken_aside(record.folder)
     newest = next(iter(whole_checkpoints(record.folder)[::-1]), None)
     if newest is None:
@@ -104,7 +107,7 @@ def _begin_again(record: TrialRecord) -> None:
 
 
 def refuse_other_rows(record: TrialRecord, fingerprint: str) -> None:
-    """Raises `DataError` if these aren't the rows that the trial began with."""
+    """Raise `DataError` if these aren't the rows that the trial began with."""
     if record.fingerprint not in (None, fingerprint):
         raise DataError(
             f"the data or the tokenizer has changed since the trial in {record.folder} began. Restore it and resume, "
@@ -113,7 +116,7 @@ def refuse_other_rows(record: TrialRecord, fingerprint: str) -> None:
 
 
 def rewind(record: TrialRecord, checkpoint: Checkpoint) -> Path | None:
-    """Makes the checkpoint the last thing that a trial did. Returns where the trial as it was is kept.
+    """Make the checkpoint the last thing on record of a trial; return the folder with its earlier state.
 
     None if nothing had come after the checkpoint.
     """
@@ -125,7 +128,7 @@ def rewind(record: TrialRecord, checkpoint: Checkpoint) -> Path | None:
     if not (newer or record.ending or max(steps, default=0) > step or _has_lost_best(folder, checkpoint)):
         return None
     before = _keep(folder, step)
-    # In this order: a later checkpoint must not find its evaluations cut, nor an ending that they are missing.
+    # In this order, because a later checkpoint must not remain with cut evaluations, nor an ending without them.
     move_newer_checkpoints(folder, step, before)
     (folder / "ending.json").unlink(missing_ok=True)
     _restore_best(folder, checkpoint)
@@ -135,7 +138,7 @@ def rewind(record: TrialRecord, checkpoint: Checkpoint) -> Path | None:
 
 
 def _keep(folder: Path, step: int) -> Path:
-    """A copy of the trial as it is, without its checkpoints; the adapter's files get a second name only."""
+    """Copy the trial as it is, without its checkpoints; the adapter's files only get a second name."""
     beside = folder / "before.new"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
@@ -152,7 +155,7 @@ def _keep(folder: Path, step: int) -> Path:
 
 
 def _has_lost_best(folder: Path, checkpoint: Checkpoint) -> bool:
-    """Whether the best adapter is gone or unknown in the folder, and is in the checkpoint."""
+    """Return whether the best adapter is missing or unknown in the folder, and is in the checkpoint."""
     return (checkpoint.path / BEST_ADAPTER).exists() and step_of(folder / "adapter") is None
 
 
@@ -180,7 +183,7 @@ def _is_up_to(line: dict[str, Any], step: int) -> bool:
 
 
 def _cut(path: Path, step: int) -> None:
-    """Leaves the lines up to a step."""
+    """Keep only the lines up to a step."""
     if path.exists():
         kept = [line for line in read_json_lines(path) if _is_up_to(line, step)]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -1,4 +1,4 @@
-"""What a trial leaves on disk, and reading it back. Needs neither torch nor Ray.
+"""Folder of a trial, written and read. Needs neither torch nor Ray.
 
 trials/<id>/config.json    origin, configuration, and the fingerprint of its rows
 trials/<id>/metrics.jsonl  one `EvalPoint` a line, with the host name of the machine that made it (node)
@@ -33,11 +33,11 @@ from trials.system.files import append_json_line, in_place, make_folder, replace
 
 EVAL_ROWS_FILE = "eval_rows.json"
 _MOST = 2**53
-"""No step, number of tokens, time or loss is as large; SQLite has no larger whole numbers than 2**63."""
+"""Limit of every step, number of tokens, time and loss; SQLite has no larger whole numbers than 2**63."""
 
 
 class EndingKind(StrEnum):
-    """All the ways a trial can end."""
+    """Ways in which a trial can end."""
 
     FINISHED = "finished"
     PRUNED = "pruned"
@@ -48,11 +48,11 @@ class EndingKind(StrEnum):
 
 
 class Origin(StrEnum):
-    """Where a trial's configuration came from."""
+    """Source of a trial's configuration."""
 
     BASE = "base"
     PROBE = "probe"
-    """A few steps that measure the speed, and nothing else."""
+    """A few steps that only measure the speed."""
     START = "start"
     PROPOSED = "proposed"
     SINGLE = "single"
@@ -60,7 +60,7 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True)
 class Ending:
-    """How a trial ended, and why in a sentence."""
+    """Way in which a trial ended, and the reason in a sentence."""
 
     kind: EndingKind
     reason: str
@@ -68,9 +68,10 @@ class Ending:
 
 @dataclass(frozen=True)
 class EvalPoint:
-    """One evaluation. Losses in nats per completion token; `seconds` since the trial began, evaluations included.
+    """One evaluation. Losses are in nats per completion token.
 
-    `score` is the mean of the task's own measure over some eval rows, where it was asked for; it decides nothing.
+    `seconds` are those since the trial began, evaluations included. `score` is the mean of the task's own measure over
+    some eval rows, if asked for; it decides nothing.
     """
 
     step: int
@@ -83,11 +84,11 @@ class EvalPoint:
     score: float | None = None
     score_seconds: float | None = None
     ranks: int = 1
-    """Processes that trained it together when it was evaluated, a GPU each."""
+    """Processes that trained the trial together at that time, a GPU each."""
 
     @property
     def flaw(self) -> str | None:
-        """Why it can't be an evaluation, where its file was damaged; None: it can."""
+        """Reason why values from a damaged file can't be an evaluation; None: they can."""
         numbers = {name: number for name, number in asdict(self).items() if number is not None}
         beyond = (f"{name} is {number:g}" for name, number in numbers.items() if not 0 <= number < _MOST)
         return next(beyond, None)
@@ -95,7 +96,7 @@ class EvalPoint:
 
 @dataclass(frozen=True)
 class DamagedTrial:
-    """A folder of a trial that can't be used; `id` is the folder's name, `reason` a sentence without a full stop."""
+    """Folder of a trial that can't be used; `id` is its name, `reason` a sentence without a full stop."""
 
     id: str
     folder: Path
@@ -104,7 +105,7 @@ class DamagedTrial:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial as its folder tells it."""
+    """Trial as recorded in its folder."""
 
     id: str
     origin: Origin
@@ -114,23 +115,23 @@ class TrialRecord:
     ending: Ending | None
     folder: Path
     fingerprint: str | None = None
-    """Of the rows that it began with; None where nobody said."""
+    """Fingerprint of the rows that the trial began with; None if none was recorded."""
     damage: tuple[str, ...] = ()
-    """What of config, evaluations and ending can't be read, and what is taken in its place."""
+    """Unreadable parts of evaluations and ending, each with what counts in its place."""
 
     @property
     def best_eval_loss(self) -> float | None:
-        """The lowest eval loss so far, in nats per completion token; None before the first evaluation."""
+        """Lowest eval loss so far, in nats per completion token; None before the first evaluation."""
         return None if self.best_point is None else self.best_point.eval_loss
 
     @property
     def best_point(self) -> EvalPoint | None:
-        """The evaluation of the best adapter: the first with the lowest loss."""
+        """Evaluation of the best adapter: the first with the lowest loss; None before the first evaluation."""
         return min(self.points, key=lambda point: point.eval_loss, default=None)
 
     @property
     def score(self) -> float | None:
-        """The mean score at the latest evaluation that was scored; None where none was."""
+        """Mean score at the latest evaluation that was scored; None if none was."""
         return next((point.score for point in reversed(self.points) if point.score is not None), None)
 
     @property
@@ -140,25 +141,25 @@ class TrialRecord:
 
     @property
     def adapter(self) -> Path:
-        """The best adapter so far; the one before it in the moment when it's being replaced."""
+        """Folder of the best adapter so far; while that is being replaced, of the one before."""
         return in_place(self.folder / "adapter")
 
     @property
     def has_adapter(self) -> bool:
-        """Whether its best adapter is still on disk, by the sizes of its files (see `trials.records.adapter_check`)."""
+        """Whether the best adapter is still on disk, by the sizes of its files (see `trials.records.adapter_check`)."""
         return why_not_there(self.adapter) is None
 
     def row_losses(self) -> RowLosses | None:
-        """Loss of every eval row at the best evaluation; None if it was never evaluated, or can't be read."""
+        """Return the loss of every eval row at the best evaluation; None without one, or if it can't be read."""
         return read_row_losses(self.folder)
 
     @property
     def scorings(self) -> tuple[ScoreRecord, ...]:
-        """Scores and losses of rows at every evaluation that was scored, in order; read when first asked for."""
+        """Scores and losses of rows at every evaluation that was scored, in order; read at the first access."""
         return self._scorings.values
 
     def all_damage(self) -> tuple[str, ...]:
-        """Return what of its files can't be read, and what that costs. Reads all files but those of adapters."""
+        """Return what of the trial's files can't be read, and the consequence. Reads all files but adapters'."""
         return (*self.damage, *_row_damage(self), *self._scorings.damage)
 
     @cached_property
@@ -167,7 +168,7 @@ class TrialRecord:
 
 
 class TrialDir:
-    """Writes the folder of one trial; where several processes train it, the first of them, and the others nothing."""
+    """Writer of one trial's folder; of several processes that train a trial, only the first writes."""
 
     def __init__(self, path: Path, *, is_written: bool = True) -> None:
         self.path = path
@@ -175,18 +176,19 @@ class TrialDir:
 
     @property
     def adapter(self) -> Path:
-        """The best adapter so far."""
+        """Folder of the best adapter so far."""
         return self.path / "adapter"
 
     def refuse_taken(self) -> None:
-        """Raises `RunFolderError` if a trial is there already."""
+        """Raise `RunFolderError` if the folder already holds a trial."""
         if (self.path / "config.json").exists():
             raise RunFolderError(f"{self.path} already holds a trial. Give another --out, or remove that folder.")
 
     def begin(self, config: TrialConfig, origin: Origin, name: str, fingerprint: str | None = None) -> None:
-        """Makes the folder and writes what the trial is; `fingerprint` is `TrialData.fingerprint`.
+        """Make the folder, and write the trial's origin and configuration.
 
-        Raises `RunFolderError` if a trial is there already.
+        `fingerprint` is `trials.data.dataset.TrialData.fingerprint`. Raises `RunFolderError` if the folder already
+        holds a trial.
         """
         self.refuse_taken()
         make_folder(self.path)
@@ -196,14 +198,14 @@ class TrialDir:
         write_json(self.path / "config.json", content)
 
     def record(self, point: EvalPoint, losses: RowLosses, save_adapter: Callable[[Path], None] | None) -> None:
-        """Puts one evaluation on disk; the adapter first, so that a recorded best always has its adapter."""
+        """Write one evaluation to disk; the adapter comes first, so that a recorded best always has its adapter."""
         self.keep_if_best(point, losses, save_adapter)
         self.log(point)
 
     def keep_if_best(self, point: EvalPoint, losses: RowLosses, save_adapter: Callable[[Path], None] | None) -> None:
-        """The first half of `record`: adapter and row losses of an evaluation that is the best so far.
+        """Write adapter and row losses of an evaluation if it is the best so far: the first half of `record`.
 
-        `save_adapter` writes the adapter into the folder that it's given; None for the base model.
+        `save_adapter` writes the adapter into the folder that it is given; None for the base model.
         """
         if self.is_written and point.eval_loss <= point.best_eval_loss:
             if save_adapter is not None:
@@ -211,12 +213,15 @@ class TrialDir:
             write_json(self.path / EVAL_ROWS_FILE, asdict(losses))
 
     def log(self, point: EvalPoint) -> None:
-        """The second half of `record`: the evaluation's line in metrics.jsonl."""
+        """Append the evaluation's line to metrics.jsonl: the second half of `record`."""
         if self.is_written:
             append_json_line(self.path / "metrics.jsonl", {**asdict(point), "node": socket.gethostname()})
 
     def end(self, ending: Ending) -> None:
-        """Says how the trial ended. The first word stands: whoever stopped a trial knows why better than the trial."""
+        """Record how the trial ended, unless that is recorded already.
+
+        The first record counts: the side that stops a trial knows the reason better than the trial.
+        """
         path = self.path / "ending.json"
         if self.is_written and not path.exists():
             write_json(path, {"kind": ending.kind.value, "reason": ending.reason})
@@ -226,14 +231,14 @@ class TrialDir:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         save_adapter(beside)
-        # Swapped in together with the adapter: whenever the process dies, losses on record are those of its weights.
+        # The losses replace others together with the adapter, so that after a crash they are those of its weights.
         write_json(beside / EVAL_ROWS_FILE, asdict(losses))
         write_json(beside / POINT_FILE, {**asdict(point), "files": describe_files(beside)})
         replace_folder(beside, self.adapter)
 
 
 def read_trial(folder: Path) -> TrialRecord:
-    """The record of one trial folder, which may be written to meanwhile. Raises `RunFolderError` if it holds none."""
+    """Read one trial's folder, which may be written to meanwhile. Raises `RunFolderError` if it holds no trial."""
     begun = _begun(folder)
     points = _points(folder)
     ending, ending_damage = _ending(folder)
@@ -251,23 +256,23 @@ def read_trial(folder: Path) -> TrialRecord:
 
 
 def eval_rows_file(folder: Path) -> Path:
-    """The file with the loss of every eval row at a trial's best evaluation; it may not exist."""
+    """Return the file with the loss of every eval row at a trial's best evaluation; it may not exist."""
     with_adapter, beside = _eval_rows_files(folder)
     return with_adapter if with_adapter.exists() else beside
 
 
 def read_row_losses(folder: Path) -> RowLosses | None:
-    """Loss of every eval row at a trial's best evaluation; None if it was never evaluated, or they can't be read."""
+    """Return the loss of every eval row at a trial's best evaluation; None without one, or if it can't be read."""
     return _rows(folder)[0]
 
 
 def read_point(adapter: Path) -> EvalPoint | None:
-    """The evaluation that an adapter had; None where nobody said. Raises `DamagedFile`."""
+    """Return an adapter's evaluation; None if none was recorded. Raises `DamagedFile`."""
     return read_as(adapter / POINT_FILE, POINTS)
 
 
 def step_of(adapter: Path) -> int | None:
-    """Optimizer steps that an adapter has; None: nobody knows."""
+    """Return the optimizer steps of an adapter; None: unknown."""
     try:
         point = read_point(adapter)
     except DamagedFile:
@@ -277,7 +282,7 @@ def step_of(adapter: Path) -> int | None:
 
 @dataclass(frozen=True)
 class _Begun:
-    """What config.json says."""
+    """Content of config.json."""
 
     origin: Origin
     name: str
@@ -304,7 +309,10 @@ def _begun(folder: Path) -> _Begun:
 
 
 def _points(folder: Path) -> Lines[EvalPoint]:
-    """The evaluations in metrics.jsonl, and the adapter's own, if the process died before its line was written."""
+    """Return the evaluations in metrics.jsonl, and the adapter's own.
+
+    The latter is missing in metrics.jsonl if the process died before it wrote the line.
+    """
     lines = read_lines_as(folder / "metrics.jsonl", POINTS)
     points, damage = {(each.step, each.tokens_seen): each for each in reversed(lines.values)}, lines.damage
     if len(points) < len(lines.values):
@@ -313,13 +321,16 @@ def _points(folder: Path) -> Lines[EvalPoint]:
         own = read_point(folder / "adapter")
     except DamagedFile as error:
         own, damage = None, (*damage, f"{_in_trial(error.path)} can't be read: {error.reason}")
-    if own is not None:  # None: no adapter, or it's being replaced at this moment
+    if own is not None:  # None: no adapter, or it is just being replaced
         points.setdefault((own.step, own.tokens_seen), own)
     return Lines(tuple(points[at] for at in sorted(points)), damage)
 
 
 def _ending(folder: Path) -> tuple[Ending | None, tuple[str, ...]]:
-    """Who has an ending that can't be read has ended all the same: its checkpoints are gone."""
+    """Return a trial's ending, and what is damaged of it.
+
+    An unreadable ending counts as pruned, because the trial's checkpoints are gone.
+    """
     try:
         return read_as(folder / "ending.json", _ENDINGS), ()
     except DamagedFile as error:
@@ -328,7 +339,7 @@ def _ending(folder: Path) -> tuple[Ending | None, tuple[str, ...]]:
 
 
 def _row_damage(record: TrialRecord) -> tuple[str, ...]:
-    """What is wrong with its eval_rows.json, which every trial that was evaluated has."""
+    """Return what is wrong with a trial's eval_rows.json, which every trial that was evaluated has."""
     cost = "so it's compared with no other trial row by row"
     rows, damage = _rows(record.folder)
     if rows is not None:
@@ -339,7 +350,7 @@ def _row_damage(record: TrialRecord) -> tuple[str, ...]:
 
 
 def _rows(folder: Path) -> tuple[RowLosses | None, tuple[str, ...]]:
-    """The row losses beside the best adapter's weights, else those in the trial's folder; and what is damaged."""
+    """Return the row losses beside the best adapter's weights, else those in the trial's folder, and any damage."""
     damage = []
     for path in _eval_rows_files(folder):
         try:
@@ -353,7 +364,7 @@ def _rows(folder: Path) -> tuple[RowLosses | None, tuple[str, ...]]:
 
 
 def _eval_rows_files(folder: Path) -> tuple[Path, Path]:
-    """The file in the adapter's folder, and the one beside that folder.
+    """Return the file in the adapter's folder, and the one beside that folder.
 
     The latter is written second, so a crash in between leaves it one evaluation behind. The base model and run folders
     of earlier versions have only that one.

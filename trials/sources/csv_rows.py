@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def csv_rows(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
-    """Every row of a CSV file with its number and its line; empty rows are left out.
+    """Yield every row of a CSV file with its number and its line; empty rows are left out.
 
     Cells are separated by commas or, if the header says so, by semicolons, tabs or |. Raises `DataError` if the header
     can't be used or a quote is never closed.
@@ -41,7 +41,7 @@ def csv_rows(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
 
 
 def _beginning(file: TextIO) -> tuple[list[str], str]:
-    """The blank lines at the top of a file, and the first that isn't blank."""
+    """Return the blank lines at the top of a file, and the first line that isn't blank."""
     blank: list[str] = []
     for line in file:
         if line.strip():

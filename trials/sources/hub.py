@@ -1,4 +1,4 @@
-"""What a name on the Hugging Face hub means now: the commit, fixed once, so that all of a search sees one content."""
+"""Commits of names on the Hugging Face hub, fixed once, so that all of a search sees one content."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ Kind = Literal["dataset", "model"]
 MAIN = "main"
 TIMEOUT_SECONDS = 30.0
 COMMIT = re.compile(r"[0-9a-f]{40}")
-"""What is fixed on the hub; a branch or a tag may move."""
+"""Name of a commit, which is fixed; a branch or a tag may move."""
 _ERRORS: dict[Kind, type[InputError]] = {"dataset": DataError, "model": ModelError}
 _NOUNS: dict[Kind, str] = {"dataset": "data set", "model": "model"}
 
 
 def pin_dataset(name: str, revision: str | None = None) -> str | None:
-    """The commit of a data set that a branch, tag or commit means now; `revision` None means the main branch.
+    """Return the commit of a data set that a branch, tag or commit means now; `revision` None means the main branch.
 
-    Offline (HF_HUB_OFFLINE=1) the commit in the local cache; None, with a warning, where the cache has none.
-    Raises `DataError` if it doesn't exist, may not be read, or the hub can't be reached.
+    Offline (HF_HUB_OFFLINE=1) it is the commit in the local cache; None, with a warning, if the cache has none. Raises
+    `DataError` if the data set doesn't exist, may not be read, or the hub can't be reached.
     """
     return _pin("dataset", name, revision)
 
 
 def pin_model(name: str, revision: str | None = None) -> str | None:
-    """The same for a model. Raises `ModelError`."""
+    """Return the commit of a model, as `pin_dataset` does. Raises `ModelError`."""
     return _pin("model", name, revision)
 
 
 def refuse_other_commit(rows: Dataset, name: str, commit: str | None) -> None:
-    """Raises `DataError` if rows that were loaded offline aren't of this commit, whose name is all of its 40 digits.
+    """Raise `DataError` if rows that were loaded offline aren't of this commit, named by all of its 40 digits.
 
-    Offline, `load_dataset` pays no heed to its revision: it gives what was prepared last (datasets 5.2).
+    Offline, `load_dataset` ignores its revision: it returns what was prepared last (datasets 5.2).
     """
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
@@ -70,7 +70,7 @@ def _pin(kind: Kind, name: str, revision: str | None) -> str | None:
 def _commit(api: HfApi, kind: Kind, name: str, revision: str | None) -> str:
     info = api.repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT_SECONDS)
     if getattr(info, "gated", False):
-        # Who may not read a gated repository may still see what commits it has: better to fail now than at the load.
+        # A gated repository shows its commits also without access to its files: better to fail now than at the load.
         api.auth_check(name, repo_type=kind)
     if info.sha is None:
         raise ValueError("it names no commit")
@@ -105,7 +105,7 @@ def _cached_commit(kind: Kind, name: str, revision: str | None) -> str | None:
     ref = folder / "refs" / (revision or MAIN)
     if ref.is_file():
         return ref.read_text(encoding="utf-8").strip()
-    # What was downloaded by commit leaves no ref.
+    # A download by commit leaves no ref.
     snapshots = sorted(folder.glob("snapshots/*"), key=lambda path: path.stat().st_mtime)
     found = [path.name for path in snapshots if revision in (None, path.name)]
     if found:

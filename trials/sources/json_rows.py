@@ -1,7 +1,7 @@
 """Rows of JSON files: one object a line, a list of objects, or one object that holds such a list.
 
-A file of lines is read line by line by the standard library, because a file in which one field changes its type, or one
-line is broken, must be reported by line and not refused as a whole (as Arrow does).
+A file of lines is read line by line by the standard library. A field that changes its type, or a broken line, must be
+reported by line. Arrow would refuse the whole file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DECODER = json.JSONDecoder()
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
-    """Every row of a JSON file, with its line, or with its number where rows and lines differ.
+    """Yield every row of a JSON file with its line, or with its number where rows and lines differ.
 
     Raises `DataError` if the file is neither lines nor a list nor an object.
     """
@@ -40,7 +40,7 @@ def json_rows(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
 
 
 def _values(path: Path) -> list[Any] | None:
-    """The rows of a file that isn't one JSON value a line; None if it is."""
+    """Return the rows of a file that isn't one JSON value a line; None if it is."""
     with opened(path) as file:
         first, second = [*islice((line.strip() for line in file if line.strip()), 2), "", ""][:2]
     if first.startswith("[") and not (second and _is_json(first)):
@@ -62,7 +62,10 @@ def _is_json(line: str) -> bool:
 
 
 def _listed(path: Path, kind: str, *, only_if_whole: bool = False) -> list[Any] | None:
-    """The rows of a file that is JSON over several lines: a list, an object, or several objects one after another."""
+    """Return the rows of JSON over several lines: a list, an object, or several objects one after another.
+
+    With `only_if_whole`, a file that is no JSON gives None. Otherwise it raises `DataError`.
+    """
     with opened(path) as file:
         text = file.read()
     try:
@@ -105,7 +108,7 @@ def _is_list_of_objects(value: Any) -> bool:
 
 
 def _rows_of(path: Path, value: Any) -> list[Any]:
-    """The rows of a file's only value: a list, an object with one list of rows, or an object that is itself a row."""
+    """Return the rows of a file's only value: a list, an object with one list of rows, or an object that is a row."""
     if isinstance(value, list):
         return value
     found = _lists(value) if _holds_rows(value) else []

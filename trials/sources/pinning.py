@@ -1,4 +1,4 @@
-"""Fixes what is named on the hub at the commit that it means now, so that a whole search sees one content."""
+"""Pinning of hub names to the commit that they mean now, so that a whole search sees one content."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def pinned_data(settings: DataSettings) -> DataSettings:
-    """The settings with `@commit` after every data set that is on the hub. Raises `DataError` if it isn't there."""
+    """Return the settings with `@commit` after every data set on the hub. Raises `DataError` if one doesn't exist."""
     named = {"train": settings.train, "eval": settings.eval, "test": settings.test}
     pinned = {split: _pinned_source(text) for split, text in named.items() if text is not None}
     return settings.model_copy(update=pinned)
 
 
 def pinned_model(settings: ModelSettings) -> ModelSettings:
-    """The settings with a commit as revision, if the model is on the hub. Raises `ModelError` if it isn't there."""
+    """Return the settings with a commit as revision, if the model is on the hub. Raises `ModelError` if not found."""
     from trials.sources.hub import pin_model
 
     if Path(settings.name).exists() or not _HUB_NAME.fullmatch(settings.name):

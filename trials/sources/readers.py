@@ -1,4 +1,4 @@
-"""Reads rows from local files and from the hub, one at a time, each with its place for messages.
+"""Rows of local files and of the hub, read one at a time, each with its place for messages.
 
 Local files are read as they are now, without a cache. The hub goes through `datasets`.
 """
@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 
 
 def read_rows(source: DataSource) -> Iterator[tuple[str, Row | BadRow]]:
-    """Every row of a source, in order, as its place (such as "line 3") and what stands there.
+    """Return an iterator over all rows of a source, in order: the place (such as "line 3") and the row.
 
-    What is no row is given as a `BadRow`, so that all of them can be named at once. Raises `DataError` if the source
+    A value that is no row is a `BadRow`, so that all of them can be named at once. Raises `DataError` if the source
     can't be read at all.
     """
     numbered = _numbered(source)
@@ -39,7 +39,7 @@ def read_rows(source: DataSource) -> Iterator[tuple[str, Row | BadRow]]:
 
 
 def refuse_absent(path: Path) -> None:
-    """Raises `DataError` if there's no such file."""
+    """Raise `DataError` if there's no such file."""
     if not path.is_file():
         raise DataError(f"no data file {path}. Give {FORMS}.")
 
@@ -50,7 +50,7 @@ def _with_id(place: str, row: Row | BadRow) -> Row | BadRow:
 
 def _numbered(source: DataSource) -> Iterator[tuple[str, Row | BadRow]]:
     if source.path is None:
-        # `datasets` would make numbers of a CSV file's columns where it can, and nothing of NA.
+        # `datasets` would turn columns of CSV into numbers where it can, and NA into None.
         return csv_rows(_file_of_hub(source)) if source.split.endswith(".csv") else _counted(_from_hub(source))
     path = source.path
     refuse_absent(path)

@@ -1,4 +1,4 @@
-"""What a data source's name means: a local file, or a data set on the hub; either with a slice of rows."""
+"""Names of data sources: a local file, or a data set on the hub; either with a slice of rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HUB = re.compile(
 
 @dataclass(frozen=True)
 class DataSource:
-    """A parsed source. Exactly one of `path` and `hub_name` is given; rows from `start` up to `stop` are meant."""
+    """A parsed source. Exactly one of `path` and `hub_name` is given; it means the rows from `start` up to `stop`."""
 
     path: Path | None = None
     hub_name: str | None = None
@@ -33,7 +33,7 @@ class DataSource:
 
     @property
     def text(self) -> str:
-        """The source as it's written in a recipe; `parse_source` gives it back."""
+        """The source as it's written in a recipe; `parse_source` reads it back."""
         name = str(self.path)
         if self.hub_name is not None:
             revision = f"@{self.revision}" if self.revision else ""
@@ -43,12 +43,12 @@ class DataSource:
         return f"{name}[{self.start or ''}:{'' if self.stop is None else self.stop}]"
 
     def at(self, revision: str) -> DataSource:
-        """The same data set at a fixed commit."""
+        """Return this data set at a fixed commit."""
         return replace(self, revision=revision)
 
 
 def parse_source(text: str) -> DataSource:
-    """A path if it looks like one or exists, else a name on the hub. Raises `DataError` if it's neither."""
+    """Parse a path if the text looks like one or exists, else a name on the hub. Raises `DataError` if it's neither."""
     match = _SLICE.match(text)
     name, start, stop = text, 0, None
     if match is not None:
@@ -65,13 +65,13 @@ def parse_source(text: str) -> DataSource:
 
 
 def is_path(name: str) -> bool:
-    """Whether a source without its slice names a local file, there or not."""
+    """Return whether a source without its slice names a local file, existing or not."""
     looks_like_file = name.endswith(SUFFIXES) and ":" not in name
     return looks_like_file or name.startswith((".", "/", "~")) or Path(name).exists()
 
 
 def expanded(name: str) -> Path:
-    """A path with a home folder in place of its `~`; as it stands where nobody has that home."""
+    """Return a path with the home folder in place of its `~`; unchanged if there is no such home."""
     try:
         return Path(name).expanduser()
     except RuntimeError:
@@ -79,17 +79,17 @@ def expanded(name: str) -> Path:
 
 
 def with_home(text: str) -> str:
-    """A path or an address from a command line: shells leave the `~` of `--out=~/runs` as it is."""
+    """Expand the `~` of a path or an address from a command line: shells leave that of `--out=~/runs` as it is."""
     return str(expanded(text)) if text.startswith("~") else text
 
 
 def with_path(text: str, path: Path) -> str:
-    """The source with another path and its own slice."""
+    """Return the source with another path and its own slice."""
     match = _SLICE.match(text)
     return str(path) + (text[match.end("name") :] if match else "")
 
 
 def bare_name(text: str) -> str:
-    """The source without its slice."""
+    """Return the source without its slice."""
     match = _SLICE.match(text)
     return match["name"] if match else text

@@ -1,4 +1,4 @@
-"""Opens data files that hold text in the encoding they were saved in, and names those that hold something else."""
+"""Data files that hold text, opened in the encoding they were saved in; other kinds of files are named and refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LOOKED_AT_BYTES = 4096
 
 
 def refuse_other_kinds(path: Path) -> None:
-    """Raises `DataError` if a data file is a Git LFS pointer, compressed, or Parquet under another name."""
+    """Raise `DataError` if a data file is a Git LFS pointer, compressed, or Parquet under another name."""
     with reading(path):
         beginning = _beginning(path)
     for mark, kind in _OTHER_KINDS.items():
@@ -39,18 +39,19 @@ def refuse_other_kinds(path: Path) -> None:
 
 @contextmanager
 def opened(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32 as its byte order mark says; the mark is left out.
+    """Open the text of a file in UTF-8, or in UTF-16 or UTF-32 by its byte order mark, which is left out.
 
-    Raises `DataError`, also while the text is read: if it's neither, with the line.
+    UTF-16 without a mark is recognised by its zero bytes. Raises `DataError`, also while the text is read. For UTF-8 it
+    names the line.
     """
-    # Half a character, which this handler lets pass, costs its row and not the whole file.
+    # This error handler passes half a character on: it then costs its row and not the whole file.
     with reading(path), path.open(encoding=_encoding(path), errors="surrogatepass", newline=newline) as file:
         yield file
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns errors of the file system and of the encoding into a `DataError` that names the file."""
+    """Turn errors of the file system and of the encoding into a `DataError` that names the file."""
     try:
         yield
     except UnicodeDecodeError as error:

@@ -1,1 +1,1 @@
-"""What process and machine give: files, locks, clocks, ranks, GPUs, out-of-memory. Knows no trial."""
+"""Services of process and machine: files, locks, clocks, ranks, GPUs, out-of-memory. Independent of trials."""

@@ -1,8 +1,8 @@
-"""Reads files that a crash, a disk or a person may have damaged. Needs neither torch nor Ray.
+"""Reading of files that a crash, a disk or a person may have damaged. Needs neither torch nor Ray.
 
-A file that is not there is None. A file that is there and cannot be used raises `DamagedFile`, and nothing else: also a
-folder, a pipe or a link to itself in its place, bytes that are no UTF-8, or values of another type. A type may have a
-property `flaw` that says why a value of it can't be used although its parts have the right types.
+A missing file is None. A file that exists and cannot be used raises `DamagedFile`, and nothing else. This covers a
+folder, a pipe or a link to itself in its place, bytes that are no UTF-8, and values of another type. A type may have a
+property `flaw`: it says why a value can't be used although its parts have the right types.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pydantic_core import from_json
 from trials.errors import RunFolderError, first_line
 
 MOST_BYTES = 2**30
-"""A larger file is none of ours: the losses of a million rows take 30 MB."""
+"""Size in bytes above which a file can't be this project's: the losses of a million rows take 30 MB."""
 
 T = TypeVar("T")
 
 
 class DamagedFile(RunFolderError):
-    """A file of a run folder is there and can't be used; `reason` says why, without the file's name."""
+    """A file of a run folder exists and can't be used; `reason` says why, without the file's name."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} can't be read: {reason}. Restore it, or remove it.")
@@ -35,14 +35,14 @@ class DamagedFile(RunFolderError):
 
 @dataclass(frozen=True)
 class Lines(Generic[T]):
-    """The values of a JSON Lines file, and why some of its lines have none."""
+    """Values of a JSON Lines file, and a text for each line that could not be read."""
 
     values: tuple[T, ...]
     damage: tuple[str, ...] = ()
 
 
 def read_bytes(path: Path) -> bytes | None:
-    """Return a file's content. Raises `DamagedFile`."""
+    """Return a file's content, or None if there is no file. Raises `DamagedFile`."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
@@ -57,17 +57,23 @@ def read_bytes(path: Path) -> bytes | None:
 
 
 def read_value(path: Path) -> Any | None:
-    """Return a file's JSON value. NaN, infinity and half a surrogate pair are no JSON. Raises `DamagedFile`."""
+    """Return a file's JSON value, or None if there is no file.
+
+    NaN, infinity and half a surrogate pair are no JSON. Raises `DamagedFile`.
+    """
     content = read_bytes(path)
     return None if content is None else _value(path, content)
 
 
 def read_as(path: Path, shape: TypeAdapter[T], *, strict: bool = True) -> T | None:
-    """Return a JSON file as a value of the given type; `strict`: a string is no number. Raises `DamagedFile`."""
+    """Return a JSON file as a value of type `shape`, or None if there is no file.
+
+    With `strict`, types are not converted: a string is no number. Raises `DamagedFile`.
+    """
     content = read_bytes(path)
     if content is None:
         return None
-    _value(path, content)  # pydantic alone would pass NaN and 1e999; and what _value gives has no dates or tuples
+    _value(path, content)  # a check: pydantic alone passes NaN and 1e999, but only it makes dates and tuples
     try:
         value = shape.validate_json(content, strict=strict)
     except ValidationError as error:
@@ -78,9 +84,9 @@ def read_as(path: Path, shape: TypeAdapter[T], *, strict: bool = True) -> T | No
 
 
 def read_lines_as(path: Path, shape: TypeAdapter[T]) -> Lines[T]:
-    """Return the lines of a JSON Lines file that are values of the given type, and what is wrong with the others.
+    """Return the lines of a JSON Lines file that are values of type `shape`, and what is wrong with the others.
 
-    A last line without its end is left out silently: it is being written, or a crash cut it.
+    A last line without a line break is left out silently: it is being written, or a crash cut it.
     """
     try:
         content = read_bytes(path)
@@ -98,7 +104,7 @@ def read_lines_as(path: Path, shape: TypeAdapter[T]) -> Lines[T]:
 
 
 def is_value(line: bytes, shape: TypeAdapter[T]) -> bool:
-    """Whether a line of a JSON Lines file can be read."""
+    """Return whether a line of a JSON Lines file is a value of type `shape`."""
     try:
         _line_as(line, shape)
     except ValueError:
@@ -116,7 +122,7 @@ def in_words(error: ValueError) -> str:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value, all of its parts included, has no number that is infinite: JSON's 1e999 is one in Python."""
+    """Return whether a JSON value has only finite numbers, in all its parts. Python reads JSON's 1e999 as infinity."""
     if isinstance(value, dict):
         return all(map(is_finite, value.values()))
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Telling an error that says the disk takes no more from all others, whichever library raised it. Needs no torch."""
+"""Recognition of errors that mean a full or read-only disk, whichever library raised them. Needs no torch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ _WORDS = {
     "unexpected pos": "torch.save couldn't write all of a file",
     "PytorchStreamWriter failed writing file": "torch.save couldn't write all of a file",
 }
-"""What libraries say that write by themselves, and what that means."""
+"""Texts that libraries put into errors of their own, each with the reason that is reported for it."""
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether a disk is full, over its quota or read-only; libraries that write by themselves only say so in words."""
+    """Return whether an error, or one of its causes, means a disk that is full, over its quota or read-only.
+
+    Libraries that write files themselves say so only in the error's text.
+    """
     while error is not None:
         if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in _NUMBERS):
             return True
@@ -34,26 +37,26 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def says_disk_full(text: str) -> bool:
-    """Whether the text of an error, or a traceback, says so."""
+    """Return whether the text of an error or a traceback says that a disk is full or read-only."""
     text = text.lower()
     return any(words.lower() in text for words in _WORDS)
 
 
 @contextmanager
 def disk_full_in(folder: Path) -> Iterator[None]:
-    """Turns an error that says so into `DiskFull`, about the disk of a folder."""
+    """Turn an error that means a full disk into `DiskFull`, which names the error's path, else `folder`."""
     try:
         yield
     except Exception as error:
         if not is_disk_full(error) or isinstance(error, DiskFull):
             raise
-        # The second name is where something was copied to.
+        # Of a copy, the second name is the target.
         path = getattr(error, "filename2", None) or getattr(error, "filename", None) or folder
         raise DiskFull(f"can't write to {path}: {_reason(error)}") from error
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Raises `RunFolderError` if not the smallest file can be written into a folder."""
+    """Raise `RunFolderError` if not even a small file can be written into a folder."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\0" * 4096)
@@ -67,7 +70,7 @@ def refuse_unwritable(folder: Path) -> None:
 
 
 def refuse_unmakeable(folder: Path, option: str) -> None:
-    """Raises `RunFolderError` if a folder that an option names can't be made or written to; makes nothing."""
+    """Raise `RunFolderError` if the folder that `option` names can't be made or written to. Makes nothing."""
     there = next((part for part in (folder, *folder.absolute().parents) if os.path.lexists(part)), None)
     if there is None:
         return

@@ -1,8 +1,8 @@
-"""The processes that train one trial together, a GPU each; alone, nothing here does anything.
+"""Ranks: the processes that train one trial together, one GPU each. For a single process nothing here does anything.
 
-Every rank runs the same program on the same trial, with its part of the rows. What may differ between them, such as a
-clock, a launcher's word or the memory that is left, is asked of all at the same place in the program, and all hear the
-same answer. So a question that one rank asks, every rank must ask.
+Every rank runs the same program on the same trial, with its part of the rows. Some values may differ between ranks: a
+clock, a message of the launcher, the memory that is left. They are exchanged at one place in the program, and all ranks
+get the same answer. So a method here that one rank calls, every rank must call.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trials.errors import PeerError
 from trials.system.oom import is_out_of_memory
 
 _PATIENCE = timedelta(days=2)
-"""Whoever starts the processes ends them all when one has ended or hangs; an answer may take as long as it likes."""
+"""Timeout of the control group. The launcher ends all ranks when one has ended or hangs, so an answer may take long."""
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -30,22 +30,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """One process among those of a trial."""
+    """One rank of the processes that train a trial, and the exchanges between them."""
 
     rank: int = 0
     world_size: int = 1
     _control: Any = None
-    """The process group in which answers are exchanged, on the CPU; gradients go through the default group."""
+    """Process group of control messages, on the CPU; gradients use the default group. None: a single process."""
     resting: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Around everything that waits for the other ranks: who waits for one that hangs doesn't hang himself."""
+    """Context of every wait for other ranks: a rank that waits for a hanging one doesn't hang itself."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this one writes the trial's files and talks to its launcher."""
+        """Whether this rank writes the trial's files and talks to its launcher."""
         return self.rank == 0
 
     def any(self, flag: bool = False) -> bool:
-        """Whether any rank says so. Raises what `fail` said on another rank."""
+        """Return whether `flag` is set on any rank. Raises the failure that another rank reported by `fail`."""
         if self.world_size == 1:
             return flag
         failed, flagged = self._told(None, flag)
@@ -54,30 +54,30 @@ class ProcessGroup:
         return flagged
 
     def fail(self, error: Exception) -> None:
-        """This rank can't go on: the others hear of it when they next `agree`.
+        """Report that this rank can't go on; the other ranks raise it at their next `any`.
 
-        Nobody hears of what was heard from another rank: that one has gone on, and asks something else.
+        A failure that came from another rank is not reported: that rank has gone on to another exchange.
         """
         if self.world_size > 1 and not isinstance(error, PeerError | _OutOfMemoryElsewhere):
             self._told(error, False)
 
     def lost_one(self, error: BaseException) -> bool:
-        """Whether it's what a collective raises when another rank has ended."""
+        """Return whether an error is what a collective raises when another rank has ended."""
         return self.world_size > 1 and (isinstance(error, dist.DistError) or "gloo/transport" in str(error))
 
     def sum(self, *tensors: torch.Tensor) -> None:
-        """Adds up each tensor over all ranks, in place."""
+        """Sum each tensor over all ranks, in place."""
         if self.world_size > 1:
             with self.resting():
                 for tensor in tensors:
                     dist.all_reduce(tensor)
 
     def on_rank_zero(self, find: Callable[[], T]) -> T:
-        """What the first rank finds; the others don't look."""
+        """Call `find` on rank 0 alone, and return its result on every rank."""
         return self.all_gather(lambda: find() if self.is_first else None)[0]  # type: ignore[return-value]
 
     def all_gather(self, work: Callable[[], T]) -> list[T]:
-        """What every rank's work gives, in their order. What fails on one fails on all."""
+        """Call `work` on every rank, and return the results in their order. One rank's failure is raised on all."""
         if self.world_size == 1:
             return [work()]
         value: T | None = None
@@ -98,13 +98,13 @@ class ProcessGroup:
         return [answer for answer, _ in answers]
 
     def own(self, make: Callable[[], T]) -> T:
-        """What it makes on this rank, and no other sees. What fails on one fails on all."""
+        """Return what `make` creates on this rank; it is not sent to others. One rank's failure is raised on all."""
         made: list[T] = []
         self.all_gather(lambda: made.append(make()))
         return made[0]
 
     def map_sharded(self, items: Sequence[S], work: Callable[[Sequence[S]], Sequence[T]]) -> Sequence[T]:
-        """What `work` gives for every item, done by one of the ranks; in the order of `items`."""
+        """Return the result of `work` for every item, in the order of `items`. Each item is done by one rank."""
         if self.world_size == 1:
             return work(items)
         mine = items[self.rank :: self.world_size]
@@ -112,10 +112,11 @@ class ProcessGroup:
         return [found[index % self.world_size][index // self.world_size] for index in range(len(items))]
 
     def shard(self, tokens: Sequence[int]) -> tuple[slice, bool]:
-        """This rank's rows of an optimizer step, from their lengths, and whether they count.
+        """Return this rank's rows of an optimizer step, and whether they count. `tokens` are the lengths of all rows.
 
-        They are neighbours, at least one, about as many tokens for each rank. The last step of an epoch may have fewer
-        rows than there are ranks: those that would have none pass the last row too, for nothing.
+        Every rank gets neighbouring rows, at least one, with about as many tokens as the others. The last step of an
+        epoch may have fewer rows than there are ranks. A rank without a row of its own then passes the last row too,
+        and it doesn't count.
         """
         if len(tokens) < self.world_size:
             row = min(self.rank, len(tokens) - 1)
@@ -144,15 +145,15 @@ _OUT_OF_MEMORY, _FAILED = 1, 2
 
 @contextmanager
 def joined_process_group() -> Iterator[ProcessGroup]:
-    """This process among those that torchrun or Ray's TorchTrainer started with it; alone where nobody did.
+    """Join this process to those that torchrun or Ray's TorchTrainer started with it; a single process is `ALONE`.
 
-    Every rank must enter it, once. On a GPU it makes the rank's own the current one of the calling thread.
+    Every rank must enter it, once. On a GPU, the rank's own becomes the current device of the calling thread.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
     yield _joined()
-    # Only in peace: after an error others may wait in a collective for ever.
+    # Only without an error: after one, other ranks may wait in a collective for ever.
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -168,7 +169,7 @@ def _joined() -> ProcessGroup:
 
 
 class _OutOfMemoryElsewhere(torch.OutOfMemoryError):
-    """For this rank it's no other than its own, except that all know of it."""
+    """Out of memory on another rank. Handled as this rank's own, but not reported again: all ranks know of it."""
 
 
 def _failure_elsewhere(is_memory: bool, said: str) -> Exception:

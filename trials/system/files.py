@@ -1,8 +1,8 @@
-"""Durable writes: after a crash or a power cut at any moment, a reader sees the old or the new, never half of one.
+"""Durable writes: after a crash or a power cut at any moment, a reader sees the old content or the new, never half.
 
 The order is the same in each function: sync the content, sync its folder, rename, sync the folder of the new name.
-Without the first two, a file can be there under its name with 0 bytes after a power cut; without the last one, a later
-removal can reach the disk before the rename does.
+Without the first two, a file can have its name and 0 bytes after a power cut. Without the last one, a later removal can
+reach the disk before the rename does.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS, errno.EACCES, errno.EPERM})
-"""Errors of file systems that can't sync a folder, and of folders that may be written to and not be read."""
+"""Errors of file systems that can't sync a folder, and of folders that may be written to but not read."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file in one piece. A link is followed; a device or a pipe is written to as it is."""
+    """Write a file atomically. A link is followed; a device or a pipe is written to directly."""
     path = path.resolve() if path.is_symlink() else path
     if path.exists() and not path.is_file() and not path.is_dir():
         path.write_text(text, encoding="utf-8")
@@ -31,26 +31,26 @@ def write_text(path: Path, text: str) -> None:
         with beside.open("x", encoding="utf-8") as file:
             file.write(text)
         replace_file(beside, path)
-    except BaseException:  # an interrupt too leaves nothing beside it
+    except BaseException:  # an interrupt, too, must leave no temporary file
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         raise
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON; NaN and infinity are refused (ValueError), they aren't JSON."""
+    """Write `value` as indented JSON. Raises ValueError for NaN and infinity, which aren't JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def replace_file(new: Path, target: Path) -> None:
-    """Renames a finished file over `target`, durably. Both are in one file system."""
+    """Rename a finished file over `target`, durably. Both must be in one file system."""
     _sync(new)
     new.replace(target)
     sync_directory(target.parent)
 
 
 def append_json_line(path: Path, value: dict[str, Any]) -> None:
-    """Appends one line and makes sure that it's on disk. A line cut by a crash is skipped by `read_json_lines`."""
+    """Append one line and sync it to disk. `read_json_lines` skips a line that a crash has cut."""
     with path.open("ab") as file:
         is_new = not file.tell()
         line = json.dumps(value, allow_nan=False).encode() + b"\n"
@@ -62,7 +62,7 @@ def append_json_line(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON objects; none if there is no file, or something else in its place."""
+    """Return the whole lines of a file of JSON objects; none if there is no file, or something else in its place."""
     if not path.is_file():
         return []
     found = []
@@ -77,7 +77,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, durably; one that is there already is left as it is."""
+    """Make a folder and its missing parents, durably. An existing folder is left as it is."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
@@ -85,9 +85,9 @@ def make_folder(path: Path) -> None:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Puts folder `new` in the place of `target`, which is a folder that this project made, or isn't there.
+    """Put folder `new` in the place of `target`, a folder of this project that may not exist yet.
 
-    After a crash in between, `recover_folder` finishes the job.
+    After a crash in between, `recover_folder` finishes the replacement.
     """
     recover_folder(target)
     aside = set_aside_name(target)
@@ -99,7 +99,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def move(path: Path, target: Path) -> None:
-    """Renames a file or a folder to a name that is free, durably. Its content is to be on disk already."""
+    """Rename a file or a folder to a free name, durably. Its content must be on disk already."""
     path.rename(target)
     sync_directory(target.parent)
     if path.parent != target.parent:
@@ -107,7 +107,7 @@ def move(path: Path, target: Path) -> None:
 
 
 def recover_folder(target: Path) -> None:
-    """Ends a replacement that was cut: the old folder goes back to its place, or goes where the new one is there.
+    """Finish a replacement that was cut: restore the old folder, or remove it where the new one is in place.
 
     Only for the owner of the folder: while another process replaces it, this would make that process fail.
     """
@@ -119,36 +119,39 @@ def recover_folder(target: Path) -> None:
 
 
 def remove_folder(target: Path) -> None:
-    """Removes a folder of this project, and what a cut replacement has left of it, which would be read in its place."""
+    """Remove a folder of this project, and old content from a cut replacement, which would be read in its place."""
     for folder in (*_asides(target), target):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def set_aside_name(target: Path) -> Path:
-    """The name that `replace_folder` gives to the old folder for a moment."""
+    """Return the name that `replace_folder` gives to the old folder for a moment."""
     return target.with_name(f".{target.name}.replaced")
 
 
 def in_place(target: Path) -> Path:
-    """Where to read a folder that `replace_folder` may be replacing: its old name while it has no other."""
+    """Return the path at which to read a folder that `replace_folder` may be replacing.
+
+    While `target` doesn't exist, it is the old folder's temporary name.
+    """
     return target if target.exists() else next((aside for aside in _asides(target) if aside.exists()), target)
 
 
 def _asides(target: Path) -> tuple[Path, Path]:
-    """The second name is that of earlier versions."""
+    """Return the temporary names of an old folder: the present one, and that of earlier versions."""
     return set_aside_name(target), target.with_name(target.name + ".old")
 
 
 def link_folder(source: Path, target: Path) -> None:
-    """A second name for every file of a folder, or a copy where the disk has no hard links.
+    """Give every file of a folder a second name, or copy it where the disk has no hard links.
 
-    For files that are replaced and never written to: a change would show under both names.
+    Only for files that are replaced and never written to: a change would show under both names.
     """
     shutil.copytree(source, target, copy_function=link_file)
 
 
 def link_file(source: str | Path, target: str | Path) -> None:
-    """The same for one file; one that is there already under the second name is replaced in one piece."""
+    """Give one file a second name as `link_folder` does. A file of that name is replaced atomically."""
     beside = _beside(Path(target))
     try:
         os.link(source, beside)
@@ -160,7 +163,7 @@ def link_file(source: str | Path, target: str | Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes sure that all files of a folder are on disk, before its name says that they are."""
+    """Sync all files of a folder to disk, before its name says that they are complete."""
     for path in folder.rglob("*"):
         if path.is_dir():
             sync_directory(path)
@@ -170,7 +173,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_directory(folder: Path) -> None:
-    """Makes sure that the names in a folder are on disk, where the file system can do that."""
+    """Sync the names in a folder to disk, where the file system can do that."""
     try:
         _sync(folder)
     except OSError as error:
@@ -179,7 +182,7 @@ def sync_directory(folder: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """A name in the same folder that nobody else has; it ends as what is no part of a snapshot or a mirror ends."""
+    """Return an unused name in the same folder. Its end, `.new`, keeps it out of snapshots and mirrors."""
     return path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}.new")
 
 

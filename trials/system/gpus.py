@@ -1,7 +1,7 @@
-"""The NVIDIA GPUs of this machine, asked without torch, CUDA or Ray.
+"""NVIDIA GPUs of this machine, asked without torch, CUDA or Ray.
 
 The driver's management library (NVML) is asked first, then `nvidia-smi`, then the driver's files. WSL2 and many
-containers have no /proc/driver/nvidia; containers that were given no utilities of the driver have nothing else.
+containers have no /proc/driver/nvidia. Containers that were given no utilities of the driver have nothing else.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class GpuState:
-    """One GPU; memory in bytes, None where the driver does not tell."""
+    """One GPU; memory in bytes, None where the driver does not report it."""
 
     index: int
     name: str
@@ -41,18 +41,21 @@ class GpuState:
 
 @dataclass(frozen=True)
 class Driver:
-    """The driver of a machine, all its GPUs, and what torch there was built for."""
+    """The driver of a machine, all its GPUs, and the CUDA version of the installed torch."""
 
     version: str
     cuda: tuple[int, int] | None
-    """The newest CUDA that it knows; None: it does not tell."""
+    """Newest CUDA version that the driver supports; None if it does not say."""
     gpus: tuple[GpuState, ...]
     torch_cuda: str | None
-    """None: torch was built without CUDA."""
+    """None: torch was built without CUDA, or is not installed."""
 
 
 def driver_here() -> Driver | str | None:
-    """Ask this machine's driver about all GPUs; None if there is no GPU, in words why the driver can't be asked."""
+    """Ask this machine's driver about all GPUs.
+
+    None: there is no GPU. A text says why the driver can't be asked.
+    """
     found = _by_nvml()
     if isinstance(found, Driver) and found.gpus:
         return found
@@ -75,16 +78,16 @@ def gpu_names() -> list[str]:
 def gpu_count() -> int:
     """Return how many GPUs this process may use.
 
-    One, if a driver is there that can't be asked: a search on the CPU instead would be a surprise.
+    If a driver exists that can't be asked, it is 1: a search on the CPU instead would be a surprise.
     """
     found = _known()
     return int(os.environ.get(VISIBLE) != "") if isinstance(found, str) else len(_usable(found))
 
 
 def visible(gpus: Sequence[GpuState], given: str | None) -> tuple[GpuState, ...]:
-    """Return those that CUDA_VISIBLE_DEVICES names, by number or by the beginning of a UUID, in its order.
+    """Return the GPUs that `given`, the value of CUDA_VISIBLE_DEVICES, names by number or by the beginning of a UUID.
 
-    As CUDA does, it stops at the first that isn't there. None: all.
+    They are in its order. As in CUDA, the first name without a GPU ends the list. `given` None: all GPUs.
     """
     if given is None:
         return tuple(gpus)
@@ -101,8 +104,8 @@ def visible(gpus: Sequence[GpuState], given: str | None) -> tuple[GpuState, ...]
 def use_one_gpu(number: str | None = None) -> bool:
     """Hide all GPUs but one from this process: the one of that number, or the first that it may use.
 
-    False: the driver has no GPU of that number. This has to come before CUDA starts. Transformers wraps the model of a
-    process that sees several GPUs in DataParallel, which a quantised base can't be trained in.
+    Returns False if the driver has no GPU of that number. Must be called before CUDA starts. Transformers wraps the
+    model in DataParallel if a process sees several GPUs, and a quantised base can't be trained in that.
     """
     os.environ.setdefault(ORDER, "PCI_BUS_ID")
     found = driver_here()
@@ -117,7 +120,7 @@ def use_one_gpu(number: str | None = None) -> bool:
 
 
 def torch_cuda() -> str | None:
-    """Return the CUDA version that the installed torch was built for; None: for none. Reads a file, no torch."""
+    """Return the CUDA version of the installed torch; None: it has none. Reads a file, and imports no torch."""
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
         return None
@@ -127,7 +130,7 @@ def torch_cuda() -> str | None:
 
 @cache
 def _known() -> Driver | str | None:
-    """As `driver_here`, asked once: names and numbers do not change while a process runs."""
+    """Ask as `driver_here` does, once: names and numbers do not change while a process runs."""
     return driver_here()
 
 
@@ -136,7 +139,7 @@ def _usable(found: Driver | str | None) -> tuple[GpuState, ...]:
 
 
 def _by_nvml() -> Driver | str | None:
-    """None: the library isn't there, or sees no driver."""
+    """Ask NVML. None: its library is missing or sees no driver. A text says why it can't be asked."""
     import pynvml
 
     try:
@@ -168,7 +171,7 @@ def _state(index: int, handle: object) -> GpuState:
 
 
 def _instance(uuid: str) -> GpuState | None:
-    """A part of a GPU that is divided (MIG); only NVML knows them."""
+    """Return the part of a divided GPU (MIG) with this UUID, which only NVML knows; None if there is none."""
     import pynvml
 
     try:
@@ -212,7 +215,7 @@ def _bytes(mib: str) -> int | None:
 
 
 def _by_files() -> Driver | None:
-    """Names only, from the driver's files; where they are missing too, the device files show how many there are."""
+    """Read names from the driver's files; if these are missing, count the device files. Memory is unknown."""
     names = [_model(file) for file in sorted((_PROC / "gpus").glob("*/information"))]
     names = names or [UNKNOWN for _ in _DEVICES.glob("nvidia[0-9]*")]
     if not names:

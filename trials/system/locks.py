@@ -1,4 +1,4 @@
-"""One command at a time in a folder."""
+"""File lock that lets one command at a time work in a folder."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _NAME = "lock"
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Keeps others from working in `folder`; the system gives it free when this process ends, however it does.
+    """Keep other commands from working in `folder`; the system releases the lock when this process ends.
 
-    Raises `RunFolderError` while another holds it, on this machine or, where the file system passes locks on, another;
-    and where something that is no file has its name, or it can't be written.
+    Raises `RunFolderError` while another process holds the lock. It may be on another machine, if the file system
+    passes locks on. Also raises it if the lock's name belongs to something that is no file, or can't be written.
     """
     with _opened(folder / _NAME) as file:
         if _is_anothers(file):
             file.seek(0)
-            proxy = file.read().strip() or "another command"
-            raise RunFolderError(f"{folder} is in use by {proxy}. Wait until that has ended, or end it.")
+            owner = file.read().strip() or "another command"
+            raise RunFolderError(f"{folder} is in use by {owner}. Wait until that has ended, or end it.")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
@@ -34,7 +34,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 
 
 def takes_lock(file: TextIO) -> bool:
-    """Whether the file is this process's from now on; the system forgets it with the process.
+    """Try to lock an open file; return whether that worked. The lock ends with the process at the latest.
 
     Raises `OSError` where the file system has no locks, such as on some network shares.
     """

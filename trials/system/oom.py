@@ -1,4 +1,4 @@
-"""Telling an error that says memory ran out from all others."""
+"""Recognition of errors that mean that memory ran out."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _SAY_SO = (
     "CUDA error: out of memory",
     "CUDA driver error: out of memory",
     "Triton Error [CUDA]: out of memory",
-    # cuBLAS makes its handle, and finds room for it, when a process first asks for a product.
+    # cuBLAS allocates its handle when a process first computes a matrix product.
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_NOT_INITIALIZED",
 )
-"""Parts of plain RuntimeErrors: of memory that is taken past torch's allocator for the GPU."""
+"""Texts of plain RuntimeErrors: on a CPU, or about GPU memory that is taken outside torch's allocator."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a GPU or on a CPU."""
+    """Return whether memory ran out, on a GPU or on a CPU."""
     return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in _SAY_SO)

@@ -1,4 +1,4 @@
-"""Files that a command line is told to write: one that is there is replaced only if the same command wrote it."""
+"""Guard of files that a command line is told to write: only the same command's files are replaced."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trials.errors import InputError
 
 
 def refuse_to_replace(path: Path, is_ours: Callable[[str], bool], advice: str) -> None:
-    """Raises `InputError` if a folder is at `path`, or a file for which `is_ours`, given its text, says no.
+    """Raise `InputError` if `path` is a folder, or a file whose text `is_ours` rejects.
 
     Empty files, devices and pipes may be written to.
     """

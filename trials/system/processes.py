@@ -1,7 +1,7 @@
-"""The processes of a session of a search: whatever starts in it, Ray's daemons and workers too, is found and ended.
+"""Processes of a search's session: all that start in it, Ray's daemons and workers too, are found and ended.
 
-A session here is the system's: the process that opened it (setsid), all that it started, and all that these started,
-whoever their parent is by now. Processes on other machines of a Ray cluster don't belong to it; Ray ends those.
+Session has the system's meaning: the process that opened it (setsid) and all its descendants, whatever their parent is
+now. Processes on other machines of a Ray cluster don't belong to it; Ray ends those.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ENDING_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Process:
-    """What the system says of a process that lives; zombies don't."""
+    """A living process, as the system describes it; zombies are left out."""
 
     pid: int
     name: str
@@ -36,28 +36,28 @@ class Process:
 
 @dataclass(frozen=True)
 class SessionMark:
-    """Tells a session from all others, also after a restart of this machine, or seen from another one."""
+    """Identity of a session, unique also after a restart of this machine and seen from another one."""
 
     host: str
     boot: str
     session: int
     started: int
-    """When its first process started, in clock ticks since the machine did: ids are given again, to strangers."""
+    """Start of its first process, in clock ticks since boot: process ids are given again to strangers."""
     user: int
     token: str = ""
-    """A word that nobody else has in an environment or a command line, and processes of the session do."""
+    """Word that only processes of the session have in their environment or command line; empty: no such word."""
 
     @classmethod
     def of(cls, session: int, token: str = "") -> SessionMark:
-        """Of a session on this machine, by its id; its first process must be there."""
+        """Return the mark of a session on this machine, by its id. `started` is 0 if its first process is gone."""
         boot = _BOOT_ID.read_text(encoding="utf-8").strip() if _BOOT_ID.exists() else ""
         return cls(socket.gethostname(), boot, session, _started(session) or 0, os.geteuid(), token)
 
     @property
     def is_here(self) -> bool:
-        """Whether processes of it may be left on this machine, and no others have its id by now.
+        """Whether processes of it may be left on this machine, and no other session has its id by now.
 
-        Once its first process has gone, one of the others must have the token.
+        Once its first process has gone, another process of the session must have the token.
         """
         now = SessionMark.of(self.session, self.token)
         if (self.host, self.boot, self.user) != (now.host, now.boot, now.user):
@@ -68,15 +68,15 @@ class SessionMark:
 
 
 def processes() -> list[Process]:
-    """All that live on this machine; none where the system doesn't tell (only Linux does)."""
+    """Return all living processes of this machine; none where the system doesn't tell (only Linux does)."""
     found = (_read(path) for path in _PROC.glob("[0-9]*"))
     return [process for process in found if process is not None]
 
 
 def end_session(session: int, seconds: float = _ENDING_SECONDS) -> list[Process]:
-    """Kills every process of a session but this one, and waits until they are gone.
+    """Kill this user's processes of a session, except this one, and wait until they are gone.
 
-    Returns those that are still there after so many seconds, which only the system itself can hold up.
+    Returns those that still exist after `seconds`; only the system itself can hold them up.
     """
     ends = time.monotonic() + seconds
     while left := [found for found in processes() if found.session == session and _is_other_own(found.pid)]:
@@ -89,24 +89,24 @@ def end_session(session: int, seconds: float = _ENDING_SECONDS) -> list[Process]
 
 
 def children(names: Collection[str]) -> set[int]:
-    """Process ids of this process's own children with one of these names."""
+    """Return the ids of this process's own children with one of these names."""
     own = os.getpid()
     return {process.pid for process in processes() if process.parent == own and process.name in names}
 
 
 def die_with(parent: int) -> None:
-    """Has this process killed as soon as its parent has ended, however that ends; at once if it has already."""
+    """Have the system kill this process once its parent has ended, however that ends; at once if it has already."""
     try:
         libc: Any = ctypes.CDLL(None)
         libc.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
-    except (OSError, AttributeError):  # not Linux: it goes on until it notices by itself
+    except (OSError, AttributeError):  # not Linux: this process goes on until it notices by itself
         return
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Return whether a process exists and is no zombie."""
     return _read(_PROC / str(pid)) is not None
 
 
@@ -122,7 +122,7 @@ def _read(path: Path) -> Process | None:
 
 
 def _started(pid: int) -> int | None:
-    """In clock ticks since the machine started; None: there's no such process. Zombies have one."""
+    """Return a process's start in clock ticks since boot, also a zombie's; None if there is no such process."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -138,12 +138,15 @@ def _owner(pid: int) -> int | None:
 
 
 def _is_other_own(pid: int) -> bool:
-    """Whether it's another process than this one, and this user's."""
+    """Return whether it is another process than this one, and this user's."""
     return pid != os.getpid() and _owner(pid) == os.geteuid()
 
 
 def _has(pid: int, token: str) -> bool:
-    """Whether a process has a word in its environment or command line. Other users' can't be asked."""
+    """Return whether a process has a word in its environment or command line.
+
+    Other users' environments can't be read.
+    """
     for file in ("environ", "cmdline"):
         with suppress(OSError):
             if token and token.encode() in (_PROC / str(pid) / file).read_bytes():

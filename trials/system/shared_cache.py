@@ -1,4 +1,4 @@
-"""Entries of a cache that several people may share: another's are read, and never touched, renamed or removed."""
+"""Entries of a cache that several users may share: another user's are read, never touched, renamed or removed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from trials.system.files import sync_folder
 
 
 def places(root: Path, key: str, kind: str) -> tuple[Path, ...]:
-    """Where an entry may lie, in the order in which they are looked at, and written to where that is allowed.
+    """Return the places where an entry may lie, in the order in which they are read and, where allowed, written.
 
-    In the cache, which may be shared, under its key; there under a name of one's own, where the key is another's; and
-    in a folder that is one's own.
+    First is the key in the cache, which may be shared. Then comes the key with this user's id, for a key that is
+    another user's. Last is a folder of this user's own.
     """
     return (root / key, root / f"{key}-{os.geteuid()}", own_folder() / kind / key)
 
 
 def own_folder() -> Path:
-    """This user's cache, which XDG_CACHE_HOME moves."""
+    """Return this user's cache folder, which XDG_CACHE_HOME moves."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - raises where there's none
     return Path(base) / "qlora-orchestrator"
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file or folder exists and belongs to this user; root has no say over others' here."""
+    """Return whether a file or folder exists and belongs to this user; root has no special rights here."""
     try:
         return path.stat(follow_symlinks=False).st_uid == os.geteuid()
     except OSError:
@@ -36,7 +36,7 @@ def is_ours(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is known to be there: one in a folder that may not be entered is not."""
+    """Return whether a folder is known to exist; one inside a folder that may not be entered is not."""
     try:
         return path.is_dir()
     except OSError:
@@ -44,13 +44,13 @@ def is_folder(path: Path) -> bool:
 
 
 def touch(folder: Path) -> None:
-    """Marks an entry of one's own as used just now, so that what nobody uses can be told by its date."""
+    """Mark this user's own entry as used now, so that unused entries can be told by their date."""
     if is_ours(folder):
         os.utime(folder)
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Renames a damaged entry to `<name>.damaged`; gives that, or None where it is another's or gone already."""
+    """Rename a damaged entry to `<name>.damaged`; return that, or None if it is another user's or gone already."""
     if not is_ours(folder):
         return None
     aside = folder.with_name(f"{folder.name}.damaged")
@@ -64,10 +64,10 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def write_entry(folder: Path, make: Callable[[Path], Any], *, for_all: bool = False) -> None:
-    """Makes an entry beside its place and renames it, whole and on disk, or not at all.
+    """Make an entry under a temporary name and rename it: whole and on disk, or not at all.
 
-    It's for this user alone, as rows may be private; `for_all`: for whom the umask allows.
-    Raises `OSError` where it can't be written; it's no error if another process had it there first.
+    Only this user may read it, as rows may be private; with `for_all`, the umask decides. Raises `OSError` if it can't
+    be written. It is no error if another process had it there first.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f"{folder.name}.new-{secrets.token_hex(6)}")
@@ -86,7 +86,7 @@ def write_entry(folder: Path, make: Callable[[Path], Any], *, for_all: bool = Fa
 
 
 def _open_to_all(folder: Path) -> None:
-    """Files too are for whom the umask allows, as their folder was made: safetensors writes them with mode 0600."""
+    """Give files the access that the umask gave their folder: safetensors writes them with mode 0600."""
     allowed = folder.stat().st_mode & 0o666
     for path in folder.rglob("*"):
         if path.is_file():

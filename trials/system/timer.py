@@ -1,4 +1,4 @@
-"""How long a trial takes, and how much of that it trains."""
+"""Clock of a trial: how long it takes, and how much of that it trains."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 class TrialTimer:
     """Seconds since the trial began, and of these the seconds spent in optimizer steps.
 
-    A trial that is resumed goes on from the seconds it had; the time in which nobody ran it isn't counted.
+    A resumed trial goes on from the seconds it had. Time in which it did not run isn't counted.
     """
 
     def __init__(self, seconds: float = 0.0, training_seconds: float = 0.0) -> None:
@@ -20,22 +20,22 @@ class TrialTimer:
 
     @property
     def seconds(self) -> float:
-        """Since the trial began."""
+        """Seconds since the trial began."""
         return time.monotonic() - self._began
 
     def start_training(self) -> None:
-        """Optimizer steps follow."""
+        """Record that optimizer steps follow."""
         self._resumed = time.monotonic()
 
     def stop_training(self) -> None:
-        """Something else follows: an evaluation, a score."""
+        """Record that something else follows: an evaluation, a score."""
         if self._resumed is not None:
             self.training_seconds += time.monotonic() - self._resumed
             self._resumed = None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Something else inside; optimizer steps follow only if they were running before."""
+        """Stop the training clock inside; start it again after only if it was running before."""
         was_training = self._resumed is not None
         self.stop_training()
         yield

@@ -1,9 +1,9 @@
-"""How a process of ours uses torch: its threads, and its compiler only where something is compiled.
+"""Torch in this project's processes: the number of threads, and a compiler loaded only where something is compiled.
 
-bitsandbytes (0.50) decorates functions with `torch.compile` while it is imported, and that alone loads torch._inductor:
-about a quarter of the CPU time that a process takes to import what an engine needs. PEFT imports bitsandbytes, so this
-holds for every process of ours. During that import `torch.compile` only notes its arguments; a decorated function is
-compiled when it is called first, which is when torch would compile it too.
+bitsandbytes (0.50) decorates functions with `torch.compile` while it is imported, which loads torch._inductor. That
+alone is about a quarter of the CPU time that a process takes to import what an engine needs. PEFT imports bitsandbytes,
+so this holds for every process of ours. During that import `torch.compile` only records its arguments. A decorated
+function is compiled at its first call, which is when torch would compile it too.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def use_threads(machine: Machine) -> None:
 
 
 def compile_lazily() -> None:
-    """Apply this to the coming import of bitsandbytes; does nothing if it was imported before."""
+    """Defer `torch.compile` during the coming import of bitsandbytes. Does nothing if it was imported before."""
     if _PACKAGE not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder(MetaPathFinder):
-    """Finds bitsandbytes as it is found otherwise, with another loader, once."""
+    """Import hook that finds bitsandbytes as usual and gives it another loader, once."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

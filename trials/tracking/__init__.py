@@ -1,1 +1,1 @@
-"""Figures on their way to Weights & Biases and TensorBoard; nothing here can fail a trial."""
+"""Metrics of trials for Weights & Biases and TensorBoard; nothing here can fail a trial."""

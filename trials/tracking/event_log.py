@@ -1,4 +1,4 @@
-"""A trial's TensorBoard events. What goes wrong with them is one warning in the trial's log, and not its failure."""
+"""TensorBoard events of a trial. A failure to write them is one warning in the trial's log."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _FLUSH_SECONDS = 30.0
 
 
 class EventLog:
-    """Takes what transformers' `TensorBoardCallback` hands to a `SummaryWriter`.
+    """Writer that takes what transformers' `TensorBoardCallback` hands to a `SummaryWriter`.
 
-    That of tensorboardX (2.6) writes in a thread of its own: where it can't write, the thread ends, and whoever adds
-    the eleventh event after that waits for ever. Here every event is written at once, to the same kind of file.
+    tensorboardX's own `SummaryWriter` (2.6) writes in a thread. If it can't write, the thread ends, and the caller that
+    adds the eleventh event after that waits for ever. Here every event is written at once, to the same kind of file.
     TensorBoard hides what an earlier process logged of steps that are trained again.
     """
 
@@ -36,27 +36,27 @@ class EventLog:
                 self._open(folder, steps_done)
 
     def add_scalar(self, name: str, value: float, step: int, walltime: float | None = None) -> None:
-        """One figure of a step; `walltime` in seconds since the epoch."""
+        """Write one value of a step; `walltime` is in seconds since the epoch, None: now."""
         with only_reporting(_ABOUT, self._give_up):
             from tensorboardX.summary import scalar
 
             self._add(step, walltime, summary=scalar(name, value))
 
     def add_text(self, name: str, value: str, step: int | None = None) -> None:
-        """A text, such as settings."""
+        """Write a text, such as settings."""
         with only_reporting(_ABOUT, self._give_up):
             from tensorboardX.summary import text
 
             self._add(step or 0, None, summary=text(name, value))
 
     def flush(self) -> None:
-        """Puts what was added into the file."""
+        """Flush what was added to the file."""
         with only_reporting(_ABOUT, self._give_up):
             if self._writer is not None:
                 self._writer.flush()
 
     def close(self) -> None:
-        """There will be nothing more."""
+        """Close the file; nothing more is written."""
         writer, self._writer = self._writer, None
         with only_reporting(_ABOUT, self._give_up):
             if writer is not None:
@@ -77,7 +77,7 @@ class EventLog:
         events = folder.path / "tensorboard"
         is_known = events.exists()
         events.mkdir(parents=True, exist_ok=True)
-        # By itself tensorboardX names files after the second, and one that is there is written over.
+        # By default tensorboardX names files after the current second, and overwrites an existing one.
         self._writer = EventsWriter(str(events / "events"), f".{os.getpid()}.{secrets.token_hex(2)}")
         if is_known:
             self._add(steps_done + 1, None, session_log=SessionLog(status=SessionLog.START))
@@ -94,6 +94,6 @@ class EventLog:
             self._flushed = now
 
     def _give_up(self, about: str, text: str) -> None:
-        """Nothing more is written: a file that broke off in the middle is read up to there."""
+        """Stop writing after an error, and report it; a file that breaks off in the middle is readable up to there."""
         self._writer = None
         self._troubles.record(about, f"{text}. The trial goes on without its events")

@@ -1,8 +1,8 @@
-"""Figures on their way from a trial to Weights & Biases: the trial puts them in a queue, and never waits.
+"""Queue of a trial's metrics for Weights & Biases: the trial adds to it, and never waits.
 
-`wandb.init` may take minutes, hang in a lock or end its process, and what hangs in a thread can't be ended. So wandb is
-in a process of its own (`trials.tracking.tracker_process`), which a thread here feeds, and ends when it's silent for
-too long.
+`wandb.init` may take minutes, hang in a lock or end its process, and a thread that hangs can't be ended. So wandb runs
+in a process of its own (`trials.tracking.tracker_process`). A thread here feeds that process, and ends it if it gives
+no answer for too long.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ _MOST_AT_ONCE = 100
 
 @dataclass(frozen=True)
 class Limits:
-    """How long W&B may take for what, in seconds, and how many figures may wait for it."""
+    """Time limits for W&B, in seconds, and the limit of waiting entries."""
 
     start: float = 60.0
-    """Until its process runs and has imported wandb."""
+    """Until its process has started and imported wandb."""
     silence: float = 20.0
-    """Until it has begun a run, logged something or finished the run, where its server takes part."""
+    """Until it has begun a run, logged entries or finished the run, online."""
     offline: float = 60.0
-    """The same without a server."""
+    """Until it has begun a run, logged entries or finished the run, offline."""
     farewell: float = 20.0
-    """At least, after a trial's end, to put on disk what its server didn't take."""
+    """Minimum time after a trial's end to write to disk what the server didn't accept."""
     again: float = 300.0
-    """From a failure until its server is asked again, in this process."""
+    """From a failure until this process tries the server again."""
     entries: int = 10_000
-    """The oldest of more are dropped."""
+    """Most entries that wait; the oldest of more are dropped."""
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run as `wandb.init` is told it, under the same names."""
+    """Arguments of `wandb.init` for a run, under the same names."""
 
     dir: str
     project: str
@@ -65,33 +65,33 @@ class TrackedRun:
 
 
 class TrackingError(Exception):
-    """W&B can't be used: what it said of that, or that it said nothing."""
+    """W&B can't be used; the message is W&B's own, or says that there was no answer."""
 
 
 class Outage:
-    """Whether W&B's server has failed lately: then trials of this process are logged offline at once."""
+    """Recent failure of W&B's server: trials of this process are then logged offline at once."""
 
     def __init__(self) -> None:
         self._until = 0.0
 
     @property
     def is_on(self) -> bool:
-        """Whether it's too early to ask again."""
+        """Whether it is too early to try the server again."""
         return time.monotonic() < self._until
 
     def record(self, seconds: float) -> None:
-        """It failed just now; it's to be asked again after so long."""
+        """Record a failure; the server is tried again after `seconds`."""
         self._until = time.monotonic() + seconds
 
 
 OUTAGE = Outage()
-"""As this process has seen it."""
+"""Outage as seen by all trackers of this process."""
 
 
 class Tracker:
-    """Logs one trial's figures in a run, online or else offline in the trial's folder.
+    """Logger of one trial's metrics into a run, online or else offline in the trial's folder.
 
-    Nothing here raises or waits, but `close`, which waits for a bounded time.
+    No method raises or waits, except `close`, which waits for a limited time.
     """
 
     def __init__(
@@ -111,14 +111,14 @@ class Tracker:
         self._changed = threading.Condition()
         self._process: _Process | None = None
         self._folder: str | None = None
-        """Of the run that is being logged, in which wandb keeps all of it."""
-        # With this thread's context, what it logs is in the trial's log.
+        """Folder of the current run, in which wandb keeps all of it; None: no run has begun."""
+        # The thread gets this thread's context, so that its messages go to the trial's log.
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._work,), name="tracker", daemon=True)
         self._thread.start()
 
     def log(self, figures: Mapping[str, float]) -> None:
-        """Puts figures in the line."""
+        """Add an entry to the queue."""
         with self._changed:
             is_full = len(self._entries) == self._limits.entries
             self._entries.append((self._count, dict(figures)))
@@ -131,7 +131,7 @@ class Tracker:
             )
 
     def close(self, seconds: float) -> None:
-        """Finishes the run; ends what isn't through with that after `seconds`, and after as many more offline."""
+        """Finish the run within `seconds`; if that fails, within as many more (at least `farewell`) offline."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
@@ -177,12 +177,15 @@ class Tracker:
             self._track("offline", self._limits.offline, reason)
 
     def _is_over(self) -> bool:
-        """Whether all that there will be is in the run already."""
+        """Return whether the run already holds all entries, and no more will come."""
         with self._changed:
             return self._is_closing and not self._entries and self._folder is not None
 
     def _track(self, mode: str, seconds: float, reason: str | None) -> None:
-        """Logs all that comes in a run. `reason`: why it isn't the run that was wanted, to be warned of."""
+        """Log all entries in one run; `reason` is the warning why the run isn't online as wanted, or None.
+
+        `seconds` is the limit for each answer.
+        """
         cut_off, self._folder = self._folder, None
         with _process(self._limits.start) as self._process:
             begin = {**asdict(self._run), "mode": mode, "seconds": 0.75 * seconds, "parent": os.getpid()}
@@ -200,13 +203,13 @@ class Tracker:
             self._process.ask({"finish": True}, seconds)
 
     def _next(self) -> Sequence[tuple[int, Mapping[str, float]]] | None:
-        """The first figures in the line, when there are some; None: there will be no more."""
+        """Wait for entries and return the first of them; None: no more will come."""
         with self._changed:
             self._changed.wait_for(lambda: self._entries or self._is_closing)
             return list(self._entries)[:_MOST_AT_ONCE] or None
 
     def _forget(self, last: int) -> None:
-        """Figures up to this number are in the run."""
+        """Drop entries up to number `last` from the queue: they are in the run."""
         with self._changed:
             while self._entries and self._entries[0][0] <= last:
                 self._entries.popleft()
@@ -217,14 +220,14 @@ class Tracker:
 
 
 class _Process:
-    """A running `trials.tracking.tracker_process`. Raises `TrackingError` when it doesn't do as it's asked."""
+    """Running process of `trials.tracking.tracker_process`. Raises `TrackingError` if a request fails."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._ended_because = ""
         self.settings = _settings()
-        """Of wandb, as they were in the environment that it began with."""
-        # In a group of its own: Ctrl-C is the trial's to obey. In the session of its parent, so that it ends with that.
+        """wandb's environment variables when the process started."""
+        # Its own process group, because Ctrl-C is for the trial; its parent's session, so that it ends with that.
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(_PROGRAM)],
             stdin=subprocess.PIPE,
@@ -236,15 +239,15 @@ class _Process:
 
     @property
     def is_there(self) -> bool:
-        """Whether it still runs."""
+        """Whether the process still runs."""
         return self._process.poll() is None
 
     def start(self, seconds: float) -> None:
-        """Waits until it has imported wandb."""
+        """Wait until the process has imported wandb."""
         self._answer(seconds)
 
     def close(self) -> None:
-        """Ends it; the process that wandb starts itself ends when this one is gone."""
+        """Kill the process and close its pipes; the process that wandb starts itself ends after that."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -252,12 +255,12 @@ class _Process:
             pipe.close()
 
     def end(self, reason: str) -> None:
-        """Ends it, from whatever thread; who waits for it is told why."""
+        """Kill the process, from any thread; a thread that waits for its answer gets `reason`."""
         self._ended_because = reason
         self._process.kill()
 
     def ask(self, message: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """Its answer to a message."""
+        """Send a message and return the answer, which must come within `seconds`."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
@@ -294,12 +297,15 @@ class _Process:
 
 
 _idle: list[_Process] = []
-"""Those that have finished a run and can take another: starting one takes seconds of a core. They end with this one."""
+"""Processes that have finished a run and can take another, because a start takes seconds of a core.
+
+They end with this process.
+"""
 
 
 @contextmanager
 def _process(start_seconds: float) -> Iterator[_Process]:
-    """One for the block; kept for the next after that, unless something went wrong."""
+    """Yield a process, and keep it for the next run unless something went wrong."""
     try:
         process = _idle.pop()
         is_new = not process.is_there or process.settings != _settings()
@@ -322,15 +328,15 @@ def _settings() -> dict[str, str]:
 
 
 def end_idle_processes() -> None:
-    """Those that wait for another run."""
+    """End the processes that wait for another run."""
     while _idle:
         _idle.pop().close()
 
 
 def check_key(seconds: float) -> str:
-    """Asks W&B's server whether it knows the key of this environment; gives its address.
+    """Ask W&B's server whether it knows this environment's key; return the server's address.
 
-    Raises `TrackingError` with what is wrong, after `seconds` at most.
+    Raises `TrackingError` with the reason, after `seconds` at most.
     """
     ends = time.monotonic() + seconds
     process = _Process()

@@ -1,7 +1,7 @@
-"""The process in which a trial's figures go to Weights & Biases. `tracker` starts it, and ends it if it hangs.
+"""Process that logs a trial's metrics to Weights & Biases.
 
-It reads one JSON object a line from stdin, and answers each by one line on stdout: what it did, or `error`. It's run as
-a file, and imports nothing of this project.
+`trials.tracking.tracker` starts it, and ends it if it hangs. It reads one JSON object per line from stdin, and answers
+each by one line on stdout: the result, or `error`. It is run as a file, and imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 _LINGER_SECONDS = 20.0
-"""To finish a run whose trial's process has died."""
+"""Time limit for finishing a run after the trial's process has died."""
 _QUERY = json.dumps({"query": "query Viewer { viewer { id } }"}).encode()
 
 
 def main() -> None:
-    """Serves until stdin ends, or an error does."""
+    """Serve requests until stdin ends or an error occurs."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print isn't an answer
+    os.dup2(2, 1)  # stdout is for answers, so what libraries print goes to stderr
 
     def answer(found: Mapping[str, Any]) -> None:
         answers.write(json.dumps(found) + "\n")
@@ -40,7 +40,7 @@ def main() -> None:
     except BaseException as error:
         code = 1
         _tell(answer, error)
-    # Not by way of wandb's exit hooks, which may wait for a network.
+    # This skips wandb's exit hooks, which may wait for a network.
     os._exit(code)
 
 
@@ -86,7 +86,7 @@ def _begin(wandb: Any, *, mode: str, seconds: float, parent: int, **settings: An
 
 
 def _check(wandb: Any, seconds: float) -> str:
-    """Asks the server who the key's owner is; gives its address. Raises an error that says what is wrong."""
+    """Ask the server for the key's owner; return its address. Raises an error with the reason if it fails."""
     wandb.login(verify=False)  # raises if the key hasn't the right format
     host = str(wandb.setup().settings.base_url).rstrip("/")
     secret = base64.b64encode(f"api:{os.environ['WANDB_API_KEY']}".encode()).decode()
@@ -114,12 +114,12 @@ def _check(wandb: Any, seconds: float) -> str:
 
 def _tell(answer: Callable[[Mapping[str, Any]], None], error: BaseException) -> None:
     said = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-    with suppress(OSError):  # nobody is there any more
+    with suppress(OSError):  # the parent has ended
         answer({"error": said})
 
 
 def _end_after(parent: int) -> None:
-    """Ends this process some time after the one that started it."""
+    """End this process some time after the process that started it."""
     while os.getppid() == parent:
         time.sleep(1.0)
     time.sleep(_LINGER_SECONDS)

@@ -1,4 +1,4 @@
-"""A trial's run in Weights & Biases, where that is asked for; it can't fail the trial, nor make it wait."""
+"""Run of a trial in Weights & Biases, if wanted; it can't fail the trial, nor make it wait."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from trials.system.files import write_text
 from trials.tracking.tracker import ABOUT, TrackedRun, Tracker
 
 FINISH_SECONDS = 20.0
-"""At a trial's end for W&B to take what there is, and as many again to put it on disk instead."""
+"""Seconds for W&B at a trial's end to accept what is left, and as many again to write it to disk instead."""
 _RUN_ID_FILE = "wandb_run"
 
 Log = Callable[[Mapping[str, float]], None]
 
 
 def wandb_is_wanted(settings: TrackingSettings) -> bool:
-    """Whether the recipe allows it, and there's a key to log with or the wish to log offline."""
+    """Return whether the recipe allows W&B, and there is a key for it or the wish to log offline."""
     if not settings.wandb:
         return False
     mode = os.environ.get("WANDB_MODE", "")
@@ -31,7 +31,7 @@ def wandb_is_wanted(settings: TrackingSettings) -> bool:
 
 
 def without_wandb(config: TrialConfig) -> TrialConfig:
-    """The trial in a process that leaves its W&B run to another."""
+    """Return the configuration without W&B, for a process that leaves the trial's run to another."""
     return config.model_copy(update={"tracking": config.tracking.model_copy(update={"wandb": False})})
 
 
@@ -39,11 +39,10 @@ def without_wandb(config: TrialConfig) -> TrialConfig:
 def wandb_run(
     folder: Path, config: TrialConfig, group: str, finish_seconds: Callable[[], float] = lambda: FINISH_SECONDS
 ) -> Iterator[Log]:
-    """A run named after the trial's folder while inside; gives a function that logs into it, and never waits for it.
+    """Keep a run named after the trial's folder; yield a function that logs into it and never waits.
 
-    A trial that goes on does so in the run that it began, whose id is in its folder; `tracking.run_id` goes before it.
-    Nothing that W&B does or doesn't do is raised here: `trials.tracking.tracker` warns of it, and logs offline in the
-    folder.
+    A resumed trial continues the run that it began, whose id is in its folder; `tracking.run_id` takes precedence. No
+    failure of W&B is raised here: `trials.tracking.tracker` warns of it, and logs offline in the folder.
     """
     tracker = _tracker(folder, config, group)
     try:
@@ -73,11 +72,11 @@ def _tracker(folder: Path, config: TrialConfig, group: str) -> Tracker | None:
 
 
 def _unheard(_: Mapping[str, float]) -> None:
-    """W&B isn't wanted, or can't be had."""
+    """Ignore metrics, because W&B isn't wanted or can't be used."""
 
 
 def _run_id(folder: Path, settings: TrackingSettings) -> tuple[str, bool]:
-    """The W&B run's id, kept before the run begins, and whether it may have begun already."""
+    """Return the W&B run's id, saved before the run begins, and whether the run may exist already."""
     kept = _kept_id(folder)
     run_id = settings.run_id or kept or secrets.token_hex(4)
     if run_id != kept:
@@ -87,7 +86,7 @@ def _run_id(folder: Path, settings: TrackingSettings) -> tuple[str, bool]:
 
 
 def _kept_id(folder: Path) -> str:
-    """Empty where there is none, or none that can be read."""
+    """Return the saved id; empty if there is none, or none that can be read."""
     try:
         found = (folder / _RUN_ID_FILE).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
@@ -96,15 +95,15 @@ def _kept_id(folder: Path) -> str:
 
 
 def keep_run_id(folder: Path, settings: TrackingSettings) -> str | None:
-    """Decides on a trial's W&B run, and notes it in the folder, before anybody begins it on another machine.
+    """Choose a trial's W&B run and save its id in the folder, before another machine begins the run.
 
-    None where W&B isn't wanted.
+    Returns None if W&B isn't wanted.
     """
     return _run_id(folder, settings)[0] if wandb_is_wanted(settings) else None
 
 
 def figures(point: EvalPoint) -> dict[str, float]:
-    """An evaluation under the names that transformers logs a trial's figures by, where it does the logging."""
+    """Return an evaluation's values under the names that transformers gives them when it logs."""
     found = {
         "train/global_step": point.step,
         "eval/loss": point.eval_loss,

@@ -1,1 +1,1 @@
-"""What both backends share: the evaluation loop, early stopping, outcome, order of rows."""
+"""Training code that both backends share: the evaluation loop, early stopping, outcome, order of rows."""

@@ -1,4 +1,4 @@
-"""Rules that judge a trial from its own history. Pure: history in, verdict out; `trials.trl.backend` acts on them."""
+"""Rules that end a trial by its own evaluations. Pure: `trials.training.evaluation_loop` acts on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trials.records.trial_dir import Ending, EndingKind, EvalPoint
 
 
 def divergence(loss: float, base_loss: float, factor: float) -> Ending | None:
-    """Diverged if the loss is not finite, or above `factor` times the base model's."""
+    """Return an ending if the loss is not finite, or above `factor` times the base model's; else None."""
     if not math.isfinite(loss):
         return Ending(EndingKind.DIVERGED, f"the loss is {loss}")
     if loss > factor * base_loss:
@@ -20,7 +20,7 @@ def divergence(loss: float, base_loss: float, factor: float) -> Ending | None:
 
 
 def patience_exhausted(points: Sequence[EvalPoint], settings: EvaluationSettings) -> Ending | None:
-    """Early stopped if the last `patience` evaluations didn't improve on the best before them."""
+    """Return an ending if the last `patience` evaluations didn't improve on the best before them; else None."""
     if len(points) <= settings.patience:
         return None
     before, recent = points[: -settings.patience], points[-settings.patience :]

@@ -1,4 +1,4 @@
-"""Watches over a trial while it trains: evaluates it, records it, and decides whether it goes on."""
+"""Evaluation of a trial while it trains: records it, and decides whether the trial continues."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Decision(Enum):
-    """The one word that flows back to a trial after an evaluation."""
+    """Answer to a trial after an evaluation."""
 
     CONTINUE = "go on"
     STOP = "stop"
@@ -33,25 +33,25 @@ class Decision(Enum):
 
 OnEval = Callable[[EvalPoint], Decision]
 OnLog = Callable[[Mapping[str, float]], None]
-"""Takes figures by the names that transformers gives them in W&B, such as train/loss."""
+"""Receives values by the names that transformers gives them in W&B, such as train/loss."""
 
 
 OnRecord = Callable[[dict[str, float], bool], None]
-"""Logs the figures of an evaluation by name, and then, if that is asked for, puts a whole checkpoint on disk."""
+"""Logs the values of an evaluation by name; then, if the flag is true, writes a whole checkpoint."""
 
 
 def never() -> bool:
-    """Asked whether a trial is to stop: it isn't, unless an evaluation's answer says so."""
+    """Return False: only the answer after an evaluation stops the trial."""
     return False
 
 
 def unheard(figures: Mapping[str, float]) -> None:
-    """Told what a trial logs: nobody wants to know."""
+    """Ignore what a trial logs."""
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What `run_trial` was given, and the watch that began to run with it."""
+    """Arguments of `run_trial`, with the timer that was started for it."""
 
     config: TrialConfig
     data: TrialData
@@ -61,73 +61,73 @@ class TrainingRun:
     checkpoint: Checkpoint | None
     timer: TrialTimer
     is_called_off: Callable[[], bool] = never
-    """Whether nobody waits for the trial any more; the engine asks after every optimizer step, from its own thread."""
+    """Whether the trial is no longer wanted; the engine asks after every optimizer step, from its own thread."""
     on_log: OnLog = unheard
-    """Told by the engine what it logs between evaluations: the training loss, the learning rate."""
+    """Receives what is logged between evaluations: the training loss, the learning rate."""
     ranks: ProcessGroup = ALONE
-    """The processes that train this trial: all of them ask the same questions in the same order."""
+    """Processes that train this trial: all of them ask the same questions in the same order."""
 
     def time_is_over(self) -> bool:
-        """Whether training has to end."""
+        """Return whether training has to end, on any rank."""
         return self.ranks.any(time.time() >= self.stop_at)
 
     def has_been_called_off(self) -> bool:
-        """What `is_called_off` says to any of the processes."""
+        """Return what `is_called_off` says, true if it is true on any rank."""
         return self.ranks.any(self.is_called_off())
 
     def ask(self, point: EvalPoint) -> Decision:
-        """What `on_eval` says to the first of the processes."""
+        """Return the answer of `on_eval`, which is called on the first rank only."""
         return self.ranks.on_rank_zero(lambda: self.on_eval(point))
 
     @property
     def is_sharded(self) -> bool:
-        """Whether the processes share the base's layers, each of which all of them must pass together."""
+        """Whether the ranks share the base's layers, each of which all of them must pass together."""
         return self.config.machine.fsdp and self.ranks.world_size > 1
 
     @property
     def base_eval_loss(self) -> float | None:
-        """Of the untrained base; None if neither the checkpoint nor the config knows it."""
+        """Eval loss of the untrained base, in nats per token; None if neither checkpoint nor config has it."""
         return self.config.base_eval_loss if self.checkpoint is None else self.checkpoint.progress.base_eval_loss
 
     def points_so_far(self) -> Sequence[EvalPoint]:
-        """Evaluations before the checkpoint that the trial goes on from."""
+        """Return the evaluations on record if the trial resumes from a checkpoint, else none."""
         return () if self.checkpoint is None else read_trial(self.folder.path).points
 
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """Where a trial stands after an optimizer step."""
+    """Progress of a trial after an optimizer step."""
 
     step: int
     last_step: int
-    """Of a full trial."""
+    """Number of optimizer steps of a full trial."""
     tokens_seen: int
     train_loss: float | None
-    """As logged last, in nats per token; None: not logged yet, or not finite."""
+    """Last value logged, in nats per token; None: none was logged yet, or it isn't finite."""
 
 
 def progress_of(state: TrainerState) -> TrainProgress:
-    """As transformers' state of a trial tells it, which the engine keeps as well."""
+    """Return the progress from transformers' state of a trial, which the engine keeps as well."""
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     latest = losses[-1] if losses and math.isfinite(losses[-1]) else None
     return TrainProgress(state.global_step, state.max_steps, int(state.num_input_tokens_seen), latest)
 
 
 class TrainableModel(Protocol):
-    """The adapter that a trial trains, whoever trains it."""
+    """Model that a trial trains or evaluates, in either backend."""
 
     def losses(self) -> RowLosses:
-        """Of the eval rows, as it is now."""
+        """Return the loss of every eval row."""
 
     def save(self, path: Path) -> None:
-        """Writes it into a folder in PEFT's format."""
+        """Write the adapter into a folder in PEFT's format."""
 
     def scored(self, scorer: AnswerScorer, point: EvalPoint, losses: RowLosses) -> EvalPoint:
-        """What `AnswerScorer.scored` makes of the adapter as it is now."""
+        """Return what `AnswerScorer.scored` gives for the model."""
 
 
 class EvaluationLoop:
-    """Evaluates a trial, records it, and decides with the callback whether it goes on."""
+    """Evaluation of one trial, its record, and the decision whether it continues, which the callback shares."""
 
     def __init__(
         self, job: TrainingRun, trained_model: TrainableModel, scorer: AnswerScorer, base_loss: float, ending: Ending
@@ -139,10 +139,14 @@ class EvaluationLoop:
         self._base_loss = base_loss
         self._points = list(job.points_so_far())
         self.ending: Ending | None = ending
-        """How the trial ends if nothing changes it; None once the callback has said stop."""
+        """Ending of the trial unless something changes it; None once the callback has said stop."""
 
     def evaluate(self, moment: TrainProgress, on_record: OnRecord) -> bool:
-        """Whether the training ends with it; `on_record` is called once it's on record, before anybody is asked."""
+        """Evaluate the trial, and return whether training ends with it.
+
+        `on_record` is called once the evaluation is on disk, before the callback is asked. It is not called if the loss
+        isn't finite.
+        """
         self._job.timer.stop_training()
         losses = self._model.losses()
         diverged = divergence(losses.mean, self._base_loss, self._settings.divergence_factor)
@@ -158,7 +162,7 @@ class EvaluationLoop:
         return is_over
 
     def _record(self, losses: RowLosses, moment: TrainProgress, *, is_scored: bool) -> EvalPoint:
-        """Puts the evaluation on disk, the adapter before its score: time may be over while answers are made."""
+        """Write the evaluation to disk, the adapter before its score: time may run out while answers are generated."""
         point = self._point(losses.mean, moment)
         self._points.append(point)
         self._job.folder.keep_if_best(point, losses, self._model.save)
@@ -170,7 +174,7 @@ class EvaluationLoop:
     def _score_is_due(self, point: EvalPoint, moment: TrainProgress) -> bool:
         is_last = moment.step >= moment.last_step or patience_exhausted(self._points, self._settings) is not None
         before = self._points[-2].tokens_seen if len(self._points) > 1 else 0
-        # When time is over, what's left of it is kept for the export.
+        # When time for training is over, the rest is reserved for the export.
         return self._scorer.is_due(point.tokens_seen, before, is_last=is_last) and not self._job.time_is_over()
 
     def _evaluate(self, point: EvalPoint, moment: TrainProgress, diverged: Ending | None) -> bool:

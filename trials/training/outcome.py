@@ -1,4 +1,4 @@
-"""What a trial's end comes to, whoever runs it: errors become endings on disk, and the base model its evaluation."""
+"""Outcome of a trial in either backend: errors become endings on disk, and the base model its evaluation."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class TrialInterrupted(TuningError):
 
 
 class ReportingError(TrialInterrupted):
-    """A trial was cut off as what it said isn't taken: by Ray, or by the store that its folder is on."""
+    """A trial was cut off because its reports weren't accepted, by Ray or by the store of its folder."""
 
 
 def run_and_record(folder: TrialDir, train: Callable[[], Ending | None], ranks: ProcessGroup = ALONE) -> Ending | None:
-    """Trains, and records how that ended; None: the callback stopped the trial, and writes the ending.
+    """Train, and record how that ended; None: the callback stopped the trial, and its side writes the ending.
 
-    Running out of memory is an ending; any other error but `TrialInterrupted` and `DiskFull`, which cut it off, is
-    recorded as `failed`. Errors are raised. That another of the trial's processes has ended cuts it off: raises
-    `TrialInterrupted`.
+    Running out of memory is an ending, which is returned. All other errors are raised. `TrialInterrupted` and
+    `DiskFull` cut the trial off, and leave no ending; any other error is recorded as `failed`. If another of the
+    trial's processes has ended, that cuts it off too: raises `TrialInterrupted`.
     """
     try:
         with disk_full_in(folder.path), _cut_off_with_others(ranks):
@@ -62,7 +62,7 @@ def evaluate_base_model(
     on_eval: OnEval,
     ranks: ProcessGroup = ALONE,
 ) -> Ending:
-    """Evaluates the base model without any adapter: what every trial has to beat. Errors are recorded and raised."""
+    """Evaluate the base model without an adapter, the baseline of all trials. Errors are recorded and raised."""
     timer = TrialTimer()
     try:
         with disk_full_in(folder.path), _cut_off_with_others(ranks):
@@ -85,7 +85,7 @@ def evaluate_base_model(
 
 @contextmanager
 def _cut_off_with_others(ranks: ProcessGroup) -> Iterator[None]:
-    """What a collective raises when another rank has ended is no failure of this one."""
+    """Raise `TrialInterrupted` in place of the error that a collective raises when another rank has ended."""
     try:
         yield
     except Exception as error:
@@ -100,8 +100,8 @@ def _record_failure(folder: TrialDir, error: Exception) -> None:
 
 
 def _process_is_exiting() -> bool:
-    """Whether the interpreter is shutting down under a trial that runs in a thread, as under Ray.
+    """Return whether the interpreter is shutting down while a trial runs in another thread, as under Ray.
 
-    Files are closed under it then, and what it raises for that is no failure of its own: it was cut off.
+    Files are closed under the trial then. An error from that is no failure of the trial: it was cut off.
     """
     return not threading.main_thread().is_alive()

@@ -1,7 +1,7 @@
-"""Runs one trial with TRL's `SFTTrainer`: the reference that every faster way to run a trial must equal.
+"""Training of one trial with TRL's `SFTTrainer`: the reference that every faster backend must equal.
 
-Nothing here knows who launched it. The launcher hands in a folder and one callback; after every evaluation the
-callback answers go on or stop, and whoever says stop records why.
+Nothing here depends on the launcher, which passes a folder and one callback. After every evaluation the callback
+answers continue or stop. If it says stop, its own side records why.
 """
 
 from __future__ import annotations
@@ -46,13 +46,12 @@ def run_trial(
     ranks: ProcessGroup = ALONE,
     on_log: OnLog = unheard,
 ) -> Ending | None:
-    """Trains one adapter, and leaves its evaluations, best adapter and ending in `folder`.
+    """Train one adapter, and leave its evaluations, best adapter and ending in `folder`.
 
-    With a checkpoint it goes on from there, as if it had never stopped; `trials.records.rewind.rewind` comes before
-    that. `stop_at` is in seconds since the epoch; at that time the trial is evaluated once more and ends as pruned.
-    `on_log` is told what is logged between evaluations.
-    Returns how the trial ended; None if the callback stopped it, who then writes the ending. Running out of memory
-    is an ending; any other error is recorded as `failed` and raised.
+    With a checkpoint, training continues as if it had never stopped; `trials.records.rewind.rewind` must come first.
+    `stop_at` is in seconds since the epoch; at that time the trial is evaluated once more and ends as pruned. `on_log`
+    receives what is logged between evaluations. Returns how the trial ended; None if the callback stopped it, whose
+    side then writes the ending. Running out of memory is an ending; any other error is recorded as `failed` and raised.
     """
     job = TrainingRun(
         config, data, folder, on_eval, stop_at, checkpoint, resumed_timer(checkpoint), on_log=on_log, ranks=ranks
@@ -68,7 +67,7 @@ def evaluate_base(
     on_eval: OnEval,
     ranks: ProcessGroup = ALONE,
 ) -> Ending:
-    """Evaluates the base model without any adapter: what every trial has to beat. Errors are recorded and raised."""
+    """Evaluate the base model without an adapter, the baseline of all trials. Errors are recorded and raised."""
     settings = config.evaluation
     return evaluate_base_model(
         lambda: _HfModel(ranks.own(lambda: load_base(config.model)), data.eval.rows, settings.batch_rows, ranks),
@@ -82,11 +81,11 @@ def evaluate_base(
 
 
 def _train_as_it_fits(job: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
-    """With ever smaller micro-batches where memory runs out, from the newest checkpoint or the beginning each time.
+    """Train with ever smaller micro-batches if memory runs out, each time from the newest checkpoint or the beginning.
 
-    Several ranks find out together what fits, before they train; not so if they share the base, and have to wait for
-    each other whatever they compute. In the middle of that nobody can go on without the one whose memory ran out:
-    raises `TrialInterrupted`.
+    Several ranks find out together what fits, before they train. Ranks that shard the base can't, because every pass
+    needs all of them. If memory runs out on one rank later, the others can't continue without it: raises
+    `TrialInterrupted`.
     """
     finder = BatchSizeFinder(job)
     while True:
@@ -97,7 +96,7 @@ def _train_as_it_fits(job: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> E
                 raise
             if job.ranks.world_size > 1 and (finder.has_begun if job.is_sharded else finder.has_fitted):
                 raise finder.cut_off() from None
-            # Its frames hold the model that was torn down.
+            # Its frames hold the model, whose memory must be freed.
             error.__traceback__ = None
             if not finder.ran_out():
                 raise
@@ -113,7 +112,7 @@ def _train(finder: BatchSizeFinder, tokenizer: PreTrainedTokenizerBase) -> Endin
     epoch = data.train.epoch
     length = full_length(config.hyperparameters, epoch)
     finished = Ending(EndingKind.FINISHED, f"trained for all its {length.steps} steps")
-    # Where the base is shared, nobody answers without the others: all answer every row.
+    # With a sharded base a rank can't generate without the others, so all ranks answer every row.
     scorer = AnswerScorer(config, data.eval, tokenizer, job.folder, job.timer, ALONE if job.is_sharded else job.ranks)
     trained_model = _HfModel(model, data.eval.rows, config.evaluation.batch_rows, job.ranks, job.is_sharded)
     supervisor = EvaluationLoop(job, trained_model, scorer, base_loss, finished)
@@ -139,14 +138,14 @@ def _train(finder: BatchSizeFinder, tokenizer: PreTrainedTokenizerBase) -> Endin
     job.timer.start_training()
     if job.checkpoint is None:
         trainer.train()
-    elif steps_done < length.steps:  # it may have died between its last checkpoint and its ending
+    elif steps_done < length.steps:  # the trial may have died between its last checkpoint and its ending
         trainer.go_on_from(job.checkpoint)
     return supervisor.ending
 
 
 @dataclass(frozen=True)
 class _HfModel:
-    """A model of transformers, or of PEFT on top of one."""
+    """Model of transformers, or PEFT model on top of one."""
 
     model: Any
     rows: Sequence[TokenizedRow]
@@ -155,7 +154,10 @@ class _HfModel:
     is_sharded: bool = False
 
     def losses(self) -> RowLosses:
-        """Of all rows. Where ranks share the base, all pass the model as often: some rows are evaluated twice."""
+        """Return the loss of every row.
+
+        With a sharded base all ranks must run equally many passes, so some rows are evaluated twice.
+        """
         if not self.is_sharded:
             return shared_losses(self.ranks, self.rows, lambda rows: evaluate_rows(self.model, rows, self.batch_rows))
         missing = -len(self.rows) % self.ranks.world_size
@@ -174,7 +176,7 @@ class _HfModel:
 
 
 def _base_eval_loss(job: TrainingRun, base: PreTrainedModel) -> float:
-    """Of the untrained base, evaluated only if neither the config nor the checkpoint knows it."""
+    """Return the untrained base's eval loss, evaluated only if neither config nor checkpoint has it."""
     known = job.base_eval_loss
     if known is not None:
         return known

@@ -1,7 +1,7 @@
-"""How a trial's optimizer steps are split into micro-batches so that they fit into memory: TRL's way, by trying.
+"""Split of optimizer steps into micro-batches that fit into memory, found by trying; for the TRL backend.
 
-The effective batch and with it the losses stay the same. First come ever smaller micro-batches, then all of them again
-with activations recomputed (arXiv 1604.06174), which takes a third longer.
+The effective batch, and with it the losses, stay the same. Ever smaller micro-batches come first. Then all of them come
+again with activations recomputed (arXiv 1604.06174), which takes a third longer.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BatchSetting:
-    """One way to run an optimizer step."""
+    """Split of an optimizer step, and whether activations are recomputed."""
 
     rows: int
-    """Of a micro-batch."""
+    """Rows of a micro-batch."""
     recomputation: bool
 
     def __str__(self) -> str:
-        """For people."""
+        """Return the setting in words, for log messages."""
         return f"{self.rows} rows at once{' and recomputed activations' if self.recomputation else ''}"
 
     @staticmethod
     def of(attempt: Attempt) -> BatchSetting:
-        """The one that was tried."""
+        """Return the setting of an attempt."""
         return BatchSetting(attempt.rows, attempt.recomputation)
 
     def applied(self, config: TrialConfig) -> TrialConfig:
-        """The trial, run so."""
+        """Return the trial's configuration with this setting."""
         update = {"micro_batch_rows": self.rows, "gradient_checkpointing": self.recomputation}
         return config.model_copy(update={"machine": config.machine.model_copy(update=update)})
 
 
 def batch_settings(step_rows: int, longest_row: int, machine: Machine) -> list[BatchSetting]:
-    """From what the machine's settings ask for to what takes the least memory.
+    """Return all settings, from what the machine's settings ask for to what takes the least memory.
 
-    `step_rows` are those that one process has of an optimizer step.
+    `step_rows` are the rows that one process has of an optimizer step.
     """
     rows = [micro_batch_rows(step_rows, longest_row, machine)]
     while rows[-1] > 1:
@@ -68,7 +68,10 @@ def batch_settings(step_rows: int, longest_row: int, machine: Machine) -> list[B
 
 
 def still_to_try(splits: Sequence[BatchSetting], known: MemoryReport | None) -> list[BatchSetting]:
-    """Those that may fit, by what is known of the trial from before it was paused or cut off."""
+    """Return the settings that may fit, by the memory report from before the trial was paused or cut off.
+
+    `known` is None if there is no such report. At least one setting is returned.
+    """
     if known is None:
         return list(splits)
     latest = BatchSetting(known.micro_batch_rows, known.recomputation)
@@ -80,7 +83,7 @@ def still_to_try(splits: Sequence[BatchSetting], known: MemoryReport | None) -> 
 
 
 class BatchSizeFinder:
-    """The splits of one trial, one after the other, until it fits into memory."""
+    """Batch settings of one trial, tried one after the other until the trial fits into memory."""
 
     def __init__(self, job: TrainingRun) -> None:
         self._folder = job.folder
@@ -94,36 +97,37 @@ class BatchSizeFinder:
         self._evaluated = job.data.eval.longest_rows(config.evaluation.batch_rows * job.data.eval.longest)
         self._job = job
         self.has_begun = False
-        """Whether the split that is tried has got as far as its first micro-step."""
+        """Whether the current setting has got as far as training."""
         self.has_fitted = False
-        """Whether its worst micro-step has fitted into memory."""
+        """Whether its largest micro-batch has fitted into memory."""
 
     @property
     def job(self) -> TrainingRun:
-        """The trial, with its batches split so."""
+        """Training run with the current setting."""
         return replace(self._job, config=self._left[0].applied(self._job.config))
 
     @property
     def worst_rows(self) -> LongestRows:
-        """Of the split that is tried."""
+        """Longest rows of the trial for the current setting."""
         evaluated = self._evaluated[: self._job.config.evaluation.batch_rows]
         return LongestRows(self._longest[: self._left[0].rows], evaluated)
 
     def begins(self) -> None:
-        """What comes now takes memory by how batches are split."""
+        """Record that memory depends on the setting from now on, and reset the peak."""
         self.has_begun = True
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
     def fits(self) -> None:
-        """The worst micro-step was tried, and fitted."""
+        """Record that the largest micro-batch was tried, and fitted."""
         self.has_fitted = True
         self._note(self._folder, fits=True)
 
     def ran_out(self) -> bool:
-        """Memory didn't suffice. True: there is another split, and the trial has gone back to where it begins.
+        """Go to the next setting after memory ran out; return whether there is one.
 
-        Called on every rank.
+        The trial is then back at its newest checkpoint or its beginning. Also false if memory ran out before training
+        began, or if the trial has ended. Called on every rank.
         """
         self._note(self._folder, fits=False)
         has_ended = self._job.ranks.on_rank_zero(lambda: read_trial(self._folder.path).ending is not None)
@@ -140,9 +144,10 @@ class BatchSizeFinder:
         return True
 
     def cut_off(self) -> TrialInterrupted:
-        """Memory didn't suffice on this rank alone, and the others wait for it: all must be started again.
+        """Record that memory ran out while other ranks wait for this one, and return the error to raise.
 
-        They go on with the next split; without one the trial ends. The first rank can't write that down: it waits too.
+        All processes must be started again. They continue with the next setting; without one the trial ends. The first
+        rank can't write that, because it waits too.
         """
         folder = TrialDir(self._folder.path)
         with suppress(FileNotFoundError):  # another rank, whose memory ran out too, writes the same at this moment

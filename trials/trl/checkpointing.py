@@ -1,9 +1,12 @@
-"""transformers' checkpoints, written whole or not at all, and read back so that nothing shows where a trial stopped.
+"""Checkpoints of transformers' `Trainer`, written whole or not at all, and resumed as if never stopped.
 
-What its `Trainer` leaves out: the training loss between two log lines. What it does in its own way: it saves the
-embeddings of the base beside an adapter on the vocabulary projection, and loads an adapter by way of
-`PeftModel.load_adapter`, which sends a model on a CPU through accelerate's offloading. And with several processes it
-leaves files that a process alone doesn't know: here the first rank writes for all, in the files of one.
+This module changes the following of `Trainer`:
+
+- It leaves out the training loss between two log lines.
+- It saves the base's embeddings beside an adapter on the vocabulary projection.
+- It loads an adapter through `PeftModel.load_adapter`, which sends a model on a CPU through accelerate's offloading.
+- With several processes it leaves files that a single process doesn't know. Here the first rank writes for all, in the
+  files of a single process.
 """
 
 from __future__ import annotations
@@ -23,16 +26,16 @@ from trials.trl.rng_state import random_state, random_state_file, restore_random
 
 
 class CheckpointedTrainer(Trainer):  # type: ignore[misc]  # transformers ships without types
-    """A `Trainer` whose checkpoints are ours to place. All that is overridden is transformers' own (5.23)."""
+    """`Trainer` whose checkpoints a `CheckpointWriter` places. All overridden methods are transformers' (5.23)."""
 
     checkpoints: CheckpointWriter | None = None
-    """None: nobody asks for checkpoints."""
+    """None: no checkpoints are written."""
     ranks: ProcessGroup = ALONE
-    """The processes that train the trial."""
+    """Processes that train the trial."""
     _random_states: list[dict[str, Any]]
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:
-        """Trains on from a checkpoint."""
+        """Resume training from a checkpoint."""
         self.add_callback(_RestoredLog(self, checkpoint.progress.log))
         self.train(resume_from_checkpoint=str(checkpoint.path))
 
@@ -53,13 +56,13 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]  # transformers ships 
         self.ranks.all_gather(write)
 
     def _loss_sum(self) -> float:
-        """The training loss that is summed up and not yet logged: over all rows, whoever passed them."""
+        """Return the training loss that is summed up and not yet logged, over the rows of all ranks."""
         loss = self._tr_loss.clone()
         self.ranks.sum(loss)
         return float(loss) / self.ranks.world_size
 
     def store_flos(self) -> None:
-        """Counts this process's own, and asks no other: the first writes checkpoints while the others wait."""
+        """Count this process's own operations only: the first rank writes checkpoints while the others wait."""
         self.state.total_flos += self.current_flos
         self.current_flos: float = 0
 
@@ -85,7 +88,7 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]  # transformers ships 
 
 
 class CheckpointTimes(TrainerCallback):  # type: ignore[misc]
-    """Asks for a checkpoint every so many steps, after the evaluation where one is due too."""
+    """Callback that asks for a checkpoint every so many steps, after the evaluation if one is due too."""
 
     def __init__(self, every_steps: int) -> None:
         self._every_steps = every_steps
@@ -93,14 +96,14 @@ class CheckpointTimes(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Called by the trainer after every optimizer step."""
+        """Ask for a checkpoint if one is due; the trainer calls this after every optimizer step."""
         if state.global_step % self._every_steps == 0:
             control.should_save = True
         return control
 
 
 class _RestoredLog(TrainerCallback):  # type: ignore[misc]
-    """Puts back the training loss that was summed up and not yet logged."""
+    """Callback that restores the training loss that was summed up and not yet logged."""
 
     def __init__(self, trainer: CheckpointedTrainer, log: LogState) -> None:
         self._trainer = trainer
@@ -109,7 +112,7 @@ class _RestoredLog(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Called by the trainer after it has set the sum to zero."""
+        """Restore the sum; the trainer calls this after it has set the sum to zero."""
         loss_sum = self._log.loss_sum
         self._trainer._tr_loss.fill_(math.nan if loss_sum is None else loss_sum)
         self._trainer._globalstep_last_logged = self._log.step

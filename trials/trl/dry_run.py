@@ -1,4 +1,4 @@
-"""Tries a trial's worst micro-step under TRL before the first real one, and leaves everything as it was."""
+"""Dry run of a trial's largest micro-batch under TRL before the first real one; all state is restored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 _COUNTED = ("_metrics", "_total_train_tokens")
-"""What TRL's trainer (1.16) counts for its log with every forward pass."""
+"""Attributes in which TRL's trainer (1.16) counts for its log at every forward pass."""
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,22 @@ class LongestRows:
     """The longest rows of a trial."""
 
     train: Sequence[TokenizedRow]
-    """Of one micro-batch."""
+    """Rows of one micro-batch."""
     evaluated: Sequence[TokenizedRow]
-    """Of one batch of an evaluation."""
+    """Rows of one batch of an evaluation."""
 
     @property
     def tokens(self) -> int:
-        """Of the micro-batch, unpadded."""
+        """Unpadded tokens of the micro-batch."""
         return sum(len(row.input_ids) for row in self.train)
 
 
 def dry_run(trainer: Trainer, model: nn.Module, rows: LongestRows, *, may_halve: bool = True) -> None:
-    """Forward, backward, an optimizer step and an evaluation, and all of it undone, bit by bit.
+    """Run a forward and backward pass, an optimizer step and an evaluation, and undo all of it, bit by bit.
 
-    It asks nothing of other processes, as memory may suffice on one and not on another: they agree on it afterwards.
-    An optimizer that has its state already, from a checkpoint, isn't stepped: there's nothing left to be made room for.
-    `may_halve` is that of `evaluate_rows`.
+    No result is exchanged between processes, because memory may suffice on one and not on another. The caller lets them
+    agree afterwards. An optimizer that already has state, from a checkpoint, isn't stepped: it needs no further memory.
+    `may_halve` is that of `trials.evaluation.eval_loss.evaluate_rows`.
     """
     examples = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows.train]
     learned = sum(label != IGNORED for row in rows.train for label in row.labels[1:])
@@ -60,7 +60,7 @@ def dry_run(trainer: Trainer, model: nn.Module, rows: LongestRows, *, may_halve:
 
 @contextmanager
 def _unheard(accelerator: Accelerator) -> Iterator[None]:
-    """TRL adds up over all processes what it counts."""
+    """Keep TRL from summing its counts over all processes."""
     accelerator.gather_for_metrics = lambda counted: counted
     try:
         yield
@@ -70,7 +70,10 @@ def _unheard(accelerator: Accelerator) -> Iterator[None]:
 
 @contextmanager
 def _undone(trainer: Trainer, model: nn.Module) -> Iterator[None]:
-    """Of weights, gradients, random state and counts; whoever runs out of memory inside starts from nothing anyway."""
+    """Restore weights, random state and counts, and drop gradients.
+
+    After an error nothing is restored: a trial that runs out of memory here is rebuilt anyway.
+    """
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = [parameter.detach().to("cpu", copy=True) for parameter in learning]
     counted: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The state of a process's random generators, as transformers' `Trainer` (5.23) saves that of a process alone."""
+"""State of a process's random generators, as transformers' `Trainer` (5.23) saves it for a single process."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ RANDOM_STATE_FILE = "rng_state.pth"
 
 
 def random_state_file(rank: int) -> str:
-    """The name of a rank's own; the first rank's is that of a process alone, which goes on from it as well."""
+    """Return the name of a rank's file.
+
+    The first rank's name is that of a single process, which can resume from it as well.
+    """
     return f"rng_state_{rank}.pth" if rank else RANDOM_STATE_FILE
 
 
 def random_state() -> dict[str, Any]:
-    """Of this process, on the CPU and its GPU."""
+    """Return the state of this process's random generators, on the CPU and its GPU."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -31,7 +34,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(path: Path) -> None:
-    """Goes on drawing where the process that saved `path` stopped; does nothing if nobody saved any there."""
+    """Restore the random state saved in `path`; do nothing if there is no such file."""
     if not path.is_file():
         return
     with safe_globals():

@@ -1,6 +1,6 @@
-"""TRL's way with several processes: which rows each of them takes of an optimizer step, in micro-batches.
+"""Division of an optimizer step's rows among several processes, in micro-batches; for the TRL backend.
 
-accelerate's own division repeats rows where the last step of an epoch can't be divided evenly, which changes the step.
+accelerate's own division repeats rows if the last step of an epoch can't be divided evenly, which changes the step.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ Batch = dict[str, torch.Tensor]
 
 
 def rows_of_a_rank(effective_batch: int, ranks: ProcessGroup) -> int:
-    """The most rows that one process has of an optimizer step."""
+    """Return the most rows that one process has of an optimizer step."""
     return math.ceil(effective_batch / ranks.world_size)
 
 
 class RankBatchSampler(BatchSampler):
-    """The row indices of one rank's micro-batches, epoch by epoch; every rank has as many, some of them empty.
+    """Row indices of one rank's micro-batches, epoch by epoch; every rank has as many, some of them empty.
 
-    The rows of a step are those of one process, in its order: neighbours for each rank.
+    The ranks together take the rows of a single process's step, in its order, each a contiguous part.
     """
 
     def __init__(self, rows: int, effective_batch: int, micro_batch: int, seed: int, ranks: ProcessGroup) -> None:
-        """`rows` is how many there are to train on; `micro_batch` divides `rows_of_a_rank`."""
+        """Set up for `rows` training rows; `micro_batch` divides `rows_of_a_rank`."""
         self._order = RowOrder(rows, effective_batch, seed)
         self._rows, self._effective_batch, self._micro_batch = rows, effective_batch, micro_batch
         self._ranks = ranks
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer as an epoch begins."""
+        """Set the epoch; the trainer calls this as an epoch begins."""
         self._epoch = epoch
 
     def first_slot(self, step: int) -> int:
-        """Where this rank's rows begin among those of an optimizer step, counted from 0 through all epochs."""
+        """Return the index of this rank's first row in optimizer step `step`, counted from 0 through all epochs."""
         return self._bounds(self._size(step))[0]
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -55,17 +55,17 @@ class RankBatchSampler(BatchSampler):
                 yield mine[number * self._micro_batch : (number + 1) * self._micro_batch]
 
     def __len__(self) -> int:
-        """Micro-batches of an epoch."""
+        """Return the number of micro-batches of an epoch."""
         last = self._order.steps_per_epoch - 1
         return last * self._micro_batches(self._effective_batch) + self._micro_batches(self._size(last))
 
     def _size(self, step: int) -> int:
-        """Rows of a step: the last of an epoch holds what is left."""
+        """Return the rows of a step; the last step of an epoch has what is left."""
         begun = step % self._order.steps_per_epoch * self._effective_batch
         return min(self._effective_batch, self._rows - begun)
 
     def _bounds(self, size: int) -> tuple[int, int]:
-        """Of this rank's rows in a step of so many."""
+        """Return the start and end of this rank's rows in a step of `size` rows."""
         number, count = self._ranks.rank, self._ranks.world_size
         return size * number // count, size * (number + 1) // count
 
@@ -74,9 +74,9 @@ class RankBatchSampler(BatchSampler):
 
 
 class RankLoader(DataLoader[Any]):
-    """Loads a rank's micro-batches; an empty one becomes a row of one token of which nothing is learned.
+    """Loader of a rank's micro-batches; an empty one becomes a row of one token of which nothing is learned.
 
-    Its attention mask is zero: it counts as no token. The model is to see it all the same (`seen`).
+    That row's attention mask is zero, so it counts as no token. The model must get it through `seen`.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class RankLoader(DataLoader[Any]):
         self._batches = batches
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer as an epoch begins."""
+        """Set the epoch; the trainer calls this as an epoch begins."""
         self._batches.set_epoch(epoch)
 
 
 def seen(batch: Batch) -> Batch:
-    """A micro-batch as the model sees it: attention over no token at all is no number on some devices."""
+    """Return a micro-batch as the model must see it: attention over no token at all gives NaN on some devices."""
     mask = batch["attention_mask"]
     return batch if bool(mask.any()) else {**batch, "attention_mask": torch.ones_like(mask)}
 

@@ -1,4 +1,4 @@
-"""TRL's `SFTTrainer` set up for one trial: our rows, our evaluation, nobody's defaults."""
+"""TRL's `SFTTrainer` set up for one trial: our rows, our evaluation, and no default that changes the loss."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ if TYPE_CHECKING:
 
 
 Evaluate = Callable[[TrainerState, OnRecord], bool]
-"""Evaluates the model as it is, and keeps what was found; gives whether the training ends with it."""
+"""Evaluates the current model, records the result, and returns whether training ends with it."""
 
 
 class _TrialTrainerBase(CheckpointedTrainer):
-    """Our evaluation in place of the mean of batch means, and dropout that knows each row's place in its step."""
+    """Trainer with our evaluation instead of the mean of batch means, and dropout by each row's place in its step."""
 
     evaluate_trial: Evaluate
     tokens_in_step: TokenCounter
     worst_rows: LongestRows | None = None
-    """Tried before the first micro-batch; None: nothing is tried, or it was."""
+    """Rows of the dry run before the first micro-batch; None: there is none, or it has run."""
     on_fitting: Callable[[], None] = staticmethod(lambda: None)
-    """Called once they fitted into memory."""
+    """Called once the dry run has fitted into memory."""
     rank_batches: RankBatchSampler | None = None
-    """This process's part of the rows; None: it's alone, and has them all."""
+    """This process's part of the rows; None: it is alone, and has them all."""
     is_sharded = False
-    """Whether the base is shared: then every rank takes part in all that is computed."""
+    """Whether the base is sharded: then every rank takes part in all computations."""
     _rows_done = 0
-    """Of the optimizer step in work, those before the micro-batch in work, other ranks' included."""
+    """Rows of the current optimizer step before the current micro-batch, including other ranks'."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The rows of this process; called by the trainer as it begins."""
+        """Return the loader of this process's rows; the trainer calls this as it begins."""
         batches = self.rank_batches
         if batches is None:
             whole: DataLoader[Any] = super().get_train_dataloader()
@@ -66,13 +66,13 @@ class _TrialTrainerBase(CheckpointedTrainer):
         return RankLoader(self.train_dataset, batches, self.data_collator, pin_memory=pin_memory)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimizer step; called by the trainer as a step begins (transformers 5.23)."""
+        """Return the micro-batches of one optimizer step; called as a step begins (transformers 5.23)."""
         self._rows_done = self.rank_batches.first_slot(self.state.global_step) if self.rank_batches is not None else 0
         batches: tuple[list[Any], Any] = super().get_batch_samples(*args, **kwargs)
         return batches
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Forward and backward pass of one micro-batch."""
+        """Run the forward and backward pass of one micro-batch, after the dry run if there is one."""
         if self.worst_rows is not None:
             worst, self.worst_rows = self.worst_rows, None
             self._try_out(model, worst)
@@ -93,17 +93,17 @@ class _TrialTrainerBase(CheckpointedTrainer):
         self.on_fitting()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluates the frozen rows and logs what was found; the trainer calls it when `EvaluationTimes` asks."""
+        """Evaluate the frozen rows and log the result; the trainer calls this when `EvaluationTimes` asks."""
         self.control.should_evaluate = False  # the trainer asks again after its last step
         if self.evaluate_trial(self.state, self._on_record):
             self.control.should_training_stop = True
-            self.control.should_save = False  # who ended it may be clearing up after it already
+            self.control.should_save = False  # the side that ended it may already be cleaning up its folder
         return {}
 
     def _on_record(self, found: dict[str, float], with_checkpoint: bool) -> None:
         self.log(found)
         if with_checkpoint:
-            self.control.should_save = False  # this is the one that may be due anyway
+            self.control.should_save = False  # a checkpoint that is due now is this one
             self._save_checkpoint(self.model, None)
 
 
@@ -112,14 +112,14 @@ class TrialTrainer(_TrialTrainerBase, SFTTrainer):  # type: ignore[misc]
 
 
 class HeadTrainer(_TrialTrainerBase):
-    """For an adapter on the vocabulary projection, which TRL refuses: its fused loss would go past the adapter.
+    """Trainer for an adapter on the vocabulary projection, which TRL's fused loss would bypass, so TRL refuses it.
 
     The loss is transformers' own, which holds all logits at once.
     """
 
 
 class EvaluationTimes(TrainerCallback):  # type: ignore[misc]
-    """Asks for an evaluation when so many tokens were seen, at the last step, and when time is over."""
+    """Callback that asks for an evaluation at given numbers of tokens, at the last step, and when time is over."""
 
     def __init__(self, tokens: Sequence[int], time_is_over: Callable[[], bool]) -> None:
         self._triggers = TokenTriggers(tokens)
@@ -128,13 +128,13 @@ class EvaluationTimes(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Called by the trainer, which has seen tokens already where it goes on from a checkpoint."""
+        """Skip evaluation points that were passed before the checkpoint from which the trial resumes."""
         self._triggers.advance(state.num_input_tokens_seen)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Called by the trainer after every optimizer step."""
+        """Ask for an evaluation if one is due; the trainer calls this after every optimizer step."""
         is_reached = self._triggers.advance(state.num_input_tokens_seen)
         if is_reached or state.global_step >= state.max_steps or self._time_is_over():
             control.should_evaluate = True
@@ -142,7 +142,10 @@ class EvaluationTimes(TrainerCallback):  # type: ignore[misc]
 
 
 class TrainingFigures(TrainerCallback):  # type: ignore[misc]
-    """Tells what is logged of training steps, named as transformers' `WandbCallback` does. Others tell evaluations."""
+    """Callback that passes on what is logged of training steps, named as by transformers' `WandbCallback`.
+
+    Evaluations are passed on elsewhere.
+    """
 
     def __init__(self, on_log: OnLog) -> None:
         self._on_log = on_log
@@ -155,7 +158,7 @@ class TrainingFigures(TrainerCallback):  # type: ignore[misc]
         logs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Called by the trainer with every entry of its log."""
+        """Pass on an entry with a training loss; the trainer calls this with every entry of its log."""
         figures = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
         if "loss" in figures:
             self._on_log({**rewrite_logs(figures), "train/global_step": state.global_step})
@@ -175,7 +178,7 @@ def build_trainer(
     ranks: ProcessGroup = ALONE,
     on_log: OnLog = unheard,
 ) -> _TrialTrainerBase:
-    """A trainer that is ready for `train()`, or for `go_on_from()` a checkpoint that has `steps_done`."""
+    """Return a trainer that is ready for `train()`, or for `go_on_from()` a checkpoint that has `steps_done`."""
     arguments = sft_config(config, train, length, folder.path, ranks)
     kind = HeadTrainer if _adapts_head(model) else TrialTrainer
     with _adapter_as_it_is(model):
@@ -201,14 +204,14 @@ def build_trainer(
 
 
 def _join(trainer: _TrialTrainerBase, model: PeftModel, train: Split, config: TrialConfig, ranks: ProcessGroup) -> None:
-    """Gives a process its part of the work."""
+    """Make a trainer one rank of several: give it its part of the rows."""
     trainer.ranks = ranks
     micro_batch = trainer.args.per_device_train_batch_size
     batch = config.hyperparameters.effective_batch
     trainer.rank_batches = RankBatchSampler(len(train), batch, micro_batch, config.seed, ranks)
     leave_base_out_of_ddp(model)
     if not ranks.is_first:
-        torch.manual_seed(config.seed + ranks.rank)  # NEFTune's noise isn't that of another rank's rows
+        torch.manual_seed(config.seed + ranks.rank)  # each rank draws its own NEFTune noise
     if config.machine.fsdp:
         trainer.is_sharded = True
         trainer.add_callback(FsdpCallback(ranks))
@@ -220,10 +223,10 @@ def _adapts_head(model: PeftModel) -> bool:
 
 @contextmanager
 def _adapter_as_it_is(model: PeftModel) -> Iterator[None]:
-    """Undoes TRL's cast of a quantised model's adapter to bfloat16 (trl 1.16, `SFTTrainer.__init__`).
+    """Undo TRL's cast of a quantised model's adapter to bfloat16 (trl 1.16, `SFTTrainer.__init__`).
 
-    In bfloat16 a weight of 0.05 can't move by less than 2e-4, so small learning rates train nothing, and the adapter
-    reloaded in PEFT's float32 isn't the one that was evaluated. Nor is it to begin with weights that were rounded.
+    In bfloat16 a weight of 0.05 can't change by less than 2e-4, so small learning rates train nothing. Reloaded in
+    PEFT's float32, the adapter isn't the one that was evaluated. Nor may it begin with rounded weights.
     """
     weights = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
     yield
@@ -234,7 +237,7 @@ def _adapter_as_it_is(model: PeftModel) -> Iterator[None]:
 def sft_config(
     config: TrialConfig, train: Split, length: TrialLength, folder: Path, ranks: ProcessGroup = ALONE
 ) -> SFTConfig:
-    """TRL's settings of one trial. Every default that would change the loss is named here."""
+    """Return TRL's settings of one trial. Every default that would change the loss is named here."""
     hp = config.hyperparameters
     rows = rows_of_a_rank(hp.effective_batch, ranks)
     micro_batch = micro_batch_rows(rows, train.longest, config.machine)
@@ -265,18 +268,18 @@ def sft_config(
         save_strategy="no",  # TrialDir keeps the best adapter, and CheckpointTimes asks for checkpoints
         logging_steps=logging_steps(length),
         logging_nan_inf_filter=False,
-        report_to="none",  # TrainingFigures tells W&B, TensorBoardCallback TensorBoard: neither can fail the trial
+        report_to="none",  # TrainingFigures logs to W&B, TensorBoardCallback to TensorBoard: neither fails the trial
         disable_tqdm=True,
         seed=config.seed,
         data_seed=config.seed,
     )
-    # One process is one GPU's, whatever others it sees: transformers would spread each batch by nn.DataParallel.
+    # A process uses one GPU, even if it sees more: transformers would spread each batch by nn.DataParallel.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 
 
 def _loraplus_optimizer(model: PeftModel, arguments: SFTConfig, config: TrialConfig) -> torch.optim.Optimizer | None:
-    """LoRA+ (arXiv 2402.12354): B learns faster than A; None leaves the trainer its own optimizer."""
+    """Return a LoRA+ optimizer (arXiv 2402.12354), in which B learns faster than A; None: the trainer makes its own."""
     ratio = config.hyperparameters.loraplus_ratio
     if ratio == 1.0:
         return None

@@ -19,6 +19,8 @@ from benchmarks.engine.workload import MISTRAL_7B, TINY, read_rows, row_lengths
 from benchmarks.system.end_to_end import Span, recipe, stock_spans, summary
 from tests.support.cli import run_command
 
+pytestmark = pytest.mark.slow
+
 RATES = Rates("a GPU", burst_flops=779e12, sustained_flops=650e12, copy_bytes=3e12)
 
 

@@ -22,6 +22,8 @@ from tests.support.fake_search import START, make_run, make_search
 from trials.config import Hyperparameters
 from trials.records.trial_dir import EndingKind, Origin, TrialRecord
 
+pytestmark = pytest.mark.slow
+
 MACHINE = Machine(full_trial=300.0, base=10.0, start=0.5, restart=40.0)
 BOTH_KINDS = [
     Accident(130.0, "trial"),

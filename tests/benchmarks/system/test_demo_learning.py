@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.system.demo_learning import Measured, accuracies, measure
 
+pytestmark = pytest.mark.slow
+
 FEW_EVALUATIONS = ("evaluations=3",)
 """They take a third of a trial's time else, and the last one decides."""
 

@@ -7,11 +7,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from benchmarks.system.many_nodes import overheads
 from orchestrator.state.run_dir import RunDir
 from tests.support.cli import run_command
 from trials.records.trial_dir import EndingKind
 from trials.system.files import append_json_line
+
+pytestmark = pytest.mark.slow
 
 
 def test_overhead_is_what_a_slot_was_neither_free_nor_trained_in(tmp_path: Path) -> None:

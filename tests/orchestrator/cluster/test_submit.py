@@ -14,6 +14,8 @@ import pytest
 from orchestrator.cluster import submit as submit_search
 from orchestrator.cluster.submit import entrypoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 SECONDS = 180.0
 RAY = """

@@ -23,6 +23,8 @@ from trials.data.dataset import TrialData
 from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
 from trials.system.disk_full import says_disk_full
 
+pytestmark = pytest.mark.slow
+
 Assign = Callable[..., TrialRequest]
 
 

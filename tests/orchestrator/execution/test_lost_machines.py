@@ -19,6 +19,8 @@ from tests.orchestrator.execution.test_worker_pool import make_engine_search
 from tests.support.waiting import wait_until
 from trials.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:

@@ -21,6 +21,8 @@ from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialDir, Tr
 from trials.system.distributed import ALONE, ProcessGroup
 from trials.training.evaluation_loop import Decision
 
+pytestmark = pytest.mark.slow
+
 NEAR = 1e-5
 _runners: list[TrialRunner] = []
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from orchestrator.controller.controller import SearchController
 from orchestrator.execution import tune_run as tuner
 from orchestrator.state.run_dir import Placement
 from tests.orchestrator.execution.test_worker_pool import make_engine_search
 from tests.support.fake_search import make_run
 from trials.console.logs import LOG_FILE
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_trial_s_log_and_its_process_s_output_are_in_the_run_folder(tmp_path: Path) -> None:

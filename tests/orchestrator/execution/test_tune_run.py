@@ -35,6 +35,8 @@ from tests.support.fake_search import BASE_LOSS, make_controller, make_run, make
 from trials.errors import SearchBroken
 from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialDir
 
+pytestmark = pytest.mark.slow
+
 APART = Placement(engines=0, slots=1)
 """Every trial in a process of its own."""
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.cli import run_command
 from trials.records.trial_dir import read_trial
+
+pytestmark = pytest.mark.slow
 
 # TRL's trainer reads its ninth micro-batch, and that hangs.
 HANGING = """
@@ -41,7 +45,7 @@ with ending_if_hung({limit}) as watchdog:
     def on_eval(point):
         with watchdog.resting():
             time.sleep({thinks})
-        return Decision.STOP if {thinks} else Decision.GO_ON
+        return Decision.STOP if {thinks} else Decision.CONTINUE
     run_trial(config, data, tokenizer, folder, on_eval)
 print("it was stopped")
 """

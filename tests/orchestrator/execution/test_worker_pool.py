@@ -34,6 +34,8 @@ from trials.console.logs import LOG_FILE
 from trials.records.trial_dir import EndingKind, Origin, TrialDir
 from trials.system.processes import is_alive
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = ("engine=shared", "train_tokens=1500", "trials=5", "concurrent_trials=2")
 
 

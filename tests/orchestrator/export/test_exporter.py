@@ -24,6 +24,8 @@ from trials.errors import ExportNotVerified
 from trials.metrics.row_losses import RowLosses
 from trials.records.trial_dir import Origin, TrialDir, TrialRecord
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_folder_without_a_search_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
@@ -169,7 +171,7 @@ def test_a_winner_is_exported_though_the_report_fails_and_files_are_in_its_way(
 ) -> None:
     trained.export.mkdir()
     (trained.export / "notes.txt").write_text("mine")
-    monkeypatch.setitem(sys.modules, "orchestrator.report", None)  # as where plotly isn't installed
+    monkeypatch.setitem(sys.modules, "orchestrator.report.render", None)  # as where plotly isn't installed
     clock = SteadyClock(is_time_of_day=False, wall=START.timestamp)
     assert finalize(trained, clock, interrupted=False) == 0
     said = capsys.readouterr()

@@ -23,6 +23,8 @@ from orchestrator.monitoring.scrape_targets import ScrapeTargets, folder
 from orchestrator.state.run_dir import RunDir, Search
 from tests.support.fake_search import Clock, begin, evaluate, run_base
 
+pytestmark = pytest.mark.slow
+
 DASHBOARD = Path(__file__).parents[3] / "docs/grafana/search.json"
 EXPORTED = {f"ray_{metric.name}{'_total' if metric.is_sum else ''}": set(metric.tags) for metric in METRICS}
 # Ray's agent is told every ten seconds, and forgets after twenty what it isn't told again.

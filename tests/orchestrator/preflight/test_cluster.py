@@ -22,6 +22,8 @@ from orchestrator.supervisor.session import look_at_cluster
 from tests.support.fake_search import make_controller, make_search, run_base
 from trials.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:

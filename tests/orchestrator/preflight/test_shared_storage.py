@@ -30,6 +30,8 @@ from tests.support.cli import ROOT, environment, small_search
 from tests.support.s3_server import BUCKET, s3_server
 from trials.errors import InputError, RunFolderError
 
+pytestmark = pytest.mark.slow
+
 OF_EACH = Path("/proc/self/cwd/run")
 """A folder that every node has on its own: its processes run in the folder that it was started in."""
 STORE_OF_EACH = "file:///proc/self/cwd/store/search"

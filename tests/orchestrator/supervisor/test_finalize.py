@@ -41,7 +41,7 @@ def test_without_a_better_adapter_nothing_is_exported(
 def test_a_report_that_fails_for_an_unforeseen_reason_is_one_line_and_costs_nothing_else(
     run: RunDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "orchestrator.report", None)  # as where plotly isn't installed
+    monkeypatch.setitem(sys.modules, "orchestrator.report.render", None)  # as where plotly isn't installed
     assert _finish(run) == EXIT_NOTHING_TO_EXPORT
     said = capsys.readouterr()
     assert "nothing exported: the best trial, 0001, has eval loss" in said.err
@@ -54,7 +54,7 @@ def test_a_report_that_fails_for_an_unforeseen_reason_is_one_line_and_costs_noth
 def test_an_export_that_fails_for_an_unforeseen_reason_costs_no_report(
     run: RunDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "orchestrator.export", None)
+    monkeypatch.setitem(sys.modules, "orchestrator.export.exporter", None)
     assert _finish(run) == 1
     said = capsys.readouterr()
     assert "nothing exported: ModuleNotFoundError: " in said.err

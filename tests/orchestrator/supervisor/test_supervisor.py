@@ -30,6 +30,8 @@ from trials.errors import SearchBroken
 from trials.records.trial_dir import Ending, EndingKind, TrialDir
 from trials.system.processes import is_alive
 
+pytestmark = pytest.mark.slow
+
 
 class Sessions:
     """Sessions that end with these codes, each after so much more was put on disk; time passes only by waiting."""
@@ -126,9 +128,10 @@ def test_endings_count_as_getting_on_as_evaluations_do(run: RunDir) -> None:
 
 def make_session(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts a script in the place of `python -m orchestrator.supervisor.session`: what runs it is what's tested here."""
-    package = folder / "orchestrator"
+    package = folder / "orchestrator" / "supervisor"
     package.mkdir(parents=True)
-    (package / "__init__.py").touch()  # else one that is found by PYTHONPATH goes before it
+    for each in (package.parent, package):
+        (each / "__init__.py").touch()  # else one that is found by PYTHONPATH goes before it
     (package / "session.py").write_text(script)
     monkeypatch.chdir(folder)
 
@@ -160,7 +163,8 @@ def test_a_session_that_is_too_late_is_ended_with_all_its_processes(
 OBEDIENT = """
 import sys, time
 sys.path.insert(0, {root!r})
-sys.modules.pop("orchestrator")
+for name in [name for name in sys.modules if name.startswith("orchestrator")]:
+    sys.modules.pop(name)
 open("ready", "w").close()
 time.sleep(1)  # it imports its modules, and is interrupted
 from orchestrator.supervisor.interruption import obey

@@ -27,6 +27,8 @@ from scripts.demo.text import documents
 from trials.formats.conversations import json_answer
 from trials.formats.nli import NLI_INSTRUCTION, nli_prompt
 
+pytestmark = pytest.mark.slow
+
 BASE = DEMO_FOLDER / "base"
 
 

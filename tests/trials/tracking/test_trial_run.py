@@ -19,6 +19,8 @@ from trials.console.troubles import ReportingFailures
 from trials.tracking.tracker import Limits, Outage, TrackedRun, Tracker, TrackingError, check_key, end_idle_processes
 from trials.tracking.trial_run import wandb_is_wanted, wandb_run
 
+pytestmark = pytest.mark.slow
+
 HASTY = Limits(silence=8.0, farewell=120.0)
 PATIENT = Limits(farewell=120.0)
 

@@ -20,6 +20,8 @@ from trials.training.evaluation_loop import Decision
 from trials.trl import trainer as trainer_module
 from trials.trl.batch_size import BatchSetting, batch_settings, still_to_try
 
+pytestmark = pytest.mark.slow
+
 ROWS = 18
 PAUSING = {"checkpoint_evaluations": True, "checkpoint_every_rows": None, "keep_checkpoints": 1}
 

@@ -1,1 +1,1 @@
-"""Element-wise operations and attention, in torch and in Triton, that must equal each other."""
+"""Element-wise operations and attention, each in torch and in Triton; both must give equal results."""

@@ -1,4 +1,4 @@
-"""Figures on their way from the GPU, read when they have arrived: nobody waits for what was queued behind them."""
+"""Scalars copied from the GPU asynchronously; reading them doesn't wait for work that was queued after them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class AsyncScalars:
-    """Numbers that are still being computed."""
+    """Scalars that may still be on their way from the GPU."""
 
     def __init__(self, figures: Tensor) -> None:
-        """`figures` [numbers] aren't written to any more."""
+        """`figures` [numbers] must not be written to any more."""
         self._arrived: torch.cuda.Event | None = None
         self._values = figures
         if figures.is_cuda:
@@ -20,7 +20,7 @@ class AsyncScalars:
             self._arrived.record()
 
     def read(self) -> list[float]:
-        """The numbers, in their order; waits until they are there."""
+        """Return the numbers in their order; waits until they have arrived."""
         if self._arrived is not None:
             self._arrived.synchronize()
         found: list[float] = self._values.tolist()

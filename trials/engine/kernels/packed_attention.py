@@ -1,4 +1,4 @@
-"""Attention of the engine's micro-steps by the kernels of `triton_attention`. Imported on a GPU only."""
+"""Attention of a micro-batch by the kernels of `triton_attention`. Imported on a GPU only."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from trials.engine.kernels.triton_attention import blocks_of, settings_for
 
 
 class PackedAttention:
-    """Over rows as they lie, end to end."""
+    """Attention over rows that are packed end to end, without padding."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
-        """Of the rows, in tokens."""
+        """`lengths` are those of the rows, in tokens."""
         self._lengths = lengths
         self._blocks: triton_attention.Blocks | None = None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, training: bool) -> Tensor:
-        """See `attention.Attention`."""
+        """See `trials.engine.kernels.padded_attention.Attention`."""
         if self._blocks is None:
             settings = settings_for(q.shape[2], q.dtype, q.device)
             self._blocks = blocks_of(self._lengths, q.shape[1] // k.shape[1], settings, q.device)
         return triton_attention.forward(q, k, v, out, self._blocks)
 
     def backward(self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, held: Any) -> Tensor:
-        """See `attention.Attention`."""
+        """See `trials.engine.kernels.padded_attention.Attention`."""
         assert self._blocks is not None
         dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         triton_attention.backward(dout, q, k, v, out, held, self._blocks, dq)

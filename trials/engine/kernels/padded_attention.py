@@ -1,6 +1,6 @@
-"""Causal attention over rows of unequal length that lie end to end, by torch: padded, for a CPU.
+"""Causal attention over rows of unequal length that are packed end to end, by torch with padding, for a CPU.
 
-`packed_attention` has it for a GPU.
+`trials.engine.kernels.packed_attention` has the one for a GPU.
 """
 
 from __future__ import annotations
@@ -15,28 +15,31 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 class Attention(Protocol):
-    """Over the rows of one micro-step. Queries are [tokens, heads, size], keys and values [tokens, key heads, size]."""
+    """Attention over the rows of one micro-batch.
+
+    Queries are [tokens, heads, size], keys and values [tokens, key heads, size].
+    """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, training: bool) -> Any:
-        """Puts what every token attends to in `out` [tokens, heads, size]; in training gives what `backward` needs."""
+        """Compute attention into `out` [tokens, heads, size]; return what `backward` takes as `held`, if `training`."""
 
     def backward(self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, held: Any) -> Tensor:
-        """The gradient of `q` in memory of its own; those of `k` and `v` in their place."""
+        """Return the gradient of `q`, in new memory; overwrite `k` and `v` with theirs. `dout` is that of `out`."""
 
 
 @dataclass(frozen=True)
 class _Graph:
-    """Attention as autograd recorded it."""
+    """Attention recorded by autograd: its output and leaves."""
 
     out: Tensor
     leaves: tuple[Tensor, Tensor, Tensor]
 
 
 class PaddedAttention:
-    """By `scaled_dot_product_attention`: causal attention never looks at what comes later, padding included."""
+    """Attention by `scaled_dot_product_attention`; being causal, it never reads the padding behind a row."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
-        """Of the rows, in tokens."""
+        """`lengths` are those of the rows, in tokens."""
         self._count, self._longest = len(lengths), max(lengths)
         inside = torch.arange(self._longest) < torch.tensor(lengths)[:, None]
         self._places = inside.flatten().nonzero().squeeze(1)
@@ -66,7 +69,10 @@ class PaddedAttention:
         return out.transpose(1, 2).flatten(0, 1)[self._places.to(out.device)]
 
     def _padded(self, tensor: Tensor) -> Tensor:
-        """[rows, heads, longest, size], with zeros: what isn't finite in another row's tokens would come through."""
+        """Return [rows, heads, longest, size], padded with zeros.
+
+        Anything else might not be finite, which a product with a zero weight lets through.
+        """
         heads, places = tensor.shape[1:], self._places.to(tensor.device)
         padded = tensor.new_zeros(self._count * self._longest, *heads).index_copy(0, places, tensor)
         return padded.view(self._count, self._longest, *heads).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Small tables and rows on their way to the GPU."""
+"""Asynchronous copies of small tensors to the GPU."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def to_device_async(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on the device; from pinned memory nothing waits for what a GPU has still to do."""
+    """Return `tensor` on the device; pinned memory spares the caller the wait for work queued on a GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

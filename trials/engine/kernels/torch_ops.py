@@ -1,7 +1,7 @@
-"""The engine's element-wise operations in plain torch: what the GPU kernels of `triton_ops` must equal.
+"""Element-wise operations of the engine in plain torch, the reference for the GPU kernels of `triton_ops`.
 
-Tokens lie end to end: every tensor is [tokens, features]. The formulas and their rounding are those of Llama and
-Mistral in transformers.
+Tokens are packed end to end: tensors are [tokens, features] unless said otherwise. The formulas and their rounding are
+those of Llama and Mistral in transformers.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from trials.model.dropout import fmix32
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """RMSNorm of every token, and the reciprocal of its root mean square [tokens], in float32 or wider.
+    """Return the RMSNorm of every token, and its reciprocal root mean square [tokens] in float32 or wider.
 
-    A `residual` is added to `x` in place before.
+    A `residual` is first added to `x` in place.
     """
     if residual is not None:
         x.add_(residual)
@@ -26,12 +26,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
 
 
 def normed(x: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
-    """RMSNorm again, where the reciprocal root mean square is known."""
+    """Return the RMSNorm again, from the known reciprocal root mean square `rstd` [tokens]."""
     return (x.to(rstd.dtype) * rstd[:, None]).to(x.dtype) * weight
 
 
 def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, dx: Tensor) -> None:
-    """Adds the gradient through the norm to `dx`, the gradient of `x` by other ways."""
+    """Add the gradient through the norm to `dx`, which holds the gradient of `x` through other paths."""
     scaled = dy.to(rstd.dtype) * weight.to(rstd.dtype)
     hat = x.to(rstd.dtype) * rstd[:, None]
     mean = (scaled * hat).mean(-1, keepdim=True)
@@ -39,7 +39,10 @@ def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, dx: T
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, inverse: bool = False) -> None:
-    """Rotary embedding of `x` [tokens, heads, size], or (`inverse`) its gradient, to `out`; `cos` is [tokens, size]."""
+    """Write the rotary embedding of `x` [tokens, heads, size] to `out`; if `inverse`, its gradient instead.
+
+    `cos` and `sin` are [tokens, size]. `out` may be `x`.
+    """
     half = x.shape[-1] // 2
     first, second = x[..., :half].clone(), x[..., half:].clone()
     cos_first, cos_second = cos[:, None, :half], cos[:, None, half:]
@@ -53,12 +56,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, inverse: bool = 
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up."""
+    """Return silu(gate) * up."""
     return silu(gate) * up
 
 
 def swiglu_backward(dh: Tensor, gate: Tensor, up: Tensor, *, restores: bool) -> None:
-    """Puts the gradients of gate and up in their place, and if it `restores`, what `swiglu` gave in that of `dh`."""
+    """Overwrite `gate` and `up` with their gradients; if `restores`, overwrite `dh` with the result of `swiglu`."""
     wide_gate, wide_up, wide_dh = (tensor.to(_wide(gate)) for tensor in (gate, up, dh))
     sigmoid = torch.sigmoid(wide_gate)
     active = wide_gate * sigmoid
@@ -70,7 +73,7 @@ def swiglu_backward(dh: Tensor, gate: Tensor, up: Tensor, *, restores: bool) -> 
 
 
 def noise(token_keys: Tensor, feature_keys: Tensor, thresholds: Tensor, scales: Tensor) -> Tensor:
-    """Dropout's factors [tokens, features] as in `trials.model.dropout`, at each token's own rate.
+    """Return the factors [tokens, features] of dropout as in `trials.model.dropout`, at each token's own rate.
 
     Hashes below a token's threshold are dropped. All but `feature_keys` [features] are [tokens]; `scales` is in float32
     or wider.
@@ -80,12 +83,12 @@ def noise(token_keys: Tensor, feature_keys: Tensor, thresholds: Tensor, scales: 
 
 
 def drop(x: Tensor, factors: Tensor) -> Tensor:
-    """Dropout of `x` by its `noise`."""
+    """Return `x` with dropout by the `factors` of `noise`."""
     return (x * factors).to(x.dtype)
 
 
 def add_dropped(total: Tensor, x: Tensor, factors: Tensor, scale: float) -> None:
-    """Adds `scale` times what `drop` gives to `total`."""
+    """Add `scale` times the result of `drop` to `total`."""
     total.add_(drop(x, factors), alpha=scale)
 
 

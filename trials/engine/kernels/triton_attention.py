@@ -1,12 +1,13 @@
-"""Causal attention over rows of unequal length that lie end to end, as Triton kernels, forward and backward.
+"""Causal attention over rows of unequal length that are packed end to end, as Triton kernels, forward and backward.
 
-The algorithm is FlashAttention-2's (arXiv 2307.08691): softmax online in the forward pass, recomputed in the backward
-pass from its logarithm, one kernel for the queries' gradient and one for those of keys and values. Made for short rows:
-a block of queries takes the heads that share a key head side by side, so that it spans few tokens, and little above
-the diagonal is computed. Tables list the blocks, those with most work first. Nothing is added by atomics: the same
-input gives the same bits.
+The algorithm is FlashAttention-2 (arXiv 2307.08691): an online softmax in the forward pass, which the backward pass
+recomputes from the log-sum-exp. One kernel computes the gradient of queries, one those of keys and values.
 
-A token and one of the query heads of a key head are a *line*; lines are numbered token by token from the row's first.
+The kernels are made for short rows. A block of queries contains the heads that share a key head side by side. It spans
+few tokens therefore, and little above the diagonal is computed. Tables list the blocks, those with most work first. No
+sum uses atomics: the same input gives the same bits.
+
+A *line* is a token with one of the query heads of a key head; lines are numbered token by token from the row's first.
 
 Imported on a GPU only: Triton comes with torch's CUDA builds.
 """
@@ -26,25 +27,25 @@ from trials.engine.kernels.sending import to_device_async
 from trials.engine.support import HEAD_SIZES
 
 _LARGE = (9, 10)
-"""Major compute capabilities with 227 KiB of shared memory for a program."""
+"""Major compute capabilities of GPUs with 227 KiB of shared memory for a program."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How one kernel is cut and run. `lines` and `keys` are powers of 2, at least 16."""
+    """Block sizes and launch options of one kernel. `lines` and `keys` are powers of 2, at least 16."""
 
     lines: int
     keys: int
     warps: int
     stages: int
-    """Blocks of the inner loop that are in shared memory at once; from 3 on they are read ahead."""
+    """Blocks of the inner loop in shared memory at once; from 3 on they are prefetched."""
     registers: int | None = None
-    """The most that a thread may take, so that programs fit beside each other."""
+    """Limit of registers a thread, so that more programs run at the same time; None: no limit."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of the three kernels: the forward pass, the queries' gradient, and those of keys and values."""
+    """Tiles of the three kernels: forward pass, gradient of queries, gradients of keys and values."""
 
     forward: Tile
     dq: Tile
@@ -52,15 +53,15 @@ class Settings:
 
 
 LARGE = Settings(forward=Tile(128, 64, 8, 2, 128), dq=Tile(128, 32, 8, 3, 128), dkdv=Tile(32, 64, 4, 4))
-"""The fastest of a dozen for each kernel on an H100 with heads of 128, for rows of 260 tokens as for those of 2,048."""
+"""Fastest of a dozen tiles for each kernel on an H100 (heads of 128, rows of 260 or 2,048 tokens)."""
 SMALL = Settings(forward=Tile(64, 32, 4, 3), dq=Tile(64, 32, 4, 2), dkdv=Tile(32, 64, 8, 3))
-"""Where there is less shared memory than an H100 has: at most 69 KiB on a 4090."""
+"""Tiles for GPUs with less shared memory than an H100; they use at most 69 KiB on an RTX 4090."""
 WIDE = Settings(forward=Tile(32, 32, 4, 1), dq=Tile(32, 32, 8, 1), dkdv=Tile(32, 32, 8, 1))
-"""For heads of 256 or values in float32."""
+"""Tiles for heads of 256 or values in float32."""
 
 
 def settings_for(size: int, dtype: torch.dtype, device: torch.device) -> Settings:
-    """For heads of `size`."""
+    """Return the tiles for heads of `size` and values of `dtype`."""
     if size > 128 or dtype == torch.float32:
         return WIDE
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in _LARGE:
@@ -70,24 +71,24 @@ def settings_for(size: int, dtype: torch.dtype, device: torch.device) -> Setting
 
 @dataclass(frozen=True)
 class Blocks:
-    """What each program works on, most work first.
+    """Tables of the blocks that programs work on, most work first.
 
-    Tables are [blocks, 3], int32: a block's first line or key in its row, the row's first token, the row's length.
+    A table is [blocks, 3], int32: a block's first line or key in its row, the row's first token, the row's length.
     """
 
     forward: Tensor
-    """Of lines."""
+    """Blocks of lines."""
     dq: Tensor
-    """Of lines."""
+    """Blocks of lines."""
     dkdv: Tensor
-    """Of keys."""
+    """Blocks of keys."""
     group: int
-    """Query heads of a key head."""
+    """Number of query heads that share a key head."""
     settings: Settings
 
 
 def blocks_of(lengths: Sequence[int], group: int, settings: Settings, device: torch.device) -> Blocks:
-    """From the rows' lengths in tokens; `group` is the number of query heads of a key head."""
+    """Return the tables for rows of these lengths in tokens; `group` query heads share a key head."""
     counts = torch.tensor(lengths, dtype=torch.int64)
     of_lines = {tile.lines: _line_blocks(counts, group, tile.lines) for tile in (settings.forward, settings.dq)}
     of_keys = _key_blocks(counts, settings.dkdv.keys)
@@ -100,7 +101,7 @@ def blocks_of(lengths: Sequence[int], group: int, settings: Settings, device: to
 
 def _line_blocks(lengths: Tensor, group: int, step: int) -> Tensor:
     table = _table(lengths, lengths * group, step)
-    # A line attends to all before it.
+    # A later line attends to more keys, so its block has more work.
     return table[table[:, 0].argsort(descending=True, stable=True)]
 
 
@@ -110,7 +111,7 @@ def _key_blocks(lengths: Tensor, step: int) -> Tensor:
 
 
 def _table(lengths: Tensor, units: Tensor, step: int) -> Tensor:
-    """Blocks of `step` of every row's so many `units`."""
+    """Return a table that cuts the `units` (lines or keys) of every row into blocks of `step`."""
     counts = (units + step - 1) // step
     row = torch.repeat_interleave(counts)
     first = (torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]) * step
@@ -119,10 +120,10 @@ def _table(lengths: Tensor, units: Tensor, step: int) -> Tensor:
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, blocks: Blocks) -> Tensor:
-    """Attention of `q` to `k` and `v`, to `out`; gives what `backward` needs.
+    """Compute attention of `q` to `k` and `v` into `out`; return what `backward` needs.
 
-    `q` and `out` are [tokens, heads, size], `k` and `v` [tokens, key heads, size]; views whose tokens may be any
-    distance apart, the values of one token's heads side by side. `size` is a power of 2 from 16 to 256.
+    `q` and `out` are [tokens, heads, size], `k` and `v` [tokens, key heads, size]. They may be views with any stride
+    between tokens; the heads of one token must be contiguous. `size` is a power of 2 from 16 to 256.
 
     Returns:
         The base-2 logarithm of every softmax's denominator [key heads, tokens, heads of a key head], float32.
@@ -142,9 +143,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, blocks: Blocks) -> Ten
 def backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, blocks: Blocks, dq: Tensor
 ) -> None:
-    """Gradients, from `dout`, that of `out`: of `q` to `dq`, of `k` and `v` in their place.
+    """Write the gradient of `q` to `dq`, and overwrite `k` and `v` with theirs; `dout` is the gradient of `out`.
 
-    Shapes and layouts as in `forward`, whose `out` and result `lse` are given; `dq` shares no memory with the others.
+    Shapes and layouts are those of `forward`, whose `out` and result `lse` are given. `dq` must not share memory with
+    the other tensors.
 
     Raises:
         ValueError: If a shape or layout is another.
@@ -153,13 +155,13 @@ def backward(
     _check(dout, k, v, dq, blocks)
     if lse.shape != (k.shape[1], len(q), blocks.group) or not lse.is_contiguous():
         raise ValueError("lse isn't what the forward pass gave")
-    # Every line's product of `dout` and `out`, from the first kernel for the second.
+    # The dot product of `dout` and `out` of every line; the first kernel computes it for the second.
     delta = torch.empty_like(lse)
     _query_gradient[(k.shape[1], len(blocks.dq))](
         dout, q, k, v, out, lse, delta, dq, blocks.dq, len(q), q.shape[2] ** -0.5, dout.stride(0), q.stride(0),
         k.stride(0), v.stride(0), out.stride(0), dq.stride(0), **_constants(q, blocks, blocks.settings.dq),
     )  # fmt: skip
-    # Each block of keys and values is read by nobody else from here on: its gradients take its place.
+    # From here on each block of keys and values is read by one program only, so its gradients may overwrite it.
     _key_gradients[(k.shape[1], len(blocks.dkdv))](
         dout, q, k, v, lse, delta, k, v, blocks.dkdv, len(q), q.shape[2] ** -0.5,
         dout.stride(0), q.stride(0), k.stride(0), v.stride(0), **_constants(q, blocks, blocks.settings.dkdv),
@@ -188,9 +190,9 @@ def _constants(q: Tensor, blocks: Blocks, tile: Tile) -> dict[str, int | None]:
     }
 
 
-# Strides are constants, so that the distance between two lines of a block is part of an instruction instead of taking
-# registers; a model has two of them. What changes with every micro-step isn't specialised: a number of tokens that
-# happens to be a multiple of 16 would be compiled for.
+# Strides are compile-time constants, so that distances between the lines of a block are part of an instruction instead
+# of taking registers; a model has two of them. Arguments that change with every micro-batch aren't specialised:
+# otherwise a number of tokens that happens to be a multiple of 16 would compile a kernel of its own.
 
 
 @triton.jit(do_not_specialize=["table", "tokens"])
@@ -226,7 +228,7 @@ def _attend(
     q_block, k_row, v_row, total, top, weight, scale, position, start, end, length,
     k_stride: tl.constexpr, v_stride: tl.constexpr, size: tl.constexpr, keys: tl.constexpr, masked: tl.constexpr,
 ):  # fmt: skip
-    """Softmax online over keys from `start` to `end`."""
+    """Continue the online softmax over the keys from `start` to `end`."""
     for at in range(start, end, keys):
         k_block = _key_rows(k_row, at, length, k_stride, size, keys, masked)
         scores = tl.dot(q_block, tl.trans(k_block), input_precision="ieee")
@@ -279,7 +281,7 @@ def _add_query_gradient(
     q_block, dout_block, k_row, v_row, total, lses, deltas, scale, position, start, end, length,
     k_stride: tl.constexpr, v_stride: tl.constexpr, size: tl.constexpr, keys: tl.constexpr, masked: tl.constexpr,
 ):  # fmt: skip
-    """Adds what comes by the keys from `start` to `end`, but for the scale."""
+    """Add the gradient through the keys from `start` to `end`, without the scale."""
     for at in range(start, end, keys):
         k_block = _key_rows(k_row, at, length, k_stride, size, keys, masked)
         scores = tl.dot(q_block, tl.trans(k_block), input_precision="ieee")
@@ -310,7 +312,8 @@ def _key_gradients(
     v_block = tl.load(v + v_at, mask=inside, other=0.0)
     k_total = tl.zeros([keys, size], tl.float32)
     v_total = tl.zeros([keys, size], tl.float32)
-    # Whole blocks of lines end with the row; what can't be cut into them comes before, with those at the diagonal.
+    # Whole blocks of lines are counted from the end of the row. The remainder comes before them, in the masked loop
+    # with the lines at the diagonal.
     start, end = first * group, length * group
     diagonal = tl.minimum(start + keys * group, end)
     whole = diagonal + (end - diagonal) % lines
@@ -332,7 +335,7 @@ def _add_key_gradients(
     dout_stride: tl.constexpr, q_stride: tl.constexpr,
     group: tl.constexpr, size: tl.constexpr, lines: tl.constexpr, masked: tl.constexpr,
 ):  # fmt: skip
-    """Adds what comes by the lines from `start` to `end`; the keys' gradient but for the scale."""
+    """Add the gradients through the lines from `start` to `end`; that of the keys without the scale."""
     for at in range(start, end, lines):
         inside = at + tl.arange(0, lines) < end
         q_at = _line_places(q, at, row, q_stride, group, size, lines)
@@ -345,7 +348,7 @@ def _add_key_gradients(
         else:
             q_block = tl.load(q_at)
             lses = tl.load(lse_at)
-        # Keys come first, so that p and ds can be a product's first factor without leaving their registers.
+        # Keys are the rows, so that p and ds are first factors of the products without leaving their registers.
         scores = tl.dot(k_block, tl.trans(q_block), input_precision="ieee")
         p = tl.exp2(scores * (scale * 1.4426950408889634) - lses[None, :])
         if masked:
@@ -365,14 +368,14 @@ def _add_key_gradients(
 
 @triton.jit
 def _block(table):
-    """The block's first line or key in its row, the row's first token (int64) and its length."""
+    """Return the block's first line or key in its row, the row's first token (int64) and the row's length."""
     at = table + tl.program_id(1) * 3
     return tl.load(at), tl.load(at + 1).to(tl.int64), tl.load(at + 2)
 
 
 @triton.jit
 def _lines(first, length, group: tl.constexpr, lines: tl.constexpr):
-    """Of each line, whether its row still has it, and its token's position in the row."""
+    """Return for each line of a block whether it is inside the row, and its token's position in the row."""
     line = first + tl.arange(0, lines)
     return line < length * group, line // group
 
@@ -381,7 +384,7 @@ def _lines(first, length, group: tl.constexpr, lines: tl.constexpr):
 def _line_places(
     base, first, row, stride: tl.constexpr, group: tl.constexpr, size: tl.constexpr, lines: tl.constexpr
 ):  # fmt: skip
-    """Pointers [lines, size] to a block of lines."""
+    """Return pointers [lines, size] to a block of lines."""
     start = base + (row + first // group) * stride + tl.program_id(0) * (group * size)
     line = tl.arange(0, lines)
     if lines % group != 0:
@@ -391,13 +394,13 @@ def _line_places(
 
 @triton.jit
 def _sum_places(base, first, row, tokens, group: tl.constexpr, lines: tl.constexpr):
-    """Pointers [lines] to what there is one number of for every line: those of a key head lie end to end."""
+    """Return pointers [lines] into a tensor with one number for every line, such as `lse`."""
     return base + (tl.program_id(0).to(tl.int64) * tokens + row) * group + first + tl.arange(0, lines)
 
 
 @triton.jit
 def _key_range(first, length, group: tl.constexpr, lines: tl.constexpr, keys: tl.constexpr):
-    """How many keys, in whole blocks, all lines of a block see; and how many its last one sees."""
+    """Return the number of keys in whole blocks that all lines see, and the number that the last line sees."""
     end = tl.minimum((first + lines - 1) // group + 1, length)
     return (first // group + 1) // keys * keys, end
 
@@ -406,21 +409,21 @@ def _key_range(first, length, group: tl.constexpr, lines: tl.constexpr, keys: tl
 def _key_rows(
     base, first, length, stride: tl.constexpr, size: tl.constexpr, keys: tl.constexpr, masked: tl.constexpr
 ):  # fmt: skip
-    """A block [keys, size] of one row's keys or values."""
+    """Load a block [keys, size] of one row's keys or values."""
     at = base + _key_places(tl.cast(first, tl.int64), stride, size, keys)
     if masked:
-        # Another row's infinities would come through a product with zero.
+        # Zeros instead of the next row's tokens: an infinity there would make a product with zero NaN.
         return tl.load(at, mask=(first + tl.arange(0, keys) < length)[:, None], other=0.0)
     return tl.load(at)
 
 
 @triton.jit
 def _key_places(first, stride: tl.constexpr, size: tl.constexpr, keys: tl.constexpr):
-    """Where a block [keys, size] lies from a first token, int64."""
+    """Return the offsets [keys, size] of a block of keys from token `first` on, int64."""
     return first * stride + tl.arange(0, keys)[:, None] * stride + tl.arange(0, size)[None, :]
 
 
 @triton.jit
 def _visible(first, position, keys: tl.constexpr):
-    """Which of a block's keys each line sees."""
+    """Return the mask [lines, keys] of the keys that each line sees."""
     return first + tl.arange(0, keys)[None, :] <= position[:, None]

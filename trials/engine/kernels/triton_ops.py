@@ -1,4 +1,4 @@
-"""The engine's element-wise operations as Triton kernels, one pass over memory each; they equal those of `torch_ops`.
+"""Element-wise operations of `torch_ops` as Triton kernels, with one pass over memory each and equal results.
 
 Imported on a GPU only: Triton comes with torch's CUDA builds.
 """
@@ -18,13 +18,13 @@ _DEQUANTIZE_WARPS = 4
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As `torch_ops.rms_norm`; `x` and `residual` are contiguous."""
+    """Compute `torch_ops.rms_norm`; `x` and `residual` must be contiguous."""
     rstd = torch.empty(len(x), dtype=torch.float32, device=x.device)
     return _launch_norm(x, weight, rstd, eps, residual), rstd
 
 
 def normed(x: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
-    """As `torch_ops.normed`."""
+    """Compute `torch_ops.normed`."""
     return _launch_norm(x, weight, rstd, None, None)
 
 
@@ -40,44 +40,44 @@ def _launch_norm(x: Tensor, weight: Tensor, rstd: Tensor, eps: float | None, res
 
 
 def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, dx: Tensor) -> None:
-    """As `torch_ops.rms_norm_backward`."""
+    """Compute `torch_ops.rms_norm_backward`."""
     width = x.shape[1]
     block = triton.next_power_of_2(width)
     _rms_norm_backward[(len(x),)](dy, x, weight, rstd, dx, width, block, num_warps=8)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, inverse: bool = False) -> None:
-    """As `torch_ops.rotate`."""
+    """Compute `torch_ops.rotate`."""
     tokens, heads, size = x.shape
     block = triton.next_power_of_2(heads)
     _rotate[(tokens,)](x, cos, sin, out, x.stride(0), out.stride(0), heads, size // 2, block, inverse, num_warps=4)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """As `torch_ops.swiglu`."""
+    """Compute `torch_ops.swiglu`."""
     h = torch.empty_like(gate)
     _swiglu[(triton.cdiv(gate.numel(), _TILE),)](gate, up, h, gate.numel(), _TILE, num_warps=4)
     return h
 
 
 def swiglu_backward(dh: Tensor, gate: Tensor, up: Tensor, *, restores: bool) -> None:
-    """As `torch_ops.swiglu_backward`."""
+    """Compute `torch_ops.swiglu_backward`."""
     _swiglu_backward[(triton.cdiv(gate.numel(), _TILE),)](dh, gate, up, gate.numel(), restores, _TILE, num_warps=4)
 
 
 def pair_table(codes: Tensor) -> Tensor:
-    """For each byte of packed weights [256] the two values that it stands for, as the halves of one int64.
+    """Return a table [256] of the two values that each byte of packed weights encodes, as the halves of an int64.
 
-    `codes` are NF4's 16 values, float32; the first of a pair is in a byte's upper half.
+    `codes` are the 16 values of NF4 in float32. A byte's upper half encodes the first value of the pair.
     """
     high, low = codes.repeat_interleave(16), codes.repeat(16)
     return torch.stack([high, low], 1).contiguous().view(torch.int64).squeeze(1)
 
 
 def dequantize(packed: Tensor, pairs: Tensor, scales: Any, out: Tensor) -> None:
-    """NF4 with double quantisation to `out`, bit for bit as `bitsandbytes.functional.dequantize_4bit`, in one kernel.
+    """Dequantise doubly quantised NF4 into `out`, bit for bit as `bitsandbytes.functional.dequantize_4bit`.
 
-    `pairs` is `pair_table`; `scales` is bitsandbytes' quantisation state.
+    One kernel does all. `pairs` is from `pair_table`; `scales` is the quantisation state of bitsandbytes.
     """
     state, blocks = scales.state2, _BLOCKS
     _dequantize[(triton.cdiv(out.numel(), blocks * scales.blocksize),)](

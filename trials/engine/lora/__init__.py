@@ -1,1 +1,1 @@
-"""Low-rank parts of many adapters in one pass."""
+"""Low-rank parts of many LoRA adapters, computed in one pass."""

@@ -1,4 +1,4 @@
-"""One trial's LoRA weights and their gradients, each in one segment of memory (arXiv 2106.09685)."""
+"""LoRA weights of one trial and their gradients, each as one flat tensor (arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trials.engine.lora.init import initial_weights
 from trials.errors import ModelError
 
 Target = tuple[str, int, int]
-"""A linear layer of the base model: its name, inputs and outputs."""
+"""Linear layer of the base model: its name, number of inputs and number of outputs."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The two matrices of one module: parameters, or their gradients."""
+    """Matrices A and B of one module: weights, or their gradients."""
 
     a: Tensor
     """[rank, in]"""
@@ -28,10 +28,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Stack:
-    """One module's weights in all layers."""
+    """Weights of one module in all layers."""
 
     name: str
-    """Of the module, with {} for the layer's number."""
+    """Name of the module in the base model, with {} for the layer's number."""
     a: Tensor
     """[layers, rank, in]"""
     b: Tensor
@@ -39,18 +39,19 @@ class Stack:
 
 
 class Adapter:
-    """Weights of one trial, in float32 or wider, in PEFT's order and with its names."""
+    """LoRA adapter of one trial, in float32 or wider, with PEFT's order and names."""
 
     def __init__(self, targets: Sequence[Target], hyperparameters: Hyperparameters, seed: int, like: Tensor) -> None:
-        """`targets`: name, in and out of every linear layer of the base; `like`: on their device, in their type.
+        """`targets` are all linear layers of the base; `like` is a tensor on their device and of their type.
 
-        Raises `ModelError` if one of the trial's target modules isn't among them.
+        Raises:
+            ModelError: If one of the trial's target modules isn't among them.
         """
         hp = hyperparameters
         chosen = _chosen(targets, hp)
         self._targets = chosen
         self.modules = tuple(dict.fromkeys(name.rpartition(".")[2] for name, _, _ in chosen))
-        """The last parts of the names of what it adapts in every layer, in the base model's order."""
+        """Last parts of the names of the adapted modules, such as q_proj, in the base model's order."""
         self._layers = len(chosen) // len(self.modules)
         self.rank = hp.lora_rank
         self.scale = hp.lora_alpha / (hp.lora_rank**0.5 if hp.use_rslora else hp.lora_rank)
@@ -68,16 +69,16 @@ class Adapter:
         self._parameters = self._as_parameters()
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """As PEFT names and orders them; their gradients are views of `gradient`."""
+        """Return the parameters with PEFT's names and order; their gradients are views of `gradient`."""
         return self._parameters
 
     def stacked(self, dtype: torch.dtype) -> dict[str, Stack]:
-        """A copy of the weights by the last part of the modules' names, such as q_proj."""
+        """Return the weights in `dtype` by the last part of the modules' names; views of `flat` if that is its type."""
         modules = self._targets[: len(self._targets) // self._layers]
         copy = self.flat.to(dtype).view(self._layers, -1)
         sizes = [size for target in modules for size in _sizes(target, self.rank)]
         parts = iter(torch.split(copy, sizes, 1))
-        # Views with the layers' stride: no weight is copied a second time.
+        # Views with a stride from layer to layer, so that no weight is copied a second time.
         return {
             name.rpartition(".")[2]: Stack(
                 name.replace(".0.", ".{}.", 1),
@@ -101,7 +102,7 @@ class Adapter:
 
 
 def parameter_count(targets: Sequence[Target], hyperparameters: Hyperparameters) -> int:
-    """Of an adapter on the base model's linear layers, before it exists. Raises `ModelError` as the adapter does."""
+    """Return the number of parameters that an `Adapter` would have. Raises `ModelError` in the same cases."""
     chosen = _chosen(targets, hyperparameters)
     return sum(size for target in chosen for size in _sizes(target, hyperparameters.lora_rank))
 

@@ -1,4 +1,4 @@
-"""Products of low-rank parts by the kernels of `triton_lowrank`, where they do better. Imported on a GPU only."""
+"""Low-rank products by the kernels of `triton_lora`, where they are faster than torch. Imported on a GPU only."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ from trials.engine.lora.triton_lora import (
 
 
 class FusedLoraOps:
-    """Without dropout torch's product for all adapters at once, with it a kernel; weight gradients by one in any case.
+    """Low-rank products on a GPU.
 
-    The kernels read an adapter's own tokens and ranks only.
+    Without dropout, inner products and input gradients are torch's products over all adapters at once. With dropout,
+    and for weight gradients in any case, kernels compute them. These read an adapter's own tokens and ranks only.
     """
 
     def __init__(self, group: AdapterGroup, dropout: Dropout | None) -> None:
-        """`dropout` is that of the group's span."""
+        """`dropout` is that of the group's span; None: nothing is dropped."""
         self._group = group
         self._dropout = dropout
         self._names = tuple(part.name for part in group.parts)
 
     @functools.cached_property
     def _table(self) -> GroupTable:
-        """Made when it's first needed: in evaluation it isn't."""
+        """Table for the kernels, made on first use: evaluation doesn't need it."""
         group = self._group
         places = []
         for number, part in enumerate(group.parts):
@@ -47,7 +48,7 @@ class FusedLoraOps:
         return group_table(places, len(group.a), group.a.device)
 
     def inner(self, layer: int, x: Tensor) -> Tensor:
-        """See `products.Products`."""
+        """See `trials.engine.lora.torch_lora.LoraOps`."""
         if self._dropout is None:
             return undropped_inner(self._group, layer, x)
         a = self._group.a[layer]
@@ -56,7 +57,7 @@ class FusedLoraOps:
         return inner
 
     def add_input_gradient(self, layer: int, dinner: Tensor, dx: Tensor) -> None:
-        """See `products.Products`."""
+        """See `trials.engine.lora.torch_lora.LoraOps`."""
         if self._dropout is None:
             add_undropped_input_gradient(self._group, layer, dinner, dx)
             return
@@ -66,7 +67,7 @@ class FusedLoraOps:
     def add_weight_gradients(
         self, layer: int, x: Tensor, inner: Tensor, dinner: Tensor, gradients: Sequence[Tensor]
     ) -> None:
-        """See `products.Products`."""
+        """See `trials.engine.lora.torch_lora.LoraOps`."""
         noise, scale = self._noise(layer, x), self._group.scale
         add_weight_gradients(x, inner, gradients, dinner, noise, self._table, layer, scale)
 
@@ -80,5 +81,5 @@ class FusedLoraOps:
 
 @functools.cache
 def _keys(modules: tuple[str, ...], features: int, device: torch.device) -> Tensor:
-    """The same in every micro-step."""
+    """Cache `stacked_keys`, which are equal in every micro-batch."""
     return stacked_keys(modules, features, device)

@@ -1,7 +1,7 @@
-"""Adapters' matrices side by side, by groups of modules that read the same input, for the tokens of one micro-step.
+"""Matrices of several adapters side by side, by groups of modules with the same input, for one micro-batch.
 
-The tokens lie in one segment per adapter. A group spans those from the first to the last adapter that has any of its
-modules.
+The tokens lie in one segment per adapter. A group spans the tokens from the first to the last adapter that has any of
+its modules.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trials.engine.lora.adapter import Adapter, Stack
 
 @dataclass(frozen=True)
 class Segment:
-    """The tokens of one adapter in a micro-step."""
+    """Range of one adapter's tokens in a micro-batch; `end` is exclusive."""
 
     adapter: Adapter
     start: int
@@ -26,32 +26,32 @@ class Segment:
 
 @dataclass(frozen=True)
 class Dropout:
-    """What decides which inputs of the adapters are dropped, token by token; see `trials.model.dropout`."""
+    """Dropout of each token's adapter inputs, [tokens] each, as `trials.engine.kernels.torch_ops.noise` takes it."""
 
     token_keys: Tensor
     thresholds: Tensor
     scales: Tensor
 
     def narrowed(self, tokens: Tensor | slice) -> Dropout:
-        """For a part of the tokens."""
+        """Return the dropout of a part of the tokens."""
         return Dropout(self.token_keys[tokens], self.thresholds[tokens], self.scales[tokens])
 
 
 @dataclass(frozen=True)
 class ModuleSlice:
-    """One module of a group."""
+    """Part of a group that belongs to one of its modules."""
 
     name: str
-    """Of the module, with {} for the layer's number."""
+    """Name of the module in the base model, with {} for the layer's number; if no adapter has it, its last part."""
     segments: Sequence[Segment]
-    """Those whose adapters have it among their targets."""
+    """Segments whose adapters have the module."""
     columns: slice
-    """Its ranks among the group's."""
+    """Columns of the module among the LoRA ranks of the group."""
     b: Tensor | None
-    """[layers, out, ranks]; None where no adapter has it."""
+    """[layers, out, ranks]; None if no adapter has the module."""
 
     def columns_of_segments(self) -> Iterator[tuple[Segment, slice]]:
-        """Each segment with its ranks among the group's."""
+        """Yield each segment with its columns among the LoRA ranks of the group."""
         column = self.columns.start
         for segment in self.segments:
             yield segment, slice(column, column + segment.adapter.rank)
@@ -60,34 +60,36 @@ class ModuleSlice:
 
 @dataclass(frozen=True)
 class AdapterGroup:
-    """Modules that read the same input."""
+    """Group of modules that read the same input, with the matrices of all adapters."""
 
     parts: Sequence[ModuleSlice]
     span: slice
-    """The tokens from the first to the last adapter that has any of the modules."""
+    """Tokens from the first to the last adapter that has any of the modules."""
     a: Tensor
     """[layers, ranks of all parts, in]"""
     mask: Tensor | None
-    """[tokens of the span, ranks of all parts]: each token's scale at its own adapter's ranks, and 0 elsewhere, in
-    float32 or wider; None where all are one adapter's."""
+    """[tokens of the span, ranks of all parts], float32 or wider: the scale at a token's own adapter, 0 elsewhere.
+
+    None if the group is of one adapter only.
+    """
     scale: float
-    """Beside the mask's."""
+    """Factor on all products beside the mask: the scale of the only adapter, or 1 if there is a mask."""
 
     @property
     def present(self) -> Sequence[ModuleSlice]:
-        """The parts that any adapter has."""
+        """Parts that at least one adapter has."""
         return [part for part in self.parts if part.segments]
 
     def within(self, segment: Segment) -> slice:
-        """A segment's tokens among those of the span."""
+        """Return the positions of a segment's tokens in the span."""
         return _within(self.span, segment)
 
     def masked(self, inner: Tensor) -> Tensor:
-        """`inner` [tokens of the span, ranks of all parts], or its gradient, times the mask in place."""
+        """Return `inner` [tokens of the span, ranks of all parts], or its gradient, multiplied by the mask in place."""
         return inner if self.mask is None else inner.mul_(self.mask)
 
     def narrowed(self, tokens: Tensor, now: Mapping[int, Segment]) -> AdapterGroup:
-        """For a part of the tokens, given by their numbers; `now` has its segments by the former ones' `id`."""
+        """Return the group for the tokens with these indices; `now` has the new segment by the `id` of the old one."""
         parts = [replace(part, segments=[now[id(segment)] for segment in part.segments]) for part in self.parts]
         span = _span(_distinct(parts))
         mask = None if self.mask is None else self.mask[tokens[span] - self.span.start]
@@ -95,9 +97,9 @@ class AdapterGroup:
 
 
 def group_of(names: Sequence[str], stacks: Sequence[tuple[Segment, Mapping[str, Stack]]]) -> AdapterGroup | None:
-    """Of the modules called `names`, such as q_proj; None where no adapter has any of them.
+    """Return the group of the modules `names`, such as q_proj; None if no adapter has any of them.
 
-    `stacks` has the weights of every segment's adapter, in the type of the products.
+    `stacks` has every segment with its adapter's weights by module name, in the type of the products.
     """
     parts, a, column = [], [], 0
     for name in names:
@@ -120,7 +122,7 @@ def group_of(names: Sequence[str], stacks: Sequence[tuple[Segment, Mapping[str, 
 
 
 def _distinct(parts: Sequence[ModuleSlice]) -> Sequence[Segment]:
-    """The segments that have any of the parts."""
+    """Return the segments whose adapters have any of the parts, each once."""
     return list({id(segment): segment for part in parts for segment in part.segments}.values())
 
 
@@ -133,7 +135,7 @@ def _within(span: slice, segment: Segment) -> slice:
 
 
 def _mask(parts: Sequence[ModuleSlice], span: slice, like: Tensor) -> Tensor:
-    # A scale such as 20 / 48, rounded to 8 bits, would be another one.
+    # Wider than bfloat16, in whose 8 significant bits a scale such as 20 / 48 would be rounded.
     dtype = torch.promote_types(like.dtype, torch.float32)
     mask = torch.zeros(span.stop - span.start, parts[-1].columns.stop, dtype=dtype, device=like.device)
     for part in parts:

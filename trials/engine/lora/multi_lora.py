@@ -1,11 +1,12 @@
-"""The low-rank parts of several adapters at once.
+"""Low-rank parts of several LoRA adapters, computed together.
 
-The tokens of a micro-step lie in one segment per adapter. Their low-rank products are one matrix product over the
-adapters' matrices side by side; each token is left the columns of its own adapter, scaled by alpha / rank, and zero
-elsewhere. That is exact for any mixture of ranks, alphas and target modules. Modules that read the same input (queries,
-keys and values) share that product. Gradients of weights are taken segment by segment, so that what isn't finite in one
-adapter's tokens never reaches another's. Where only some of the adapters have a module, nothing is computed for tokens
-before the first or after the last of these.
+The tokens of a micro-batch lie in one segment per adapter. Their inner products x @ A^T are one matrix product over the
+A matrices of all adapters side by side. A mask then multiplies a token's columns of its own adapter by that adapter's
+scale (alpha / rank). All other columns become zero. That is exact for any mixture of ranks, alphas and target modules.
+Modules that read the same input (queries, keys and values) share that product.
+
+Gradients of weights are computed segment by segment, so that values that aren't finite in one adapter's tokens never
+reach another's. If only some adapters have a module, tokens before the first or after the last of these are left out.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from trials.engine.lora.groups import AdapterGroup, Dropout, Segment, group_of
 from trials.engine.lora.torch_lora import LoraOps
 
 Names = tuple[str, ...]
-"""Modules of a layer that read the same input, such as gate_proj and up_proj."""
+"""Names of a layer's modules that read the same input, such as gate_proj and up_proj."""
 MakeProducts = Callable[[AdapterGroup, Dropout | None], LoraOps]
-"""Computes the products of a group with the dropout of its span, on the device in use."""
+"""Makes the products of a group, for the device in use, from the dropout of its span; None: nothing is dropped."""
 
 
 class MultiLora:
-    """The adapters of one micro-step, applied group by group."""
+    """Adapters of one micro-batch, applied group by group."""
 
     def __init__(
         self,
@@ -45,15 +46,15 @@ class MultiLora:
             self._products[names] = make_products(group, own)
 
     def narrowed(self, tokens: Tensor, segments: Sequence[Segment]) -> MultiLora:
-        """The same for a part of the tokens, given by their numbers; `segments` are these tokens' own, in order."""
+        """Return the adapters for the tokens with these indices; `segments` are the old ones' positions among them."""
         now = {id(segment): after for segment, after in zip(self._segments, segments, strict=True)}
         groups = {names: group.narrowed(tokens, now) for names, group in self._groups.items()}
         return MultiLora(segments, self._dropout and self._dropout.narrowed(tokens), groups, self._make_products)
 
     def add(self, names: Names, layer: int, x: Tensor, outputs: Sequence[Tensor]) -> Tensor | None:
-        """Adds the low-rank parts of `x` [tokens, in] to each module's output [tokens, out] in place.
+        """Add the low-rank parts of `x` [tokens, in] to each module's output [tokens, out] in place.
 
-        Gives the inner products that the gradients need; None where no adapter has these modules.
+        Returns the inner products that the gradients need; None if no adapter has any of these modules.
         """
         group = self._groups.get(names)
         if group is None:
@@ -65,9 +66,9 @@ class MultiLora:
         return inner
 
     def add_input_gradient(self, names: Names, layer: int, gradients: Sequence[Tensor], dx: Tensor) -> Tensor | None:
-        """Adds the low-rank parts' gradient to `dx` [tokens, in] in place; `gradients` are those of each output.
+        """Add the low-rank parts' gradient to `dx` [tokens, in] in place; `gradients` are those of each output.
 
-        Gives the gradient of the inner products; None where no adapter has these modules.
+        Returns the gradient of the inner products; None if no adapter has any of these modules.
         """
         group = self._groups.get(names)
         if group is None:
@@ -81,9 +82,10 @@ class MultiLora:
     def add_weight_gradients(
         self, names: Names, layer: int, x: Tensor, inner: Tensor | None, dinner: Tensor, gradients: Sequence[Tensor]
     ) -> None:
-        """Adds those of the modules' weights to the adapters'.
+        """Add the gradients of the modules' weights to those of the adapters.
 
-        `x` and `inner` are what `add` took and gave, `dinner` and `gradients` what `add_input_gradient` gave and took.
+        `x` was given to `add`, which returned `inner`; `gradients` were given to `add_input_gradient`, which returned
+        `dinner`.
         """
         assert inner is not None, "add was not asked before"
         span = self._groups[names].span
@@ -98,10 +100,10 @@ def multi_lora(
     dtype: torch.dtype,
     make_products: MakeProducts,
 ) -> MultiLora:
-    """The adapters of a micro-step's segments, with modules in `groups`.
+    """Return the adapters of a micro-batch's segments, for the modules in `groups`.
 
-    `dtype` is that of the low-rank products: in training that of all others, as under autocast; in evaluation the
-    adapters' own, as PEFT computes them for whoever uses the adapter.
+    `dtype` is that of the low-rank products. In training it's the one of all matrix products, as under autocast. In
+    evaluation it's the adapters' own, as in PEFT when an adapter is used.
     """
     stacks = [(segment, segment.adapter.stacked(dtype)) for segment in segments]
     found = {names: group_of(names, stacks) for names in groups}

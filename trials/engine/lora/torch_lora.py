@@ -1,4 +1,4 @@
-"""The products of a group of low-rank parts, by torch's own; `fused_products` has those that kernels do better."""
+"""Low-rank products of a group of modules, by torch; `trials.engine.lora.fused_lora` has the ones for a GPU."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from trials.model.dropout import feature_keys
 
 
 class LoraOps(Protocol):
-    """Of one group in one micro-step. All tensors [tokens, ...] are of the group's span."""
+    """Low-rank products of one group in one micro-batch. All tensors [tokens, ...] are of the group's span."""
 
     def inner(self, layer: int, x: Tensor) -> Tensor:
-        """The inner products [tokens, ranks] of `x` [tokens, in]: zero outside each token's own adapter."""
+        """Return the inner products [tokens, ranks] of `x` [tokens, in]: zero outside each token's own adapter."""
 
     def add_input_gradient(self, layer: int, dinner: Tensor, dx: Tensor) -> None:
-        """Adds what `dinner`, the gradient of `inner`, says of `x` to `dx`."""
+        """Add the gradient of `x` through `inner` to `dx`; `dinner` is the gradient of `inner`."""
 
     def add_weight_gradients(
         self, layer: int, x: Tensor, inner: Tensor, dinner: Tensor, gradients: Sequence[Tensor]
     ) -> None:
-        """Adds to the adapters' gradients; `gradients` are those of each module's output [tokens, out]."""
+        """Add to the adapters' gradients; `gradients` are those of each module's output [tokens, out]."""
 
 
 class TorchLoraOps:
-    """By torch's matrix products, with dropped inputs written out."""
+    """Low-rank products by torch; inputs after dropout are written to memory."""
 
     def __init__(self, group: AdapterGroup, dropout: Dropout | None) -> None:
-        """`dropout` is that of the group's span."""
+        """`dropout` is that of the group's span; None: nothing is dropped."""
         self._group = group
         self._dropout = dropout
         self._noise: dict[tuple[str, int], Tensor] = {}
@@ -59,7 +59,7 @@ class TorchLoraOps:
     def add_weight_gradients(
         self, layer: int, x: Tensor, inner: Tensor, dinner: Tensor, gradients: Sequence[Tensor]
     ) -> None:
-        """See `LoraOps`. Segment by segment, so that what isn't finite in one adapter stays there."""
+        """See `LoraOps`. Goes segment by segment, so that values that aren't finite reach no other adapter."""
         group = self._group
         for part, dy in zip(group.parts, gradients, strict=True):
             if not part.segments:
@@ -87,22 +87,22 @@ class TorchLoraOps:
 
 
 def undropped_inner(group: AdapterGroup, layer: int, x: Tensor) -> Tensor:
-    """`LoraOps.inner` where nothing is dropped: one product for all adapters."""
+    """Compute `LoraOps.inner` without dropout: one product for all adapters."""
     a = group.a[layer]
     return group.masked(x.to(a.dtype) @ a.T)
 
 
 def add_undropped_input_gradient(group: AdapterGroup, layer: int, dinner: Tensor, dx: Tensor) -> None:
-    """`LoraOps.add_input_gradient` where nothing is dropped."""
+    """Compute `LoraOps.add_input_gradient` without dropout."""
     dx.addmm_(dinner, group.a[layer], alpha=group.scale)
 
 
 @functools.cache
 def _feature_keys(module: str, features: int, device: torch.device) -> Tensor:
-    """The same in every micro-step."""
+    """Cache `feature_keys`, which are equal in every micro-batch."""
     return feature_keys(module, features, device)
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
-    """Total += scale * left @ right, in the type of `total`."""
+    """Add scale * left @ right to `total`, in its type."""
     total.addmm_(left.to(total.dtype), right.to(total.dtype), alpha=scale)

@@ -1,10 +1,10 @@
-"""The low-rank parts of several adapters as Triton kernels: dropout inside the products, all weight gradients at once.
+"""Low-rank parts of several adapters as Triton kernels, with dropout inside the products.
 
-A library's products need dropped inputs written out for every module, and one launch per adapter, module and matrix.
-Here a dropped value lives between its load and its product, and one launch serves all adapters and modules of a group.
-Sums are in float32 and in a fixed order, so a launch gives the same bits each time; a program reads one adapter's
-tokens and weights only, so what isn't finite in one never reaches another. Hashing is what takes time, not memory: some
-eight integer operations a value and module.
+A library's products need inputs after dropout in memory for every module, and one launch per adapter, module and
+matrix. Here dropout is applied between the load of a value and its product. One launch serves all adapters and modules
+of a group. Sums are in float32 and in a fixed order, so a launch gives the same bits each time. A program reads one
+adapter's tokens and weights only, so values that aren't finite in one adapter never reach another. The time goes into
+hashing, not into memory traffic: some eight integer operations a value and module.
 
 Imported on a GPU only, or in tests for Triton's interpreter.
 """
@@ -32,25 +32,25 @@ _MODULES = 3
 _FIELDS = tl.constexpr(10)
 _STEPS_OF_A_SPLIT = 8
 _UNIT = 8
-"""More than that isn't read at once, and each unit is a kernel of its own to compile."""
+"""Largest `GroupTable.unit`: no more values are read at once, and every unit compiles a kernel of its own."""
 _FLOAT = tl.constexpr(4)
-"""Bytes."""
+"""Bytes of a float32."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """What decides which values are dropped; hashed anew each time, which takes less long than reading factors."""
+    """Hash inputs that decide which values are dropped; hashing for each use is faster than reading factors."""
 
     token_keys: Tensor
     feature_keys: Tensor
-    """`stacked_keys` of the group."""
+    """Result of `stacked_keys` for the group."""
     thresholds: Tensor
     scales: Tensor
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How one kernel cuts its work."""
+    """Block sizes and launch options of one kernel."""
 
     tokens: int
     features: int
@@ -60,16 +60,16 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Settings:
-    """How the three kernels cut theirs."""
+    """Tilings of the three kernels."""
 
     inner: Tiling
     input_gradient: Tiling
     weight_gradients: Tiling
     programs: int
-    """`dropped_inner` splits its sums over features to come near so many."""
+    """Target number of programs; `dropped_inner` splits its sums over features to come near it."""
 
 
-# The fastest of half a dozen for each kernel on an H100, whose 132 processors have four programs each.
+# Fastest of half a dozen tilings for each kernel on an H100, whose 132 multiprocessors run four programs each.
 LOW_RANKS = Settings(Tiling(64, 64, 4, 4), Tiling(32, 128, 4, 1), Tiling(64, 64, 4, 3), programs=528)
 HIGH_RANKS = Settings(Tiling(64, 64, 4, 4), Tiling(64, 64, 4, 1), Tiling(64, 64, 4, 3), programs=528)
 _LOW = 32
@@ -77,45 +77,48 @@ _LOW = 32
 
 @dataclass(frozen=True)
 class Place:
-    """Where one adapter's low-rank part of one module lies in a micro-step."""
+    """Position of one adapter's low-rank part of one module in a micro-batch."""
 
     adapter: Adapter
     module: str
-    """Its name, with {} for the layer's number."""
+    """Name of the module in the base model, with {} for the layer's number."""
     part: int
-    """Its number among the modules of its group."""
+    """Index of the module in its group."""
     start: int
-    """The adapter's first token."""
+    """First of the adapter's tokens; `end` is exclusive."""
     end: int
     column: int
-    """The first of its ranks among the group's."""
+    """First column of the adapter's ranks among those of the group."""
     scale: float
-    """Of what `dropped_inner` gives: the adapter's own, unless the caller takes it as `factor` elsewhere."""
+    """Scale of the results of `dropped_inner`: the adapter's own, unless the caller applies that elsewhere."""
 
 
 @dataclass(frozen=True)
 class GroupTable:
-    """What the kernels need to know of a group of modules in one micro-step, for all layers."""
+    """Table from which the kernels read the layout of a group in one micro-batch, for all layers."""
 
     pieces: Tensor
-    """[pieces, fields]: at most 64 ranks of one adapter and module each; int64, as are the others."""
+    """[pieces, fields], int64 like the tiles: a piece is at most 64 ranks of one adapter and module."""
     inner_tiles: Tensor
-    """[tiles, 3]: first piece, the one after the last, first token."""
+    """[tiles, 3]: first piece, the piece after the last, first token."""
     input_gradient_tiles: Tensor
+    """[tiles, 3], with the same columns."""
     padded: int
-    """Ranks that a piece takes in a product, a power of two."""
+    """Ranks of a piece in a product, padded to a power of two."""
     unit: int
-    """Divides what says where ranks and gradients lie, so that as many are read at once; a power of two."""
+    """Power of two that divides all columns, ranks and gradient offsets, so that as many values are read at once."""
     settings: Settings
 
 
 def group_table(
     places: Sequence[Place], layers: int, device: torch.device, settings: Settings | None = None
 ) -> GroupTable:
-    """The table of a group, on the CPU first and then copied to `device`, for which nothing waits.
+    """Return the table of a group, which is made on the CPU and copied to `device` asynchronously.
 
-    Places of the same tokens are one adapter's. Without `settings` those for the adapters' ranks are taken. Raises
-    `ValueError` where an adapter's gradients aren't float32, or their addresses no straight line over the layers.
+    Places with the same tokens must be of one adapter. `settings` None: those for the adapters' ranks.
+
+    Raises:
+        ValueError: If an adapter's gradients aren't float32, or not at equal distances from layer to layer.
     """
     widest = min(_WIDEST, max((place.adapter.rank for place in places), default=1))
     padded = max(_NARROWEST, triton.next_power_of_2(widest))
@@ -127,7 +130,7 @@ def group_table(
         first = len(pieces)
         pieces += [piece for place in own for piece in _pieces(place, layers)]
         numbers = range(first, len(pieces))
-        # Modules next to each other, because they read the same tokens.
+        # Modules are neighbours, because they read the same tokens.
         tokens = range(start, end, settings.inner.tokens)
         inner += [(number, number + 1, token) for token in tokens for number in numbers]
         input_gradient += [(first, len(pieces), token) for token in range(start, end, settings.input_gradient.tokens)]
@@ -136,15 +139,15 @@ def group_table(
 
 
 def stacked_keys(modules: Sequence[str], features: int, device: torch.device) -> Tensor:
-    """The bits of a group's `dropout.feature_keys` [modules, features] in int32; to be kept for each layer."""
+    """Return the bits of the modules' `trials.model.dropout.feature_keys` [modules, features] in int32."""
     return torch.stack([feature_keys(module, features, device) for module in modules]).to(torch.int32)
 
 
 def dropped_inner(x: Tensor, a: Tensor, noise: Noise | None, table: GroupTable, inner: Tensor) -> None:
-    """Puts scale * (dropout of `x` [tokens, in]) @ A^T to each adapter's tokens and ranks of `inner` [tokens, ranks].
+    """Write scale * (dropout of `x` [tokens, in]) @ A^T to each adapter's tokens and ranks of `inner` [tokens, ranks].
 
-    `a` [ranks, in] are the group's matrices of one layer; `noise` has the group's `stacked_keys`, and is None where
-    nothing is dropped. The rest of `inner` isn't touched. All are of one type, their rows in one segment each.
+    `a` [ranks, in] has the group's matrices of one layer. `noise` has the group's `stacked_keys`; None: nothing is
+    dropped. The rest of `inner` stays as it is. All are of one type, with contiguous rows.
     """
     tiles, cut, width = len(table.inner_tiles), table.settings.inner, x.shape[1]
     if not tiles:
@@ -171,10 +174,10 @@ def dropped_inner(x: Tensor, a: Tensor, noise: Noise | None, table: GroupTable, 
 def add_dropped_input_gradient(
     dx: Tensor, dinner: Tensor, a: Tensor, noise: Noise | None, table: GroupTable, factor: float = 1.0
 ) -> None:
-    """Adds `factor` times the sum of all modules' dropout of `dinner` [tokens, ranks] @ A to `dx` [tokens, in].
+    """Add `factor` times the sum of all modules' dropout of `dinner` [tokens, ranks] @ A to `dx` [tokens, in].
 
-    Of `dinner`, the gradient of `dropped_inner`'s sums, an adapter's tokens and ranks alone are read. The other
-    arguments are as there. It's rounded once.
+    `dinner` is the gradient of the inner products; only each adapter's own tokens and ranks of it are read. The other
+    arguments are those of `dropped_inner`. The sum is rounded once.
     """
     tiles, cut, width = len(table.input_gradient_tiles), table.settings.input_gradient, dx.shape[1]
     if not tiles:
@@ -198,10 +201,11 @@ def add_weight_gradients(
     layer: int,
     factor: float = 1.0,
 ) -> None:
-    """Adds `factor` times the gradients of the layer's A and B to those of the table's adapters.
+    """Add `factor` times the gradients of the layer's A and B to those of the table's adapters.
 
-    `gradients` [tokens, out] are those of each module's output, at most three; that of A is dinner^T @ (dropout of
-    x), that of B is gradient^T @ inner, each over an adapter's own tokens. The other arguments are as above.
+    `gradients` [tokens, out] are those of each module's output, at most three. The gradient of A is dinner^T @ (dropout
+    of x). That of B is gradient^T @ inner. Both are over an adapter's own tokens. The other arguments are those of
+    `dropped_inner` and `add_dropped_input_gradient`.
     """
     if not len(table.pieces):
         return
@@ -217,7 +221,7 @@ def add_weight_gradients(
 
 
 def _keys(noise: Noise | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Without dropout any tensor: none is read."""
+    """Return the tensors of `noise`; without dropout any tensor in their place, because none is read."""
     if noise is None:
         return x, x, x, x
     return noise.token_keys, noise.feature_keys, noise.thresholds, noise.scales
@@ -234,7 +238,7 @@ def _pieces(place: Place, layers: int) -> Iterator[tuple[int, ...]]:
 
 
 def _addresses(place: Place, layers: int) -> tuple[int, int, int]:
-    """Of the first layer's gradients, and how many bytes later the next layer's are."""
+    """Return the addresses of the first layer's gradients of A and B, and the bytes from one layer to the next."""
     gradients = place.adapter.gradients
     at = [
         (pair.a.data_ptr(), pair.b.data_ptr())
@@ -257,29 +261,29 @@ def _unit(pieces: Sequence[tuple[int, ...]]) -> int:
 
 
 def _there(tables: Sequence[Sequence[tuple[int, ...]]], device: torch.device) -> list[Tensor]:
-    """On the device, all in one copy."""
+    """Return the tables as int64 tensors on the device, sent in one copy."""
     numbers = [number for table in tables for row in table for number in row]
     together = to_device_async(torch.tensor(numbers, dtype=torch.int64), device)
     parts = torch.split(together, [sum(map(len, table)) for table in tables])
     return [part.view(len(table), -1) if table else part for part, table in zip(parts, tables, strict=True)]
 
 
-# What differs from one micro-step to the next isn't specialised: adapters come and go in ever new company, and every
-# compilation takes a second.
+# Arguments that differ from one micro-batch to the next aren't specialised: combinations of adapters keep changing, and
+# every compilation takes a second.
 _WITHOUT_ALIGNMENT = ["tiles", "pieces", "token_keys", "thresholds", "scales"]
 _STRIDES = ["inner_stride", "dinner_stride"]
 
 
 @triton.jit
 def _tile(tiles, at):
-    """The first piece of a tile, the one after its last, and its first token."""
+    """Return the first piece of a tile, the piece after its last, and its first token."""
     row = tiles + at * 3
     return tl.load(row).to(tl.int32), tl.load(row + 1).to(tl.int32), tl.load(row + 2).to(tl.int32)
 
 
 @triton.jit
 def _piece(pieces, number, unit: tl.constexpr):
-    """The end of its tokens, its first column, its ranks, its module's number."""
+    """Return the end of a piece's tokens, its first column, its number of ranks, and its module's index."""
     row = pieces + number * _FIELDS
     column = tl.multiple_of(tl.load(row + 2).to(tl.int32), unit)
     ranks = tl.multiple_of(tl.load(row + 3).to(tl.int32), unit)
@@ -293,7 +297,7 @@ def _scale(pieces, number):
 
 @triton.jit
 def _token_noise(token_keys, thresholds, scales, token, here):
-    """Keys, thresholds and scales of tokens."""
+    """Load the keys, thresholds and scales of tokens."""
     key = tl.load(token_keys + token, mask=here, other=0).to(tl.uint32)
     threshold = tl.load(thresholds + token, mask=here, other=0).to(tl.uint32)
     return key, threshold, tl.load(scales + token, mask=here, other=0.0)
@@ -301,8 +305,8 @@ def _token_noise(token_keys, thresholds, scales, token, here):
 
 @triton.jit
 def _kept(token_key, threshold, feature_key):
-    """Which values [tokens, features] aren't dropped, as in `trials.model.dropout`."""
-    # Shifts distribute over exclusive or: the hash's first step is taken before keys are combined, once each.
+    """Return the mask [tokens, features] of values that aren't dropped, as in `trials.model.dropout`."""
+    # Shifts distribute over exclusive or, so the hash's first step is applied to each key before they are combined.
     token_key ^= token_key >> 16
     feature_key ^= feature_key >> 16
     hashed = token_key[:, None] ^ feature_key[None, :]
@@ -315,7 +319,7 @@ def _kept(token_key, threshold, feature_key):
 
 @triton.jit
 def _dropped(values, kept, scale):
-    """Rounded as `torch_ops.drop` does before the product."""
+    """Return the values after dropout, rounded before the product like `torch_ops.drop`."""
     return tl.where(kept, values.to(tl.float32) * scale[:, None], 0.0).to(values.dtype)
 
 
@@ -448,7 +452,7 @@ def _products(
     wide, narrow, token_keys, feature_keys, thresholds, scales, wide_stride, narrow_stride, width, start, end, column,
     ranks, feature, drops: tl.constexpr, tokens: tl.constexpr, features: tl.constexpr, padded: tl.constexpr,
 ):  # fmt: skip
-    """Of features with ranks [features, padded], over a segment's tokens."""
+    """Return the products of features and ranks [features, padded], summed over the tokens of a segment."""
     lanes, rank = tl.arange(0, tokens), tl.arange(0, padded)
     inside, present = feature < width, rank < ranks
     if drops:

@@ -1,1 +1,1 @@
-"""How large micro-batches may be: planned, tried, learned from shortages."""
+"""Size limits of micro-batches: planned, verified by a dry run, and corrected when memory runs out."""

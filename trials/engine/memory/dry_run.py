@@ -1,8 +1,9 @@
-"""Tries the worst micro-step of a trial before it trains, and leaves everything as it was.
+"""Dry run of a trial's worst micro-batch before it trains; weights and gradients are restored afterwards.
 
-The longest rows, as many as a micro-step may have: forward, backward, an optimizer step, and an evaluation. Where
-memory doesn't suffice, micro-steps become smaller or more is computed again (`room`), until they fit or a single row
-doesn't with everything computed again: such a trial is infeasible.
+The dry run takes as many of the longest rows as a micro-batch may have. It does a forward pass, a backward pass, an
+optimizer step and an evaluation. If memory runs out, micro-batches become smaller or more is recomputed
+(`trials.engine.memory.manager`), until they fit. A trial is infeasible if a single row doesn't fit with everything
+recomputed.
 """
 
 from __future__ import annotations
@@ -27,17 +28,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class DryRun:
-    """Of one trial, whose adapter has no optimizer yet. Runs in the loop's thread."""
+    """Dry run of one trial, whose adapter has no optimizer yet. Runs in the loop's thread."""
 
     key: int
     adapter: Adapter
     make_optimizer: Callable[[], FlatOptimizer]
     longest_rows: Callable[[int], tuple[Sequence[TokenizedRow], Sequence[TokenizedRow]]]
-    """Of so many tokens together, to train on and to evaluate; asked only if something has to be tried."""
+    """Returns the longest training and eval rows, of so many tokens each; called only if a try is needed."""
     tried: list[Attempt] = field(default_factory=list)
 
     def run(self, manager: MemoryManager, decoder: Decoder, learn: Learn) -> MemoryReport:
-        """Raises torch's error if not even one row fits."""
+        """Return the trial's memory report, after a try unless a verified fit covers the trial.
+
+        Raises torch's error if not even one row fits.
+        """
         proof = manager.verified_fit(self.key)
         if proof is None:
             self._try(manager, decoder, learn)

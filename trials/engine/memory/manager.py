@@ -1,4 +1,4 @@
-"""Memory for micro-steps, cut anew when adapters come and go."""
+"""Memory manager of micro-batches, which divides memory anew when trials are admitted or released."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ from trials.records.memory_report import MemoryReport
 from trials.system.oom import is_out_of_memory
 
 _WORTH_MOVING = 1.02
-"""Memory is divided anew for a split that is expected to be so many times as fast."""
+"""Speed-up above which memory is divided anew for a plan that is expected to be faster."""
 _LONG_STEP = 1.2
-"""An optimizer step of rows that are drawn at random may have so many times the tokens of a mean one."""
+"""Tokens of an optimizer step that plans allow for, relative to the mean: rows are drawn at random."""
 
 _SOME_RATES = DeviceRates(165e12, 0.9e12)
-"""Of an RTX 4090: plans depend on how the two compare, and that is alike on cards of one time."""
+"""Rates of an RTX 4090: plans depend on the ratio of the two, which is similar on cards of one generation."""
 
 Learn = Callable[[int, int], int | None]
-"""Is told with how many tokens, of how many rows, memory ran out, and gives the tokens that there may be from now on.
+"""Takes the tokens and the rows with which memory ran out, and returns the limit in tokens from now on.
 
-None: it was a single row, and nothing needs less memory.
+None: it was a single row, and no plan needs less memory.
 """
 
 
 class MemoryManager:
-    """How large micro-steps may be beside the adapters that are present. Belongs to the loop's thread."""
+    """Plans how large micro-batches may be beside the adapters that are present. Belongs to the loop's thread."""
 
     def __init__(self, frozen: FrozenDecoder, machine: Machine) -> None:
-        """Raises torch's error if not even a single token has room."""
+        """Raise torch's error if not even a single token fits."""
         self._frozen = frozen
         self._sizes = frozen.sizes
         self._machine = machine
@@ -57,13 +57,13 @@ class MemoryManager:
         self._footprints: dict[int, TrialFootprint] = {}
         self._available_bytes = available_bytes()
         self.oom_history = OomHistory()
-        # Nothing yet: when an engine opens, memory may be as short as at any other time.
+        # Starts with an empty plan: `_replan` then handles a shortage when the engine opens like any later one.
         self.plan = MicroBatchPlan(0, (ActivationPolicy.RECOMPUTE_ALL,) * self._sizes.layers)
         self.buffers = ActivationBuffers(frozen, self.plan.tokens, self.plan.keep)
         self._replan()
 
     def admit(self, key: int, footprint: TrialFootprint) -> None:
-        """Makes room for a trial. Raises torch's error if there isn't enough."""
+        """Admit a trial, and plan anew. Raises torch's error if memory doesn't suffice."""
         self._available_bytes = available_bytes()
         self._footprints[key] = footprint
         try:
@@ -73,25 +73,26 @@ class MemoryManager:
             raise
 
     def release(self, key: int) -> None:
-        """Gives back what `enter` made room for."""
+        """Release a trial's memory, and plan anew."""
         self._available_bytes = available_bytes()
         del self._footprints[key]
         self._replan()
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of a micro-step at most, but for a single row."""
+        """Limit of a micro-batch in tokens; a single row may exceed it."""
         return max(1, self.oom_history.most_tokens(self._other_bytes, self.plan.tokens, self._available_bytes))
 
     @property
     def is_least(self) -> bool:
-        """Whether no plan asks for less memory than the one that is in use."""
+        """Whether no plan needs less memory than the present one."""
         return self.buffers.tokens > 0 and (self._rates is None or self.plan == self._least)
 
     def on_oom(self, tokens: int) -> None:
-        """Memory ran out with so many tokens at once: on a GPU it's planned anew with less, else it's half of them.
+        """Record that memory ran out with a micro-batch of `tokens`, and plan anew.
 
-        The knowledge stays, for as much beside it or more.
+        On a GPU the next plan uses less memory. On a CPU, or if no plan needs less, half of `tokens` is the new limit.
+        The record applies whenever base model and adapters take as many bytes as now, or more.
         """
         self._available_bytes = available_bytes()
         self.oom_history.add_oom(self._oom_event(self.plan, tokens))
@@ -99,21 +100,21 @@ class MemoryManager:
 
     @property
     def predicted_bytes(self) -> int:
-        """Of everything in memory, at the worst moment of a micro-step."""
+        """Predicted bytes of everything in memory, at the worst moment of a micro-batch."""
         return memory_bytes(self._sizes, self.plan, self._other_bytes)
 
     def verified_fit(self, key: int) -> VerifiedFit | None:
-        """That the largest micro-step with this trial fits; None: it has to be tried."""
+        """Return the proof that the largest micro-batch with this trial fits; None: it has to be tried."""
         return self.oom_history.verified_fit(self.plan, self.max_tokens, self._other_bytes, self._footprints[key])
 
     def memory_report(self, key: int) -> MemoryReport:
-        """What a trial's memory comes to at the moment."""
+        """Return how a trial fits into memory under the present plan; the peak is that of the whole process."""
         rows = max(1, self.max_tokens // self._footprints[key].longest_row)
         peak = torch.cuda.max_memory_allocated() if self._rates else None
         return MemoryReport(self.predicted_bytes, peak, rows, self.plan.recomputed > 0)
 
     def record_fit(self, key: int, peak_bytes: int | None) -> VerifiedFit:
-        """The largest micro-step with this trial was tried, and fitted."""
+        """Record that the largest micro-batch with this trial was tried and fitted; return the proof."""
         proof = VerifiedFit(self.plan, self.max_tokens, self._other_bytes, self._footprints[key], peak_bytes)
         self.oom_history.add_fit(proof)
         return proof
@@ -130,16 +131,16 @@ class MemoryManager:
                     raise
             else:
                 return
-            # Only here, where the error's frames and the tensors in them are gone.
+            # Outside of the `except` block, because the error's frames keep tensors in memory.
             self.oom_history.add_oom(oom_event)
             best = self._best()
 
     def _oom_event(self, split: MicroBatchPlan, tokens: int) -> OomEvent:
-        """What follows from want of memory for a micro-step of so many tokens."""
+        """Return the OOM event of a micro-batch of `tokens` under the plan `split`."""
         other, available = self._other_bytes, self._available_bytes
         if self._rates is None or split == self._least:
             return OomEvent(other, max(tokens // 2, 1), None, available)
-        # A single row that memory doesn't suffice for says nothing of what would fit: the plan's tokens are halved.
+        # Halves the plan's tokens instead of `tokens`: a single row that doesn't fit says nothing about what would.
         smaller = memory_bytes(self._sizes, replace(split, tokens=split.tokens // 2), other)
         return OomEvent(other, None, max(smaller, self._least_bytes), available)
 
@@ -161,7 +162,10 @@ class MemoryManager:
         return speeds[0] > speeds[1] * _WORTH_MOVING
 
     def _keep_dense(self, layers: int) -> None:
-        """Of the quantised weights those of so many layers, beyond what is always kept of a small model."""
+        """Keep the weights of the first `layers` layers dequantised, and those of the others in 4 bits.
+
+        Does nothing for a base that isn't quantised, or whose weights `freeze` has kept dequantised.
+        """
         if not self._sizes.is_quantized:
             return
         for index, layer in enumerate(self._frozen.layers):
@@ -189,7 +193,7 @@ class MemoryManager:
 
     @property
     def _least(self) -> MicroBatchPlan:
-        """Asks for the least memory: one row at once, and everything is computed again."""
+        """Plan that needs the least memory: one row at once, with everything recomputed."""
         return MicroBatchPlan(self._longest, (ActivationPolicy.RECOMPUTE_ALL,) * self._sizes.layers)
 
     @property
@@ -198,7 +202,7 @@ class MemoryManager:
 
     @property
     def _usable_bytes(self) -> int:
-        """As far as is known by now."""
+        """Bytes that a plan may count on, after the OOM events so far."""
         allowed, available = self._allowed_bytes, self._available_bytes
         return self.oom_history.usable_bytes(self._other_bytes, allowed, self._least_bytes, available)
 
@@ -220,7 +224,7 @@ class MemoryManager:
 def footprint_of(
     hyperparameters: Hyperparameters, data: TrialData, frozen: FrozenDecoder, ranks: int
 ) -> TrialFootprint:
-    """A trial, before anything of it exists, whose steps are divided over so many ranks."""
+    """Return the footprint of a trial of which nothing exists yet; `ranks` processes share each optimizer step."""
     parameters = parameter_count(frozen.targets, hyperparameters)
     return TrialFootprint(
         adapter_bytes(parameters, hyperparameters, frozen.dtype.itemsize),
@@ -230,14 +234,14 @@ def footprint_of(
 
 
 def available_bytes() -> int | None:
-    """Of the GPU's memory, what this process has set aside and what nobody has; None without a GPU."""
+    """Return the bytes of GPU memory that are free or that this process has reserved; None without a GPU."""
     if not torch.cuda.is_available():
         return None
     return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
 
 
 def device_rates(device: torch.device) -> DeviceRates | None:
-    """Of this GPU; None for a CPU. Where there isn't even memory for measuring, some card's."""
+    """Return the measured rates of the GPU, or an RTX 4090's if memory is too short to measure; None for a CPU."""
     if device.type != "cuda":
         return None
     try:
@@ -249,7 +253,7 @@ def device_rates(device: torch.device) -> DeviceRates | None:
 
 
 def measured_rates() -> DeviceRates:
-    """Of this GPU, in a few milliseconds: a large matrix product, and a copy."""
+    """Measure this GPU's rates in a few milliseconds, by a large matrix product and a copy."""
     matrix = torch.randn(4096, 4096, dtype=torch.bfloat16, device="cuda")
     multiplying = _seconds(lambda: matrix @ matrix)
     buffer = torch.zeros(2**28, dtype=torch.uint8, device="cuda")

@@ -1,8 +1,9 @@
-"""What micro-steps have shown about this machine's memory: where it ran out, and for what it sufficed.
+"""Out-of-memory (OOM) events and verified fits of the micro-batches of one engine.
 
-Predictions can be wrong: others use the GPU too, and allocators waste some. What was learned beside so many bytes of
-adapters holds beside as many or more; where trials have left, it may fit again, and what other processes give back may
-be used again. A shortage makes plans smaller; that a trial fits in no way isn't for it to say, but for an attempt.
+Predictions can be wrong: other processes use the GPU too, and allocators waste some memory. An event applies beside as
+many bytes of base model and adapters as when it occurred, or more. Once trials have left, larger micro-batches are
+allowed again; memory that other processes free may be used again. Events only make plans smaller. That a trial doesn't
+fit at all is decided by trying it, never by an event.
 """
 
 from __future__ import annotations
@@ -12,35 +13,35 @@ from dataclasses import dataclass
 from trials.model.memory_plan import MicroBatchPlan
 
 _GIVEN_BACK_BYTES = 2**28
-"""Of memory that other processes have given back: with less, as few tokens fit as before."""
+"""Memory that other processes must have freed since an event, before its limit in tokens is lifted."""
 
 
 @dataclass(frozen=True)
 class TrialFootprint:
-    """What a trial brings along."""
+    """Memory needs of a trial, known before it starts."""
 
     adapter_bytes: int
     longest_row: int
-    """In tokens, of training and evaluation."""
+    """Tokens of the longest row of training and evaluation."""
     step_tokens: float
-    """Of a mean optimizer step."""
+    """Tokens of a mean optimizer step, on one rank."""
 
 
 @dataclass(frozen=True)
 class OomEvent:
-    """Memory ran out."""
+    """Out-of-memory event: the limits that follow from it, and the memory at the time."""
 
     other_bytes: int
-    """Of base model and adapters that were there."""
+    """Bytes of base model and adapters at the time."""
     most_tokens: int | None
-    """Of a micro-step from now on; None: a plan for less memory is to take care of it."""
+    """Limit of a micro-batch in tokens from now on; None: a plan for less memory is used instead."""
     usable_bytes: int | None
-    """Of base model, adapters and micro-steps together, that a plan counts on from now on; None: as before."""
+    """Limit in bytes of base model, adapters and micro-batches together from now on; None: unchanged."""
     available_bytes: int | None = None
-    """Of the GPU's memory that this process had, or could have had, when it ran out; None: nobody knows."""
+    """GPU memory that was free or reserved by this process at the time; None: unknown."""
 
     def given_back(self, available_bytes: int | None) -> int:
-        """By other processes since then, where so many are available now."""
+        """Return the bytes that other processes have freed since, with `available_bytes` now; 0 if that is unknown."""
         if self.available_bytes is None or available_bytes is None:
             return 0
         return max(0, available_bytes - self.available_bytes)
@@ -48,17 +49,17 @@ class OomEvent:
 
 @dataclass(frozen=True)
 class VerifiedFit:
-    """A micro-step of the longest rows, an optimizer step and an evaluation were tried, and fitted."""
+    """Proof that a micro-batch of the longest rows, an optimizer step and an evaluation fitted when they were tried."""
 
     plan: MicroBatchPlan
     tokens: int
     other_bytes: int
     footprint: TrialFootprint
     peak_bytes: int | None
-    """Of everything on the GPU meanwhile; None on a CPU."""
+    """Peak bytes of everything on the GPU during the try; None on a CPU."""
 
     def covers(self, plan: MicroBatchPlan, tokens: int, other_bytes: int, footprint: TrialFootprint) -> bool:
-        """Whether nothing of this asks for more."""
+        """Return whether the arguments need no more memory; the plans must agree in all but their tokens."""
         asked = (tokens, other_bytes, footprint.adapter_bytes, footprint.longest_row)
         shown = (self.tokens, self.other_bytes, self.footprint.adapter_bytes, self.footprint.longest_row)
         is_same_split = (plan.keep, plan.dense_layers) == (self.plan.keep, self.plan.dense_layers)
@@ -66,33 +67,34 @@ class VerifiedFit:
 
 
 class OomHistory:
-    """Of one engine. Belongs to the loop's thread."""
+    """OOM events and verified fits of one engine. Belongs to the loop's thread."""
 
     def __init__(self) -> None:
         self._oom_events: list[OomEvent] = []
         self._proofs: list[VerifiedFit] = []
 
     def add_oom(self, oom_event: OomEvent) -> None:
-        """Takes in that memory didn't suffice."""
+        """Record that memory ran out."""
         self._oom_events.append(oom_event)
 
     @property
     def ooms(self) -> int:
-        """How often memory ran out."""
+        """Number of recorded events."""
         return len(self._oom_events)
 
     def forget_after(self, oom_events: int) -> None:
-        """Takes back what was learned from a trial that fits in no way: it says nothing of the others."""
+        """Forget all but the first `oom_events` events; those of an infeasible trial say nothing about others."""
         del self._oom_events[oom_events:]
 
     def add_fit(self, proof: VerifiedFit) -> None:
-        """Takes in that it did."""
+        """Record that a dry run fitted."""
         self._proofs.append(proof)
 
     def usable_bytes(self, other_bytes: int, allowed_bytes: int, least_bytes: int, available_bytes: int | None) -> int:
-        """Of `allowed_bytes`, those that a plan may count on, where none has fewer than `least_bytes`.
+        """Return how many of `allowed_bytes` a plan may count on; `least_bytes` is the least that any plan needs.
 
-        Where a shortage leaves fewer, it was one of smaller trials: what larger ones need is found out by trying.
+        An event whose limit is below `least_bytes` is ignored. It comes from smaller trials; what larger ones need is
+        found by trying.
         """
         known = [
             each.usable_bytes + each.given_back(available_bytes)
@@ -102,7 +104,7 @@ class OomHistory:
         return min([allowed_bytes, *(usable for usable in known if usable >= least_bytes)])
 
     def most_tokens(self, other_bytes: int, planned: int, available_bytes: int | None) -> int:
-        """Of a micro-step, at most `planned`."""
+        """Return the limit of a micro-batch in tokens: `planned`, or less after events that apply."""
         known = [
             each.most_tokens
             for each in self._applying(other_bytes)
@@ -113,7 +115,7 @@ class OomHistory:
     def verified_fit(
         self, plan: MicroBatchPlan, tokens: int, other_bytes: int, footprint: TrialFootprint
     ) -> VerifiedFit | None:
-        """That such a micro-step fits; None: it has to be tried."""
+        """Return a proof that such a micro-batch fits; None: it has to be tried."""
         return next((each for each in self._proofs if each.covers(plan, tokens, other_bytes, footprint)), None)
 
     def _applying(self, other_bytes: int) -> list[OomEvent]:

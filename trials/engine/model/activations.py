@@ -1,4 +1,4 @@
-"""The memory of a micro-step, set aside once: what layers keep for their gradients, and one weight matrix at a time."""
+"""Memory of a micro-batch, allocated once: activations saved for the backward pass, and one weight matrix."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from trials.model.memory_plan import MicroBatchPlan
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """One layer's part, [tokens, ...] each."""
+    """Activations of one layer, each [tokens, features]."""
 
     keep: ActivationPolicy
     x: Tensor
-    """Its input."""
+    """The layer's input."""
     qkv: Tensor
-    """Queries, keys and values side by side; later their gradients."""
+    """Queries, keys and values side by side; overwritten by their gradients."""
     attended: Tensor
     """The attention's output, before o_proj."""
     middle: Tensor
     """The residual stream between attention and MLP."""
     gate: Tensor
-    """Later its gradient."""
+    """Overwritten by its gradient."""
     up: Tensor
-    """Later its gradient."""
+    """Overwritten by its gradient."""
 
     def view(self, tokens: int) -> LayerMemory:
-        """The first so many tokens of it."""
+        """Return views of the first `tokens` tokens."""
         tensors = (self.x, self.qkv, self.attended, self.middle, self.gate, self.up)
         return LayerMemory(self.keep, *(tensor[:tokens] for tensor in tensors))
 
 
 class ActivationBuffers:
-    """Memory for micro-steps of at most so many tokens."""
+    """Activation memory for micro-batches of at most `tokens` tokens."""
 
     def __init__(self, frozen: FrozenDecoder, tokens: int, keep: Sequence[ActivationPolicy]) -> None:
-        """`keep` has one entry a layer. For 0 tokens nothing is set aside."""
+        """`keep` has one entry a layer. For 0 tokens nothing is allocated."""
         self.tokens = tokens
-        """0 once its memory is given back."""
+        """Tokens at most; 0 once the memory is freed."""
         self.keep = tuple(keep)
         self._frozen = frozen
         largest = max(
@@ -55,31 +55,32 @@ class ActivationBuffers:
         self._layers = [self._new(tokens, each, self._scratch) for each in keep]
 
     def replaced(self, plan: MicroBatchPlan) -> ActivationBuffers:
-        """In its place, one for another plan; this one's memory is given back first, and it's of no use any more."""
+        """Return buffers for another plan; this object's memory is freed first, and it can't be used any more."""
         self.tokens = 0
         self._layers, self._scratch = [], self._new(0, ActivationPolicy.RECOMPUTE_ALL, None)
         self._weight = self._weight.new_empty(0)
         if torch.cuda.is_available():
-            # Else the allocator keeps it all, and lays the new pieces into the old ones, which it then can't give back.
+            # Otherwise the allocator caches the old blocks and places the new tensors in them. It couldn't return
+            # them to the device then.
             torch.cuda.empty_cache()
         return ActivationBuffers(self._frozen, plan.tokens, plan.keep)
 
     def layer(self, index: int, tokens: int) -> LayerMemory:
-        """What layer `index` keeps of a micro-step of `tokens`."""
+        """Return the memory of layer `index` for a micro-batch of `tokens`."""
         self._refuse_more(tokens)
         return self._layers[index].view(tokens)
 
     def scratch(self, tokens: int) -> LayerMemory:
-        """For a layer of which nothing is kept."""
+        """Return the memory shared by layers of which nothing is kept."""
         self._refuse_more(tokens)
         return self._scratch.view(tokens)
 
     def weight(self, rows: int, columns: int) -> Tensor:
-        """Room for one weight matrix, the same each time."""
+        """Return the buffer [rows, columns] for one weight matrix; every call returns the same memory."""
         return self._weight[: rows * columns].view(rows, columns)
 
     def _refuse_more(self, tokens: int) -> None:
-        """Its memory may have been given back for another's that then wasn't there."""
+        """Raise `torch.OutOfMemoryError` for more tokens than allocated, which is 0 after a failed `replaced`."""
         if tokens > self.tokens:
             raise torch.OutOfMemoryError(f"{tokens} tokens at once, and memory is set aside for {self.tokens}")
 

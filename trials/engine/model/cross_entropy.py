@@ -1,4 +1,4 @@
-"""Cross-entropy over the vocabulary, of learned tokens only, a slice of them at a time so that logits stay small."""
+"""Cross-entropy over the vocabulary, of learned tokens only, in slices of tokens so that logits take little memory."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 _LOGITS = 2**25
-"""Logits held at once: 128 MiB of float32."""
+"""Logits in memory at once: 128 MiB in float32."""
 
 
 def token_losses(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """Loss in nats of every token, in float32 or wider; `hidden` [tokens, features], `head` [ids, features]."""
+    """Return every token's loss in nats, in float32 or wider; `hidden` [tokens, features], `head` [ids, features]."""
     losses = [_slice(part, head, ids)[0] for part, ids in _slices(hidden, targets, len(head))]
     return torch.cat(losses)
 
 
 def token_losses_and_gradient(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """As `token_losses`, with the gradient of their weighted sum with respect to `hidden`; `weights` [tokens]."""
+    """Return `token_losses`, and the gradient of their sum weighted by `weights` [tokens] with respect to `hidden`."""
     losses, gradients = [], []
     rates = torch.split(weights, _rows(len(head)))
     for (part, ids), rate in zip(_slices(hidden, targets, len(head)), rates, strict=True):

@@ -1,8 +1,9 @@
 """Forward and backward pass of a frozen Llama or Mistral decoder with the low-rank parts of several adapters.
 
-Written out by hand, because the weights are frozen: what the gradient needs of a layer is small and known, goes to
-memory that is set aside once, and gradients take its place there. A layer is kept whole, or without what its MLP holds,
-or only by its input (`ActivationPolicy`), and what isn't kept is computed again (arXiv 1604.06174).
+The passes are written out by hand, because the weights are frozen. The backward pass needs few activations of a layer.
+They are saved in memory that is allocated once, and gradients overwrite them there. `ActivationPolicy` says which
+activations of a layer are saved: all, all but those of the MLP, or only its input. The rest is recomputed (arXiv
+1604.06174).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ DOWN = ("down_proj",)
 
 @dataclass
 class _PassState:
-    """What all layers share in one micro-step."""
+    """State that all layers share in one micro-batch."""
 
     batch: PackedBatch
     attention: Attention
@@ -38,53 +39,53 @@ class _PassState:
     sin: Tensor
     low_rank: MultiLora
     low_rank_of_learned: MultiLora
-    """For learned tokens only."""
+    """Adapters for learned tokens only."""
     training: bool
 
 
 @dataclass
 class _LayerState:
-    """Of one layer, from its forward pass to its backward pass. Tensors are views of the workspace."""
+    """State of one layer from its forward to its backward pass; its memory is views of `ActivationBuffers`."""
 
     memory: LayerMemory
     after: LayerMemory
-    """For what comes after attention: `memory`, or in the last layer its part for as many tokens as are learned."""
+    """Memory for what comes after attention: `memory`, or in the last layer its first rows, one per learned token."""
     low_rank: MultiLora
-    """For what comes after attention."""
+    """Adapters for what comes after attention."""
     learned: Tensor | None
-    """In the last layer, after whose attention no other token counts: their numbers."""
+    """Indices of the learned tokens, in the last layer: only they matter after its attention. None: all tokens do."""
     attention_rstd: Tensor | None = None
     mlp_rstd: Tensor | None = None
     attention: Any = None
-    """What the gradient of attention needs beside the workspace."""
+    """Result of `Attention.forward` for `Attention.backward`."""
     inner: dict[tuple[str, ...], Tensor | None] = field(default_factory=dict)
-    """Inner products of the low-rank parts, by group of modules; so small that they are kept in any case."""
+    """Inner products of the low-rank parts, by group of modules; saved under every policy, because they are small."""
 
     def narrowed(self, x: Tensor) -> Tensor:
-        """What of `x` [tokens, features] counts after attention."""
+        """Return the rows of `x` [tokens, features] that matter after attention."""
         return x if self.learned is None else x[self.learned]
 
     def widened(self, x: Tensor) -> Tensor:
-        """The other way round, for gradients: zero where nothing counts."""
+        """Undo `narrowed`, for gradients; return [tokens, features] with zeros for the tokens that don't matter."""
         if self.learned is None:
             return x
         return x.new_zeros(len(self.memory.x), x.shape[1]).index_copy_(0, self.learned, x)
 
 
 class Decoder:
-    """A frozen base model and the memory to run it in."""
+    """Frozen base model and the activation memory that it runs in."""
 
     def __init__(self, frozen: FrozenDecoder, buffers: ActivationBuffers) -> None:
         self.frozen = frozen
         self.buffers = buffers
-        """Replaced between micro-steps, where memory is cut anew."""
+        """Replaced between micro-batches, when memory is divided anew."""
         self._kernels = kernels_for(frozen.device)
         self._ops = self._kernels.ops
         self._counts = [frozen.heads, frozen.key_heads, frozen.key_heads]
 
     @torch.no_grad()
     def losses(self, batch: PackedBatch) -> Tensor:
-        """Summed loss in nats of every row's learned tokens [rows], in float32 or wider. Nothing is kept."""
+        """Return the summed loss in nats of each row's learned tokens [rows], in float32 or wider; no gradients."""
         shared = self._shared(batch, training=False)
         scratch = self.buffers.scratch(len(batch.input_ids))
         held = [self._held(index, scratch, shared) for index in range(len(self.frozen.layers))]
@@ -94,7 +95,7 @@ class Decoder:
 
     @torch.no_grad()
     def train(self, batch: PackedBatch) -> Tensor:
-        """As `losses`; adds the gradients of the weighted losses to those of the batch's adapters."""
+        """Return what `losses` does, and add the gradients of the weighted losses to those of the batch's adapters."""
         shared = self._shared(batch, training=True)
         layers = range(len(self.frozen.layers))
         held = [self._held(index, self.buffers.layer(index, len(batch.input_ids)), shared) for index in layers]
@@ -115,7 +116,7 @@ class Decoder:
     def _forward(
         self, embedded: Tensor, inputs: Sequence[Tensor], held: Sequence[_LayerState], shared: _PassState
     ) -> Tensor:
-        """Through all layers, each with its input in its place; gives the last one's output [learned, hidden]."""
+        """Run all layers, storing the input of each in `inputs`; return the last layer's output [learned, hidden]."""
         last = embedded.new_empty(len(shared.batch.learned), embedded.shape[1])
         inputs[0].copy_(embedded)
         residual = None
@@ -140,7 +141,7 @@ class Decoder:
         return self.frozen.embed(batch.input_ids)
 
     def _head(self, states: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """Losses of learned tokens, and the gradient of the last layer's output [learned, hidden]."""
+        """Return the losses of learned tokens, and the gradient of the last layer's output [learned, hidden]."""
         hidden, rstd = self._ops.rms_norm(states, self.frozen.final_norm, self.frozen.eps)
         losses, dhidden = token_losses_and_gradient(hidden, self.frozen.head, batch.targets, batch.weights)
         dstates = torch.zeros_like(states)
@@ -150,7 +151,7 @@ class Decoder:
     def _attention_forward(
         self, layer: FrozenLayer, x: Tensor, residual: Tensor | None, held: _LayerState, shared: _PassState
     ) -> None:
-        """Adds the `residual` to `x`, and goes on up to `memory.attended`."""
+        """Add `residual` to `x` in place, and compute up to `memory.attended`."""
         memory = held.memory
         y, held.attention_rstd = self._ops.rms_norm(x, layer.attention_norm, self.frozen.eps, residual)
         torch.mm(y, self._dense(layer, QKV).T, out=memory.qkv)
@@ -161,13 +162,13 @@ class Decoder:
         held.attention = shared.attention.forward(*self._heads(memory.qkv), out, training=shared.training)
 
     def _project_out(self, layer: FrozenLayer, held: _LayerState) -> None:
-        """From attention to `after.middle`, to which the layer's input has still to be added."""
+        """Apply o_proj, into `after.middle`; the layer's input is added to that later."""
         attended, middle = held.narrowed(held.memory.attended), held.after.middle
         torch.mm(attended, self._dense(layer, OUT).T, out=middle)
         held.inner[OUT] = held.low_rank.add(OUT, layer.index, attended, (middle,))
 
     def _mlp_inside(self, layer: FrozenLayer, residual: Tensor | None, held: _LayerState) -> Tensor:
-        """Adds the `residual` to `after.middle`, and gives what goes into down_proj."""
+        """Add `residual` to `after.middle` in place, and return the input of down_proj."""
         after = held.after
         y, held.mlp_rstd = self._ops.rms_norm(after.middle, layer.mlp_norm, self.frozen.eps, residual)
         for name, out in zip(GATE_UP, (after.gate, after.up), strict=True):
@@ -177,7 +178,7 @@ class Decoder:
         return h
 
     def _restore(self, layer: FrozenLayer, held: _LayerState, shared: _PassState) -> None:
-        """Computes again what wasn't kept."""
+        """Recompute the activations that weren't saved."""
         if held.memory.keep is ActivationPolicy.RECOMPUTE_ALL:
             self._attention_forward(layer, held.memory.x, None, held, shared)
             self._project_out(layer, held)
@@ -186,7 +187,7 @@ class Decoder:
             self._mlp_inside(layer, None, held)
 
     def _mlp_backward(self, layer: FrozenLayer, dx: Tensor, held: _LayerState) -> None:
-        """Turns `dx`, the gradient of the layer's output, into that of the residual stream in its middle."""
+        """Turn `dx`, the gradient of the layer's output, in place into that of the residual stream before the MLP."""
         after, low_rank = held.after, held.low_rank
         assert held.mlp_rstd is not None
         dh = dx @ self._dense(layer, DOWN)
@@ -204,7 +205,7 @@ class Decoder:
         self._ops.rms_norm_backward(dy, after.middle, layer.mlp_norm, held.mlp_rstd, dx)
 
     def _attention_backward(self, layer: FrozenLayer, dx: Tensor, held: _LayerState, shared: _PassState) -> Tensor:
-        """From the gradient of the residual stream in the layer's middle to that of its input."""
+        """Return the gradient of the layer's input; `dx` is that of the residual stream between attention and MLP."""
         memory = held.memory
         assert held.attention_rstd is not None
         dout = dx @ self._dense(layer, OUT)
@@ -222,7 +223,7 @@ class Decoder:
         return dx
 
     def _attend_backward(self, dout: Tensor, held: _LayerState, shared: _PassState) -> None:
-        """Puts the gradients of queries, keys and values in their place."""
+        """Overwrite queries, keys and values with their gradients."""
         memory, heads = held.memory, (-1, self.frozen.heads, self.frozen.head_size)
         q, k, v = self._heads(memory.qkv)
         out = memory.attended.view(heads)
@@ -231,21 +232,21 @@ class Decoder:
         self._ops.rotate(k, shared.cos, shared.sin, k, inverse=True)
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Views [tokens, features] of queries, keys and values."""
+        """Return views [tokens, features] of queries, keys and values."""
         q, k, v = torch.split(qkv, [count * self.frozen.head_size for count in self._counts], 1)
         return q, k, v
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Views [tokens, heads, size] of queries, keys and values."""
+        """Return views [tokens, heads, size] of queries, keys and values."""
         q, k, v = torch.split(qkv.view(len(qkv), -1, self.frozen.head_size), self._counts, 1)
         return q, k, v
 
     def _rotated(self, qkv: Tensor) -> Tensor:
-        """A view [tokens, heads, size] of queries and keys together."""
+        """Return a view [tokens, heads, size] of queries and keys, the features that rotary embedding applies to."""
         return qkv.view(len(qkv), -1, self.frozen.head_size)[:, : self.frozen.heads + self.frozen.key_heads]
 
     def _dense(self, layer: FrozenLayer, names: Sequence[str]) -> Tensor:
-        """The modules' weights [all their outputs, in], valid until the next call."""
+        """Return the modules' weights [all their outputs, in], valid until the next call."""
         return layer.dense(names, self.buffers.weight)
 
 

@@ -1,4 +1,4 @@
-"""The frozen base model's weights as the engine reads them: straight from the model that transformers loaded."""
+"""Weights of the frozen base model, read directly from the model that transformers loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 class FrozenLinear:
-    """One weight matrix [out, in], in 4 bits or as it is."""
+    """Weight matrix [out, in] of a linear module, in 4 bits or unquantised."""
 
     def __init__(self, name: str, linear: Any, dtype: torch.dtype) -> None:
         self.name = name
@@ -35,26 +35,26 @@ class FrozenLinear:
 
     @property
     def numel(self) -> int:
-        """Its weights."""
+        """Number of weights."""
         return self.shape[0] * self.shape[1]
 
     @property
     def is_quantized(self) -> bool:
-        """Whether its weights are computed anew for each use."""
+        """Whether the weights are dequantised for each use."""
         return self._dense is None
 
     def keep_dense(self) -> None:
-        """Keeps the weights in the type of matrix products from now on."""
+        """Keep the weights in the type of matrix products from now on."""
         if self._dense is None:
             self._dense = self.dense(torch.empty(self.shape, dtype=self.dtype, device=self._weight.device))
 
     def drop_dense(self) -> None:
-        """Computes the weights anew for each use from now on, where they are in 4 bits."""
+        """Dequantise the weights for each use from now on, if they are in 4 bits."""
         if self._scales is not None:
             self._dense = None
 
     def dense(self, buffer: Tensor) -> Tensor:
-        """The weights in the type of matrix products; in `buffer` [out, in] unless they are kept so anyway."""
+        """Return the weights in the type of matrix products, in `buffer` [out, in] unless they are kept that way."""
         if self._dense is not None:
             return self._dense
         if self._kernels is not None and self._pairs is not None:
@@ -66,7 +66,7 @@ class FrozenLinear:
 
 
 def _pair_table(scales: Any, kernels: ModuleType | None) -> Tensor | None:
-    """Where our kernel can be used: for NF4 with double quantisation on a GPU."""
+    """Return the table for the engine's own kernel; None without NF4, double quantisation and a GPU."""
     if kernels is None or scales is None or not scales.nested or scales.quant_type != "nf4":
         return None
     table: Tensor = kernels.pair_table(scales.code.float())
@@ -74,10 +74,10 @@ def _pair_table(scales: Any, kernels: ModuleType | None) -> Tensor | None:
 
 
 class FrozenLayer:
-    """One decoder layer."""
+    """Weights of one decoder layer."""
 
     def __init__(self, index: int, attention_norm: Tensor, mlp_norm: Tensor, linears: dict[str, FrozenLinear]) -> None:
-        """`linears` by the last part of their names, such as q_proj."""
+        """`linears` has the linear modules by the last part of their names, such as q_proj."""
         self.index = index
         self.attention_norm = attention_norm
         self.mlp_norm = mlp_norm
@@ -85,9 +85,9 @@ class FrozenLayer:
         self._qkv: Tensor | None = None
 
     def dense(self, names: Sequence[str], buffer: Callable[[int, int], Tensor]) -> Tensor:
-        """Weights of one module, or of q_proj, k_proj and v_proj one below the other, as matrix products take them.
+        """Return the weights of one module, or those of q_proj, k_proj and v_proj stacked, in the type of products.
 
-        `buffer` gives room for so many rows and columns, used where the weights aren't kept so anyway.
+        `buffer` returns memory for so many rows and columns. Weights that aren't kept in that type are put there.
         """
         linears = [self.linears[name] for name in names]
         rows = [linear.shape[0] for linear in linears]
@@ -103,7 +103,7 @@ class FrozenLayer:
         return whole
 
     def keep_dense(self) -> None:
-        """Keeps the weights as matrix products take them from now on."""
+        """Keep the weights in the type of matrix products from now on, with q_proj, k_proj and v_proj stacked."""
         if self._qkv is not None:
             return
         like = self.attention_norm
@@ -112,7 +112,7 @@ class FrozenLayer:
             self.linears[name].keep_dense()
 
     def drop_dense(self) -> None:
-        """Computes the weights anew for each use from now on, where they are in 4 bits."""
+        """Dequantise the weights for each use from now on, if they are in 4 bits."""
         self._qkv = None
         for linear in self.linears.values():
             linear.drop_dense()
@@ -120,7 +120,7 @@ class FrozenLayer:
 
 @dataclass(frozen=True)
 class FrozenDecoder:
-    """A whole base model."""
+    """Frozen base model: its layers, final norm and head."""
 
     model: Any
     layers: Sequence[FrozenLayer]
@@ -132,11 +132,11 @@ class FrozenDecoder:
     key_heads: int
     head_size: int
     dtype: torch.dtype
-    """Of matrix products."""
+    """Type of matrix products."""
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """Device of the weights."""
         return self.final_norm.device
 
     @property
@@ -156,7 +156,7 @@ class FrozenDecoder:
 
     @property
     def sizes(self) -> ModelSizes:
-        """What planning has to know of it."""
+        """Sizes by which micro-batches are planned."""
         return ModelSizes(
             layers=len(self.layers),
             hidden=self.hidden,
@@ -168,19 +168,19 @@ class FrozenDecoder:
         )
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """[tokens] to [tokens, hidden]."""
+        """Return the embeddings [tokens, hidden] of `input_ids` [tokens]."""
         embedded: Tensor = self.model.get_input_embeddings()(input_ids)
         return embedded.to(self.dtype)
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [tokens, head_size] of rotary position embedding."""
+        """Return the cosines and sines [tokens, head_size] of rotary position embedding."""
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         cos, sin = self.model.get_decoder().rotary_emb(like, positions[None])
         return cos[0].contiguous(), sin[0].contiguous()
 
 
 def freeze(model: Any, dtype: torch.dtype) -> FrozenDecoder:
-    """Reads the weights of a model of transformers. Raises `ModelError` if its layers aren't those that we know."""
+    """Read the weights of a model of transformers. Raises `ModelError` if the engine doesn't know its layers."""
     config = model.config
     _refuse_unknown(model)
     decoder = model.get_decoder()

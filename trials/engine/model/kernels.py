@@ -1,4 +1,4 @@
-"""What computes the engine's passes beside matrix products: plain torch on a CPU, Triton's kernels on a GPU."""
+"""Choice of the operations beside matrix products: plain torch on a CPU, Triton kernels on a GPU."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from trials.engine.lora.torch_lora import LoraOps, TorchLoraOps
 
 @dataclass(frozen=True)
 class Kernels:
-    """One device's."""
+    """Implementations for one device."""
 
     ops: ModuleType
-    """With the functions of `torch_ops`."""
+    """Module with the functions of `trials.engine.kernels.torch_ops`."""
     attention: Callable[[Sequence[int]], Attention]
-    """Of rows by their lengths in tokens."""
+    """Makes the attention over rows of these lengths in tokens."""
     products: Callable[[AdapterGroup, Dropout | None], LoraOps]
-    """Of a group, and of its span's dropout."""
+    """Makes the low-rank products of a group, from the dropout of its span; None: nothing is dropped."""
 
 
 PLAIN = Kernels(torch_ops, PaddedAttention, TorchLoraOps)
 
 
 def gpu_ops(device: torch.device) -> ModuleType | None:
-    """`triton_ops`, which also reads 4-bit weights, where there is a GPU."""
+    """Return `triton_ops`, which also dequantises 4-bit weights; None for a device that is no GPU."""
     if device.type != "cuda":
         return None
-    # Triton comes with torch's CUDA builds.
+    # Imported here, because Triton comes with torch's CUDA builds only.
     from trials.engine.kernels import triton_ops
 
     return triton_ops
 
 
 def kernels_for(device: torch.device) -> Kernels:
-    """On this device."""
+    """Return the implementations for this device."""
     ops = gpu_ops(device)
     if ops is None:
         return PLAIN

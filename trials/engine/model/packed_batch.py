@@ -1,4 +1,4 @@
-"""One micro-step's tokens: rows of one or more trials, end to end, those of a trial together."""
+"""Tokens of one micro-batch: rows of one or more trials, packed end to end, the rows of a trial together."""
 
 from __future__ import annotations
 
@@ -17,57 +17,57 @@ from trials.model.dropout import token_keys
 
 @dataclass(frozen=True)
 class BatchSlice:
-    """What one trial adds to a micro-step."""
+    """Rows of one trial in a micro-batch."""
 
     adapter: Adapter | None
-    """None: the base model alone."""
+    """None: the rows pass through the base model alone."""
     rows: Sequence[TokenizedRow]
     weight: float
-    """Of every learned token in the loss: one over those of the whole optimizer step."""
+    """Weight of each learned token in the loss; in training, 1 / learned tokens of the whole optimizer step."""
     step: int = 0
-    """The optimizer step, from 0, for dropout."""
+    """Optimizer step, from 0; dropout depends on it."""
     first_slot: int = 0
-    """The place of the first of these rows in that step."""
+    """Position of the first of these rows among all rows of that step; dropout depends on it."""
 
     @property
     def tokens(self) -> int:
-        """Of all its rows."""
+        """Tokens of all its rows."""
         return sum(len(row.input_ids) for row in self.rows)
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Tensors of one micro-step, on the model's device."""
+    """Tensors of one micro-batch, on the model's device."""
 
     input_ids: Tensor
     """[tokens]"""
     positions: Tensor
     """[tokens], from 0 in every row."""
     lengths: Sequence[int]
-    """Of the rows, in tokens."""
+    """Lengths of the rows in tokens."""
     learned: Tensor
-    """[learned]: the tokens after which a learned token comes."""
+    """[learned]: indices of the tokens whose next token is learned."""
     targets: Tensor
-    """[learned]: that token."""
+    """[learned]: ids of those next tokens."""
     weights: Tensor
-    """[learned], float32 or wider: of each loss in the sum that is differentiated."""
+    """[learned], float32 or wider: weight of each loss in the sum that is differentiated."""
     row_of: Tensor
-    """[learned]: the row that each belongs to, counted over all shares."""
+    """[learned]: index of the row that each belongs to, over all batch slices."""
     row_count: int
     segments: Sequence[Segment]
     learned_segments: Sequence[Segment]
-    """The same among `learned`."""
+    """Segments in the order of `segments`, with positions in `learned`."""
     dropout: Dropout | None
 
 
 def make_batch(
     shares: Sequence[BatchSlice], dtype: torch.dtype, device: torch.device, *, training: bool
 ) -> PackedBatch:
-    """Lays the rows of the shares end to end; dropout only if `training`. `dtype` is that of matrix products."""
+    """Pack the rows of batch slices end to end; dropout only if `training`. `dtype` is that of matrix products."""
     rows = [row for share in shares for row in share.rows]
     lengths = [len(row.input_ids) for row in rows]
     ids = torch.tensor([token for row in rows for token in row.input_ids])
-    # The state at a position predicts the token at the next one, which belongs to the same row.
+    # The hidden state at a position predicts the next token of the same row.
     following = torch.tensor([label for row in rows for label in (*row.labels[1:], IGNORED)])
     is_learned = following != IGNORED
     learned = is_learned.nonzero().squeeze(1)
@@ -99,7 +99,7 @@ def make_batch(
 
 
 def fitting(rows: Sequence[TokenizedRow], tokens: int, start: int = 0) -> int:
-    """The end of the rows from `start` on that have so many tokens together at most; one row in any case."""
+    """Return the end of the rows from `start` on that have at most `tokens` together; at least one row is taken."""
     end = start
     while end < len(rows) and (tokens := tokens - len(rows[end].input_ids)) >= 0:
         end += 1
@@ -107,7 +107,7 @@ def fitting(rows: Sequence[TokenizedRow], tokens: int, start: int = 0) -> int:
 
 
 def _segments(shares: Sequence[BatchSlice], tokens: Sequence[int]) -> list[Segment]:
-    """Of so many tokens a share."""
+    """Return the segments of the slices that have an adapter; `tokens` has the number of tokens of each slice."""
     segments, start = [], 0
     for share, count in zip(shares, tokens, strict=True):
         if share.adapter is not None:
@@ -117,7 +117,7 @@ def _segments(shares: Sequence[BatchSlice], tokens: Sequence[int]) -> list[Segme
 
 
 def _dropout(shares: Sequence[BatchSlice], positions: Tensor, row_of: Tensor, dtype: torch.dtype) -> Dropout | None:
-    """On the CPU."""
+    """Return the dropout of all tokens, on the CPU; None if no adapter has dropout."""
     rates = [0.0 if share.adapter is None else share.adapter.dropout for share in shares]
     if not any(rates):
         return None

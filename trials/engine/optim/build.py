@@ -1,6 +1,6 @@
-"""A trial's optimizer and schedule, as transformers' `Trainer` (5.23) and PEFT's LoRA+ (0.21) make them.
+"""Optimizer and schedule of a trial, as transformers' `Trainer` (5.23) and PEFT's LoRA+ (0.21) make them.
 
-Same classes, settings, groups and order, so that the state of either goes into the other.
+Classes, settings, parameter groups and their order are equal, so that either loads the other's state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NamedParameters = Sequence[tuple[str, nn.Parameter]]
 def build_optimizer(
     named_parameters: NamedParameters, config: TrialConfig, length: TrialLength
 ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    """For LoRA's A and B, named and ordered as PEFT does. The gradient is clipped by whoever takes the step."""
+    """Build them for LoRA's A and B, named and ordered as in PEFT. Clipping the gradient is left to the caller."""
     hp = config.hyperparameters
     groups = _plain_groups(named_parameters, hp) if hp.loraplus_ratio == 1.0 else _loraplus_groups(named_parameters, hp)
     settings: dict[str, Any] = {"lr": hp.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8}
@@ -41,7 +41,7 @@ def build_optimizer(
 
 
 def _plain_groups(named_parameters: NamedParameters, hp: Hyperparameters) -> list[dict[str, Any]]:
-    """`Trainer` spares biases and norms the decay; an adapter has none, and the group for them stays empty."""
+    """Return `Trainer`'s two groups; the second, for biases and norms without weight decay, is empty in an adapter."""
     return [
         {"params": [parameter for _, parameter in named_parameters], "weight_decay": hp.weight_decay},
         {"params": [], "weight_decay": 0.0},
@@ -49,7 +49,10 @@ def _plain_groups(named_parameters: NamedParameters, hp: Hyperparameters) -> lis
 
 
 def _loraplus_groups(named_parameters: NamedParameters, hp: Hyperparameters) -> list[dict[str, Any]]:
-    """A, embeddings, B, and what of B isn't decayed, of which an adapter of linear layers has the first and third."""
+    """Return PEFT's four LoRA+ groups: A, embeddings, B, and B without weight decay.
+
+    An adapter of linear layers has parameters in the first and the third only.
+    """
     a = [parameter for name, parameter in named_parameters if "lora_B" not in name]
     b = [parameter for name, parameter in named_parameters if "lora_B" in name]
     rate_of_b = hp.learning_rate * hp.loraplus_ratio
@@ -62,7 +65,7 @@ def _loraplus_groups(named_parameters: NamedParameters, hp: Hyperparameters) -> 
 
 
 def _torch_adamw(groups: list[dict[str, Any]], settings: dict[str, Any], hp: Hyperparameters) -> torch.optim.Optimizer:
-    """On a GPU one kernel for all parameters, whatever the name says: the same arithmetic in fewer launches."""
+    """Return torch's AdamW; on a GPU always the fused one, which does the same arithmetic in fewer kernel launches."""
     on_gpu = any(parameter.is_cuda for group in groups for parameter in group["params"])
     fused = True if on_gpu or hp.optimizer == "adamw_torch_fused" else None
     return torch.optim.AdamW(groups, fused=fused, **settings)
@@ -71,11 +74,11 @@ def _torch_adamw(groups: list[dict[str, Any]], settings: dict[str, Any], hp: Hyp
 def _bitsandbytes_adamw(
     groups: list[dict[str, Any]], settings: dict[str, Any], hp: Hyperparameters
 ) -> torch.optim.Optimizer:
-    """On a GPU never paged: an adapter's state is small, and paging waits for the GPU in every step."""
+    """Return bitsandbytes' AdamW; on a GPU never paged: the state is small, and paging waits for the GPU every step."""
     from bitsandbytes.optim import AdamW
 
     class Unwaiting(AdamW):  # type: ignore[misc]
-        """Without the wait for the GPU after every parameter (bitsandbytes 0.50): its kernels run in order anyway."""
+        """AdamW without bitsandbytes' (0.50) wait for the GPU after every parameter: kernels run in order anyway."""
 
         @torch.no_grad()
         def step(self, closure: None = None) -> None:

@@ -1,7 +1,7 @@
-"""A trial's optimizer over its adapter as one segment of numbers: one kernel a step, whatever the number of modules.
+"""Optimizer of a trial over its adapter as one flat tensor: one kernel a step, however many modules there are.
 
-AdamW is element-wise, so that nothing changes by it; with 8-bit state (arXiv 2110.02861) nothing changes where every
-matrix is made of whole blocks. State goes to disk and comes back parameter by parameter, as transformers has it.
+AdamW is element-wise, so the results are the same. With 8-bit state (arXiv 2110.02861) they are the same where every
+matrix consists of whole blocks. The state is saved and loaded parameter by parameter, as in transformers.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from trials.engine.optim.build import build_optimizer
 from trials.schedule import TrialLength
 
 _BLOCK = 256
-"""Numbers that share a scale in bitsandbytes' 8-bit state."""
+"""Size of the blocks in bitsandbytes' 8-bit state; each has one scale."""
 _LEAST_8BIT = 4096
-"""Parameters of fewer numbers keep 32-bit state there."""
+"""Size below which a parameter keeps 32-bit state in bitsandbytes."""
 _WHOLE = ("exp_avg", "exp_avg_sq", "state1", "state2")
 _BLOCKWISE = ("absmax1", "absmax2")
 _WRAPPED = "__bnb_optimizer_quant_state__"
@@ -45,28 +45,28 @@ class FlatOptimizer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """Learning rate of the next step."""
         return float(self.scheduler.get_last_lr()[0])
 
     @property
     def param_groups(self) -> list[State]:
-        """The optimizer's own."""
+        """Parameter groups of the wrapped optimizer; one parameter if the adapter is flat."""
         return self._optimizer.param_groups
 
     @property
     def is_whole(self) -> bool:
-        """Whether a step that memory doesn't suffice for changes nothing: its state comes first, then one kernel."""
+        """Whether a step that runs out of memory changes nothing: state is allocated first, then one kernel runs."""
         groups = self._optimizer.param_groups
         in_one_kernel = any(group.get("fused") for group in groups) or self._on_gpu
         return self._is_flat and in_one_kernel
 
     def step(self) -> None:
-        """One step of both."""
+        """Take one step of the optimizer and of the schedule."""
         self._optimizer.step()
         self.scheduler.step()
 
     def state_dict(self) -> State:
-        """As of an optimizer with a parameter for each matrix."""
+        """Return the state of an equal optimizer with one parameter for each matrix."""
         found = self._optimizer.state_dict()
         if not self._is_flat:
             return found
@@ -77,7 +77,7 @@ class FlatOptimizer:
         return {"state": states, "param_groups": groups}
 
     def load_state_dict(self, found: State) -> None:
-        """Takes what `state_dict` gives, or an optimizer of transformers' `Trainer`."""
+        """Load a state from `state_dict`, or from the optimizer of transformers' `Trainer`."""
         if self._is_flat:
             first, *others = found["param_groups"]
             states = [found["state"][number] for number in first["params"] if number in found["state"]]
@@ -87,7 +87,7 @@ class FlatOptimizer:
 
 
 def _may_be_flat(hp: Hyperparameters, shapes: Sequence[torch.Size]) -> bool:
-    """Whether one parameter for all is the same to the optimizer; LoRA+ has rates of their own for A and B."""
+    """Return whether one flat parameter gives the same steps; with LoRA+ it can't, as A and B have different rates."""
     in_blocks = all(shape.numel() % _BLOCK == 0 and shape.numel() >= _LEAST_8BIT for shape in shapes)
     return hp.loraplus_ratio == 1.0 and ("8bit" not in hp.optimizer or in_blocks)
 
@@ -105,7 +105,7 @@ def _split(whole: State, shapes: Sequence[torch.Size]) -> list[State]:
         elif key in _BLOCKWISE:
             parts = _parts(value, [shape.numel() // _BLOCK for shape in shapes])
         else:
-            # Each its own: torch counts a parameter's steps in place.
+            # A copy for each, because torch counts a parameter's steps in place.
             parts = [copy.deepcopy(value) for _ in shapes]
         for state, part in zip(states, parts, strict=True):
             state[key] = part
@@ -113,7 +113,7 @@ def _split(whole: State, shapes: Sequence[torch.Size]) -> list[State]:
 
 
 def _parts(value: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """In memory of their own, so that each is saved without the others."""
+    """Return copies of the parts, so that saving one doesn't save the whole storage."""
     return [part.clone() for part in torch.split(value.flatten(), list(sizes))]
 
 

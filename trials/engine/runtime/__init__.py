@@ -1,1 +1,1 @@
-"""Threads: the step loop, the micro-batcher, one thread per trial."""
+"""Threads of the engine: the step loop with its micro-batcher, and one thread per trial."""

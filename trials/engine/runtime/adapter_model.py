@@ -1,4 +1,4 @@
-"""The adapter of a trial in the engine, as its supervisor sees it."""
+"""Adapter of a trial in the engine, as a `trials.training.evaluation_loop.TrainableModel`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trials.system.distributed import ALONE, ProcessGroup
 
 @dataclass(frozen=True)
 class EngineModel:
-    """An adapter on the engine's base model, or that base model alone."""
+    """Adapter on the engine's base model; with `adapter` None, the base model alone."""
 
     loop: StepLoop
     config: TrialConfig
@@ -34,16 +34,16 @@ class EngineModel:
     ranks: ProcessGroup = ALONE
 
     def losses(self) -> RowLosses:
-        """Of the eval rows, as it is now."""
+        """Return the losses of the eval rows with the present weights."""
         return shared_losses(self.ranks, self.rows, lambda rows: self.loop.evaluate(self.adapter, rows))
 
     def save(self, path: Path) -> None:
-        """Writes it into a folder in PEFT's format."""
+        """Save the adapter in the folder `path` in PEFT's format."""
         assert self.adapter is not None
         save_adapter(self.adapter.named_parameters(), self.config, path)
 
     def scored(self, scorer: AnswerScorer, point: EvalPoint, losses: RowLosses) -> EvalPoint:
-        """Answers come from transformers' own model, which nobody else uses meanwhile."""
+        """Score answers of transformers' own model in the loop's thread, so that nothing else uses it meanwhile."""
 
         def score() -> EvalPoint:
             with self._as_model() as model, self._heard():
@@ -54,7 +54,7 @@ class EngineModel:
 
     @contextmanager
     def _heard(self) -> Iterator[None]:
-        """Lets every token that is generated count as progress: answers may take minutes."""
+        """Count every generated token as progress: answers may take minutes."""
         heartbeat = self.loop.heartbeat
         hook = self.loop.frozen.model.get_decoder().register_forward_pre_hook(lambda *_: heartbeat.beat())
         try:

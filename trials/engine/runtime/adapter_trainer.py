@@ -1,4 +1,4 @@
-"""A trial as the engine's loop sees it: an adapter that wants the rows of its optimizer steps."""
+"""Training of one adapter as the step loop drives it: rows of each optimizer step, then the step."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from trials.system.distributed import ALONE, ProcessGroup
 
 @dataclass(frozen=True)
 class StepDone:
-    """An optimizer step that was taken."""
+    """Optimizer step that was taken."""
 
     figures: AsyncScalars
     """Mean loss of the step's learned tokens, in nats, and the gradient's L2 norm before clipping."""
     learning_rate: float
     tokens: int
     ended_at: float
-    """Seconds since the epoch; a GPU may be one micro-step behind."""
+    """Seconds since the epoch when the step was queued; a GPU may be one micro-batch behind."""
 
 
 class AdapterTrainer:
-    """Takes its optimizer steps as soon as their rows have passed. Belongs to the loop's thread while it trains."""
+    """Adapter with its optimizer and the rows of its steps. Belongs to the loop's thread while it trains."""
 
     def __init__(
         self,
@@ -41,18 +41,18 @@ class AdapterTrainer:
         steps_done: int,
         ranks: ProcessGroup = ALONE,
     ) -> None:
-        """`rows_of_step` gives the rows of an optimizer step, counted from 0; it's asked in order.
+        """`rows_of_step` returns the rows of an optimizer step, counted from 0; it's called in order.
 
         Each of the `ranks` passes its part of them, and all take the same step with the sum of their gradients.
         """
         self.adapter = adapter
         self.steps_done = steps_done
         self.tokens_served = 0
-        """Tokens that the engine has passed for it, by which trials take turns."""
+        """Tokens passed so far on this rank; the trial with the fewest is served first."""
         self.done: list[StepDone] = []
-        """Steps since the trial last looked."""
+        """Steps that the trial's thread hasn't read yet."""
         self.oom_tokens: list[int] = []
-        """Tokens of the micro-steps that it took part in and that memory didn't suffice for."""
+        """Tokens at once in its micro-batches and optimizer steps for which memory ran out."""
         self._flat_optimizer = flat_optimizer
         self._max_grad_norm = max_grad_norm
         self._rows_of_step = rows_of_step
@@ -65,7 +65,7 @@ class AdapterTrainer:
         self._loss: Tensor | None = None
 
     def begin_step(self) -> None:
-        """Takes up the rows of the next optimizer step, from the first on; also after a step that was broken off."""
+        """Begin the next optimizer step with its first row, or begin it again after a failure."""
         rows = self._rows_of_step(self.steps_done)
         lengths = [len(row.input_ids) for row in rows]
         mine, is_counted = self._ranks.shard(lengths)
@@ -76,11 +76,11 @@ class AdapterTrainer:
         self._loss = None
         self.adapter.gradient.zero_()
 
-    def next_rows(self, manager: int) -> BatchSlice | None:
-        """The next rows that fit into so many tokens; None if not even one does."""
+    def next_rows(self, token_budget: int) -> BatchSlice | None:
+        """Take the next rows that fit into `token_budget` tokens; None if not even one does."""
         end = self._passed
-        while end < len(self._rows) and len(self._rows[end].input_ids) <= manager:
-            manager -= len(self._rows[end].input_ids)
+        while end < len(self._rows) and len(self._rows[end].input_ids) <= token_budget:
+            token_budget -= len(self._rows[end].input_ids)
             end += 1
         if end == self._passed:
             return None
@@ -92,37 +92,37 @@ class AdapterTrainer:
 
     @property
     def next_row_tokens(self) -> int:
-        """Of the row that is next."""
+        """Tokens of the next row."""
         return len(self._rows[self._passed].input_ids)
 
     @property
     def may_step_again(self) -> bool:
-        """Whether an optimizer step that memory didn't suffice for can be begun anew."""
-        # Where there are other ranks, they have taken theirs already.
+        """Whether an optimizer step that ran out of memory can be begun again."""
+        # With several ranks it can't: the others have already taken theirs.
         return self._flat_optimizer.is_whole and self._ranks.world_size == 1
 
     @property
     def step_is_complete(self) -> bool:
-        """Whether all rows of the optimizer step have been taken."""
+        """Whether all rows of the optimizer step have been taken into micro-batches."""
         return self._passed == len(self._rows)
 
     def add_losses(self, losses: Tensor) -> None:
-        """Summed losses of rows that it had taken."""
+        """Add the summed losses [rows] of rows that were taken to the step's loss."""
         loss = losses.sum() * self._weight
         self._loss = loss if self._loss is None else self._loss + loss
 
     @torch.no_grad()
     def take_step(self) -> StepDone:
-        """The optimizer step.
+        """Take the optimizer step, with the gradients summed over all ranks and clipped.
 
-        Where the gradient's norm isn't finite, it counts as zero: the weights must stay finite, because a zero times
-        infinity in a product over all adapters would reach the others. The trial ends by it in any case.
+        A gradient whose norm isn't finite is set to zero. The weights must stay finite: in a product over all adapters,
+        zero times infinity would reach the other trials. The trial itself ends by it in any case.
         """
         assert self._loss is not None
         gradient = self.adapter.gradient
-        self._ranks.any()  # a rank whose memory didn't suffice adds nothing to the sum
+        self._ranks.any()  # raises if another rank has failed, for example out of memory: it never joins the sum
         self._ranks.sum(gradient, self._loss)
-        # A CPU sums one number after the other: in float32 a few parts in a million are lost.
+        # A CPU adds one number after the other: in float32 the norm would be off by a few parts in a million.
         wide = torch.float64 if gradient.device.type == "cpu" else None
         norm: Tensor = torch.linalg.vector_norm(gradient, dtype=wide).to(gradient.dtype)
         if self._max_grad_norm is not None:

@@ -1,4 +1,4 @@
-"""Checkpoints of a trial in the engine, in the files of transformers' `Trainer` (5.23), which either can go on from.
+"""Checkpoints of a trial in the engine, in the files of transformers' `Trainer` (5.23); either resumes from them.
 
 checkpoint-<step>/adapter_config.json, adapter_model.safetensors  as PEFT writes them
                   optimizer.pt, scheduler.pt                      state dicts
@@ -31,7 +31,7 @@ _OPTIMIZER, _SCHEDULER, _RANDOM, _STATE = "optimizer.pt", "scheduler.pt", "rng_s
 
 
 def first_state(config: TrialConfig, train: Split, length: TrialLength) -> TrainerState:
-    """The state of a trial that hasn't begun, with all that `Trainer` asks of it in a checkpoint."""
+    """Return the state of a trial before its first step, with all fields that `Trainer` needs in a checkpoint."""
     batch = config.hyperparameters.effective_batch
     steps_per_epoch = math.ceil(len(train) / batch)
     return TrainerState(
@@ -51,7 +51,7 @@ def write_checkpoint(
     state: TrainerState,
     log: LogState,
 ) -> None:
-    """Puts one on disk after `state.global_step` steps, whole or not at all; see `CheckpointWriter.write`."""
+    """Write a checkpoint of step `state.global_step`, atomically; see `CheckpointWriter.write`."""
 
     def save() -> None:
         path = writer.unfinished / f"checkpoint-{state.global_step}"
@@ -69,10 +69,12 @@ def read_checkpoint(
     named_parameters: NamedParameters,
     flat_optimizer: FlatOptimizer,
 ) -> TrainerState:
-    """Puts parameters, optimizer and schedule where they were, whoever wrote the checkpoint; gives the state.
+    """Restore parameters, optimizer and schedule from a checkpoint of either backend; return the trainer state.
 
-    The training loss that wasn't logged yet is in `checkpoint.progress.log`. Raises `RunFolderError` if the checkpoint
-    is of another adapter.
+    The training loss that wasn't logged yet is in `checkpoint.progress.log`.
+
+    Raises:
+        RunFolderError: If the checkpoint is of another adapter.
     """
     path = checkpoint.path
     _load_weights(path, named_parameters)
@@ -94,20 +96,20 @@ def _load_weights(path: Path, named_parameters: NamedParameters) -> None:
 
 
 def _as_under_trl(state: dict[str, Any], config: TrialConfig) -> dict[str, Any]:
-    """A state dict that makes TRL's trainer go on with the kernels that the optimizer's name asks for."""
+    """Return a state dict with which TRL's trainer resumes with the kernels that the optimizer's name asks for."""
     fused = True if config.hyperparameters.optimizer == "adamw_torch_fused" else None
     groups = [{**group, "fused": fused} if "fused" in group else group for group in state["param_groups"]]
     return {**state, "param_groups": groups}
 
 
 def _keep_kernels(saved: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> None:
-    """How a step is computed is the machine's business, and doesn't come from a checkpoint."""
+    """Replace the checkpoint's choice of kernels by that of this machine's optimizer."""
     for theirs, mine in zip(saved, ours, strict=True):
         theirs.update({name: mine[name] for name in ("fused", "foreach") if name in mine})
 
 
 def _random_state(seed: int) -> dict[str, Any]:
-    """What `Trainer` wants to put back, as `set_seed` leaves it; the process's own generators belong to many trials."""
+    """Return the generator states that `Trainer` restores, as after `set_seed`; many trials share the process's own."""
     state: dict[str, Any] = {
         "python": random.Random(seed).getstate(),
         "numpy": np.random.RandomState(seed).get_state(),

@@ -1,7 +1,7 @@
-"""Signs of life of the engine's threads, by which others see that one of them hangs.
+"""Heartbeats of the engine's threads, by which a hanging thread is recognised.
 
-A thread that works beats with every piece of work; one that waits for another thread, or for the word of whoever runs
-the trial, rests meanwhile and isn't counted: the thread that it waits for is.
+A working thread beats with every piece of work. A thread that waits for another thread, or for a callback of the
+launcher, is resting and isn't counted.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from contextlib import contextmanager
 
 
 class Heartbeat:
-    """Of the threads at work. Its methods may be called from any thread; each is about the thread that calls."""
+    """Last heartbeats of the threads at work. Thread-safe; `beat` to `resting` concern the calling thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._beats: dict[int, float] = {}
 
     def beat(self) -> None:
-        """The calling thread is at work, and gets on."""
+        """Record that the calling thread is at work and makes progress."""
         with self._lock:
             self._beats[threading.get_ident()] = time.monotonic()
 
     def stop(self) -> None:
-        """The calling thread has nothing to do from now on, until it beats again."""
+        """Record that the calling thread has no work until it beats again."""
         with self._lock:
             self._beats.pop(threading.get_ident(), None)
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """The calling thread is at work inside."""
+        """Count the calling thread as at work inside the block."""
         self.beat()
         try:
             yield
@@ -40,7 +40,7 @@ class Heartbeat:
 
     @contextmanager
     def resting(self) -> Iterator[None]:
-        """The calling thread waits for others inside; if it was at work, it is again afterwards."""
+        """Count the calling thread as waiting inside the block; if it was at work before, it is again afterwards."""
         with self._lock:
             was_at_work = self._beats.pop(threading.get_ident(), None) is not None
         try:
@@ -50,7 +50,7 @@ class Heartbeat:
                 self.beat()
 
     def seconds_since_progress(self) -> float | None:
-        """Since the last beat of the thread that has been silent longest; None: nobody is at work."""
+        """Return the seconds since the oldest of the threads' last heartbeats; None: no thread is at work."""
         with self._lock:
             oldest = min(self._beats.values(), default=None)
         return None if oldest is None else time.monotonic() - oldest

@@ -1,4 +1,4 @@
-"""Micro-steps: rows of all trials that train, in turn; optimizer steps at their ends; and who leaves by whose fault."""
+"""Micro-batches of the rows of all trials in training, the optimizer steps they complete, and their failures."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from trials.system.oom import is_out_of_memory
 logger = logging.getLogger(__name__)
 
 IsThere = Callable[[int, int], bool]
-"""Whether a trial has reached what it trains for, from its optimizer steps and tokens since it began to."""
+"""Whether a trial has reached its next stop, from its optimizer steps in all and its tokens since `StepLoop.train`."""
 
 
 class DivergedError(Exception):
-    """A trial's gradient isn't finite."""
+    """A trial's loss or gradient isn't finite."""
 
 
 @dataclass
 class ActiveTrial:
-    """A trial that trains, and who waits for it."""
+    """Trial in training, and the future that its own thread waits for."""
 
     trainer: AdapterTrainer
     is_there: IsThere
@@ -39,29 +39,30 @@ class ActiveTrial:
 
 
 class MicroBatcher:
-    """The trials that train at the moment. Belongs to the loop's thread."""
+    """Runs the micro-batches of the trials that train at the moment. Belongs to the loop's thread."""
 
     def __init__(self, decoder: Decoder, limit: int, learn: Learn) -> None:
         self._decoder = decoder
         self._learn = learn
         self.limit = limit
-        """Tokens of a micro-step at most, but for a single row."""
+        """Limit of a micro-batch in tokens; a single row may exceed it."""
         self._training: list[ActiveTrial] = []
         self._unseen: list[tuple[ActiveTrial, StepDone]] = []
 
     def __bool__(self) -> bool:
-        """Whether anybody trains."""
+        """Return whether any trial trains."""
         return bool(self._training)
 
     def add(self, training: ActiveTrial) -> None:
-        """A trial trains from now on."""
-        # Nobody who comes later makes the others wait until it has had as much as they.
+        """Add a trial, which trains from now on."""
+        # A new trial starts with the lowest count of those that train. From zero it would be served first, at the
+        # others' expense, until it had caught up with them.
         least = min((other.trainer.tokens_served for other in self._training), default=0)
         training.trainer.tokens_served = max(training.trainer.tokens_served, least)
         self._begin_step(training)
 
     def abandon(self, error: Exception) -> None:
-        """Nobody trains any more."""
+        """Remove all trials; their futures raise `error`."""
         for training in list(self._training):
             self._leave(training, error)
 
@@ -75,7 +76,7 @@ class MicroBatcher:
                 self._training.append(training)
 
     def run_micro_batch(self) -> None:
-        """One micro-step, and the optimizer steps that it completes."""
+        """Run one micro-batch, and take the optimizer steps that it completes."""
         taken = self._take_rows()
         shares = [share for _, share in taken]
         try:
@@ -86,7 +87,7 @@ class MicroBatcher:
         else:
             failure = None
         if failure is not None:
-            # Only here, where the error's frames and the tensors in them can go.
+            # Outside of the `except` block, so that the error's frames and the tensors in them can be freed.
             self._break_off(taken, failure)
             return
         self._note(taken, losses)
@@ -97,14 +98,14 @@ class MicroBatcher:
                 self._finish_step(training)
 
     def _take_rows(self) -> list[tuple[ActiveTrial, BatchSlice]]:
-        manager = self.limit
+        token_budget = self.limit
         taken: list[tuple[ActiveTrial, BatchSlice]] = []
         for training in sorted(self._training, key=lambda training: training.trainer.tokens_served):
-            share = training.trainer.next_rows(manager)
+            share = training.trainer.next_rows(token_budget)
             if share is None and not taken:
                 share = training.trainer.next_rows(training.trainer.next_row_tokens)
             if share is not None:
-                manager -= share.tokens
+                token_budget -= share.tokens
                 taken.append((training, share))
         return sorted(taken, key=_beside_its_like)
 
@@ -131,7 +132,7 @@ class MicroBatcher:
             self._begin_step(training)
 
     def _fail_step(self, training: ActiveTrial, error: Exception) -> None:
-        """Begins the step anew if there wasn't memory for the optimizer's state; smaller micro-steps leave more."""
+        """Begin the step again, with a new limit, if it ran out of memory and can be repeated; else fail the trial."""
         trainer = training.trainer
         most = None
         if is_out_of_memory(error) and trainer.may_step_again:
@@ -146,17 +147,17 @@ class MicroBatcher:
         self._begin_step(training)
 
     def check_finite(self) -> None:
-        """Ends trials whose gradient wasn't finite in the micro-step before the one in work."""
+        """End trials whose loss or gradient norm wasn't finite in a step that no earlier call has checked."""
         for training, step in self._unseen:
             if not training.future.done() and not all(map(math.isfinite, step.figures.read())):
                 self._leave(training, DivergedError("the gradient is not finite"))
         self._unseen = []
 
     def _break_off(self, taken: Sequence[tuple[ActiveTrial, BatchSlice]], error: Exception) -> None:
-        """After a failed micro-step: its trials begin their optimizer steps anew, with less at once.
+        """Handle a failed micro-batch: if memory ran out, its trials begin their steps again, with a new limit.
 
-        What fails with a single row, where nothing needs less, is that trial's own failure, and what isn't for want of
-        memory is everybody's who took part.
+        If it was a single row and no plan needs less memory, its trial fails. Any other error fails every trial in the
+        micro-batch.
         """
         rows = sum(len(share.rows) for _, share in taken)
         tokens = sum(share.tokens for _, share in taken)
@@ -177,7 +178,7 @@ class MicroBatcher:
                 self._leave(training, error)
 
     def _leave(self, training: ActiveTrial, error: Exception | None) -> None:
-        """Raises what is no trial's own; the training is abandoned then with all others."""
+        """Remove a trial and set its future. A fatal GPU error is raised instead; `abandon` then ends all trials."""
         if error is not None and is_fatal_gpu_error(error):
             if training not in self._training:
                 self._training.append(training)
@@ -191,6 +192,6 @@ class MicroBatcher:
 
 
 def _beside_its_like(taken: tuple[ActiveTrial, BatchSlice]) -> tuple[int, tuple[str, ...]]:
-    """Orders shares so that adapters of one module lie together: between them nothing has to be computed for it."""
+    """Return a sort key by modules: adapters with the same ones are then neighbours, and a group spans fewer tokens."""
     modules = taken[0].trainer.adapter.modules
     return len(modules), modules

@@ -1,7 +1,8 @@
-"""The share of wall time in which the GPU computes, over a whole stay of trials, for `benchmarks.engine.throughput`.
+"""Share of wall time in which the GPU computes, measured over several trials for `benchmarks.engine.throughput`.
 
-`ENGINE_PROFILE=FILE:TRIALS` in the environment of an engine's process: from its first work until so many trials have
-left, torch's profiler (CUPTI) notes every kernel, and FILE gets their seconds and the wall's.
+With `ENGINE_PROFILE=FILE:TRIALS` in the environment of an engine's process, torch's profiler (CUPTI) records every
+kernel. It starts when the first trial is admitted and stops when so many trials have left. FILE then gets the seconds
+of kernels and of wall time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from trials.system.files import write_json
 
 
 class KernelClock:
-    """Counts trials down, and writes its file when the last has left. Belongs to the loop's thread."""
+    """Profiler that stops and writes its file when so many trials have left. Belongs to the loop's thread."""
 
     def __init__(self, file: Path, trials: int, activity: ProfilerActivity = ProfilerActivity.CUDA) -> None:
         self._file = file
@@ -28,28 +29,28 @@ class KernelClock:
         self._began = time.perf_counter()
 
     def trial_left(self) -> None:
-        """One trial has left."""
+        """Count a trial that has left; after the last one, write the file."""
         self._trials -= 1
         if self._trials == 0:
             wall = time.perf_counter() - self._began
             self._profile.stop()
-            # Here, before the last trial's end is known: the process may be ended as soon as it is.
+            # Written before the last trial's end is reported: the process may be ended right after that.
             self._write(wall)
 
     def _write(self, wall: float) -> None:
-        # What the profiler keeps by itself: its own list in Python would take minutes, and gigabytes.
+        # Kineto's raw results, because the profiler's own list in Python would take minutes and gigabytes.
         profiler = self._profile.profiler
         assert profiler is not None
         results = profiler.kineto_results
         assert results is not None
-        # Launches, and their waiting for room in the GPU's queue, are the host's time.
+        # Only the device's events: launches, and waits for space in the GPU's queue, are the host's time.
         events = (event for event in results.events() if event.device_type().name == self._device)
         spans = [(event.start_ns(), event.end_ns()) for event in events]
         write_json(self._file, {"kernel_seconds": covered(spans) / 1e9, "wall_seconds": wall})
 
 
 def kernel_clock() -> KernelClock | None:
-    """As the environment asks for."""
+    """Return the profiler that `ENGINE_PROFILE` asks for, started; None if it isn't set."""
     wish = os.environ.get("ENGINE_PROFILE")
     if not wish:
         return None
@@ -58,7 +59,7 @@ def kernel_clock() -> KernelClock | None:
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of spans: kernels may overlap."""
+    """Return the length of the union of `spans` (start, end): kernels may overlap."""
     total, end = 0.0, float("-inf")
     for start, stop in sorted(spans):
         total += max(0.0, stop - max(start, end))

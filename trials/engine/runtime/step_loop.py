@@ -1,8 +1,8 @@
-"""The engine's one thread that computes: micro-steps of all trials that train, and evaluations between them.
+"""Step loop: the engine's computing thread, which runs micro-batches of all trials and evaluations between them.
 
-A micro-step takes rows from the trials in turn, up to the tokens that memory has room for. A trial whose optimizer step
-is complete takes it at the micro-step's end, and is handed back to its own thread if that was the step it wanted to
-reach. Nothing here waits for the GPU but a look at losses and gradient norms, one micro-step late.
+A micro-batch takes rows from the trials in turn, up to the limit in tokens. A trial whose optimizer step is complete
+takes it at the end of the micro-batch. If it has reached its next stop, its own thread goes on. The loop waits for the
+GPU only to read losses and gradient norms, one micro-batch late.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ logger = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 _NOBODY = -1
-"""A trial's key; trials' are addresses."""
+"""Key of memory that belongs to no trial; trials' keys are values of `id`, which are positive."""
 
 
 class EngineClosedError(TrialInterrupted):
-    """The engine ended before the trial did."""
+    """The engine ended before the trial."""
 
 
 class StepLoop:
-    """Runs work of trials, which ask for it from threads of their own and wait for the future."""
+    """Runs the work of trials, which submit it from their own threads and wait for the future."""
 
     def __init__(self, frozen: FrozenDecoder, machine: Machine) -> None:
         self.frozen = frozen
         self.heartbeat = Heartbeat()
-        """Of this thread, and of those that ask it for work."""
+        """Heartbeats of the loop's thread, and of the threads that submit work."""
         self._manager = MemoryManager(frozen, machine)
         self._decoder = Decoder(frozen, self._manager.buffers)
         self._micro_batcher = MicroBatcher(self._decoder, self._manager.max_tokens, self._learn)
@@ -71,7 +71,7 @@ class StepLoop:
         self._thread.start()
 
     def train(self, trainer: AdapterTrainer, is_there: IsThere) -> Future[None]:
-        """Takes optimizer steps until `is_there` says so, at least one.
+        """Take optimizer steps until `is_there` returns True, at least one.
 
         The future raises `DivergedError`, torch's error if memory doesn't suffice for a single row, or
         `EngineClosedError`.
@@ -84,9 +84,9 @@ class StepLoop:
         return training.future
 
     def evaluate(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> RowLosses:
-        """Loss of every row's completion, in the order of `rows`; of the base model where there is no adapter.
+        """Return the loss of every row's completion, in the order of `rows`; `adapter` None: of the base model.
 
-        Only the caller waits for the figures: the thread that computes goes on with what others want.
+        Only the caller waits for the losses to arrive from the GPU; the loop's thread goes on with other work.
         """
         later: AsyncScalars = self.wait_for(self.call(lambda: self._evaluate(adapter, rows)))
         with self.fatal_gpu_errors():
@@ -95,9 +95,9 @@ class StepLoop:
 
     @contextmanager
     def fatal_gpu_errors(self) -> Iterator[None]:
-        """Ends the engine if whoever is in here finds that its GPU can't be relied on, as the loop's thread does.
+        """End the engine if the block raises a fatal GPU error, as such an error in the loop's thread does.
 
-        He too gets `EngineClosedError` then.
+        The block raises `EngineClosedError` then.
         """
         try:
             yield
@@ -107,7 +107,7 @@ class StepLoop:
             raise
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
-        """Runs a function by itself, before the next micro-step."""
+        """Run a function in the loop's thread before the next micro-batch; return its future."""
         future: Future[Any] = Future()
         with self._changed:
             self._refuse_closed()
@@ -116,21 +116,21 @@ class StepLoop:
         return future
 
     def wait_for(self, future: Future[Any]) -> Any:
-        """What the loop's thread answers; the calling thread rests until then."""
+        """Return the future's result; the calling thread counts as resting until it arrives."""
         with self.heartbeat.resting():
             return future.result()
 
     def admit(self, key: int, footprint: TrialFootprint) -> None:
-        """Makes room for a trial. Raises torch's error if memory doesn't suffice."""
+        """Admit a trial to memory. Raises torch's error if memory doesn't suffice."""
         self.wait_for(self.call(lambda: self._admit(key, footprint)))
 
     def release(self, key: int) -> None:
-        """Gives back a trial's room."""
+        """Release a trial's memory; does nothing once the engine has ended."""
         with suppress(EngineClosedError):
             self.wait_for(self.call(lambda: self._release(key)))
 
     def run_isolated(self, footprint: TrialFootprint, work: Callable[[Decoder], None]) -> None:
-        """Runs something by itself, with room for a trial who is none of the trials."""
+        """Run `work` in the loop's thread, with memory for `footprint` that belongs to no trial; wait for its end."""
 
         def run() -> None:
             self._manager.admit(_NOBODY, footprint)
@@ -143,7 +143,7 @@ class StepLoop:
         self.call(run).result()
 
     def allocate(self, make: Callable[[], Made]) -> Made:
-        """What a trial keeps for itself, such as its adapter; where memory runs out, micro-steps become smaller.
+        """Return what `make` allocates for a trial, such as its adapter; if memory runs out, micro-batches shrink.
 
         Raises torch's error if they can't. To be called from the trial's thread.
         """
@@ -155,7 +155,7 @@ class StepLoop:
                 if not is_out_of_memory(error):
                     raise
                 failure = error.with_traceback(None)
-            # Only here, where the error's frames and the tensors in them are gone.
+            # Outside of the `except` block, because the error's frames keep tensors in memory.
             most = self.wait_for(self.call(lambda: self._learn(self._manager.max_tokens, self._manager.max_tokens)))
             if most is None:
                 self.wait_for(self.call(lambda: self._manager.oom_history.forget_after(known)))
@@ -163,7 +163,7 @@ class StepLoop:
             logger.warning("out of memory before a trial trains; at most %d tokens at once from now on", most)
 
     def dry_run(self, dry_run: DryRun) -> MemoryReport:
-        """Tries the worst micro-step of a trial that has entered, where nothing like it has been tried yet.
+        """Try the worst micro-batch of an admitted trial, unless a verified fit covers it; return the memory report.
 
         Raises torch's error if memory doesn't suffice for a single row.
         """
@@ -172,17 +172,17 @@ class StepLoop:
         return found
 
     def memory_report(self, key: int) -> MemoryReport:
-        """As `try_out` gave it, and as it is by now; the peak is that of the whole process."""
+        """Return the memory report as it is by now, without attempts; the peak is that of the whole process."""
         found: MemoryReport = self.wait_for(self.call(lambda: self._manager.memory_report(key)))
         return found
 
     @property
     def has_ended(self) -> bool:
-        """Whether it was closed, or has broken down."""
+        """Whether the engine was closed or has failed."""
         return self._is_closed
 
     def close(self) -> None:
-        """Ends the thread after the micro-step in work; trials that train get `EngineClosedError`."""
+        """End the thread after the current micro-batch; trials that train get `EngineClosedError`."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -198,7 +198,7 @@ class StepLoop:
                 torch.cuda.set_device(self.frozen.device)  # a new thread begins with the first GPU
             self._work()
         except Exception as error:
-            # No trial's own, such as a GPU that is gone: whoever waits must hear of it.
+            # An error of no single trial, such as a lost GPU: every waiting thread must get it.
             logger.exception("the engine has broken down")
             self._farewell = f"the engine has broken down: {type(error).__name__}: {error}"
         with self._changed:
@@ -213,7 +213,7 @@ class StepLoop:
     def _work(self) -> None:
         while self._wait_for_work():
             while self._calls:
-                # Whoever waits is in the line until he's answered: he must hear of it if the engine breaks down.
+                # A call stays in the queue until it has its result, so that it gets an error if the engine fails.
                 _answer(*self._calls[0])
                 self._calls.popleft()
                 self._use(self._manager)
@@ -231,13 +231,13 @@ class StepLoop:
 
     def _release(self, key: int) -> None:
         self._manager.release(key)
-        # It may have been this trial's rows or adapter that were too much beside the others.
+        # The limit may rise: this trial's rows or adapter may have been what didn't fit beside the others.
         self._micro_batcher.limit = self._manager.max_tokens
         if self._clock is not None:
             self._clock.trial_left()
 
     def _use(self, manager: MemoryManager) -> None:
-        """What the room holds may have been cut anew."""
+        """Give the decoder the manager's buffers, which may have been replaced."""
         self._decoder.buffers = manager.buffers
 
     def _wait_for_work(self) -> bool:
@@ -251,9 +251,9 @@ class StepLoop:
         return not self._is_closed
 
     def _learn(self, tokens: int, rows: int) -> int | None:
-        """Memory ran out with so many tokens at once; gives how many there may be from now on.
+        """Record that memory ran out with so many tokens and rows at once; return the limit in tokens from now on.
 
-        None: it was a single row, and no plan asks for less memory.
+        None: it was a single row, and no plan needs less memory.
         """
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -277,9 +277,9 @@ class StepLoop:
         return AsyncScalars(torch.cat(sums))
 
     def _losses(self, adapter: Adapter | None, rows: Sequence[TokenizedRow]) -> Tensor | None:
-        """None: there wasn't memory for so many rows at once; there will be more, or fewer rows.
+        """Return the rows' losses; None if memory ran out and the caller has to try again, with the new limit.
 
-        Raises torch's error for a single row that nothing can be done about.
+        Raises torch's error for a single row if no plan needs less memory.
         """
         frozen, share = self.frozen, BatchSlice(adapter, rows, 1.0)
         try:
@@ -288,7 +288,7 @@ class StepLoop:
             if not is_out_of_memory(error):
                 raise
             failure = error.with_traceback(None)
-        # Only here, where the error's frames and the tensors in them are gone.
+        # Outside of the `except` block, because the error's frames keep tensors in memory.
         most = self._learn(share.tokens, len(rows))
         if most is None:
             raise failure

@@ -1,4 +1,4 @@
-"""One trial in the engine, from its first row to its ending, as it would run alone; the loop computes for it."""
+"""Thread of one trial in the engine, from its first row to its ending; the step loop computes for it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class EngineTrial:
-    """A trial's own state, and the order in which things happen to it."""
+    """State of one trial, and the sequence of its training, evaluations and checkpoints."""
 
     def __init__(
         self, job: TrainingRun, tokenizer: PreTrainedTokenizerBase, loop: StepLoop, eval_rows: Sequence[TokenizedRow]
@@ -62,14 +62,14 @@ class EngineTrial:
         self._checkpoint_steps = checkpoint_steps(hp.effective_batch, config.machine)
         self._checkpoints = CheckpointWriter(job.folder, job.timer, base_loss, config.machine.keep_checkpoints)
         self._checkpointed: int | None = None
-        """The step of the newest checkpoint that it has written."""
+        """Step of the last checkpoint written by this run; None: none yet."""
         self._finished = Ending(EndingKind.FINISHED, f"trained for all its {self._length.steps} steps")
         scorer = AnswerScorer(config, data.eval, tokenizer, job.folder, job.timer, ranks)
         trained_model = EngineModel(loop, config, eval_rows, self._adapter, ranks)
         self._supervisor = EvaluationLoop(job, trained_model, scorer, base_loss, self._finished)
 
     def run(self) -> Ending | None:
-        """Trains to the end; None: the callback said stop, or the trial is called off."""
+        """Train to the end, and return the ending; None: the callback said stop, or the trial was called off."""
         try:
             return self._train()
         finally:
@@ -77,7 +77,7 @@ class EngineTrial:
                 self._record_oom()
 
     def _record_oom(self) -> None:
-        """Adds to the trial's folder what memory didn't suffice for while it trained."""
+        """Add the attempts that ran out of memory during training to the memory report in the trial's folder."""
         ran_out = self._trainer.oom_tokens
         if ran_out:
             now = self._loop.memory_report(id(self._job))
@@ -107,7 +107,7 @@ class EngineTrial:
         return self._supervisor.ending
 
     def _train_on(self) -> None:
-        """To the next evaluation or checkpoint."""
+        """Train to the next evaluation or checkpoint, or to the end."""
         try:
             self._loop.wait_for(self._loop.train(self._trainer, self._is_there))
         except Exception as error:
@@ -136,7 +136,7 @@ class EngineTrial:
         return is_reached or self._state.global_step >= self._length.steps or self._job.time_is_over()
 
     def _note_steps(self, events: EventLog) -> bool:
-        """Logs the steps that were taken; False if a loss or gradient wasn't finite."""
+        """Log the steps that were taken; return False if a loss or gradient norm wasn't finite."""
         done, self._trainer.done = self._trainer.done, []
         read = [step.figures.read() for step in done]
         for step, (loss, grad_norm) in zip(done, read, strict=True):
@@ -177,7 +177,7 @@ class EngineTrial:
         return FlatOptimizer(self._adapter, self._config, self._length)
 
     def _tried_out(self) -> MemoryReport:
-        """Whether the trial fits into memory, before it has anything to lose; leaves what was found in its folder."""
+        """Do the dry run before the trial has any progress to lose; write the memory report to its folder."""
         data, key = self._job.data, id(self._job)
 
         def longest_rows(tokens: int) -> tuple[Sequence[TokenizedRow], Sequence[TokenizedRow]]:
@@ -208,7 +208,7 @@ class EngineTrial:
         return self._order.passes(self._state.global_step)
 
     def _base_eval_loss(self, eval_rows: Sequence[TokenizedRow]) -> float:
-        """Of the untrained base, evaluated only if neither the config nor the checkpoint knows it."""
+        """Return the eval loss of the untrained base; evaluates it if neither config nor checkpoint has it."""
         known = self._job.base_eval_loss
         return (
             EngineModel(self._loop, self._config, eval_rows, None, self._job.ranks).losses().mean

@@ -1,4 +1,4 @@
-"""Compiles the GPU's kernels before any trial waits for them, once per machine: Triton keeps them in its cache."""
+"""Compilation of the GPU kernels before any trial needs them, once per machine: Triton keeps them in its cache."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from trials.model.memory_plan import adapter_bytes
 from trials.system.oom import is_out_of_memory
 
 _RANKS = (16, 32, 64)
-"""One for each size that `triton_lowrank` pads ranks to."""
+"""One LoRA rank for each size that `trials.engine.lora.triton_lora.group_table` pads ranks to."""
 _TARGETS = ("v_proj", "down_proj")
-"""Modules of other groups use the same kernels."""
+"""Modules to adapt; those of other groups use the same kernels."""
 _ROW = TokenizedRow("warm-up", [0] * 70, [IGNORED] * 35 + [0] * 35)
 
 
 def compile_kernels(loop: StepLoop) -> None:
-    """Passes a few tokens through adapters of every kind that kernels are compiled for; leaves nothing behind.
+    """Pass a few tokens through adapters of every kind that kernels are compiled for, and free everything again.
 
-    Where memory doesn't suffice for the largest, trials may still be small enough: theirs are compiled when they come.
+    If memory runs out, the rest is left out. Smaller trials may still fit; their kernels are compiled when they start.
     """
     for rank in _RANKS:
         hp = Hyperparameters(lora_rank=rank, target_modules=_TARGETS, lora_dropout=0.1, epochs=1.0)

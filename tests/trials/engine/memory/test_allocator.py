@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.cli import run_command
 
+pytestmark = pytest.mark.slow
+
 _OPENS = """
 import torch
 torch._C._accelerator_getAllocatorSettings()  # reads the environment, as the first use of CUDA does

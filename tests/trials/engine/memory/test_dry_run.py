@@ -25,6 +25,8 @@ from trials.model.memory_plan import MicroBatchPlan
 from trials.records.memory_report import MemoryReport, read_memory_report, write_memory_report
 from trials.records.trial_dir import EndingKind, TrialDir, TrialRecord
 
+pytestmark = pytest.mark.slow
+
 ROWS = 18
 
 

@@ -39,6 +39,8 @@ from trials.training.evaluation_loop import Decision
 from trials.training.row_order import RowOrder
 from trials.trl.backend import run_trial
 
+pytestmark = pytest.mark.slow
+
 BASE_LOSS = 3.0
 ROUNDING = 5e-5
 NORM_ROUNDING = 5e-4
