@@ -97,7 +97,7 @@ def look(command: int, out: Path) -> dict[str, float]:
         size, files = _size(folder)
         found |= {name: size, f"files of {name}": files}
     trials = len(list(out.glob("trials/*/config.json")))
-    return found | {"processes": len(ours), "trials": trials, "stretches": _segments(out)}
+    return found | {"processes": len(ours), "trials": trials, "segments": _segments(out)}
 
 
 def family(command: int, session: int | None) -> list[Process]:
@@ -140,7 +140,7 @@ def leaks(grown: Mapping[str, float]) -> list[str]:
 
 
 def _allowed(name: str, grown: Mapping[str, float]) -> float:
-    segments = grown.get("stretches", 0.0)
+    segments = grown.get("segments", 0.0)
     return _MOST_PER_HOUR.get(name.partition(" of ")[0], math.inf) + _PER_SEGMENT.get(name, 0.0) * segments
 
 

@@ -39,7 +39,7 @@ def test_a_short_one_tells_nothing() -> None:
     assert "too short to tell" in "\n".join(table(samples(0.2), growth(samples(0.2))))
 
 
-def test_what_tune_keeps_of_every_stretch_is_no_leak_of_ours() -> None:
+def test_what_tune_keeps_of_every_segment_is_no_leak_of_ours() -> None:
     keeps = {"memory_of_session": 200.0 * MIB, "memory_of_raylet": 200.0 * MIB}
     assert leaks(growth(samples(1, **keeps, segments=1000.0))) == ["memory of raylet", "memory of session"]
     assert leaks(growth(samples(1, **keeps, segments=2000.0))) == ["memory of raylet"]
@@ -56,5 +56,5 @@ def test_it_looks_at_the_processes_and_folders_of_a_search(tmp_path: Path) -> No
     assert found["memory of command"] > 10 * MIB
     assert found["open files of command"] >= 3
     assert (found["files of run folder"], found["trials"]) == (5, 1)  # three folders, and a file under two names
-    assert found["stretches"] == 2
+    assert found["segments"] == 2
     assert os.getpid() in {process.pid for process in family(os.getpid(), None)}
