@@ -274,20 +274,19 @@ class SearchController:
         return self._dispatch(TrialRequest(trial.trial_id, trial.origin, trial.name, trial.config, folder, resumes))
 
     def _dispatch(self, request: TrialRequest) -> TrialRequest:
-        folder = request.folder
-        if not (folder / "config.json").exists():
-            rows = self.search.data.get("fingerprint")
-            TrialDir(folder).begin(request.config, request.origin, request.name, rows)
-        trial_id, full = request.trial_id, self.search.full_tokens
-        seen = self._table[trial_id].tokens_seen if trial_id in self._table else 0
-        self._running[trial_id] = self._now()
-        self._emit(TrialStarted(trial_id, request.origin, request.name, request.config, full, seen))
-        return replace(
+        request = replace(
             request,
             fingerprint=self.search.data.get("fingerprint"),
             stop_at=self.search.deadline.training_ends.timestamp(),
             group=self._run.path.name,
         )
+        if not (request.folder / "config.json").exists():
+            TrialDir(request.folder).begin(request.config, request.origin, request.name, request.fingerprint)
+        trial_id, full = request.trial_id, self.search.full_tokens
+        seen = self._table[trial_id].tokens_seen if trial_id in self._table else 0
+        self._running[trial_id] = self._now()
+        self._emit(TrialStarted(trial_id, request.origin, request.name, request.config, full, seen))
+        return request
 
     def _take(self, trial: Trial, point: EvalPoint) -> None:
         """Record an evaluation of a trial everywhere: calibration, table, study and scheduler."""

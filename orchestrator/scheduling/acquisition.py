@@ -6,6 +6,7 @@ The acquisition value of a trial is the expected improvement on the best loss by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,8 +38,8 @@ class AcquisitionRanker:
         self._unvalued: set[str] = set()
         """Paused trials whose value was not computed yet."""
         self._new_trial = 0.0
-        self._valued_at: float | None = None
-        """Time left, in full trials, when all values were last computed; None: they never were."""
+        self._valued_at = math.inf
+        """Time left, in full trials, when all values were last computed; infinite: they never were."""
         self._fits = 0
 
     def observe(self, view: TrialView, old: TrialView | None) -> None:
@@ -47,7 +48,7 @@ class AcquisitionRanker:
         is_proposed = old is None and not view.points and not view.is_start
         if is_proposed and len(self._surrogate.views) > SPREAD_FIRST + 1:
             self._discount.record_predicted(name, self._new_trial)
-        if view.state is State.INFEASIBLE and (old is None or old.state is not State.INFEASIBLE):
+        if view.state is State.INFEASIBLE:
             self._discount.record_realised(name, 0.0)
         self._paused.pop(name, None)
         self._unvalued.discard(name)
@@ -59,10 +60,8 @@ class AcquisitionRanker:
         self._surrogate.slots = budget.slots
         self._surrogate.refit()
         left = budget.seconds_left / budget.seconds_full
-        is_new = self._valued_at is None or self._fits != self._surrogate.fits
-        if self._surrogate.best_loss is None or (
-            not is_new and abs((self._valued_at or 0.0) - left) < budget.evaluation_point
-        ):
+        is_due = self._fits != self._surrogate.fits or abs(self._valued_at - left) >= budget.evaluation_point
+        if self._surrogate.best_loss is None or not is_due:
             return
         self._valued_at, self._fits = left, self._surrogate.fits
         self._value_new_trial(budget)

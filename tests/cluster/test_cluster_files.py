@@ -18,8 +18,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from tests.cluster.fake_cluster import played
 from tests.cluster.namespaces import Host
+from tests.support.cli import ROOT
 
-ROOT = Path(__file__).parents[2]
 FILES = [ROOT / "cluster.yaml", *sorted((ROOT / "docs/clusters").glob("*.yaml"))]
 OURS = [path for path in FILES if path.stem != "docker"]
 """In an image the project is there already."""

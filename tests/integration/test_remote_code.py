@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.support.cli import ROOT
 from trials.config import ModelSettings
 from trials.errors import ModelError
 from trials.model.loading import load_base, load_tokenizer
 
-ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for folder in ("trials", "orchestrator", "scripts") for path in (ROOT / folder).rglob("*.py"))
 LOADERS = {"from_pretrained", "from_config"}
 WITHOUT_CODE = {"PeftConfig", "PeftModel"}

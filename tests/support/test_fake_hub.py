@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.cli import run_command
+from tests.support.cli import ROOT, run_command
 from tests.support.fake_hub import TOKEN, Hub
 
 pytestmark = pytest.mark.slow
 
-DEMO_BASE = Path(__file__).parents[2] / "search_spaces" / "demo" / "base"
+DEMO_BASE = ROOT / "search_spaces" / "demo" / "base"
 LOAD = "from datasets import load_dataset; print(load_dataset({arguments}, split='train')['text'][:])"
 
 

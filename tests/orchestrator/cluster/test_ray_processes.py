@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster import shutdown as end_cluster
+from orchestrator.cluster import shutdown
 from orchestrator.cluster.ray_processes import BOOTSTRAP, ROOT, VARIABLE, end_all, main, running
 from trials.system.processes import end_session, processes
 
@@ -93,5 +93,5 @@ def test_the_address_of_a_cluster_that_has_gone_is_forgotten(home: Path) -> None
 
 def test_a_file_that_is_no_cluster_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "cluster.yaml").write_text("cluster_name: qlora\n")
-    assert end_cluster.main([str(tmp_path / "cluster.yaml")]) == 2
+    assert shutdown.main([str(tmp_path / "cluster.yaml")]) == 2
     assert "no cluster's configuration" in capsys.readouterr().err

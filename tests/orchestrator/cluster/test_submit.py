@@ -13,10 +13,10 @@ import pytest
 
 from orchestrator.cluster import submit as submit_search
 from orchestrator.cluster.submit import entrypoint
+from tests.support.cli import ROOT
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[3]
 SECONDS = 180.0
 RAY = """
 import ray, sys

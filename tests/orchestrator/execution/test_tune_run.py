@@ -24,7 +24,7 @@ from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, TrialEvaluated, TrialStarted
 from orchestrator.controller.study import STUDY_NAME
 from orchestrator.controller.trial_request import TrialRequest
-from orchestrator.execution import tune_adapters as tune_plugins
+from orchestrator.execution import tune_adapters
 from orchestrator.execution import tune_run as tuner
 from orchestrator.execution.reporting import REQUEST_KEY
 from orchestrator.execution.worker_pool import WorkerPool
@@ -55,7 +55,7 @@ def python_handles_sigint() -> Iterator[None]:
 
 
 def test_a_suggestion_is_all_that_a_worker_needs(controller: SearchController, run: RunDir, search: Search) -> None:
-    searcher = tune_plugins.SearcherAdapter(controller, run, WorkerPool(search, APART))
+    searcher = tune_adapters.SearcherAdapter(controller, run, WorkerPool(search, APART))
     base = searcher.suggest("a")
     assert isinstance(base, dict)
     assert (base[REQUEST_KEY].trial_id, base[REQUEST_KEY].origin) == ("0000", Origin.BASE)
@@ -78,14 +78,14 @@ def test_the_searcher_is_finished_when_the_conductor_is(
     controller: SearchController, run: RunDir, search: Search
 ) -> None:
     controller.interrupt()
-    assert tune_plugins.SearcherAdapter(controller, run, WorkerPool(search, APART)).suggest("a") == Searcher.FINISHED
+    assert tune_adapters.SearcherAdapter(controller, run, WorkerPool(search, APART)).suggest("a") == Searcher.FINISHED
 
 
 def test_a_trial_whose_process_died_goes_on_in_a_stretch_of_its_own(
     controller: SearchController, run: RunDir, search: Search
 ) -> None:
     run_base(run, controller)
-    searcher = tune_plugins.SearcherAdapter(controller, run, WorkerPool(search, APART))
+    searcher = tune_adapters.SearcherAdapter(controller, run, WorkerPool(search, APART))
     searcher.suggest("b")
     searcher.on_trial_complete("b", error=True)
     assert run.records()[1].ending is None
@@ -93,7 +93,7 @@ def test_a_trial_whose_process_died_goes_on_in_a_stretch_of_its_own(
     assert isinstance(again, dict)
     assert (again[REQUEST_KEY].trial_id, again[REQUEST_KEY].segment) == ("0001", "0001-2")
     (run.path / "ray" / "0001-3").mkdir(parents=True)  # of an earlier session
-    resumed = tune_plugins.SearcherAdapter(controller, run, WorkerPool(search, APART))
+    resumed = tune_adapters.SearcherAdapter(controller, run, WorkerPool(search, APART))
     resumed._segments |= {"0001", "0001-2"}
     searcher.on_trial_complete("c", error=True)
     last = resumed.suggest("d")
@@ -103,9 +103,9 @@ def test_a_trial_whose_process_died_goes_on_in_a_stretch_of_its_own(
 
 def test_the_scheduler_says_what_the_conductor_says(controller: SearchController, run: RunDir, search: Search) -> None:
     run_base(run, controller, BASE_LOSS)
-    searcher = tune_plugins.SearcherAdapter(controller, run, WorkerPool(search, APART))
+    searcher = tune_adapters.SearcherAdapter(controller, run, WorkerPool(search, APART))
     start, other = (SimpleNamespace(config=searcher.suggest(name)) for name in "bc")
-    scheduler = tune_plugins.SchedulerAdapter(controller, searcher)
+    scheduler = tune_adapters.SchedulerAdapter(controller, searcher)
     # A starting point runs to its end; one that is worse than the base after a third of it needn't go on.
     for trial, loss, word in ((start, 1.5, TrialScheduler.CONTINUE), (other, 9.0, TrialScheduler.STOP)):
         evaluation = point(loss, 300)
@@ -114,12 +114,12 @@ def test_the_scheduler_says_what_the_conductor_says(controller: SearchController
 
 
 @pytest.fixture
-def scheduler(controller: SearchController, run: RunDir, search: Search) -> tune_plugins.SchedulerAdapter:
-    searcher = tune_plugins.SearcherAdapter(controller, run, WorkerPool(search, APART))
-    return tune_plugins.SchedulerAdapter(controller, searcher)
+def scheduler(controller: SearchController, run: RunDir, search: Search) -> tune_adapters.SchedulerAdapter:
+    searcher = tune_adapters.SearcherAdapter(controller, run, WorkerPool(search, APART))
+    return tune_adapters.SchedulerAdapter(controller, searcher)
 
 
-def test_a_process_that_has_become_free_is_the_newest_trial_s(scheduler: tune_plugins.SchedulerAdapter) -> None:
+def test_a_process_that_has_become_free_is_the_newest_trial_s(scheduler: tune_adapters.SchedulerAdapter) -> None:
     states = (Trial.TERMINATED, Trial.PENDING, Trial.PENDING, Trial.RUNNING)
     trials = [SimpleNamespace(status=state) for state in states]
     chosen = scheduler.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials))
@@ -129,7 +129,7 @@ def test_a_process_that_has_become_free_is_the_newest_trial_s(scheduler: tune_pl
 
 def test_a_machine_that_does_not_see_its_trial_is_named_in_the_log(
     controller: SearchController,
-    scheduler: tune_plugins.SchedulerAdapter,
+    scheduler: tune_adapters.SchedulerAdapter,
     search: Search,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -145,7 +145,7 @@ def test_a_machine_that_does_not_see_its_trial_is_named_in_the_log(
 
 def test_everything_stops_when_the_conductor_says_so(controller: SearchController, run: RunDir, search: Search) -> None:
     engines = WorkerPool(search, APART)
-    stopper = tune_plugins.StopperAdapter(controller, tune_plugins.SearcherAdapter(controller, run, engines), engines)
+    stopper = tune_adapters.StopperAdapter(controller, tune_adapters.SearcherAdapter(controller, run, engines), engines)
     assert not stopper.stop_all()
     assert not stopper("a", {})
     controller.interrupt()
@@ -167,9 +167,9 @@ def test_what_tune_pickles_leaves_the_conductor_behind(
     controller: SearchController, run: RunDir, search: Search
 ) -> None:
     engines = WorkerPool(search, APART)
-    searcher = tune_plugins.SearcherAdapter(controller, run, engines)
-    scheduler = tune_plugins.SchedulerAdapter(controller, searcher)
-    for adapter in (searcher, scheduler, tune_plugins.StopperAdapter(controller, searcher, engines)):
+    searcher = tune_adapters.SearcherAdapter(controller, run, engines)
+    scheduler = tune_adapters.SchedulerAdapter(controller, searcher)
+    for adapter in (searcher, scheduler, tune_adapters.StopperAdapter(controller, searcher, engines)):
         assert pickle.loads(pickle.dumps(adapter)).__dict__ == {}
 
 
@@ -217,7 +217,7 @@ def test_several_trials_processes_start_side_by_side(
 
 
 def test_tune_prints_nothing_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
-    quiet = tune_plugins.QuietProgress()
+    quiet = tune_adapters.QuietProgress()
     trial = SimpleNamespace(last_result={"done": True, "training_iteration": 1}, run_metadata=SimpleNamespace())
     quiet.on_trial_result(1, [], trial, trial.last_result)
     quiet.on_trial_complete(1, [], trial)
@@ -238,8 +238,8 @@ def test_what_can_wait_is_done_when_tune_has_nothing_to_ask(
 
     run_base(run, controller)
     engines = WorkerPool(search, APART)
-    searcher = tune_plugins.SearcherAdapter(controller, run, engines)
+    searcher = tune_adapters.SearcherAdapter(controller, run, engines)
     searcher.suggest("b")
     assert known() == 0
-    assert not tune_plugins.StopperAdapter(controller, searcher, engines).stop_all()
+    assert not tune_adapters.StopperAdapter(controller, searcher, engines).stop_all()
     assert known() == 1

@@ -21,11 +21,12 @@ from orchestrator.monitoring.progress import Progress
 from orchestrator.monitoring.prometheus import PrometheusExporter
 from orchestrator.monitoring.scrape_targets import ScrapeTargets, folder
 from orchestrator.state.run_dir import RunDir, Search
+from tests.support.cli import ROOT
 from tests.support.fake_search import Clock, begin, evaluate, run_base
 
 pytestmark = pytest.mark.slow
 
-DASHBOARD = Path(__file__).parents[3] / "docs/grafana/search.json"
+DASHBOARD = ROOT / "docs/grafana/search.json"
 EXPORTED = {f"ray_{metric.name}{'_total' if metric.is_sum else ''}": set(metric.tags) for metric in METRICS}
 # Ray's agent is told every ten seconds, and forgets after twenty what it isn't told again.
 REPORTS_SECONDS, FORGETS_SECONDS = 120, 35

@@ -17,7 +17,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from scripts.smollm2.make import main
 from search_spaces.loader import load_recipe
-from tests.support.cli import run_command
+from tests.support.cli import ROOT, run_command
 from trials.config import Hyperparameters, ModelSettings
 from trials.data.tokenization import IGNORED, prompt_ids, tokenize
 from trials.formats.conversations import Example, Message
@@ -31,7 +31,7 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 WIDTH, HEADS, KV_HEADS, MLP, LAYERS = 64, 4, 2, 96, 2
-REAL = Path(__file__).parents[3] / "models" / "smollm2-135m-instruct"
+REAL = ROOT / "models" / "smollm2-135m-instruct"
 MESSAGES = (Message("user", "count  12"), Message("assistant", "he  3"))
 
 

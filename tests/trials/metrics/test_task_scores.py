@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.support.cli import ROOT
 from trials.errors import DataError
 from trials.formats.conversations import Example, example
 from trials.metrics.task_scores import Measure, RowScores, has_words, rouge_l, task_score
@@ -65,7 +65,5 @@ def test_rouge_l_sees_latin_words_only() -> None:
 def test_a_search_scores_without_torch() -> None:
     modules = "trials.metrics.task_scores, trials.evaluation.result, trials.metrics.paired_tests"
     script = f"import sys, {modules}; print('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
