@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +19,7 @@ from tests.conftest import SMALL
 from tests.support.cli import ROOT, environment, run_command
 from tests.trials.system.test_disk_full import needs_mount
 from trials.records.trial_dir import EndingKind
-from trials.system.processes import processes
+from trials.system.processes import session_processes
 
 pytestmark = pytest.mark.slow
 
@@ -54,8 +52,8 @@ def ray_folder_of(out: Path) -> Path:
 def kill_in_session(out: Path, name: str) -> None:
     """Kills the process of this name in the session that's at work in a run folder."""
     session = session_of(out)
-    (victim,) = [process.pid for process in processes() if process.session == session and process.name == name]
-    os.kill(victim, signal.SIGKILL)
+    (victim,) = [process for process in session_processes(session) if process.name() == name]
+    victim.kill()
 
 
 def read_until(process: subprocess.Popen[str], words: str) -> str:
@@ -123,7 +121,7 @@ def test_nothing_of_a_broken_ray_is_left(
     without_its_daemons: tuple[RunDir, str, int, list[int], dict],
 ) -> None:
     run, _, _, sessions, _ = without_its_daemons
-    assert not [process for process in processes() if process.session in sessions]
+    assert not [process for session in sessions for process in session_processes(session)]
     assert not (run.path / "session.json").exists()
     folders = (run.path / "ray_folders").read_text().splitlines()
     assert len(set(folders)) == 2
