@@ -59,7 +59,10 @@ def running() -> Mapping[int, str]:
     # Children count too, because a process that gives itself a title overwrites its environment with it.
     while more := {pid for pid, known in there.items() if known["ppid"] in ours} - ours:
         ours |= more
-    own_line = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    pid, own_line = os.getpid(), set[int]()
+    while pid in there and pid not in own_line:  # `psutil.Process.parents` compares times of the system's clock
+        own_line.add(pid)
+        pid = there[pid]["ppid"]
     return {pid: " ".join(there[pid]["cmdline"] or ()) for pid in ours - own_line if is_alive(pid)}
 
 

@@ -3,7 +3,7 @@
 Session has the system's meaning: the process that opened it (setsid) and all its descendants, whatever their parent is
 now. Processes on other machines of a Ray cluster don't belong to it; Ray ends those. psutil describes the processes.
 Two things it has not: the signal at a parent's death (prctl), and the start in clock ticks, as its `create_time`
-follows the system's clock.
+follows the system's clock. Its `children` and `parents` compare such times, and are not used for this reason.
 """
 
 from __future__ import annotations
@@ -90,10 +90,11 @@ def end_session(session: int, seconds: float = _ENDING_SECONDS) -> list[psutil.P
 def children(names: Collection[str]) -> set[int]:
     """Return the ids of this process's own living children with one of these names."""
     found = set()
-    for child in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess):
-            if child.name() in names and is_alive(child.pid):
-                found.add(child.pid)
+    for pid in psutil.pids():
+        with suppress(psutil.Error):  # it ended meanwhile
+            process = psutil.Process(pid)
+            if process.ppid() == os.getpid() and process.name() in names and is_alive(pid):
+                found.add(pid)
     return found
 
 
