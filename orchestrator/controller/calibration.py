@@ -24,7 +24,8 @@ from orchestrator.scheduling.scheduler import BudgetState
 from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir, Search
 from search_spaces.durations import format_duration
 from trials.config import TrialConfig
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.state import TrialState
 
 PROBE_ID = "probe"
 _MOST_TRIES = 3
@@ -85,7 +86,7 @@ class CalibrationPhase:
         if trial_id != BASE_TRIAL_ID or self.base_eval_loss is not None:
             return None
         record = read_trial(self.folder(trial_id))
-        is_done = record.ending is not None and record.ending.kind is EndingKind.FINISHED
+        is_done = record.state is TrialState.FINISHED
         return record.points[-1] if is_done and record.points else None
 
     def is_cut_off(self, trial_id: str) -> bool:
@@ -101,13 +102,13 @@ class CalibrationPhase:
             if self._tries[trial_id] < _MOST_TRIES:
                 return None
             what = f"{error}, {_MOST_TRIES} times" if error else f"its process died {_MOST_TRIES} times"
-            ending = Ending(EndingKind.FAILED, what)
+            ending = Ending(TrialState.FAILED, what)
             TrialDir(self.folder(trial_id)).end(ending)
         if trial_id == BASE_TRIAL_ID and not record.points:
-            ending = Ending(EndingKind.FAILED, ending.reason)  # such as out of memory: no trial would fit either
+            ending = Ending(TrialState.FAILED, ending.reason)  # such as out of memory: no trial would fit either
         if trial_id == PROBE_ID:
             self._end_probe(record, ending, now)
-        elif ending.kind is not EndingKind.FAILED:
+        elif ending.kind is not TrialState.FAILED:
             self._base_is_done = True
             self._measure_reserve(record, now)
             self._run.write_search(self.search)

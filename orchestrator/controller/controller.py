@@ -37,7 +37,6 @@ from trials.records.rewind import restore_latest
 from trials.records.trial_dir import (
     DamagedTrial,
     Ending,
-    EndingKind,
     EvalPoint,
     Origin,
     TrialDir,
@@ -45,6 +44,7 @@ from trials.records.trial_dir import (
     read_row_losses,
     read_trial,
 )
+from trials.state import TrialState
 from trials.system.disk_full import is_disk_full
 from trials.system.files import recover_folder
 
@@ -189,7 +189,7 @@ class SearchController:
         elif record.ending is None and left.how is ExitKind.PROXY_ERROR:
             self._record_proxy_error(trial, left.error)
         if record.ending is None and trial.ending is None and self.should_stop and not self.was_interrupted:
-            self._end(trial, Ending(EndingKind.PRUNED, "the time for training was over"))
+            self._end(trial, Ending(TrialState.PRUNED, "the time for training was over"))
         elif trial.ending is not None:
             self._end(trial, trial.ending)
         else:
@@ -215,7 +215,7 @@ class SearchController:
             for trial in self._table:
                 if trial.ending is None:
                     reason = f"paused at {trial.tokens_seen:,} tokens; other trials looked more promising until the end"
-                    self._end(trial, Ending(EndingKind.PRUNED, reason))
+                    self._end(trial, Ending(TrialState.PRUNED, reason))
         self._writer.flush(at_once=True)
 
     @property
@@ -341,7 +341,7 @@ class SearchController:
         reason = f"its folder can't be used: {first_line(error)}"
         moved = set_aside(self._run.path, [DamagedTrial(trial.trial_id, folder, reason)] if folder.exists() else [])
         where = "".join(f"; what is left of it is {path}" for path in moved.values())
-        trial.ending, trial.points = Ending(EndingKind.FAILED, reason + where), []
+        trial.ending, trial.points = Ending(TrialState.FAILED, reason + where), []
         self._crash_tracker.clear(trial.trial_id)
         self._scheduler.update(self._view(trial))
         number = study_number(trial.trial_id)
@@ -356,7 +356,7 @@ class SearchController:
         trial_id = trial.trial_id
         if self._crash_tracker.record_crash(trial_id):
             what = f"{error}, {MOST_DEATHS} times" if error else f"its process ended without a word {MOST_DEATHS} times"
-            trial.ending = Ending(EndingKind.FAILED, f"{what} in a row; see ray/{trial_id}")
+            trial.ending = Ending(TrialState.FAILED, f"{what} in a row; see ray/{trial_id}")
         elif error:
             self._emit(Notice(f"trial {trial_id} was cut off and goes on from its last checkpoint: {error}"))
         else:
@@ -367,7 +367,7 @@ class SearchController:
         if self._are_too_many_proxy_errors(trial.trial_id, error):
             failed = f"as what speaks for it failed {MOST_PROXY_ERRORS} times: {error}"
             reason = f"set aside through no fault of its own, {failed}"
-            trial.ending = Ending(EndingKind.PRUNED, reason)
+            trial.ending = Ending(TrialState.PRUNED, reason)
         else:
             self._unfinished.append(trial.trial_id)
 
@@ -394,7 +394,7 @@ class SearchController:
             trial = self._table[trial_id]
             more = self.search.recipe.search.keep_paused
             reason = f"paused at {trial.tokens_seen:,} tokens; {more} other paused trials look more promising"
-            self._end(trial, Ending(EndingKind.PRUNED, reason))
+            self._end(trial, Ending(TrialState.PRUNED, reason))
 
     def _consider_consolidation(self) -> None:
         left = self._seconds_left
@@ -406,7 +406,7 @@ class SearchController:
                 self._emit(Notice(f"from now on {self.regrouped.ranks} GPUs train one trial: {self.regrouped.reason}"))
 
     def _count_failures(self, record: TrialRecord) -> None:
-        failed = record.ending is not None and record.ending.kind is EndingKind.FAILED
+        failed = record.state is TrialState.FAILED
         self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
         if self._failures_in_a_row == MOST_FAILURES_IN_A_ROW and record.ending is not None:
             said = f"{MOST_FAILURES_IN_A_ROW} trials in a row failed, the last one, {record.id}, with"
@@ -440,7 +440,7 @@ class SearchController:
         self._emit(TrialEnded(trial_id, ending, None))
         for sentence in self._calibration.findings():
             self._emit(Notice(sentence))
-        if ending.kind is EndingKind.FAILED and trial_id == BASE_TRIAL_ID:
+        if ending.kind is TrialState.FAILED and trial_id == BASE_TRIAL_ID:
             self._give_up(f"the base model's evaluation failed with: {_in_a_line(ending.reason)}")
 
     def _catch_up(self, trained: list[TrialRecord]) -> None:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.controller.study import INFEASIBLE
-from orchestrator.scheduling.scheduler import State, TrialView
+from orchestrator.scheduling.scheduler import TrialView
 from orchestrator.state.run_dir import Search
 from trials.config import TrialConfig
 from trials.metrics.row_losses import RowLosses, compare
 from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialRecord
 from trials.schedule import full_tokens
+from trials.state import TrialState
 from trials.system.files import remove_folder
 
 
@@ -33,11 +33,11 @@ class Trial:
     """Paired standard error of its loss against the best trial's at that time, in nats per token; 0.0: unknown."""
 
     @property
-    def state(self) -> State:
+    def state(self) -> TrialState:
         """State of the trial; one without an ending that does not run counts as paused, also if it was cut off."""
         if self.ending is not None:
-            return State.INFEASIBLE if self.ending.kind in INFEASIBLE else State.OVER
-        return State.RUNNING if self.is_running else State.PAUSED
+            return self.ending.kind
+        return TrialState.RUNNING if self.is_running else TrialState.PAUSED
 
     @property
     def tokens_seen(self) -> int:

@@ -20,7 +20,7 @@ from tests.chaos.kill_search import Night, run_night, table
 from tests.conftest import SMALL
 from tests.support.cli import ROOT, environment, run_command
 from tests.trials.system.test_disk_full import needs_mount
-from trials.records.trial_dir import EndingKind
+from trials.state import TrialState
 from trials.system.processes import processes
 
 pytestmark = pytest.mark.slow
@@ -115,7 +115,7 @@ def test_trials_went_on_under_their_own_ids_and_none_is_blamed(
     run, output, *_ = without_its_daemons
     records = run.records()
     assert [record.id for record in records[:2]] == ["0000", "0001"]
-    assert not [record for record in records if record.ending is None or record.ending.kind is EndingKind.FAILED]
+    assert not [record for record in records if record.ending is None or record.ending.kind is TrialState.FAILED]
     assert "trial 0001 goes on from" in output
 
 
@@ -169,7 +169,7 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(tmp_path: Path) -> None:
     assert (elsewhere / "export" / "manifest.json").is_file()
     run = RunDir(elsewhere / "run")
     assert not [record.id for record in run.records() if record.ending is None]
-    assert not [record.id for record in run.records() if record.ending.kind is EndingKind.FAILED]
+    assert not [record.id for record in run.records() if record.ending.kind is TrialState.FAILED]
     assert problems(run, {}, json.loads((run.path / "search.json").read_text())["deadline"]) == []
 
 
