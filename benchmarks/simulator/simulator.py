@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event
-from orchestrator.controller.proxy_errors import DIED, TrialExit
+from orchestrator.controller.failure_policy import DIED, TrialExit
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.run_dir import RunDir
 from trials.config import Hyperparameters

@@ -16,9 +16,8 @@ from typing import Any, Literal
 
 from orchestrator.controller.calibration import PROBE_ID, CalibrationPhase
 from orchestrator.controller.consolidation import is_near_the_end, plan_consolidation
-from orchestrator.controller.crash_tracker import MOST_DEATHS, CrashTracker
 from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
-from orchestrator.controller.proxy_errors import MOST_PROXY_ERRORS, QUIETLY, ExitKind, ProxyErrors, TrialExit
+from orchestrator.controller.failure_policy import QUIETLY, ExitKind, FailurePolicy, TrialExit, in_a_line
 from orchestrator.controller.study import StudyRecorder, Suggestion, study_number, trial_id_of
 from orchestrator.controller.study_writer import StudyWriter
 from orchestrator.controller.trial_request import TrialRequest
@@ -30,7 +29,6 @@ from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, 
 from orchestrator.state.regrouped import Consolidation
 from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir, Search
 from orchestrator.state.trial_folders import ids_set_aside, set_aside
-from trials.console.logs import LOG_FILE
 from trials.errors import RunFolderError, first_line
 from trials.records.checkpoints import remove_checkpoints
 from trials.records.rewind import restore_latest
@@ -47,9 +45,6 @@ from trials.records.trial_dir import (
 from trials.state import TrialState
 from trials.system.disk_full import is_disk_full
 from trials.system.files import recover_folder
-
-MOST_FAILURES_IN_A_ROW = 5
-"""Failed trials in a row after which the search gives up: configurations are then unlikely to be the cause."""
 
 Wait = Literal["wait"]
 Over = Literal["over"]
@@ -77,14 +72,10 @@ class SearchController:
         self._now = now
         self._running: dict[str, datetime | None] = {}
         """Time of dispatch of each running trial; None: it has been evaluated since."""
-        self._crash_tracker = CrashTracker()
         self._interrupted = threading.Event()
-        self._failures_in_a_row = 0
-        self._proxy_errors = ProxyErrors()
+        self._failures = FailurePolicy(lambda text: self._emit(Notice(text)))
         self._troubles: set[str] = set()
         """Parts of the reporting whose failure a notice has been shown for."""
-        self.gave_up: str | None = None
-        """Reason for which the search starts nothing more although there is time; None: it has not given up."""
         self._is_done = False
         self.regrouped: Consolidation | None = None
         """Consolidation that the next session carries out; once it is set, nothing more starts. None: not planned."""
@@ -115,6 +106,11 @@ class SearchController:
         return self._calibration.throughput
 
     @property
+    def gave_up(self) -> str | None:
+        """Reason for which the search starts nothing more although there is time; None: it has not given up."""
+        return self._failures.gave_up
+
+    @property
     def was_interrupted(self) -> bool:
         """Whether a person stopped the search."""
         return self._interrupted.is_set()
@@ -136,12 +132,12 @@ class SearchController:
             return "over"
         if self.regrouped is not None:
             return "over"
-        if len(self._running) >= self._slots or self._proxy_errors.must_wait(self._now()):
+        if len(self._running) >= self._slots or self._failures.must_wait(self._now()):
             return "wait"
         if not self._calibration.is_complete:
             calibrating = self._calibration.next(self._running, self._now())
             return "wait" if calibrating is None else self._dispatch(TrialRequest(*calibrating))
-        crashed = self._crash_tracker.next(self._running)
+        crashed = self._failures.next_crashed(self._running)
         return self._fill_slot() if crashed is None else self._resume(crashed)
 
     def on_result(self, trial_id: str, point: EvalPoint) -> bool:
@@ -149,7 +145,7 @@ class SearchController:
         if trial_id in (BASE_TRIAL_ID, PROBE_ID):
             self._calibration_result(trial_id, point)
             return True  # proxy errors keep counting, because a calibration run that is cut off starts again
-        self._proxy_errors.clear(trial_id)
+        self._failures.record_result(trial_id)
         trial = self._table[trial_id]
         self._take(trial, point)
         self._emit(TrialEvaluated(trial_id, point))
@@ -184,10 +180,10 @@ class SearchController:
             self._lose(trial, error)
             return
         self._table.replace(record)
-        if record.ending is None and left.how is ExitKind.DEATH:
-            self._note_death(trial, left.error)
-        elif record.ending is None and left.how is ExitKind.PROXY_ERROR:
-            self._record_proxy_error(trial, left.error)
+        if record.ending is None:
+            trial.ending = self._failures.record_exit(trial_id, left, self._now())
+            if trial.ending is None and left.how is ExitKind.PROXY_ERROR:
+                self._unfinished.append(trial_id)
         if record.ending is None and trial.ending is None and self.should_stop and not self.was_interrupted:
             self._end(trial, Ending(TrialState.PRUNED, "the time for training was over"))
         elif trial.ending is not None:
@@ -295,7 +291,6 @@ class SearchController:
         waited = None if dispatched is None else (self._now() - dispatched).total_seconds()
         self._calibration.observe_segment(trial, point, waited)
         trial.points.append(point)
-        self._crash_tracker.clear(trial.trial_id)
         if point.eval_loss <= point.best_eval_loss:
             self._table.record_rows(trial, read_row_losses(self._run.trial(trial.trial_id)))
         self._writer.write_later(lambda: self._study.report(study_number(trial.trial_id), point))
@@ -310,11 +305,10 @@ class SearchController:
         # needed from now on.
         remove_checkpoints(folder)
         remove_adapters(folder.glob("before-*/adapter"))  # of segments that were trained again
-        self._crash_tracker.clear(trial.trial_id)
         self._writer.write_later(lambda: self._writer.write(record))
         remove_adapters(self._table.end(record))
         self._scheduler.update(self._view(trial))
-        self._count_failures(record)
+        self._failures.record_ending(record)
         assert record.ending is not None  # it was written above, if not before
         self._emit(TrialEnded(trial.trial_id, record.ending, record.best_eval_loss))
 
@@ -342,51 +336,11 @@ class SearchController:
         moved = set_aside(self._run.path, [DamagedTrial(trial.trial_id, folder, reason)] if folder.exists() else [])
         where = "".join(f"; what is left of it is {path}" for path in moved.values())
         trial.ending, trial.points = Ending(TrialState.FAILED, reason + where), []
-        self._crash_tracker.clear(trial.trial_id)
+        self._failures.forget(trial.trial_id)
         self._scheduler.update(self._view(trial))
         number = study_number(trial.trial_id)
         self._writer.write_later(lambda: self._study.lose(number))
         self._emit(TrialEnded(trial.trial_id, trial.ending, None))
-
-    def _note_death(self, trial: Trial, error: str) -> None:
-        """Record that a trial's process died; the trial fails after `MOST_DEATHS` in a row.
-
-        Before that it is retried, because another trial in the same process may have been the cause.
-        """
-        trial_id = trial.trial_id
-        if self._crash_tracker.record_crash(trial_id):
-            what = f"{error}, {MOST_DEATHS} times" if error else f"its process ended without a word {MOST_DEATHS} times"
-            trial.ending = Ending(TrialState.FAILED, f"{what} in a row; see ray/{trial_id}")
-        elif error:
-            self._emit(Notice(f"trial {trial_id} was cut off and goes on from its last checkpoint: {error}"))
-        else:
-            self._emit(Notice(f"the process of trial {trial_id} died; it goes on from its last checkpoint"))
-
-    def _record_proxy_error(self, trial: Trial, error: str) -> None:
-        """Record a proxy error: the trial is dispatched again soon, or pruned if it alone keeps having them."""
-        if self._are_too_many_proxy_errors(trial.trial_id, error):
-            failed = f"as what speaks for it failed {MOST_PROXY_ERRORS} times: {error}"
-            reason = f"set aside through no fault of its own, {failed}"
-            trial.ending = Ending(TrialState.PRUNED, reason)
-        else:
-            self._unfinished.append(trial.trial_id)
-
-    def _are_too_many_proxy_errors(self, trial_id: str, error: str) -> bool:
-        """Record a proxy error; return whether the trial has had too many.
-
-        After `MOST_PROXY_ERRORS` in a row over all trials the search gives up.
-        """
-        if self._proxy_errors.record(trial_id, error, self._now()):
-            said = (
-                f"what speaks for trial {trial_id} failed, which isn't the trial's doing, and it is run again: {error}"
-            )
-            self._emit(Notice(said))
-        if self._proxy_errors.in_a_row >= MOST_PROXY_ERRORS:
-            self._give_up(
-                f"what speaks for trials failed {MOST_PROXY_ERRORS} times in a row, the last time with: {error}"
-            )
-            return False
-        return self._proxy_errors.count(trial_id) >= MOST_PROXY_ERRORS
 
     def _bound_paused(self) -> None:
         """Prune paused trials beyond `keep_paused`, because their checkpoints take disk space."""
@@ -405,18 +359,6 @@ class SearchController:
             if self.regrouped is not None:
                 self._emit(Notice(f"from now on {self.regrouped.ranks} GPUs train one trial: {self.regrouped.reason}"))
 
-    def _count_failures(self, record: TrialRecord) -> None:
-        failed = record.state is TrialState.FAILED
-        self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
-        if self._failures_in_a_row == MOST_FAILURES_IN_A_ROW and record.ending is not None:
-            said = f"{MOST_FAILURES_IN_A_ROW} trials in a row failed, the last one, {record.id}, with"
-            self._give_up(f"{said}: {_in_a_line(record.ending.reason)} (see {record.folder / LOG_FILE})")
-
-    def _give_up(self, reason: str) -> None:
-        if self.gave_up is None:
-            self.gave_up = reason
-            self._emit(Notice(f"{reason}. Nothing more is started"))
-
     def _calibration_result(self, trial_id: str, point: EvalPoint) -> None:
         self._calibration.on_result(trial_id, point)
         if trial_id == BASE_TRIAL_ID:
@@ -429,7 +371,7 @@ class SearchController:
         if point is not None:
             self._calibration_result(trial_id, point)
         if left.how is ExitKind.PROXY_ERROR and self._calibration.is_cut_off(trial_id):
-            self._are_too_many_proxy_errors(trial_id, left.error)
+            self._failures.record_exit(trial_id, left, self._now())
             return
         ending = self._calibration.on_trial_end(
             trial_id, self._now(), died=left.how is ExitKind.DEATH, error=left.error
@@ -441,7 +383,7 @@ class SearchController:
         for sentence in self._calibration.findings():
             self._emit(Notice(sentence))
         if ending.kind is TrialState.FAILED and trial_id == BASE_TRIAL_ID:
-            self._give_up(f"the base model's evaluation failed with: {_in_a_line(ending.reason)}")
+            self._failures.give_up(f"the base model's evaluation failed with: {in_a_line(ending.reason)}")
 
     def _catch_up(self, trained: list[TrialRecord]) -> None:
         """Bring study and scheduler up to date with the trials on disk, and queue those that were cut off."""
@@ -460,11 +402,6 @@ class SearchController:
 
     def _budget(self) -> BudgetState:
         return self._calibration.budget_state(self._seconds_left, may_start=self._may_start)
-
-
-def _in_a_line(reason: str) -> str:
-    """Return the first line of an error's text, without a period, for use in a sentence."""
-    return reason.strip().split("\n")[0].rstrip(".")
 
 
 def _has_no_rows(record: TrialRecord) -> bool:

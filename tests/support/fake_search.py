@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event
-from orchestrator.controller.proxy_errors import DIED, TrialExit
+from orchestrator.controller.failure_policy import DIED, TrialExit
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.deadline import Deadline
 from orchestrator.state.run_dir import RunDir, Search

@@ -5,10 +5,16 @@ import optuna
 import pytest
 from optuna.trial import TrialState as OptunaState
 
-from orchestrator.controller.controller import MOST_FAILURES_IN_A_ROW, SearchController
-from orchestrator.controller.crash_tracker import MOST_DEATHS
+from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
-from orchestrator.controller.proxy_errors import DIED, MOST_PROXY_ERRORS, ExitKind, TrialExit
+from orchestrator.controller.failure_policy import (
+    DIED,
+    MOST_DEATHS,
+    MOST_FAILURES_IN_A_ROW,
+    MOST_PROXY_ERRORS,
+    ExitKind,
+    TrialExit,
+)
 from orchestrator.controller.study import STUDY_NAME, study_number, trial_id_of
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.run_dir import RunDir, Search

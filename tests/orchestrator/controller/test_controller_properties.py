@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from orchestrator.controller.calibration import PROBE_ID
 from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, TrialEnded, TrialEvaluated, TrialStarted
-from orchestrator.controller.proxy_errors import DIED, TrialExit
+from orchestrator.controller.failure_policy import DIED, TrialExit
 from orchestrator.controller.trial_request import TrialRequest
 from search_spaces.loader import load_recipe
 from tests.conftest import SMALL

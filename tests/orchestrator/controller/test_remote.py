@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.controller.proxy_errors import DIED, TrialExit
+from orchestrator.controller.failure_policy import DIED, TrialExit
 from orchestrator.controller.remote import RemoteSearchController, controller_of
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.run_dir import RunDir, Search
