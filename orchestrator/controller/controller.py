@@ -21,30 +21,25 @@ from orchestrator.controller.failure_policy import QUIETLY, ExitKind, FailurePol
 from orchestrator.controller.study import StudyRecorder, Suggestion, study_number, trial_id_of
 from orchestrator.controller.study_writer import StudyWriter
 from orchestrator.controller.trial_request import TrialRequest
-from orchestrator.controller.trials import Trial, TrialTable, remove_adapters, view_of
+from orchestrator.controller.trials import Trial, TrialTable, view_of
 from orchestrator.planning.export_reserve import grace_seconds
 from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.planning.trial_configs import trial_config
 from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, Resume, StartNew, TrialView
 from orchestrator.state.regrouped import Consolidation
 from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir, Search
-from orchestrator.state.trial_folders import ids_set_aside, set_aside
-from trials.errors import RunFolderError, first_line
-from trials.records.checkpoints import remove_checkpoints
-from trials.records.rewind import restore_latest
+from orchestrator.state.trial_folders import ids_set_aside, sound_trials
+from trials.errors import RunFolderError
 from trials.records.trial_dir import (
-    DamagedTrial,
     Ending,
     EvalPoint,
     Origin,
     TrialDir,
     TrialRecord,
     read_row_losses,
-    read_trial,
 )
 from trials.state import TrialState
 from trials.system.disk_full import is_disk_full
-from trials.system.files import recover_folder
 
 Wait = Literal["wait"]
 Over = Literal["over"]
@@ -79,12 +74,12 @@ class SearchController:
         self._is_done = False
         self.regrouped: Consolidation | None = None
         """Consolidation that the next session carries out; once it is set, nothing more starts. None: not planned."""
-        records = self._sound_records()
+        records = sound_trials(run.path, lambda text: self._emit(Notice(text)))
         trained = [record for record in records if record.origin is not Origin.BASE]
         self._calibration = CalibrationPhase(run, search, slots, records)
         lost = ids_set_aside(run.path, records)
         self._writer = StudyWriter(run, search.recipe, records, lost, lambda text: self._emit(Notice(text)))
-        self._table = TrialTable(trained, search.recipe.search.keep_adapters)
+        self._table = TrialTable(run, trained, search.recipe.search.keep_adapters)
         self._scheduler = FreezeThawScheduler(search.recipe.space, search.recipe.search, only)
         if self._calibration.base_eval_loss is not None:
             self._scheduler.set_base_loss(self._calibration.base_eval_loss)
@@ -175,18 +170,17 @@ class SearchController:
         trial = self._table[trial_id]
         trial.is_running = False
         try:
-            record = read_trial(self._run.trial(trial_id))
+            self._table.reload(trial)
         except RunFolderError as error:
             self._lose(trial, error)
             return
-        self._table.replace(record)
-        if record.ending is None:
+        if trial.ending is None:
             trial.ending = self._failures.record_exit(trial_id, left, self._now())
             if trial.ending is None and left.how is ExitKind.PROXY_ERROR:
                 self._unfinished.append(trial_id)
-        if record.ending is None and trial.ending is None and self.should_stop and not self.was_interrupted:
-            self._end(trial, Ending(TrialState.PRUNED, "the time for training was over"))
-        elif trial.ending is not None:
+            if trial.ending is None and self.should_stop and not self.was_interrupted:
+                trial.ending = Ending(TrialState.PRUNED, "the time for training was over")
+        if trial.ending is not None:
             self._end(trial, trial.ending)
         else:
             self._scheduler.update(self._view(trial))
@@ -252,8 +246,7 @@ class SearchController:
         trial = self._table[trial_id]
         before = trial.tokens_seen
         try:
-            checkpoint = restore_latest(self._run.trial(trial_id))
-            trial.points = list(read_trial(self._run.trial(trial_id)).points)
+            resumes = self._table.restore(trial)
         except (RunFolderError, OSError) as error:
             if is_disk_full(error):
                 raise
@@ -261,7 +254,7 @@ class SearchController:
             return self.suggest()
         if trial.tokens_seen != before:
             self._emit(Notice(f"trial {trial_id} goes back to {trial.tokens_seen:,} tokens, its last checkpoint"))
-        return self._run_trial(trial, resumes=checkpoint is not None)
+        return self._run_trial(trial, resumes=resumes)
 
     def _run_trial(self, trial: Trial, *, resumes: bool) -> TrialRequest:
         trial.is_running = True
@@ -297,50 +290,22 @@ class SearchController:
         self._scheduler.update(self._view(trial))
 
     def _end(self, trial: Trial, ending: Ending) -> None:
-        """End a trial for good: write the ending, and remove its checkpoints and adapters that are not kept."""
-        folder = self._run.trial(trial.trial_id)
-        TrialDir(folder).end(ending)
-        record = read_trial(folder)
-        # Checkpoints would take half a gigabyte and more per trial (trials.records.checkpoints); only the adapter is
-        # needed from now on.
-        remove_checkpoints(folder)
-        remove_adapters(folder.glob("before-*/adapter"))  # of segments that were trained again
+        """End a trial for good, everywhere: on disk, in the study and in the scheduler."""
+        record = self._table.end(trial, ending)
         self._writer.write_later(lambda: self._writer.write(record))
-        remove_adapters(self._table.end(record))
         self._scheduler.update(self._view(trial))
         self._failures.record_ending(record)
         assert record.ending is not None  # it was written above, if not before
         self._emit(TrialEnded(trial.trial_id, record.ending, record.best_eval_loss))
 
-    def _sound_records(self) -> list[TrialRecord]:
-        """Return the usable trials; set the others aside, and emit a notice for every damaged file."""
-        trials = self._run.path / "trials"
-        trials.mkdir(exist_ok=True)
-        for folder in trials.iterdir():
-            recover_folder(folder / "adapter")
-        found = self._run.read_trials()
-        lost = [*found.damaged, *(_of_no_use(r) for r in found.records if r.origin is Origin.BASE and _has_no_rows(r))]
-        for trial_id, path in set_aside(self._run.path, lost).items():
-            reason = next(each.reason for each in lost if each.id == trial_id)
-            self._emit(Notice(f"trial {trial_id} can't be used ({reason}), and is set aside: it's {path} now"))
-        sound = [record for record in found.records if record.folder.exists()]
-        for record in sound:
-            for damage in record.all_damage():
-                self._emit(Notice(f"trial {record.id}: {damage}"))
-        return sound
-
     def _lose(self, trial: Trial, error: Exception) -> None:
-        """End a trial as failed because its folder was damaged, or cannot be restored to a checkpoint; set it aside."""
-        folder = self._run.trial(trial.trial_id)
-        reason = f"its folder can't be used: {first_line(error)}"
-        moved = set_aside(self._run.path, [DamagedTrial(trial.trial_id, folder, reason)] if folder.exists() else [])
-        where = "".join(f"; what is left of it is {path}" for path in moved.values())
-        trial.ending, trial.points = Ending(TrialState.FAILED, reason + where), []
+        """End a trial as failed because its folder was damaged, or cannot be restored to a checkpoint."""
+        ending = self._table.lose(trial, error)
         self._failures.forget(trial.trial_id)
         self._scheduler.update(self._view(trial))
         number = study_number(trial.trial_id)
         self._writer.write_later(lambda: self._study.lose(number))
-        self._emit(TrialEnded(trial.trial_id, trial.ending, None))
+        self._emit(TrialEnded(trial.trial_id, ending, None))
 
     def _bound_paused(self) -> None:
         """Prune paused trials beyond `keep_paused`, because their checkpoints take disk space."""
@@ -402,15 +367,3 @@ class SearchController:
 
     def _budget(self) -> BudgetState:
         return self._calibration.budget_state(self._seconds_left, may_start=self._may_start)
-
-
-def _has_no_rows(record: TrialRecord) -> bool:
-    return bool(record.points) and record.row_losses() is None
-
-
-def _of_no_use(base: TrialRecord) -> DamagedTrial:
-    """Return a base model's record without row losses as damaged, so that it is evaluated again.
-
-    Without them no trial can be shown to be better than the base model.
-    """
-    return DamagedTrial(base.id, base.folder, "; ".join(base.all_damage()))
