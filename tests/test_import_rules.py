@@ -120,6 +120,7 @@ MAY_IMPORT = {
     ),
     "trials.schedule": "",
     "trials.sources": "trials.formats",
+    "trials.state": "",
     "trials.system": "",
     "trials.tracking": "trials.console trials.records trials.system",
     "trials.train": (

@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
 
-from orchestrator.controller.calibration import PROBE_ID, CalibrationPhase
+from orchestrator.controller.budget import SearchBudget
+from orchestrator.controller.calibration import CalibrationPhase
 from orchestrator.controller.consolidation import is_near_the_end, plan_consolidation
 from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
-from orchestrator.controller.failure_policy import QUIETLY, ExitKind, FailurePolicy, TrialExit, in_a_line
+from orchestrator.controller.failure_policy import QUIETLY, ExitKind, FailurePolicy, TrialExit
 from orchestrator.controller.study import StudyRecorder, Suggestion, study_number, trial_id_of
 from orchestrator.controller.study_writer import StudyWriter
 from orchestrator.controller.trial_request import TrialRequest
@@ -27,7 +28,7 @@ from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.planning.trial_configs import trial_config
 from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, Resume, StartNew, TrialView
 from orchestrator.state.regrouped import Consolidation
-from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir, Search
+from orchestrator.state.run_dir import RunDir, Search
 from orchestrator.state.trial_folders import ids_set_aside, sound_trials
 from trials.errors import RunFolderError
 from trials.records.trial_dir import (
@@ -62,23 +63,21 @@ class SearchController:
         only: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self._run = run
-        self._slots = slots
         self._emit = listener
         self._now = now
         self._running: dict[str, datetime | None] = {}
         """Time of dispatch of each running trial; None: it has been evaluated since."""
         self._interrupted = threading.Event()
-        self._failures = FailurePolicy(lambda text: self._emit(Notice(text)))
-        self._troubles: set[str] = set()
-        """Parts of the reporting whose failure a notice has been shown for."""
+        self._failures = FailurePolicy(self._say)
         self._is_done = False
         self.regrouped: Consolidation | None = None
         """Consolidation that the next session carries out; once it is set, nothing more starts. None: not planned."""
-        records = sound_trials(run.path, lambda text: self._emit(Notice(text)))
+        records = sound_trials(run.path, self._say)
         trained = [record for record in records if record.origin is not Origin.BASE]
-        self._calibration = CalibrationPhase(run, search, slots, records)
+        self._budget = SearchBudget(search, slots, records, now)
+        self._calibration = CalibrationPhase(run, self._budget, records, self._failures, listener, self._record_base)
         lost = ids_set_aside(run.path, records)
-        self._writer = StudyWriter(run, search.recipe, records, lost, lambda text: self._emit(Notice(text)))
+        self._writer = StudyWriter(run, search.recipe, records, lost, self._say)
         self._table = TrialTable(run, trained, search.recipe.search.keep_adapters)
         self._scheduler = FreezeThawScheduler(search.recipe.space, search.recipe.search, only)
         if self._calibration.base_eval_loss is not None:
@@ -88,17 +87,18 @@ class SearchController:
     @property
     def search(self) -> Search:
         """The search as updated by the calibration, which sets the length of a full trial and the reserve."""
-        return self._calibration.search
+        return self._budget.search
 
     @property
     def should_stop(self) -> bool:
         """Whether all running trials must stop now: after an interrupt, or if too much of the reserve is used up."""
-        return self._interrupted.is_set() or -self._seconds_left > grace_seconds(self.search.deadline.reserve_seconds)
+        grace = grace_seconds(self.search.deadline.reserve_seconds)
+        return self._interrupted.is_set() or self._budget.seconds_left < -grace
 
     @property
     def throughput(self) -> ThroughputModel:
         """Throughput of trials, as measured so far."""
-        return self._calibration.throughput
+        return self._budget.throughput
 
     @property
     def gave_up(self) -> str | None:
@@ -123,28 +123,26 @@ class SearchController:
 
         "wait": no slot is free, or nothing can start yet. "over": this session starts nothing more.
         """
-        if self._interrupted.is_set() or self.gave_up is not None or self._seconds_left <= 0:
+        is_over = self._budget.seconds_left <= 0 or self.regrouped is not None
+        if is_over or self.was_interrupted or self.gave_up is not None:
             return "over"
-        if self.regrouped is not None:
-            return "over"
-        if len(self._running) >= self._slots or self._failures.must_wait(self._now()):
+        if len(self._running) >= self._budget.slots or self._failures.must_wait(self._now()):
             return "wait"
         if not self._calibration.is_complete:
-            calibrating = self._calibration.next(self._running, self._now())
-            return "wait" if calibrating is None else self._dispatch(TrialRequest(*calibrating))
+            calibrating = self._calibration.suggest(self._running)
+            return "wait" if calibrating is None else self._dispatch(calibrating)
         crashed = self._failures.next_crashed(self._running)
         return self._fill_slot() if crashed is None else self._resume(crashed)
 
     def on_result(self, trial_id: str, point: EvalPoint) -> bool:
         """Record an evaluation; return whether the trial goes on. One that does not pauses."""
-        if trial_id in (BASE_TRIAL_ID, PROBE_ID):
-            self._calibration_result(trial_id, point)
-            return True  # proxy errors keep counting, because a calibration run that is cut off starts again
+        if not self._calibration.is_complete:
+            return self._calibration.on_result(trial_id, point)
         self._failures.record_result(trial_id)
         trial = self._table[trial_id]
-        self._take(trial, point)
+        self._record_result(trial, point)
         self._emit(TrialEvaluated(trial_id, point))
-        view, budget = self._view(trial), self._budget()
+        view, budget = self._view(trial), self._budget_state()
         if view.points[-1][0] > view.end - budget.evaluation_point / 2:
             return True  # it is complete; optimizer steps do not end exactly at a number of tokens
         if self.regrouped is not None:
@@ -157,15 +155,13 @@ class SearchController:
 
     def on_trouble(self, about: str, text: str) -> None:
         """Record a failure of reporting, such as of W&B; a notice is shown once per `about` and session."""
-        if about not in self._troubles:
-            self._troubles.add(about)
-            self._emit(Notice(f"warning: {about}: {text} (said once; the trials' log.txt have the rest)"))
+        self._failures.say_once(about, f"warning: {about}: {text} (said once; the trials' log.txt have the rest)")
 
     def on_trial_end(self, trial_id: str, left: TrialExit = QUIETLY) -> None:
         """Record that a trial does not run any more, and how it `left` the process that ran it."""
         self._running.pop(trial_id, None)
-        if trial_id in (BASE_TRIAL_ID, PROBE_ID):
-            self._end_calibration(trial_id, left)
+        if not self._calibration.is_complete:
+            self._calibration.on_trial_end(trial_id, left)
             return
         trial = self._table[trial_id]
         trial.is_running = False
@@ -192,7 +188,7 @@ class SearchController:
         study can wait: its content is in the trials' folders, from which it is completed after a crash.
         """
         if self._calibration.is_complete:
-            self._scheduler.refit(self._budget())
+            self._scheduler.refit(self._budget_state())
             self._bound_paused()
             self._consider_consolidation()
         self._writer.flush()
@@ -201,16 +197,12 @@ class SearchController:
         """Record the end of all running trials; if the search is over by itself, prune the paused ones too."""
         for trial_id in list(self._running):
             self.on_trial_end(trial_id)
-        if self._is_done or (self._seconds_left <= 0 and not self.was_interrupted):
+        if self._is_done or (self._budget.seconds_left <= 0 and not self.was_interrupted):
             for trial in self._table:
                 if trial.ending is None:
                     reason = f"paused at {trial.tokens_seen:,} tokens; other trials looked more promising until the end"
                     self._end(trial, Ending(TrialState.PRUNED, reason))
         self._writer.flush(at_once=True)
-
-    @property
-    def _seconds_left(self) -> float:
-        return self.search.deadline.training_seconds_left(self._now())
 
     def _fill_slot(self) -> TrialRequest | Wait | Over:
         if self._unbegun:
@@ -219,10 +211,10 @@ class SearchController:
             trial_id = self._unfinished.popleft()
             if self._table[trial_id].ending is None:
                 return self._resume(trial_id)
-        choice = self._scheduler.choose_next(self._budget())
+        choice = self._scheduler.choose_next(self._budget_state())
         if isinstance(choice, Resume):
             return self._resume(choice.trial_id)
-        if isinstance(choice, StartNew) and self._may_start:
+        if isinstance(choice, StartNew):
             suggestion = self._study.ask(self._scheduler.propose)
             self._writer.write_later(lambda: self._study.begin(suggestion))
             return self._begin(suggestion)
@@ -230,10 +222,6 @@ class SearchController:
             return "wait"
         self._is_done = True
         return "over"
-
-    @property
-    def _may_start(self) -> bool:
-        return self._study.has_more(self.search.recipe.search.trials)
 
     def _begin(self, suggestion: Suggestion) -> TrialRequest:
         config = trial_config(self.search, suggestion.values, self._calibration.base_eval_loss)
@@ -253,7 +241,7 @@ class SearchController:
             self._lose(trial, error)
             return self.suggest()
         if trial.tokens_seen != before:
-            self._emit(Notice(f"trial {trial_id} goes back to {trial.tokens_seen:,} tokens, its last checkpoint"))
+            self._say(f"trial {trial_id} goes back to {trial.tokens_seen:,} tokens, its last checkpoint")
         return self._run_trial(trial, resumes=resumes)
 
     def _run_trial(self, trial: Trial, *, resumes: bool) -> TrialRequest:
@@ -277,12 +265,10 @@ class SearchController:
         self._emit(TrialStarted(trial_id, request.origin, request.name, request.config, full, seen))
         return request
 
-    def _take(self, trial: Trial, point: EvalPoint) -> None:
-        """Record an evaluation of a trial everywhere: calibration, table, study and scheduler."""
-        dispatched = self._running.get(trial.trial_id)
+    def _record_result(self, trial: Trial, point: EvalPoint) -> None:
+        """Record an evaluation of a trial everywhere: budget, table, study and scheduler."""
+        self._budget.observe_segment(trial, point, self._running.get(trial.trial_id))
         self._running[trial.trial_id] = None
-        waited = None if dispatched is None else (self._now() - dispatched).total_seconds()
-        self._calibration.observe_segment(trial, point, waited)
         trial.points.append(point)
         if point.eval_loss <= point.best_eval_loss:
             self._table.record_rows(trial, read_row_losses(self._run.trial(trial.trial_id)))
@@ -309,46 +295,24 @@ class SearchController:
 
     def _bound_paused(self) -> None:
         """Prune paused trials beyond `keep_paused`, because their checkpoints take disk space."""
-        for trial_id in self._scheduler.evictable(self.search.recipe.search.keep_paused, self._budget()):
+        for trial_id in self._scheduler.evictable(self.search.recipe.search.keep_paused, self._budget_state()):
             trial = self._table[trial_id]
             more = self.search.recipe.search.keep_paused
             reason = f"paused at {trial.tokens_seen:,} tokens; {more} other paused trials look more promising"
             self._end(trial, Ending(TrialState.PRUNED, reason))
 
     def _consider_consolidation(self) -> None:
-        left = self._seconds_left
+        left = self._budget.seconds_left
         if self.regrouped is None and left > 0 and is_near_the_end(self.search, self.throughput, left):
             now = self._now().isoformat()
             forecast = self._scheduler.forecast
             self.regrouped = plan_consolidation(self.search, self._table, forecast, self.throughput, left, now)
             if self.regrouped is not None:
-                self._emit(Notice(f"from now on {self.regrouped.ranks} GPUs train one trial: {self.regrouped.reason}"))
+                self._say(f"from now on {self.regrouped.ranks} GPUs train one trial: {self.regrouped.reason}")
 
-    def _calibration_result(self, trial_id: str, point: EvalPoint) -> None:
-        self._calibration.on_result(trial_id, point)
-        if trial_id == BASE_TRIAL_ID:
-            self._writer.write_later(lambda: self._study.record_base(point.eval_loss, point.score))
-            self._scheduler.set_base_loss(point.eval_loss)
-        self._emit(TrialEvaluated(trial_id, point))
-
-    def _end_calibration(self, trial_id: str, left: TrialExit) -> None:
-        point = self._calibration.unheard_point(trial_id)
-        if point is not None:
-            self._calibration_result(trial_id, point)
-        if left.how is ExitKind.PROXY_ERROR and self._calibration.is_cut_off(trial_id):
-            self._failures.record_exit(trial_id, left, self._now())
-            return
-        ending = self._calibration.on_trial_end(
-            trial_id, self._now(), died=left.how is ExitKind.DEATH, error=left.error
-        )
-        if ending is None:
-            self._emit(Notice(f"{trial_id} was cut off, and is done again"))
-            return
-        self._emit(TrialEnded(trial_id, ending, None))
-        for sentence in self._calibration.findings():
-            self._emit(Notice(sentence))
-        if ending.kind is TrialState.FAILED and trial_id == BASE_TRIAL_ID:
-            self._failures.give_up(f"the base model's evaluation failed with: {in_a_line(ending.reason)}")
+    def _record_base(self, point: EvalPoint) -> None:
+        self._writer.write_later(lambda: self._study.record_base(point.eval_loss, point.score))
+        self._scheduler.set_base_loss(point.eval_loss)
 
     def _catch_up(self, trained: list[TrialRecord]) -> None:
         """Bring study and scheduler up to date with the trials on disk, and queue those that were cut off."""
@@ -365,5 +329,8 @@ class SearchController:
     def _view(self, trial: Trial) -> TrialView:
         return view_of(trial, self.search)
 
-    def _budget(self) -> BudgetState:
-        return self._calibration.budget_state(self._seconds_left, may_start=self._may_start)
+    def _budget_state(self) -> BudgetState:
+        return self._budget.state(may_start=self._study.has_more(self.search.recipe.search.trials))
+
+    def _say(self, text: str) -> None:
+        self._emit(Notice(text))

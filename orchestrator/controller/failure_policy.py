@@ -115,6 +115,12 @@ class FailurePolicy:
             self.gave_up = reason
             self._say(f"{reason}. Nothing more is started")
 
+    def say_once(self, about: str, text: str) -> None:
+        """Show a sentence, unless one `about` the same was shown in this session."""
+        if about not in self._said:
+            self._said.add(about)
+            self._say(text)
+
     def _record_crash(self, trial_id: str, error: str) -> Ending | None:
         self._crashes[trial_id] += 1
         if self._crashes[trial_id] >= MOST_DEATHS:
@@ -130,12 +136,8 @@ class FailurePolicy:
         self._proxy_errors[trial_id] += 1
         self._wait_until = now + timedelta(seconds=_FIRST_WAIT_SECONDS * 2**self._proxy_errors_in_a_row)
         self._proxy_errors_in_a_row += 1
-        if error not in self._said:
-            self._said.add(error)
-            self._say(
-                f"the reporting process of trial {trial_id} failed; it isn't the trial's fault, and the trial is "
-                f"run again: {error}"
-            )
+        said = f"the reporting process of trial {trial_id} failed, which isn't the trial's fault; it's run again"
+        self.say_once(error, f"{said}: {error}")
         often = f"failed {MOST_PROXY_ERRORS} times"
         if self._proxy_errors_in_a_row >= MOST_PROXY_ERRORS:
             self.give_up(f"the reporting processes of trials {often} in a row, the last time with: {error}")

@@ -77,7 +77,7 @@ def test_a_proxy_error_is_said_once_and_plainly(policy: FailurePolicy, said: lis
     for _ in range(3):
         policy.record_exit("0001", NO_THREADS, START)
     (text,) = said
-    assert text.startswith("the reporting process of trial 0001 failed; it isn't the trial's fault")
+    assert text.startswith("the reporting process of trial 0001 failed, which isn't the trial's fault")
 
 
 def test_a_trial_alone_with_proxy_errors_is_pruned(policy: FailurePolicy) -> None:
