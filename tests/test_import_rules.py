@@ -18,7 +18,7 @@ SOURCES = {
     for package in PACKAGES
     for file in sorted((ROOT / package).rglob("*.py"))
 }
-FOR_ALL = {"trials.config", "trials.errors"}
+FOR_ALL = {"trials.config", "trials.errors", "trials.state"}
 MAY_IMPORT = {
     "orchestrator.check": "orchestrator.integrity orchestrator.state orchestrator.storage trials.cli",
     "orchestrator.cluster": "orchestrator.ray_setup trials.cli trials.system",
@@ -120,6 +120,7 @@ MAY_IMPORT = {
     ),
     "trials.schedule": "",
     "trials.sources": "trials.formats",
+    "trials.state": "",
     "trials.system": "",
     "trials.tracking": "trials.console trials.records trials.system",
     "trials.train": (

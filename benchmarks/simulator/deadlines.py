@@ -17,7 +17,8 @@ from orchestrator.planning.export_reserve import expected_seconds
 from orchestrator.state.deadline import Deadline, first_reserve
 from orchestrator.state.run_dir import Placement, RunDir, Search
 from search_spaces.loader import load_recipe
-from trials.records.trial_dir import EndingKind, Origin
+from trials.records.trial_dir import Origin
+from trials.state import TrialState
 
 _STARTED = datetime(2026, 1, 1, 22, 0, tzinfo=UTC)
 _SHORTEST, _LONGEST = 20 * 60.0, 12 * 3600.0
@@ -124,7 +125,7 @@ def _played(
         # Expected times of a search's end are measured on real searches; here it takes 0.7 to 1.2 times as long.
         ended=simulated.seconds
         + expected_seconds(final.deadline.reserve_seconds) * random.Random(seed + 1).uniform(0.7, 1.2),
-        full_length=sum(record.ending is not None and record.ending.kind is EndingKind.FINISHED for record in records),
+        full_length=sum(record.state is TrialState.FINISHED for record in records),
         one_fits=first + _SLOWEST * full * (1 + account.lost_fraction) + account.down_seconds <= training_ends,
         busy=account.busy_seconds / open_seconds,
         trials=len(records),

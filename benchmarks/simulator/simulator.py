@@ -16,13 +16,14 @@ from typing import Any, Protocol, TypeVar
 
 from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event
-from orchestrator.controller.proxy_errors import DIED, TrialExit
+from orchestrator.controller.failure_policy import DIED, TrialExit
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.run_dir import RunDir
 from trials.config import Hyperparameters
 from trials.metrics.row_losses import RowLosses
 from trials.records.checkpoints import CheckpointWriter, LogState, choose_checkpoint
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir
+from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir
+from trials.state import TrialState
 from trials.system.timer import TrialTimer
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ class Curve:
     """Pairs (fraction, eval loss), ascending; the last fraction is 1."""
     slowness: float = 1.0
     """Seconds per token, relative to the mean configuration's."""
-    ending: EndingKind = EndingKind.FINISHED
+    ending: TrialState = TrialState.FINISHED
     ends_at: float = 1.0
     """Fraction at which it diverges or runs out of memory."""
 
@@ -251,7 +252,7 @@ class SimulatedSearch:
         assert slot.request is not None and slot.curve is not None  # noqa: PT018
         every = 1 / slot.request.config.evaluation.evaluations
         target = min(1.0, (int(slot.fraction / every + 1e-9) + 1) * every)
-        breaks = slot.curve.ending is not EndingKind.FINISHED and slot.curve.ends_at <= target
+        breaks = slot.curve.ending is not TrialState.FINISHED and slot.curve.ends_at <= target
         target = max(slot.fraction, slot.curve.ends_at) if breaks else target
         seconds = (target - slot.fraction) * self._full_seconds * slot.curve.slowness
         if slot.since + seconds > self._training_ends:
@@ -278,7 +279,7 @@ class SimulatedSearch:
             self._checkpoint(slot, point)
         goes_on = self._timed(lambda: self.controller.on_result(request.trial_id, point))
         if fraction >= 1.0:
-            TrialDir(request.folder).end(Ending(EndingKind.FINISHED, "trained for all its steps"))
+            TrialDir(request.folder).end(Ending(TrialState.FINISHED, "trained for all its steps"))
             self.account.full_length += 1
         if not goes_on or fraction >= 1.0:
             self._leave(slot)
@@ -332,7 +333,7 @@ class SimulatedSearch:
         folder = TrialDir(slot.request.folder)
         folder.record(point, _rows(loss), None)
         self.controller.on_result(slot.request.trial_id, point)
-        folder.end(Ending(EndingKind.FINISHED, "the base model is evaluated, not trained"))
+        folder.end(Ending(TrialState.FINISHED, "the base model is evaluated, not trained"))
         self._leave(slot)
 
     def _probe(self, slot: Slot) -> None:
@@ -347,7 +348,7 @@ class SimulatedSearch:
             folder.record(point, _rows(loss), _save_adapter)
 
         def ends() -> None:
-            folder.end(Ending(EndingKind.FINISHED, "trained for all its steps"))
+            folder.end(Ending(TrialState.FINISHED, "trained for all its steps"))
             self._leave(slot)
 
         self._at(slot.since + 2 * (full // 100) / rate, self._unless_gone(slot, ends))
@@ -365,7 +366,7 @@ class SimulatedSearch:
         if fraction > slot.fraction:
             point = self._record(slot, fraction)
             self.controller.on_result(slot.request.trial_id, point)
-        TrialDir(slot.request.folder).end(Ending(EndingKind.PRUNED, "the time for training was over"))
+        TrialDir(slot.request.folder).end(Ending(TrialState.PRUNED, "the time for training was over"))
         self._leave(slot)
 
     def _accident(self, accident: Accident) -> Callable[[], None]:

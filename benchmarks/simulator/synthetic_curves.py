@@ -12,7 +12,7 @@ import random
 
 from benchmarks.simulator.simulator import Curve
 from trials.config import Hyperparameters
-from trials.records.trial_dir import EndingKind
+from trials.state import TrialState
 
 _EVALUATIONS = 36
 
@@ -61,9 +61,9 @@ class ModelledCurves:
             1 + 0.06 * off**2 + rank + batch + 0.2 * abs(hp.lora_dropout - 0.05) + 0.1 * abs(hp.warmup_fraction - 0.03)
         )
 
-    def _ending(self, hp: Hyperparameters, lot: random.Random) -> tuple[EndingKind, float]:
+    def _ending(self, hp: Hyperparameters, lot: random.Random) -> tuple[TrialState, float]:
         if self._something_does_not_fit and hp.lora_rank == 32 and hp.effective_batch == 32:
-            return EndingKind.OUT_OF_MEMORY, 0.001
+            return TrialState.OUT_OF_MEMORY, 0.001
         if hp.learning_rate > self._diverges_above * math.sqrt(hp.effective_batch / 16):
-            return EndingKind.DIVERGED, lot.uniform(0.01, 0.2)
-        return EndingKind.FINISHED, 1.0
+            return TrialState.DIVERGED, lot.uniform(0.01, 0.2)
+        return TrialState.FINISHED, 1.0

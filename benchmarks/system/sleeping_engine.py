@@ -13,7 +13,8 @@ from orchestrator.execution.segment_log import log_evaluation, logged_segment
 from trials.config import TrialConfig
 from trials.metrics.row_losses import RowLosses
 from trials.records.checkpoints import CheckpointWriter, LogState, choose_checkpoint
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir
+from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir
+from trials.state import TrialState
 from trials.system.files import append_json_line
 from trials.system.timer import TrialTimer
 
@@ -47,7 +48,7 @@ def _evaluate_base(folder: TrialDir, conversation: TrialChannel) -> float:
     loss = ModelledCurves.base_loss
     folder.record(EvalPoint(0, 0, loss, loss, seconds=0.0), _rows(loss), None)
     conversation.report(EvalPoint(0, 0, loss, loss, seconds=0.0))
-    folder.end(Ending(EndingKind.FINISHED, "the base model is evaluated, not trained"))
+    folder.end(Ending(TrialState.FINISHED, "the base model is evaluated, not trained"))
     return 0.0
 
 
@@ -69,7 +70,7 @@ def _sleep_through(config: TrialConfig, folder: TrialDir, conversation: TrialCha
             _checkpoint(folder, point)
         if not conversation.report(point):
             return (number - first) * each
-    folder.end(Ending(EndingKind.FINISHED, "slept through all its steps"))
+    folder.end(Ending(TrialState.FINISHED, "slept through all its steps"))
     return (evaluations - first) * each
 
 

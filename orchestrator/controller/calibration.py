@@ -9,22 +9,23 @@ RUN/probe/         the speed probe; removed once it has ended
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from orchestrator.controller.trials import Trial
+from orchestrator.controller.budget import SearchBudget
+from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvaluated
+from orchestrator.controller.failure_policy import ExitKind, FailurePolicy, TrialExit, in_a_line
+from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.planning.export_reserve import export_work, measured_reserve
 from orchestrator.planning.forecast import forecast_search
-from orchestrator.planning.throughput import ThroughputModel
-from orchestrator.planning.trial_configs import probe_config, trial_config
+from orchestrator.planning.trial_configs import probe_config
 from orchestrator.planning.trial_length import length_in_words, shortened_length
-from orchestrator.scheduling.scheduler import BudgetState
-from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir, Search
+from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
 from search_spaces.durations import format_duration
-from trials.config import TrialConfig
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.state import TrialState
 
 PROBE_ID = "probe"
 _MOST_TRIES = 3
@@ -32,162 +33,148 @@ _MOST_TRIES = 3
 
 
 class CalibrationPhase:
-    """Runs the calibration, and keeps the search's length, reserve and throughput up to date afterwards."""
+    """Decides what runs until trials can begin, and sets the budget's length of a full trial, reserve and forecast.
 
-    def __init__(self, run: RunDir, search: Search, slots: int, records: Sequence[TrialRecord]) -> None:
-        # A search from before lengths were measured has trials that are as long as the recipe says.
-        begun = any(record.origin not in (Origin.BASE, Origin.PROBE) for record in records)
-        self.search = replace(search, shortened=1.0) if begun and search.shortened is None else search
-        self._run = run
-        self._slots = slots
-        self.throughput = ThroughputModel.from_records(records, search.regrouped)
+    `emit` receives its events, `on_base` the base model's evaluation.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        budget: SearchBudget,
+        records: Sequence[TrialRecord],
+        failures: FailurePolicy,
+        emit: Callable[[Event], None],
+        on_base: Callable[[EvalPoint], None],
+    ) -> None:
+        self._run, self._budget, self._failures = run, budget, failures
+        self._emit, self._on_base = emit, on_base
         base = next((record for record in records if record.origin is Origin.BASE and record.points), None)
         self.base_eval_loss = None if base is None else base.best_eval_loss
+        """Loss of the base model in nats per completion token; None: it was not evaluated yet."""
         self._base_is_done = base is not None
         self._tries = {BASE_TRIAL_ID: 0, PROBE_ID: 0}
         self._began: datetime | None = None
-        self._sentences: list[str] = []
 
     @property
     def is_complete(self) -> bool:
         """Whether trials can begin."""
-        return self._base_is_done and self.search.shortened is not None
+        return self._base_is_done and self._budget.search.shortened is not None
 
     def folder(self, trial_id: str) -> Path:
         """Return the folder of the base model's evaluation or of the speed probe."""
         return self._run.path / PROBE_ID if trial_id == PROBE_ID else self._run.trial(trial_id)
 
-    def next(self, running: Collection[str], now: datetime) -> tuple[str, Origin, str, TrialConfig, Path] | None:
-        """Return the first arguments of the next `TrialRequest`; None while anything is in `running`."""
+    def suggest(self, running: Collection[str]) -> TrialRequest | None:
+        """Return the base model's evaluation, then the speed probe; None while anything is in `running`."""
         if running:
             return None
-        self._began = now
+        self._began = self._budget.now()
         if not self._base_is_done:
+            folder = self.folder(BASE_TRIAL_ID)
             # The file exists if an earlier evaluation was cut off or failed.
-            (self.folder(BASE_TRIAL_ID) / "ending.json").unlink(missing_ok=True)
-            config = self.search.recipe.trial_config({})
-            return BASE_TRIAL_ID, Origin.BASE, "base", config, self.folder(BASE_TRIAL_ID)
+            (folder / "ending.json").unlink(missing_ok=True)
+            config = self._budget.search.recipe.trial_config({})
+            return TrialRequest(BASE_TRIAL_ID, Origin.BASE, "base", config, folder)
         assert self.base_eval_loss is not None  # it is set once the base model has been evaluated
-        shutil.rmtree(self.folder(PROBE_ID), ignore_errors=True)
-        config = probe_config(self.search, self.base_eval_loss)
-        return PROBE_ID, Origin.PROBE, "probe", config, self.folder(PROBE_ID)
+        folder = self.folder(PROBE_ID)
+        shutil.rmtree(folder, ignore_errors=True)
+        config = probe_config(self._budget.search, self.base_eval_loss)
+        return TrialRequest(PROBE_ID, Origin.PROBE, "probe", config, folder)
 
-    def on_result(self, trial_id: str, point: EvalPoint) -> None:
-        """Record an evaluation of the base model; the speed probe's is read from disk when it ends."""
+    def on_result(self, trial_id: str, point: EvalPoint) -> bool:
+        """Record an evaluation, and return True: both runs go on. The speed probe's is read from disk when it ends.
+
+        Proxy errors keep counting, because a calibration run that is cut off starts again.
+        """
         if trial_id == BASE_TRIAL_ID:
             self.base_eval_loss = point.eval_loss
+            self._on_base(point)
+        self._emit(TrialEvaluated(trial_id, point))
+        return True
 
-    def unheard_point(self, trial_id: str) -> EvalPoint | None:
-        """Return the base model's evaluation if it is on disk and was never reported; else None.
-
-        That happens when its trial proxy, or Ray Tune's report, failed after the evaluation.
-        """
-        if trial_id != BASE_TRIAL_ID or self.base_eval_loss is not None:
-            return None
+    def on_trial_end(self, trial_id: str, left: TrialExit) -> None:
+        """Record the end of a calibration run. One that was cut off is repeated; without the base, the search ends."""
         record = read_trial(self.folder(trial_id))
-        is_done = record.ending is not None and record.ending.kind is EndingKind.FINISHED
-        return record.points[-1] if is_done and record.points else None
+        is_base = trial_id == BASE_TRIAL_ID
+        if is_base and self.base_eval_loss is None and record.state is TrialState.FINISHED and record.points:
+            # Its trial proxy, or Ray Tune's report, failed after the evaluation.
+            self.on_result(trial_id, record.points[-1])
+        if record.ending is None and left.how is ExitKind.PROXY_ERROR:
+            self._failures.record_exit(trial_id, left, self._budget.now())
+            return
+        ending = self._ending(record, left)
+        if ending is None:
+            self._emit(Notice(f"{trial_id} was cut off, and is done again"))
+            return
+        findings = self._end_base(record, ending) if is_base else self._end_probe(record, ending)
+        self._emit(TrialEnded(trial_id, ending, None))
+        if findings:
+            self._emit(Notice(findings))
+        if is_base and ending.kind is TrialState.FAILED:
+            self._failures.give_up(f"the base model's evaluation failed with: {in_a_line(ending.reason)}")
 
-    def is_cut_off(self, trial_id: str) -> bool:
-        """Whether the calibration run has no ending on disk, so that it has to be repeated."""
-        return read_trial(self.folder(trial_id)).ending is None
-
-    def on_trial_end(self, trial_id: str, now: datetime, *, died: bool, error: str = "") -> Ending | None:
-        """Record the end of a calibration run, and return how it ended; None: it was cut off, and is repeated."""
-        record = read_trial(self.folder(trial_id))
+    def _ending(self, record: TrialRecord, left: TrialExit) -> Ending | None:
+        """Return how a run ended; None: it was cut off, and is repeated."""
         ending = record.ending
-        if ending is None or (died and not record.points):
-            self._tries[trial_id] += 1
-            if self._tries[trial_id] < _MOST_TRIES:
+        if ending is None or (left.how is ExitKind.DEATH and not record.points):
+            self._tries[record.id] += 1
+            if self._tries[record.id] < _MOST_TRIES:
                 return None
-            what = f"{error}, {_MOST_TRIES} times" if error else f"its process died {_MOST_TRIES} times"
-            ending = Ending(EndingKind.FAILED, what)
-            TrialDir(self.folder(trial_id)).end(ending)
-        if trial_id == BASE_TRIAL_ID and not record.points:
-            ending = Ending(EndingKind.FAILED, ending.reason)  # such as out of memory: no trial would fit either
-        if trial_id == PROBE_ID:
-            self._end_probe(record, ending, now)
-        elif ending.kind is not EndingKind.FAILED:
-            self._base_is_done = True
-            self._measure_reserve(record, now)
-            self._run.write_search(self.search)
+            what = f"{left.error}, {_MOST_TRIES} times" if left.error else f"its process died {_MOST_TRIES} times"
+            ending = Ending(TrialState.FAILED, what)
+            TrialDir(record.folder).end(ending)
+        if record.id == BASE_TRIAL_ID and not record.points:
+            return Ending(TrialState.FAILED, ending.reason)  # such as out of memory: no trial would fit either
         return ending
 
-    def _end_probe(self, record: TrialRecord, ending: Ending, now: datetime) -> None:
-        """Let trials begin. If the probe failed none is shortened: other trials may succeed, and measure the speed."""
-        if record.points:
-            self._measure_length(record, now)
-        else:
-            self.search = replace(self.search, shortened=1.0)
-            self._sentences.append(f"the speed isn't measured beforehand, so no trial is shortened: {ending.reason}")
-        shutil.rmtree(self.folder(PROBE_ID), ignore_errors=True)
-        self._run.write_search(self.search)
-
-    def findings(self) -> list[str]:
-        """Return sentences on what was measured since the last call."""
-        found, self._sentences = self._sentences, []
+    def _end_base(self, record: TrialRecord, ending: Ending) -> str | None:
+        """Measure the reserve, unless the evaluation failed; return a sentence on it, or None if it was given."""
+        if ending.kind is TrialState.FAILED:
+            return None
+        self._base_is_done = True
+        found = self._measure_reserve(record)
+        self._run.write_search(self._budget.search)
         return found
 
-    def observe_segment(self, trial: Trial, point: EvalPoint, dispatched_seconds: float | None) -> None:
-        """Record the time that a trial took from its last evaluation to this one, not in `trial.points` yet.
+    def _end_probe(self, record: TrialRecord, ending: Ending) -> str | None:
+        """Let trials begin; return a sentence on their length, or None if they are as long as the recipe says.
 
-        `dispatched_seconds` have passed since the trial was dispatched; None: it was evaluated since then already.
+        If the probe failed none is shortened: other trials may succeed, and measure the speed.
         """
-        last = trial.points[-1] if trial.points else None
-        seconds = point.seconds - (last.seconds if last else 0.0)
-        self.throughput.observe(
-            trial.config, point.tokens_seen - (last.tokens_seen if last else 0), seconds, point.ranks
-        )
-        if dispatched_seconds is not None:
-            self.throughput.observe_start(dispatched_seconds - seconds)
+        if record.points:
+            found = self._measure_length(record)
+        else:
+            self._budget.search = replace(self._budget.search, shortened=1.0)
+            found = f"the speed isn't measured beforehand, so no trial is shortened: {ending.reason}"
+        shutil.rmtree(record.folder, ignore_errors=True)
+        self._run.write_search(self._budget.search)
+        return found
 
-    def budget_state(self, seconds_left: float, *, may_start: bool) -> BudgetState:
-        """Return the budget as the scheduler needs it; before any measurement a full trial takes all that is left."""
-        full = self.throughput.seconds(None, self.search.full_tokens)
-        return BudgetState(
-            seconds_left=seconds_left,
-            seconds=(self.search.deadline.training_ends - self.search.deadline.started).total_seconds(),
-            slots=self._slots,
-            seconds_full=seconds_left if full is None else full,
-            evaluation_point=self._evaluation_point,
-            seconds_start=self.throughput.start_seconds,
-            may_start=may_start,
-        )
-
-    @property
-    def _evaluation_point(self) -> float:
-        """The fraction of a full trial from one evaluation to the next."""
-        settings, epoch = self.search.recipe.evaluation, self.search.epoch
-        if settings.every_rows is None or epoch is None:
-            return 1 / settings.evaluations
-        config = trial_config(self.search, {}, None)
-        every_rows = config.evaluation.every_rows or settings.every_rows
-        return min(1.0, every_rows * epoch.row_tokens / self.search.full_tokens)
-
-    def _measure_reserve(self, base: TrialRecord, now: datetime) -> None:
+    def _measure_reserve(self, base: TrialRecord) -> str | None:
         assert self._began is not None  # set when it was dispatched
-        base_seconds = (now - self._began).total_seconds()
-        self.search = replace(self.search, opening_seconds=base_seconds)
-        if self.search.recipe.search.reserve is not None:
-            return
-        deadline = self.search.deadline
-        budget = (deadline.ends - deadline.started).total_seconds()
-        reserve = measured_reserve(base_seconds, base.points[-1].seconds, export_work(self.search, self._slots), budget)
-        self.search = replace(self.search, deadline=deadline.with_reserve(reserve))
-        self._sentences.append(
-            f"{format_duration(reserve)} are kept for last evaluations, export and report, as measured"
-        )
+        base_seconds = (self._budget.now() - self._began).total_seconds()
+        search = self._budget.search = replace(self._budget.search, opening_seconds=base_seconds)
+        if search.recipe.search.reserve is not None:
+            return None
+        deadline = search.deadline
+        seconds = (deadline.ends - deadline.started).total_seconds()
+        work = export_work(search, self._budget.slots)
+        reserve = measured_reserve(base_seconds, base.points[-1].seconds, work, seconds)
+        self._budget.search = replace(search, deadline=deadline.with_reserve(reserve))
+        return f"{format_duration(reserve)} are kept for last evaluations, export and report, as measured"
 
-    def _measure_length(self, probe: TrialRecord, now: datetime) -> None:
-        recipe, full = self.search.recipe, self.search.full_tokens
-        each = self._seconds_per_token(probe)
-        self.throughput.observe(probe.config, probe.tokens_seen, each * probe.tokens_seen)
-        left = self.search.deadline.training_seconds_left(now)
-        length = shortened_length(full, each, left, self._slots, recipe.search.full_trials)
-        self.search = replace(self.search, shortened=length / full, full_tokens=length)
-        self.search = replace(self.search, prediction=forecast_search(self.search, self.throughput, now).to_json())
-        if length < full and self.search.epoch is not None:
-            self._sentences.append(f"a full trial is {length_in_words(full, length, self.search.epoch.tokens)}")
+    def _measure_length(self, probe: TrialRecord) -> str | None:
+        budget, search = self._budget, self._budget.search
+        full, each = search.full_tokens, self._seconds_per_token(probe)
+        budget.throughput.observe(probe.config, probe.tokens_seen, each * probe.tokens_seen)
+        length = shortened_length(full, each, budget.seconds_left, budget.slots, search.recipe.search.full_trials)
+        search = replace(search, shortened=length / full, full_tokens=length)
+        forecast = forecast_search(search, budget.throughput, budget.now())
+        budget.search = replace(search, prediction=forecast.to_json())
+        if length < full and search.epoch is not None:
+            return f"a full trial is {length_in_words(full, length, search.epoch.tokens)}"
+        return None
 
     def _seconds_per_token(self, probe: TrialRecord) -> float:
         """Return the seconds per token of a trial that shares its engine with as many others as it has slots.
@@ -199,6 +186,6 @@ class CalibrationPhase:
         tokens = last.tokens_seen - first.tokens_seen
         training = (trained[1] - trained[0]) / tokens if tokens else trained[1] / last.tokens_seen
         evaluation = max(0.0, last.seconds - first.seconds - (trained[1] - trained[0])) if tokens else 0.0
-        placement = self.search.placement
+        placement = self._budget.search.placement
         beside = placement.slots_per_engine if placement is not None and placement.engines else 1
-        return beside * (training + evaluation / (self._evaluation_point * self.search.full_tokens))
+        return beside * (training + evaluation / (self._budget.evaluation_point * self._budget.search.full_tokens))

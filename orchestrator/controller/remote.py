@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from orchestrator.controller.controller import Over, SearchController, Wait
 from orchestrator.controller.events import Event
-from orchestrator.controller.proxy_errors import QUIETLY, TrialExit
+from orchestrator.controller.failure_policy import QUIETLY, TrialExit
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.run_dir import RunDir, Search
 from orchestrator.storage.mirror import Mirror

@@ -21,15 +21,16 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import TrialState, create_trial
+from optuna.trial import TrialState as OptunaState
+from optuna.trial import create_trial
 
 from search_spaces.schema import Choices, Dimension, Recipe, is_integer
-from trials.records.trial_dir import EndingKind, EvalPoint
+from trials.records.trial_dir import EvalPoint
+from trials.state import TrialState
 
 STUDY_NAME = "search"
 CONSTRAINT = "can_be_trained"
 NAME, _SCORE = "name", "score"
-INFEASIBLE = frozenset({EndingKind.DIVERGED, EndingKind.OUT_OF_MEMORY})
 _SEPARATOR = "+"
 LOCK_SECONDS = 0.5
 """Seconds to wait for another program's lock; a database browser may hold it for an unlimited time."""
@@ -70,7 +71,7 @@ class StudyRecorder:
             sampler=optuna.samplers.RandomSampler(seed=recipe.search.seed),
         )
         known = self._study.get_trials(deepcopy=False)
-        running = [trial for trial in known if trial.state is TrialState.RUNNING]
+        running = [trial for trial in known if trial.state is OptunaState.RUNNING]
         self._open = {trial.number: optuna.Trial(self._study, trial._trial_id) for trial in running}
         self._reported = {trial.number: set(trial.intermediate_values) for trial in running}
         self._asked = len(known)
@@ -91,7 +92,7 @@ class StudyRecorder:
     def begin(self, suggestion: Suggestion) -> None:
         """Add a suggestion to the study; to be called once for each, in the order in which `ask` returned them."""
         template = create_trial(
-            state=TrialState.RUNNING,
+            state=OptunaState.RUNNING,
             params={key: encode(suggestion.values[key], self._recipe.space[key]) for key in self._space},
             distributions=self._space,
             user_attrs={} if suggestion.name is None else {NAME: suggestion.name},
@@ -122,18 +123,18 @@ class StudyRecorder:
                 trial.set_user_attr(_SCORE, point.score)
             self._reported[number].add(point.tokens_seen)
 
-    def record_end(self, number: int, kind: EndingKind, best_eval_loss: float | None) -> None:
+    def record_end(self, number: int, kind: TrialState, best_eval_loss: float | None) -> None:
         """Record how a trial ended; may be repeated after an error."""
         trial = self._open[number]
-        trial.set_constraint(CONSTRAINT, 1.0 if kind in INFEASIBLE else 0.0)
+        trial.set_constraint(CONSTRAINT, 1.0 if kind.is_infeasible else 0.0)
         state = state_of(kind, best_eval_loss)
-        self._study.tell(trial, best_eval_loss if state is TrialState.COMPLETE else None, state=state)
+        self._study.tell(trial, best_eval_loss if state is OptunaState.COMPLETE else None, state=state)
         del self._open[number], self._reported[number]
 
     def lose(self, number: int) -> None:
         """Record a trial that cannot be used any more as failed, if it is open."""
         if self.is_open(number):
-            self.record_end(number, EndingKind.FAILED, None)
+            self.record_end(number, TrialState.FAILED, None)
 
     def record_base(self, base_eval_loss: float, base_score: float | None = None) -> None:
         """Record the base model's loss and score as user attributes: without hyperparameters it is no trial."""
@@ -190,13 +191,13 @@ def decode(value: Any, dimension: Dimension) -> Any:
     return value
 
 
-def state_of(kind: EndingKind, best_eval_loss: float | None) -> TrialState:
+def state_of(kind: TrialState, best_eval_loss: float | None) -> OptunaState:
     """Return Optuna's trial state for how a trial ended."""
-    if kind in {EndingKind.FINISHED, EndingKind.EARLY_STOPPED} and best_eval_loss is not None:
-        return TrialState.COMPLETE
-    if kind is EndingKind.FAILED:
-        return TrialState.FAIL
-    return TrialState.PRUNED
+    if kind.is_complete and best_eval_loss is not None:
+        return OptunaState.COMPLETE
+    if kind is TrialState.FAILED:
+        return OptunaState.FAIL
+    return OptunaState.PRUNED
 
 
 def trial_id_of(number: int) -> str:

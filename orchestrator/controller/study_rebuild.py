@@ -15,11 +15,11 @@ from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import TrialState as OptunaState
 
 from orchestrator.controller.study import (
     CONSTRAINT,
-    INFEASIBLE,
     LOCK_SECONDS,
     NAME,
     STUDY_NAME,
@@ -93,7 +93,7 @@ def is_sound(run: RunDir, trained: Mapping[str, TrialRecord]) -> bool:
         logger.debug("study.db can't be read", exc_info=True)
         return False
     can_go_on = {each for each, record in trained.items() if record.ending is None}
-    return all(trial.state is TrialState.RUNNING for trial in trials if trial_id_of(trial.number) in can_go_on)
+    return all(trial.state is OptunaState.RUNNING for trial in trials if trial_id_of(trial.number) in can_go_on)
 
 
 def trained_by_id(records: Sequence[TrialRecord]) -> dict[str, TrialRecord]:
@@ -131,20 +131,20 @@ def _add_missing(
     most = max((int(each) for each in (*trained, *lost)), default=0)
     for number in range(len(study.get_trials(deepcopy=False)), most):
         record = trained.get(trial_id_of(number))
-        study.add_trial(create_trial(state=TrialState.FAIL) if record is None else _as_in_study(record, recipe))
+        study.add_trial(create_trial(state=OptunaState.FAIL) if record is None else _as_in_study(record, recipe))
 
 
 def _as_in_study(record: TrialRecord, recipe: Recipe) -> FrozenTrial:
     hyperparameters = record.config.hyperparameters.model_dump()
     space = {name: distribution(name, dimension) for name, dimension in recipe.space.items()}
-    state = TrialState.RUNNING if record.ending is None else state_of(record.ending.kind, record.best_eval_loss)
+    state = OptunaState.RUNNING if record.ending is None else state_of(record.ending.kind, record.best_eval_loss)
     trial = create_trial(
         state=state,
         params={name: encode(hyperparameters[name], recipe.space[name]) for name in space},
         distributions=space,
         intermediate_values={point.tokens_seen: point.best_eval_loss for point in record.points},
         user_attrs={NAME: record.name} if record.origin is Origin.START else {},
-        value=record.best_eval_loss if state is TrialState.COMPLETE else None,
+        value=record.best_eval_loss if state is OptunaState.COMPLETE else None,
         constraints=_constraints(record),
     )
     trial.datetime_start = trial.datetime_start or datetime.now()
@@ -153,4 +153,4 @@ def _as_in_study(record: TrialRecord, recipe: Recipe) -> FrozenTrial:
 
 def _constraints(record: TrialRecord) -> dict[str, float] | None:
     """Return the feasibility constraint; None for an open trial, because Optuna accepts a constraint only once."""
-    return None if record.ending is None else {CONSTRAINT: 1.0 if record.ending.kind in INFEASIBLE else 0.0}
+    return None if record.ending is None else {CONSTRAINT: 1.0 if record.state.is_infeasible else 0.0}

@@ -8,13 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.controller.study import INFEASIBLE
-from orchestrator.scheduling.scheduler import State, TrialView
-from orchestrator.state.run_dir import Search
+from orchestrator.scheduling.scheduler import TrialView
+from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.trial_folders import set_aside
 from trials.config import TrialConfig
+from trials.errors import first_line
 from trials.metrics.row_losses import RowLosses, compare
-from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialRecord
+from trials.records.checkpoints import remove_checkpoints
+from trials.records.rewind import restore_latest
+from trials.records.trial_dir import DamagedTrial, Ending, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
 from trials.schedule import full_tokens
+from trials.state import TrialState
 from trials.system.files import remove_folder
 
 
@@ -33,11 +37,11 @@ class Trial:
     """Paired standard error of its loss against the best trial's at that time, in nats per token; 0.0: unknown."""
 
     @property
-    def state(self) -> State:
+    def state(self) -> TrialState:
         """State of the trial; one without an ending that does not run counts as paused, also if it was cut off."""
         if self.ending is not None:
-            return State.INFEASIBLE if self.ending.kind in INFEASIBLE else State.OVER
-        return State.RUNNING if self.is_running else State.PAUSED
+            return self.ending.kind
+        return TrialState.RUNNING if self.is_running else TrialState.PAUSED
 
     @property
     def tokens_seen(self) -> int:
@@ -51,9 +55,10 @@ class Trial:
 
 
 class TrialTable:
-    """All trials of a search except the base model, and the adapters of ended trials that are kept."""
+    """All trials of a search except the base model, in memory and on disk, and the adapters of ended trials."""
 
-    def __init__(self, records: Iterable[TrialRecord], keep_adapters: int) -> None:
+    def __init__(self, run: RunDir, records: Iterable[TrialRecord], keep_adapters: int) -> None:
+        self._run = run
         self._trials: dict[str, Trial] = {}
         self._keep = keep_adapters
         self._kept: list[tuple[float, str, Path]] = []
@@ -77,11 +82,23 @@ class TrialTable:
         """Add a new trial."""
         self._trials[trial.trial_id] = trial
 
-    def replace(self, record: TrialRecord) -> Trial:
-        """Replace points and ending of a trial by its record on disk, which may have more than was reported."""
-        trial = self._trials[record.id]
+    def reload(self, trial: Trial) -> TrialRecord:
+        """Replace points and ending of a trial by those on disk, which may be more than was reported; return these.
+
+        Raises `RunFolderError` if its folder is damaged.
+        """
+        record = read_trial(self._run.trial(trial.trial_id))
         trial.points, trial.ending = list(record.points), record.ending
-        return trial
+        return record
+
+    def restore(self, trial: Trial) -> bool:
+        """Restore a trial to its newest checkpoint; return whether there is one.
+
+        Raises `RunFolderError` or `OSError` if the trial can't be restored.
+        """
+        checkpoint = restore_latest(self._run.trial(trial.trial_id))
+        self.reload(trial)
+        return checkpoint is not None
 
     def record_rows(self, trial: Trial, losses: RowLosses | None) -> None:
         """Record the row losses of a trial's best evaluation; None: they are unknown.
@@ -98,13 +115,32 @@ class TrialTable:
         except ValueError:  # the rows differ, so that the losses are not paired
             trial.noise = 0.0
 
-    def end(self, record: TrialRecord) -> list[Path]:
-        """Record a trial's end; return the adapters that can be removed: all but the `keep_adapters` best."""
-        trial = self.replace(record)
+    def end(self, trial: Trial, ending: Ending) -> TrialRecord:
+        """Write a trial's ending, unless its folder has one already, and remove what is not needed any more.
+
+        Of adapters of ended trials, the `keep_adapters` best are kept.
+        """
+        folder = self._run.trial(trial.trial_id)
+        TrialDir(folder).end(ending)
+        record = self.reload(trial)
+        # Checkpoints would take half a gigabyte and more per trial (trials.records.checkpoints); only the adapter is
+        # needed from now on.
+        remove_checkpoints(folder)
+        _remove(folder.glob("before-*/adapter"))  # of segments that were trained again
         if record.has_adapter and trial.best_eval_loss is not None:
             bisect.insort(self._kept, (trial.best_eval_loss, trial.trial_id, record.adapter))
-        expendable, self._kept = self._kept[self._keep :], self._kept[: self._keep]
-        return [adapter for _, _, adapter in expendable]
+        _remove(adapter for _, _, adapter in self._kept[self._keep :])
+        self._kept = self._kept[: self._keep]
+        return record
+
+    def lose(self, trial: Trial, error: Exception) -> Ending:
+        """End a trial as failed whose folder can't be used, because of `error`, and set the folder aside."""
+        folder = self._run.trial(trial.trial_id)
+        reason = f"its folder can't be used: {first_line(error)}"
+        moved = set_aside(self._run.path, [DamagedTrial(trial.trial_id, folder, reason)] if folder.exists() else [])
+        where = "".join(f"; what is left of it is {path}" for path in moved.values())
+        trial.ending, trial.points = Ending(TrialState.FAILED, reason + where), []
+        return trial.ending
 
 
 def view_of(trial: Trial, search: Search) -> TrialView:
@@ -123,8 +159,7 @@ def view_of(trial: Trial, search: Search) -> TrialView:
     )
 
 
-def remove_adapters(adapters: Iterable[Path]) -> None:
-    """Remove the folders of these adapters from disk."""
+def _remove(adapters: Iterable[Path]) -> None:
     for adapter in adapters:
         remove_folder(adapter)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from orchestrator.controller.proxy_errors import ExitKind, TrialExit
+from orchestrator.controller.failure_policy import ExitKind, TrialExit
 from orchestrator.storage.visibility import UNSEEN
 
 _GONE = frozenset({"RayActorError", "WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError", "OutOfMemoryError"})

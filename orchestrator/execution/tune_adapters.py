@@ -15,7 +15,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.controller.controller import SearchController
-from orchestrator.controller.proxy_errors import DIED, TrialExit
+from orchestrator.controller.failure_policy import DIED, TrialExit
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution.exit_reasons import how_it_left
 from orchestrator.execution.reporting import REQUEST_KEY, TROUBLES_KEY

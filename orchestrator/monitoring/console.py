@@ -16,9 +16,16 @@ from orchestrator.monitoring.progress import Progress, TrialProgress
 from orchestrator.state.deadline import Deadline
 from search_spaces.durations import format_duration
 from trials.console.unexpected import keep_traceback
+from trials.state import TrialState
 
 _SHOWN_ROWS = 24
-_STYLES = {"running": "bold", "finished": "green", "diverged": "red", "out_of_memory": "red", "failed": "red"}
+_STYLES = {
+    TrialState.RUNNING: "bold",
+    TrialState.FINISHED: "green",
+    TrialState.DIVERGED: "red",
+    TrialState.OUT_OF_MEMORY: "red",
+    TrialState.FAILED: "red",
+}
 
 
 def unlogged(line: str) -> None:
@@ -125,8 +132,8 @@ def headline(progress: Progress, deadline: Deadline) -> Text:
 def shown_rows(progress: Progress) -> list[TrialProgress]:
     """Return the rows to show, lowest loss first: all running trials, and the best other ones as far as they fit."""
     ordered = sorted(progress.rows.values(), key=_by_loss)
-    running = [row for row in ordered if row.state == "running"]
-    ended = [row for row in ordered if row.state != "running"]
+    running = [row for row in ordered if row.state is TrialState.RUNNING]
+    ended = [row for row in ordered if row.state is not TrialState.RUNNING]
     kept = running + ended[: max(0, _SHOWN_ROWS - len(running))]
     return sorted(kept, key=_by_loss)
 

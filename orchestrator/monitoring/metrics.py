@@ -12,11 +12,11 @@ from orchestrator.monitoring.progress import Progress, TrialProgress
 from orchestrator.state.run_dir import RunDir, Search
 from orchestrator.state.rungs import rung_tokens
 from trials.records.memory_report import read_memory_report
-from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialRecord
+from trials.records.trial_dir import EvalPoint, Origin
+from trials.state import TrialState
 
 _LINGER_SECONDS = 120.0
 """A trial that is not running keeps its metrics for so long, so that the last values are scraped at least once."""
-_STATES = ("running", "paused", *(kind.value for kind in EndingKind))
 _TRAINED = (Origin.START, Origin.PROPOSED)
 
 
@@ -71,7 +71,7 @@ class SearchMetrics:
         self._progress, self._run, self._search, self._now = progress, run, search, now
         before = [record for record in run.records() if record.origin in _TRAINED]
         losses = [record.best_eval_loss for record in before if record.best_eval_loss is not None]
-        self._states = {record.id: _state(record) for record in before}
+        self._states = {record.id: record.state for record in before}
         self._best_before = min(losses, default=None)
         self._trials: dict[str, _TrialGauges] = {}
         self._trained_tokens = 0
@@ -123,7 +123,7 @@ class SearchMetrics:
     def _of_all_trials(self) -> list[Sample]:
         # All states, also those with no trial: a gauge that isn't set again keeps its old value.
         counts = Counter({**self._states, **self._progress.states()}.values())
-        samples = [Sample(TRIALS, counts[state], {"state": state}) for state in _STATES]
+        samples = [Sample(TRIALS, counts[state], {"state": state.value}) for state in TrialState]
         best = self._progress.best
         losses = [self._best_before, None if best is None or best.point is None else best.point.best_eval_loss]
         known = [loss for loss in losses if loss is not None]
@@ -136,7 +136,3 @@ class SearchMetrics:
 
 def _is_gone(trial: _TrialGauges, now: datetime) -> bool:
     return trial.left is not None and (now - trial.left).total_seconds() > _LINGER_SECONDS
-
-
-def _state(record: TrialRecord) -> str:
-    return "paused" if record.ending is None else record.ending.kind.value

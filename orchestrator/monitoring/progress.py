@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.controller.events import Event, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
 from trials.records.trial_dir import EvalPoint, Origin
+from trials.state import TrialState
 
 _UNTRAINED = {Origin.BASE: "evaluated, not trained", Origin.PROBE: "measures the speed"}
 
@@ -19,7 +20,7 @@ class TrialProgress:
     settings: str
     full_tokens: int
     """Tokens of a full trial."""
-    state: str = "running"
+    state: TrialState = TrialState.RUNNING
     point: EvalPoint | None = None
     score: float | None = None
     """Mean score at the latest scored evaluation; None before that."""
@@ -40,7 +41,7 @@ class Progress:
         """Update the rows with one event."""
         if isinstance(event, TrialStarted):
             begun = TrialProgress(event.trial_id, event.name, self._settings(event), event.full_tokens)
-            self.rows.setdefault(event.trial_id, begun).state = "running"
+            self.rows.setdefault(event.trial_id, begun).state = TrialState.RUNNING
         elif isinstance(event, TrialEvaluated):
             row = self.rows[event.trial_id]
             row.point = event.point
@@ -48,9 +49,9 @@ class Progress:
             if row.name == Origin.BASE.value:
                 self.base_eval_loss = event.point.eval_loss
         elif isinstance(event, TrialPaused):
-            self.rows[event.trial_id].state = "paused"
+            self.rows[event.trial_id].state = TrialState.PAUSED
         elif isinstance(event, TrialEnded) and event.trial_id in self.rows:
-            self.rows[event.trial_id].state = event.ending.kind.value
+            self.rows[event.trial_id].state = event.ending.kind
 
     @property
     def best(self) -> TrialProgress | None:
@@ -58,7 +59,7 @@ class Progress:
         evaluated = [row for row in self.rows.values() if row.point and row.name not in _UNTRAINED]
         return min(evaluated, key=lambda row: row.point.best_eval_loss if row.point else 0.0, default=None)
 
-    def states(self) -> dict[str, str]:
+    def states(self) -> dict[str, TrialState]:
         """Return the states of the trained trials by id; base model and speed probe are left out."""
         return {row.trial_id: row.state for row in self.rows.values() if row.name not in _UNTRAINED}
 

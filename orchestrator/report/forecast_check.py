@@ -17,7 +17,7 @@ from orchestrator.state.regrouped import Consolidation
 from orchestrator.state.timing import EXPORTED, end_seconds
 from search_spaces.durations import format_duration
 from trials.records.memory_report import read_memory_report
-from trials.records.trial_dir import EndingKind
+from trials.state import TrialState
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _trials(data: ReportData, prediction: SearchForecast) -> ForecastRow:
 
 
 def _full_trials(data: ReportData, prediction: SearchForecast) -> ForecastRow:
-    full = sum(r.ending is not None and r.ending.kind is EndingKind.FINISHED for r in data.trained)
+    full = sum(r.state is TrialState.FINISHED for r in data.trained)
     return ForecastRow("trained at full length", _count(prediction.full_trials), _count(full))
 
 

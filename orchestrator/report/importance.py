@@ -18,11 +18,10 @@ from orchestrator.report.data import ReportData, hyperparameter
 from orchestrator.report.tables import show
 from orchestrator.state.rungs import loss_at
 from search_spaces.schema import Choices, Dimension
-from trials.records.trial_dir import EndingKind, TrialRecord
+from trials.records.trial_dir import TrialRecord
 
 LEAST_TRIALS = 8
 _TOP_SHARE = 0.25
-_FULL_LENGTH = {EndingKind.FINISHED, EndingKind.EARLY_STOPPED}
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def importance(data: ReportData) -> Importance | str:
 def _comparable_losses(data: ReportData) -> tuple[str, dict[str, float]]:
     """Return the name of the loss in words, and the loss of every trial that has it, by trial id."""
     if not data.rungs:
-        ended = [record for record in data.trained if record.ending and record.ending.kind in _FULL_LENGTH]
+        ended = [record for record in data.trained if record.state.is_complete]
         return "loss at full length", {r.id: r.best_eval_loss for r in ended if r.best_eval_loss is not None}
     tokens = data.rungs[0]
     found = {record.id: loss_at(record.points, tokens) for record in data.trained}

@@ -14,7 +14,8 @@ import plotly.io
 
 from orchestrator.report.data import UNENDED, ReportData, ending_label, hyperparameter, trial_label
 from orchestrator.report.tables import show
-from trials.records.trial_dir import EndingKind, TrialRecord
+from trials.records.trial_dir import TrialRecord
+from trials.state import TrialState
 
 WINNER = "winner"
 # Distinguishable with colour blindness (after Okabe and Ito), on white and on black.
@@ -82,7 +83,7 @@ def kind_of(record: TrialRecord, data: ReportData) -> str:
 
 def has_converged(record: TrialRecord) -> bool:
     """Return whether a trial didn't diverge, so that its losses fit on an axis with the others'."""
-    return record.ending is None or record.ending.kind is not EndingKind.DIVERGED
+    return record.state is not TrialState.DIVERGED
 
 
 def about(record: TrialRecord, data: ReportData) -> str:

@@ -18,7 +18,7 @@ from trials.metrics.paired_tests import LabelComparison, ScoreComparison, compar
 from trials.metrics.row_losses import LossDifference, compare
 from trials.metrics.task_scores import RowScores
 from trials.records.score_log import ScoreRecord
-from trials.records.trial_dir import EndingKind, TrialRecord
+from trials.records.trial_dir import TrialRecord
 
 FEWEST_TRIALS = 3
 """Two trials are too few: one is ahead by each measure, which is no order yet."""
@@ -83,7 +83,7 @@ def at_rung(records: Sequence[TrialRecord], tokens: int) -> list[ScoredTrial]:
 
 def at_end(records: Sequence[TrialRecord]) -> list[ScoredTrial]:
     """Return the trials that were scored at their end, at full length or stopped early."""
-    ended = [r for r in records if r.ending and r.ending.kind in {EndingKind.FINISHED, EndingKind.EARLY_STOPPED}]
+    ended = [record for record in records if record.state.is_complete]
     return [trial for trial in latest(ended) if trial.scoring.step == trial.record.points[-1].step]
 
 

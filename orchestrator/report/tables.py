@@ -14,18 +14,19 @@ from orchestrator.state.selection import paired_gain
 from search_spaces.durations import format_duration
 from search_spaces.layers import flatten
 from trials.config import Hyperparameters
-from trials.records.trial_dir import EndingKind, Origin, TrialRecord
+from trials.records.trial_dir import Origin, TrialRecord
+from trials.state import TrialState
 
 NOTHING = "\u2013"
 _CSV_HEAD = ("id", "origin", "name", "ending", "reason", "best_eval_loss", "tokens_seen", "seconds", "steps", "score")
 # Endings that need attention come first; pruning is the normal course of a search.
 _STOPPED_ORDER = (
-    EndingKind.FAILED,
-    EndingKind.OUT_OF_MEMORY,
-    EndingKind.DIVERGED,
-    None,
-    EndingKind.EARLY_STOPPED,
-    EndingKind.PRUNED,
+    TrialState.FAILED,
+    TrialState.OUT_OF_MEMORY,
+    TrialState.DIVERGED,
+    TrialState.PAUSED,
+    TrialState.EARLY_STOPPED,
+    TrialState.PRUNED,
 )
 
 
@@ -87,12 +88,8 @@ def ranking_rows(data: ReportData) -> list[RankingRow]:
 
 def stopped_rows(data: ReportData) -> list[StoppedRow]:
     """Return every trial that didn't finish, failures first."""
-
-    def kind_of(record: TrialRecord) -> EndingKind | None:
-        return record.ending.kind if record.ending else None
-
-    stopped = [record for record in data.trained if kind_of(record) in _STOPPED_ORDER]
-    stopped.sort(key=lambda record: (_STOPPED_ORDER.index(kind_of(record)), record.id))
+    stopped = [record for record in data.trained if record.state in _STOPPED_ORDER]
+    stopped.sort(key=lambda record: (_STOPPED_ORDER.index(record.state), record.id))
     return [
         StoppedRow(
             record.id,

@@ -14,7 +14,8 @@ import numpy as np
 from orchestrator.scheduling.encoding import Array
 from orchestrator.scheduling.proposal_discount import ProposalDiscount
 from orchestrator.scheduling.surrogate import SPREAD_FIRST, Surrogate
-from orchestrator.scheduling.types import BudgetState, State, TrialView
+from orchestrator.scheduling.types import BudgetState, TrialView
+from trials.state import TrialState
 
 _SAMPLE = 100
 """Number of random configurations that represent all that could start."""
@@ -48,11 +49,11 @@ class AcquisitionRanker:
         is_proposed = old is None and not view.points and not view.is_start
         if is_proposed and len(self._surrogate.views) > SPREAD_FIRST + 1:
             self._discount.record_predicted(name, self._new_trial)
-        if view.state is State.INFEASIBLE:
+        if view.state.is_infeasible:
             self._discount.record_realised(name, 0.0)
         self._paused.pop(name, None)
         self._unvalued.discard(name)
-        if view.state is State.PAUSED:
+        if view.state is TrialState.PAUSED:
             self._unvalued.add(name)
 
     def refit(self, budget: BudgetState) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import heapq
 
 from orchestrator.scheduling.surrogate import Surrogate, to_do
-from orchestrator.scheduling.types import BudgetState, State, TrialView
+from orchestrator.scheduling.types import BudgetState, TrialView
 
 _LATE = 0.5
 """Share of the time for training from which on a starting point is completed before all else."""
 _SLACK = 1.5
 """Number of evaluation intervals by which the last trial that can be completed is begun early."""
 _MOST_FORECAST = 50
-_CAN_GO_ON = {State.RUNNING, State.PAUSED}
 
 
 class CompletionGuard:
@@ -26,7 +25,7 @@ class CompletionGuard:
     def observe(self, view: TrialView) -> None:
         """Record a new trial, or what has changed of one."""
         self._starts.pop(view.trial_id, None)
-        if view.is_start and view.state in _CAN_GO_ON:
+        if view.is_start and not view.state.is_terminal:
             self._starts[view.trial_id] = view
 
     def due_starts(self, budget: BudgetState) -> list[TrialView]:
@@ -48,7 +47,7 @@ class CompletionGuard:
         left = (budget.seconds_left - budget.seconds_start) / budget.seconds_full
         if left > 1 + budget.evaluation_point:
             return None
-        can = [each for each in self._surrogate.views.values() if each.state in _CAN_GO_ON]
+        can = [each for each in self._surrogate.views.values() if not each.state.is_terminal]
         can = [each for each in can if each.points and to_do(each) <= left]
         can = heapq.nsmallest(_MOST_FORECAST, can, key=lambda each: each.points[-1][1])
         forecasts = [(self._surrogate.forecast(each.trial_id), each) for each in can]

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from orchestrator.scheduling.encoding import Array, SpaceEncoder
-from orchestrator.scheduling.types import State, TrialView
+from orchestrator.scheduling.types import TrialView
 from search_spaces.schema import Choices, Dimension, is_integer
+from trials.state import TrialState
 
 _MODELS = 4
 _MOST = 200
@@ -55,9 +56,9 @@ class TrialHistory:
             self._keys.add(key)
             if self._left is not None:
                 self._left.pop(key, None)
-        _put(self._pending, name, view.state is State.RUNNING and not view.points)
-        _put(self._failed, name, view.state is State.INFEASIBLE)
-        _put(self._trained, name, bool(view.points) and view.state is not State.INFEASIBLE)
+        _put(self._pending, name, view.state is TrialState.RUNNING and not view.points)
+        _put(self._failed, name, view.state.is_infeasible)
+        _put(self._trained, name, bool(view.points) and not view.state.is_infeasible)
         if view.points:
             self._rank(view)
 

@@ -27,8 +27,9 @@ from orchestrator.scheduling.completion import CompletionGuard
 from orchestrator.scheduling.curve_model import Forecast
 from orchestrator.scheduling.proposer import Proposer
 from orchestrator.scheduling.surrogate import Surrogate
-from orchestrator.scheduling.types import BudgetState, ContinueDecision, Idle, Next, Resume, StartNew, State, TrialView
+from orchestrator.scheduling.types import BudgetState, ContinueDecision, Idle, Next, Resume, StartNew, TrialView
 from search_spaces.schema import Dimension, SearchSettings
+from trials.state import TrialState
 
 __all__ = [
     "BudgetState",
@@ -38,7 +39,6 @@ __all__ = [
     "Next",
     "Resume",
     "StartNew",
-    "State",
     "TrialView",
 ]
 
@@ -76,13 +76,13 @@ class FreezeThawScheduler:
         due = self._completion.due_starts(budget)
         if any(each.trial_id == trial_id for each in due):
             return ContinueDecision(True, "a starting point has to be complete by the end")
-        if any(each.state is State.PAUSED for each in due):
+        if any(each.state is TrialState.PAUSED for each in due):
             return ContinueDecision(False, "a starting point has to be completed")
         needed = self._completion.needed(budget)
         if needed is not None:
             name = needed.trial_id
             reason = "it's the one to be completed" if name == trial_id else f"{name} has to be completed in time"
-            return ContinueDecision(name == trial_id or needed.state is State.RUNNING, reason)
+            return ContinueDecision(name == trial_id or needed.state is TrialState.RUNNING, reason)
         own = self._ranker.value_of(trial_id, budget)
         paused = self._ranker.best_paused(budget)
         if paused is not None and paused[1] > max(own, self._ranker.new_trial_value(budget)):
@@ -96,10 +96,10 @@ class FreezeThawScheduler:
         if budget.seconds_left <= budget.seconds_start:
             return Idle("the time for training is over")
         for each in self._completion.due_starts(budget):
-            if each.state is State.PAUSED:
+            if each.state is TrialState.PAUSED:
                 return Resume(each.trial_id)
         needed = self._completion.needed(budget)
-        if needed is not None and needed.state is State.PAUSED:
+        if needed is not None and needed.state is TrialState.PAUSED:
             return Resume(needed.trial_id)
         paused = self._ranker.best_paused(budget)
         if paused is not None and paused[1] >= self._ranker.new_trial_value(budget):

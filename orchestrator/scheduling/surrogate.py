@@ -17,7 +17,7 @@ from orchestrator.scheduling.curve_model import Forecast, LearningCurveModel
 from orchestrator.scheduling.encoding import Array, SpaceEncoder
 from orchestrator.scheduling.feasibility import FeasibilityModel
 from orchestrator.scheduling.history import TrialHistory
-from orchestrator.scheduling.types import State, TrialView
+from orchestrator.scheduling.types import TrialView
 from search_spaces.schema import Dimension
 
 SPREAD_FIRST = 4
@@ -61,7 +61,7 @@ class Surrogate:
     def observe(self, view: TrialView) -> TrialView | None:
         """Record a new trial, or what has changed of one; return what was known of it before."""
         name, old = view.trial_id, self.views.get(view.trial_id)
-        if view.state is State.INFEASIBLE and (old is None or old.state is not State.INFEASIBLE):
+        if view.state.is_infeasible and (old is None or not old.state.is_infeasible):
             self._news += 1
         self.views[name] = view
         self.history.observe(view)

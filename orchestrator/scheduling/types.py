@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
-
-class State(StrEnum):
-    """State of a trial."""
-
-    RUNNING = "running"
-    PAUSED = "paused"
-    OVER = "over"
-    """Finished, stopped early, or pruned for good."""
-    INFEASIBLE = "infeasible"
-    """Diverged, or out of memory."""
+from trials.state import TrialState
 
 
 @dataclass(frozen=True)
@@ -30,7 +20,7 @@ class TrialView:
     """(fraction of the longest full trial in tokens, best eval loss so far in nats), ascending."""
     end: float
     """Fraction of the longest full trial at which this trial is complete."""
-    state: State
+    state: TrialState
     is_start: bool
     """Whether it is a starting point of the recipe, which must be complete by the end whatever its value."""
     noise: float

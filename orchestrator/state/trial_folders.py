@@ -6,12 +6,13 @@ RUN/damaged/<id>-<n>/  an unusable trial folder, moved here unchanged; n from 1
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from trials.errors import RunFolderError
 from trials.records.trial_dir import DamagedTrial, Origin, TrialRecord, read_trial
+from trials.system.files import recover_folder
 
 BASE_ID = "0000"
 _DAMAGED = "damaged"
@@ -46,6 +47,27 @@ def read_trials(folder: Path) -> Trials:
     return Trials(tuple(records), tuple(damaged))
 
 
+def sound_trials(run: Path, say: Callable[[str], None]) -> list[TrialRecord]:
+    """Return the usable trials of a run folder, and set the others aside; `say` is told of every damaged file.
+
+    To be called before trials start: it completes the replacing of adapters that a crash has cut off.
+    """
+    trials = run / "trials"
+    trials.mkdir(exist_ok=True)
+    for folder in trials.iterdir():
+        recover_folder(folder / "adapter")
+    found = read_trials(trials)
+    lost = [*found.damaged, *map(_of_no_use, filter(_is_base_without_rows, found.records))]
+    reasons = {each.id: each.reason for each in lost}
+    for trial_id, path in set_aside(run, lost).items():
+        say(f"trial {trial_id} can't be used ({reasons[trial_id]}), and is set aside: it's {path} now")
+    sound = [record for record in found.records if record.folder.exists()]
+    for record in sound:
+        for damage in record.all_damage():
+            say(f"trial {record.id}: {damage}")
+    return sound
+
+
 def set_aside(run: Path, trials: Iterable[DamagedTrial]) -> dict[str, Path]:
     """Move trials to RUN/damaged, under unused names; return the new paths by id."""
     return {each.id: each.folder.rename(free_place(run, each.id)) for each in trials}
@@ -73,6 +95,18 @@ def ids_set_aside(run: Path, records: Iterable[TrialRecord]) -> set[str]:
             highest = max(highest, int(trial_id))
             found.add(trial_id)
     return found
+
+
+def _is_base_without_rows(record: TrialRecord) -> bool:
+    return record.origin is Origin.BASE and bool(record.points) and record.row_losses() is None
+
+
+def _of_no_use(base: TrialRecord) -> DamagedTrial:
+    """Return a base model's record without row losses as damaged, so that it is evaluated again.
+
+    Without them no trial can be shown to be better than the base model.
+    """
+    return DamagedTrial(base.id, base.folder, "; ".join(base.all_damage()))
 
 
 def _look_at(path: Path, before: list[TrialRecord]) -> TrialRecord | str | None:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
 
 from orchestrator.controller.study import STUDY_NAME
 from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
-from trials.records.trial_dir import EndingKind, TrialRecord
+from trials.records.trial_dir import TrialRecord
 from trials.system.files import read_json_lines
 
 Evaluations = dict[str, dict[int, float]]
@@ -20,7 +21,6 @@ Evaluations = dict[str, dict[int, float]]
 
 TWIN_TOLERANCE = 1e-4
 """Nats per token between an evaluation and the same one made again."""
-_COMPLETE = {EndingKind.FINISHED, EndingKind.EARLY_STOPPED}
 
 
 def evaluations(run: Path, before: Evaluations) -> Evaluations:
@@ -63,7 +63,7 @@ def _twice(record: TrialRecord) -> list[str]:
 
 def _study_problems(run: RunDir) -> list[str]:
     study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
-    told = {f"{trial.number + 1:04d}": trial for trial in study.trials if trial.state is not TrialState.WAITING}
+    told = {f"{trial.number + 1:04d}": trial for trial in study.trials if trial.state is not OptunaState.WAITING}
     records = {record.id: record for record in run.records() if record.id != BASE_TRIAL_ID}
     found = [
         f"trial {name} is only in {'the study' if name in told else 'trials/'}" for name in told.keys() ^ records.keys()
@@ -78,8 +78,7 @@ def _told(trial: FrozenTrial, record: TrialRecord) -> list[str]:
     is_told = trial.intermediate_values.items() <= values.items()
     if not is_told or (record.ending is not None and trial.intermediate_values != values):
         found.append(f"trial {record.id}: the study has {trial.intermediate_values}, its folder {values}")
-    is_complete = record.ending is not None and record.ending.kind in _COMPLETE
-    if is_complete is not (trial.state is TrialState.COMPLETE):
+    if record.state.is_complete is not (trial.state is OptunaState.COMPLETE):
         ending = "no ending" if record.ending is None else record.ending.kind.value
         found.append(f"trial {record.id} is {trial.state.name} in the study, with {ending} in its folder")
     return found

@@ -1,4 +1,4 @@
-"""A real search in which all that only reports is broken: W&B by its key, and at first who speaks for a trial."""
+"""A real search in which all that only reports is broken: W&B by its key, and at first the trial's proxy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_neither_w_and_b_nor_who_speaks_for_a_trial_can_fail_it(
     assert_all_is_well(run, trials=2)
     assert len(list(marks.iterdir())) == BREAKS
     said = [event.text for event in events if isinstance(event, Notice)]
-    (about_speaking,) = [text for text in said if "what speaks for trial 0001 failed" in text]
+    (about_speaking,) = [text for text in said if "the reporting process of trial 0001 failed" in text]
     assert "OSError: no more threads for who speaks" in about_speaking
     (about_tracking,) = [text for text in said if "W&B" in text]
     assert "40+ characters" in about_tracking

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState as OptunaState
 
 from orchestrator import check
 from orchestrator.controller.controller import SearchController
@@ -32,7 +32,7 @@ from tests.golden import NAMES, copy_golden
 from tests.support.damage_table import BASE, REFUSED, TABLE, Kind
 from tests.support.fake_search import begin, finish
 from trials.errors import NothingToExport
-from trials.records.trial_dir import EndingKind
+from trials.state import TrialState
 from trials.system.locks import exclusive_lock
 
 pytestmark = pytest.mark.slow
@@ -217,7 +217,7 @@ def test_a_locked_study_holds_nothing_up_and_is_told_later(golden: RunDir, how: 
     events: list[Event] = []
     controller = resumed(golden, events)
     open_trial = begin(controller)
-    finish(golden, controller, open_trial, EndingKind.FINISHED)
+    finish(golden, controller, open_trial, TrialState.FINISHED)
     assert controller.suggest() == "over"
     controller.close()
     assert texts(events).count("another program holds study.db") == 1
@@ -225,18 +225,18 @@ def test_a_locked_study_holds_nothing_up_and_is_told_later(golden: RunDir, how: 
     browser.rollback()
     resumed(golden, events)
     study = optuna.load_study(study_name=STUDY_NAME, storage=golden.study_url)
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
+    assert [trial.state for trial in study.trials] == [OptunaState.COMPLETE] * 3
 
 
 def test_a_study_that_is_free_again_is_told_at_the_end(golden: RunDir) -> None:
     browser = locked(golden, "EXCLUSIVE")
     controller = resumed(golden, [])
-    finish(golden, controller, begin(controller), EndingKind.FINISHED)
+    finish(golden, controller, begin(controller), TrialState.FINISHED)
     browser.rollback()
     assert controller.suggest() == "over"
     controller.close()
     study = optuna.load_study(study_name=STUDY_NAME, storage=golden.study_url)
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
+    assert [trial.state for trial in study.trials] == [OptunaState.COMPLETE] * 3
 
 
 def test_report_and_check_do_not_wait_for_a_locked_study(golden: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,8 @@ from trials.records.adapter_check import adapter_problem
 from trials.records.checkpoints import choose_checkpoint, set_broken_aside, whole_checkpoints
 from trials.records.export_manifest import read_manifest
 from trials.records.rewind import restore_latest
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.state import TrialState
 from trials.system.files import append_json_line, make_folder, recover_folder, replace_folder, write_json, write_text
 
 pytestmark = pytest.mark.slow
@@ -124,7 +125,7 @@ def test_an_evaluation_after_a_replacement_that_was_cut(in_memory: Path, small_c
 
 
 def test_an_ending(in_memory: Path, small_config: TrialConfig) -> None:
-    ending = Ending(EndingKind.FINISHED, "all steps")
+    ending = Ending(TrialState.FINISHED, "all steps")
 
     def prepare(root: Path) -> None:
         evaluate(_begin(root, small_config), 1, 3.0, 3.0)

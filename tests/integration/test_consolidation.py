@@ -21,7 +21,7 @@ from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from trials.data.dataset import load_data
 from trials.model.loading import load_tokenizer
-from trials.records.trial_dir import EndingKind
+from trials.state import TrialState
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def test_a_paused_trial_goes_on_in_two_processes(tmp_path: Path, monkeypatch: py
     assert ranks == [1] * before["0001"] + [2] * (len(ranks) - before["0001"])
     assert ranks[-1] == 2
     assert started.ending is not None
-    assert started.ending.kind is EndingKind.FINISHED
+    assert started.ending.kind is TrialState.FINISHED
     assert [point.ranks for point in records["0002"].points][-1] == 2
     kept = TrialSnapshotStore(ObjectStore(url), "trials/0001").read()
     assert kept is not None

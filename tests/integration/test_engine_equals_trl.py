@@ -23,7 +23,8 @@ from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
 from trials.engine.model.decoder import Decoder
 from trials.engine.model.packed_batch import PackedBatch
-from trials.records.trial_dir import EndingKind, TrialRecord
+from trials.records.trial_dir import TrialRecord
+from trials.state import TrialState
 from trials.trl.backend import run_trial
 
 pytestmark = pytest.mark.slow
@@ -180,8 +181,8 @@ def test_trials_really_shared_their_micro_steps(runs: Runs) -> None:
 def test_who_diverges_ends_alone(runs: Runs) -> None:
     assert runs.diverging is not None
     assert runs.diverging.ending is not None
-    assert runs.diverging.ending.kind is EndingKind.DIVERGED
-    assert {record.ending.kind for record in runs.in_engine if record.ending} == {EndingKind.FINISHED}
+    assert runs.diverging.ending.kind is TrialState.DIVERGED
+    assert {record.ending.kind for record in runs.in_engine if record.ending} == {TrialState.FINISHED}
 
 
 def test_the_draw_reaches_all_of_the_space() -> None:

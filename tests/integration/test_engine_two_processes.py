@@ -18,7 +18,8 @@ from trials.config import TrialConfig
 from trials.data.dataset import TrialData
 from trials.records.checkpoints import choose_checkpoint
 from trials.records.rewind import rewind
-from trials.records.trial_dir import EndingKind, Origin, TrialDir, TrialRecord, read_trial
+from trials.records.trial_dir import Origin, TrialDir, TrialRecord, read_trial
+from trials.state import TrialState
 from trials.system.distributed import ALONE, ProcessGroup
 from trials.training.outcome import TrialInterrupted
 
@@ -88,7 +89,7 @@ def test_two_train_as_one(workshop: Workshop, pair: Together, change: dict[str, 
     assert_same(found, expected)
     assert step_losses(found) == pytest.approx(step_losses(expected), abs=NEAR, rel=0)
     assert found.ending is not None
-    assert found.ending.kind is EndingKind.FINISHED
+    assert found.ending.kind is TrialState.FINISHED
 
 
 def test_only_the_first_writes(workshop: Workshop, pair: Together) -> None:
@@ -156,12 +157,12 @@ def test_where_not_one_row_fits_on_one_the_trial_ends_on_all(
 ) -> None:
     trial = begun(workshop, "too-large", workshop.config())
     endings = pair.run(train, replace(trial, most_tokens_of_the_second=0, micro_batches_before=micro_batches_before))
-    assert [ending.kind for ending in endings] == [EndingKind.OUT_OF_MEMORY] * 2
+    assert [ending.kind for ending in endings] == [TrialState.OUT_OF_MEMORY] * 2
     ending = read_trial(trial.folder).ending
     assert ending is not None
-    assert ending.kind is EndingKind.OUT_OF_MEMORY
+    assert ending.kind is TrialState.OUT_OF_MEMORY
     following = begun(workshop, "next", workshop.config())
-    assert [ending.kind for ending in pair.run(train, following)] == [EndingKind.FINISHED] * 2
+    assert [ending.kind for ending in pair.run(train, following)] == [TrialState.FINISHED] * 2
 
 
 def test_time_is_over_for_both_when_it_is_for_one(workshop: Workshop, pair: Together) -> None:
@@ -183,7 +184,7 @@ def test_both_leave_when_one_is_called_off(workshop: Workshop, pair: Together) -
     left = read_trial(trial.folder)
     assert (left.points, left.ending) == ((), None)
     following = begun(workshop, "next", workshop.config())
-    assert [ending.kind for ending in pair.run(train, following)] == [EndingKind.FINISHED] * 2
+    assert [ending.kind for ending in pair.run(train, following)] == [TrialState.FINISHED] * 2
 
 
 def left_alone(ranks: ProcessGroup, trial: RankTrial, work: Callable[[ProcessGroup, RankTrial], Any]) -> Any:

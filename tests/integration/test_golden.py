@@ -18,7 +18,7 @@ from orchestrator.report import render as report
 from orchestrator.state.search_file import FORMAT
 from orchestrator.state.selection import pick_best, rank
 from tests.golden import HERE, NAMES, copy_golden
-from trials.records.trial_dir import EndingKind
+from trials.state import TrialState
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -52,10 +52,10 @@ def test_a_golden_search_goes_on(name: str, tmp_path: Path) -> None:
     assert not [event for event in events if isinstance(event, Notice)]
     endings = {record.id: record.ending and record.ending.kind for record in run.records()}
     assert endings == {
-        "0000": EndingKind.FINISHED,
-        "0001": EndingKind.FINISHED,
+        "0000": TrialState.FINISHED,
+        "0001": TrialState.FINISHED,
         "0002": None,
-        "0003": EndingKind.FINISHED,
+        "0003": TrialState.FINISHED,
     }
 
 

@@ -21,7 +21,8 @@ from tests.support.trained_trials import CHECKPOINT, STEPS, TOLERANCE, Workshop,
 from trials import schedule
 from trials.data.dataset import TrialData
 from trials.records.checkpoints import whole_checkpoints
-from trials.records.trial_dir import EndingKind, EvalPoint, TrialRecord, read_trial
+from trials.records.trial_dir import EvalPoint, TrialRecord, read_trial
+from trials.state import TrialState
 from trials.training.evaluation_loop import Decision
 
 pytestmark = pytest.mark.slow
@@ -91,7 +92,7 @@ def test_the_usual_one_gives_them_too(usual: Usual) -> None:
 
 def _assert_ran_through(straight: TrialRecord) -> None:
     assert straight.ending is not None
-    assert straight.ending.kind is EndingKind.FINISHED
+    assert straight.ending.kind is TrialState.FINISHED
     assert len(step_losses(straight)) == STEPS
 
 
@@ -111,7 +112,7 @@ def test_patience_and_the_best_so_far_go_on_from_what_they_were(workshop: Worksh
     straight = workshop.run("straight", config, 64)
     resumed = workshop.resume(workshop.cut_off(config, 64), 64)
     assert straight.ending is not None
-    assert straight.ending.kind is EndingKind.EARLY_STOPPED
+    assert straight.ending.kind is TrialState.EARLY_STOPPED
     assert resumed.ending == straight.ending
     first = straight.points[0]
     assert [point.best_eval_loss for point in resumed.points] == [first.eval_loss] * len(straight.points)

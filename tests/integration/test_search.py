@@ -14,14 +14,15 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState as OptunaState
 
 from orchestrator.controller.study import STUDY_NAME
 from orchestrator.export.exporter import export_best
 from orchestrator.search import main
 from orchestrator.state.run_dir import RunDir
 from tests.support.cli import ROOT, environment, run_command, small_search
-from trials.records.trial_dir import EndingKind, Origin, TrialRecord
+from trials.records.trial_dir import Origin, TrialRecord
+from trials.state import TrialState
 
 pytestmark = pytest.mark.slow
 
@@ -85,10 +86,10 @@ def test_the_base_comes_first_then_starting_points_then_proposals(done: Done) ->
 def test_every_outcome_reaches_the_study_as_what_it_is(done: Done) -> None:
     records = done.records()[1:]
     expected = {
-        EndingKind.FINISHED: TrialState.COMPLETE,
-        EndingKind.EARLY_STOPPED: TrialState.COMPLETE,
-        EndingKind.PRUNED: TrialState.PRUNED,
-        EndingKind.DIVERGED: TrialState.PRUNED,
+        TrialState.FINISHED: OptunaState.COMPLETE,
+        TrialState.EARLY_STOPPED: OptunaState.COMPLETE,
+        TrialState.PRUNED: OptunaState.PRUNED,
+        TrialState.DIVERGED: OptunaState.PRUNED,
     }
     trials = done.study().trials
     assert len(trials) == len(records) == 5
@@ -97,9 +98,9 @@ def test_every_outcome_reaches_the_study_as_what_it_is(done: Done) -> None:
         assert trial.state is expected[record.ending.kind]
         assert trial.intermediate_values == {point.tokens_seen: point.best_eval_loss for point in record.points}
         infeasible = any(value > 0 for value in trial.constraints.values())
-        assert infeasible is (record.ending.kind is EndingKind.DIVERGED)
+        assert infeasible is (record.ending.kind is TrialState.DIVERGED)
     assert records[1].ending is not None
-    assert records[1].ending.kind is EndingKind.DIVERGED
+    assert records[1].ending.kind is TrialState.DIVERGED
     assert done.study().user_attrs["base_eval_loss"] == done.records()[0].best_eval_loss
 
 
@@ -107,9 +108,9 @@ def test_scores_are_taken_at_rungs_and_at_the_end_and_reach_everywhere(done: Don
     rungs = done.run.read_search().rungs
     for record in done.records():
         reached = {next((p.step for p in record.points if p.tokens_seen >= tokens), None) for tokens in rungs}
-        if record.ending and record.ending.kind in {EndingKind.FINISHED, EndingKind.EARLY_STOPPED}:
+        if record.ending and record.ending.kind in {TrialState.FINISHED, TrialState.EARLY_STOPPED}:
             reached.add(record.points[-1].step)
-        if record.ending and record.ending.kind is not EndingKind.DIVERGED:
+        if record.ending and record.ending.kind is not TrialState.DIVERGED:
             assert {point.step for point in record.points if point.score is not None} == reached - {None}
             assert {scoring.step for scoring in record.scorings} == reached - {None}
     assert done.study().user_attrs["base_score"] == done.records()[0].score
@@ -207,7 +208,7 @@ def test_interrupted_once_it_exports_and_can_be_resumed(tmp_path: Path) -> None:
     cut_off = [record for record in run.records() if record.ending is None]
     assert cut_off
     study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
-    assert len(study.get_trials(states=[TrialState.RUNNING])) == len(cut_off)  # they can go on
+    assert len(study.get_trials(states=[OptunaState.RUNNING])) == len(cut_off)  # they can go on
     seen_tokens = {record.id: record.tokens_seen for record in cut_off}
     deadline = run.read_search().deadline
 
@@ -222,7 +223,7 @@ def test_interrupted_once_it_exports_and_can_be_resumed(tmp_path: Path) -> None:
     assert any(f"trial {name} goes on from {tokens:,} tokens" in resumed.stdout for name, tokens in seen_tokens.items())
     assert sum(record.origin is Origin.BASE for record in records.values()) == 1
     kinds = {record.ending.kind for record in records.values() if record.ending}
-    assert kinds <= {EndingKind.FINISHED, EndingKind.PRUNED, EndingKind.EARLY_STOPPED}
+    assert kinds <= {TrialState.FINISHED, TrialState.PRUNED, TrialState.EARLY_STOPPED}
     for record in records.values():
         steps = [point.step for point in record.points]
         assert steps == sorted(set(steps))

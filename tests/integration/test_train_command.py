@@ -18,7 +18,8 @@ from tests.support.cli import ROOT, environment, run_command
 from tests.support.fake_driver import FakeDriver
 from tests.support.guide_configs import BY_PATH, write
 from trials.records.checkpoints import whole_checkpoints
-from trials.records.trial_dir import EndingKind, Origin, TrialDir, read_trial
+from trials.records.trial_dir import Origin, TrialDir, read_trial
+from trials.state import TrialState
 from trials.train import main
 
 pytestmark = pytest.mark.slow
@@ -33,7 +34,7 @@ def test_a_trial_is_trained_and_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     record = read_trial(out)
     assert (record.origin, record.name) == (Origin.SINGLE, "demo")
     assert record.ending is not None
-    assert record.ending.kind is EndingKind.FINISHED
+    assert record.ending.kind is TrialState.FINISHED
     assert record.config.hyperparameters.learning_rate == 1e-3
     assert record.has_adapter
     said = capsys.readouterr().out

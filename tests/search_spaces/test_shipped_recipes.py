@@ -13,7 +13,8 @@ from orchestrator.planning.plan_text import placement_line
 from search_spaces.loader import load_recipe, recipe_names
 from search_spaces.schema import Recipe
 from tests.support.fake_search import make_search
-from trials.records.trial_dir import EndingKind, read_trial
+from trials.records.trial_dir import read_trial
+from trials.state import TrialState
 from trials.train import main
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -165,7 +166,7 @@ def test_it_runs(name: str, tmp_path: Path, small_recipe: Recipe, capsys: pytest
     assert code == 0, capsys.readouterr().err
     record = read_trial(tmp_path / "trial")
     assert record.ending is not None
-    assert record.ending.kind is EndingKind.FINISHED
+    assert record.ending.kind is TrialState.FINISHED
     assert record.points[-1].step == 2
     assert record.has_adapter
     adapter = json.loads((record.adapter / "adapter_config.json").read_text())

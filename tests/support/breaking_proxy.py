@@ -1,4 +1,4 @@
-"""What speaks for a trial under Ray, broken at first: an error of its own, while the trial is in its engine."""
+"""A trial proxy that is broken at first: it raises an error of its own while the trial is in its engine."""
 
 from __future__ import annotations
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event
-from orchestrator.controller.proxy_errors import DIED, TrialExit
+from orchestrator.controller.failure_policy import DIED, TrialExit
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.deadline import Deadline
 from orchestrator.state.run_dir import RunDir, Search
 from search_spaces.schema import Recipe
 from trials.metrics.row_losses import RowLosses
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir
+from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir
+from trials.state import TrialState
 
 START = datetime(2026, 1, 1, 22, 0, tzinfo=UTC)
 BASE_LOSS = 3.0
@@ -101,7 +102,7 @@ def evaluate(run: RunDir, controller: SearchController, request: TrialRequest, l
     return goes_on
 
 
-def finish(run: RunDir, controller: SearchController, request: TrialRequest, kind: EndingKind) -> None:
+def finish(run: RunDir, controller: SearchController, request: TrialRequest, kind: TrialState) -> None:
     """What a worker does at the end."""
     TrialDir(run.trial(request.trial_id)).end(Ending(kind, f"made up: {kind.value}"))
     leave(controller, request)
@@ -124,7 +125,7 @@ def run_base(run: RunDir, controller: SearchController, loss: float = BASE_LOSS)
     """What comes before a search's first trial: the base, and what measures the speed (100 tokens a second)."""
     base = begin(controller)
     evaluate(run, controller, base, loss, 0)
-    finish(run, controller, base, EndingKind.FINISHED)
+    finish(run, controller, base, TrialState.FINISHED)
     run_probe(controller)
 
 
@@ -136,7 +137,7 @@ def run_probe(controller: SearchController, tokens_per_second: float = 100.0) ->
         evaluation = replace(point(BASE_LOSS, tokens, seconds=seconds), tokens_per_second=tokens_per_second)
         record(folder, evaluation)
         assert controller.on_result(probe.trial_id, evaluation)
-    folder.end(Ending(EndingKind.FINISHED, "made up: finished"))
+    folder.end(Ending(TrialState.FINISHED, "made up: finished"))
     controller.on_trial_end(probe.trial_id)
 
 
@@ -147,5 +148,5 @@ def run_trial(run: RunDir, controller: SearchController, losses: Sequence[tuple[
         if not evaluate(run, controller, request, loss, tokens):
             leave(controller, request)
             return request
-    finish(run, controller, request, EndingKind.FINISHED)
+    finish(run, controller, request, TrialState.FINISHED)
     return request

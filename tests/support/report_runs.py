@@ -25,7 +25,8 @@ from trials.data.split import Counts
 from trials.metrics.row_losses import RowLosses
 from trials.metrics.task_scores import Measure, RowScores
 from trials.records.score_log import ScoreRecord, append_score
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir
+from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir
+from trials.state import TrialState
 
 ROWS = 60
 BASE_LOSS = 1.90
@@ -33,7 +34,7 @@ STEP_TOKENS = 11_112
 STARTED = datetime.now(UTC) - timedelta(hours=7, minutes=12)
 
 
-FINISHED = Ending(EndingKind.FINISHED, "trained for all its 120 steps")
+FINISHED = Ending(TrialState.FINISHED, "trained for all its 120 steps")
 
 
 @dataclass(frozen=True)
@@ -219,13 +220,13 @@ def _ended(suggestion: Suggestion, off: float, curve: list[float]) -> tuple[list
     special: dict[int, tuple[list[float], Ending | None]] = {
         7: (
             [curve[0], 2.4, 4.4],
-            Ending(EndingKind.DIVERGED, "eval loss 4.4000 is above 2 times the base model's 1.9000"),
+            Ending(TrialState.DIVERGED, "eval loss 4.4000 is above 2 times the base model's 1.9000"),
         ),
-        9: ([], Ending(EndingKind.OUT_OF_MEMORY, "CUDA out of memory: 2.1 GiB")),
-        11: ([], Ending(EndingKind.FAILED, "its process died")),
+        9: ([], Ending(TrialState.OUT_OF_MEMORY, "CUDA out of memory: 2.1 GiB")),
+        11: ([], Ending(TrialState.FAILED, "its process died")),
         14: (
             [*curve[:4], *(curve[3] + 0.02 * k for k in range(1, 4))],
-            Ending(EndingKind.EARLY_STOPPED, f"3 evaluations without improving on {curve[3]:.4f}"),
+            Ending(TrialState.EARLY_STOPPED, f"3 evaluations without improving on {curve[3]:.4f}"),
         ),
         21: (curve[:4], None),
     }
@@ -234,5 +235,5 @@ def _ended(suggestion: Suggestion, off: float, curve: list[float]) -> tuple[list
     if suggestion.name is None and off > 0.55:
         rung = 1 if off > 0.9 else 3
         reason = f"stopped at the rung at {rung * STEP_TOKENS:,} tokens: loss {curve[rung]:.4f}, place 7 of 12"
-        return curve[:rung], Ending(EndingKind.PRUNED, reason)
+        return curve[:rung], Ending(TrialState.PRUNED, reason)
     return curve, FINISHED

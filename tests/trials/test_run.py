@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from search_spaces.schema import Recipe
 from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
-from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialDir, read_trial
+from trials.records.trial_dir import EvalPoint, Origin, TrialDir, read_trial
 from trials.run import run_single_trial
+from trials.state import TrialState
 from trials.training.evaluation_loop import Decision
 
 
@@ -39,7 +40,7 @@ def engines_seen(
     folder.begin(config, Origin.SINGLE, "demo")
     ending = run_single_trial(config, data, tokenizer, folder, on_eval, group="demo")
     assert ending is not None
-    assert ending.kind is EndingKind.FINISHED
+    assert ending.kind is TrialState.FINISHED
     assert len(read_trial(path).points) == len(seen)
     return seen[0]
 

@@ -24,7 +24,8 @@ from trials.records.checkpoints import (
     set_broken_aside,
     whole_checkpoints,
 )
-from trials.records.trial_dir import EVAL_ROWS_FILE, Ending, EndingKind, Origin, TrialRecord, read_trial, step_of
+from trials.records.trial_dir import EVAL_ROWS_FILE, Ending, Origin, TrialRecord, read_trial, step_of
+from trials.state import TrialState
 from trials.system.files import (
     link_file,
     link_folder,
@@ -59,7 +60,7 @@ def refuse_to_resume(record: TrialRecord, step: int | None) -> None:
 
 def _is_its_end(record: TrialRecord, ending: Ending, step: int) -> bool:
     """Return whether nothing is left to train after a step."""
-    return ending.kind is EndingKind.FINISHED and step >= max((point.step for point in record.points), default=0)
+    return ending.kind is TrialState.FINISHED and step >= max((point.step for point in record.points), default=0)
 
 
 def restore_latest(folder: Path) -> Checkpoint | None:

@@ -28,23 +28,13 @@ from trials.errors import RunFolderError
 from trials.metrics.row_losses import RowLosses
 from trials.records.adapter_check import POINT_FILE, describe_files, why_not_there
 from trials.records.score_log import ScoreRecord, read_scores
+from trials.state import TrialState
 from trials.system.damage import DamagedFile, Lines, read_as, read_lines_as
 from trials.system.files import append_json_line, in_place, make_folder, replace_folder, write_json
 
 EVAL_ROWS_FILE = "eval_rows.json"
 _MOST = 2**53
 """Limit of every step, number of tokens, time and loss; SQLite has no larger whole numbers than 2**63."""
-
-
-class EndingKind(StrEnum):
-    """Ways in which a trial can end."""
-
-    FINISHED = "finished"
-    PRUNED = "pruned"
-    EARLY_STOPPED = "early_stopped"
-    DIVERGED = "diverged"
-    OUT_OF_MEMORY = "out_of_memory"
-    FAILED = "failed"
 
 
 class Origin(StrEnum):
@@ -60,10 +50,14 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True)
 class Ending:
-    """Way in which a trial ended, and the reason in a sentence."""
+    """Terminal state of a trial, and the reason in a sentence. Raises `ValueError` for a state that isn't terminal."""
 
-    kind: EndingKind
+    kind: TrialState
     reason: str
+
+    def __post_init__(self) -> None:
+        if not self.kind.is_terminal:
+            raise ValueError(f"a trial can't end as {self.kind}")
 
 
 @dataclass(frozen=True)
@@ -118,6 +112,11 @@ class TrialRecord:
     """Fingerprint of the rows that the trial began with; None if none was recorded."""
     damage: tuple[str, ...] = ()
     """Unreadable parts of evaluations and ending, each with what counts in its place."""
+
+    @property
+    def state(self) -> TrialState:
+        """Terminal state of the trial; without an ending it counts as paused, also if it runs."""
+        return TrialState.PAUSED if self.ending is None else self.ending.kind
 
     @property
     def best_eval_loss(self) -> float | None:
@@ -335,7 +334,7 @@ def _ending(folder: Path) -> tuple[Ending | None, tuple[str, ...]]:
         return read_as(folder / "ending.json", _ENDINGS), ()
     except DamagedFile as error:
         said = f"ending.json can't be read: {error.reason}"
-        return Ending(EndingKind.PRUNED, f"it isn't known how it ended, as {said}"), (f"{said}; it counts as pruned",)
+        return Ending(TrialState.PRUNED, f"it isn't known how it ended, as {said}"), (f"{said}; it counts as pruned",)
 
 
 def _row_damage(record: TrialRecord) -> tuple[str, ...]:

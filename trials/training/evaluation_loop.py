@@ -15,7 +15,8 @@ from trials.data.dataset import TrialData
 from trials.evaluation.answer_scorer import AnswerScorer
 from trials.metrics.row_losses import RowLosses
 from trials.records.checkpoints import Checkpoint
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, TrialDir, read_trial
+from trials.records.trial_dir import Ending, EvalPoint, TrialDir, read_trial
+from trials.state import TrialState
 from trials.system.distributed import ALONE, ProcessGroup
 from trials.system.timer import TrialTimer
 from trials.training.early_stopping import divergence, patience_exhausted
@@ -193,7 +194,7 @@ class EvaluationLoop:
         if moment.step >= moment.last_step:
             return None
         if self._job.time_is_over():
-            return Ending(EndingKind.PRUNED, "the time for training was over")
+            return Ending(TrialState.PRUNED, "the time for training was over")
         return patience_exhausted(self._points, self._settings)
 
     def _point(self, eval_loss: float, moment: TrainProgress) -> EvalPoint:

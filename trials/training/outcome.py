@@ -11,7 +11,8 @@ from trials.config import TrialConfig
 from trials.data.dataset import TrialData
 from trials.errors import EXIT_INTERRUPTED, DiskFull, TuningError, first_line
 from trials.evaluation.answer_scorer import AnswerScorer
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, TrialDir
+from trials.records.trial_dir import Ending, EvalPoint, TrialDir
+from trials.state import TrialState
 from trials.system.disk_full import disk_full_in
 from trials.system.distributed import ALONE, ProcessGroup
 from trials.system.oom import is_out_of_memory
@@ -46,7 +47,7 @@ def run_and_record(folder: TrialDir, train: Callable[[], Ending | None], ranks: 
         if not is_out_of_memory(error):
             _record_failure(folder, error)
             raise
-        ending = Ending(EndingKind.OUT_OF_MEMORY, str(error).split("\n")[0])
+        ending = Ending(TrialState.OUT_OF_MEMORY, str(error).split("\n")[0])
     if ending is not None:
         with disk_full_in(folder.path):
             folder.end(ending)
@@ -78,7 +79,7 @@ def evaluate_base_model(
         _record_failure(folder, error)
         raise
     ranks.on_rank_zero(lambda: on_eval(point))
-    ending = Ending(EndingKind.FINISHED, "the base model is evaluated, not trained")
+    ending = Ending(TrialState.FINISHED, "the base model is evaluated, not trained")
     folder.end(ending)
     return ending
 
@@ -96,7 +97,7 @@ def _cut_off_with_others(ranks: ProcessGroup) -> Iterator[None]:
 
 def _record_failure(folder: TrialDir, error: Exception) -> None:
     if not isinstance(error, TrialInterrupted | DiskFull) and not _process_is_exiting():
-        folder.end(Ending(EndingKind.FAILED, f"{type(error).__name__}: {error}"))
+        folder.end(Ending(TrialState.FAILED, f"{type(error).__name__}: {error}"))
 
 
 def _process_is_exiting() -> bool:

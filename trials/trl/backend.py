@@ -22,8 +22,9 @@ from trials.evaluation.eval_loss import evaluate_rows, shared_losses
 from trials.metrics.row_losses import RowLosses
 from trials.model.loading import attach_adapter, load_base
 from trials.records.checkpoints import Checkpoint, CheckpointWriter, resumed_timer
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, TrialDir
+from trials.records.trial_dir import Ending, EvalPoint, TrialDir
 from trials.schedule import evaluation_tokens, full_length
+from trials.state import TrialState
 from trials.system.distributed import ALONE, ProcessGroup
 from trials.system.oom import is_out_of_memory
 from trials.training.evaluation_loop import EvaluationLoop, OnEval, OnLog, TrainingRun, progress_of, unheard
@@ -111,7 +112,7 @@ def _train(finder: BatchSizeFinder, tokenizer: PreTrainedTokenizerBase) -> Endin
     model = job.ranks.own(lambda: attach_adapter(base, config.hyperparameters, config.model.revision))
     epoch = data.train.epoch
     length = full_length(config.hyperparameters, epoch)
-    finished = Ending(EndingKind.FINISHED, f"trained for all its {length.steps} steps")
+    finished = Ending(TrialState.FINISHED, f"trained for all its {length.steps} steps")
     # With a sharded base a rank can't generate without the others, so all ranks answer every row.
     scorer = AnswerScorer(config, data.eval, tokenizer, job.folder, job.timer, ALONE if job.is_sharded else job.ranks)
     trained_model = _HfModel(model, data.eval.rows, config.evaluation.batch_rows, job.ranks, job.is_sharded)

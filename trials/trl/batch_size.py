@@ -22,8 +22,9 @@ from trials.model.memory_estimate import estimate_memory
 from trials.records.checkpoints import resumed_timer
 from trials.records.memory_report import Attempt, MemoryReport, read_memory_report, write_memory_report
 from trials.records.rewind import restore_newest_checkpoint
-from trials.records.trial_dir import Ending, EndingKind, TrialDir, read_trial
+from trials.records.trial_dir import Ending, TrialDir, read_trial
 from trials.schedule import micro_batch_rows
+from trials.state import TrialState
 from trials.training.evaluation_loop import TrainingRun
 from trials.training.outcome import TrialInterrupted
 from trials.trl.dry_run import LongestRows
@@ -153,7 +154,7 @@ class BatchSizeFinder:
         with suppress(FileNotFoundError):  # another rank, whose memory ran out too, writes the same at this moment
             self._note(folder, fits=False)
         if len(self._left) == 1:
-            folder.end(Ending(EndingKind.OUT_OF_MEMORY, f"with {self._left[0]}, and nothing takes less"))
+            folder.end(Ending(TrialState.OUT_OF_MEMORY, f"with {self._left[0]}, and nothing takes less"))
         logger.error("out of memory with %s, while other processes wait for this one's part of a step", self._left[0])
         return TrialInterrupted(
             "memory ran out in the middle of a step. The trial goes on with less: --resume "

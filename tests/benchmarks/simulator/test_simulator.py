@@ -20,7 +20,8 @@ from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from tests.support.fake_search import START, make_run, make_search
 from trials.config import Hyperparameters
-from trials.records.trial_dir import EndingKind, Origin, TrialRecord
+from trials.records.trial_dir import Origin, TrialRecord
+from trials.state import TrialState
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +80,7 @@ def test_after_the_night_folders_and_study_tell_the_same(
             (point.best_eval_loss for point in record.points), reverse=True
         )
     assert records["0001"].origin is Origin.START
-    assert records["0001"].ending == replace(records["0001"].ending, kind=EndingKind.FINISHED)  # type: ignore[type-var]
+    assert records["0001"].ending == replace(records["0001"].ending, kind=TrialState.FINISHED)  # type: ignore[type-var]
     assert not list(run.path.glob("trials/*/checkpoints"))
     assert account.busy_seconds > 0.95 * 2 * (2340 - (account.first_start or 0) - account.down_seconds)
 
@@ -102,8 +103,8 @@ class _EverythingFails(ModelledCurves):
     def curve(self, trial_id: str, hyperparameters: Hyperparameters) -> Curve:
         curve = super().curve(trial_id, hyperparameters)
         if trial_id in ("probe", "0001"):
-            return replace(curve, ending=EndingKind.FINISHED, ends_at=1.0)
-        return replace(curve, ending=EndingKind.DIVERGED, ends_at=0.05)
+            return replace(curve, ending=TrialState.FINISHED, ends_at=1.0)
+        return replace(curve, ending=TrialState.DIVERGED, ends_at=0.05)
 
 
 def test_a_space_in_which_everything_diverges_still_ends_with_the_starting_point(
@@ -111,7 +112,7 @@ def test_a_space_in_which_everything_diverges_still_ends_with_the_starting_point
 ) -> None:
     run, account = play(tmp_path / "run", night_search(recipe, slots=1), [], _EverythingFails(1))
     kinds = Counter(record.ending.kind for record in trained(run) if record.ending)
-    assert kinds[EndingKind.FINISHED] == 1
+    assert kinds[TrialState.FINISHED] == 1
     assert account.full_length == 1
 
 
@@ -122,7 +123,7 @@ class _HalfFails(ModelledCurves):
         rate = hyperparameters.learning_rate
         points = [(k / 9, 1.0 + math.log10(rate / 1e-4) ** 2 + 0.5 * (1 - k / 9)) for k in range(1, 10)]
         if rate > 3e-4 and trial_id != "probe":
-            return Curve(points, ending=EndingKind.DIVERGED, ends_at=0.05)
+            return Curve(points, ending=TrialState.DIVERGED, ends_at=0.05)
         return Curve(points)
 
 
@@ -142,7 +143,7 @@ def test_a_number_of_trials_is_kept_to_and_the_promising_ones_go_on(tmp_path: Pa
     assert len(trained(run)) == 5
     best = min(trained(run), key=lambda record: record.best_eval_loss or math.inf)
     assert best.ending is not None
-    assert best.ending.kind is EndingKind.FINISHED
+    assert best.ending.kind is TrialState.FINISHED
     assert account.full_length >= 2
 
 

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.system.many_nodes import overheads
 from orchestrator.state.run_dir import RunDir
 from tests.support.cli import run_command
-from trials.records.trial_dir import EndingKind
+from trials.state import TrialState
 from trials.system.files import append_json_line
 
 pytestmark = pytest.mark.slow
@@ -48,5 +48,5 @@ def test_trials_on_two_nodes_go_through_the_whole_stack(tmp_path: Path) -> None:
     assert re.search(r"4 trials \(finished\) in \d+ segments on 2 slots", done.stdout)
     assert re.search(r"slot-seconds not training, per trial: median \d+\.\d\d", done.stdout)
     records = RunDir(tmp_path / "run").records()
-    assert [record.ending.kind for record in records if record.ending] == [EndingKind.FINISHED] * 5
+    assert [record.ending.kind for record in records if record.ending] == [TrialState.FINISHED] * 5
     assert {path.name for path in (tmp_path / "run" / "segments").iterdir()} == {"engine-0.jsonl", "engine-1.jsonl"}

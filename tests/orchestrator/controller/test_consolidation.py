@@ -30,7 +30,8 @@ from tests.support.fake_search import (
     record,
     run_probe,
 )
-from trials.records.trial_dir import EndingKind, TrialDir
+from trials.records.trial_dir import TrialDir
+from trials.state import TrialState
 
 TWO = Consolidation(2, 1.6, "0002", "it looks most promising", START.isoformat())
 
@@ -54,7 +55,7 @@ def evaluated(run: RunDir, controller: SearchController, trial_id: str, loss: fl
 def measure(run: RunDir, controller: SearchController) -> None:
     base = begin(controller)
     evaluate(run, controller, base, BASE_LOSS, 0)
-    finish(run, controller, base, EndingKind.FINISHED)
+    finish(run, controller, base, TrialState.FINISHED)
     run_probe(controller, tokens_per_second=1.0)
 
 

@@ -3,12 +3,18 @@ from dataclasses import replace
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState as OptunaState
 
-from orchestrator.controller.controller import MOST_FAILURES_IN_A_ROW, SearchController
-from orchestrator.controller.crash_tracker import MOST_DEATHS
+from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
-from orchestrator.controller.proxy_errors import DIED, MOST_PROXY_ERRORS, ExitKind, TrialExit
+from orchestrator.controller.failure_policy import (
+    DIED,
+    MOST_DEATHS,
+    MOST_FAILURES_IN_A_ROW,
+    MOST_PROXY_ERRORS,
+    ExitKind,
+    TrialExit,
+)
 from orchestrator.controller.study import STUDY_NAME, study_number, trial_id_of
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.run_dir import RunDir, Search
@@ -30,12 +36,13 @@ from tests.support.fake_search import (
     run_trial,
 )
 from trials.records.checkpoints import whole_checkpoints
-from trials.records.trial_dir import Ending, EndingKind, Origin, TrialDir, read_trial
+from trials.records.trial_dir import Ending, Origin, TrialDir, read_trial
+from trials.state import TrialState
 
 FULL = [(100, 2.0), (300, 1.5), (900, 1.0)]
 
 
-def states(run: RunDir) -> list[TrialState]:
+def states(run: RunDir) -> list[OptunaState]:
     return [trial.state for trial in optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials]
 
 
@@ -93,7 +100,7 @@ def test_trials_that_say_why_they_failed_are_counted_each(run: RunDir, search: S
     controller = make_controller(run, search, slots=MOST_FAILURES_IN_A_ROW)
     run_base(run, controller)
     for request in [begin(controller) for _ in range(MOST_FAILURES_IN_A_ROW)]:
-        TrialDir(run.trial(request.trial_id)).end(Ending(EndingKind.FAILED, "ValueError: of its own"))
+        TrialDir(run.trial(request.trial_id)).end(Ending(TrialState.FAILED, "ValueError: of its own"))
         leave(controller, request, died=True)
     assert controller.suggest() == "over"
 
@@ -116,8 +123,8 @@ def test_trial_ids_and_study_numbers_are_one_apart() -> None:
     assert study_number(trial_id_of(41)) == 41
 
 
-@pytest.mark.parametrize("kind", [EndingKind.FAILED, EndingKind.OUT_OF_MEMORY])
-def test_when_the_base_fails_the_search_is_over(run: RunDir, search: Search, kind: EndingKind) -> None:
+@pytest.mark.parametrize("kind", [TrialState.FAILED, TrialState.OUT_OF_MEMORY])
+def test_when_the_base_fails_the_search_is_over(run: RunDir, search: Search, kind: TrialState) -> None:
     events: list[Event] = []
     controller = make_controller(run, search, events=events)
     finish(run, controller, begin(controller), kind)
@@ -128,15 +135,15 @@ def test_when_the_base_fails_the_search_is_over(run: RunDir, search: Search, kin
     )
     resumed = make_controller(run, search)
     run_base(run, resumed)
-    assert run.records()[0].ending == Ending(EndingKind.FINISHED, "made up: finished")
+    assert run.records()[0].ending == Ending(TrialState.FINISHED, "made up: finished")
 
 
 def test_failing_again_and_again_ends_the_search(run: RunDir, search: Search) -> None:
     controller = make_controller(run, search)
     run_base(run, controller)
-    for kind in [EndingKind.FAILED] * 4 + [EndingKind.FINISHED] + [EndingKind.FAILED] * 4:
+    for kind in [TrialState.FAILED] * 4 + [TrialState.FINISHED] + [TrialState.FAILED] * 4:
         finish(run, controller, begin(controller), kind)
-    finish(run, controller, last := begin(controller), EndingKind.FAILED)
+    finish(run, controller, last := begin(controller), TrialState.FAILED)
     assert controller.suggest() == "over"
     assert controller.gave_up is not None
     assert f"5 trials in a row failed, the last one, {last.trial_id}, with: made up: failed (see " in controller.gave_up
@@ -175,7 +182,7 @@ def test_a_trial_alone_with_such_errors_is_set_aside_and_has_not_failed(run: Run
             assert begin(controller).trial_id == spoken_for.trial_id
     ending = read_trial(spoken_for.folder).ending
     assert ending is not None
-    assert ending.kind is EndingKind.PRUNED
+    assert ending.kind is TrialState.PRUNED
     assert "through no fault of its own" in ending.reason
     assert "OSError: no" in ending.reason
 
@@ -202,7 +209,7 @@ def test_a_base_that_is_evaluated_and_was_not_heard_of_is_not_evaluated_again(ru
     controller = make_controller(run, search)
     base = begin(controller)
     record(TrialDir(base.folder), point(BASE_LOSS, 0), base=True)
-    TrialDir(base.folder).end(Ending(EndingKind.FINISHED, "made up: finished"))
+    TrialDir(base.folder).end(Ending(TrialState.FINISHED, "made up: finished"))
     controller.on_trial_end(base.trial_id, TrialExit(ExitKind.PROXY_ERROR, "wandb.Error: no"))
     run_probe(controller)
     assert begin(controller).config.base_eval_loss == BASE_LOSS
@@ -224,10 +231,10 @@ def test_an_evaluation_that_nobody_was_asked_about_reaches_the_study(run: RunDir
     request = begin(controller)
     assert evaluate(run, controller, request, 2.0, 100)
     record(TrialDir(run.trial(request.trial_id)), point(9.0, 200, best=2.0))
-    finish(run, controller, request, EndingKind.DIVERGED)
+    finish(run, controller, request, TrialState.DIVERGED)
     trial = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials[0]
     assert trial.intermediate_values == {100: 2.0, 200: 2.0}
-    assert trial.state is TrialState.PRUNED
+    assert trial.state is OptunaState.PRUNED
 
 
 def test_trials_remember_the_rows_of_the_search(run: RunDir, search: Search) -> None:
@@ -258,7 +265,7 @@ def test_nothing_runs_beside_what_measures_the_speed(run: RunDir, search: Search
     base = begin(controller)
     assert controller.suggest() == "wait"
     evaluate(run, controller, base, BASE_LOSS, 0)
-    finish(run, controller, base, EndingKind.FINISHED)
+    finish(run, controller, base, TrialState.FINISHED)
     begin(controller)
     assert controller.suggest() == "wait"
 
@@ -269,7 +276,7 @@ def test_no_more_trials_at_once_than_slots(run: RunDir, search: Search) -> None:
     first = begin(controller)
     begin(controller)
     assert controller.suggest() == "wait"
-    finish(run, controller, first, EndingKind.FINISHED)
+    finish(run, controller, first, TrialState.FINISHED)
     assert isinstance(controller.suggest(), TrialRequest)
 
 
@@ -310,7 +317,7 @@ def test_a_trial_behind_the_others_pauses(run: RunDir, search: Search) -> None:
     assert whole_checkpoints(worse.folder)
     assert [type(event) for event in events][-1] is TrialPaused
     assert begin(controller).trial_id != worse.trial_id
-    assert states(run) == [TrialState.COMPLETE, TrialState.RUNNING, TrialState.RUNNING]
+    assert states(run) == [OptunaState.COMPLETE, OptunaState.RUNNING, OptunaState.RUNNING]
 
 
 def test_what_is_paused_when_time_is_over_ends_as_pruned(run: RunDir, search: Search) -> None:
@@ -327,10 +334,10 @@ def test_what_is_paused_when_time_is_over_ends_as_pruned(run: RunDir, search: Se
     controller.close()
     record = read_trial(paused.folder)
     assert record.ending is not None
-    assert record.ending.kind is EndingKind.PRUNED
+    assert record.ending.kind is TrialState.PRUNED
     assert "paused at 300 tokens" in record.ending.reason
     assert not whole_checkpoints(paused.folder)
-    assert states(run) == [TrialState.COMPLETE, TrialState.PRUNED]
+    assert states(run) == [OptunaState.COMPLETE, OptunaState.PRUNED]
 
 
 def test_an_interrupted_search_leaves_its_trials_to_go_on(run: RunDir, search: Search) -> None:
@@ -346,7 +353,7 @@ def test_an_interrupted_search_leaves_its_trials_to_go_on(run: RunDir, search: S
     assert read_trial(cut_off.folder).ending is None
     again = begin(make_controller(run, run.read_search(), slots=3))
     assert (again.trial_id, again.resumes) == (cut_off.trial_id, True)
-    assert states(run) == [TrialState.RUNNING]
+    assert states(run) == [OptunaState.RUNNING]
 
 
 def test_a_trial_that_was_cut_off_goes_on_under_its_own_name(run: RunDir, search: Search) -> None:
@@ -363,10 +370,10 @@ def test_a_trial_that_was_cut_off_goes_on_under_its_own_name(run: RunDir, search
     assert [p.tokens_seen for p in read_trial(again.folder).points] == [300]
     evaluate(run, second, again, 0.8, 600)
     evaluate(run, second, again, 0.7, 900)
-    finish(run, second, again, EndingKind.FINISHED)
+    finish(run, second, again, TrialState.FINISHED)
     study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
     assert study.trials[0].intermediate_values == {300: 0.9, 600: 0.8, 900: 0.7}
-    assert states(run) == [TrialState.COMPLETE]
+    assert states(run) == [OptunaState.COMPLETE]
     assert run.read_search().deadline == search.deadline
 
 
@@ -392,8 +399,8 @@ def test_a_trial_whose_process_died_goes_on_until_it_is_its_own_doing(run: RunDi
     leave(controller, dead, died=True)
     ending = read_trial(dead.folder).ending
     assert ending is not None
-    assert ending.kind is EndingKind.FAILED
-    assert states(run) == [TrialState.FAIL]
+    assert ending.kind is TrialState.FAILED
+    assert states(run) == [OptunaState.FAIL]
 
 
 def test_an_evaluation_clears_a_trial_of_the_suspicion(run: RunDir, search: Search) -> None:
@@ -449,7 +456,7 @@ def test_a_trial_has_no_checkpoints_when_it_has_ended(run: RunDir, search: Searc
     pruned, cut_off = begin(controller), begin(controller)
     for request in (pruned, cut_off):
         write_checkpoint(request.folder, 1)
-    finish(run, controller, pruned, EndingKind.PRUNED)
+    finish(run, controller, pruned, TrialState.PRUNED)
     controller.close()
     assert not (pruned.folder / "checkpoints").exists()
     assert [checkpoint.step for checkpoint in whole_checkpoints(cut_off.folder)] == [1]
@@ -489,7 +496,7 @@ def test_a_study_that_is_damaged_is_made_anew_from_the_folders(run: RunDir, sear
     first = make_controller(run, search, slots=3)
     run_base(run, first)
     run_trial(run, first, FULL)
-    finish(run, first, begin(first), EndingKind.OUT_OF_MEMORY)
+    finish(run, first, begin(first), TrialState.OUT_OF_MEMORY)
     cut_off = begin(first)
     evaluate(run, first, cut_off, 1.9, 300)
     before = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials
@@ -513,12 +520,12 @@ def test_what_the_study_was_not_told_yet_is_told_after_a_crash(run: RunDir, sear
         for tokens, loss in losses:
             record(TrialDir(request.folder), point(loss, tokens))
             first.on_result(request.trial_id, point(loss, tokens))
-    TrialDir(complete.folder).end(Ending(EndingKind.FINISHED, "made up"))
+    TrialDir(complete.folder).end(Ending(TrialState.FINISHED, "made up"))
     first.on_trial_end(complete.trial_id)
     assert states(run) == []  # there was no time for it
     make_controller(run, run.read_search(), slots=3)
     told = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials
-    assert [trial.state for trial in told] == [TrialState.COMPLETE, TrialState.RUNNING]
+    assert [trial.state for trial in told] == [OptunaState.COMPLETE, OptunaState.RUNNING]
     assert [dict(trial.intermediate_values) for trial in told] == [dict(FULL), dict(FULL[:1])]
     assert not (run.path / "study.db.broken-1").exists()
 
@@ -528,9 +535,9 @@ def test_a_study_that_takes_an_open_trial_for_ended_is_made_anew(run: RunDir, se
     run_base(run, first)
     cut_off = begin(first)
     study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
-    study.tell(0, state=TrialState.FAIL)
+    study.tell(0, state=OptunaState.FAIL)
     assert begin(make_controller(run, run.read_search())).trial_id == cut_off.trial_id
-    assert states(run) == [TrialState.RUNNING]
+    assert states(run) == [OptunaState.RUNNING]
 
 
 def test_a_cut_off_starting_point_goes_on_before_anything_else(run: RunDir, search: Search) -> None:
@@ -544,19 +551,19 @@ def test_a_cut_off_starting_point_goes_on_before_anything_else(run: RunDir, sear
     assert begin(second).trial_id == start.trial_id
 
 
-@pytest.mark.parametrize("kind", [EndingKind.OUT_OF_MEMORY, EndingKind.DIVERGED, EndingKind.FAILED])
+@pytest.mark.parametrize("kind", [TrialState.OUT_OF_MEMORY, TrialState.DIVERGED, TrialState.FAILED])
 def test_where_the_speed_cannot_be_measured_trials_begin_all_the_same(
-    run: RunDir, search: Search, kind: EndingKind
+    run: RunDir, search: Search, kind: TrialState
 ) -> None:
     events: list[Event] = []
     controller = make_controller(run, search, events=events)
     base = begin(controller)
     evaluate(run, controller, base, BASE_LOSS, 0)
-    finish(run, controller, base, EndingKind.FINISHED)
+    finish(run, controller, base, TrialState.FINISHED)
     probe = begin(controller)
     TrialDir(probe.folder).end(Ending(kind, "made up"))
-    controller.on_trial_end(probe.trial_id, DIED if kind is EndingKind.FAILED else TrialExit())
-    if kind is EndingKind.FAILED:
+    controller.on_trial_end(probe.trial_id, DIED if kind is TrialState.FAILED else TrialExit())
+    if kind is TrialState.FAILED:
         for _ in range(2):
             again = begin(controller)
             assert again.trial_id == "probe"
@@ -578,7 +585,7 @@ def test_what_was_trained_again_keeps_its_evaluations_and_no_second_adapter(run:
     (before,) = again.folder.glob("before-*")
     assert (before / "adapter").exists()
     evaluate(run, second, again, 0.8, 600)
-    finish(run, second, again, EndingKind.FINISHED)
+    finish(run, second, again, TrialState.FINISHED)
     assert not (before / "adapter").exists()
     assert (before / "metrics.jsonl").exists()
 

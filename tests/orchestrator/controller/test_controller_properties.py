@@ -14,18 +14,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from orchestrator.controller.calibration import PROBE_ID
 from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, TrialEnded, TrialEvaluated, TrialStarted
-from orchestrator.controller.proxy_errors import DIED, TrialExit
+from orchestrator.controller.failure_policy import DIED, TrialExit
 from orchestrator.controller.trial_request import TrialRequest
 from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from tests.support.checkpoint_dirs import write_checkpoint
 from tests.support.fake_search import BASE_LOSS, Clock, make_run, make_search, point, record, run_base
-from trials.records.trial_dir import Ending, EndingKind, Origin, TrialDir, TrialRecord, read_trial
+from trials.records.trial_dir import Ending, Origin, TrialDir, TrialRecord, read_trial
+from trials.state import TrialState
 
 MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 SLOTS, TRIALS, FULL_TOKENS, TOKENS_PER_SECOND = 2, 6, 900, 100.0
 LOSSES = st.sampled_from([0.8, 1.5, 2.0, 2.9, 3.5])
-BAD = (EndingKind.DIVERGED, EndingKind.OUT_OF_MEMORY, EndingKind.FAILED)
+BAD = (TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialState.FAILED)
 RUNS = precondition(lambda self: bool(self.running))
 
 
@@ -143,10 +144,10 @@ class Searches(RuleBasedStateMachine):
             self.leave(trial_id)
 
     @RUNS
-    @rule(data=st.data(), kind=st.sampled_from([EndingKind.FINISHED, EndingKind.FINISHED, *BAD]))
-    def end(self, data: st.DataObject, kind: EndingKind) -> None:
+    @rule(data=st.data(), kind=st.sampled_from([TrialState.FINISHED, TrialState.FINISHED, *BAD]))
+    def end(self, data: st.DataObject, kind: TrialState) -> None:
         trial_id = data.draw(st.sampled_from(sorted(self.running)))
-        if kind is EndingKind.FINISHED and not self.seen[trial_id]:
+        if kind is TrialState.FINISHED and not self.seen[trial_id]:
             return
         TrialDir(self.on_disk(trial_id)).end(Ending(kind, "made up"))
         self.leave(trial_id)

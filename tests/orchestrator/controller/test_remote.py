@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.controller.proxy_errors import DIED, TrialExit
+from orchestrator.controller.failure_policy import DIED, TrialExit
 from orchestrator.controller.remote import RemoteSearchController, controller_of
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.run_dir import RunDir, Search
@@ -16,7 +16,8 @@ from orchestrator.storage.mirror import Mirror
 from orchestrator.storage.trial_snapshots import TrialSnapshotStore
 from orchestrator.storage.working_copy import working_copy_of
 from tests.support.fake_search import BASE_LOSS, Clock, begin, point, record
-from trials.records.trial_dir import Ending, EndingKind, Origin, TrialDir, read_trial
+from trials.records.trial_dir import Ending, Origin, TrialDir, read_trial
+from trials.state import TrialState
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def work(controller: RemoteSearchController, request: TrialRequest, *losses: flo
             copy.push()
             controller.on_result(request.trial_id, evaluation)
         if ends:
-            folder.end(Ending(EndingKind.FINISHED, "made up"))
+            folder.end(Ending(TrialState.FINISHED, "made up"))
     controller.on_trial_end(request.trial_id, TrialExit() if ends else DIED)
 
 
@@ -64,7 +65,7 @@ def test_it_acts_on_what_workers_put_on_the_store(controller: RemoteSearchContro
     work(controller, start, 2.5, 2.0)
     found = read_trial(start.folder)
     assert [evaluation.eval_loss for evaluation in found.points] == [2.5, 2.0]
-    assert found.ending == Ending(EndingKind.FINISHED, "made up")
+    assert found.ending == Ending(TrialState.FINISHED, "made up")
     controller.close()
     assert "study.db" in store.names()
 

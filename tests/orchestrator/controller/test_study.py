@@ -3,14 +3,14 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState as OptunaState
 
 from orchestrator.controller.study import CONSTRAINT, STUDY_NAME, StudyRecorder, Suggestion
 from orchestrator.scheduling.scheduler import FreezeThawScheduler
 from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from tests.support.fake_search import point
-from trials.records.trial_dir import EndingKind
+from trials.state import TrialState
 
 
 @pytest.fixture
@@ -51,12 +51,12 @@ def test_the_same_seed_proposes_the_same_configurations(tmp_path: Path, small_re
 def test_each_outcome_is_told_as_what_it_is(url: str, small_recipe: Recipe) -> None:
     study = StudyRecorder(url, small_recipe)
     outcomes = [
-        (EndingKind.FINISHED, TrialState.COMPLETE),
-        (EndingKind.EARLY_STOPPED, TrialState.COMPLETE),
-        (EndingKind.PRUNED, TrialState.PRUNED),
-        (EndingKind.DIVERGED, TrialState.PRUNED),
-        (EndingKind.OUT_OF_MEMORY, TrialState.PRUNED),
-        (EndingKind.FAILED, TrialState.FAIL),
+        (TrialState.FINISHED, OptunaState.COMPLETE),
+        (TrialState.EARLY_STOPPED, OptunaState.COMPLETE),
+        (TrialState.PRUNED, OptunaState.PRUNED),
+        (TrialState.DIVERGED, OptunaState.PRUNED),
+        (TrialState.OUT_OF_MEMORY, OptunaState.PRUNED),
+        (TrialState.FAILED, OptunaState.FAIL),
     ]
     for kind, _ in outcomes:
         number = ask(study, small_recipe).number
@@ -72,20 +72,20 @@ def test_each_outcome_is_told_as_what_it_is(url: str, small_recipe: Recipe) -> N
 
 def test_a_trial_without_any_loss_is_not_complete(url: str, small_recipe: Recipe) -> None:
     study = StudyRecorder(url, small_recipe)
-    study.record_end(ask(study, small_recipe).number, EndingKind.PRUNED, None)
-    assert trials(url)[0].state is TrialState.PRUNED
+    study.record_end(ask(study, small_recipe).number, TrialState.PRUNED, None)
+    assert trials(url)[0].state is OptunaState.PRUNED
 
 
 def test_what_ran_when_the_search_was_cut_off_is_still_open(url: str, small_recipe: Recipe) -> None:
     study = StudyRecorder(url, small_recipe)
     start, told, running = (ask(study, small_recipe) for _ in range(3))
-    study.record_end(told.number, EndingKind.FINISHED, 1.0)
+    study.record_end(told.number, TrialState.FINISHED, 1.0)
     study.report(running.number, point(2.0, 100))
     resumed = StudyRecorder(url, small_recipe)  # the process died
     assert [resumed.is_open(each.number) for each in (start, told, running)] == [True, False, True]
     resumed.report(running.number, point(2.5, 100))  # as it was told before: it counts once
     resumed.report(running.number, point(1.5, 300))
-    resumed.record_end(running.number, EndingKind.FINISHED, 1.5)
+    resumed.record_end(running.number, TrialState.FINISHED, 1.5)
     assert trials(url)[2].intermediate_values == {100: 2.0, 300: 1.5}
     unbegun = resumed.unbegun([told.number, running.number])
     assert [(each.number, each.name, dict(each.values)) for each in unbegun] == [(0, "usual", dict(start.values))]
@@ -115,7 +115,7 @@ def test_a_resumed_search_draws_new_configurations(url: str, small_recipe: Recip
     for _ in range(3):
         suggestion = ask(study, small_recipe)
         asked.append(dict(suggestion.values))
-        study.record_end(suggestion.number, EndingKind.FINISHED, 1.0)
+        study.record_end(suggestion.number, TrialState.FINISHED, 1.0)
     resumed = StudyRecorder(url, small_recipe)
     assert all(dict(ask(resumed, small_recipe).values) not in asked for _ in range(2))
 
@@ -142,7 +142,7 @@ def test_scores_are_noted_and_decide_nothing(url: str, small_recipe: Recipe) -> 
     number = ask(study, small_recipe).number
     for tokens, score in ((100, 0.5), (200, None), (300, 0.75), (400, None)):
         study.report(number, replace(point(2.0, tokens), score=score))
-    study.record_end(number, EndingKind.FINISHED, 2.0)
+    study.record_end(number, TrialState.FINISHED, 2.0)
     trial = trials(url)[0]
     assert trial.user_attrs["score"] == 0.75
     assert (trial.value, set(trial.intermediate_values.values())) == (2.0, {2.0})

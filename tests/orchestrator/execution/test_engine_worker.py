@@ -20,7 +20,8 @@ from orchestrator.execution.loading import load_rows
 from search_spaces.schema import Recipe
 from tests.support.hanging_rows import Hangs
 from trials.data.dataset import TrialData
-from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.records.trial_dir import EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.state import TrialState
 from trials.system.disk_full import says_disk_full
 
 pytestmark = pytest.mark.slow
@@ -78,7 +79,7 @@ def test_trials_side_by_side_say_what_they_leave_on_disk(tmp_path: Path, assign:
         assert ended == Finished()
         assert points == list(record.points)
         assert record.ending is not None
-        assert record.ending.kind is EndingKind.FINISHED
+        assert record.ending.kind is TrialState.FINISHED
         assert record.has_adapter is (trial_id == "0001")
 
 
@@ -213,7 +214,7 @@ def test_a_trial_that_fails_leaves_alone(tmp_path: Path, assign: Assign) -> None
     assert "FileExistsError" in str(failed.error)
     ending = read_trial(tmp_path / "0001").ending
     assert ending is not None
-    assert ending.kind is EndingKind.FAILED
+    assert ending.kind is TrialState.FAILED
     assert points
     assert ended == Finished()
 

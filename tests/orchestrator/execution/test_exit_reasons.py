@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
 
-from orchestrator.controller.proxy_errors import DIED, ExitKind, TrialExit
+from orchestrator.controller.failure_policy import DIED, ExitKind, TrialExit
 from orchestrator.execution.exit_reasons import how_it_left
 from orchestrator.execution.trial_proxy import TrialFailedRemotely
 from orchestrator.storage.visibility import UNSEEN

@@ -17,7 +17,8 @@ from search_spaces.schema import Recipe
 from tests.support.process_pool import Together
 from trials.console.logs import LOG_FILE
 from trials.data.dataset import TrialData
-from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.records.trial_dir import EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.state import TrialState
 from trials.system.distributed import ALONE, ProcessGroup
 from trials.training.evaluation_loop import Decision
 
@@ -114,7 +115,7 @@ def test_two_processes_with_a_copy_each_train_as_one(
     assert [point.ranks for point in records["both"].points] == [2, 2, 2]
     for record in records.values():
         assert record.ending is not None
-        assert record.ending.kind is EndingKind.FINISHED
+        assert record.ending.kind is TrialState.FINISHED
     assert not list(caches.glob("qlora-orchestrator/trials/*/*"))
 
 

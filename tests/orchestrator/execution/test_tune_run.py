@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState as OptunaState
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import TrialScheduler
@@ -33,7 +33,8 @@ from orchestrator.storage.visibility import UNSEEN
 from search_spaces.schema import Recipe
 from tests.support.fake_search import BASE_LOSS, make_controller, make_run, make_search, point, record, run_base
 from trials.errors import SearchBroken
-from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialDir
+from trials.records.trial_dir import EvalPoint, Origin, TrialDir
+from trials.state import TrialState
 
 pytestmark = pytest.mark.slow
 
@@ -186,7 +187,7 @@ def test_when_tune_gives_up_nothing_stays_running(run: RunDir, search: Search) -
     with tuner.ray_session(dashboard=False), pytest.raises(SearchBroken, match="no space left on device"):
         tuner.run_tune(controller, run)
     states = {t.state for t in optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials}
-    assert TrialState.RUNNING not in states
+    assert OptunaState.RUNNING not in states
 
 
 def test_several_trials_processes_start_side_by_side(
@@ -201,7 +202,7 @@ def test_several_trials_processes_start_side_by_side(
     run, events = make_run(tmp_path / "run", search), list[Event]()
     with tuner.ray_session(dashboard=False):
         tuner.run_tune(SearchController(run, search, 3, events.append), run)
-    assert [record.ending.kind for record in run.records() if record.ending] == [EndingKind.FINISHED] * 4
+    assert [record.ending.kind for record in run.records() if record.ending] == [TrialState.FINISHED] * 4
     # One by one, the third is handed out when the second's process is there: later than the first is evaluated.
     told = [event for event in events if isinstance(event, TrialStarted | TrialEvaluated)]
     assert [(type(event), event.trial_id) for event in told[2:5]] == [

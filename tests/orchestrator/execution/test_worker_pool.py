@@ -31,7 +31,8 @@ from tests.support.fake_search import make_run, make_search
 from tests.support.hanging_rows import HangingOnce
 from tests.support.waiting import wait_until
 from trials.console.logs import LOG_FILE
-from trials.records.trial_dir import EndingKind, Origin, TrialDir
+from trials.records.trial_dir import Origin, TrialDir
+from trials.state import TrialState
 from trials.system.processes import is_alive
 
 pytestmark = pytest.mark.slow
@@ -93,7 +94,7 @@ def assert_all_is_well(run: RunDir, trials: int) -> None:
     records = run.records()
     assert [record.id for record in records] == [f"{number:04d}" for number in range(trials + 1)]
     assert all(record.points and record.ending for record in records)
-    assert not [record.id for record in records if record.ending and record.ending.kind is EndingKind.FAILED]
+    assert not [record.id for record in records if record.ending and record.ending.kind is TrialState.FAILED]
     for record in records:
         steps = [point.step for point in record.points]
         assert steps == sorted(set(steps))

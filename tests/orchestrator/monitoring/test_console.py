@@ -12,7 +12,8 @@ from search_spaces.schema import Recipe
 from tests.support.fake_search import make_search, point
 from trials.console.line_log import LineLog
 from trials.console.unexpected import keep_tracebacks_in
-from trials.records.trial_dir import Ending, EndingKind, Origin
+from trials.records.trial_dir import Ending, Origin
+from trials.state import TrialState
 
 
 @pytest.fixture
@@ -22,10 +23,10 @@ def events(small_recipe: Recipe) -> list[Event]:
         Notice("Ray dashboard http://127.0.0.1:8265"),
         TrialStarted("0000", Origin.BASE, "base", config, 900),
         TrialEvaluated("0000", point(3.0, 0)),
-        TrialEnded("0000", Ending(EndingKind.FINISHED, "evaluated"), 3.0),
+        TrialEnded("0000", Ending(TrialState.FINISHED, "evaluated"), 3.0),
         TrialStarted("0001", Origin.START, "usual", config, 900),
         TrialEvaluated("0001", point(2.5, 100)),
-        TrialEnded("0001", Ending(EndingKind.PRUNED, "other trials looked more promising"), 2.5),
+        TrialEnded("0001", Ending(TrialState.PRUNED, "other trials looked more promising"), 2.5),
     ]
 
 
@@ -91,7 +92,7 @@ def test_running_trials_are_always_shown(small_recipe: Recipe) -> None:
         progress.apply(TrialStarted(f"{number:04d}", Origin.PROPOSED, "proposed", config, 900))
         progress.apply(TrialEvaluated(f"{number:04d}", point(1.0 + number, 100)))
         if number != 59:
-            progress.apply(TrialEnded(f"{number:04d}", Ending(EndingKind.FINISHED, ""), 1.0))
+            progress.apply(TrialEnded(f"{number:04d}", Ending(TrialState.FINISHED, ""), 1.0))
     shown = [row.trial_id for row in shown_rows(progress)]
     assert shown[0] == "0000"
     assert shown[-1] == "0059"

@@ -12,7 +12,8 @@ from orchestrator.monitoring.progress import Progress
 from orchestrator.state.run_dir import RunDir, Search
 from tests.support.fake_search import Clock, begin, evaluate, finish, leave, run_base
 from trials.records.memory_report import MemoryReport, write_memory_report
-from trials.records.trial_dir import EndingKind, TrialDir
+from trials.records.trial_dir import TrialDir
+from trials.state import TrialState
 
 FULL = 900
 
@@ -74,16 +75,16 @@ def test_trials_are_counted_by_state(watched: Watched) -> None:
     first, second = watched.begin(), watched.begin()
     assert watched.states() == {"running": 2}
     evaluate(watched.run, watched.controller, first, 2.5, FULL)
-    finish(watched.run, watched.controller, first, EndingKind.FINISHED)
+    finish(watched.run, watched.controller, first, TrialState.FINISHED)
     assert watched.states() == {"running": 1, "finished": 1}
-    finish(watched.run, watched.controller, second, EndingKind.DIVERGED)
+    finish(watched.run, watched.controller, second, TrialState.DIVERGED)
     assert watched.states() == {"finished": 1, "diverged": 1}
 
 
 def test_a_trial_that_left_is_shown_once_more_and_then_no_longer(watched: Watched) -> None:
     trial = watched.begin()
     evaluate(watched.run, watched.controller, trial, 2.5, FULL)
-    finish(watched.run, watched.controller, trial, EndingKind.FINISHED)
+    finish(watched.run, watched.controller, trial, TrialState.FINISHED)
     assert watched.of(trial.trial_id)["eval_loss"] == 2.5
     assert watched.of(trial.trial_id)["tokens_per_second"] == 0
     watched.clock.forward(600)
@@ -94,7 +95,7 @@ def test_a_trial_that_left_is_shown_once_more_and_then_no_longer(watched: Watche
 def test_a_session_knows_of_those_before_it(watched: Watched, run: RunDir, search: Search) -> None:
     trial = watched.begin()
     evaluate(watched.run, watched.controller, trial, 2.5, FULL)
-    finish(watched.run, watched.controller, trial, EndingKind.FINISHED)
+    finish(watched.run, watched.controller, trial, TrialState.FINISHED)
     paused = watched.begin()
     evaluate(watched.run, watched.controller, paused, 2.8, 100)
     leave(watched.controller, paused)

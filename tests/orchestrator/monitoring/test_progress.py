@@ -4,7 +4,8 @@ from orchestrator.controller.events import Notice, TrialEnded, TrialEvaluated, T
 from orchestrator.monitoring.progress import Progress
 from search_spaces.schema import Recipe
 from tests.support.fake_search import point
-from trials.records.trial_dir import Ending, EndingKind, Origin
+from trials.records.trial_dir import Ending, Origin
+from trials.state import TrialState
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_the_best_is_a_trained_trial(progress: Progress) -> None:
 
 
 def test_states_follow_the_endings(progress: Progress) -> None:
-    progress.apply(TrialEnded("0001", Ending(EndingKind.DIVERGED, "the loss is nan"), None))
+    progress.apply(TrialEnded("0001", Ending(TrialState.DIVERGED, "the loss is nan"), None))
     progress.apply(TrialPaused("0002", "other trials look more promising"))
     progress.apply(Notice("anything"))
     assert {row.trial_id: row.state for row in progress.rows.values()} == {

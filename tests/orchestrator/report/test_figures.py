@@ -10,9 +10,10 @@ from orchestrator.report.plot_style import COLOURS, fragment
 from orchestrator.state.run_dir import RunDir
 from tests.support.report_runs import BASE, BASE_LOSS, STEP_TOKENS, Told, new_run, right, write_trial
 from trials.metrics.intervals import wilson
-from trials.records.trial_dir import Ending, EndingKind, Origin
+from trials.records.trial_dir import Ending, Origin
+from trials.state import TrialState
 
-DIVERGED = Ending(EndingKind.DIVERGED, "above twice")
+DIVERGED = Ending(TrialState.DIVERGED, "above twice")
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_the_winner_is_on_top_and_thick(run: RunDir) -> None:
 
 def test_colours_tell_how_trials_ended(run: RunDir) -> None:
     write_trial(run, Told("0001", [1.2]))
-    for number, kind in enumerate(EndingKind, start=2):
+    for number, kind in enumerate((state for state in TrialState if state.is_terminal), start=2):
         write_trial(run, Told(f"{number:04d}", [1.5], Ending(kind, "because")))
     write_trial(run, Told("0020", [1.5], None))
 

@@ -17,9 +17,10 @@ from orchestrator.state.run_dir import RunDir
 from orchestrator.state.timing import EXPORTED, TRAINING_OVER, record_moment
 from tests.support.report_runs import BASE, STARTED, Told, new_run, write_export, write_prediction, write_trial
 from trials.records.memory_report import Attempt, MemoryReport, write_memory_report
-from trials.records.trial_dir import Ending, EndingKind, TrialDir
+from trials.records.trial_dir import Ending, TrialDir
+from trials.state import TrialState
 
-PRUNED = Ending(EndingKind.PRUNED, "other trials looked more promising")
+PRUNED = Ending(TrialState.PRUNED, "other trials looked more promising")
 WITHOUT = """
 import sys
 

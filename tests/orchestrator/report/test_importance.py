@@ -9,9 +9,10 @@ from orchestrator.report.data import read_report_data
 from orchestrator.report.importance import LEAST_TRIALS, Importance, importance
 from orchestrator.state.run_dir import RunDir
 from tests.support.report_runs import BASE, Told, drawn, new_run, write_trial
-from trials.records.trial_dir import Ending, EndingKind
+from trials.records.trial_dir import Ending
+from trials.state import TrialState
 
-PRUNED = Ending(EndingKind.PRUNED, "place 9 of 9")
+PRUNED = Ending(TrialState.PRUNED, "place 9 of 9")
 
 
 def fill(run: RunDir, trials: int, ending: Ending | None = PRUNED) -> None:
@@ -55,7 +56,7 @@ def test_it_is_about_the_rung_that_all_reached_not_about_how_far_trials_got(tmp_
 
 def test_it_is_what_optuna_says_of_the_study_on_disk(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", ["search.rungs=0"])
-    fill(run, 12, Ending(EndingKind.FINISHED, "all its steps"))
+    fill(run, 12, Ending(TrialState.FINISHED, "all its steps"))
     study = optuna.load_study(study_name=None, storage=run.study_url)
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
 

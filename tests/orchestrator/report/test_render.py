@@ -12,7 +12,8 @@ from orchestrator.report.render import main, write_report
 from orchestrator.state.run_dir import RunDir
 from tests.support.report_runs import BASE, Told, new_run, night, right, write_prediction, write_samples, write_trial
 from trials.errors import RunFolderError
-from trials.records.trial_dir import Ending, EndingKind
+from trials.records.trial_dir import Ending
+from trials.state import TrialState
 
 HEADINGS = [
     "Learning curves",
@@ -95,7 +96,7 @@ def test_the_whole_night_is_told(whole_night: RunDir, page: Page) -> None:
     assert "a gain of 0.8111 ± 0.0123 (clear)" in page.text
     for record in whole_night.records():
         assert record.id in page.text
-        if record.ending is not None and record.ending.kind not in {EndingKind.FINISHED}:
+        if record.ending is not None and record.ending.kind not in {TrialState.FINISHED}:
             assert record.ending.reason in page.text
     assert "running or paused" in page.text
 
@@ -142,7 +143,7 @@ def test_reasons_and_names_are_shown_as_text(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     write_trial(run, BASE)
     reason = "RuntimeError: </script><script>alert(3)</script>"
-    write_trial(run, Told("0001", [1.5], Ending(EndingKind.FAILED, reason), name="</script><i>x"))
+    write_trial(run, Told("0001", [1.5], Ending(TrialState.FAILED, reason), name="</script><i>x"))
     page = Page(write_report(run))
     assert reason in page.text
     assert not any(script.startswith("alert") for script in page.scripts)

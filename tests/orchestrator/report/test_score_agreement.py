@@ -7,11 +7,12 @@ from orchestrator.report.score_agreement import ScoredTrial, agreement, at_end, 
 from orchestrator.state.run_dir import RunDir
 from tests.support.report_runs import STEP_TOKENS, Told, new_run, right, write_trial
 from trials.metrics.task_scores import Measure, RowScores
-from trials.records.trial_dir import Ending, EndingKind
+from trials.records.trial_dir import Ending
+from trials.state import TrialState
 
 RUNG = STEP_TOKENS - 1
-PRUNED = Ending(EndingKind.PRUNED, "doesn't pass")
-PATIENCE = Ending(EndingKind.EARLY_STOPPED, "3 evaluations without improving")
+PRUNED = Ending(TrialState.PRUNED, "doesn't pass")
+PATIENCE = Ending(TrialState.EARLY_STOPPED, "3 evaluations without improving")
 
 
 @pytest.fixture

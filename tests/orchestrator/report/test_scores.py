@@ -7,7 +7,8 @@ from orchestrator.report.scores import ScoreSection, score_section
 from orchestrator.state.run_dir import RunDir
 from tests.support.report_runs import BASE, STEP_TOKENS, Told, new_run, right, write_export, write_trial
 from trials.metrics.task_scores import Measure
-from trials.records.trial_dir import Ending, EndingKind
+from trials.records.trial_dir import Ending
+from trials.state import TrialState
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_only_the_base_is_scored(run: RunDir) -> None:
 
 
 def test_stages_have_loss_score_and_places_by_both(run: RunDir) -> None:
-    pruned = Ending(EndingKind.PRUNED, "place 3 of 3")
+    pruned = Ending(TrialState.PRUNED, "place 3 of 3")
     write_trial(run, Told("0001", [1.5, 1.2, 1.1], scores={1: right(20), 3: right(36)}))
     write_trial(run, Told("0002", [1.4, 1.3, 1.2], scores={1: right(20), 3: right(35)}))
     write_trial(run, Told("0003", [1.6], pruned, scores={1: right(22)}))

@@ -18,7 +18,8 @@ from orchestrator.report.tables import (
 from orchestrator.state.run_dir import RunDir
 from tests.support.report_runs import BASE, BASE_LOSS, Told, new_run, right, row_losses, write_trial
 from trials.metrics.row_losses import compare
-from trials.records.trial_dir import Ending, EndingKind, Origin
+from trials.records.trial_dir import Ending, Origin
+from trials.state import TrialState
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def run(tmp_path: Path) -> RunDir:
 def test_ranking_puts_the_lowest_loss_first_and_trials_without_a_loss_last(run: RunDir) -> None:
     write_trial(run, BASE)
     write_trial(run, Told("0001", [1.5, 1.4]))
-    write_trial(run, Told("0002", [], Ending(EndingKind.FAILED, "its process died")))
+    write_trial(run, Told("0002", [], Ending(TrialState.FAILED, "its process died")))
     write_trial(run, Told("0003", [1.2, 1.3]))
     write_trial(run, Told("0004", [2.5]))
 
@@ -84,13 +85,13 @@ def test_ranking_shows_what_the_search_varies(run: RunDir) -> None:
 
 def test_stopped_rows_give_every_reason_with_troubles_first(run: RunDir) -> None:
     write_trial(run, BASE)
-    write_trial(run, Told("0001", [1.5], Ending(EndingKind.PRUNED, "place 9 of 9")))
-    write_trial(run, Told("0002", [1.5], Ending(EndingKind.EARLY_STOPPED, "no patience")))
+    write_trial(run, Told("0001", [1.5], Ending(TrialState.PRUNED, "place 9 of 9")))
+    write_trial(run, Told("0002", [1.5], Ending(TrialState.EARLY_STOPPED, "no patience")))
     write_trial(run, Told("0003", [1.5]))
     write_trial(run, Told("0004", [1.5], None))
-    write_trial(run, Told("0005", [9.0], Ending(EndingKind.DIVERGED, "above twice")))
-    write_trial(run, Told("0006", [], Ending(EndingKind.OUT_OF_MEMORY, "2 GiB")))
-    write_trial(run, Told("0007", [], Ending(EndingKind.FAILED, "died")))
+    write_trial(run, Told("0005", [9.0], Ending(TrialState.DIVERGED, "above twice")))
+    write_trial(run, Told("0006", [], Ending(TrialState.OUT_OF_MEMORY, "2 GiB")))
+    write_trial(run, Told("0007", [], Ending(TrialState.FAILED, "died")))
 
     rows = stopped_rows(read_report_data(run))
 
@@ -142,7 +143,7 @@ def test_csv_has_a_row_a_trial_with_numbers_in_full(run: RunDir) -> None:
     told = Told("0001", [1.5, 1.23456789, 1.3], origin=Origin.START, name="usual", values=values, scores=scores)
     write_trial(run, told)
     reason = 'no "luck", in\ntwo lines'
-    write_trial(run, Told("0002", [], Ending(EndingKind.FAILED, reason)))
+    write_trial(run, Told("0002", [], Ending(TrialState.FAILED, reason)))
     write_trial(run, Told("0003", [1.5], None))
 
     base, start, failed, running = csv.DictReader(io.StringIO(csv_text(run.records())))

@@ -7,8 +7,9 @@ import pytest
 
 from orchestrator.scheduling.acquisition import AcquisitionRanker
 from orchestrator.scheduling.surrogate import Surrogate
-from orchestrator.scheduling.types import BudgetState, State, TrialView
+from orchestrator.scheduling.types import BudgetState, TrialView
 from search_spaces.schema import Range
+from trials.state import TrialState
 
 SPACE = {"learning_rate": Range(low=1e-5, high=1e-3, log=True)}
 BUDGET = BudgetState(
@@ -16,7 +17,7 @@ BUDGET = BudgetState(
 )
 
 
-def view(trial_id: str, rate: float, *losses: float, state: State = State.PAUSED) -> TrialView:
+def view(trial_id: str, rate: float, *losses: float, state: TrialState = TrialState.PAUSED) -> TrialView:
     points = tuple((0.1 * number, loss) for number, loss in enumerate(losses, 1))
     return TrialView(trial_id, {"learning_rate": rate}, points, 1.0, state, is_start=False, noise=0.0)
 
@@ -41,7 +42,10 @@ def test_the_most_promising_comes_first(ranker: AcquisitionRanker) -> None:
 
 def test_what_runs_or_is_over_is_no_longer_paused(ranker: AcquisitionRanker) -> None:
     assert sorted(ranker.paused(BUDGET)) == ["0001", "0002", "0003"]
-    for each in (view("0002", 3e-4, 2.0, 1.5, state=State.RUNNING), view("0003", 1e-3, 3.5, 3.6, state=State.OVER)):
+    for each in (
+        view("0002", 3e-4, 2.0, 1.5, state=TrialState.RUNNING),
+        view("0003", 1e-3, 3.5, 3.6, state=TrialState.FINISHED),
+    ):
         ranker.observe(each, None)
     assert ranker.paused(BUDGET) == ["0001"]
 

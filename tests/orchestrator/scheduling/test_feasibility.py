@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from orchestrator.scheduling.feasibility import FeasibilityModel
-from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, StartNew, State, TrialView
+from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, StartNew, TrialView
 from search_spaces.schema import Choices, Dimension, Range, SearchSettings
+from trials.state import TrialState
 
 SPACE = {"learning_rate": Range(low=1e-5, high=1e-2, log=True), "lora_rank": Choices(choices=(4, 8, 16, 32))}
 
@@ -27,7 +28,7 @@ def test_of_the_last_30_of_60_proposals_few_lie_in_the_half_that_fails() -> None
             # The best is right at the edge of what can be trained.
             x = np.log10(values["learning_rate"]) + 3.5
             points = () if x > 0 else ((1.0, 1.0 + x**2 + values["lora_rank"] / 100),)
-            state = State.OVER if points else State.INFEASIBLE
+            state = TrialState.FINISHED if points else TrialState.DIVERGED
             scheduler.update(TrialView(f"{number}", values, points, 1.0, state, False, 0.0))
             fails += number >= 30 and not points
     assert fails < 0.15 * 90
@@ -38,7 +39,7 @@ def test_a_proposal_is_the_same_for_the_same_seed_and_improves_with_what_is_know
     for number, rate in enumerate(10 ** np.linspace(-5, -2, 9)):
         loss = 1.0 + (np.log10(rate) + 3.2) ** 2
         values = {"learning_rate": float(rate), "lora_rank": (4, 8, 16, 32)[number % 4]}
-        scheduler.update(TrialView(f"{number}", values, ((1.0, loss),), 1.0, State.OVER, False, 0.0))
+        scheduler.update(TrialView(f"{number}", values, ((1.0, loss),), 1.0, TrialState.FINISHED, False, 0.0))
     rates = [scheduler.propose(seed)["learning_rate"] for seed in range(10)]
     assert scheduler.propose(0)["learning_rate"] == rates[0]
     assert np.median(np.abs(np.log10(rates) + 3.2)) < 0.4
@@ -49,11 +50,11 @@ def test_what_starts_together_differs() -> None:
     for number, rate in enumerate(10 ** np.linspace(-5, -2, 9)):
         values = {"learning_rate": float(rate), "lora_rank": 8}
         loss = 1.0 + (np.log10(rate) + 3.2) ** 2
-        scheduler.update(TrialView(f"{number}", values, ((1.0, loss),), 1.0, State.OVER, False, 0.0))
+        scheduler.update(TrialView(f"{number}", values, ((1.0, loss),), 1.0, TrialState.FINISHED, False, 0.0))
     found = []
     for number in range(9, 15):
         found.append(scheduler.propose(number))
-        scheduler.update(TrialView(f"{number}", found[-1], (), 1.0, State.RUNNING, False, 0.0))
+        scheduler.update(TrialView(f"{number}", found[-1], (), 1.0, TrialState.RUNNING, False, 0.0))
     rates = np.log10([values["learning_rate"] for values in found])
     assert np.ptp(rates) > 0.2 or len({values["lora_rank"] for values in found}) > 1
 
@@ -62,7 +63,7 @@ def test_where_only_some_configurations_may_be_tried_each_is_tried_once() -> Non
     only = [{"learning_rate": 1e-4, "lora_rank": 8}, {"learning_rate": 1e-3, "lora_rank": 16}]
     scheduler = FreezeThawScheduler(SPACE, SearchSettings(), only)
     first = scheduler.propose(1)
-    scheduler.update(TrialView("1", first, ((1.0, 1.0),), 1.0, State.OVER, False, 0.0))
+    scheduler.update(TrialView("1", first, ((1.0, 1.0),), 1.0, TrialState.FINISHED, False, 0.0))
     second = scheduler.propose(2)
     assert {first["lora_rank"], second["lora_rank"]} == {8, 16}
     assert first["learning_rate"] == pytest.approx(1e-4 if first["lora_rank"] == 8 else 1e-3)
@@ -76,7 +77,7 @@ def test_a_space_of_few_choices_is_tried_through_and_then_there_is_no_more() -> 
         values = scheduler.propose(len(history))
         history.append(tuple(values.values()))
         points = ((1.0, 1.0 + values["lora_rank"] / 100),)
-        scheduler.update(TrialView(f"{len(history)}", values, points, 1.0, State.OVER, False, 0.0))
+        scheduler.update(TrialView(f"{len(history)}", values, points, 1.0, TrialState.FINISHED, False, 0.0))
     assert sorted(history) == sorted((rank, batch) for rank in (4, 8, 16) for batch in (8, 16))
     assert "every configuration has been tried" in scheduler.choose_next(budget).reason
 
@@ -92,7 +93,7 @@ def all_tried(space: dict[str, Dimension], slots: int, most: int) -> list[tuple[
         values = scheduler.propose(len(history))
         history.append(tuple(values.values()))
         loss = 1.0 + abs(values.get("lora_rank", 0) - 16)
-        scheduler.update(TrialView(f"{len(history)}", values, ((1.0, loss),), 1.0, State.OVER, False, 0.0))
+        scheduler.update(TrialView(f"{len(history)}", values, ((1.0, loss),), 1.0, TrialState.FINISHED, False, 0.0))
         if len(history) % 7 == 0:
             scheduler.refit(budget)
     return history

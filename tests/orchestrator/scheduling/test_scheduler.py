@@ -4,9 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, Idle, Resume, StartNew, State, TrialView
+from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, Idle, Resume, StartNew, TrialView
 from orchestrator.scheduling.surrogate import expected_improvement
 from search_spaces.schema import Range, SearchSettings
+from trials.state import TrialState
 
 SPACE = {"learning_rate": Range(low=1e-5, high=1e-2, log=True)}
 BUDGET = BudgetState(
@@ -15,7 +16,7 @@ BUDGET = BudgetState(
 
 
 def view(
-    trial_id: str, rate: float, losses: tuple[float, ...], state: State = State.PAUSED, is_start: bool = False
+    trial_id: str, rate: float, losses: tuple[float, ...], state: TrialState = TrialState.PAUSED, is_start: bool = False
 ) -> TrialView:
     points = tuple(((k + 1) / 9, loss) for k, loss in enumerate(losses))
     return TrialView(trial_id, {"learning_rate": rate}, points, 1.0, state, is_start, 0.0)
@@ -29,7 +30,7 @@ def a_budget() -> FreezeThawScheduler:
     """Eight whole trials with a valley at a rate of 3e-4."""
     scheduler = FreezeThawScheduler(SPACE, SearchSettings())
     for number, rate in enumerate(10 ** np.linspace(-5, -2, 8)):
-        scheduler.update(view(f"{number}", float(rate), curve(1.0 + (np.log10(rate) + 3.5) ** 2), State.OVER))
+        scheduler.update(view(f"{number}", float(rate), curve(1.0 + (np.log10(rate) + 3.5) ** 2), TrialState.FINISHED))
     return scheduler
 
 
@@ -39,8 +40,8 @@ EARLY = replace(BUDGET, seconds_left=1500.0)
 
 def test_a_starting_point_pauses_early_in_the_night_and_is_completed_in_the_second_half() -> None:
     scheduler = a_budget()
-    scheduler.update(view("usual", 1e-5, (9.0,), State.RUNNING, is_start=True))
-    scheduler.update(view("other", 1e-5, (9.0,), State.RUNNING))
+    scheduler.update(view("usual", 1e-5, (9.0,), TrialState.RUNNING, is_start=True))
+    scheduler.update(view("other", 1e-5, (9.0,), TrialState.RUNNING))
     assert not scheduler.should_continue("usual", EARLY).goes_on
     assert scheduler.should_continue("usual", replace(EARLY, seconds_left=700.0)).goes_on
     assert not scheduler.should_continue("other", BUDGET).goes_on
@@ -54,15 +55,15 @@ def test_a_paused_starting_point_has_the_next_slot_once_it_is_due_and_is_never_g
     assert scheduler.evictable(0, EARLY) == ["good"]
     late = replace(EARLY, seconds_left=700.0)
     assert scheduler.choose_next(late) == Resume("usual")
-    scheduler.update(view("good", 3e-4, curve(0.7)[:5], State.RUNNING))
+    scheduler.update(view("good", 3e-4, curve(0.7)[:5], TrialState.RUNNING))
     assert not scheduler.should_continue("good", late).goes_on
-    scheduler.update(view("usual", 1e-5, (9.0,), State.RUNNING, is_start=True))
+    scheduler.update(view("usual", 1e-5, (9.0,), TrialState.RUNNING, is_start=True))
     assert scheduler.should_continue("good", late).goes_on
 
 
 def test_in_a_night_of_little_more_than_a_trial_the_starting_point_runs_to_its_end_at_once() -> None:
     scheduler = a_budget()
-    scheduler.update(view("usual", 1e-5, (9.0,), State.RUNNING, is_start=True))
+    scheduler.update(view("usual", 1e-5, (9.0,), TrialState.RUNNING, is_start=True))
     assert scheduler.should_continue("usual", replace(BUDGET, seconds_left=190.0, seconds=200.0)).goes_on
 
 
@@ -78,8 +79,8 @@ def test_several_starting_points_are_begun_in_time_for_all_of_them() -> None:
 def test_the_promising_one_of_two_goes_on_and_is_resumed() -> None:
     scheduler = a_budget()
     good, bad = curve(0.7)[:4], curve(2.5)[:4]
-    scheduler.update(view("bad", 2e-5, bad, State.RUNNING))
-    scheduler.update(view("good", 3e-4, good, State.RUNNING))
+    scheduler.update(view("bad", 2e-5, bad, TrialState.RUNNING))
+    scheduler.update(view("good", 3e-4, good, TrialState.RUNNING))
     assert scheduler.should_continue("good", BUDGET).goes_on
     assert not scheduler.should_continue("bad", BUDGET).goes_on
     for name, rate, losses in (("bad", 2e-5, bad), ("good", 3e-4, good)):
@@ -119,7 +120,7 @@ def test_the_last_that_can_be_completed_is_where_none_is() -> None:
     scheduler.set_base_loss(3.0)
     scheduler.update(view("best", 3e-4, (1.0, 0.9, 0.8)))
     scheduler.update(view("far", 3e-5, (2.0, 1.9, 1.8, 1.7, 1.6)))
-    scheduler.update(view("new", 1e-3, (0.95,), State.RUNNING))
+    scheduler.update(view("new", 1e-3, (0.95,), TrialState.RUNNING))
     late = replace(BUDGET, seconds_left=72.0)
     verdict = scheduler.should_continue("new", late)
     assert not verdict.goes_on
@@ -154,7 +155,7 @@ def test_decisions_are_quick_however_many_trials_are_known(known: int) -> None:
     scheduler.choose_next(budget)
     taken = []
     for number in range(1000):
-        scheduler.update(view(f"{number}", 1e-4, (3.0, 2.0), State.RUNNING))
+        scheduler.update(view(f"{number}", 1e-4, (3.0, 2.0), TrialState.RUNNING))
         begun = time.perf_counter()
         scheduler.should_continue(f"{number}", budget)
         taken.append(time.perf_counter() - begun)

@@ -7,7 +7,8 @@ from orchestrator.state.run_dir import RunDir
 from orchestrator.state.selection import base_of, pick_best, rank
 from tests.support.fake_search import point, record, row_losses, save_adapter
 from trials.errors import NothingToExport
-from trials.records.trial_dir import Ending, EndingKind, Origin, TrialDir
+from trials.records.trial_dir import Ending, Origin, TrialDir
+from trials.state import TrialState
 
 
 def add(
@@ -19,7 +20,7 @@ def add(
         evaluation = point(loss, 100 * (i + 1), best=min(losses[: i + 1]))
         record(folder, evaluation, base=origin is Origin.BASE)
     if ended:
-        folder.end(Ending(EndingKind.FINISHED, "made up"))
+        folder.end(Ending(TrialState.FINISHED, "made up"))
     return folder
 
 
@@ -78,7 +79,7 @@ def test_only_ended_trials_lose_their_adapters(run: RunDir) -> None:
         add(run, name, [loss])
     add(run, "0004", [9.0], ended=False)
     before = run.records()
-    TrialDir(run.trial("0004")).end(Ending(EndingKind.FINISHED, "made up"))
+    TrialDir(run.trial("0004")).end(Ending(TrialState.FINISHED, "made up"))
     last = run.records()[-1]
     for keep, expendable in ((1, ["0003", "0002", "0004"]), (3, ["0004"]), (4, [])):
         assert [adapter.parent.name for adapter in TrialTable(before, keep).end(last)] == expendable

@@ -26,7 +26,8 @@ from tests.support.fake_search import point, record
 from tests.trials.system.test_locks import end, proxy
 from trials.config import TrialConfig
 from trials.errors import RunFolderError
-from trials.records.trial_dir import Ending, EndingKind, Origin, TrialDir
+from trials.records.trial_dir import Ending, Origin, TrialDir
+from trials.state import TrialState
 from trials.system.locks import exclusive_lock
 from trials.training.outcome import TrialInterrupted
 
@@ -70,7 +71,7 @@ def train(mirror: Mirror, config: TrialConfig) -> None:
         record(worker, point(2.0, 100))
         (copy.path / "adapter" / "adapter_model.safetensors").write_bytes(WEIGHTS)
         copy.push()
-        worker.end(Ending(EndingKind.FINISHED, "made up"))
+        worker.end(Ending(TrialState.FINISHED, "made up"))
     mirror.revoke(folder.path, "worker")
 
 
@@ -89,7 +90,7 @@ def test_a_search_is_found_again_from_another_machine(
     assert address_of(run) == url
     assert run.read_search() == mirror_search(mirror)
     (trial,) = run.records()
-    assert (trial.tokens_seen, trial.ending) == (100, Ending(EndingKind.FINISHED, "made up"))
+    assert (trial.tokens_seen, trial.ending) == (100, Ending(TrialState.FINISHED, "made up"))
     weights = trial.adapter / "adapter_model.safetensors"
     assert weights.stat().st_size == len(WEIGHTS)
     assert weights.read_bytes() != WEIGHTS
@@ -187,7 +188,7 @@ def test_a_worker_that_lost_its_trial_or_the_store_was_cut_off(
         record(TrialDir(copy.path), point(2.0, 100))
         with pytest.raises(TrialInterrupted, match="belongs to None, not to worker"):
             copy.push()
-        TrialDir(copy.path).end(Ending(EndingKind.FAILED, "as it was cut off"))
+        TrialDir(copy.path).end(Ending(TrialState.FAILED, "as it was cut off"))
     mirror.pull(folder.path)
     (trial,) = RunDir(mirror.path).records()
     assert (trial.points, trial.ending) == ((), None)
@@ -204,7 +205,7 @@ def test_a_trial_that_was_stopped_puts_nothing_more_on_the_store(
         copy.detach()
         (copy.path / "late").touch()
         copy.push()
-        TrialDir(copy.path).end(Ending(EndingKind.FAILED, "too late"))
+        TrialDir(copy.path).end(Ending(TrialState.FAILED, "too late"))
     mirror.pull(folder.path)
     assert not (folder.path / "late").exists()
     assert not (folder.path / "ending.json").exists()

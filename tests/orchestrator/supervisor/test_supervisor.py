@@ -27,7 +27,8 @@ from orchestrator.supervisor.supervisor import (
 from tests.support.cli import ROOT, environment
 from tests.support.fake_search import point, record
 from trials.errors import SearchBroken
-from trials.records.trial_dir import Ending, EndingKind, TrialDir
+from trials.records.trial_dir import Ending, TrialDir
+from trials.state import TrialState
 from trials.system.processes import is_alive
 
 pytestmark = pytest.mark.slow
@@ -122,7 +123,7 @@ def test_endings_count_as_getting_on_as_evaluations_do(run: RunDir) -> None:
     for tokens in (100, 200):
         record(folder, point(1.0, tokens))
     assert evaluations_on_disk(run) == 2
-    folder.end(Ending(EndingKind.FINISHED, "made up"))
+    folder.end(Ending(TrialState.FINISHED, "made up"))
     assert evaluations_on_disk(run) == 3
 
 

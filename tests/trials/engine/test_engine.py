@@ -23,7 +23,8 @@ from trials.engine.runtime.adapter_trainer import AdapterTrainer
 from trials.errors import ModelError
 from trials.evaluation.eval_loss import evaluate_rows
 from trials.model.loading import load_base
-from trials.records.trial_dir import EndingKind, Origin, TrialDir, TrialRecord, read_trial
+from trials.records.trial_dir import Origin, TrialDir, TrialRecord, read_trial
+from trials.state import TrialState
 from trials.system.torch_setup import use_threads
 from trials.training.evaluation_loop import Decision
 from trials.trl import backend as training
@@ -167,7 +168,7 @@ def test_a_trial_ends_when_time_is_over(
     trl, ours = records
     assert ours.ending == trl.ending
     assert ours.ending is not None
-    assert ours.ending.kind is EndingKind.PRUNED
+    assert ours.ending.kind is TrialState.PRUNED
     assert [point.step for point in ours.points] == [point.step for point in trl.points] == [1]
 
 
@@ -181,7 +182,7 @@ def test_an_unknown_target_module_is_refused_before_anything_is_trained(
         engine.run_trial(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE)
     record = read_trial(folder.path)
     assert record.ending is not None
-    assert record.ending.kind is EndingKind.FAILED
+    assert record.ending.kind is TrialState.FAILED
     assert not record.points
 
 

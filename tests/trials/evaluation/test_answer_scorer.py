@@ -26,7 +26,8 @@ from trials.formats.conversations import Example
 from trials.metrics.row_losses import RowLosses
 from trials.metrics.task_scores import Measure, task_score
 from trials.model.loading import attach_adapter, load_base
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.state import TrialState
 from trials.system.timer import TrialTimer
 from trials.system.torch_setup import use_threads
 from trials.training.evaluation_loop import Decision
@@ -155,7 +156,7 @@ def test_time_for_a_score_is_the_trials_but_not_its_trainings(scored: Trained) -
 def test_a_trial_out_of_patience_is_scored_where_that_ends_it(train: Train) -> None:
     trained = train(patience=1, min_improvement=50.0)
     assert trained.record.ending is not None
-    assert trained.record.ending.kind is EndingKind.EARLY_STOPPED
+    assert trained.record.ending.kind is TrialState.EARLY_STOPPED
     assert [point.score is not None for point in trained.record.points] == [True, True]
 
 
@@ -183,7 +184,7 @@ def test_a_score_that_memory_does_not_suffice_for_does_not_end_the_trial(
     rows.examples = _TooLarge()
     no_room = replace(text_data, eval=rows)
     trained = train(data=no_room)
-    assert trained.record.ending == Ending(EndingKind.FINISHED, scored.record.ending.reason)
+    assert trained.record.ending == Ending(TrialState.FINISHED, scored.record.ending.reason)
     assert trained.losses == scored.losses
     assert all(point.score is None for point in trained.record.points)
     assert "memory ran out while answering" in caplog.text

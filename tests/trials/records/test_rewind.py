@@ -17,10 +17,11 @@ from trials.errors import DataError, RunFolderError
 from trials.records import rewind as rewinding
 from trials.records.checkpoints import choose_checkpoint, whole_checkpoints
 from trials.records.rewind import refuse_other_rows, refuse_to_resume, restore_latest, rewind
-from trials.records.trial_dir import Ending, EndingKind, Origin, TrialDir, TrialRecord, read_trial
+from trials.records.trial_dir import Ending, Origin, TrialDir, TrialRecord, read_trial
+from trials.state import TrialState
 from trials.system.files import write_text
 
-FINISHED = Ending(EndingKind.FINISHED, "trained for all its 6 steps")
+FINISHED = Ending(TrialState.FINISHED, "trained for all its 6 steps")
 FALLING = (6.0, 5.0, 4.0, 3.0, 2.0, 1.0)
 Make = Callable[..., TrialRecord]
 
@@ -164,11 +165,11 @@ def test_cut_off_in_between_the_next_resume_does_the_rest(
         (FINISHED, None, r"has ended already \(finished: trained for all its 6 steps\)\. Go back .* one of: 2, 4\."),
         (FINISHED, 6, r"Go back to an earlier step by --checkpoint, one of: 2, 4\."),
         (
-            Ending(EndingKind.OUT_OF_MEMORY, "no room"),
+            Ending(TrialState.OUT_OF_MEMORY, "no room"),
             None,
             r"\(out_of_memory: no room\)\. Go back .* one of: 2, 4, 6\.",
         ),
-        (Ending(EndingKind.EARLY_STOPPED, "worse"), None, r"\(early_stopped: worse\)\."),
+        (Ending(TrialState.EARLY_STOPPED, "worse"), None, r"\(early_stopped: worse\)\."),
     ],
 )
 def test_a_trial_that_is_over_does_not_go_on(make: Make, ending: Ending, step: int | None, message: str) -> None:
@@ -178,7 +179,7 @@ def test_a_trial_that_is_over_does_not_go_on(make: Make, ending: Ending, step: i
 
 @pytest.mark.parametrize(
     ("ending", "step"),
-    [(None, None), (None, 6), (FINISHED, 4), (Ending(EndingKind.FAILED, "a bug"), 6)],
+    [(None, None), (None, 6), (FINISHED, 4), (Ending(TrialState.FAILED, "a bug"), 6)],
 )
 def test_what_does_go_on(make: Make, ending: Ending | None, step: int | None) -> None:
     refuse_to_resume(make(ending=ending), step)

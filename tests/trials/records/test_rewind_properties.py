@@ -12,11 +12,12 @@ from tests.support.checkpoint_dirs import trained
 from trials.config import TrialConfig
 from trials.records.checkpoints import whole_checkpoints
 from trials.records.rewind import restore_newest_checkpoint, rewind
-from trials.records.trial_dir import Ending, EndingKind, Origin, TrialRecord, read_trial
+from trials.records.trial_dir import Ending, Origin, TrialRecord, read_trial
+from trials.state import TrialState
 
 LOSSES = st.lists(st.sampled_from([0.5, 1.0, 1.5, 2.0, 4.0]), min_size=1, max_size=7)
 STEPS = st.sets(st.integers(1, 7), min_size=1, max_size=4)
-ENDINGS = st.sampled_from([None, *(Ending(kind, "made up") for kind in EndingKind)])
+ENDINGS = st.sampled_from([None, *(Ending(kind, "made up") for kind in TrialState if kind.is_terminal)])
 MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 
 

@@ -12,7 +12,8 @@ import pytest
 from trials.config import TrialConfig
 from trials.errors import RunFolderError
 from trials.metrics.row_losses import RowLosses
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir, read_trial
+from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, read_trial
+from trials.state import TrialState
 
 LOSSES = RowLosses([4.0, 6.0], [2, 2])
 
@@ -39,12 +40,12 @@ def test_what_was_written_is_read(folder: TrialDir, small_config: TrialConfig) -
     points = [_point(1, 3.0, 3.0), _point(2, 2.5, 2.5)]
     for point in points:
         folder.record(point, LOSSES, _adapter(str(point.step)))
-    folder.end(Ending(EndingKind.FINISHED, "all 2 steps"))
+    folder.end(Ending(TrialState.FINISHED, "all 2 steps"))
     record = read_trial(folder.path)
     assert (record.id, record.origin, record.name, record.config) == ("0003", "proposed", "proposed", small_config)
     assert list(record.points) == points
     assert (record.best_eval_loss, record.tokens_seen) == (2.5, 200)
-    assert record.ending == Ending(EndingKind.FINISHED, "all 2 steps")
+    assert record.ending == Ending(TrialState.FINISHED, "all 2 steps")
     assert record.row_losses() == LOSSES
     assert record.has_adapter
 
@@ -119,9 +120,22 @@ def test_reading_changes_nothing(folder: TrialDir) -> None:
 
 
 def test_the_first_ending_stands(folder: TrialDir) -> None:
-    folder.end(Ending(EndingKind.PRUNED, "fell behind at a comparison point"))
-    folder.end(Ending(EndingKind.FAILED, "its process died"))
-    assert read_trial(folder.path).ending == Ending(EndingKind.PRUNED, "fell behind at a comparison point")
+    folder.end(Ending(TrialState.PRUNED, "fell behind at a comparison point"))
+    folder.end(Ending(TrialState.FAILED, "its process died"))
+    assert read_trial(folder.path).ending == Ending(TrialState.PRUNED, "fell behind at a comparison point")
+
+
+def test_a_trial_is_paused_until_it_has_ended(folder: TrialDir) -> None:
+    assert read_trial(folder.path).state is TrialState.PAUSED
+    folder.end(Ending(TrialState.EARLY_STOPPED, "no progress"))
+    assert read_trial(folder.path).state is TrialState.EARLY_STOPPED
+
+
+def test_an_ending_that_is_none_counts_as_pruned(folder: TrialDir) -> None:
+    (folder.path / "ending.json").write_text('{"kind": "running", "reason": ""}')
+    record = read_trial(folder.path)
+    assert record.state is TrialState.PRUNED
+    assert "a trial can't end as running" in record.damage[0]
 
 
 def test_a_folder_holds_one_trial(folder: TrialDir, small_config: TrialConfig) -> None:

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from trials.config import EvaluationSettings
-from trials.records.trial_dir import EndingKind, EvalPoint
+from trials.records.trial_dir import EvalPoint
+from trials.state import TrialState
 from trials.training.early_stopping import divergence, patience_exhausted
 
 
@@ -22,7 +23,7 @@ def _points(losses: list[float]) -> list[EvalPoint]:
 def test_no_number_and_far_above_the_base_are_divergence(loss: float) -> None:
     ending = divergence(loss, base_loss=2.0, factor=2.0)
     assert ending is not None
-    assert ending.kind is EndingKind.DIVERGED
+    assert ending.kind is TrialState.DIVERGED
 
 
 @pytest.mark.parametrize("loss", [0.0, 2.0, 4.0])
@@ -55,4 +56,4 @@ def test_patience_counts_evaluations_without_improvement(
 ) -> None:
     ending = patience_exhausted(_points(losses), EvaluationSettings(patience=patience, min_improvement=least))
     assert (ending is not None) == ends
-    assert ending is None or ending.kind is EndingKind.EARLY_STOPPED
+    assert ending is None or ending.kind is TrialState.EARLY_STOPPED

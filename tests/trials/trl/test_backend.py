@@ -20,7 +20,8 @@ from tests.support.small_splits import first_rows
 from trials.config import Machine, TrialConfig
 from trials.data.dataset import TrialData
 from trials.errors import ModelError
-from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.state import TrialState
 from trials.system.oom import is_out_of_memory
 from trials.system.torch_setup import use_threads
 from trials.training.evaluation_loop import Decision
@@ -92,7 +93,7 @@ def usual(train: Train) -> Trained:
 def test_a_trial_leaves_everything_on_disk(small_trial: TrialRecord, small_config: TrialConfig) -> None:
     folder = small_trial.folder
     assert small_trial.config == small_config
-    assert small_trial.ending == Ending(EndingKind.FINISHED, "trained for all its 7 steps")
+    assert small_trial.ending == Ending(TrialState.FINISHED, "trained for all its 7 steps")
     assert small_trial.has_adapter
     assert (folder / "adapter" / "adapter_model.safetensors").stat().st_size > 1000
     adapter = json.loads((folder / "adapter" / "adapter_config.json").read_text())
@@ -127,7 +128,7 @@ def test_it_learns(
         small_config, small_data, tokenizer, folder, lambda point: heard.append(point) or Decision.CONTINUE
     )
     base = read_trial(folder.path)
-    assert ending.kind is EndingKind.FINISHED
+    assert ending.kind is TrialState.FINISHED
     assert base.ending == ending
     assert list(base.points) == heard
     assert not base.has_adapter
@@ -210,7 +211,7 @@ def test_stop_ends_the_trial_and_leaves_the_ending_to_who_said_it(train: Train) 
 
 def test_when_time_is_over_it_is_evaluated_and_pruned(train: Train) -> None:
     trained = train(stop_at=time.time() - 1)
-    assert trained.record.ending == Ending(EndingKind.PRUNED, "the time for training was over")
+    assert trained.record.ending == Ending(TrialState.PRUNED, "the time for training was over")
     assert [point.step for point in trained.record.points] == [1]
     assert trained.record.has_adapter
 
@@ -218,7 +219,7 @@ def test_when_time_is_over_it_is_evaluated_and_pruned(train: Train) -> None:
 def test_a_loss_far_above_the_base_is_divergence(train: Train) -> None:
     trained = train(base_eval_loss=0.1)
     assert trained.record.ending is not None
-    assert trained.record.ending.kind is EndingKind.DIVERGED
+    assert trained.record.ending.kind is TrialState.DIVERGED
     assert "is above 2 times the base model's 0.1000" in trained.record.ending.reason
     assert len(trained.record.points) == 1
 
@@ -226,13 +227,13 @@ def test_a_loss_far_above_the_base_is_divergence(train: Train) -> None:
 def test_divergence_is_said_even_where_the_callback_would_have_stopped_the_trial(train: Train) -> None:
     trained = train(lambda _: Decision.STOP, base_eval_loss=0.1)
     assert trained.record.ending is not None
-    assert trained.record.ending.kind is EndingKind.DIVERGED
+    assert trained.record.ending.kind is TrialState.DIVERGED
 
 
 def test_the_base_is_evaluated_where_its_loss_is_not_known(train: Train) -> None:
     trained = train(learning_rate=1.0, base_eval_loss=None, train_tokens=800)
     assert trained.record.ending is not None
-    assert trained.record.ending.kind is EndingKind.DIVERGED
+    assert trained.record.ending.kind is TrialState.DIVERGED
 
 
 def test_a_loss_that_is_no_number_is_divergence_and_never_written(train: Train) -> None:
@@ -241,7 +242,7 @@ def test_a_loss_that_is_no_number_is_divergence_and_never_written(train: Train) 
     huge = {"learning_rate": 1.0, "loraplus_ratio": 1000.0, "lora_alpha": 1e18}
     trained = train(lambda point: heard.append(point) or Decision.CONTINUE, **huge)
     assert trained.record.ending is not None
-    assert trained.record.ending.kind is EndingKind.DIVERGED
+    assert trained.record.ending.kind is TrialState.DIVERGED
     assert trained.record.ending.reason == "the loss is nan"
     assert heard == list(trained.record.points)
     assert all(math.isfinite(loss) for loss in trained.losses)
@@ -252,7 +253,7 @@ def test_patience(train: Train) -> None:
     impatient = {"evaluations": 4, "patience": 1, "min_improvement": 5.0}
     trained = train(evaluation=impatient)
     assert trained.record.ending is not None
-    assert trained.record.ending.kind is EndingKind.EARLY_STOPPED
+    assert trained.record.ending.kind is TrialState.EARLY_STOPPED
     assert len(trained.record.points) == 2
 
 
@@ -271,7 +272,7 @@ def test_out_of_memory_is_an_ending(train: Train, on_eval: Callable[[EvalPoint],
     trained = train(on_eval, machine=Machine(cpu_threads=1, micro_batch_rows=1, gradient_checkpointing=True))
     assert trained.record.ending == trained.ending
     assert trained.ending is not None
-    assert trained.ending.kind is EndingKind.OUT_OF_MEMORY
+    assert trained.ending.kind is TrialState.OUT_OF_MEMORY
     assert "\n" not in trained.ending.reason
     assert trained.record.has_adapter
 
@@ -282,7 +283,7 @@ def test_any_other_error_is_recorded_and_raised(train: Train, tmp_path: Path) ->
 
     with pytest.raises(ZeroDivisionError, match="a bug"):
         train(broken, folder=TrialDir(tmp_path / "0001"))
-    assert read_trial(tmp_path / "0001").ending == Ending(EndingKind.FAILED, "ZeroDivisionError: a bug")
+    assert read_trial(tmp_path / "0001").ending == Ending(TrialState.FAILED, "ZeroDivisionError: a bug")
 
 
 @pytest.mark.parametrize(
@@ -322,5 +323,5 @@ def test_a_base_that_cannot_be_evaluated_says_why(
         evaluate_base(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE)
     ending = read_trial(folder.path).ending
     assert ending is not None
-    assert ending.kind is EndingKind.FAILED
+    assert ending.kind is TrialState.FAILED
     assert "ModelError: no model in" in ending.reason

@@ -15,7 +15,8 @@ from tests.support.trained_trials import Workshop
 from trials.config import Machine, TrialConfig
 from trials.data.dataset import TrialData
 from trials.records.memory_report import Attempt, MemoryReport, read_memory_report
-from trials.records.trial_dir import EndingKind, EvalPoint, TrialRecord, read_trial
+from trials.records.trial_dir import EvalPoint, TrialRecord, read_trial
+from trials.state import TrialState
 from trials.training.evaluation_loop import Decision
 from trials.trl import trainer as trainer_module
 from trials.trl.batch_size import BatchSetting, batch_settings, still_to_try
@@ -113,7 +114,7 @@ def test_what_fits_in_no_way_is_infeasible(workshop: Workshop, monkeypatch: pyte
     _short_of_memory(monkeypatch, lambda *_: False)
     record = workshop.run("short", workshop.config(PAUSING), ROWS)
     assert record.ending is not None
-    assert record.ending.kind is EndingKind.OUT_OF_MEMORY
+    assert record.ending.kind is TrialState.OUT_OF_MEMORY
     assert not record.points
     assert _tried(_use(record)) == [(rows, recomputed, False) for recomputed in (False, True) for rows in (4, 2, 1)]
 

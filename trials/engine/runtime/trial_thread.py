@@ -23,8 +23,9 @@ from trials.engine.runtime.training_log import TrainingLog
 from trials.evaluation.answer_scorer import AnswerScorer
 from trials.records.checkpoints import CheckpointWriter
 from trials.records.memory_report import Attempt, MemoryReport, write_memory_report
-from trials.records.trial_dir import Ending, EndingKind
+from trials.records.trial_dir import Ending
 from trials.schedule import TokenTriggers, checkpoint_steps, evaluation_tokens, full_length
+from trials.state import TrialState
 from trials.system.oom import is_out_of_memory
 from trials.tracking.event_log import EventLog
 from trials.training.evaluation_loop import EvaluationLoop, TrainingRun, progress_of
@@ -63,7 +64,7 @@ class EngineTrial:
         self._checkpoints = CheckpointWriter(job.folder, job.timer, base_loss, config.machine.keep_checkpoints)
         self._checkpointed: int | None = None
         """Step of the last checkpoint written by this run; None: none yet."""
-        self._finished = Ending(EndingKind.FINISHED, f"trained for all its {self._length.steps} steps")
+        self._finished = Ending(TrialState.FINISHED, f"trained for all its {self._length.steps} steps")
         scorer = AnswerScorer(config, data.eval, tokenizer, job.folder, job.timer, ranks)
         trained_model = EngineModel(loop, config, eval_rows, self._adapter, ranks)
         self._supervisor = EvaluationLoop(job, trained_model, scorer, base_loss, self._finished)
@@ -158,7 +159,7 @@ class EngineTrial:
         return self._supervisor.evaluate(progress_of(self._state), on_record)
 
     def _diverged(self) -> Ending:
-        return Ending(EndingKind.DIVERGED, f"its loss or gradient is not finite after {self._state.global_step} steps")
+        return Ending(TrialState.DIVERGED, f"its loss or gradient is not finite after {self._state.global_step} steps")
 
     def _write(self, events: EventLog, entry: dict[str, float], at: float | None = None) -> None:
         for name, value in rewrite_logs(entry).items():

@@ -23,7 +23,8 @@ from trials.engine.optim.flat import FlatOptimizer
 from trials.model.activation_policy import ActivationPolicy
 from trials.model.memory_plan import MicroBatchPlan
 from trials.records.memory_report import MemoryReport, read_memory_report, write_memory_report
-from trials.records.trial_dir import EndingKind, TrialDir, TrialRecord
+from trials.records.trial_dir import TrialDir, TrialRecord
+from trials.state import TrialState
 
 pytestmark = pytest.mark.slow
 
@@ -155,7 +156,7 @@ def test_an_optimizer_step_that_memory_does_not_suffice_for_is_taken_again(
     monkeypatch.setattr(FlatOptimizer, "step", lambda _: torch.empty(2**55))
     infeasible = workshop.run("infeasible", config, ROWS, by=engine.run_trial)
     assert infeasible.ending is not None
-    assert infeasible.ending.kind is EndingKind.OUT_OF_MEMORY
+    assert infeasible.ending.kind is TrialState.OUT_OF_MEMORY
 
 
 def test_who_does_not_fit_with_a_single_row_is_infeasible_and_others_go_on(
@@ -175,7 +176,7 @@ def test_who_does_not_fit_with_a_single_row_is_infeasible_and_others_go_on(
         ]
         beside, infeasible = (future.result() for future in ended)
     assert infeasible.ending is not None
-    assert infeasible.ending.kind is EndingKind.OUT_OF_MEMORY
+    assert infeasible.ending.kind is TrialState.OUT_OF_MEMORY
     assert not infeasible.points
     tried = _use(infeasible).tried
     assert tried[-1].rows == 1
@@ -214,7 +215,7 @@ def test_an_adapter_that_memory_does_not_suffice_for_is_made_beside_smaller_micr
     least, known = 0, engine._loop._manager.oom_history.ooms
     infeasible = workshop.run("infeasible", workshop.config(), ROWS, by=engine.run_trial)
     assert infeasible.ending is not None
-    assert infeasible.ending.kind is EndingKind.OUT_OF_MEMORY
+    assert infeasible.ending.kind is TrialState.OUT_OF_MEMORY
     assert engine._loop._manager.oom_history.ooms == known > 0
 
 

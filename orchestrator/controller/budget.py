@@ -1,0 +1,67 @@
+"""Budget of a search: its deadline, the length of a full trial, and the throughput that says what fits into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from orchestrator.controller.trials import Trial
+from orchestrator.planning.throughput import ThroughputModel
+from orchestrator.planning.trial_configs import trial_config
+from orchestrator.scheduling.scheduler import BudgetState
+from orchestrator.state.run_dir import Search
+from trials.records.trial_dir import EvalPoint, Origin, TrialRecord
+
+
+class SearchBudget:
+    """Search with its deadline and length of a full trial, which the calibration sets, and its measured throughput."""
+
+    def __init__(self, search: Search, slots: int, records: Sequence[TrialRecord], now: Callable[[], datetime]) -> None:
+        # A search from before lengths were measured has trials that are as long as the recipe says.
+        begun = any(record.origin not in (Origin.BASE, Origin.PROBE) for record in records)
+        self.search = replace(search, shortened=1.0) if begun and search.shortened is None else search
+        self.slots = slots
+        self.now = now
+        self.throughput = ThroughputModel.from_records(records, search.regrouped)
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds left for training; negative once the reserve has begun."""
+        return self.search.deadline.training_seconds_left(self.now())
+
+    @property
+    def evaluation_point(self) -> float:
+        """The fraction of a full trial from one evaluation to the next."""
+        settings, epoch = self.search.recipe.evaluation, self.search.epoch
+        if settings.every_rows is None or epoch is None:
+            return 1 / settings.evaluations
+        config = trial_config(self.search, {}, None)
+        every_rows = config.evaluation.every_rows or settings.every_rows
+        return min(1.0, every_rows * epoch.row_tokens / self.search.full_tokens)
+
+    def observe_segment(self, trial: Trial, point: EvalPoint, dispatched: datetime | None) -> None:
+        """Record the time that a trial took from its last evaluation to this one, not in `trial.points` yet.
+
+        `dispatched` is when the trial was dispatched; None: it was evaluated since then already.
+        """
+        last = trial.points[-1] if trial.points else None
+        seconds = point.seconds - (last.seconds if last else 0.0)
+        self.throughput.observe(
+            trial.config, point.tokens_seen - (last.tokens_seen if last else 0), seconds, point.ranks
+        )
+        if dispatched is not None:
+            self.throughput.observe_start((self.now() - dispatched).total_seconds() - seconds)
+
+    def state(self, *, may_start: bool) -> BudgetState:
+        """Return the budget as the scheduler needs it; before any measurement a full trial takes all that is left."""
+        full, seconds_left = self.throughput.seconds(None, self.search.full_tokens), self.seconds_left
+        return BudgetState(
+            seconds_left=seconds_left,
+            seconds=(self.search.deadline.training_ends - self.search.deadline.started).total_seconds(),
+            slots=self.slots,
+            seconds_full=seconds_left if full is None else full,
+            evaluation_point=self.evaluation_point,
+            seconds_start=self.throughput.start_seconds,
+            may_start=may_start,
+        )
