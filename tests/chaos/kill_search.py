@@ -21,11 +21,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from orchestrator.state.run_dir import RunDir
 from orchestrator.supervisor.session_mark import end_last_session
 from tests.chaos.invariants import Evaluations, evaluations, problems
+from tests.support.sessions import session_mark
 from trials.cli import number_within, whole_number
 from trials.system.processes import Process, processes
 
@@ -220,11 +220,8 @@ def _is_named(process: Process, name: str) -> bool:
 
 
 def _session(out: Path) -> int | None:
-    try:
-        mark: dict[str, Any] = json.loads((out / "session.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return int(mark["session"])
+    mark = session_mark(out)
+    return None if mark is None else int(mark["session"])
 
 
 def _kill(pid: int) -> None:

@@ -19,6 +19,7 @@ from tests.chaos.invariants import evaluations, problems
 from tests.chaos.kill_search import Night, run_night, table
 from tests.conftest import SMALL
 from tests.support.cli import ROOT, environment, run_command
+from tests.support.sessions import await_session
 from tests.trials.system.test_disk_full import needs_mount
 from trials.records.trial_dir import EndingKind
 from trials.system.processes import processes
@@ -43,17 +44,8 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def session_of(out: Path) -> int:
-    return int(json.loads((out / "session.json").read_text())["session"])
-
-
-def ray_folder_of(out: Path) -> Path:
-    return Path(json.loads((out / "session.json").read_text())["ray_folder"])
-
-
-def kill_in_session(out: Path, name: str) -> None:
-    """Kills the process of this name in the session that's at work in a run folder."""
-    session = session_of(out)
+def kill_in_session(session: int, name: str) -> None:
+    """Kills the process of this name."""
     (victim,) = [process.pid for process in processes() if process.session == session and process.name == name]
     os.kill(victim, signal.SIGKILL)
 
@@ -88,12 +80,13 @@ def without_its_daemons(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDi
     with running([*command, "--set", *ONE_AFTER_ANOTHER]) as process:
         for name, words in (("raylet", "trial 0001 at"), ("gcs_server", "goes on from ")):
             output += read_until(process, words)
-            sessions.append(session_of(out))
-            assert ray_folder_of(out).is_dir()
+            mark = await_session(out)
+            sessions.append(mark["session"])
+            assert Path(mark["ray_folder"]).is_dir()
             with (out / "ray_folders").open("a") as file:
-                file.write(f"{ray_folder_of(out)}\n")
+                file.write(f"{mark['ray_folder']}\n")
             seen = evaluations(out, seen)
-            kill_in_session(out, name)
+            kill_in_session(mark["session"], name)
             output += read_until(process, "the search broke")
         rest, _ = process.communicate(timeout=240)
     return RunDir(out), output + rest, process.returncode, sessions, seen
