@@ -165,6 +165,21 @@ def run_night(night: Night, kills: int, chance: random.Random, victims: Sequence
     return night
 
 
+def run_kills(night: Night, victims: Sequence[str]) -> Night:
+    """Runs a search from its start to its end; kills these in their order, each after a new evaluation."""
+    night.start()
+    try:
+        for victim in victims:
+            _watch_until_it_gets_on(night)
+            _kill_somebody(night, victim)
+        while not night.is_over():
+            _watch(night, 1.0)
+        night.look()
+    finally:
+        night.end()
+    return night
+
+
 def table(night: Night) -> str:
     """For people."""
     lines = [" kill   seconds  victim    processes  evaluations before  went on"]
