@@ -26,6 +26,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.system.sleeping_engine import SEGMENTS, SleepingEngine
 from orchestrator.controller.events import Event, TrialStarted, in_turn
 from orchestrator.monitoring.progress import Progress
@@ -55,14 +57,12 @@ class Memory:
 
 def driver_mib() -> float:
     """Return the resident memory of this process, in MiB."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / _MIB
+    return float(psutil.Process().memory_info().rss) / _MIB
 
 
 def available_gib() -> float:
     """Return the GiB of this machine's memory that are free, or could be at once."""
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable"))
+    return float(psutil.virtual_memory().available) / 2**30
 
 
 def main(argv: Sequence[str] | None = None) -> int:

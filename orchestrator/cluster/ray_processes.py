@@ -6,7 +6,7 @@ Prints a process a line. --end kills them first, and prints those still there. -
 here for the cluster NAME: the key, its configuration, and the token, if TOKEN is its SHA-256 in hexadecimal.
 
 The cluster is the one whose Ray this user started with `scripts/ray_environment.sh` of this folder. That script sets a
-variable in the environment of all processes under it. Other Rays on the machine are left alone. Linux only.
+variable in the environment of all processes under it. Other Rays on the machine are left alone.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from orchestrator.ray_setup.address import forget_dead_cluster
 from orchestrator.ray_setup.folder import named_base
-from trials.system.processes import Process, processes
+from trials.system.processes import is_alive
 
 VARIABLE = "QLORA_CLUSTER"
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,12 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def running() -> Mapping[int, str]:
     """Return the command lines of the cluster's processes, by process id."""
-    there = {process.pid: process for process in processes()}
-    ours = {pid for pid in there if _is_marked(pid)}
-    # Children count too, because a process that gives itself a title may overwrite its environment with it.
-    while more := {pid for pid, process in there.items() if process.parent in ours} - ours:
+    attributes = ["cmdline", "environ", "ppid", "uids"]
+    there = {process.pid: process.info for process in psutil.process_iter(attributes)}
+    ours = {pid for pid, known in there.items() if _is_marked(known)}
+    # Children count too, because a process that gives itself a title overwrites its environment with it.
+    while more := {pid for pid, known in there.items() if known["ppid"] in ours} - ours:
         ours |= more
-    return {pid: _command(pid) for pid in ours - _own_line(there)}
+    pid, own_line = os.getpid(), set[int]()
+    while pid in there and pid not in own_line:  # `psutil.Process.parents` compares times of the system's clock
+        own_line.add(pid)
+        pid = there[pid]["ppid"]
+    return {pid: " ".join(there[pid]["cmdline"] or ()) for pid in ours - own_line if is_alive(pid)}
 
 
 def end_all(seconds: float = _END_SECONDS) -> Mapping[int, str]:
@@ -63,7 +71,8 @@ def end_all(seconds: float = _END_SECONDS) -> Mapping[int, str]:
     ends = time.monotonic() + seconds
     while (left := running()) and time.monotonic() < ends:
         for pid in left:
-            _kill(pid)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.1)
     forget_dead_cluster()
     return left
@@ -87,39 +96,10 @@ def state_files(name: str) -> list[Path]:
     return [folder / f"cluster-{name}.{ending}" for ending in ("state", "lock")]
 
 
-def _is_marked(pid: int) -> bool:
-    """Return whether a process has the cluster's variable.
-
-    False for other users' processes, whose environment can't be read, and for those that have ended.
-    """
-    path = Path(f"/proc/{pid}")
-    try:
-        if path.stat().st_uid != os.geteuid():
-            return False
-        return f"{VARIABLE}={ROOT}".encode() in (path / "environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-
-
-def _own_line(there: Mapping[int, Process]) -> set[int]:
-    """Return the ids of this process and its ancestors."""
-    line, pid = set(), os.getpid()
-    while pid in there and pid not in line:
-        line.add(pid)
-        pid = there[pid].parent
-    return line
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").replace("\0", " ").strip()
-    except OSError:
-        return ""
-
-
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def _is_marked(known: Mapping[str, Any]) -> bool:
+    """Return whether a process is this user's and has the cluster's variable."""
+    environment = known["environ"] or {}  # None: it can't be read
+    return environment.get(VARIABLE) == str(ROOT) and known["uids"].effective == os.geteuid()
 
 
 if __name__ == "__main__":

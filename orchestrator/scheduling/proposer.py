@@ -102,7 +102,10 @@ class Proposer:
         self._pool, self._fits = self._candidates(random, _MANY_CANDIDATES), self._surrogate.fits
 
     def _spread(self, random: np.random.Generator) -> Array:
-        """Return one of the first configurations as a draw: of a few, the farthest from all that were tried."""
+        """Return one of the first configurations as a draw: of a few, the farthest from all that were tried.
+
+        A sequence of `scipy.stats.qmc` would not know the starting points, and needs a mapping for lists of choices.
+        """
         history = self._surrogate.history
         draws = history.untried(self._surrogate.encoder.sample(_CANDIDATES, random))
         if not self._surrogate.views:

@@ -2,6 +2,9 @@
 
 fsspec reaches the store, with the credentials and endpoint that the store's own tools use on this machine. An object is
 there whole or not at all. Nothing is renamed, and no two objects change together.
+
+fsspec's operations on lists are not used: their errors name no object, a retry would repeat all of them, and for `file`
+a removal of several fails at one that is missing.
 """
 
 from __future__ import annotations

@@ -19,21 +19,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from orchestrator.state.run_dir import RunDir
 from orchestrator.supervisor.session_mark import end_last_session
 from tests.chaos.invariants import Evaluations, evaluations, problems
 from tests.support.sessions import session_mark
 from trials.cli import number_within, whole_number
-from trials.system.processes import Process, processes
+from trials.system.processes import session_processes
 
 _ROOT = Path(__file__).parents[2]
 _NAMES = {"engine": "ray::EngineWorker", "holder": "ray::ImplicitFunc", "raylet": "raylet", "gcs": "gcs_server"}
 VICTIMS = ("command", "session", *_NAMES, "reboot")
-_LONGEST_NAME = 15
-"""The system keeps no more of a process's name."""
 _LEAST_SECONDS = 1.0
 _MOST_WITHOUT_PROGRESS = 2
 _PATIENCE_SECONDS = 90.0
@@ -220,7 +221,7 @@ def _kill_somebody(night: Night, victim: str) -> None:
 
 def _pids(victim: str, command: int, session: int | None) -> list[int]:
     """Of whom to kill; none where there is no such process now."""
-    ours = [process for process in processes() if session is not None and process.session == session]
+    ours = [] if session is None else session_processes(session)
     if victim == "command":
         return [command]
     if victim == "session":
@@ -230,8 +231,10 @@ def _pids(victim: str, command: int, session: int | None) -> list[int]:
     return [process.pid for process in ours if _is_named(process, _NAMES[victim])][:1]
 
 
-def _is_named(process: Process, name: str) -> bool:
-    return process.name == name[:_LONGEST_NAME]
+def _is_named(process: psutil.Process, name: str) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.name().startswith(name))
+    return False
 
 
 def _session(out: Path) -> int | None:

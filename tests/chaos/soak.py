@@ -25,11 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from tests.support.sessions import session_mark
 from trials.cli import number_within
 from trials.system.files import append_json_line
-from trials.system.processes import Process, processes
+from trials.system.processes import is_alive, session_processes
 
 _ROOT = Path(__file__).parents[2]
 _SHARED_TEMPORARY = "/tmp/ray"
@@ -90,7 +91,7 @@ def look(command: int, out: Path) -> dict[str, float]:
     ours = family(command, _session(out))
     found: dict[str, float] = {}
     for process in ours:
-        for name, value in _taken(process.pid).items():
+        for name, value in _taken(process).items():
             key = f"{name} of {_kind(process, command)}"
             found[key] = found.get(key, 0) + value
     for name, folder in (("run folder", out), ("temporary", temporary_folder(ours))):
@@ -100,23 +101,24 @@ def look(command: int, out: Path) -> dict[str, float]:
     return found | {"processes": len(ours), "trials": trials, "segments": _segments(out)}
 
 
-def family(command: int, session: int | None) -> list[Process]:
+def family(command: int, session: int | None) -> list[psutil.Process]:
     """A command, all that it started, and all of its search's session."""
-    alive = processes()
-    known, size = {command}, 0
-    while len(known) > size:
-        size = len(known)
-        known |= {p.pid for p in alive if p.parent in known or (session is not None and p.session == session)}
-    return [process for process in alive if process.pid in known]
+    try:
+        first = psutil.Process(command)
+        started = first.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    others = [] if session is None else session_processes(session)
+    return [process for process in {first, *started, *others} if is_alive(process.pid)]
 
 
-def temporary_folder(ours: Iterable[Process]) -> Path | None:
+def temporary_folder(ours: Iterable[psutil.Process]) -> Path | None:
     """Ray's, as its raylet was told; of a folder that all searches share only this one's."""
     for process in ours:
-        words = _words(process.pid)
+        words = _words(process)
         for name in ("temp_dir", "session_dir"):
             found = next((word.partition("=")[2] for word in words if re.match(f"--{name}=", word)), None)
-            if process.name == "raylet" and found and found != _SHARED_TEMPORARY:
+            if words[0].endswith("/raylet") and found and found != _SHARED_TEMPORARY:
                 return Path(found)
     return None
 
@@ -190,29 +192,27 @@ _KINDS = (
 )
 
 
-def _kind(process: Process, command: int) -> str:
+def _kind(process: psutil.Process, command: int) -> str:
     if process.pid == command:
         return "command"
-    line = " ".join(_words(process.pid)[:6])
+    line = " ".join(_words(process)[:6])
     return next((known.kind for known in _KINDS if known.word in line), "others")
 
 
-def _words(pid: int) -> list[str]:
+def _words(process: psutil.Process) -> list[str]:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
-    except OSError:
-        return []
+        return process.cmdline() or [""]
+    except psutil.Error:
+        return [""]
 
 
-def _taken(pid: int) -> dict[str, float]:
+def _taken(process: psutil.Process) -> dict[str, float]:
     """Resident memory in bytes, open files and threads of a process; nothing of one that is gone."""
-    folder = Path(f"/proc/{pid}")
     try:
-        pages = int((folder / "statm").read_text(encoding="utf-8").split()[1])
-        files, threads = (len(list((folder / name).iterdir())) for name in ("fd", "task"))
-    except (OSError, ValueError, IndexError):
+        files, threads = process.num_fds(), process.num_threads()
+        return {"memory": process.memory_info().rss, "open files": files, "threads": threads}
+    except psutil.Error:
         return {}
-    return {"memory": pages * os.sysconf("SC_PAGE_SIZE"), "open files": files, "threads": threads}
 
 
 def _size(folder: Path | None) -> tuple[float, float]:

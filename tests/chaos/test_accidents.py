@@ -15,7 +15,7 @@ from tests.conftest import SMALL
 from tests.support.cli import ROOT, environment, small_search
 from tests.support.sessions import await_session
 from tests.support.terminals import Terminal, says, wait_for
-from trials.system.processes import processes
+from trials.system.processes import session_processes
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ def test_a_closed_terminal_then_sigterm_during_the_export(tmp_path: Path) -> Non
     assert not any("\x1b" in line or "Traceback" in line for line in said)
     assert json.loads((run / "export/manifest.json").read_text())["verified"]["difference"] <= 1e-3
     assert (run / "report.html").exists()
-    assert not [process for process in processes() if process.session == session]
+    assert not session_processes(session)
 
 
 def test_ctrl_c_that_ends_tee_as_well(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_ctrl_c_that_ends_tee_as_well(tmp_path: Path) -> None:
     assert any(line.startswith("go on: ") for line in said)
     assert (run / "export/manifest.json").exists()
     assert "Traceback" not in log.read_text() + stderr.decode()
-    assert not [process for process in processes() if process.session == session]
+    assert not session_processes(session)
 
 
 def test_a_trial_goes_on_when_its_terminal_is_closed(tmp_path: Path) -> None:

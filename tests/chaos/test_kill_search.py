@@ -18,7 +18,7 @@ from tests.support.cli import run_command
 from tests.support.sessions import session_mark
 from tests.trials.system.test_disk_full import needs_mount
 from trials.records.trial_dir import EndingKind
-from trials.system.processes import processes
+from trials.system.processes import session_processes
 
 pytestmark = pytest.mark.slow
 
@@ -82,8 +82,7 @@ def test_trials_went_on_under_their_own_ids_and_none_is_blamed(killed: Killed) -
 
 
 def test_nothing_of_a_broken_ray_is_left(killed: Killed) -> None:
-    sessions = {mark["session"] for mark in killed.marks}
-    assert not [process for process in processes() if process.session in sessions]
+    assert not [process for mark in killed.marks for process in session_processes(mark["session"])]
     assert not (killed.run.path / "session.json").exists()
     folders = {mark["ray_folder"] for mark in killed.marks}
     assert len(folders) == 4

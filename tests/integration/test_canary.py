@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.cli import ROOT, environment, small_search
 from tests.support.sessions import await_session
-from trials.system.processes import processes
+from trials.system.processes import session_processes
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +75,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
         mark = await_session(run)
         temporary = Path(mark["ray_folder"])
         token = home / ".ray" / "auth_token"
-        members = [process.pid for process in processes() if process.session == mark["session"]]
+        members = [process.pid for process in session_processes(mark["session"])]
         lines = [Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace") for pid in members]
         secrets = {**SECRETS, "Ray's token": token.read_text()}
         leaks = leaks_in(temporary, secrets)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import resource
-from pathlib import Path
 
+import psutil
 import torch
 from transformers import MistralConfig
 from transformers.models.auto import AutoModelForCausalLM
@@ -87,7 +87,7 @@ def _trained(loop: StepLoop, trainers: list[AdapterTrainer]) -> list[torch.Tenso
 
 def _size() -> int:
     """Of the address space, in bytes."""
-    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
+    return int(psutil.Process().memory_info().vms)
 
 
 def _limit(size: int) -> None:

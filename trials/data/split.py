@@ -1,4 +1,8 @@
-"""Tokenised rows of one split: written once as an Arrow file, memory-mapped by all readers."""
+"""Tokenised rows of one split: written once as an Arrow file, memory-mapped by all readers.
+
+`Dataset.from_generator` has a cache of its own, but it hides the error that names a row behind one that doesn't, raises
+an error for a damaged entry instead of making it anew, and keeps each split in an entry of its own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""File lock that lets one command at a time work in a folder."""
+"""File lock that lets one command at a time work in a folder.
+
+filelock would need as many lines. It creates the file that it locks, which must not happen in a stranger's folder, and
+raises the same error where a file system has no locks and where the file can't be written.
+"""
 
 from __future__ import annotations
 

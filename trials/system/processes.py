@@ -1,7 +1,9 @@
 """Processes of a search's session: all that start in it, Ray's daemons and workers too, are found and ended.
 
 Session has the system's meaning: the process that opened it (setsid) and all its descendants, whatever their parent is
-now. Processes on other machines of a Ray cluster don't belong to it; Ray ends those.
+now. Processes on other machines of a Ray cluster don't belong to it; Ray ends those. psutil describes the processes.
+Two things it has not: the signal at a parent's death (prctl), and the start in clock ticks, as its `create_time`
+follows the system's clock. Its `children` and `parents` compare such times, and are not used for this reason.
 """
 
 from __future__ import annotations
@@ -17,21 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 _PROC = Path("/proc")
 _BOOT_ID = _PROC / "sys/kernel/random/boot_id"
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG in linux/prctl.h
-_GONE = {"Z", "X"}
+_GONE = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
 _ENDING_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Process:
-    """A living process, as the system describes it; zombies are left out."""
-
-    pid: int
-    name: str
-    parent: int
-    session: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class SessionMark:
     def of(cls, session: int, token: str = "") -> SessionMark:
         """Return the mark of a session on this machine, by its id. `started` is 0 if its first process is gone."""
         boot = _BOOT_ID.read_text(encoding="utf-8").strip() if _BOOT_ID.exists() else ""
-        return cls(socket.gethostname(), boot, session, _started(session) or 0, os.geteuid(), token)
+        return cls(socket.gethostname(), boot, session, _started(session), os.geteuid(), token)
 
     @property
     def is_here(self) -> bool:
@@ -62,26 +56,31 @@ class SessionMark:
         now = SessionMark.of(self.session, self.token)
         if (self.host, self.boot, self.user) != (now.host, now.boot, now.user):
             return False
-        if _started(self.session) is not None:
-            return self.started == now.started and _owner(self.session) == self.user
-        return any(_has(process.pid, self.token) for process in processes() if process.session == self.session)
+        if now.started:
+            return self.started == now.started
+        return any(_has(process, self.token) for process in session_processes(self.session))
 
 
-def processes() -> list[Process]:
-    """Return all living processes of this machine; none where the system doesn't tell (only Linux does)."""
-    found = (_read(path) for path in _PROC.glob("[0-9]*"))
-    return [process for process in found if process is not None]
+def session_processes(session: int) -> list[psutil.Process]:
+    """Return this user's living processes of a session on this machine; zombies are left out."""
+    found = []
+    for pid in psutil.pids():
+        with suppress(OSError, psutil.Error):  # it ended meanwhile
+            if os.getsid(pid) == session and psutil.Process(pid).uids().effective == os.geteuid() and is_alive(pid):
+                found.append(psutil.Process(pid))
+    return found
 
 
-def end_session(session: int, seconds: float = _ENDING_SECONDS) -> list[Process]:
+def end_session(session: int, seconds: float = _ENDING_SECONDS) -> list[psutil.Process]:
     """Kill this user's processes of a session, except this one, and wait until they are gone.
 
     Returns those that still exist after `seconds`; only the system itself can hold them up.
     """
     ends = time.monotonic() + seconds
-    while left := [found for found in processes() if found.session == session and _is_other_own(found.pid)]:
+    while left := [process for process in session_processes(session) if process.pid != os.getpid()]:
         for process in left:
-            _kill(process.pid)
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         if time.monotonic() > ends:
             break
         time.sleep(0.05)
@@ -89,9 +88,14 @@ def end_session(session: int, seconds: float = _ENDING_SECONDS) -> list[Process]
 
 
 def children(names: Collection[str]) -> set[int]:
-    """Return the ids of this process's own children with one of these names."""
-    own = os.getpid()
-    return {process.pid for process in processes() if process.parent == own and process.name in names}
+    """Return the ids of this process's own living children with one of these names."""
+    found = set()
+    for pid in psutil.pids():
+        with suppress(psutil.Error):  # it ended meanwhile
+            process = psutil.Process(pid)
+            if process.ppid() == os.getpid() and process.name() in names and is_alive(pid):
+                found.add(pid)
+    return found
 
 
 def die_with(parent: int) -> None:
@@ -107,55 +111,25 @@ def die_with(parent: int) -> None:
 
 def is_alive(pid: int) -> bool:
     """Return whether a process exists and is no zombie."""
-    return _read(_PROC / str(pid)) is not None
-
-
-def _read(path: Path) -> Process | None:
     try:
-        text = (path / "stat").read_text(errors="replace", encoding="utf-8")
-    except OSError:  # it ended meanwhile
-        return None
-    # The name stands in brackets, and may have brackets and spaces of its own.
-    name, fields = text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 2 :].split()
-    state, parent, _, session = fields[:4]
-    return None if state in _GONE else Process(int(path.name), name, int(parent), int(session))
+        return psutil.Process(pid).status() not in _GONE
+    except psutil.Error:
+        return False
 
 
-def _started(pid: int) -> int | None:
-    """Return a process's start in clock ticks since boot, also a zombie's; None if there is no such process."""
+def _started(pid: int) -> int:
+    """Return a process's start in clock ticks since boot, also a zombie's; 0 if there is no such process."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return None
-    return int(text[text.rindex(")") + 2 :].split()[19])
+        return 0
+    # The name stands in brackets, and may have brackets and spaces of its own.
+    return int(text.rpartition(")")[2].split()[19])
 
 
-def _owner(pid: int) -> int | None:
+def _has(process: psutil.Process, token: str) -> bool:
+    """Return whether a process has a word in its environment or command line."""
     try:
-        return (_PROC / str(pid)).stat().st_uid
-    except OSError:
-        return None
-
-
-def _is_other_own(pid: int) -> bool:
-    """Return whether it is another process than this one, and this user's."""
-    return pid != os.getpid() and _owner(pid) == os.geteuid()
-
-
-def _has(pid: int, token: str) -> bool:
-    """Return whether a process has a word in its environment or command line.
-
-    Other users' environments can't be read.
-    """
-    for file in ("environ", "cmdline"):
-        with suppress(OSError):
-            if token and token.encode() in (_PROC / str(pid) / file).read_bytes():
-                return True
-    return False
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+        return bool(token) and token in str(process.as_dict(["cmdline", "environ"]))
+    except psutil.NoSuchProcess:
+        return False

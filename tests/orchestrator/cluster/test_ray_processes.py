@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.cluster import shutdown
 from orchestrator.cluster.ray_processes import BOOTSTRAP, ROOT, VARIABLE, end_all, main, running
-from trials.system.processes import end_session, processes
+from trials.system.processes import end_session, session_processes
 
 CHILD = "import subprocess; subprocess.run(['env', '-i', 'sleep', '600'])"
 
@@ -30,7 +30,7 @@ def of_the_cluster() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def members(process: subprocess.Popen[bytes]) -> list[int]:
-    return [found.pid for found in processes() if found.session == process.pid]
+    return [found.pid for found in session_processes(process.pid)]
 
 
 def test_all_that_the_cluster_has_started_is_ended(of_the_cluster: subprocess.Popen[bytes]) -> None:

@@ -35,10 +35,14 @@ def test_the_card_has_losses_of_base_starting_points_and_winner(manifest: dict[s
     assert "| lora_rank | 8 |" in card
 
 
-def test_its_front_matter_is_yaml(manifest: dict[str, Any], small_recipe: Recipe) -> None:
-    front = yaml.safe_load(model_card(manifest, small_recipe).split("---")[1])
-    assert front["base_model"] == "some/base"
-    assert front["library_name"] == "peft"
+@pytest.mark.parametrize("base", ["some/base", "/of: one/#7 'é' {{ it }}", "1e5"])
+def test_its_front_matter_is_yaml(manifest: dict[str, Any], small_recipe: Recipe, base: str) -> None:
+    manifest["base_model"]["name"] = base
+    card = model_card(manifest, small_recipe)
+    assert card.startswith("---\n")
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front == {"base_model": base, "library_name": "peft", "tags": ["qlora", "lora", "peft"]}
+    assert f"Base model: `{base}`, revision newest" in card
 
 
 def test_it_says_how_to_load_it(manifest: dict[str, Any], small_recipe: Recipe) -> None:

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from tests.support.cli import ROOT
 from tests.support.waiting import wait_until
-from trials.system.processes import SessionMark, children, end_session, is_alive, processes
+from trials.system.processes import SessionMark, children, end_session, is_alive, session_processes
 
 # Starts a child that says its id and goes on without it, in a process group of its own, as Ray's workers are.
 ORPHANING = """
@@ -52,7 +53,7 @@ def test_a_session_is_ended_with_processes_whose_parent_is_gone(leader: subproce
     leader.kill()
     leader.wait()
     assert is_alive(orphan)
-    assert [process.pid for process in processes() if process.session == leader.pid] == [orphan]
+    assert [process.pid for process in session_processes(leader.pid)] == [orphan]
     assert end_session(leader.pid) == []
     assert not is_alive(orphan)
 
@@ -75,6 +76,15 @@ def test_own_children_are_found_by_name_until_they_are_zombies() -> None:
     assert wait_until(lambda: not is_alive(child.pid))  # nobody has waited for it yet
     assert child.pid not in children(["sleep"])
     child.wait()
+
+
+RENAMED = """
+import time
+from pathlib import Path
+Path("/proc/self/comm").write_text(") R 1 (")
+print("renamed", flush=True)
+time.sleep(600)
+"""
 
 
 PARENTING = '''
@@ -113,6 +123,18 @@ def test_a_mark_is_of_this_machine_since_it_started_and_of_this_user(leader: sub
     assert not replace(mark, host="another").is_here
     assert not replace(mark, boot="earlier").is_here
     assert not replace(mark, user=mark.user + 1).is_here
+
+
+def test_a_mark_has_the_ticks_of_the_system_whatever_the_process_is_called() -> None:
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    renamed = subprocess.Popen([sys.executable, "-c", RENAMED], stdout=subprocess.PIPE, start_new_session=True)
+    assert renamed.stdout is not None
+    assert renamed.stdout.readline()
+    for each in (process, renamed):
+        since_boot = psutil.Process(each.pid).create_time() - psutil.boot_time()
+        assert SessionMark.of(each.pid).started == round(since_boot * os.sysconf("SC_CLK_TCK"))
+        assert not end_session(each.pid)
+        each.communicate()
 
 
 def test_a_session_that_has_got_the_id_of_another_is_not_taken_for_it(leader: subprocess.Popen[str]) -> None:
