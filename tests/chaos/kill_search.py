@@ -22,13 +22,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from orchestrator.state.run_dir import RunDir
 from orchestrator.supervisor.session_mark import end_last_session
 from tests.chaos.invariants import Evaluations, evaluations, problems
+from tests.support.sessions import session_mark
 from trials.cli import number_within, whole_number
 from trials.system.processes import session_processes
 
@@ -166,6 +166,21 @@ def run_night(night: Night, kills: int, chance: random.Random, victims: Sequence
     return night
 
 
+def run_kills(night: Night, victims: Sequence[str]) -> Night:
+    """Runs a search from its start to its end; kills these in their order, each after a new evaluation."""
+    night.start()
+    try:
+        for victim in victims:
+            _watch_until_it_gets_on(night)
+            _kill_somebody(night, victim)
+        while not night.is_over():
+            _watch(night, 1.0)
+        night.look()
+    finally:
+        night.end()
+    return night
+
+
 def table(night: Night) -> str:
     """For people."""
     lines = [" kill   seconds  victim    processes  evaluations before  went on"]
@@ -223,11 +238,8 @@ def _is_named(process: psutil.Process, name: str) -> bool:
 
 
 def _session(out: Path) -> int | None:
-    try:
-        mark: dict[str, Any] = json.loads((out / "session.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return int(mark["session"])
+    mark = session_mark(out)
+    return None if mark is None else int(mark["session"])
 
 
 def _kill(pid: int) -> None:

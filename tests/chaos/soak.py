@@ -12,7 +12,6 @@ trials run, without the first ten minutes, in which everything starts and alloca
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import re
@@ -28,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from tests.support.sessions import session_mark
 from trials.cli import number_within
 from trials.system.files import append_json_line
 from trials.system.processes import is_alive, session_processes
@@ -236,10 +236,8 @@ def _segments(out: Path) -> int:
 
 
 def _session(out: Path) -> int | None:
-    try:
-        return int(json.loads((out / "session.json").read_text(encoding="utf-8"))["session"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    mark = session_mark(out)
+    return None if mark is None else int(mark["session"])
 
 
 def _wait(command: subprocess.Popen[bytes], seconds: float) -> None:

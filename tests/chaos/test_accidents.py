@@ -13,16 +13,13 @@ import pytest
 
 from tests.conftest import SMALL
 from tests.support.cli import ROOT, environment, small_search
+from tests.support.sessions import await_session
 from tests.support.terminals import Terminal, says, wait_for
 from trials.system.processes import session_processes
 
 pytestmark = pytest.mark.slow
 
 OPTIONS = ["search.concurrent_trials=1", "test=null", "--budget", "20m", "--trials", "1", "--out"]
-
-
-def session_of(run: Path) -> int:
-    return int(json.loads((run / "session.json").read_text())["session"])
 
 
 def stamped(log: Path) -> list[str]:
@@ -34,7 +31,7 @@ def test_a_closed_terminal_then_sigterm_during_the_export(tmp_path: Path) -> Non
     run, log = tmp_path / "run", tmp_path / "run/logs/search.log"
     terminal = Terminal([*small_search(*OPTIONS, str(run))], TERM="xterm")
     shown = terminal.read_until("0000 base")
-    session = session_of(run)
+    session = await_session(run)["session"]
     terminal.close()
     os.kill(session, signal.SIGHUP)
     wait_for(lambda: says(log, "exporting the best trial"), terminal.process)
@@ -65,7 +62,7 @@ def test_ctrl_c_that_ends_tee_as_well(tmp_path: Path) -> None:
         start_new_session=True,
     )
     wait_for(lambda: says(log, "trial 0001 at"), shell)
-    session = session_of(run)
+    session = await_session(run)["session"]
     os.killpg(shell.pid, signal.SIGINT)  # as the terminal does, to all of the pipeline
     _, stderr = shell.communicate(timeout=900)
     assert shell.returncode == 130, stderr

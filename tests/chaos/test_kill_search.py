@@ -3,134 +3,94 @@
 from __future__ import annotations
 
 import json
-import random
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.state.run_dir import RunDir
-from tests.chaos.invariants import evaluations, problems
-from tests.chaos.kill_search import Night, run_night, table
+from tests.chaos.invariants import problems
+from tests.chaos.kill_search import Night, run_kills, table
 from tests.conftest import SMALL
-from tests.support.cli import ROOT, environment, run_command
+from tests.support.cli import run_command
+from tests.support.sessions import session_mark
 from tests.trials.system.test_disk_full import needs_mount
 from trials.records.trial_dir import EndingKind
 from trials.system.processes import session_processes
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = [*SMALL, "train_tokens=12000", "evaluations=9"]
-ONE_AFTER_ANOTHER = [*SETTINGS, "search.concurrent_trials=1"]
+ONE_AFTER_ANOTHER = [*SMALL, "train_tokens=12000", "evaluations=9", "search.concurrent_trials=1"]
 """One engine has to be opened in every session, not two."""
 
 
-@contextmanager
-def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """A command whose output goes to a pipe; whatever it's left of it afterwards is ended."""
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+@dataclass(frozen=True)
+class Killed:
+    """A search whose processes were killed one after another, when it had ended."""
 
-
-def session_of(out: Path) -> int:
-    return int(json.loads((out / "session.json").read_text())["session"])
-
-
-def ray_folder_of(out: Path) -> Path:
-    return Path(json.loads((out / "session.json").read_text())["ray_folder"])
-
-
-def kill_in_session(out: Path, name: str) -> None:
-    """Kills the process of this name in the session that's at work in a run folder."""
-    session = session_of(out)
-    (victim,) = [process for process in session_processes(session) if process.name() == name]
-    victim.kill()
-
-
-def read_until(process: subprocess.Popen[str], words: str) -> str:
-    seen = []
-    assert process.stdout is not None
-    for line in process.stdout:
-        seen.append(line)
-        if words in line:
-            break
-    return "".join(seen)
+    night: Night
+    run: RunDir
+    said: str
+    marks: list[dict[str, Any]]
+    """Each session's `session.json`."""
 
 
 @pytest.fixture(scope="module")
-def without_its_daemons(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, str, int, list[int], dict]:
-    """A search under which Ray's raylet is killed, and then, in the next session, its GCS."""
-    out = tmp_path_factory.mktemp("broken") / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "orchestrator.search",
-        "demo",
-        "--out",
-        str(out),
-        "--budget",
-        "5m",
-        "--trials",
-        "3",
-    ]
-    seen, sessions, output = {}, [], ""
-    with running([*command, "--set", *ONE_AFTER_ANOTHER]) as process:
-        for name, words in (("raylet", "trial 0001 at"), ("gcs_server", "goes on from ")):
-            output += read_until(process, words)
-            sessions.append(session_of(out))
-            assert ray_folder_of(out).is_dir()
-            with (out / "ray_folders").open("a") as file:
-                file.write(f"{ray_folder_of(out)}\n")
-            seen = evaluations(out, seen)
-            kill_in_session(out, name)
-            output += read_until(process, "the search broke")
-        rest, _ = process.communicate(timeout=240)
-    return RunDir(out), output + rest, process.returncode, sessions, seen
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """A search under which Ray's raylet is killed, then its GCS, then the session, and then the command.
+
+    Engines and proxies are killed in tests/orchestrator/execution/test_worker_pool.py.
+    """
+    marks: list[dict[str, Any]] = []
+
+    class Watched(Night):
+        def kill(self, victim: str) -> bool:
+            mark = session_mark(self.out)
+            if not super().kill(victim):
+                return False
+            assert mark is not None
+            marks.append(mark)
+            return True
+
+    out = tmp_path_factory.mktemp("killed") / "run"
+    options = ["--budget", "12m", "--trials", "3", "--set", *ONE_AFTER_ANOTHER]
+    night = run_kills(Watched(out, options), ("raylet", "gcs", "session", "command"))
+    return Killed(night, RunDir(out), out.with_suffix(".log").read_text(), marks)
 
 
-def test_a_search_outlives_its_ray(without_its_daemons: tuple[RunDir, str, int, list[int], dict]) -> None:
-    run, output, code, sessions, seen = without_its_daemons
-    assert code == 0, output
-    assert output.count("error: a process of Ray has ended") == 2
-    assert output.count("the search broke (Ray gave up), and goes on from what is on disk in ") == 2
-    assert len(set(sessions)) == 2
-    assert seen
-    assert problems(run, seen, json.loads((run.path / "search.json").read_text())["deadline"]) == []
+def test_a_search_outlives_its_processes(killed: Killed) -> None:
+    assert killed.night.command is not None
+    assert killed.night.command.returncode == 0, killed.said[-4000:]
+    assert [kill.victim for kill in killed.night.kills] == ["raylet", "gcs", "session", "command"], table(killed.night)
+    assert [kill.resumed for kill in killed.night.kills] == [False, False, False, True]
+    assert problems(killed.run, killed.night.seen, killed.night.deadline) == []
 
 
-def test_trials_went_on_under_their_own_ids_and_none_is_blamed(
-    without_its_daemons: tuple[RunDir, str, int, list[int], dict],
-) -> None:
-    run, output, *_ = without_its_daemons
-    records = run.records()
+def test_a_broken_ray_is_named_and_another_one_started(killed: Killed) -> None:
+    assert killed.said.count("error: a process of Ray has ended") == 2
+    assert killed.said.count("the search broke (Ray gave up), and goes on from what is on disk in ") == 2
+    assert len({mark["session"] for mark in killed.marks}) == 4
+
+
+def test_trials_went_on_under_their_own_ids_and_none_is_blamed(killed: Killed) -> None:
+    records = killed.run.records()
     assert [record.id for record in records[:2]] == ["0000", "0001"]
     assert not [record for record in records if record.ending is None or record.ending.kind is EndingKind.FAILED]
-    assert "trial 0001 goes on from" in output
+    assert "trial 0001 goes on from" in killed.said
 
 
-def test_nothing_of_a_broken_ray_is_left(
-    without_its_daemons: tuple[RunDir, str, int, list[int], dict],
-) -> None:
-    run, _, _, sessions, _ = without_its_daemons
-    assert not [process for session in sessions for process in session_processes(session)]
-    assert not (run.path / "session.json").exists()
-    folders = (run.path / "ray_folders").read_text().splitlines()
-    assert len(set(folders)) == 2
+def test_nothing_of_a_broken_ray_is_left(killed: Killed) -> None:
+    assert not [process for mark in killed.marks for process in session_processes(mark["session"])]
+    assert not (killed.run.path / "session.json").exists()
+    folders = {mark["ray_folder"] for mark in killed.marks}
+    assert len(folders) == 4
     assert not [folder for folder in folders if Path(folder).exists()]
 
 
-def test_what_a_broken_ray_said_last_is_kept(without_its_daemons: tuple[RunDir, str, int, list[int], dict]) -> None:
-    run, *_ = without_its_daemons
-    assert len(list(run.logs.glob("ray-*/raylet.out"))) == 2
+def test_what_a_broken_ray_said_last_is_kept(killed: Killed) -> None:
+    assert len(list(killed.run.logs.glob("ray-*/raylet.out"))) >= 2
 
 
 FULL = """
@@ -169,14 +129,3 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(tmp_path: Path) -> None:
     assert not [record.id for record in run.records() if record.ending is None]
     assert not [record.id for record in run.records() if record.ending.kind is EndingKind.FAILED]
     assert problems(run, {}, json.loads((run.path / "search.json").read_text())["deadline"]) == []
-
-
-def test_a_night_of_kills(tmp_path: Path) -> None:
-    """The short version of tests.chaos.kill_search, from which the figures come."""
-    options = ["--budget", "6m", "--trials", "6", "--set", *SETTINGS]
-    victims = ("session", "command")  # engines and proxies are killed in test_engines.py
-    night = run_night(Night(tmp_path / "run", options, most_seconds=8), 2, random.Random(3), victims)
-    assert night.command is not None
-    assert night.command.returncode == 0, (tmp_path / "run.log").read_text()[-4000:]
-    assert len(night.kills) == 2, table(night)
-    assert problems(RunDir(tmp_path / "run"), night.seen, night.deadline) == []

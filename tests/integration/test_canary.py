@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import psutil
 import pytest
 
 from tests.support.cli import ROOT, environment, small_search
+from tests.support.sessions import await_session
 from trials.system.processes import session_processes
 
 pytestmark = pytest.mark.slow
@@ -72,7 +72,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
         if "trial 0001 started" in line or "trial probe at" in line:
             break
     try:
-        mark = json.loads((run / "session.json").read_text())
+        mark = await_session(run)
         temporary = Path(mark["ray_folder"])
         token = home / ".ray" / "auth_token"
         members = [process.pid for process in session_processes(mark["session"])]

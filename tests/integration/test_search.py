@@ -150,7 +150,9 @@ def test_tensorboard_events_are_in_the_trial_folders(done: Done) -> None:
     assert all(list(record.folder.glob("tensorboard/events.*")) for record in done.records()[1:])
 
 
-def test_an_adapter_that_was_swapped_is_not_exported_and_the_next_one_is(done: Done, tmp_path: Path) -> None:
+def test_an_adapter_that_was_swapped_is_not_exported_and_the_next_one_is_also_merged(
+    done: Done, tmp_path: Path
+) -> None:
     copy = tmp_path / "run"
     shutil.copytree(done.run.path, copy)
     run = RunDir(copy)
@@ -158,18 +160,13 @@ def test_an_adapter_that_was_swapped_is_not_exported_and_the_next_one_is(done: D
     other = next(record for record in run.records() if record.has_adapter and record.id != best)
     shutil.copytree(run.trial(best), run.trial("0099"))
     shutil.copytree(other.folder / "adapter", run.trial(best) / "adapter", dirs_exist_ok=True)
-    manifest = export_best(run).manifest
+    manifest = export_best(run, tmp_path / "export", merge=True).manifest
     assert manifest["trial"] == "0099"
     assert [each["trial"] for each in manifest["skipped"]] == [best]
     assert "but the trial measured" in manifest["skipped"][0]["reason"]
-
-
-def test_merged_weights_are_verified_and_loadable(done: Done, tmp_path: Path) -> None:
-    exported = export_best(done.run, tmp_path / "export", merge=True)
     assert (tmp_path / "export" / "merged" / "model.safetensors").is_file()
-    merged = exported.manifest["merged"]
-    assert abs(merged["eval_loss"] - exported.manifest["eval_loss"]) <= merged["tolerance"]
-    assert "merged/model.safetensors" in exported.manifest["files"]
+    assert abs(manifest["merged"]["eval_loss"] - manifest["eval_loss"]) <= manifest["merged"]["tolerance"]
+    assert "merged/model.safetensors" in manifest["files"]
 
 
 def _interrupted(command: list[str], after: str) -> tuple[str, int]:
