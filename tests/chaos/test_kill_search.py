@@ -17,7 +17,7 @@ from tests.conftest import SMALL
 from tests.support.cli import run_command
 from tests.support.sessions import session_mark
 from tests.trials.system.test_disk_full import needs_mount
-from trials.records.trial_dir import EndingKind
+from trials.state import TrialState
 from trials.system.processes import session_processes
 
 pytestmark = pytest.mark.slow
@@ -77,7 +77,7 @@ def test_a_broken_ray_is_named_and_another_one_started(killed: Killed) -> None:
 def test_trials_went_on_under_their_own_ids_and_none_is_blamed(killed: Killed) -> None:
     records = killed.run.records()
     assert [record.id for record in records[:2]] == ["0000", "0001"]
-    assert not [record for record in records if record.ending is None or record.ending.kind is EndingKind.FAILED]
+    assert not [record for record in records if record.ending is None or record.ending.kind is TrialState.FAILED]
     assert "trial 0001 goes on from" in killed.said
 
 
@@ -127,5 +127,5 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(tmp_path: Path) -> None:
     assert (elsewhere / "export" / "manifest.json").is_file()
     run = RunDir(elsewhere / "run")
     assert not [record.id for record in run.records() if record.ending is None]
-    assert not [record.id for record in run.records() if record.ending.kind is EndingKind.FAILED]
+    assert not [record.id for record in run.records() if record.ending.kind is TrialState.FAILED]
     assert problems(run, {}, json.loads((run.path / "search.json").read_text())["deadline"]) == []
