@@ -148,10 +148,10 @@ class SearchController:
         if self.consolidation is not None:
             self._emit(TrialPaused(trial_id, f"all GPUs go to {self.consolidation.finalist}"))
             return False
-        verdict = self._scheduler.should_continue(trial_id, budget)
-        if not verdict.goes_on:
-            self._emit(TrialPaused(trial_id, verdict.reason))
-        return verdict.goes_on
+        decision = self._scheduler.should_continue(trial_id, budget)
+        if not decision.goes_on:
+            self._emit(TrialPaused(trial_id, decision.reason))
+        return decision.goes_on
 
     def on_trouble(self, about: str, text: str) -> None:
         """Record a failure of reporting, such as of W&B; a notice is shown once per `about` and session."""
@@ -321,7 +321,7 @@ class SearchController:
         self._unbegun = deque(self._study.unbegun(begun))
         open_ones = [trial for trial in self._table if trial.ending is None]
         # The scheduler has no losses of a trial that was never evaluated, so those are resumed first.
-        self._unfinished = deque(m.trial_id for m in open_ones if not m.points)
+        self._unfinished = deque(trial.trial_id for trial in open_ones if not trial.points)
 
     def _view(self, trial: Trial) -> TrialView:
         return view_of(trial, self.search)
