@@ -1,5 +1,8 @@
 """Controller of a search: dispatches, pauses, resumes and ends trials as the scheduler decides.
 
+Until `orchestrator.controller.calibration` is complete it decides what runs, then the scheduler does. Which trials are
+retried, and when the search gives up, `orchestrator.controller.failure_policy` decides.
+
 It does not import Ray: Ray Tune calls it through `orchestrator.execution.tune_adapters`, tests and simulations call it
 directly. The trials' folders on disk hold all of its state, so after a crash a new controller continues from them.
 """
