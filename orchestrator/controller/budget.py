@@ -13,6 +13,9 @@ from orchestrator.scheduling.scheduler import BudgetState
 from orchestrator.state.run_dir import Search
 from trials.records.trial_dir import EvalPoint, Origin, TrialRecord
 
+_LEAST_SECONDS = 1.0
+"""Lower limit of a full trial's time before any measurement, as the time left reaches 0 at the deadline."""
+
 
 class SearchBudget:
     """Search with its deadline and length of a full trial, which the calibration sets, and its measured throughput."""
@@ -60,7 +63,7 @@ class SearchBudget:
             seconds_left=seconds_left,
             seconds=(self.search.deadline.training_ends - self.search.deadline.started).total_seconds(),
             slots=self.slots,
-            seconds_full=seconds_left if full is None else full,
+            seconds_full=max(seconds_left, _LEAST_SECONDS) if full is None else full,
             evaluation_point=self.evaluation_point,
             seconds_start=self.throughput.start_seconds,
             may_start=may_start,

@@ -7,9 +7,11 @@ be too slow for that while two are not. Only then is consolidation worth its cos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from orchestrator.controller.budget import SearchBudget
 from orchestrator.controller.trials import Trial
 from orchestrator.planning.placement import smallest_batch, trl_reason
 from orchestrator.planning.speed_cache import assumed_scaling, measured_scaling
@@ -51,46 +53,38 @@ class OnAllGpus:
 
 
 def finalist(
-    unfinished: Iterable[FinalistCandidate], best_complete: float | None, seconds_left: float, together: OnAllGpus
+    unfinished: Iterable[FinalistCandidate], best_loss: float, seconds_left: float, together: OnAllGpus
 ) -> FinalistCandidate | None:
     """Return the trial that all GPUs should train together from now on; None: trials go on separately.
 
-    It is the trial with the lowest predicted loss, on three conditions. That loss is below `best_complete`, the best
-    loss of ended trials in nats. The trial cannot be completed in time on one GPU. It can on all of them.
+    It is the trial with the lowest predicted loss, on three conditions. That loss is below `best_loss`, the lowest loss
+    of ended trials in nats. The trial cannot be completed in time on one GPU. It can on all of them.
     """
     best = min(unfinished, key=lambda each: each.loss, default=None)
-    if best is None or (best_complete is not None and best.loss >= best_complete):
-        return None
-    if best.seconds <= seconds_left:
+    if best is None or best.loss >= best_loss or best.seconds <= seconds_left:
         return None
     needed = together.change_seconds + best.seconds / together.scaling
     return best if needed <= (1 - _SPARE) * seconds_left else None
 
 
 def plan_consolidation(
-    search: Search,
-    trials: Iterable[Trial],
-    forecast: Callable[[str], Forecast | None],
-    throughput: ThroughputModel,
-    seconds_left: float,
-    now: str,
+    budget: SearchBudget, trials: Iterable[Trial], forecast: Callable[[str], Forecast | None]
 ) -> Consolidation | None:
-    """Return the consolidation to carry out if `is_near_the_end`; None: there is none worth it.
-
-    `now` is in ISO 8601, UTC.
-    """
+    """Return the consolidation to carry out; None: it is not near the end, or there is none worth it."""
+    search, throughput, seconds_left = budget.search, budget.throughput, budget.seconds_left
     placed, each = search.placement, throughput.seconds_per_token()
-    assert placed is not None
-    assert each is not None
+    if placed is None or each is None or not _is_near_the_end(budget, placed, each):
+        return None
     beside, ranks = placed.slots_per_engine, placed.most_ranks
     found = measured_scaling(search, ranks, beside / each)
     together = OnAllGpus(ranks, found or assumed_scaling(ranks), _change_seconds(search))
     trials = list(trials)
-    complete = (trial.best_eval_loss for trial in trials if trial.ending is not None)
-    best = min((loss for loss in complete if loss is not None), default=None)
-    found_unfinished = [_unfinished(trial, search, forecast, throughput) for trial in trials if trial.ending is None]
-    unfinished = [each for each in found_unfinished if each is not None]
-    chosen = finalist(unfinished, best, seconds_left, together)
+    # However a trial has ended, its best adapter can be exported (`orchestrator.state.selection`): the loss of a pruned
+    # or diverged one has to be beaten too.
+    losses = (trial.best_eval_loss for trial in trials if trial.state.is_terminal)
+    best_loss = min((loss for loss in losses if loss is not None), default=math.inf)
+    candidates = (_candidate(trial, search, forecast, throughput) for trial in trials if not trial.state.is_terminal)
+    chosen = finalist([each for each in candidates if each is not None], best_loss, seconds_left, together)
     if chosen is None:
         return None
     source = "measured" if found else "assumed, as it was never measured on this machine"
@@ -98,16 +92,16 @@ def plan_consolidation(
         f"trial {chosen.trial_id} looks most promising, and would take {chosen.seconds:.0f} s on one GPU, of which "
         f"{seconds_left:.0f} are left; on {ranks} together it's {together.scaling:.2f} times as fast ({source})"
     )
-    return Consolidation(ranks, together.scaling * beside, chosen.trial_id, reason, now)
+    return Consolidation(ranks, together.scaling * beside, chosen.trial_id, reason, budget.now().isoformat())
 
 
-def is_near_the_end(search: Search, throughput: ThroughputModel, seconds_left: float) -> bool:
+def _is_near_the_end(budget: SearchBudget, placed: Placement, seconds_per_token: float) -> bool:
     """Whether a full trial on one GPU takes longer than the time left, and consolidation is allowed and possible."""
-    placed, full = search.placement, throughput.seconds(None, search.full_tokens)
-    if placed is None or full is None or not placed.engines:
+    if not placed.engines or budget.seconds_left <= 0:
         return False
+    full = seconds_per_token * budget.search.full_tokens / placed.slots_per_engine
     # Called several times a second, so the expensive check comes last.
-    return full / placed.slots_per_engine > seconds_left and _may_consolidate(search, placed)
+    return full > budget.seconds_left and _may_consolidate(budget.search, placed)
 
 
 def _may_consolidate(search: Search, placed: Placement) -> bool:
@@ -120,10 +114,10 @@ def _may_consolidate(search: Search, placed: Placement) -> bool:
     return trl_reason(replace(search, ranks=placed.most_ranks)) is None
 
 
-def _unfinished(
+def _candidate(
     trial: Trial, search: Search, forecast: Callable[[str], Forecast | None], throughput: ThroughputModel
 ) -> FinalistCandidate | None:
-    """Return the trial as a candidate; None: it has no prediction, or no throughput was measured yet."""
+    """Return a trial as a candidate; None: it has no prediction, or no throughput was measured yet."""
     curve_model, placed = forecast(trial.trial_id), search.placement
     if curve_model is None or placed is None or search.epoch is None:
         return None

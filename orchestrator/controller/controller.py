@@ -1,5 +1,8 @@
 """Controller of a search: dispatches, pauses, resumes and ends trials as the scheduler decides.
 
+Until `orchestrator.controller.calibration` is complete it decides what runs, then the scheduler does. Which trials are
+retried, and when the search gives up, `orchestrator.controller.failure_policy` decides.
+
 It does not import Ray: Ray Tune calls it through `orchestrator.execution.tune_adapters`, tests and simulations call it
 directly. The trials' folders on disk hold all of its state, so after a crash a new controller continues from them.
 """
@@ -16,7 +19,7 @@ from typing import Any, Literal
 
 from orchestrator.controller.budget import SearchBudget
 from orchestrator.controller.calibration import CalibrationPhase
-from orchestrator.controller.consolidation import is_near_the_end, plan_consolidation
+from orchestrator.controller.consolidation import plan_consolidation
 from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
 from orchestrator.controller.failure_policy import QUIETLY, ExitKind, FailurePolicy, TrialExit
 from orchestrator.controller.study import StudyRecorder, Suggestion, study_number, trial_id_of
@@ -70,7 +73,7 @@ class SearchController:
         self._interrupted = threading.Event()
         self._failures = FailurePolicy(self._say)
         self._is_done = False
-        self.regrouped: Consolidation | None = None
+        self.consolidation: Consolidation | None = None
         """Consolidation that the next session carries out; once it is set, nothing more starts. None: not planned."""
         records = sound_trials(run.path, self._say)
         trained = [record for record in records if record.origin is not Origin.BASE]
@@ -123,7 +126,7 @@ class SearchController:
 
         "wait": no slot is free, or nothing can start yet. "over": this session starts nothing more.
         """
-        is_over = self._budget.seconds_left <= 0 or self.regrouped is not None
+        is_over = self._budget.seconds_left <= 0 or self.consolidation is not None
         if is_over or self.was_interrupted or self.gave_up is not None:
             return "over"
         if len(self._running) >= self._budget.slots or self._failures.must_wait(self._now()):
@@ -145,13 +148,13 @@ class SearchController:
         view, budget = self._view(trial), self._budget_state()
         if view.points[-1][0] > view.end - budget.evaluation_point / 2:
             return True  # it is complete; optimizer steps do not end exactly at a number of tokens
-        if self.regrouped is not None:
-            self._emit(TrialPaused(trial_id, f"all GPUs go to {self.regrouped.finalist}"))
+        if self.consolidation is not None:
+            self._emit(TrialPaused(trial_id, f"all GPUs go to {self.consolidation.finalist}"))
             return False
-        verdict = self._scheduler.should_continue(trial_id, budget)
-        if not verdict.goes_on:
-            self._emit(TrialPaused(trial_id, verdict.reason))
-        return verdict.goes_on
+        decision = self._scheduler.should_continue(trial_id, budget)
+        if not decision.goes_on:
+            self._emit(TrialPaused(trial_id, decision.reason))
+        return decision.goes_on
 
     def on_trouble(self, about: str, text: str) -> None:
         """Record a failure of reporting, such as of W&B; a notice is shown once per `about` and session."""
@@ -302,13 +305,10 @@ class SearchController:
             self._end(trial, Ending(TrialState.PRUNED, reason))
 
     def _consider_consolidation(self) -> None:
-        left = self._budget.seconds_left
-        if self.regrouped is None and left > 0 and is_near_the_end(self.search, self.throughput, left):
-            now = self._now().isoformat()
-            forecast = self._scheduler.forecast
-            self.regrouped = plan_consolidation(self.search, self._table, forecast, self.throughput, left, now)
-            if self.regrouped is not None:
-                self._say(f"from now on {self.regrouped.ranks} GPUs train one trial: {self.regrouped.reason}")
+        if self.consolidation is None:
+            self.consolidation = plan_consolidation(self._budget, self._table, self._scheduler.forecast)
+            if self.consolidation is not None:
+                self._say(f"from now on {self.consolidation.ranks} GPUs train one trial: {self.consolidation.reason}")
 
     def _record_base(self, point: EvalPoint) -> None:
         self._writer.write_later(lambda: self._study.record_base(point.eval_loss, point.score))
@@ -324,7 +324,7 @@ class SearchController:
         self._unbegun = deque(self._study.unbegun(begun))
         open_ones = [trial for trial in self._table if trial.ending is None]
         # The scheduler has no losses of a trial that was never evaluated, so those are resumed first.
-        self._unfinished = deque(m.trial_id for m in open_ones if not m.points)
+        self._unfinished = deque(trial.trial_id for trial in open_ones if not trial.points)
 
     def _view(self, trial: Trial) -> TrialView:
         return view_of(trial, self.search)

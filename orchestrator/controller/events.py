@@ -59,8 +59,8 @@ Event = TrialStarted | TrialEvaluated | TrialPaused | TrialEnded | Notice
 def in_turn(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:
     """Return one listener that passes every event to all `listeners`, in order."""
 
-    def tell(event: Event) -> None:
+    def emit(event: Event) -> None:
         for listener in listeners:
             listener(event)
 
-    return tell
+    return emit

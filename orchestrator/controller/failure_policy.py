@@ -89,9 +89,11 @@ class FailurePolicy:
     def record_ending(self, record: TrialRecord) -> None:
         """Record that a trial has ended: it isn't retried any more, and the search may give up if it failed."""
         self.forget(record.id)
-        failed = record.ending is not None and record.state is TrialState.FAILED
-        self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
-        if self._failures_in_a_row == MOST_FAILURES_IN_A_ROW and record.ending is not None:
+        if record.ending is None or record.ending.kind is not TrialState.FAILED:
+            self._failures_in_a_row = 0
+            return
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row == MOST_FAILURES_IN_A_ROW:
             said = f"{MOST_FAILURES_IN_A_ROW} trials in a row failed, the last one, {record.id}, with"
             self.give_up(f"{said}: {in_a_line(record.ending.reason)} (see {record.folder / LOG_FILE})")
 

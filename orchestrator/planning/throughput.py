@@ -103,10 +103,10 @@ class _Estimate:
 class ThroughputModel:
     """Measured speed of trials. Every method but `from_records` takes constant time."""
 
-    def __init__(self, regrouped: Consolidation | None = None) -> None:
-        """`regrouped`: the change to several GPUs for each trial; None: there was none."""
-        self._regrouped = regrouped
-        self._gain = None if regrouped is None else _Level(math.log(regrouped.speedup), _BETWEEN_KINDS**2)
+    def __init__(self, consolidation: Consolidation | None = None) -> None:
+        """`consolidation`: the change to several GPUs for each trial; None: there was none."""
+        self._consolidation = consolidation
+        self._gain = None if consolidation is None else _Level(math.log(consolidation.speedup), _BETWEEN_KINDS**2)
         self._speed = _Estimate()
         self._start = _Estimate()
         self._offsets: dict[ConfigGroup, _Level] = {}
@@ -118,9 +118,11 @@ class ThroughputModel:
         """Duration of these segments, summed over concurrent trials."""
 
     @classmethod
-    def from_records(cls, records: Iterable[TrialRecord], regrouped: Consolidation | None = None) -> ThroughputModel:
+    def from_records(
+        cls, records: Iterable[TrialRecord], consolidation: Consolidation | None = None
+    ) -> ThroughputModel:
         """Return a model rebuilt from the evaluations on disk, trial by trial; the base model is left out."""
-        throughput = cls(regrouped)
+        throughput = cls(consolidation)
         for record in records:
             if record.origin is Origin.BASE:
                 continue
@@ -139,7 +141,7 @@ class ThroughputModel:
             return
         self.tokens += tokens
         self.slot_seconds += seconds
-        if self._regrouped is not None and ranks == self._regrouped.ranks:
+        if self._consolidation is not None and ranks == self._consolidation.ranks:
             self._note_gain(config, seconds / tokens)
             return
         kind = config_group(config)

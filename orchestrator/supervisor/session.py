@@ -164,13 +164,13 @@ def _code_of(controller: SearchController, folder: RunDir) -> SessionExit:
         )
     if controller.was_interrupted:
         return SessionExit.INTERRUPTED
-    if controller.regrouped is not None:
-        folder.write_search(_regrouped(search, controller.regrouped))
+    if controller.consolidation is not None:
+        folder.write_search(_consolidated(search, controller.consolidation))
         return SessionExit.CONSOLIDATED
     return SessionExit.OVER
 
 
-def _regrouped(search: Search, to: Consolidation) -> Search:
+def _consolidated(search: Search, to: Consolidation) -> Search:
     on_gpu = search.gpus_per_trial > 0
     return replace(search, ranks=to.ranks, gpus_per_trial=to.ranks if on_gpu else 0, regrouped=to, placement=None)
 

@@ -1,16 +1,21 @@
-"""A search that goes over from a trial on each GPU to all of them for one: its controller, pace and record, no Ray."""
+"""A search that goes over from a trial on each GPU to all of them for one: rule, controller, throughput and record."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from orchestrator.controller.budget import SearchBudget
+from orchestrator.controller.consolidation import FinalistCandidate, OnAllGpus, finalist, plan_consolidation
 from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, Notice, TrialPaused
+from orchestrator.controller.trials import Trial
 from orchestrator.planning import speed_cache as speed
 from orchestrator.planning.throughput import ThroughputModel
+from orchestrator.scheduling.curve_model import Forecast
 from orchestrator.state.regrouped import Consolidation
 from orchestrator.state.run_dir import Placement, RunDir, Search
 from search_spaces.loader import load_recipe
@@ -30,10 +35,48 @@ from tests.support.fake_search import (
     record,
     run_probe,
 )
-from trials.records.trial_dir import TrialDir
+from trials.records.trial_dir import Ending, Origin, TrialDir
 from trials.state import TrialState
 
 TWO = Consolidation(2, 1.6, "0002", "it looks most promising", START.isoformat())
+ON_TWO = OnAllGpus(ranks=2, scaling=1.8, change_seconds=60.0)
+LEADER, SECOND = FinalistCandidate("0003", 1.0, 1000.0), FinalistCandidate("0002", 1.2, 100.0)
+
+
+def test_what_is_too_slow_for_one_gpu_and_not_for_two_gets_both() -> None:
+    assert finalist([SECOND, LEADER], best_loss=1.1, seconds_left=900.0, together=ON_TWO) == LEADER
+
+
+@pytest.mark.parametrize(
+    ("seconds_left", "why"),
+    [(1000.0, "it's complete in time on one"), (680.0, "hardly in time on two"), (300.0, "on two neither")],
+)
+def test_else_trials_go_on_side_by_side(seconds_left: float, why: str) -> None:
+    assert finalist([SECOND, LEADER], 1.1, seconds_left, ON_TWO) is None, why
+
+
+def test_only_the_most_promising_counts_and_only_if_it_may_win() -> None:
+    slow = FinalistCandidate("0004", 1.05, 1000.0)
+    assert finalist([slow, FinalistCandidate("0005", 1.0, 10.0)], 1.1, 900.0, ON_TWO) is None
+    assert finalist([LEADER], 0.9, 900.0, ON_TWO) is None
+    assert finalist([], 1.1, 900.0, ON_TWO) is None
+
+
+@pytest.mark.parametrize(("predicted", "is_planned"), [(0.7, True), (0.9, False)])
+@pytest.mark.parametrize("ended", [state for state in TrialState if state.is_terminal])
+def test_a_finalist_has_to_beat_every_trial_that_has_ended_however_it_has(
+    ended: TrialState, predicted: float, *, is_planned: bool
+) -> None:
+    search = replace(search_for(), shortened=1.0)
+    config = search.recipe.trial_config({})
+    budget = SearchBudget(search, 2, [], lambda: search.deadline.training_ends - timedelta(seconds=700))
+    budget.throughput.observe(config, 100, 100.0)
+    trials = [
+        Trial("0001", Origin.PROPOSED, "proposed", config, [point(1.0, 100)]),
+        Trial("0002", Origin.PROPOSED, "proposed", config, [point(0.8, 300)], Ending(ended, "made up")),
+    ]
+    planned = plan_consolidation(budget, trials, lambda _: Forecast(predicted, 0.1))
+    assert (planned is not None) is is_planned
 
 
 def search_for(*settings: str) -> Search:
@@ -74,8 +117,8 @@ def promising(path: Path, search: Search, seconds_left: float) -> tuple[SearchCo
 def test_the_conductor_makes_room_for_the_most_promising_trial(tmp_path: Path) -> None:
     search = search_for()
     controller, events = promising(tmp_path, search, seconds_left=700.0)
-    assert controller.regrouped is not None
-    assert (controller.regrouped.ranks, controller.regrouped.speedup) == (2, pytest.approx(1.6))
+    assert controller.consolidation is not None
+    assert (controller.consolidation.ranks, controller.consolidation.speedup) == (2, pytest.approx(1.6))
     said = [event.text for event in events if isinstance(event, Notice)]
     assert "from now on 2 GPUs train one trial" in said[-1]
     assert "never measured on this machine" in said[-1]
@@ -103,7 +146,7 @@ def test_the_conductor_makes_room_for_the_most_promising_trial(tmp_path: Path) -
 )
 def test_trials_stay_apart(tmp_path: Path, settings: tuple[str, ...], seconds_left: float) -> None:
     controller, _ = promising(tmp_path, search_for(*settings), seconds_left)
-    assert controller.regrouped is None
+    assert controller.consolidation is None
 
 
 def test_what_an_earlier_search_measured_decides(tmp_path: Path) -> None:
@@ -114,7 +157,7 @@ def test_what_an_earlier_search_measured_decides(tmp_path: Path) -> None:
     speed.save_speed(together, throughput)
     assert speed.measured_scaling(search, 2, 1.0) == pytest.approx(1000 / 900)
     controller, _ = promising(tmp_path / "run", search, seconds_left=700.0)
-    assert controller.regrouped is None  # two are hardly faster than one here
+    assert controller.consolidation is None  # two are hardly faster than one here
 
 
 def test_the_speed_of_trials_apart_tells_that_of_trials_together(tmp_path: Path) -> None:

@@ -573,6 +573,26 @@ def test_where_the_speed_cannot_be_measured_trials_begin_all_the_same(
     assert any(isinstance(event, Notice) and "no trial is shortened" in event.text for event in events)
 
 
+@pytest.mark.parametrize("seconds_after", [0.0, 100.0])
+def test_at_the_deadline_a_search_whose_speed_is_unknown_has_no_time_for_a_trial(
+    run: RunDir, search: Search, seconds_after: float
+) -> None:
+    clock = Clock()
+    controller = make_controller(run, search, clock=clock)
+    base = begin(controller)
+    evaluate(run, controller, base, BASE_LOSS, 0)
+    finish(run, controller, base, TrialState.FINISHED)
+    probe = begin(controller)
+    TrialDir(probe.folder).end(Ending(TrialState.DIVERGED, "made up"))
+    controller.on_trial_end(probe.trial_id)
+    running = begin(controller)
+    clock.forward((search.deadline.training_ends - clock()).total_seconds() + seconds_after)
+    controller.on_idle()
+    budget = controller._budget_state()
+    assert budget.seconds_left / budget.seconds_full == -seconds_after
+    leave(controller, running)
+
+
 def test_what_was_trained_again_keeps_its_evaluations_and_no_second_adapter(run: RunDir, search: Search) -> None:
     first = make_controller(run, search)
     run_base(run, first)
