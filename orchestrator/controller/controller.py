@@ -11,16 +11,15 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Literal
 
 from orchestrator.controller.calibration import PROBE_ID, CalibrationPhase
 from orchestrator.controller.consolidation import is_near_the_end, plan_consolidation
 from orchestrator.controller.crash_tracker import MOST_DEATHS, CrashTracker
 from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
+from orchestrator.controller.new_trials import NewTrial, NewTrials
 from orchestrator.controller.proxy_errors import MOST_PROXY_ERRORS, QUIETLY, ExitKind, ProxyErrors, TrialExit
-from orchestrator.controller.study import StudyRecorder, Suggestion, study_number, trial_id_of
-from orchestrator.controller.study_writer import StudyWriter
+from orchestrator.controller.study import StudyRecorder
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.controller.trials import Trial, TrialTable, remove_adapters, view_of
 from orchestrator.planning.export_reserve import grace_seconds
@@ -91,8 +90,8 @@ class SearchController:
         records = self._sound_records()
         trained = [record for record in records if record.origin is not Origin.BASE]
         self._calibration = CalibrationPhase(run, search, slots, records)
-        lost = ids_set_aside(run.path, records)
-        self._writer = StudyWriter(run, search.recipe, records, lost, lambda text: self._emit(Notice(text)))
+        self._study = StudyRecorder(run, search.recipe, records, lambda text: self._emit(Notice(text)))
+        self._new_trials = NewTrials(search.recipe, trained, ids_set_aside(run.path, records))
         self._table = TrialTable(trained, search.recipe.search.keep_adapters)
         self._scheduler = FreezeThawScheduler(search.recipe.space, search.recipe.search, only)
         if self._calibration.base_eval_loss is not None:
@@ -118,10 +117,6 @@ class SearchController:
     def was_interrupted(self) -> bool:
         """Whether a person stopped the search."""
         return self._interrupted.is_set()
-
-    @property
-    def _study(self) -> StudyRecorder:
-        return self._writer.study
 
     def interrupt(self) -> None:
         """Start nothing more; `should_stop` is true from now on. Safe to call from a signal handler."""
@@ -205,7 +200,7 @@ class SearchController:
             self._scheduler.refit(self._budget())
             self._bound_paused()
             self._consider_consolidation()
-        self._writer.flush()
+        self._study.flush()
 
     def close(self) -> None:
         """Record the end of all running trials; if the search is over by itself, prune the paused ones too."""
@@ -216,15 +211,13 @@ class SearchController:
                 if trial.ending is None:
                     reason = f"paused at {trial.tokens_seen:,} tokens; other trials looked more promising until the end"
                     self._end(trial, Ending(EndingKind.PRUNED, reason))
-        self._writer.flush(at_once=True)
+        self._study.flush(at_once=True)
 
     @property
     def _seconds_left(self) -> float:
         return self.search.deadline.training_seconds_left(self._now())
 
     def _fill_slot(self) -> TrialRequest | Wait | Over:
-        if self._unbegun:
-            return self._begin(self._unbegun.popleft())
         while self._unfinished:
             trial_id = self._unfinished.popleft()
             if self._table[trial_id].ending is None:
@@ -233,9 +226,7 @@ class SearchController:
         if isinstance(choice, Resume):
             return self._resume(choice.trial_id)
         if isinstance(choice, StartNew) and self._may_start:
-            suggestion = self._study.ask(self._scheduler.propose)
-            self._writer.write_later(lambda: self._study.begin(suggestion))
-            return self._begin(suggestion)
+            return self._begin(self._new_trials.next(self._scheduler.propose))
         if self._running:
             return "wait"
         self._is_done = True
@@ -243,13 +234,14 @@ class SearchController:
 
     @property
     def _may_start(self) -> bool:
-        return self._study.has_more(self.search.recipe.search.trials)
+        return self._new_trials.has_more
 
-    def _begin(self, suggestion: Suggestion) -> TrialRequest:
-        config = trial_config(self.search, suggestion.values, self._calibration.base_eval_loss)
-        origin = Origin.PROPOSED if suggestion.name is None else Origin.START
-        trial = Trial(trial_id_of(suggestion.number), origin, suggestion.name or "proposed", config)
+    def _begin(self, new: NewTrial) -> TrialRequest:
+        config = trial_config(self.search, new.values, self._calibration.base_eval_loss)
+        origin = Origin.PROPOSED if new.name is None else Origin.START
+        trial = Trial(new.trial_id, origin, new.name or "proposed", config)
         self._table.add(trial)
+        self._study.write_later(trial.trial_id)
         return self._run_trial(trial, resumes=False)
 
     def _resume(self, trial_id: str) -> TrialRequest | Wait | Over:
@@ -298,7 +290,7 @@ class SearchController:
         self._crash_tracker.clear(trial.trial_id)
         if point.eval_loss <= point.best_eval_loss:
             self._table.record_rows(trial, read_row_losses(self._run.trial(trial.trial_id)))
-        self._writer.write_later(lambda: self._study.report(study_number(trial.trial_id), point))
+        self._study.write_later(trial.trial_id)
         self._scheduler.update(self._view(trial))
 
     def _end(self, trial: Trial, ending: Ending) -> None:
@@ -311,7 +303,7 @@ class SearchController:
         remove_checkpoints(folder)
         remove_adapters(folder.glob("before-*/adapter"))  # of segments that were trained again
         self._crash_tracker.clear(trial.trial_id)
-        self._writer.write_later(lambda: self._writer.write(record))
+        self._study.write_later(trial.trial_id)
         remove_adapters(self._table.end(record))
         self._scheduler.update(self._view(trial))
         self._count_failures(record)
@@ -344,8 +336,7 @@ class SearchController:
         trial.ending, trial.points = Ending(EndingKind.FAILED, reason + where), []
         self._crash_tracker.clear(trial.trial_id)
         self._scheduler.update(self._view(trial))
-        number = study_number(trial.trial_id)
-        self._writer.write_later(lambda: self._study.lose(number))
+        self._study.write_later(trial.trial_id)
         self._emit(TrialEnded(trial.trial_id, trial.ending, None))
 
     def _note_death(self, trial: Trial, error: str) -> None:
@@ -420,7 +411,7 @@ class SearchController:
     def _calibration_result(self, trial_id: str, point: EvalPoint) -> None:
         self._calibration.on_result(trial_id, point)
         if trial_id == BASE_TRIAL_ID:
-            self._writer.write_later(lambda: self._study.record_base(point.eval_loss, point.score))
+            self._study.write_later(trial_id)
             self._scheduler.set_base_loss(point.eval_loss)
         self._emit(TrialEvaluated(trial_id, point))
 
@@ -444,13 +435,9 @@ class SearchController:
             self._give_up(f"the base model's evaluation failed with: {_in_a_line(ending.reason)}")
 
     def _catch_up(self, trained: list[TrialRecord]) -> None:
-        """Bring study and scheduler up to date with the trials on disk, and queue those that were cut off."""
+        """Bring the scheduler up to date with the trials on disk, and queue those that were cut off."""
         for record in trained:
-            self._writer.write_later(partial(self._writer.write, record))
             self._scheduler.update(self._view(self._table[record.id]))
-        self._writer.flush()
-        begun = {study_number(record.id) for record in trained}
-        self._unbegun = deque(self._study.unbegun(begun))
         open_ones = [trial for trial in self._table if trial.ending is None]
         # The scheduler has no losses of a trial that was never evaluated, so those are resumed first.
         self._unfinished = deque(m.trial_id for m in open_ones if not m.points)
