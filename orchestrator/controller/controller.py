@@ -29,6 +29,7 @@ from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, 
 from orchestrator.state.regrouped import Consolidation
 from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir, Search
 from orchestrator.state.trial_folders import ids_set_aside, set_aside
+from orchestrator.storage.run_storage import RunStorage
 from trials.console.logs import LOG_FILE
 from trials.errors import RunFolderError, first_line
 from trials.records.checkpoints import remove_checkpoints
@@ -57,7 +58,8 @@ Over = Literal["over"]
 class SearchController:
     """Controller of one search. Its public methods may be called from any thread, but from one at a time.
 
-    `slots` is the number of trials that run at the same time; `listener` receives every event.
+    `slots` is the number of trials that run at the same time; `listener` receives every event. `storage` brings trials
+    to their workers and back; None: the run folder is used where it is.
     `only`: the configurations that may be tried beside the recipe's own, each once; None: all of the space.
     """
 
@@ -69,7 +71,10 @@ class SearchController:
         listener: Callable[[Event], None],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         only: Sequence[Mapping[str, Any]] | None = None,
+        storage: RunStorage | None = None,
     ) -> None:
+        self._storage = storage or RunStorage()
+        self._storage.open()
         self._run = run
         self._slots = slots
         self._emit = listener
@@ -141,6 +146,7 @@ class SearchController:
 
     def on_result(self, trial_id: str, point: EvalPoint) -> bool:
         """Record an evaluation; return whether the trial goes on. One that does not pauses."""
+        self._storage.before_result(trial_id)
         if trial_id in (BASE_TRIAL_ID, PROBE_ID):
             self._calibration_result(trial_id, point)
             return True  # proxy errors keep counting, because a calibration run that is cut off starts again
@@ -167,6 +173,7 @@ class SearchController:
 
     def on_trial_end(self, trial_id: str, left: TrialExit = QUIETLY) -> None:
         """Record that a trial does not run any more, and how it `left` the process that ran it."""
+        self._storage.after_end(trial_id)
         self._running.pop(trial_id, None)
         if trial_id in (BASE_TRIAL_ID, PROBE_ID):
             self._end_calibration(trial_id, left)
@@ -201,6 +208,7 @@ class SearchController:
             self._bound_paused()
             self._consider_consolidation()
         self._study.flush()
+        self._storage.sync()
 
     def close(self) -> None:
         """Record the end of all running trials; if the search is over by itself, prune the paused ones too."""
@@ -212,6 +220,7 @@ class SearchController:
                     reason = f"paused at {trial.tokens_seen:,} tokens; other trials looked more promising until the end"
                     self._end(trial, Ending(EndingKind.PRUNED, reason))
         self._study.flush(at_once=True)
+        self._storage.close()
 
     @property
     def _seconds_left(self) -> float:
@@ -274,6 +283,7 @@ class SearchController:
         )
         if not (request.folder / "config.json").exists():
             TrialDir(request.folder).begin(request.config, request.origin, request.name, request.fingerprint)
+        request = replace(request, remote=self._storage.before_start(request.folder, request.config.tracking))
         trial_id, full = request.trial_id, self.search.full_tokens
         seen = self._table[trial_id].tokens_seen if trial_id in self._table else 0
         self._running[trial_id] = self._now()

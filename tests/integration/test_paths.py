@@ -90,7 +90,7 @@ def test_a_report_is_written_and_its_commands_can_be_typed(folder: Path, capsys:
     write_trial(run, BASE)
     write_trial(run, Told("0001", [2.0, 1.5]))
     write_export(run, "0001", 1.5)
-    StudyRecorder(run, run.read_search().recipe, run.records(), print)
+    StudyRecorder(run, run.read_search().recipe, run.records(), [].append)
     assert report([str(run.path)]) == 0
     page = _commands((run.path / "report.html").read_text(encoding="utf-8"))
     assert capsys.readouterr().out == f"report: {run.path / 'report.html'}\n"

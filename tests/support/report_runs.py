@@ -125,7 +125,7 @@ def night(path: Path) -> RunDir:
     for _ in range(22):
         new = new_trials.next(lambda seed: drawn(recipe, seed))
         write_trial(run, _imagined(new, rng), recipe.trial_config(new.values))
-    StudyRecorder(run, recipe, run.records(), print)
+    StudyRecorder(run, recipe, run.records(), [].append)
     winner = min((r for r in run.records() if r.origin is not Origin.BASE and r.points), key=lambda r: r.best_eval_loss)
     write_export(run, winner.id, winner.best_eval_loss or 0.0)
     write_samples(run)

@@ -24,7 +24,7 @@ def fill(run: RunDir, trials: int, ending: Ending | None = PRUNED) -> None:
         new = new_trials.next(lambda seed: drawn(recipe, seed))
         loss = 1.2 + 0.2 * abs(math.log10(new.values["learning_rate"]) + 3)
         write_trial(run, Told(new.trial_id, [loss], ending), recipe.trial_config(new.values))
-    StudyRecorder(run, recipe, run.records(), print)
+    StudyRecorder(run, recipe, run.records(), [].append)
 
 
 def test_the_hyperparameter_that_decides_comes_first(tmp_path: Path) -> None:
