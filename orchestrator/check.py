@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from orchestrator.integrity.problems import Problem, problems
 from orchestrator.state.run_dir import RunDir
 from orchestrator.storage.locations import address_of, exclusive_access, open_run, upload
-from orchestrator.storage.mirror import Mirror
+from orchestrator.storage.run_storage import storage_of
 from trials.cli import run_command
 from trials.errors import EXIT_DONE
 
@@ -43,7 +43,7 @@ def check(folder: RunDir, *, repair: bool = False) -> list[Checked]:
     """Return all problems; with `repair`, repair what can be repaired. Nothing is deleted."""
     found: list[Checked] = []
     seen: set[tuple[str, str]] = set()
-    weights = Mirror.of(folder.path) is None
+    weights = storage_of(folder.path).has_weights
     # The folder is read again after every repair, which may fix more than one problem, or reveal hidden ones.
     while True:
         fresh = [each for each in problems(folder, weights=weights) if (each.where, each.what) not in seen]

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "orchestrator.controller": (
         "orchestrator.planning orchestrator.scheduling orchestrator.state orchestrator.storage "
         "search_spaces.durations search_spaces.schema trials.console trials.metrics trials.records "
-        "trials.schedule trials.system trials.tracking"
+        "trials.schedule trials.system"
     ),
     "orchestrator.execution": (
         "orchestrator.controller orchestrator.planning orchestrator.ray_setup orchestrator.state "
@@ -67,7 +67,9 @@ MAY_IMPORT = {
         "search_spaces.durations search_spaces.schema trials.metrics trials.model trials.records "
         "trials.schedule trials.system"
     ),
-    "orchestrator.storage": "orchestrator.state trials.console trials.records trials.system trials.training",
+    "orchestrator.storage": (
+        "orchestrator.state trials.console trials.records trials.system trials.tracking trials.training"
+    ),
     "orchestrator.supervisor": (
         "orchestrator.controller orchestrator.execution orchestrator.export orchestrator.monitoring "
         "orchestrator.planning orchestrator.preflight orchestrator.ray_setup orchestrator.report "

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Literal
 
 from orchestrator.controller.budget import SearchBudget
@@ -22,8 +21,8 @@ from orchestrator.controller.calibration import CalibrationPhase
 from orchestrator.controller.consolidation import plan_consolidation
 from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
 from orchestrator.controller.failure_policy import QUIETLY, ExitKind, FailurePolicy, TrialExit
-from orchestrator.controller.study import StudyRecorder, Suggestion, study_number, trial_id_of
-from orchestrator.controller.study_writer import StudyWriter
+from orchestrator.controller.new_trials import NewTrial, NewTrials
+from orchestrator.controller.study import StudyRecorder
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.controller.trials import Trial, TrialTable, view_of
 from orchestrator.planning.export_reserve import grace_seconds
@@ -31,8 +30,9 @@ from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.planning.trial_configs import trial_config
 from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, Resume, StartNew, TrialView
 from orchestrator.state.regrouped import Consolidation
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir, Search
 from orchestrator.state.trial_folders import ids_set_aside, sound_trials
+from orchestrator.storage.run_storage import RunStorage
 from trials.errors import RunFolderError
 from trials.records.trial_dir import (
     Ending,
@@ -52,7 +52,8 @@ Over = Literal["over"]
 class SearchController:
     """Controller of one search. Its public methods may be called from any thread, but from one at a time.
 
-    `slots` is the number of trials that run at the same time; `listener` receives every event.
+    `slots` is the number of trials that run at the same time; `listener` receives every event. `storage` brings trials
+    to their workers and back; None: the run folder is used where it is.
     `only`: the configurations that may be tried beside the recipe's own, each once; None: all of the space.
     """
 
@@ -64,7 +65,10 @@ class SearchController:
         listener: Callable[[Event], None],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         only: Sequence[Mapping[str, Any]] | None = None,
+        storage: RunStorage | None = None,
     ) -> None:
+        self._storage = storage or RunStorage()
+        self._storage.open()
         self._run = run
         self._emit = listener
         self._now = now
@@ -79,8 +83,8 @@ class SearchController:
         trained = [record for record in records if record.origin is not Origin.BASE]
         self._budget = SearchBudget(search, slots, records, now)
         self._calibration = CalibrationPhase(run, self._budget, records, self._failures, listener, self._record_base)
-        lost = ids_set_aside(run.path, records)
-        self._writer = StudyWriter(run, search.recipe, records, lost, self._say)
+        self._study = StudyRecorder(run, search.recipe, records, self._say)
+        self._new_trials = NewTrials(search.recipe, trained, ids_set_aside(run.path, records))
         self._table = TrialTable(run, trained, search.recipe.search.keep_adapters)
         self._scheduler = FreezeThawScheduler(search.recipe.space, search.recipe.search, only)
         if self._calibration.base_eval_loss is not None:
@@ -113,10 +117,6 @@ class SearchController:
         """Whether a person stopped the search."""
         return self._interrupted.is_set()
 
-    @property
-    def _study(self) -> StudyRecorder:
-        return self._writer.study
-
     def interrupt(self) -> None:
         """Start nothing more; `should_stop` is true from now on. Safe to call from a signal handler."""
         self._interrupted.set()
@@ -139,6 +139,7 @@ class SearchController:
 
     def on_result(self, trial_id: str, point: EvalPoint) -> bool:
         """Record an evaluation; return whether the trial goes on. One that does not pauses."""
+        self._storage.before_result(trial_id)
         if not self._calibration.is_complete:
             return self._calibration.on_result(trial_id, point)
         self._failures.record_result(trial_id)
@@ -162,6 +163,7 @@ class SearchController:
 
     def on_trial_end(self, trial_id: str, left: TrialExit = QUIETLY) -> None:
         """Record that a trial does not run any more, and how it `left` the process that ran it."""
+        self._storage.after_end(trial_id)
         self._running.pop(trial_id, None)
         if not self._calibration.is_complete:
             self._calibration.on_trial_end(trial_id, left)
@@ -194,7 +196,8 @@ class SearchController:
             self._scheduler.refit(self._budget_state())
             self._bound_paused()
             self._consider_consolidation()
-        self._writer.flush()
+        self._study.flush()
+        self._storage.sync()
 
     def close(self) -> None:
         """Record the end of all running trials; if the search is over by itself, prune the paused ones too."""
@@ -205,11 +208,10 @@ class SearchController:
                 if trial.ending is None:
                     reason = f"paused at {trial.tokens_seen:,} tokens; other trials looked more promising until the end"
                     self._end(trial, Ending(TrialState.PRUNED, reason))
-        self._writer.flush(at_once=True)
+        self._study.flush(at_once=True)
+        self._storage.close()
 
     def _fill_slot(self) -> TrialRequest | Wait | Over:
-        if self._unbegun:
-            return self._begin(self._unbegun.popleft())
         while self._unfinished:
             trial_id = self._unfinished.popleft()
             if self._table[trial_id].ending is None:
@@ -218,19 +220,18 @@ class SearchController:
         if isinstance(choice, Resume):
             return self._resume(choice.trial_id)
         if isinstance(choice, StartNew):
-            suggestion = self._study.ask(self._scheduler.propose)
-            self._writer.write_later(lambda: self._study.begin(suggestion))
-            return self._begin(suggestion)
+            return self._begin(self._new_trials.next(self._scheduler.propose))
         if self._running:
             return "wait"
         self._is_done = True
         return "over"
 
-    def _begin(self, suggestion: Suggestion) -> TrialRequest:
-        config = trial_config(self.search, suggestion.values, self._calibration.base_eval_loss)
-        origin = Origin.PROPOSED if suggestion.name is None else Origin.START
-        trial = Trial(trial_id_of(suggestion.number), origin, suggestion.name or "proposed", config)
+    def _begin(self, new: NewTrial) -> TrialRequest:
+        config = trial_config(self.search, new.values, self._calibration.base_eval_loss)
+        origin = Origin.PROPOSED if new.name is None else Origin.START
+        trial = Trial(new.trial_id, origin, new.name or "proposed", config)
         self._table.add(trial)
+        self._study.write_later(trial.trial_id)
         return self._run_trial(trial, resumes=False)
 
     def _resume(self, trial_id: str) -> TrialRequest | Wait | Over:
@@ -262,6 +263,7 @@ class SearchController:
         )
         if not (request.folder / "config.json").exists():
             TrialDir(request.folder).begin(request.config, request.origin, request.name, request.fingerprint)
+        request = replace(request, remote=self._storage.before_start(request.folder, request.config.tracking))
         trial_id, full = request.trial_id, self.search.full_tokens
         seen = self._table[trial_id].tokens_seen if trial_id in self._table else 0
         self._running[trial_id] = self._now()
@@ -275,13 +277,13 @@ class SearchController:
         trial.points.append(point)
         if point.eval_loss <= point.best_eval_loss:
             self._table.record_rows(trial, read_row_losses(self._run.trial(trial.trial_id)))
-        self._writer.write_later(lambda: self._study.report(study_number(trial.trial_id), point))
+        self._study.write_later(trial.trial_id)
         self._scheduler.update(self._view(trial))
 
     def _end(self, trial: Trial, ending: Ending) -> None:
         """End a trial for good, everywhere: on disk, in the study and in the scheduler."""
         record = self._table.end(trial, ending)
-        self._writer.write_later(lambda: self._writer.write(record))
+        self._study.write_later(trial.trial_id)
         self._scheduler.update(self._view(trial))
         self._failures.record_ending(record)
         assert record.ending is not None  # it was written above, if not before
@@ -292,8 +294,7 @@ class SearchController:
         ending = self._table.lose(trial, error)
         self._failures.forget(trial.trial_id)
         self._scheduler.update(self._view(trial))
-        number = study_number(trial.trial_id)
-        self._writer.write_later(lambda: self._study.lose(number))
+        self._study.write_later(trial.trial_id)
         self._emit(TrialEnded(trial.trial_id, ending, None))
 
     def _bound_paused(self) -> None:
@@ -311,17 +312,13 @@ class SearchController:
                 self._say(f"from now on {self.consolidation.ranks} GPUs train one trial: {self.consolidation.reason}")
 
     def _record_base(self, point: EvalPoint) -> None:
-        self._writer.write_later(lambda: self._study.record_base(point.eval_loss, point.score))
+        self._study.write_later(BASE_TRIAL_ID)
         self._scheduler.set_base_loss(point.eval_loss)
 
     def _catch_up(self, trained: list[TrialRecord]) -> None:
-        """Bring study and scheduler up to date with the trials on disk, and queue those that were cut off."""
+        """Bring the scheduler up to date with the trials on disk, and queue those that were cut off."""
         for record in trained:
-            self._writer.write_later(partial(self._writer.write, record))
             self._scheduler.update(self._view(self._table[record.id]))
-        self._writer.flush()
-        begun = {study_number(record.id) for record in trained}
-        self._unbegun = deque(self._study.unbegun(begun))
         open_ones = [trial for trial in self._table if trial.ending is None]
         # The scheduler has no losses of a trial that was never evaluated, so those are resumed first.
         self._unfinished = deque(trial.trial_id for trial in open_ones if not trial.points)
@@ -330,7 +327,7 @@ class SearchController:
         return view_of(trial, self.search)
 
     def _budget_state(self) -> BudgetState:
-        return self._budget.state(may_start=self._study.has_more(self.search.recipe.search.trials))
+        return self._budget.state(may_start=self._new_trials.has_more)
 
     def _say(self, text: str) -> None:
         self._emit(Notice(text))

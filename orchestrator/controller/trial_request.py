@@ -25,8 +25,6 @@ class TrialRequest:
     """Whether the trial resumes from its newest checkpoint."""
     remote: RemoteTrial | None = None
     """Location of the trial on an object store; None: the run folder is not on one."""
-    wandb_id: str | None = None
-    """Id of the trial's run in Weights & Biases; None: it has none there, or `remote` is not set."""
     fingerprint: str | None = None
     """Fingerprint of the tokenised rows; None: they are not compared."""
     stop_at: float = math.inf

@@ -38,7 +38,7 @@ def tracked(request: TrialRequest) -> Iterator[Log]:
         folder = copies() / "wandb" / request.group / request.trial_id
         with only_reporting("W&B"):
             folder.mkdir(parents=True, exist_ok=True)
-        tracking = config.tracking.model_copy(update={"run_id": config.tracking.run_id or request.wandb_id})
+        tracking = config.tracking.model_copy(update={"run_id": config.tracking.run_id or request.remote.wandb_id})
         config = config.model_copy(update={"tracking": tracking})
 
     def finish_seconds() -> float:

@@ -13,11 +13,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from orchestrator.controller.study import is_locked
-from orchestrator.controller.study_rebuild import is_sound, reconcile_study, trained_by_id
+from orchestrator.controller.study import StudyRecorder, is_locked, read_study
 from orchestrator.state.export_files import read_description, read_samples
-from orchestrator.state.run_dir import RunDir
-from orchestrator.state.trial_folders import free_place, ids_set_aside, set_aside
+from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
+from orchestrator.state.trial_folders import free_place, set_aside
 from trials.records.adapter_check import adapter_problems, how_it_differs
 from trials.records.checkpoints import broken_checkpoints, set_broken_aside
 from trials.records.score_log import SCORINGS, SCORINGS_FILE
@@ -73,18 +72,16 @@ def _of_adapter(record: TrialRecord) -> Iterator[str]:
 
 
 def _of_study(run: RunDir) -> Iterator[Problem]:
-    records = run.records()
-    trained = trained_by_id(records)
-    if not trained:
+    if all(record.id == BASE_TRIAL_ID for record in run.records()):
         return
     try:
-        sound = is_sound(run, trained)
+        is_readable = read_study(run) is not None
     except Exception as error:
         if not is_locked(error):
             raise
         yield Problem("study.db", "another program holds it, so it wasn't looked at")
         return
-    if not sound:
+    if not is_readable:
         yield Problem("study.db", "it is damaged or gone", lambda: _made_anew(run))
 
 
@@ -161,6 +158,6 @@ def _without_broken(record: TrialRecord) -> str:
 
 
 def _made_anew(run: RunDir) -> str:
-    records = run.records()
-    aside = reconcile_study(run, run.read_search().recipe, records, ids_set_aside(run.path, records))
-    return "made anew from the trials' folders" + (f"; what was there is {aside} now" if aside else "")
+    said: list[str] = []
+    StudyRecorder(run, run.read_search().recipe, run.records(), said.append)
+    return "; ".join(said)

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.state.run_dir import RunDir, create_run_dir, open_run_dir, refuse_taken
-from orchestrator.storage.lease import run_lease
 from orchestrator.storage.mirror import Mirror, address, working_copy
 from orchestrator.storage.object_store import QUICK, ObjectStore, is_url
+from orchestrator.storage.run_storage import storage_of
 from trials.errors import RunFolderError, StoreFailed
 from trials.records.trial_dir import TrialRecord
 from trials.system.locks import exclusive_lock
@@ -68,20 +68,13 @@ def open_run(place: str) -> RunDir:
 @contextmanager
 def exclusive_access(folder: RunDir) -> Iterator[None]:
     """Keep other commands out of a run folder, on all machines. Raises `RunFolderError` if another is in it."""
-    with exclusive_lock(folder.path):
-        mirror = Mirror.of(folder.path)
-        if mirror is None:
-            yield
-            return
-        with run_lease(mirror.store, folder.path):
-            yield
+    with exclusive_lock(folder.path), storage_of(folder.path).lease():
+        yield
 
 
 def fetch_weights(trial: TrialRecord) -> None:
     """Replace placeholders of a trial by the weights on the store, if the run folder is a working copy."""
-    mirror = Mirror.of(trial.folder.parent.parent)
-    if mirror is not None:
-        mirror.pull(trial.folder, whole=True)
+    storage_of(trial.folder.parent.parent).fetch_weights(trial.folder)
 
 
 def upload(folder: RunDir, *tops: str) -> None:
@@ -89,9 +82,7 @@ def upload(folder: RunDir, *tops: str) -> None:
 
     `tops` are the files and folders that it made. None given: all, which only a command with exclusive access may do.
     """
-    mirror = Mirror.of(folder.path)
-    if mirror is not None:
-        mirror.push_files(*tops)
+    storage_of(folder.path).upload(*tops)
 
 
 def address_of(folder: RunDir) -> str:

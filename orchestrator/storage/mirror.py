@@ -45,12 +45,6 @@ class Mirror:
         self._pushed: dict[Path, Signature] = {}
         """Signatures of trial folders and files when they were last uploaded or downloaded."""
 
-    @classmethod
-    def of(cls, path: Path) -> Mirror | None:
-        """Return the mirror of a working copy; None: the path is the run folder itself."""
-        url = address(path)
-        return None if url == str(path) else cls(url, path)
-
     def begin(self) -> None:
         """Make the folder of the working copy, if it doesn't exist, and record its address there."""
         (self.path / "trials").mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,8 @@ class RemoteTrial:
     """Name of the trial below it, such as trials/0001."""
     owner: str
     """Token that permits writing there; once the store names another owner, nothing more is written."""
+    wandb_id: str | None = None
+    """Id of the trial's run in Weights & Biases; None: it has none there."""
 
 
 class WorkingCopy:

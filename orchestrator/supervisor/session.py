@@ -133,14 +133,16 @@ def _conducted(
     folder: RunDir, search: Search, progress: Progress, show: Callable[[Event], None], clock: Callable[[], datetime]
 ) -> SearchController:
     """Run the trials of a search whose placement is known; return the controller after the last one."""
-    from orchestrator.controller.remote import controller_of
+    from orchestrator.controller.controller import SearchController
     from orchestrator.execution.tune_run import run_tune
     from orchestrator.monitoring.prometheus import PrometheusExporter
     from orchestrator.preflight.tracking import runs_on_disk
+    from orchestrator.storage.run_storage import storage_of
 
     assert search.placement is not None
     with PrometheusExporter(progress, folder, search, clock) as metrics:
-        controller = controller_of(folder, search, search.placement.slots, in_turn(show, metrics), now=clock)
+        listener, storage = in_turn(show, metrics), storage_of(folder.path)
+        controller = SearchController(folder, search, search.placement.slots, listener, clock, storage=storage)
         run_tune(controller, folder)
     if (note := runs_on_disk(folder)) is not None:
         show(Notice(note))

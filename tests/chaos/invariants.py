@@ -63,7 +63,7 @@ def _twice(record: TrialRecord) -> list[str]:
 
 def _study_problems(run: RunDir) -> list[str]:
     study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
-    told = {f"{trial.number + 1:04d}": trial for trial in study.trials if trial.state is not OptunaState.WAITING}
+    told = {f"{trial.number:04d}": trial for trial in study.trials[1:]}
     records = {record.id: record for record in run.records() if record.id != BASE_TRIAL_ID}
     found = [
         f"trial {name} is only in {'the study' if name in told else 'trials/'}" for name in told.keys() ^ records.keys()

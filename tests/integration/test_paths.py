@@ -14,7 +14,7 @@ import optuna
 import pytest
 import yaml
 
-from orchestrator.controller.study_rebuild import reconcile_study
+from orchestrator.controller.study import StudyRecorder
 from orchestrator.report.render import main as report
 from orchestrator.report.render import parser as report_parser
 from orchestrator.search import parser as search_parser
@@ -90,7 +90,7 @@ def test_a_report_is_written_and_its_commands_can_be_typed(folder: Path, capsys:
     write_trial(run, BASE)
     write_trial(run, Told("0001", [2.0, 1.5]))
     write_export(run, "0001", 1.5)
-    reconcile_study(run, run.read_search().recipe, run.records())
+    StudyRecorder(run, run.read_search().recipe, run.records(), [].append)
     assert report([str(run.path)]) == 0
     page = _commands((run.path / "report.html").read_text(encoding="utf-8"))
     assert capsys.readouterr().out == f"report: {run.path / 'report.html'}\n"

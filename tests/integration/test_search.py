@@ -91,7 +91,7 @@ def test_every_outcome_reaches_the_study_as_what_it_is(done: Done) -> None:
         TrialState.PRUNED: OptunaState.PRUNED,
         TrialState.DIVERGED: OptunaState.PRUNED,
     }
-    trials = done.study().trials
+    trials = done.study().trials[1:]
     assert len(trials) == len(records) == 5
     for record, trial in zip(records, trials, strict=True):
         assert record.ending is not None

@@ -13,7 +13,8 @@ from typing import Any
 
 import optuna
 
-from orchestrator.controller.study import StudyRecorder, Suggestion, decode, distribution, trial_id_of
+from orchestrator.controller.new_trials import NewTrial, NewTrials
+from orchestrator.controller.study import StudyRecorder, decode, distribution
 from orchestrator.planning.forecast import SearchForecast
 from orchestrator.planning.speed_cache import MEASURED
 from orchestrator.state.deadline import Deadline
@@ -121,20 +122,11 @@ def night(path: Path) -> RunDir:
     run = new_run(path, ["weight_decay=0.02"])
     write_trial(run, BASE)
     recipe = run.read_search().recipe
-    study = StudyRecorder(run.study_url, recipe)
-    study.record_base(BASE_LOSS)
-    rng = random.Random(3)
+    new_trials, rng = NewTrials(recipe, []), random.Random(3)
     for _ in range(22):
-        suggestion = study.ask(lambda seed: drawn(recipe, seed))
-        study.begin(suggestion)
-        told = _imagined(suggestion, rng)
-        write_trial(run, told, recipe.trial_config(suggestion.values))
-        for number, _loss in enumerate(told.losses, start=1):
-            best = min(told.losses[:number])
-            point = EvalPoint(number * 14, number * STEP_TOKENS, best, best, 0.0)
-            study.report(suggestion.number, point)
-        if told.ending is not None:
-            study.record_end(suggestion.number, told.ending.kind, min(told.losses, default=None))
+        new = new_trials.next(lambda seed: drawn(recipe, seed))
+        write_trial(run, _imagined(new, rng), recipe.trial_config(new.values))
+    StudyRecorder(run, recipe, run.records(), [].append)
     winner = min((r for r in run.records() if r.origin is not Origin.BASE and r.points), key=lambda r: r.best_eval_loss)
     write_export(run, winner.id, winner.best_eval_loss or 0.0)
     write_samples(run)
@@ -210,18 +202,18 @@ def _save_adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
 
 
-def _imagined(suggestion: Suggestion, rng: random.Random) -> Told:
+def _imagined(new: NewTrial, rng: random.Random) -> Told:
     """A curve that depends on the learning rate most, and how it ended."""
-    rate = suggestion.values["learning_rate"]
+    rate = new.values["learning_rate"]
     off = abs(math.log10(rate) - math.log10(1.5e-3))
-    floor = 1.02 + 0.22 * off + 0.0004 * abs(suggestion.values["lora_rank"] - 16) + rng.gauss(0, 0.01)
+    floor = 1.02 + 0.22 * off + 0.0004 * abs(new.values["lora_rank"] - 16) + rng.gauss(0, 0.01)
     curve = [floor + (BASE_LOSS - floor) * math.exp(-1.1 * k / (1 + off)) + rng.gauss(0, 0.006) for k in range(1, 10)]
-    losses, ending = _ended(suggestion, off, curve)
-    origin = Origin.START if suggestion.name else Origin.PROPOSED
-    return Told(trial_id_of(suggestion.number), losses, ending, origin, suggestion.name or "proposed")
+    losses, ending = _ended(new, off, curve)
+    origin = Origin.START if new.name else Origin.PROPOSED
+    return Told(new.trial_id, losses, ending, origin, new.name or "proposed")
 
 
-def _ended(suggestion: Suggestion, off: float, curve: list[float]) -> tuple[list[float], Ending | None]:
+def _ended(new: NewTrial, off: float, curve: list[float]) -> tuple[list[float], Ending | None]:
     """What's left of the curve, and how the trial ended."""
     special: dict[int, tuple[list[float], Ending | None]] = {
         7: (
@@ -236,9 +228,10 @@ def _ended(suggestion: Suggestion, off: float, curve: list[float]) -> tuple[list
         ),
         21: (curve[:4], None),
     }
-    if suggestion.number in special:
-        return special[suggestion.number]
-    if suggestion.name is None and off > 0.55:
+    number = int(new.trial_id) - 1
+    if number in special:
+        return special[number]
+    if new.name is None and off > 0.55:
         rung = 1 if off > 0.9 else 3
         reason = f"stopped at the rung at {rung * STEP_TOKENS:,} tokens: loss {curve[rung]:.4f}, place 7 of 12"
         return curve[:rung], Ending(TrialState.PRUNED, reason)

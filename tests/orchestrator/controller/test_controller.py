@@ -15,7 +15,7 @@ from orchestrator.controller.failure_policy import (
     ExitKind,
     TrialExit,
 )
-from orchestrator.controller.study import STUDY_NAME, study_number, trial_id_of
+from orchestrator.controller.study import STUDY_NAME
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.run_dir import RunDir, Search
 from search_spaces.schema import Recipe
@@ -43,7 +43,7 @@ FULL = [(100, 2.0), (300, 1.5), (900, 1.0)]
 
 
 def states(run: RunDir) -> list[OptunaState]:
-    return [trial.state for trial in optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials]
+    return [trial.state for trial in optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials[1:]]
 
 
 def test_starting_points_run_to_the_end(run: RunDir, search: Search) -> None:
@@ -116,11 +116,6 @@ def test_disk_is_bounded_by_the_best_adapters(run: RunDir, small_recipe: Recipe)
         run_trial(run, controller, [(900, loss)])
     kept = {record.id: record.best_eval_loss for record in run.records() if record.has_adapter}
     assert kept == {running.trial_id: 9.0, "0003": 1.0, "0005": 1.5}
-
-
-def test_trial_ids_and_study_numbers_are_one_apart() -> None:
-    assert trial_id_of(0) == "0001"
-    assert study_number(trial_id_of(41)) == 41
 
 
 @pytest.mark.parametrize("kind", [TrialState.FAILED, TrialState.OUT_OF_MEMORY])
@@ -232,7 +227,7 @@ def test_an_evaluation_that_nobody_was_asked_about_reaches_the_study(run: RunDir
     assert evaluate(run, controller, request, 2.0, 100)
     record(TrialDir(run.trial(request.trial_id)), point(9.0, 200, best=2.0))
     finish(run, controller, request, TrialState.DIVERGED)
-    trial = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials[0]
+    trial = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials[1]
     assert trial.intermediate_values == {100: 2.0, 200: 2.0}
     assert trial.state is OptunaState.PRUNED
 
@@ -372,20 +367,20 @@ def test_a_trial_that_was_cut_off_goes_on_under_its_own_name(run: RunDir, search
     evaluate(run, second, again, 0.7, 900)
     finish(run, second, again, TrialState.FINISHED)
     study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
-    assert study.trials[0].intermediate_values == {300: 0.9, 600: 0.8, 900: 0.7}
+    assert study.trials[1].intermediate_values == {300: 0.9, 600: 0.8, 900: 0.7}
     assert states(run) == [OptunaState.COMPLETE]
     assert run.read_search().deadline == search.deadline
 
 
-def test_what_was_asked_for_and_never_began_is_begun(run: RunDir, search: Search) -> None:
+def test_what_never_got_a_folder_counts_for_nothing_and_its_id_is_given_again(run: RunDir, search: Search) -> None:
     first = make_controller(run, search, slots=3)
     run_base(run, first)
     begin(first)
     lost = begin(first)
     shutil.rmtree(lost.folder)  # it died before it could write the folder
     second = make_controller(run, run.read_search(), slots=3)
-    ids = {begin(second).trial_id: None for _ in range(2)}
-    assert list(ids) == [lost.trial_id, "0001"]
+    assert [begin(second).trial_id for _ in range(2)] == ["0001", lost.trial_id]
+    assert states(run) == [TrialState.RUNNING] * 2
 
 
 def test_a_trial_whose_process_died_goes_on_until_it_is_its_own_doing(run: RunDir, search: Search) -> None:
@@ -524,7 +519,7 @@ def test_what_the_study_was_not_told_yet_is_told_after_a_crash(run: RunDir, sear
     first.on_trial_end(complete.trial_id)
     assert states(run) == []  # there was no time for it
     make_controller(run, run.read_search(), slots=3)
-    told = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials
+    told = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials[1:]
     assert [trial.state for trial in told] == [OptunaState.COMPLETE, OptunaState.RUNNING]
     assert [dict(trial.intermediate_values) for trial in told] == [dict(FULL), dict(FULL[:1])]
     assert not (run.path / "study.db.broken-1").exists()
@@ -535,7 +530,7 @@ def test_a_study_that_takes_an_open_trial_for_ended_is_made_anew(run: RunDir, se
     run_base(run, first)
     cut_off = begin(first)
     study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
-    study.tell(0, state=OptunaState.FAIL)
+    study.tell(1, state=OptunaState.FAIL)
     assert begin(make_controller(run, run.read_search())).trial_id == cut_off.trial_id
     assert states(run) == [OptunaState.RUNNING]
 

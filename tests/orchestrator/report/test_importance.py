@@ -4,7 +4,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from orchestrator.controller.study import StudyRecorder, trial_id_of
+from orchestrator.controller.new_trials import NewTrials
+from orchestrator.controller.study import StudyRecorder
 from orchestrator.report.data import read_report_data
 from orchestrator.report.importance import LEAST_TRIALS, Importance, importance
 from orchestrator.state.run_dir import RunDir
@@ -19,14 +20,12 @@ def fill(run: RunDir, trials: int, ending: Ending | None = PRUNED) -> None:
     """Trials whose loss depends on the learning rate alone, in the folder and in a real study."""
     write_trial(run, BASE)
     recipe = run.read_search().recipe
-    study = StudyRecorder(run.study_url, recipe)
+    new_trials = NewTrials(recipe, [])
     for _ in range(trials):
-        suggestion = study.ask(lambda seed: drawn(recipe, seed))
-        study.begin(suggestion)
-        loss = 1.2 + 0.2 * abs(math.log10(suggestion.values["learning_rate"]) + 3)
-        write_trial(run, Told(trial_id_of(suggestion.number), [loss], ending), recipe.trial_config(suggestion.values))
-        if ending is not None:
-            study.record_end(suggestion.number, ending.kind, loss)
+        new = new_trials.next(lambda seed: drawn(recipe, seed))
+        loss = 1.2 + 0.2 * abs(math.log10(new.values["learning_rate"]) + 3)
+        write_trial(run, Told(new.trial_id, [loss], ending), recipe.trial_config(new.values))
+    StudyRecorder(run, recipe, run.records(), [].append)
 
 
 def test_the_hyperparameter_that_decides_comes_first(tmp_path: Path) -> None:

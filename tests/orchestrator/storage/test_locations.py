@@ -49,8 +49,7 @@ def begin(url: str, search: Search) -> Mirror:
     """A run folder on the store, with its search."""
     run = create_run(url)
     run.write_search(search)
-    mirror = Mirror.of(run.path)
-    assert mirror is not None
+    mirror = Mirror(url, run.path)
     mirror.push_files()
     return mirror
 

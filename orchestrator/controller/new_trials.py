@@ -1,0 +1,54 @@
+"""Configurations of a search's new trials, and their ids; both continue from the trials' folders."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from search_spaces.schema import Recipe
+from trials.records.trial_dir import Origin, TrialRecord
+
+Propose = Callable[[int], Mapping[str, Any]]
+"""Maps a seed to the hyperparameters of a new configuration."""
+
+
+@dataclass(frozen=True)
+class NewTrial:
+    """Configuration to try next: trial id, hyperparameters, and the starting point's name or None."""
+
+    trial_id: str
+    values: Mapping[str, Any]
+    name: str | None
+
+
+class NewTrials:
+    """Gives out new configurations: starting points first, then proposals, up to the recipe's number of trials.
+
+    `records` are the usable trials on disk. `lost` are the ids of trials that were set aside: no new trial gets one,
+    they do not count as trials, and starting points among them are given out again.
+    """
+
+    def __init__(self, recipe: Recipe, records: Sequence[TrialRecord], lost: Collection[str] = ()) -> None:
+        self._recipe = recipe
+        begun = [record for record in records if record.origin is not Origin.BASE]
+        self._last = max((int(each) for each in (*lost, *(record.id for record in begun))), default=0)
+        self._count = len(begun)
+        names = {record.name for record in begun if record.origin is Origin.START}
+        self._starts = deque(name for name in recipe.start if name not in names)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether fewer configurations were given out than the recipe's number of trials; it may have none."""
+        limit = self._recipe.search.trials
+        return limit is None or self._count < limit
+
+    def next(self, propose: Propose) -> NewTrial:
+        """Return the next configuration; its trial's folder has to be made before another controller is."""
+        name = self._starts.popleft() if self._starts else None
+        # The first trial has the recipe's own seed.
+        values = propose(self._recipe.search.seed + self._last) if name is None else self._recipe.start_values(name)
+        self._last += 1
+        self._count += 1
+        return NewTrial(f"{self._last:04d}", values, name)
