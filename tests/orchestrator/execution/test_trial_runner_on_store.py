@@ -19,7 +19,7 @@ from trials.console.logs import LOG_FILE
 from trials.data.dataset import TrialData
 from trials.records.trial_dir import EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
 from trials.system.distributed import ALONE, ProcessGroup
-from trials.training.evaluation_loop import Decision
+from trials.training.training_run import Decision
 
 pytestmark = pytest.mark.slow
 
