@@ -123,13 +123,13 @@ def small_trial(
     """A trial that was really trained: two seconds, once a session. Read it, don't write to its folder."""
     from trials.records.trial_dir import Origin, TrialDir, read_trial
     from trials.system.torch_setup import use_threads
-    from trials.training.evaluation_loop import Decision
-    from trials.trl.backend import run_trial
+    from trials.training.training_run import Decision, TrainingRun
+    from trials.trl.backend import TrlBackend
 
     folder = TrialDir(tmp_path_factory.mktemp("trained") / "0001")
     folder.begin(small_config, Origin.SINGLE, "demo")
     use_threads(small_config.machine)
-    run_trial(small_config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE)
+    TrlBackend().run(TrainingRun(small_config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE))
     return read_trial(folder.path)
 
 

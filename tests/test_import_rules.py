@@ -117,8 +117,8 @@ MAY_IMPORT = {
     "trials.model": "trials.data trials.sources trials.system",
     "trials.records": "trials.metrics trials.system",
     "trials.run": (
-        "trials.data trials.engine.engine trials.engine.support trials.records trials.system trials.tracking "
-        "trials.training trials.trl"
+        "trials.engine.engine trials.engine.support trials.records trials.system trials.tracking trials.training "
+        "trials.trl"
     ),
     "trials.schedule": "",
     "trials.sources": "trials.formats",

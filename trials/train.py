@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
     from trials.config import TrialConfig
     from trials.data.dataset import TrialData
-    from trials.records.checkpoints import Checkpoint
-    from trials.records.trial_dir import TrialDir
+    from trials.records.trial_dir import EvalPoint, TrialDir
     from trials.system.distributed import ProcessGroup
+    from trials.training.training_run import Decision, TrainingRun
 
 _WRITTEN = (
     "adapter",
@@ -146,6 +146,7 @@ def _start(config: TrialConfig, name: str, path: Path) -> int:
     from trials.records.trial_dir import TrialDir
     from trials.sources.pinning import pinned_data, pinned_model
     from trials.system.distributed import joined_process_group
+    from trials.training.training_run import TrainingRun
 
     config = config.model_copy(update={"data": pinned_data(config.data), "model": pinned_model(config.model)})
     config = _with_named_targets(config)
@@ -155,7 +156,7 @@ def _start(config: TrialConfig, name: str, path: Path) -> int:
         folder = TrialDir(ranks.on_rank_zero(lambda: path), is_written=ranks.is_first)
         ranks.on_rank_zero(lambda: _begin(folder, config, name, data.fingerprint))
         with _held(folder.path, ranks):
-            return _run(config, data, tokenizer, name, folder, ranks)
+            return _run(TrainingRun(config, data, tokenizer, folder, _print_evaluation, ranks=ranks), name)
 
 
 def _with_named_targets(config: TrialConfig) -> TrialConfig:
@@ -204,6 +205,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     from trials.records.rewind import refuse_other_rows, refuse_to_resume, rewind
     from trials.records.trial_dir import TrialDir, read_trial
     from trials.system.distributed import joined_process_group
+    from trials.training.training_run import TrainingRun
 
     _refuse_other_settings(arguments)
     record = read_trial(arguments.resume)
@@ -223,7 +225,10 @@ def _resume(arguments: argparse.Namespace) -> int:
         with _held(record.folder, ranks):
             ranks.on_rank_zero(go_back)
             folder = TrialDir(record.folder, is_written=ranks.is_first)
-            return _run(record.config, data, tokenizer, record.name, folder, ranks, checkpoint)
+            run = TrainingRun(
+                *(record.config, data, tokenizer, folder, _print_evaluation), checkpoint=checkpoint, ranks=ranks
+            )
+            return _run(run, record.name)
 
 
 def _refuse_other_settings(arguments: argparse.Namespace) -> None:
@@ -251,36 +256,18 @@ def _load(config: TrialConfig) -> tuple[PreTrainedTokenizerBase, TrialData]:
     return tokenizer, data
 
 
-def _run(
-    config: TrialConfig,
-    data: TrialData,
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    folder: TrialDir,
-    ranks: ProcessGroup,
-    checkpoint: Checkpoint | None = None,
-) -> int:
+def _run(run: TrainingRun, name: str) -> int:
     from trials.records.checkpoints import whole_checkpoints
-    from trials.records.trial_dir import EvalPoint
     from trials.run import run_single_trial
-    from trials.training.evaluation_loop import Decision
 
-    def report(point: EvalPoint) -> Decision:
-        speed = f", {point.tokens_per_second:,.0f} tokens/s" if point.tokens_per_second else ""
-        score = "" if point.score is None else f", score {point.score:.4f}"
-        found = f"eval loss {point.eval_loss:.4f}{score}{speed}"
-        print(f"step {point.step}, {point.tokens_seen:,} tokens: {found}", flush=True)
-        return Decision.CONTINUE
-
+    folder = run.folder
     try:
-        ending = run_single_trial(
-            config, data, tokenizer, folder, report, group=name, checkpoint=checkpoint, ranks=ranks
-        )
+        ending = run_single_trial(run, group=name)
     except KeyboardInterrupt:
-        if ranks.is_first and whole_checkpoints(folder.path):
+        if run.ranks.is_first and whole_checkpoints(folder.path):
             sys.stderr.write(f"go on with it: python -m trials.train --resume {shlex.quote(str(folder.path))}\n")
         raise
-    if not ranks.is_first:
+    if not run.ranks.is_first:
         return EXIT_DONE
     if ending is not None:
         print(f"{ending.kind.value}: {ending.reason}")
@@ -289,6 +276,16 @@ def _run(
         return EXIT_NOTHING_TO_EXPORT
     print(f"best adapter: {folder.adapter}")
     return EXIT_DONE
+
+
+def _print_evaluation(point: EvalPoint) -> Decision:
+    from trials.training.training_run import Decision
+
+    speed = f", {point.tokens_per_second:,.0f} tokens/s" if point.tokens_per_second else ""
+    score = "" if point.score is None else f", score {point.score:.4f}"
+    found = f"eval loss {point.eval_loss:.4f}{score}{speed}"
+    print(f"step {point.step}, {point.tokens_seen:,} tokens: {found}", flush=True)
+    return Decision.CONTINUE
 
 
 if __name__ == "__main__":

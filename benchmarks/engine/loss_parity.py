@@ -15,7 +15,7 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,27 +41,27 @@ def compare(count: int) -> Iterator[tuple[str, list[float]]]:
     from trials.data.dataset import load_data
     from trials.engine.engine import Engine
     from trials.model.loading import load_tokenizer
-    from trials.trl.backend import run_trial
+    from trials.trl.backend import TrlBackend
 
     recipe = load_recipe("demo", ["train_tokens=14000", "eval_rows=32", "evaluations=3"], environ={}).recipe
     configs = [_drawn(recipe, number) for number in range(max(count, AT_ONCE))]
     tokenizer = load_tokenizer(recipe.model)
     data = load_data(recipe.data, tokenizer)
 
-    def curve(run: Callable[..., Any], config: Any) -> Curve:
-        return _curve(run, config, data, tokenizer)
+    def curve(by: Any, config: Any) -> Curve:
+        return _curve(by, config, data, tokenizer)
 
     engine = Engine(recipe.model, recipe.machine)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        beside = list(pool.map(lambda config: curve(engine.run_trial, config), configs))
-    alone, again = ([curve(engine.run_trial, config) for config in configs[:count]] for _ in range(2))
+        beside = list(pool.map(lambda config: curve(engine, config), configs))
+    alone, again = ([curve(engine, config) for config in configs[:count]] for _ in range(2))
     engine.close()
     yield "engine beside others, engine alone", _differences(beside, alone)
     yield "engine alone, again", _differences(alone, again)
-    trl = [curve(run_trial, config) for config in configs[:count]]
+    trl = [curve(TrlBackend(), config) for config in configs[:count]]
     yield "engine beside others, TRL", _differences(beside, trl)
     for rows in (1, 2):
-        split = [curve(run_trial, _with_micro_batch(config, rows)) for config in configs[:count]]
+        split = [curve(TrlBackend(), _with_micro_batch(config, rows)) for config in configs[:count]]
         yield f"TRL, TRL in micro-batches of {rows} row{'s' * (rows > 1)}", _differences(trl, split)
 
 
@@ -83,14 +83,14 @@ def _with_micro_batch(config: Any, rows: int) -> Any:
     return config.model_copy(update={"machine": machine})
 
 
-def _curve(run: Callable[..., Any], config: Any, data: Any, tokenizer: Any) -> Curve:
+def _curve(by: Any, config: Any, data: Any, tokenizer: Any) -> Curve:
     from trials.records.trial_dir import Origin, TrialDir, read_trial
-    from trials.training.evaluation_loop import Decision
+    from trials.training.training_run import Decision, TrainingRun
 
     with tempfile.TemporaryDirectory() as folder:
         trial = TrialDir(Path(folder) / "trial")
         trial.begin(config, Origin.SINGLE, "comparison")
-        run(config, data, tokenizer, trial, lambda _: Decision.CONTINUE)
+        by.run(TrainingRun(config, data, tokenizer, trial, lambda _: Decision.CONTINUE))
         return [point.eval_loss for point in read_trial(trial.path).points]
 
 

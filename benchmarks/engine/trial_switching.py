@@ -40,7 +40,7 @@ def measure(work: Path, trials: int) -> dict[str, Any]:
     from trials.engine.engine import Engine
     from trials.model.loading import load_tokenizer
     from trials.records.trial_dir import Origin, TrialDir
-    from trials.training.evaluation_loop import Decision
+    from trials.training.training_run import Decision, TrainingRun
 
     settings = ModelSettings(name=str(work / "nf4"))
     rows = DataSettings(
@@ -66,7 +66,7 @@ def measure(work: Path, trials: int) -> dict[str, Any]:
             trial = TrialDir(Path(folder) / str(number))
             own = config.model_copy(update={"seed": number})
             trial.begin(own, Origin.SINGLE, "change")
-            engine.run_trial(own, data, tokenizer, trial, lambda _: Decision.CONTINUE)
+            engine.run(TrainingRun(own, data, tokenizer, trial, lambda _: Decision.CONTINUE))
             if ended is not None:
                 gaps.append(first_steps[-1] - ended)
             ended = time.perf_counter()

@@ -81,7 +81,7 @@ def drawn(space: dict[str, Any], number: int) -> dict[str, Any]:
 def record(run: Run, opened: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Train one run; return a line of the table for every evaluation."""
     from trials.records.trial_dir import Origin, TrialDir, read_trial
-    from trials.training.evaluation_loop import Decision
+    from trials.training.training_run import Decision, TrainingRun
 
     values = drawn(opened["recipe"].space, run.configuration)
     known = {"seed": run.seed, "base_eval_loss": opened["base"]}
@@ -89,9 +89,8 @@ def record(run: Run, opened: Mapping[str, Any]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as path:
         folder = TrialDir(Path(path) / "trial")
         folder.begin(config, Origin.SINGLE, "curve")
-        ending = opened["engine"].run_trial(
-            config, opened["data"], opened["tokenizer"], folder, lambda _: Decision.CONTINUE
-        )
+        trained = TrainingRun(config, opened["data"], opened["tokenizer"], folder, lambda _: Decision.CONTINUE)
+        ending = opened["engine"].run(trained)
         points = read_trial(folder.path).points
     about = {"configuration": run.configuration, "seed": run.seed, "ending": ending.kind.value}
     return [{**about, **values, "tokens": p.tokens_seen, "eval_loss": round(p.eval_loss, 6)} for p in points]

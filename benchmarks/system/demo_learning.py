@@ -23,8 +23,8 @@ from trials.metrics.classification import LabelReport
 from trials.model.loading import load_tokenizer
 from trials.records.trial_dir import Ending, Origin, TrialDir, read_trial
 from trials.system.torch_setup import use_threads
-from trials.training.evaluation_loop import Decision
-from trials.trl.backend import run_trial
+from trials.training.training_run import Decision, TrainingRun
+from trials.trl.backend import TrlBackend
 
 RATES = (1e-5, 2e-4, 1e-3, 3e-3, 1e-2)
 
@@ -49,7 +49,8 @@ def measure(rate: float, folder: Path, settings: Sequence[str] = ()) -> Measured
     trial = TrialDir(folder / f"rate-{rate:g}")
     trial.begin(config, Origin.SINGLE, f"{rate:g}")
     started = time.monotonic()
-    run_trial(config, load_data(config.data, tokenizer), tokenizer, trial, lambda _: Decision.CONTINUE)
+    data = load_data(config.data, tokenizer)
+    TrlBackend().run(TrainingRun(config, data, tokenizer, trial, lambda _: Decision.CONTINUE))
     record = read_trial(trial.path)
     loss = record.best_eval_loss
     assert loss is not None

@@ -20,7 +20,7 @@ from trials.console.troubles import TROUBLES
 from trials.records.trial_dir import EvalPoint
 
 if TYPE_CHECKING:
-    from trials.training.evaluation_loop import Decision
+    from trials.training.training_run import Decision
 
 
 class EngineWorker:
@@ -101,7 +101,7 @@ class EngineWorker:
             os._exit(1)
 
     def _run_trial(self, request: TrialRequest, conversation: TrialChannel) -> None:
-        from trials.training.evaluation_loop import Decision
+        from trials.training.training_run import Decision
 
         def on_eval(point: EvalPoint) -> Decision:
             conversation.warn(TROUBLES.pop_unreported())

@@ -1,18 +1,16 @@
-"""Trial runner of a process: runs trials with rows and an engine that are opened once. Does not import Ray."""
+"""Trial runner of a process: runs trials with rows and a backend that are opened once. Does not import Ray."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution.loading import load_rows
 from orchestrator.execution.segment_log import log_evaluation, logged_segment
-from orchestrator.execution.watchdog import ending_if_hung
 from orchestrator.storage.working_copy import working_copy_of
 from trials.config import TrialConfig
 from trials.records.checkpoints import choose_checkpoint
@@ -20,9 +18,11 @@ from trials.records.trial_dir import EvalPoint, Origin, TrialDir
 from trials.tracking.trial_run import wandb_is_wanted, without_wandb
 
 if TYPE_CHECKING:
-    from trials.engine.engine import Engine
+    from transformers import PreTrainedTokenizerBase
+
+    from trials.data.dataset import TrialData
     from trials.system.distributed import ProcessGroup
-    from trials.training.evaluation_loop import Decision, OnEval, OnLog
+    from trials.training.training_run import Decision, OnEval, OnLog, TrialBackend
 
 _OPENING_FACTOR = 4.0
 """Reading rows, loading the base model and compiling kernels may take so many times the limit for a step."""
@@ -38,24 +38,24 @@ class TrialRunner:
     def __init__(self, cpu_threads: int | None, ranks: ProcessGroup | None = None) -> None:
         self._cpu_threads = cpu_threads
         self._given_ranks = ranks
-        self._engine: Engine | None = None
+        self._backend: TrialBackend | None = None
         self._opening = threading.Lock()
         self._opening_since: float | None = None
 
     def seconds_since_progress(self) -> float | None:
         """Return the seconds since the longest-silent thread made progress; None: no thread has work.
 
-        While rows and engine are opened, it is the time since the opening began, divided by `_OPENING_FACTOR`.
+        While rows and backend are opened, it is the time since the opening began, divided by `_OPENING_FACTOR`.
         """
         opening_since = self._opening_since
         if opening_since is not None:
             return (time.monotonic() - opening_since) / _OPENING_FACTOR
-        return None if self._engine is None else self._engine.seconds_since_progress()
+        return None if self._backend is None else self._backend.seconds_since_progress()
 
     @property
     def is_unusable(self) -> bool:
-        """Whether the engine has ended, so that every later trial in this process would fail."""
-        return self._engine is not None and self._engine.has_ended
+        """Whether the backend has ended, so that every later trial in this process would fail."""
+        return self._backend is not None and self._backend.has_ended
 
     def run(self, request: TrialRequest, on_eval: OnEval, is_called_off: Callable[[], bool], on_log: OnLog) -> None:
         """Run one trial. Raises the error that ended it."""
@@ -82,63 +82,28 @@ class TrialRunner:
         on_log: OnLog,
     ) -> None:
         from trials.system.torch_setup import use_threads
-        from trials.training.evaluation_loop import unheard
+        from trials.training.training_run import TrainingRun, unheard
 
-        config = request.config
-        logs = wandb_is_wanted(config.tracking) and self._ranks.is_first
-        config = self._adapted(config)
+        logs = wandb_is_wanted(request.config.tracking) and self._ranks.is_first
+        config = self._adapted(request.config)
         use_threads(config.machine)
-        heard = on_log if logs else unheard
-        folder = TrialDir(path, is_written=self._ranks.is_first)
-        if request.by_trl:
-            self._run_under_trl(request, config, folder, on_eval, heard)
-        else:
-            self._run_in_engine(request, config, folder, on_eval, is_called_off, heard)
-
-    def _run_in_engine(
-        self,
-        request: TrialRequest,
-        config: TrialConfig,
-        folder: TrialDir,
-        on_eval: OnEval,
-        is_called_off: Callable[[], bool],
-        on_log: OnLog,
-    ) -> None:
-        with self._opening:
-            self._opening_since = time.monotonic()
-            try:
-                tokenizer, data = load_rows(config.model, config.data, request.fingerprint)
-                engine = self._opened(config)
-            finally:
-                self._opening_since = None
-        if request.origin is Origin.BASE:
-            engine.evaluate_base(config, data, tokenizer, folder, on_eval)
-            return
-        engine.run_trial(
+        tokenizer, data, backend = self._opened(config, request)
+        run = TrainingRun(
             config,
             data,
             tokenizer,
-            folder,
+            TrialDir(path, is_written=self._ranks.is_first),
             on_eval,
             request.stop_at,
-            choose_checkpoint(folder.path, None) if request.resumes else None,
-            is_called_off=is_called_off,
-            on_log=on_log,
+            choose_checkpoint(path, None) if request.resumes else None,
+            is_called_off,
+            on_log if logs else unheard,
+            self._ranks,
         )
-
-    def _run_under_trl(
-        self, request: TrialRequest, config: TrialConfig, folder: TrialDir, on_eval: OnEval, on_log: OnLog
-    ) -> None:
-        from trials.trl.backend import evaluate_base, run_trial
-
-        tokenizer, data = load_rows(config.model, config.data, request.fingerprint)
-        with ending_if_hung(config.machine.step_limit_seconds) as watchdog:
-            ranks = replace(self._ranks, resting=watchdog.resting)
-            if request.origin is Origin.BASE:
-                evaluate_base(config, data, tokenizer, folder, on_eval, ranks)
-                return
-            checkpoint = choose_checkpoint(folder.path, None) if request.resumes else None
-            run_trial(config, data, tokenizer, folder, on_eval, request.stop_at, checkpoint, ranks, on_log)
+        if request.origin is Origin.BASE:
+            backend.evaluate_base(run)
+        else:
+            backend.run(run)
 
     @property
     def _ranks(self) -> ProcessGroup:
@@ -146,18 +111,34 @@ class TrialRunner:
 
         return self._given_ranks or ALONE
 
-    def _opened(self, config: TrialConfig) -> Engine:
-        """Return the engine, opened on the first call; all trials of a search share it and its base model."""
-        if self._engine is None:
-            from trials.engine.engine import Engine
-
-            self._engine = Engine(config.model, config.machine, self._ranks)
-        return self._engine
+    def _opened(
+        self, config: TrialConfig, request: TrialRequest
+    ) -> tuple[PreTrainedTokenizerBase, TrialData, TrialBackend]:
+        """Return tokenizer, rows and backend, opened on the first call; all trials of a search share them."""
+        with self._opening:
+            self._opening_since = time.monotonic()
+            try:
+                tokenizer, data = load_rows(config.model, config.data, request.fingerprint)
+                if self._backend is None:
+                    self._backend = _new_backend(config, by_trl=request.by_trl)
+                return tokenizer, data, self._backend
+            finally:
+                self._opening_since = None
 
     def _adapted(self, config: TrialConfig) -> TrialConfig:
         """Return the configuration with this process's threads, and without W&B, which the trial's proxy writes to."""
         machine = config.machine.model_copy(update={"cpu_threads": self._cpu_threads})
         return without_wandb(config.model_copy(update={"machine": machine}))
+
+
+def _new_backend(config: TrialConfig, *, by_trl: bool) -> TrialBackend:
+    if by_trl:
+        from trials.trl.backend import TrlBackend
+
+        return TrlBackend()
+    from trials.engine.engine import Engine
+
+    return Engine(config.model, config.machine)
 
 
 def gpu_is_unusable(error: Exception) -> bool:

@@ -19,7 +19,7 @@ from trials.records.trial_dir import EvalPoint, Origin, TrialDir
 from trials.tracking.trial_run import Log, figures
 
 if TYPE_CHECKING:
-    from trials.training.evaluation_loop import Decision
+    from trials.training.training_run import Decision
 
 
 def run_trial_task(config: dict[str, Any]) -> None:
@@ -38,7 +38,8 @@ def run_trial_task(config: dict[str, Any]) -> None:
 def _run(request: TrialRequest, copy: WorkingCopy) -> SystemExit | None:
     """Run a trial until it ends or Tune stops it; return the exception by which Tune did, else None."""
     from trials.system.torch_setup import use_threads
-    from trials.trl.backend import evaluate_base, run_trial
+    from trials.training.training_run import TrainingRun
+    from trials.trl.backend import TrlBackend
 
     config = request.config
     folder = TrialDir(copy.path)
@@ -47,11 +48,12 @@ def _run(request: TrialRequest, copy: WorkingCopy) -> SystemExit | None:
     limit = config.machine.step_limit_seconds
     with tracked(request) as log, ending_if_hung(limit) as watchdog:
         report = _Report(request.trial_id, watchdog, copy, log)
+        checkpoint = choose_checkpoint(folder.path, None) if request.resumes else None
+        run = TrainingRun(config, data, tokenizer, folder, report, request.stop_at, checkpoint, on_log=log)
         if request.origin is Origin.BASE:
-            evaluate_base(config, data, tokenizer, folder, report)
+            TrlBackend().evaluate_base(run)
         else:
-            checkpoint = choose_checkpoint(folder.path, None) if request.resumes else None
-            run_trial(config, data, tokenizer, folder, report, request.stop_at, checkpoint, on_log=log)
+            TrlBackend().run(run)
     return report.stopped
 
 
@@ -66,7 +68,7 @@ class _Report:
         self.stopped: SystemExit | None = None
 
     def __call__(self, point: EvalPoint) -> Decision:
-        from trials.training.evaluation_loop import Decision
+        from trials.training.training_run import Decision
 
         self._log(figures(point))
         log_evaluation(self._trial_id, point)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from orchestrator.execution.trial_runner import TrialRunner
     from trials.records.trial_dir import EvalPoint
-    from trials.training.evaluation_loop import Decision
+    from trials.training.training_run import Decision
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +135,8 @@ def rank_main(config: Mapping[str, Any]) -> None:
 def _run(queue: Any, number: int, request: TrialRequest, runner: TrialRunner) -> tuple[str | None, bool]:
     """Run a trial; return the traceback if it failed, and whether this process must end."""
     from orchestrator.execution.trial_runner import gpu_is_unusable
-    from trials.training.evaluation_loop import Decision
     from trials.training.outcome import TrialInterrupted
+    from trials.training.training_run import Decision
 
     called_off = queue.wait_cancelled.remote(number)
 

@@ -24,7 +24,7 @@ from trials.system.locks import takes_lock
 from trials.system.processes import is_alive
 
 if TYPE_CHECKING:
-    from trials.training.evaluation_loop import OnEval
+    from trials.training.training_run import OnEval
 
 _LOCK = "lock"
 
@@ -66,7 +66,7 @@ class WorkingCopy:
 
     def pushed_before(self, on_eval: OnEval) -> OnEval:
         """Wrap `on_eval`: upload the trial before every report, and nothing after the search has stopped it."""
-        from trials.training.evaluation_loop import Decision
+        from trials.training.training_run import Decision
 
         def keep_and_ask(point: EvalPoint) -> Decision:
             self.push()

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.schema import Recipe
-from tests.support.trained_trials import RunTrial, Workshop
+from tests.support.trained_trials import TRL, Workshop
 from trials.config import TrialConfig
 from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
@@ -25,7 +25,7 @@ from trials.engine.model.decoder import Decoder
 from trials.engine.model.packed_batch import PackedBatch
 from trials.records.trial_dir import TrialRecord
 from trials.state import TrialState
-from trials.trl.backend import run_trial
+from trials.training.training_run import TrialBackend
 
 pytestmark = pytest.mark.slow
 
@@ -92,7 +92,7 @@ def runs(
         queue = [*configs[:5], diverging, *configs[5:], *configs[:4]]
         found.in_engine = _side_by_side(workshop, queue)
     found.diverging = found.in_engine.pop(5)
-    found.by_trl = [_run(workshop, f"trl {number}", config, run_trial) for number, config in enumerate(configs)]
+    found.by_trl = [_run(workshop, f"trl {number}", config, TRL) for number, config in enumerate(configs)]
     return found
 
 
@@ -118,13 +118,13 @@ def _side_by_side(workshop: Workshop, configs: Sequence[TrialConfig]) -> list[Tr
     try:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             numbered = enumerate(configs)
-            running = [pool.submit(_run, workshop, f"engine {n}", config, engine.run_trial) for n, config in numbered]
+            running = [pool.submit(_run, workshop, f"engine {n}", config, engine) for n, config in numbered]
             return [one.result() for one in running]
     finally:
         engine.close()
 
 
-def _run(workshop: Workshop, name: str, config: TrialConfig, by: RunTrial) -> TrialRecord:
+def _run(workshop: Workshop, name: str, config: TrialConfig, by: TrialBackend) -> TrialRecord:
     return workshop.run(name, config, ROWS, by=by)
 
 

@@ -19,7 +19,7 @@ from trials.engine.model.packed_batch import PackedBatch
 from trials.engine.runtime.step_loop import EngineClosedError
 from trials.records.trial_dir import EvalPoint, TrialRecord, read_trial
 from trials.train import main
-from trials.training.evaluation_loop import Decision
+from trials.training.training_run import Decision
 
 pytestmark = pytest.mark.slow
 
@@ -50,28 +50,27 @@ def test_a_trial_that_was_stopped_goes_on_bit_by_bit(
     workshop: Workshop, engine: Engine, change: dict[str, Any]
 ) -> None:
     config = workshop.config(**change)
-    straight = workshop.run("straight", config, ROWS, by=engine.run_trial)
+    straight = workshop.run("straight", config, ROWS, by=engine)
     assert len(step_losses(straight)) == STEPS
-    stopped = workshop.run("stopped", config, ROWS, _stop_after(CHECKPOINT), by=engine.run_trial)
+    stopped = workshop.run("stopped", config, ROWS, _stop_after(CHECKPOINT), by=engine)
     assert stopped.ending is None
     assert CHECKPOINT < stopped.points[-1].step < STEPS
-    _assert_near(workshop.resume(stopped, ROWS, by=engine.run_trial), straight, 0.0)
+    _assert_near(workshop.resume(stopped, ROWS, by=engine), straight, 0.0)
 
 
 @pytest.mark.parametrize("change", CHANGES[:2], ids=str)
 def test_either_goes_on_from_the_other_s_checkpoint(workshop: Workshop, engine: Engine, change: dict[str, Any]) -> None:
     config = workshop.config(**change)
-    straight = workshop.run("straight", config, ROWS, by=engine.run_trial)
-    ours = workshop.cut_off(config, ROWS, by=engine.run_trial, name="ours")
+    straight = workshop.run("straight", config, ROWS, by=engine)
+    ours = workshop.cut_off(config, ROWS, by=engine, name="ours")
     theirs = workshop.cut_off(config, ROWS, name="theirs")
     _assert_near(workshop.resume(ours, ROWS), straight, ROUNDING)
-    _assert_near(workshop.resume(theirs, ROWS, by=engine.run_trial), straight, ROUNDING)
+    _assert_near(workshop.resume(theirs, ROWS, by=engine), straight, ROUNDING)
 
 
 def test_trials_whose_engine_ends_under_them_go_on_side_by_side_in_another(workshop: Workshop, engine: Engine) -> None:
     configs = {f"rate {rate}": workshop.config(learning_rate=rate) for rate in (1e-3, 3e-4)}
-    run = engine.run_trial
-    straight = {name: workshop.run(f"straight {name}", config, ROWS, by=run) for name, config in configs.items()}
+    straight = {name: workshop.run(f"straight {name}", config, ROWS, by=engine) for name, config in configs.items()}
     first = Engine(workshop.config().model, workshop.config().machine)
     meeting = threading.Barrier(len(configs))
 
@@ -83,13 +82,13 @@ def test_trials_whose_engine_ends_under_them_go_on_side_by_side_in_another(works
 
     def cut_off(name: str) -> TrialRecord:
         with pytest.raises(EngineClosedError):
-            workshop.run(name, configs[name], ROWS, close, by=first.run_trial)
+            workshop.run(name, configs[name], ROWS, close, by=first)
         return read_trial(workshop.path / name)
 
     with ThreadPoolExecutor() as pool:
         records = list(pool.map(cut_off, configs))
         assert [record.ending for record in records] == [None, None]
-        resumed = list(pool.map(lambda record: workshop.resume(record, ROWS, by=run), records))
+        resumed = list(pool.map(lambda record: workshop.resume(record, ROWS, by=engine), records))
     for name, record in zip(configs, resumed, strict=True):
         _assert_near(record, straight[name], ROUNDING)
 

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 
 from tests.support.cli import run_command
-from tests.support.trained_trials import RunTrial, Workshop
+from tests.support.trained_trials import TRL, Workshop
 from trials.engine.engine import Engine
 from trials.records.checkpoints import whole_checkpoints
 from trials.records.trial_dir import EvalPoint, Origin, TrialRecord, read_trial
-from trials.training.evaluation_loop import Decision
-from trials.trl.backend import run_trial
+from trials.training.training_run import Decision, TrialBackend
 
 pytestmark = pytest.mark.slow
 
@@ -47,34 +46,32 @@ def test_paused_at_every_evaluation_its_losses_are_those_of_one_that_ran_through
     workshop: Workshop, engine: Engine, change: dict[str, Any]
 ) -> None:
     config = workshop.config(PAUSING, **change)
-    straight = workshop.run("straight", config, ROWS, by=engine.run_trial)
-    paused = workshop.in_segments("paused", config, ROWS, itertools.repeat(engine.run_trial))
+    straight = workshop.run("straight", config, ROWS, by=engine)
+    paused = workshop.in_segments("paused", config, ROWS, itertools.repeat(engine))
     _assert_near(paused, straight, ALIKE)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_stretches_may_be_run_by_either(workshop: Workshop, engine: Engine, change: dict[str, Any]) -> None:
     config = workshop.config(PAUSING, **change)
-    straight = workshop.run("straight", config, ROWS, by=engine.run_trial)
-    ways: list[RunTrial] = [run_trial, engine.run_trial, run_trial, run_trial, engine.run_trial, engine.run_trial]
+    straight = workshop.run("straight", config, ROWS, by=engine)
+    ways: list[TrialBackend] = [TRL, engine, TRL, TRL, engine, engine]
     _assert_near(workshop.in_segments("in turn", config, ROWS, ways), straight, ROUNDING)
 
 
 def test_under_trl_noise_goes_on_as_well(workshop: Workshop) -> None:
     config = workshop.config(PAUSING, neftune_noise_alpha=5.0)
     straight = workshop.run("straight", config, ROWS)
-    _assert_near(workshop.in_segments("paused", config, ROWS, itertools.repeat(run_trial)), straight, ALIKE)
+    _assert_near(workshop.in_segments("paused", config, ROWS, itertools.repeat(TRL)), straight, ALIKE)
 
 
 def test_others_beside_it_and_another_engine_make_no_difference(workshop: Workshop, engine: Engine) -> None:
     configs = [workshop.config(PAUSING, learning_rate=rate, lora_rank=rank) for rate, rank in ((1e-3, 16), (3e-4, 4))]
-    straight = [
-        workshop.run(f"straight {number}", config, ROWS, by=engine.run_trial) for number, config in enumerate(configs)
-    ]
+    straight = [workshop.run(f"straight {number}", config, ROWS, by=engine) for number, config in enumerate(configs)]
     other = Engine(configs[0].model, configs[0].machine)
 
     def in_segments(number: int) -> TrialRecord:
-        ways = itertools.cycle((engine.run_trial, other.run_trial))
+        ways = itertools.cycle((engine, other))
         return workshop.in_segments(f"paused {number}", configs[number], ROWS, ways)
 
     with ThreadPoolExecutor() as pool:
@@ -97,7 +94,7 @@ def test_everything_is_on_disk_when_somebody_is_asked(workshop: Workshop, engine
 
     # They are due at every step in any case: there's one of that step, and nothing of what isn't the newest.
     config = workshop.config({**PAUSING, "checkpoint_every_rows": 4})
-    workshop.run("trial", config, ROWS, look, engine.run_trial if by_engine else run_trial)
+    workshop.run("trial", config, ROWS, look, engine if by_engine else TRL)
     assert seen == [(step, step, [step]) for step, *_ in seen]
     assert len(seen) >= 4
     assert read_trial(workshop.path / "trial").ending is None
@@ -105,16 +102,15 @@ def test_everything_is_on_disk_when_somebody_is_asked(workshop: Workshop, engine
 
 @pytest.mark.parametrize("by_engine", [True, False], ids=["engine", "trl"])
 def test_the_last_evaluation_leaves_none(workshop: Workshop, engine: Engine, by_engine: bool) -> None:
-    way = engine.run_trial if by_engine else run_trial
-    record = workshop.run("trial", workshop.config(PAUSING), ROWS, by=way)
+    record = workshop.run("trial", workshop.config(PAUSING), ROWS, by=engine if by_engine else TRL)
     assert [checkpoint.step for checkpoint in whole_checkpoints(record.folder)] == [record.points[-2].step]
 
 
 def test_another_process_goes_on(workshop: Workshop, engine: Engine) -> None:
     config = workshop.config(PAUSING)
-    straight = workshop.run("straight", config, ROWS, by=engine.run_trial)
+    straight = workshop.run("straight", config, ROWS, by=engine)
 
-    workshop.run("paused", config, ROWS, lambda _: Decision.STOP, engine.run_trial, Origin.PROPOSED)
+    workshop.run("paused", config, ROWS, lambda _: Decision.STOP, engine, Origin.PROPOSED)
     done = run_command([sys.executable, "-m", "tests.support.resume_once", str(workshop.path / "paused"), str(ROWS)])
     assert done.returncode == 0, done.stderr
     _assert_near(read_trial(workshop.path / "paused"), straight, ALIKE)

@@ -23,7 +23,7 @@ from trials.data.dataset import TrialData
 from trials.records.checkpoints import whole_checkpoints
 from trials.records.trial_dir import EvalPoint, TrialRecord, read_trial
 from trials.state import TrialState
-from trials.training.evaluation_loop import Decision
+from trials.training.training_run import Decision
 
 pytestmark = pytest.mark.slow
 

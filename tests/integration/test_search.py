@@ -257,8 +257,8 @@ from tests.conftest import SMALL
 from trials.data.dataset import load_data
 from trials.model.loading import load_tokenizer
 from trials.records.trial_dir import Origin, TrialDir
-from trials.training.evaluation_loop import Decision
-from trials.trl.backend import run_trial
+from trials.training.training_run import Decision, TrainingRun
+from trials.trl.backend import TrlBackend
 
 recipe = load_recipe("demo", [*SMALL, "train_tokens=100000", "evaluations=50"], environ={{}}).recipe
 config, tokenizer = recipe.trial_config({{}}), load_tokenizer(recipe.model)
@@ -271,8 +271,8 @@ def on_eval(point):
         raise ValueError("flush of closed file")
     return Decision.CONTINUE
 
-arguments = (config, load_data(recipe.data, tokenizer), tokenizer, folder, on_eval)
-trial = threading.Thread(target=run_trial, args=arguments, daemon=True)
+run = TrainingRun(config, load_data(recipe.data, tokenizer), tokenizer, folder, on_eval)
+trial = threading.Thread(target=TrlBackend().run, args=(run,), daemon=True)
 trial.start()
 atexit.register(trial.join, 60)
 evaluated.wait()

@@ -23,7 +23,7 @@ from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
 from trials.records.memory_report import read_memory_report
 from trials.records.trial_dir import Origin, TrialRecord, read_trial
-from trials.training.evaluation_loop import Decision
+from trials.training.training_run import Decision
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def engine(shop: Workshop) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def done(shop: Workshop, engine: Engine) -> Path:
     """Where all scenarios that come to an end have left their trials, and one process its own."""
-    for name, by in (("from one", None), ("from the engine", engine.run_trial)):
+    for name, by in (("from one", None), ("from the engine", engine)):
         ways: dict[str, Any] = {} if by is None else {"by": by}
         shop.run(name, shop.config(PAUSING), ROWS, lambda _: Decision.STOP, origin=Origin.PROPOSED, **ways)
     found = torchrun(shop.path, "straight", "uneven", "noise", "paused", "resumed", "shared", "short")
@@ -90,7 +90,7 @@ def test_the_losses_are_those_of_one_process(done: Path, alone: TrialRecord) -> 
 
 
 def test_they_are_the_engine_s(done: Path, shop: Workshop, engine: Engine) -> None:
-    assert_near(read_trial(done / "straight"), shop.run("in the engine", shop.config(), ROWS, by=engine.run_trial))
+    assert_near(read_trial(done / "straight"), shop.run("in the engine", shop.config(), ROWS, by=engine))
 
 
 def test_a_batch_need_not_be_a_multiple_of_the_processes(done: Path, shop: Workshop) -> None:
@@ -126,7 +126,7 @@ def test_two_go_on_from_a_checkpoint_of_one(done: Path, alone: TrialRecord, name
 def test_one_goes_on_from_a_checkpoint_of_two(
     done: Path, shop: Workshop, engine: Engine, alone: TrialRecord, name: str
 ) -> None:
-    ways: dict[str, Any] = {"by": engine.run_trial} if name == "for the engine" else {}
+    ways: dict[str, Any] = {"by": engine} if name == "for the engine" else {}
     assert_near(shop.resume(read_trial(done / name), ROWS, **ways), alone)
 
 

@@ -13,7 +13,7 @@ from trials.model.loading import load_tokenizer
 from trials.records.rewind import restore_latest
 from trials.records.trial_dir import TrialDir, read_trial
 from trials.system.torch_setup import use_threads
-from trials.training.evaluation_loop import Decision
+from trials.training.training_run import Decision, TrainingRun
 
 
 def main(folder: Path, rows: int) -> None:
@@ -24,7 +24,8 @@ def main(folder: Path, rows: int) -> None:
     few = replace(data, train=first_rows(data.train, rows))
     use_threads(config.machine)
     engine = Engine(config.model, config.machine)
-    engine.run_trial(config, few, tokenizer, TrialDir(folder), lambda _: Decision.CONTINUE, checkpoint=checkpoint)
+    trial = TrialDir(folder)
+    engine.run(TrainingRun(config, few, tokenizer, trial, lambda _: Decision.CONTINUE, checkpoint=checkpoint))
     engine.close()
 
 

@@ -17,14 +17,14 @@ from trials.config import TrialConfig
 from trials.data.dataset import TrialData
 from trials.records.checkpoints import choose_checkpoint
 from trials.records.rewind import restore_latest, rewind
-from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
+from trials.records.trial_dir import EvalPoint, Origin, TrialDir, TrialRecord, read_trial
 from trials.system.torch_setup import use_threads
-from trials.training.evaluation_loop import Decision
-from trials.trl.backend import run_trial
+from trials.training.training_run import Decision, TrainingRun, TrialBackend
+from trials.trl.backend import TrlBackend
 
 STEPS, CHECKPOINT = 12, 6
 TOLERANCE = 1e-6
-RunTrial = Callable[..., Ending | None]
+TRL = TrlBackend()
 
 
 class Workshop:
@@ -54,25 +54,29 @@ class Workshop:
         config: TrialConfig,
         rows: int,
         on_eval: Callable[[EvalPoint], Decision] | None = None,
-        by: RunTrial = run_trial,
+        by: TrialBackend = TRL,
         origin: Origin = Origin.SINGLE,
     ) -> TrialRecord:
         """`by`: TRL or an engine, here and in the other methods."""
         folder = TrialDir(self.path / name)
         folder.begin(config, origin, name, self._data.fingerprint)
         data = replace(self._data, train=first_rows(self._data.train, rows))
-        by(config, data, self._tokenizer, folder, on_eval or (lambda _: Decision.CONTINUE))
+        by.run(TrainingRun(config, data, self._tokenizer, folder, on_eval or (lambda _: Decision.CONTINUE)))
         return read_trial(folder.path)
 
-    def resume(self, record: TrialRecord, rows: int, step: int | None = None, by: RunTrial = run_trial) -> TrialRecord:
+    def resume(self, record: TrialRecord, rows: int, step: int | None = None, by: TrialBackend = TRL) -> TrialRecord:
         checkpoint = choose_checkpoint(record.folder, step)
         rewind(record, checkpoint)
         data = replace(self._data, train=first_rows(self._data.train, rows))
-        run = TrialDir(record.folder)
-        by(record.config, data, self._tokenizer, run, lambda _: Decision.CONTINUE, checkpoint=checkpoint)
+        run = TrainingRun(
+            *(record.config, data, self._tokenizer, TrialDir(record.folder)),
+            on_eval=lambda _: Decision.CONTINUE,
+            checkpoint=checkpoint,
+        )
+        by.run(run)
         return read_trial(record.folder)
 
-    def in_segments(self, name: str, config: TrialConfig, rows: int, ways: Iterable[RunTrial]) -> TrialRecord:
+    def in_segments(self, name: str, config: TrialConfig, rows: int, ways: Iterable[TrialBackend]) -> TrialRecord:
         """A trial of a search that is paused at every evaluation but the last, each segment run in the next way."""
         folder = TrialDir(self.path / name)
         folder.begin(config, Origin.PROPOSED, name, self._data.fingerprint)
@@ -86,7 +90,8 @@ class Workshop:
         for by in ways:
             checkpoint = restore_latest(folder.path)
             assert (checkpoint.step if checkpoint else 0) == (steps[-1] if steps else 0)
-            if by(config, data, self._tokenizer, folder, pause, checkpoint=checkpoint) is not None:
+            run = TrainingRun(config, data, self._tokenizer, folder, pause, checkpoint=checkpoint)
+            if by.run(run) is not None:
                 break
         return read_trial(folder.path)
 
@@ -95,7 +100,7 @@ class Workshop:
         config: TrialConfig,
         rows: int,
         after: int = CHECKPOINT,
-        by: RunTrial = run_trial,
+        by: TrialBackend = TRL,
         name: str = "cut-off",
     ) -> TrialRecord:
         """A trial whose user pressed Ctrl-C at its first evaluation after a step."""

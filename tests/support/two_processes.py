@@ -10,7 +10,6 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from trl import SFTTrainer
 from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from tests.support.small_splits import first_rows
-from tests.support.trained_trials import STEPS, Workshop
+from tests.support.trained_trials import STEPS, TRL, Workshop
 from trials.config import TrialConfig
 from trials.data.dataset import TrialData, load_data
 from trials.model.loading import load_tokenizer
@@ -30,8 +29,7 @@ from trials.records.rewind import restore_latest
 from trials.records.trial_dir import EvalPoint, Origin, TrialDir, read_trial
 from trials.run import run_single_trial
 from trials.system.distributed import ProcessGroup, joined_process_group
-from trials.training.evaluation_loop import Decision
-from trials.trl.backend import run_trial
+from trials.training.training_run import Decision, TrainingRun
 from trials.trl.fsdp import STORAGE
 
 ROWS = 17
@@ -67,8 +65,9 @@ class TwoRanks:
             return None
 
         checkpoint = self.ranks.on_rank_zero(begin)
-        run = partial(run_single_trial, group="two") if config.machine.fsdp else run_trial
-        ending = run(config, self._data, self._tokenizer, folder, on_eval, checkpoint=checkpoint, ranks=self.ranks)
+        rows = (self._data, self._tokenizer)
+        run = TrainingRun(config, *rows, folder, on_eval, checkpoint=checkpoint, ranks=self.ranks)
+        ending = run_single_trial(run, group="two") if config.machine.fsdp else TRL.run(run)
         return ending is not None
 
     def straight(self) -> None:

@@ -22,7 +22,7 @@ from trials.records.checkpoints import choose_checkpoint
 from trials.records.trial_dir import Ending, TrialDir
 from trials.system.distributed import ProcessGroup
 from trials.system.torch_setup import use_threads
-from trials.training.evaluation_loop import Decision
+from trials.training.training_run import Decision, TrainingRun
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,20 @@ def train(ranks: ProcessGroup, trial: RankTrial) -> Ending | None:
     checkpoint = choose_checkpoint(trial.folder, None) if trial.resumes else None
     asked = _asked(trial.called_off_at_question if is_victim else None)
     with _short_of_memory(trial, is_victim):
-        engine = _engine(ranks, trial.config)
-        return engine.run_trial(
-            trial.config, data, tokenizer, folder, lambda _: Decision.CONTINUE, stop_at, checkpoint, is_called_off=asked
+        run = TrainingRun(
+            *(trial.config, data, tokenizer, folder, lambda _: Decision.CONTINUE),
+            *(stop_at, checkpoint, asked),
+            ranks=ranks,
         )
+        return _engine(trial.config).run(run)
 
 
 def evaluate_base(ranks: ProcessGroup, trial: RankTrial) -> Ending:
     """The base model's evaluation."""
     tokenizer, data = _rows(trial)
     folder = TrialDir(trial.folder, is_written=ranks.is_first)
-    engine = _engine(ranks, trial.config)
-    return engine.evaluate_base(trial.config, data, tokenizer, folder, lambda _: Decision.CONTINUE)
+    run = TrainingRun(trial.config, data, tokenizer, folder, lambda _: Decision.CONTINUE, ranks=ranks)
+    return _engine(trial.config).evaluate_base(run)
 
 
 def oom_events(_: ProcessGroup) -> int:
@@ -77,11 +79,11 @@ _refused: list[int] = []
 """Tokens of each micro-step."""
 
 
-def _engine(ranks: ProcessGroup, config: TrialConfig) -> Engine:
+def _engine(config: TrialConfig) -> Engine:
     """The process's own, for all its trials, as in a group under Ray."""
     if not _engines:
         use_threads(config.machine)
-        _engines.append(Engine(config.model, config.machine, ranks))
+        _engines.append(Engine(config.model, config.machine))
     return _engines[0]
 
 

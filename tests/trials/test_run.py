@@ -16,7 +16,7 @@ from trials.engine.engine import Engine
 from trials.records.trial_dir import EvalPoint, Origin, TrialDir, read_trial
 from trials.run import run_single_trial
 from trials.state import TrialState
-from trials.training.evaluation_loop import Decision
+from trials.training.training_run import Decision, TrainingRun
 
 
 def engines_in_memory() -> list[Engine]:
@@ -38,7 +38,7 @@ def engines_seen(
         return Decision.CONTINUE
 
     folder.begin(config, Origin.SINGLE, "demo")
-    ending = run_single_trial(config, data, tokenizer, folder, on_eval, group="demo")
+    ending = run_single_trial(TrainingRun(config, data, tokenizer, folder, on_eval), group="demo")
     assert ending is not None
     assert ending.kind is TrialState.FINISHED
     assert len(read_trial(path).points) == len(seen)

@@ -3,96 +3,24 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from trials.config import TrialConfig
-from trials.data.dataset import TrialData
 from trials.evaluation.answer_scorer import AnswerScorer
 from trials.metrics.row_losses import RowLosses
-from trials.records.checkpoints import Checkpoint
-from trials.records.trial_dir import Ending, EvalPoint, TrialDir, read_trial
+from trials.records.trial_dir import Ending, EvalPoint
 from trials.state import TrialState
-from trials.system.distributed import ALONE, ProcessGroup
-from trials.system.timer import TrialTimer
 from trials.training.early_stopping import divergence, patience_exhausted
+from trials.training.training_run import Decision, TrainingRun
 
 if TYPE_CHECKING:
     from transformers import TrainerState
 
 
-class Decision(Enum):
-    """Answer to a trial after an evaluation."""
-
-    CONTINUE = "go on"
-    STOP = "stop"
-
-
-OnEval = Callable[[EvalPoint], Decision]
-OnLog = Callable[[Mapping[str, float]], None]
-"""Receives values by the names that transformers gives them in W&B, such as train/loss."""
-
-
 OnRecord = Callable[[dict[str, float], bool], None]
 """Logs the values of an evaluation by name; then, if the flag is true, writes a whole checkpoint."""
-
-
-def never() -> bool:
-    """Return False: only the answer after an evaluation stops the trial."""
-    return False
-
-
-def unheard(figures: Mapping[str, float]) -> None:
-    """Ignore what a trial logs."""
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """Arguments of `run_trial`, with the timer that was started for it."""
-
-    config: TrialConfig
-    data: TrialData
-    folder: TrialDir
-    on_eval: OnEval
-    stop_at: float
-    checkpoint: Checkpoint | None
-    timer: TrialTimer
-    is_called_off: Callable[[], bool] = never
-    """Whether the trial is no longer wanted; the engine asks after every optimizer step, from its own thread."""
-    on_log: OnLog = unheard
-    """Receives what is logged between evaluations: the training loss, the learning rate."""
-    ranks: ProcessGroup = ALONE
-    """Processes that train this trial: all of them ask the same questions in the same order."""
-
-    def time_is_over(self) -> bool:
-        """Return whether training has to end, on any rank."""
-        return self.ranks.any(time.time() >= self.stop_at)
-
-    def has_been_called_off(self) -> bool:
-        """Return what `is_called_off` says, true if it is true on any rank."""
-        return self.ranks.any(self.is_called_off())
-
-    def ask(self, point: EvalPoint) -> Decision:
-        """Return the answer of `on_eval`, which is called on the first rank only."""
-        return self.ranks.on_rank_zero(lambda: self.on_eval(point))
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether the ranks share the base's layers, each of which all of them must pass together."""
-        return self.config.machine.fsdp and self.ranks.world_size > 1
-
-    @property
-    def base_eval_loss(self) -> float | None:
-        """Eval loss of the untrained base, in nats per token; None if neither checkpoint nor config has it."""
-        return self.config.base_eval_loss if self.checkpoint is None else self.checkpoint.progress.base_eval_loss
-
-    def points_so_far(self) -> Sequence[EvalPoint]:
-        """Return the evaluations on record if the trial resumes from a checkpoint, else none."""
-        return () if self.checkpoint is None else read_trial(self.folder.path).points
 
 
 @dataclass(frozen=True)
@@ -131,14 +59,14 @@ class EvaluationLoop:
     """Evaluation of one trial, its record, and the decision whether it continues, which the callback shares."""
 
     def __init__(
-        self, job: TrainingRun, trained_model: TrainableModel, scorer: AnswerScorer, base_loss: float, ending: Ending
+        self, run: TrainingRun, trained_model: TrainableModel, scorer: AnswerScorer, base_loss: float, ending: Ending
     ) -> None:
-        self._job = job
-        self._settings = job.config.evaluation
+        self._run = run
+        self._settings = run.config.evaluation
         self._model = trained_model
         self._scorer = scorer
         self._base_loss = base_loss
-        self._points = list(job.points_so_far())
+        self._points = list(run.points_so_far())
         self.ending: Ending | None = ending
         """Ending of the trial unless something changes it; None once the callback has said stop."""
 
@@ -148,7 +76,7 @@ class EvaluationLoop:
         `on_record` is called once the evaluation is on disk, before the callback is asked. It is not called if the loss
         isn't finite.
         """
-        self._job.timer.stop_training()
+        self._run.timer.stop_training()
         losses = self._model.losses()
         diverged = divergence(losses.mean, self._base_loss, self._settings.divergence_factor)
         if diverged is not None and not math.isfinite(losses.mean):
@@ -157,33 +85,33 @@ class EvaluationLoop:
         point = self._record(losses, moment, is_scored=diverged is None)
         goes_on = diverged is None and moment.step < moment.last_step
         score = {} if point.score is None else {"eval_score": point.score}
-        on_record({"eval_loss": point.eval_loss, **score}, goes_on and self._job.config.machine.checkpoint_evaluations)
+        on_record({"eval_loss": point.eval_loss, **score}, goes_on and self._run.config.machine.checkpoint_evaluations)
         is_over = self._evaluate(point, moment, diverged)
-        self._job.timer.start_training()
+        self._run.timer.start_training()
         return is_over
 
     def _record(self, losses: RowLosses, moment: TrainProgress, *, is_scored: bool) -> EvalPoint:
         """Write the evaluation to disk, the adapter before its score: time may run out while answers are generated."""
         point = self._point(losses.mean, moment)
         self._points.append(point)
-        self._job.folder.keep_if_best(point, losses, self._model.save)
+        self._run.folder.keep_if_best(point, losses, self._model.save)
         if is_scored and self._score_is_due(point, moment):
             point = self._model.scored(self._scorer, point, losses)
-        self._job.folder.log(point)
+        self._run.folder.log(point)
         return point
 
     def _score_is_due(self, point: EvalPoint, moment: TrainProgress) -> bool:
         is_last = moment.step >= moment.last_step or patience_exhausted(self._points, self._settings) is not None
         before = self._points[-2].tokens_seen if len(self._points) > 1 else 0
         # When time for training is over, the rest is reserved for the export.
-        return self._scorer.is_due(point.tokens_seen, before, is_last=is_last) and not self._job.time_is_over()
+        return self._scorer.is_due(point.tokens_seen, before, is_last=is_last) and not self._run.time_is_over()
 
     def _evaluate(self, point: EvalPoint, moment: TrainProgress, diverged: Ending | None) -> bool:
         if diverged is not None:
             # The callback isn't asked: a trial that diverged must not be taken for one that merely fell behind.
             self.ending = diverged
             return True
-        if self._job.ask(point) is Decision.STOP:
+        if self._run.ask(point) is Decision.STOP:
             self.ending = None
             return True
         early = self._ends_early(moment)
@@ -193,19 +121,19 @@ class EvaluationLoop:
     def _ends_early(self, moment: TrainProgress) -> Ending | None:
         if moment.step >= moment.last_step:
             return None
-        if self._job.time_is_over():
+        if self._run.time_is_over():
             return Ending(TrialState.PRUNED, "the time for training was over")
         return patience_exhausted(self._points, self._settings)
 
     def _point(self, eval_loss: float, moment: TrainProgress) -> EvalPoint:
-        training_seconds = self._job.timer.training_seconds
+        training_seconds = self._run.timer.training_seconds
         return EvalPoint(
             step=moment.step,
             tokens_seen=moment.tokens_seen,
             eval_loss=eval_loss,
             best_eval_loss=min([eval_loss, *(point.eval_loss for point in self._points)]),
-            seconds=self._job.timer.seconds,
+            seconds=self._run.timer.seconds,
             train_loss=moment.train_loss,
             tokens_per_second=moment.tokens_seen / training_seconds if training_seconds else None,
-            ranks=self._job.ranks.world_size,
+            ranks=self._run.ranks.world_size,
         )

@@ -5,22 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-from trials.config import TrialConfig
-from trials.data.dataset import TrialData
 from trials.errors import EXIT_INTERRUPTED, DiskFull, TuningError, first_line
 from trials.evaluation.answer_scorer import AnswerScorer
 from trials.records.trial_dir import Ending, EvalPoint, TrialDir
 from trials.state import TrialState
 from trials.system.disk_full import disk_full_in
-from trials.system.distributed import ALONE, ProcessGroup
+from trials.system.distributed import ProcessGroup
 from trials.system.oom import is_out_of_memory
-from trials.system.timer import TrialTimer
-from trials.training.evaluation_loop import OnEval, TrainableModel
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from trials.training.evaluation_loop import TrainableModel
+from trials.training.training_run import TrainingRun
 
 
 class TrialInterrupted(TuningError):
@@ -33,7 +27,7 @@ class ReportingError(TrialInterrupted):
     """A trial was cut off because its reports weren't accepted, by Ray or by the store of its folder."""
 
 
-def run_and_record(folder: TrialDir, train: Callable[[], Ending | None], ranks: ProcessGroup = ALONE) -> Ending | None:
+def run_and_record(run: TrainingRun, train: Callable[[], Ending | None]) -> Ending | None:
     """Train, and record how that ended; None: the callback stopped the trial, and its side writes the ending.
 
     Running out of memory is an ending, which is returned. All other errors are raised. `TrialInterrupted` and
@@ -41,44 +35,36 @@ def run_and_record(folder: TrialDir, train: Callable[[], Ending | None], ranks: 
     trial's processes has ended, that cuts it off too: raises `TrialInterrupted`.
     """
     try:
-        with disk_full_in(folder.path), _cut_off_with_others(ranks):
+        with disk_full_in(run.folder.path), _cut_off_with_others(run.ranks):
             ending = train()
     except Exception as error:
         if not is_out_of_memory(error):
-            _record_failure(folder, error)
+            _record_failure(run.folder, error)
             raise
         ending = Ending(TrialState.OUT_OF_MEMORY, str(error).split("\n")[0])
     if ending is not None:
-        with disk_full_in(folder.path):
-            folder.end(ending)
+        with disk_full_in(run.folder.path):
+            run.folder.end(ending)
     return ending
 
 
-def evaluate_base_model(
-    make_model: Callable[[], TrainableModel],
-    config: TrialConfig,
-    data: TrialData,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: TrialDir,
-    on_eval: OnEval,
-    ranks: ProcessGroup = ALONE,
-) -> Ending:
+def evaluate_base_model(run: TrainingRun, make_model: Callable[[], TrainableModel]) -> Ending:
     """Evaluate the base model without an adapter, the baseline of all trials. Errors are recorded and raised."""
-    timer = TrialTimer()
+    folder = run.folder
     try:
-        with disk_full_in(folder.path), _cut_off_with_others(ranks):
+        with disk_full_in(folder.path), _cut_off_with_others(run.ranks):
             trained_model = make_model()
             losses = trained_model.losses()
-            point = EvalPoint(0, 0, losses.mean, losses.mean, timer.seconds)
+            point = EvalPoint(0, 0, losses.mean, losses.mean, run.timer.seconds)
             folder.keep_if_best(point, losses, save_adapter=None)
-            scorer = AnswerScorer(config, data.eval, tokenizer, folder, timer, ranks)
+            scorer = AnswerScorer(run.config, run.data.eval, run.tokenizer, folder, run.timer, run.ranks)
             if scorer.is_due(0, 0, is_last=True):
                 point = trained_model.scored(scorer, point, losses)
             folder.log(point)
     except Exception as error:
         _record_failure(folder, error)
         raise
-    ranks.on_rank_zero(lambda: on_eval(point))
+    run.ask(point)
     ending = Ending(TrialState.FINISHED, "the base model is evaluated, not trained")
     folder.end(ending)
     return ending

@@ -6,96 +6,93 @@ answers continue or stop. If it says stop, its own side records why.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import set_seed
 
-from trials.config import TrialConfig
-from trials.data.dataset import TrialData
 from trials.data.tokenization import TokenizedRow
 from trials.evaluation.answer_scorer import AnswerScorer
 from trials.evaluation.eval_loss import evaluate_rows, shared_losses
 from trials.metrics.row_losses import RowLosses
 from trials.model.loading import attach_adapter, load_base
-from trials.records.checkpoints import Checkpoint, CheckpointWriter, resumed_timer
-from trials.records.trial_dir import Ending, EvalPoint, TrialDir
+from trials.records.checkpoints import CheckpointWriter
+from trials.records.trial_dir import Ending, EvalPoint
 from trials.schedule import evaluation_tokens, full_length
 from trials.state import TrialState
 from trials.system.distributed import ALONE, ProcessGroup
 from trials.system.oom import is_out_of_memory
-from trials.training.evaluation_loop import EvaluationLoop, OnEval, OnLog, TrainingRun, progress_of, unheard
+from trials.training.evaluation_loop import EvaluationLoop, progress_of
+from trials.training.heartbeat import Heartbeat
 from trials.training.outcome import evaluate_base_model, run_and_record
-from trials.trl.batch_size import BatchSizeFinder
+from trials.training.training_run import TrainingRun
+from trials.trl.batch_size import BatchSizeFinder, free_memory
 from trials.trl.trainer import EvaluationTimes, build_trainer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
-def run_trial(
-    config: TrialConfig,
-    data: TrialData,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: TrialDir,
-    on_eval: OnEval,
-    stop_at: float = math.inf,
-    checkpoint: Checkpoint | None = None,
-    ranks: ProcessGroup = ALONE,
-    on_log: OnLog = unheard,
-) -> Ending | None:
-    """Train one adapter, and leave its evaluations, best adapter and ending in `folder`.
+class TrlBackend:
+    """Trainer of one trial at a time, each with a base model of its own.
 
-    With a checkpoint, training continues as if it had never stopped; `trials.records.rewind.rewind` must come first.
-    `stop_at` is in seconds since the epoch; at that time the trial is evaluated once more and ends as pruned. `on_log`
-    receives what is logged between evaluations. Returns how the trial ended; None if the callback stopped it, whose
-    side then writes the ending. Running out of memory is an ending; any other error is recorded as `failed` and raised.
+    Any forward pass of any model is a heartbeat: in training, in evaluation, and in generating answers.
     """
-    job = TrainingRun(
-        config, data, folder, on_eval, stop_at, checkpoint, resumed_timer(checkpoint), on_log=on_log, ranks=ranks
-    )
-    return run_and_record(folder, lambda: _train_as_it_fits(job, tokenizer), ranks)
+
+    has_ended = False
+
+    def __init__(self) -> None:
+        self._heartbeat = Heartbeat()
+
+    def run(self, run: TrainingRun) -> Ending | None:
+        """Train one trial; see `trials.training.training_run.TrialBackend`."""
+        with self._watched(run) as watched:
+            return run_and_record(watched, lambda: _train_as_it_fits(watched))
+
+    def evaluate_base(self, run: TrainingRun) -> Ending:
+        """Evaluate the base model; see `trials.training.training_run.TrialBackend`."""
+        with self._watched(run) as watched:
+            return evaluate_base_model(watched, lambda: _base_model(watched))
+
+    def seconds_since_progress(self) -> float | None:
+        """Return the seconds since the trial's last heartbeat; None: no trial runs, or it waits."""
+        return self._heartbeat.seconds_since_progress()
+
+    def close(self) -> None:
+        """Do nothing: no base model outlives its trial."""
+
+    @contextmanager
+    def _watched(self, run: TrainingRun) -> Iterator[TrainingRun]:
+        # A trial that an error ended can have left its model in a reference cycle.
+        free_memory()
+        with self._heartbeat.working() as beat:
+            # The backward pass may run modules again, in threads of autograd: they beat for the trial's thread.
+            hook = register_module_forward_pre_hook(lambda *_: beat())
+            try:
+                yield run.resting_in(self._heartbeat)
+            finally:
+                hook.remove()
 
 
-def evaluate_base(
-    config: TrialConfig,
-    data: TrialData,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: TrialDir,
-    on_eval: OnEval,
-    ranks: ProcessGroup = ALONE,
-) -> Ending:
-    """Evaluate the base model without an adapter, the baseline of all trials. Errors are recorded and raised."""
-    settings = config.evaluation
-    return evaluate_base_model(
-        lambda: _HfModel(ranks.own(lambda: load_base(config.model)), data.eval.rows, settings.batch_rows, ranks),
-        config,
-        data,
-        tokenizer,
-        folder,
-        on_eval,
-        ranks,
-    )
-
-
-def _train_as_it_fits(job: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
+def _train_as_it_fits(run: TrainingRun) -> Ending | None:
     """Train with ever smaller micro-batches if memory runs out, each time from the newest checkpoint or the beginning.
 
     Several ranks find out together what fits, before they train. Ranks that shard the base can't, because every pass
     needs all of them. If memory runs out on one rank later, the others can't continue without it: raises
     `TrialInterrupted`.
     """
-    finder = BatchSizeFinder(job)
+    finder = BatchSizeFinder(run)
     while True:
         try:
-            return _train(finder, tokenizer)
+            return _train(finder)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if job.ranks.world_size > 1 and (finder.has_begun if job.is_sharded else finder.has_fitted):
+            if run.ranks.world_size > 1 and (finder.has_begun if run.is_sharded else finder.has_fitted):
                 raise finder.cut_off() from None
             # Its frames hold the model, whose memory must be freed.
             error.__traceback__ = None
@@ -103,26 +100,27 @@ def _train_as_it_fits(job: TrainingRun, tokenizer: PreTrainedTokenizerBase) -> E
                 raise
 
 
-def _train(finder: BatchSizeFinder, tokenizer: PreTrainedTokenizerBase) -> Ending | None:
-    job = finder.job
-    config, data, folder = job.config, job.data, job.folder
-    base = job.ranks.own(lambda: load_base(config.model))
-    base_loss = _base_eval_loss(job, base)
+def _train(finder: BatchSizeFinder) -> Ending | None:
+    run = finder.run
+    config, data, folder = run.config, run.data, run.folder
+    base = run.ranks.own(lambda: load_base(config.model))
+    base_loss = _base_eval_loss(run, base)
     set_seed(config.seed)
-    model = job.ranks.own(lambda: attach_adapter(base, config.hyperparameters, config.model.revision))
+    model = run.ranks.own(lambda: attach_adapter(base, config.hyperparameters, config.model.revision))
     epoch = data.train.epoch
     length = full_length(config.hyperparameters, epoch)
     finished = Ending(TrialState.FINISHED, f"trained for all its {length.steps} steps")
     # With a sharded base a rank can't generate without the others, so all ranks answer every row.
-    scorer = AnswerScorer(config, data.eval, tokenizer, job.folder, job.timer, ALONE if job.is_sharded else job.ranks)
-    trained_model = _HfModel(model, data.eval.rows, config.evaluation.batch_rows, job.ranks, job.is_sharded)
-    supervisor = EvaluationLoop(job, trained_model, scorer, base_loss, finished)
-    times = EvaluationTimes(evaluation_tokens(length.tokens, config.evaluation, epoch), job.time_is_over)
-    checkpoints = CheckpointWriter(folder, job.timer, base_loss, config.machine.keep_checkpoints)
-    steps_done = job.checkpoint.step if job.checkpoint else 0
+    scorer = AnswerScorer(config, data.eval, run.tokenizer, folder, run.timer, ALONE if run.is_sharded else run.ranks)
+    trained_model = _HfModel(model, data.eval.rows, config.evaluation.batch_rows, run.ranks, run.is_sharded)
+    supervisor = EvaluationLoop(run, trained_model, scorer, base_loss, finished)
+    evaluations = evaluation_tokens(length.tokens, config.evaluation, epoch)
+    times = EvaluationTimes(evaluations, run.time_is_over, run.has_been_called_off)
+    checkpoints = CheckpointWriter(folder, run.timer, base_loss, config.machine.keep_checkpoints)
+    steps_done = run.checkpoint.step if run.checkpoint else 0
     trainer = build_trainer(
         model,
-        tokenizer,
+        run.tokenizer,
         data.train,
         config,
         length,
@@ -131,17 +129,17 @@ def _train(finder: BatchSizeFinder, tokenizer: PreTrainedTokenizerBase) -> Endin
         folder,
         checkpoints,
         steps_done,
-        job.ranks,
-        job.on_log,
+        run.ranks,
+        run.on_log,
     )
     trainer.worst_rows, trainer.on_fitting = finder.worst_rows, finder.fits
     finder.begins()
-    job.timer.start_training()
-    if job.checkpoint is None:
+    run.timer.start_training()
+    if run.checkpoint is None:
         trainer.train()
     elif steps_done < length.steps:  # the trial may have died between its last checkpoint and its ending
-        trainer.go_on_from(job.checkpoint)
-    return supervisor.ending
+        trainer.go_on_from(run.checkpoint)
+    return None if times.was_called_off else supervisor.ending
 
 
 @dataclass(frozen=True)
@@ -176,9 +174,14 @@ class _HfModel:
         return scorer.scored(point, losses, self.model)
 
 
-def _base_eval_loss(job: TrainingRun, base: PreTrainedModel) -> float:
+def _base_eval_loss(run: TrainingRun, base: PreTrainedModel) -> float:
     """Return the untrained base's eval loss, evaluated only if neither config nor checkpoint has it."""
-    known = job.base_eval_loss
+    known = run.base_eval_loss
     if known is not None:
         return known
-    return _HfModel(base, job.data.eval.rows, job.config.evaluation.batch_rows, job.ranks).losses().mean
+    return _HfModel(base, run.data.eval.rows, run.config.evaluation.batch_rows, run.ranks).losses().mean
+
+
+def _base_model(run: TrainingRun) -> _HfModel:
+    base = run.ranks.own(lambda: load_base(run.config.model))
+    return _HfModel(base, run.data.eval.rows, run.config.evaluation.batch_rows, run.ranks)

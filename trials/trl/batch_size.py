@@ -25,8 +25,8 @@ from trials.records.rewind import restore_newest_checkpoint
 from trials.records.trial_dir import Ending, TrialDir, read_trial
 from trials.schedule import micro_batch_rows
 from trials.state import TrialState
-from trials.training.evaluation_loop import TrainingRun
 from trials.training.outcome import TrialInterrupted
+from trials.training.training_run import TrainingRun
 from trials.trl.dry_run import LongestRows
 from trials.trl.sampler import rows_of_a_rank
 
@@ -83,34 +83,41 @@ def still_to_try(splits: Sequence[BatchSetting], known: MemoryReport | None) -> 
     return list(splits[min(first + ran_out, len(splits) - 1) :])
 
 
+def free_memory() -> None:
+    """Free the memory of models that nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 class BatchSizeFinder:
     """Batch settings of one trial, tried one after the other until the trial fits into memory."""
 
-    def __init__(self, job: TrainingRun) -> None:
-        self._folder = job.folder
-        config, train = job.config, job.data.train
-        rows = rows_of_a_rank(config.hyperparameters.effective_batch, job.ranks)
+    def __init__(self, run: TrainingRun) -> None:
+        self._folder = run.folder
+        config, train = run.config, run.data.train
+        rows = rows_of_a_rank(config.hyperparameters.effective_batch, run.ranks)
         splits = batch_settings(rows, train.longest, config.machine)
-        known = job.ranks.on_rank_zero(lambda: read_memory_report(self._folder.path))
+        known = run.ranks.on_rank_zero(lambda: read_memory_report(self._folder.path))
         self._left = still_to_try(splits, known)
         self._tried = list(known.tried) if known else []
         self._longest = train.longest_rows(self._left[0].rows * train.longest)
-        self._evaluated = job.data.eval.longest_rows(config.evaluation.batch_rows * job.data.eval.longest)
-        self._job = job
+        self._evaluated = run.data.eval.longest_rows(config.evaluation.batch_rows * run.data.eval.longest)
+        self._run = run
         self.has_begun = False
         """Whether the current setting has got as far as training."""
         self.has_fitted = False
         """Whether its largest micro-batch has fitted into memory."""
 
     @property
-    def job(self) -> TrainingRun:
+    def run(self) -> TrainingRun:
         """Training run with the current setting."""
-        return replace(self._job, config=self._left[0].applied(self._job.config))
+        return replace(self._run, config=self._left[0].applied(self._run.config))
 
     @property
     def worst_rows(self) -> LongestRows:
         """Longest rows of the trial for the current setting."""
-        evaluated = self._evaluated[: self._job.config.evaluation.batch_rows]
+        evaluated = self._evaluated[: self._run.config.evaluation.batch_rows]
         return LongestRows(self._longest[: self._left[0].rows], evaluated)
 
     def begins(self) -> None:
@@ -131,17 +138,15 @@ class BatchSizeFinder:
         began, or if the trial has ended. Called on every rank.
         """
         self._note(self._folder, fits=False)
-        has_ended = self._job.ranks.on_rank_zero(lambda: read_trial(self._folder.path).ending is not None)
+        has_ended = self._run.ranks.on_rank_zero(lambda: read_trial(self._folder.path).ending is not None)
         if not self.has_begun or len(self._left) == 1 or has_ended:
             return False
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
         logger.warning("out of memory with %s; going on with %s", *self._left[:2])
         del self._left[0]
         self.has_begun = self.has_fitted = False
-        checkpoint = self._job.ranks.on_rank_zero(lambda: restore_newest_checkpoint(read_trial(self._folder.path)))
-        self._job = replace(self._job, checkpoint=checkpoint, timer=resumed_timer(checkpoint))
+        checkpoint = self._run.ranks.on_rank_zero(lambda: restore_newest_checkpoint(read_trial(self._folder.path)))
+        self._run = replace(self._run, checkpoint=checkpoint, timer=resumed_timer(checkpoint))
         return True
 
     def cut_off(self) -> TrialInterrupted:
@@ -169,9 +174,9 @@ class BatchSizeFinder:
         write_memory_report(folder, use)
 
     def _predicted_bytes(self, split: BatchSetting) -> int | None:
-        config = self._job.config
+        config = self._run.config
         base = model_shape(config.model.name, config.model.revision)
-        longest = split.rows * max(self._job.data.train.longest, 1)
+        longest = split.rows * max(self._run.data.train.longest, 1)
         itemsize = compute_dtype(config.model).itemsize
         need = estimate_memory(
             config, base, longest, itemsize=itemsize, in_engine=False, is_recomputed=split.recomputation

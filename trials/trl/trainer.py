@@ -26,7 +26,8 @@ from trials.records.trial_dir import TrialDir
 from trials.schedule import TokenTriggers, TrialLength, checkpoint_steps, logging_steps, micro_batch_rows
 from trials.system.distributed import ALONE, ProcessGroup
 from trials.tracking.event_log import EventLog
-from trials.training.evaluation_loop import OnLog, OnRecord, unheard
+from trials.training.evaluation_loop import OnRecord
+from trials.training.training_run import OnLog, never, unheard
 from trials.trl.checkpointing import CheckpointedTrainer, CheckpointTimes
 from trials.trl.dry_run import LongestRows, dry_run
 from trials.trl.fsdp import FsdpCallback, leave_base_out_of_ddp
@@ -119,11 +120,18 @@ class HeadTrainer(_TrialTrainerBase):
 
 
 class EvaluationTimes(TrainerCallback):  # type: ignore[misc]
-    """Callback that asks for an evaluation at given numbers of tokens, at the last step, and when time is over."""
+    """Callback that asks for an evaluation at given numbers of tokens, at the last step, and when time is over.
 
-    def __init__(self, tokens: Sequence[int], time_is_over: Callable[[], bool]) -> None:
+    It ends training without one after the step in which the trial is called off.
+    """
+
+    def __init__(
+        self, tokens: Sequence[int], time_is_over: Callable[[], bool], is_called_off: Callable[[], bool] = never
+    ) -> None:
         self._triggers = TokenTriggers(tokens)
         self._time_is_over = time_is_over
+        self._is_called_off = is_called_off
+        self.was_called_off = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -135,6 +143,9 @@ class EvaluationTimes(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Ask for an evaluation if one is due; the trainer calls this after every optimizer step."""
+        if self._is_called_off():
+            self.was_called_off = control.should_training_stop = True
+            return control
         is_reached = self._triggers.advance(state.num_input_tokens_seen)
         if is_reached or state.global_step >= state.max_steps or self._time_is_over():
             control.should_evaluate = True

@@ -380,7 +380,7 @@ def test_what_never_got_a_folder_counts_for_nothing_and_its_id_is_given_again(ru
     shutil.rmtree(lost.folder)  # it died before it could write the folder
     second = make_controller(run, run.read_search(), slots=3)
     assert [begin(second).trial_id for _ in range(2)] == ["0001", lost.trial_id]
-    assert states(run) == [TrialState.RUNNING] * 2
+    assert states(run) == [OptunaState.RUNNING] * 2
 
 
 def test_a_trial_whose_process_died_goes_on_until_it_is_its_own_doing(run: RunDir, search: Search) -> None:

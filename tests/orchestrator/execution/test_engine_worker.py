@@ -238,9 +238,9 @@ def test_a_process_whose_engine_has_broken_down_ends(assign: Assign, monkeypatch
     hold(actor, "0001")
     codes: list[int] = []
     monkeypatch.setattr("os._exit", codes.append)
-    assert actor._runner._engine is not None
+    engine: Any = actor._runner._backend
     # What no trial can be blamed for, such as a GPU that is gone.
-    monkeypatch.setattr(actor._runner._engine._loop._micro_batcher, "check_finite", lambda: 1 / 0)
+    monkeypatch.setattr(engine._loop._micro_batcher, "check_finite", lambda: 1 / 0)
     actor.begin(assign("0002"))
     _, ended = hold(actor, "0002")
     assert ended.error is not None

@@ -20,7 +20,7 @@ from trials.data.dataset import TrialData
 from trials.records.trial_dir import EvalPoint, Origin, TrialDir, TrialRecord, read_trial
 from trials.state import TrialState
 from trials.system.distributed import ALONE, ProcessGroup
-from trials.training.evaluation_loop import Decision
+from trials.training.training_run import Decision
 
 pytestmark = pytest.mark.slow
 

@@ -23,9 +23,9 @@ from tests.conftest import SMALL
 from trials.data.dataset import load_data
 from trials.model.loading import load_tokenizer
 from trials.records.trial_dir import Origin, TrialDir
-from trials.training.evaluation_loop import Decision
+from trials.training.training_run import Decision, TrainingRun
 from trials.system.torch_setup import use_threads
-from trials.trl.backend import run_trial
+from trials.trl.backend import TrlBackend
 
 recipe = load_recipe("demo", [*SMALL, "train_tokens=100000", "evaluations=90"], environ={{}}).recipe
 config, tokenizer = recipe.trial_config({{}}), load_tokenizer(recipe.model)
@@ -46,7 +46,7 @@ with ending_if_hung({limit}) as watchdog:
         with watchdog.resting():
             time.sleep({thinks})
         return Decision.STOP if {thinks} else Decision.CONTINUE
-    run_trial(config, data, tokenizer, folder, on_eval)
+    TrlBackend().run(TrainingRun(config, data, tokenizer, folder, on_eval))
 print("it was stopped")
 """
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tests.integration.test_resume_search import events
 from tests.support.small_splits import first_rows
+from tests.support.trained_trials import TRL
 from trials.config import TrialConfig
 from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
@@ -26,8 +27,7 @@ from trials.model.loading import load_base
 from trials.records.trial_dir import Origin, TrialDir, TrialRecord, read_trial
 from trials.state import TrialState
 from trials.system.torch_setup import use_threads
-from trials.training.evaluation_loop import Decision
-from trials.trl import backend as training
+from trials.training.training_run import Decision, TrainingRun
 
 TRL_S_OWN = {
     *("train/entropy", "train/mean_token_accuracy", "train/num_tokens", "train/total_flos", "train/train_loss"),
@@ -71,9 +71,9 @@ def trained(
 ) -> Pair:
     path = tmp_path_factory.mktemp("engine")
     records = []
-    for name, run in (("trl", training.run_trial), ("ours", engine.run_trial)):
+    for name, by in (("trl", TRL), ("ours", engine)):
         folder = begin(path / name, config, small_data)
-        run(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE)
+        by.run(TrainingRun(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE))
         records.append(read_trial(folder.path))
     return Pair(*records)
 
@@ -144,10 +144,11 @@ def test_the_base_is_evaluated_as_under_trl(
     engine: Engine, config: TrialConfig, small_data: TrialData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     records = []
-    for name, evaluate in (("trl", training.evaluate_base), ("ours", engine.evaluate_base)):
+    for name, by in (("trl", TRL), ("ours", engine)):
         folder = begin(tmp_path / name, config, small_data)
         heard = []
-        ending = evaluate(config, small_data, tokenizer, folder, lambda point, to=heard: to.append(point))
+        run = TrainingRun(config, small_data, tokenizer, folder, lambda point, to=heard: to.append(point))
+        ending = by.evaluate_base(run)
         records.append(read_trial(folder.path))
         assert (records[-1].ending, list(records[-1].points)) == (ending, heard)
     trl, ours = records
@@ -161,9 +162,9 @@ def test_a_trial_ends_when_time_is_over(
     engine: Engine, config: TrialConfig, small_data: TrialData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     records = []
-    for name, run in (("trl", training.run_trial), ("ours", engine.run_trial)):
+    for name, by in (("trl", TRL), ("ours", engine)):
         folder = begin(tmp_path / name, config, small_data)
-        run(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE, stop_at=time.time())
+        by.run(TrainingRun(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE, time.time()))
         records.append(read_trial(folder.path))
     trl, ours = records
     assert ours.ending == trl.ending
@@ -179,7 +180,7 @@ def test_an_unknown_target_module_is_refused_before_anything_is_trained(
     config = config.model_copy(update={"hyperparameters": hp})
     folder = begin(tmp_path / "trial", config, small_data)
     with pytest.raises(ModelError, match=r"target_modules query not in the base model.*Allowed: down_proj, "):
-        engine.run_trial(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE)
+        engine.run(TrainingRun(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE))
     record = read_trial(folder.path)
     assert record.ending is not None
     assert record.ending.kind is TrialState.FAILED
@@ -208,7 +209,7 @@ def test_nothing_is_left_behind_by_many_trials(
         )
         folder = begin(tmp_path / str(number), trial, data)
         word = Decision.STOP if number % 3 == 0 else Decision.CONTINUE
-        engine.run_trial(trial, data, tokenizer, folder, lambda _, word=word: word)
+        engine.run(TrainingRun(trial, data, tokenizer, folder, lambda _, word=word: word))
     assert [each for each in _adapters() if id(each) not in others] == []
     assert engine._loop._manager._footprints == {}
     engine.close()

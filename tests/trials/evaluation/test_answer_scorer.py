@@ -30,8 +30,8 @@ from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, TrialR
 from trials.state import TrialState
 from trials.system.timer import TrialTimer
 from trials.system.torch_setup import use_threads
-from trials.training.evaluation_loop import Decision
-from trials.trl.backend import evaluate_base, run_trial
+from trials.training.training_run import Decision, TrainingRun
+from trials.trl.backend import TrlBackend
 
 ROWS = 3
 DROPOUT = 0.3
@@ -96,7 +96,7 @@ def train(
             heard.append(point)
             return Decision.CONTINUE
 
-        run_trial(config, data, tokenizer, folder, on_eval, stop_at)
+        TrlBackend().run(TrainingRun(config, data, tokenizer, folder, on_eval, stop_at))
         return Trained(read_trial(folder.path), heard)
 
     return of
@@ -196,7 +196,7 @@ def test_the_base_is_scored_once(
     config = small_config.model_copy(update={"evaluation": EvaluationSettings(score_rows=2)})
     folder = TrialDir(tmp_path / "0000")
     folder.begin(config, Origin.BASE, "base")
-    evaluate_base(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE)
+    TrlBackend().evaluate_base(TrainingRun(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE))
     (point,), (scoring,) = read_trial(folder.path).points, read_trial(folder.path).scorings
     assert (scoring.scores.measure, len(scoring.scores.values)) == (Measure.LABEL, 2)
     assert (scoring.step, scoring.scores.mean, scoring.losses.mean) == (0, point.score, point.eval_loss)

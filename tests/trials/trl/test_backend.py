@@ -24,8 +24,8 @@ from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, TrialR
 from trials.state import TrialState
 from trials.system.oom import is_out_of_memory
 from trials.system.torch_setup import use_threads
-from trials.training.evaluation_loop import Decision
-from trials.trl.backend import evaluate_base, run_trial
+from trials.training.training_run import Decision, TrainingRun
+from trials.trl.backend import TrlBackend
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def train(
         config = config.model_copy(update=update)
         folder = folder or TrialDir(tmp_path_factory.mktemp("trial") / "0001")
         folder.begin(config, Origin.SINGLE, "demo")
-        ending = run_trial(config, data, tokenizer, folder, on_eval, stop_at)
+        ending = TrlBackend().run(TrainingRun(config, data, tokenizer, folder, on_eval, stop_at))
         return Trained(ending, read_trial(folder.path))
 
     return of
@@ -124,9 +124,10 @@ def test_it_learns(
     folder = TrialDir(tmp_path / "0000")
     folder.begin(small_config, Origin.BASE, "base")
     heard: list[EvalPoint] = []
-    ending = evaluate_base(
-        small_config, small_data, tokenizer, folder, lambda point: heard.append(point) or Decision.CONTINUE
+    run = TrainingRun(
+        *(small_config, small_data, tokenizer, folder), on_eval=lambda point: heard.append(point) or Decision.CONTINUE
     )
+    ending = TrlBackend().evaluate_base(run)
     base = read_trial(folder.path)
     assert ending.kind is TrialState.FINISHED
     assert base.ending == ending
@@ -320,7 +321,7 @@ def test_a_base_that_cannot_be_evaluated_says_why(
     folder.begin(small_config, Origin.BASE, "base")
     config = small_config.model_copy(update={"model": model})
     with pytest.raises(ModelError, match="no model in"):
-        evaluate_base(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE)
+        TrlBackend().evaluate_base(TrainingRun(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE))
     ending = read_trial(folder.path).ending
     assert ending is not None
     assert ending.kind is TrialState.FAILED

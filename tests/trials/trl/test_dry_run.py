@@ -17,7 +17,7 @@ from trials.data.dataset import TrialData
 from trials.records.memory_report import Attempt, MemoryReport, read_memory_report
 from trials.records.trial_dir import EvalPoint, TrialRecord, read_trial
 from trials.state import TrialState
-from trials.training.evaluation_loop import Decision
+from trials.training.training_run import Decision
 from trials.trl import trainer as trainer_module
 from trials.trl.batch_size import BatchSetting, batch_settings, still_to_try
 

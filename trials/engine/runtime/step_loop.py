@@ -31,12 +31,12 @@ from trials.engine.model.frozen_base import FrozenDecoder
 from trials.engine.model.packed_batch import BatchSlice, fitting, make_batch
 from trials.engine.runtime.adapter_trainer import AdapterTrainer
 from trials.engine.runtime.gpu_errors import is_fatal_gpu_error
-from trials.engine.runtime.heartbeat import Heartbeat
 from trials.engine.runtime.micro_batches import ActiveTrial, IsThere, MicroBatcher
 from trials.engine.runtime.profiling import KernelClock, kernel_clock
 from trials.metrics.row_losses import RowLosses
 from trials.records.memory_report import MemoryReport
 from trials.system.oom import is_out_of_memory
+from trials.training.heartbeat import Heartbeat
 from trials.training.outcome import TrialInterrupted
 
 logger = logging.getLogger(__name__)

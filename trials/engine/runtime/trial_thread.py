@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from transformers import TrainerState
 from transformers.integrations import rewrite_logs
@@ -28,22 +27,18 @@ from trials.schedule import TokenTriggers, checkpoint_steps, evaluation_tokens, 
 from trials.state import TrialState
 from trials.system.oom import is_out_of_memory
 from trials.tracking.event_log import EventLog
-from trials.training.evaluation_loop import EvaluationLoop, TrainingRun, progress_of
+from trials.training.evaluation_loop import EvaluationLoop, progress_of
 from trials.training.row_order import RowOrder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from trials.training.training_run import TrainingRun
 
 
 class EngineTrial:
     """State of one trial, and the sequence of its training, evaluations and checkpoints."""
 
-    def __init__(
-        self, job: TrainingRun, tokenizer: PreTrainedTokenizerBase, loop: StepLoop, eval_rows: Sequence[TokenizedRow]
-    ) -> None:
-        config, data, hp = job.config, job.data, job.config.hyperparameters
-        self._job, self._config, self._loop = job, config, loop
-        ranks = job.ranks
+    def __init__(self, run: TrainingRun, loop: StepLoop, eval_rows: Sequence[TokenizedRow]) -> None:
+        config, data, hp = run.config, run.data, run.config.hyperparameters
+        self._run, self._config, self._loop = run, config, loop
+        ranks = run.ranks
         self._length = full_length(hp, data.train.epoch)
         base_loss = self._base_eval_loss(eval_rows)
         frozen = loop.frozen
@@ -53,7 +48,7 @@ class EngineTrial:
         self._memory = ranks.own(self._tried_out)
         self._flat_optimizer = self._make_optimizer()
         self._state = ranks.own(lambda: loop.allocate(self._first_state))
-        log = (job.checkpoint.progress.log,) if job.checkpoint else ()
+        log = (run.checkpoint.progress.log,) if run.checkpoint else ()
         self._log = TrainingLog(self._state, *log)
         self._trainer = AdapterTrainer(
             self._adapter, self._flat_optimizer, hp.max_grad_norm, self._rows_of_step(), self._state.global_step, ranks
@@ -61,13 +56,13 @@ class EngineTrial:
         tokens = evaluation_tokens(self._length.tokens, config.evaluation, data.train.epoch)
         self._evaluations = TokenTriggers(tokens, self._tokens_seen)
         self._checkpoint_steps = checkpoint_steps(hp.effective_batch, config.machine)
-        self._checkpoints = CheckpointWriter(job.folder, job.timer, base_loss, config.machine.keep_checkpoints)
+        self._checkpoints = CheckpointWriter(run.folder, run.timer, base_loss, config.machine.keep_checkpoints)
         self._checkpointed: int | None = None
         """Step of the last checkpoint written by this run; None: none yet."""
         self._finished = Ending(TrialState.FINISHED, f"trained for all its {self._length.steps} steps")
-        scorer = AnswerScorer(config, data.eval, tokenizer, job.folder, job.timer, ranks)
+        scorer = AnswerScorer(config, data.eval, run.tokenizer, run.folder, run.timer, ranks)
         trained_model = EngineModel(loop, config, eval_rows, self._adapter, ranks)
-        self._supervisor = EvaluationLoop(job, trained_model, scorer, base_loss, self._finished)
+        self._supervisor = EvaluationLoop(run, trained_model, scorer, base_loss, self._finished)
 
     def run(self) -> Ending | None:
         """Train to the end, and return the ending; None: the callback said stop, or the trial was called off."""
@@ -81,17 +76,17 @@ class EngineTrial:
         """Add the attempts that ran out of memory during training to the memory report in the trial's folder."""
         ran_out = self._trainer.oom_tokens
         if ran_out:
-            now = self._loop.memory_report(id(self._job))
+            now = self._loop.memory_report(id(self._run))
             tried = [
-                Attempt(max(1, tokens // self._job.data.train.longest), tokens, self._memory.recomputation, fits=False)
+                Attempt(max(1, tokens // self._run.data.train.longest), tokens, self._memory.recomputation, fits=False)
                 for tokens in ran_out
             ]
-            write_memory_report(self._job.folder, now.after([*self._memory.tried, *tried]))
+            write_memory_report(self._run.folder, now.after([*self._memory.tried, *tried]))
 
     def _train(self) -> Ending | None:
-        with EventLog(self._job.folder, self._state.global_step) as events:
+        with EventLog(self._run.folder, self._state.global_step) as events:
             while self._state.global_step < self._length.steps:
-                self._job.timer.start_training()
+                self._run.timer.start_training()
                 try:
                     self._train_on()
                 except DivergedError:
@@ -99,7 +94,7 @@ class EngineTrial:
                     return self._diverged()
                 if not self._note_steps(events):
                     return self._diverged()
-                if self._job.has_been_called_off():
+                if self._run.has_been_called_off():
                     return None
                 if self._evaluation_is_due() and self._evaluate(events):
                     break
@@ -113,7 +108,7 @@ class EngineTrial:
             self._loop.wait_for(self._loop.train(self._trainer, self._is_there))
         except Exception as error:
             if is_out_of_memory(error):
-                self._job.ranks.fail(error)
+                self._run.ranks.fail(error)
             raise
 
     @property
@@ -125,8 +120,8 @@ class EngineTrial:
             step >= self._length.steps
             or self._evaluations.is_due(self._tokens_seen + tokens)
             or self._checkpoint_is_due(step)
-            or self._job.time_is_over()
-            or self._job.has_been_called_off()
+            or self._run.time_is_over()
+            or self._run.has_been_called_off()
         )
 
     def _checkpoint_is_due(self, step: int) -> bool:
@@ -134,7 +129,7 @@ class EngineTrial:
 
     def _evaluation_is_due(self) -> bool:
         is_reached = self._evaluations.advance(self._tokens_seen)
-        return is_reached or self._state.global_step >= self._length.steps or self._job.time_is_over()
+        return is_reached or self._state.global_step >= self._length.steps or self._run.time_is_over()
 
     def _note_steps(self, events: EventLog) -> bool:
         """Log the steps that were taken; return False if a loss or gradient norm wasn't finite."""
@@ -147,7 +142,7 @@ class EngineTrial:
             entry = self._log.step_done(loss, grad_norm, step.learning_rate)
             if entry is not None:
                 self._write(events, entry, step.ended_at)
-                self._job.on_log({**rewrite_logs(entry), "train/global_step": self._state.global_step})
+                self._run.on_log({**rewrite_logs(entry), "train/global_step": self._state.global_step})
         return all(math.isfinite(figure) for figures in read for figure in figures)
 
     def _evaluate(self, events: EventLog) -> bool:
@@ -179,7 +174,7 @@ class EngineTrial:
 
     def _tried_out(self) -> MemoryReport:
         """Do the dry run before the trial has any progress to lose; write the memory report to its folder."""
-        data, key = self._job.data, id(self._job)
+        data, key = self._run.data, id(self._run)
 
         def longest_rows(tokens: int) -> tuple[Sequence[TokenizedRow], Sequence[TokenizedRow]]:
             return data.train.longest_rows(tokens), data.eval.longest_rows(tokens)
@@ -189,18 +184,18 @@ class EngineTrial:
             found = self._loop.dry_run(dry_run)
         except Exception as error:
             if is_out_of_memory(error):
-                write_memory_report(self._job.folder, self._loop.memory_report(key).after(dry_run.tried))
+                write_memory_report(self._run.folder, self._loop.memory_report(key).after(dry_run.tried))
             raise
-        write_memory_report(self._job.folder, found)
+        write_memory_report(self._run.folder, found)
         return found
 
     def _first_state(self) -> TrainerState:
-        if self._job.checkpoint is None:
-            return first_state(self._config, self._job.data.train, self._length)
-        return read_checkpoint(self._job.checkpoint, self._adapter.named_parameters(), self._flat_optimizer)
+        if self._run.checkpoint is None:
+            return first_state(self._config, self._run.data.train, self._length)
+        return read_checkpoint(self._run.checkpoint, self._adapter.named_parameters(), self._flat_optimizer)
 
     def _rows_of_step(self) -> Callable[[int], list[TokenizedRow]]:
-        train = self._job.data.train
+        train = self._run.data.train
         order = RowOrder(len(train), self._config.hyperparameters.effective_batch, self._config.seed)
         self._order = order
         return lambda step: [train.rows[index] for index in order.step(step)]
@@ -210,9 +205,9 @@ class EngineTrial:
 
     def _base_eval_loss(self, eval_rows: Sequence[TokenizedRow]) -> float:
         """Return the eval loss of the untrained base; evaluates it if neither config nor checkpoint has it."""
-        known = self._job.base_eval_loss
+        known = self._run.base_eval_loss
         return (
-            EngineModel(self._loop, self._config, eval_rows, None, self._job.ranks).losses().mean
+            EngineModel(self._loop, self._config, eval_rows, None, self._run.ranks).losses().mean
             if known is None
             else known
         )

@@ -83,12 +83,12 @@ def test_what_is_tried_leaves_no_trace(
     tokens: list[int] = []
     _watch(monkeypatch, "train", lambda batch: tokens.append(len(batch.input_ids)))
     config = workshop.config(**change)
-    tried = workshop.run("tried", config, ROWS, by=engine.run_trial)
+    tried = workshop.run("tried", config, ROWS, by=engine)
     assert tokens[0] > max(tokens[1:])
     (attempt,) = _use(tried).tried
     assert (attempt.tokens, attempt.fits) == (tokens[0], True)
     tokens.clear()
-    again = workshop.run("again", config, ROWS, by=engine.run_trial)
+    again = workshop.run("again", config, ROWS, by=engine)
     assert len(tokens) == 12  # nothing more is tried of what was shown to fit
     assert _use(again).tried == ()
     one, other = ([value for point in _losses(record) for value in point] for record in (tried, again))
@@ -97,7 +97,7 @@ def test_what_is_tried_leaves_no_trace(
 
 
 def test_a_larger_one_is_tried_again(workshop: Workshop, engine: Engine) -> None:
-    runs = [workshop.run(str(rank), workshop.config(lora_rank=rank), ROWS, by=engine.run_trial) for rank in (8, 16, 4)]
+    runs = [workshop.run(str(rank), workshop.config(lora_rank=rank), ROWS, by=engine) for rank in (8, 16, 4)]
     assert [len(_use(record).tried) for record in runs] == [1, 1, 0]
 
 
@@ -108,9 +108,9 @@ def test_micro_steps_shrink_until_they_fit_and_stay_small_for_the_next(
     longest: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    straight = workshop.run("straight", workshop.config(lora_rank=4), ROWS, by=engine.run_trial)
+    straight = workshop.run("straight", workshop.config(lora_rank=4), ROWS, by=engine)
     failed = _short_of_memory(monkeypatch, "train", 2 * longest)
-    record = workshop.run("short", workshop.config(), ROWS, by=engine.run_trial)
+    record = workshop.run("short", workshop.config(), ROWS, by=engine)
     tried = _use(record).tried
     assert [attempt.fits for attempt in tried] == [*[False] * (len(tried) - 1), True]
     assert [attempt.tokens for attempt in tried[:-1]] == failed
@@ -121,7 +121,7 @@ def test_micro_steps_shrink_until_they_fit_and_stay_small_for_the_next(
     assert _use(record).micro_batch_rows in (1, 2)
     failed.clear()
     for name in ("next", "and next"):
-        after = workshop.run(name, workshop.config(), ROWS, by=engine.run_trial)
+        after = workshop.run(name, workshop.config(), ROWS, by=engine)
         assert _eval_losses(after) == pytest.approx(_eval_losses(record), abs=1e-6)
     assert failed == []
 
@@ -129,9 +129,9 @@ def test_micro_steps_shrink_until_they_fit_and_stay_small_for_the_next(
 def test_memory_that_runs_out_while_it_trains_is_on_record(
     workshop: Workshop, engine: Engine, monkeypatch: pytest.MonkeyPatch, longest: int
 ) -> None:
-    straight = workshop.run("straight", workshop.config(), ROWS, by=engine.run_trial)
+    straight = workshop.run("straight", workshop.config(), ROWS, by=engine)
     failed = _short_of_memory(monkeypatch, "train", longest)
-    record = workshop.run("short", workshop.config(), ROWS, by=engine.run_trial)
+    record = workshop.run("short", workshop.config(), ROWS, by=engine)
     assert [attempt.tokens for attempt in _use(record).tried] == failed
     assert failed
     assert _eval_losses(record) == pytest.approx(_eval_losses(straight), abs=1e-4)
@@ -141,7 +141,7 @@ def test_an_optimizer_step_that_memory_does_not_suffice_for_is_taken_again(
     workshop: Workshop, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = workshop.config(optimizer="adamw_torch_fused")
-    straight = workshop.run("straight", config, ROWS, by=engine.run_trial)
+    straight = workshop.run("straight", config, ROWS, by=engine)
     step, calls = FlatOptimizer.step, iter(range(1000))
 
     def short(self: FlatOptimizer) -> None:
@@ -150,11 +150,11 @@ def test_an_optimizer_step_that_memory_does_not_suffice_for_is_taken_again(
         step(self)
 
     monkeypatch.setattr(FlatOptimizer, "step", short)
-    record = workshop.run("short", config, ROWS, by=engine.run_trial)
+    record = workshop.run("short", config, ROWS, by=engine)
     assert [attempt.fits for attempt in _use(record).tried] == [False, False]
     assert _eval_losses(record) == pytest.approx(_eval_losses(straight), abs=1e-6)
     monkeypatch.setattr(FlatOptimizer, "step", lambda _: torch.empty(2**55))
-    infeasible = workshop.run("infeasible", config, ROWS, by=engine.run_trial)
+    infeasible = workshop.run("infeasible", config, ROWS, by=engine)
     assert infeasible.ending is not None
     assert infeasible.ending.kind is TrialState.OUT_OF_MEMORY
 
@@ -162,7 +162,7 @@ def test_an_optimizer_step_that_memory_does_not_suffice_for_is_taken_again(
 def test_who_does_not_fit_with_a_single_row_is_infeasible_and_others_go_on(
     workshop: Workshop, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = workshop.run("alone", workshop.config(), ROWS, by=engine.run_trial)
+    expected = workshop.run("alone", workshop.config(), ROWS, by=engine)
 
     def check(batch: PackedBatch) -> None:
         if any(segment.adapter.rank == 64 for segment in batch.segments):
@@ -171,8 +171,7 @@ def test_who_does_not_fit_with_a_single_row_is_infeasible_and_others_go_on(
     _watch(monkeypatch, "train", check)
     with ThreadPoolExecutor() as pool:
         ended = [
-            pool.submit(workshop.run, str(rank), workshop.config(lora_rank=rank), ROWS, by=engine.run_trial)
-            for rank in (16, 64)
+            pool.submit(workshop.run, str(rank), workshop.config(lora_rank=rank), ROWS, by=engine) for rank in (16, 64)
         ]
         beside, infeasible = (future.result() for future in ended)
     assert infeasible.ending is not None
@@ -189,9 +188,9 @@ def test_who_does_not_fit_with_a_single_row_is_infeasible_and_others_go_on(
 def test_an_evaluation_is_made_in_smaller_batches(
     workshop: Workshop, engine: Engine, monkeypatch: pytest.MonkeyPatch, small_data: TrialData
 ) -> None:
-    straight = workshop.run("straight", workshop.config(), ROWS, by=engine.run_trial)
+    straight = workshop.run("straight", workshop.config(), ROWS, by=engine)
     failed = _short_of_memory(monkeypatch, "losses", small_data.eval.longest)
-    record = workshop.run("short", workshop.config(), ROWS, by=engine.run_trial)
+    record = workshop.run("short", workshop.config(), ROWS, by=engine)
     assert _eval_losses(record) == pytest.approx(_eval_losses(straight), abs=1e-6)
     assert 1 <= len(failed) <= 10  # of 7 evaluations of 12 rows
 
@@ -199,7 +198,7 @@ def test_an_evaluation_is_made_in_smaller_batches(
 def test_an_adapter_that_memory_does_not_suffice_for_is_made_beside_smaller_micro_steps(
     workshop: Workshop, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = workshop.run("straight", workshop.config(), ROWS, by=engine.run_trial)
+    straight = workshop.run("straight", workshop.config(), ROWS, by=engine)
     limit = engine._loop._manager.max_tokens
 
     def short(*given: Any) -> Adapter:
@@ -209,11 +208,11 @@ def test_an_adapter_that_memory_does_not_suffice_for_is_made_beside_smaller_micr
 
     monkeypatch.setattr("trials.engine.runtime.trial_thread.Adapter", short)
     least = limit // 4
-    record = workshop.run("short", workshop.config(), ROWS, by=engine.run_trial)
+    record = workshop.run("short", workshop.config(), ROWS, by=engine)
     assert record.ending == straight.ending
     assert _eval_losses(record) == pytest.approx(_eval_losses(straight), abs=1e-4)
     least, known = 0, engine._loop._manager.oom_history.ooms
-    infeasible = workshop.run("infeasible", workshop.config(), ROWS, by=engine.run_trial)
+    infeasible = workshop.run("infeasible", workshop.config(), ROWS, by=engine)
     assert infeasible.ending is not None
     assert infeasible.ending.kind is TrialState.OUT_OF_MEMORY
     assert engine._loop._manager.oom_history.ooms == known > 0

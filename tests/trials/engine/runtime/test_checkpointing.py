@@ -35,9 +35,9 @@ from trials.records.checkpoints import Checkpoint, CheckpointWriter, choose_chec
 from trials.records.trial_dir import Origin, TrialDir, TrialRecord, read_trial
 from trials.schedule import full_length
 from trials.system.timer import TrialTimer
-from trials.training.evaluation_loop import Decision
 from trials.training.row_order import RowOrder
-from trials.trl.backend import run_trial
+from trials.training.training_run import Decision, TrainingRun
+from trials.trl.backend import TrlBackend
 
 pytestmark = pytest.mark.slow
 
@@ -129,7 +129,8 @@ def _on_with_trl(name: str, folder: Path, trial: PlainTrial, data: TrialData, to
     own = TrialDir(folder / name)
     own.begin(trial.config, Origin.SINGLE, name, data.fingerprint)
     checkpoint = trial.save(own.path)
-    run_trial(trial.config, data, tokenizer, own, lambda _: Decision.CONTINUE, checkpoint=checkpoint)
+    run = TrainingRun(trial.config, data, tokenizer, own, lambda _: Decision.CONTINUE, checkpoint=checkpoint)
+    TrlBackend().run(run)
     return read_trial(own.path)
 
 

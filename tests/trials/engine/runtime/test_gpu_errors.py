@@ -117,7 +117,7 @@ def test_a_trial_has_no_ending_then(
 ) -> None:
     monkeypatch.setattr(Decoder, name, _fail)
     with pytest.raises(EngineClosedError):
-        workshop.run("cut off", workshop.config(), 18, by=engine.run_trial)
+        workshop.run("cut off", workshop.config(), 18, by=engine)
     assert engine.has_ended
     assert not (tmp_path / "cut off" / "ending.json").exists()
 
@@ -127,6 +127,6 @@ def test_a_trial_that_sees_it_in_its_own_thread_ends_the_engine(
 ) -> None:
     monkeypatch.setattr("trials.engine.runtime.trial_thread.write_checkpoint", _fail)
     with pytest.raises(EngineClosedError, match="EXECUTION_FAILED"):
-        workshop.run("cut off", workshop.config(), 18, by=engine.run_trial)
+        workshop.run("cut off", workshop.config(), 18, by=engine)
     assert engine.has_ended
     assert not (tmp_path / "cut off" / "ending.json").exists()

@@ -1,4 +1,4 @@
-"""Heartbeats of the engine's threads, by which a hanging thread is recognised.
+"""Heartbeats of a backend's threads, by which a hanging thread is recognised.
 
 A working thread beats with every piece of work. A thread that waits for another thread, or for a callback of the
 launcher, is resting and isn't counted.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -30,11 +30,18 @@ class Heartbeat:
             self._beats.pop(threading.get_ident(), None)
 
     @contextmanager
-    def working(self) -> Iterator[None]:
-        """Count the calling thread as at work inside the block."""
+    def working(self) -> Iterator[Callable[[], None]]:
+        """Count the calling thread as at work inside the block; yield its heartbeat, which any thread may call."""
+        thread = threading.get_ident()
+
+        def beat() -> None:
+            with self._lock:
+                if thread in self._beats:
+                    self._beats[thread] = time.monotonic()
+
         self.beat()
         try:
-            yield
+            yield beat
         finally:
             self.stop()
 

@@ -16,9 +16,9 @@ from tests.support.trained_trials import Workshop
 from trials.data.dataset import TrialData
 from trials.data.tokenization import TokenizedRow
 from trials.engine.engine import Engine
-from trials.engine.runtime.heartbeat import Heartbeat
 from trials.records.trial_dir import EvalPoint, Origin, TrialDir
-from trials.training.evaluation_loop import Decision
+from trials.training.heartbeat import Heartbeat
+from trials.training.training_run import Decision, TrainingRun
 
 
 def test_who_has_been_silent_longest_counts_and_who_rests_does_not() -> None:
@@ -56,7 +56,7 @@ def test_a_trial_that_waits_for_a_word_does_not_hang(workshop: Workshop, engine:
         while_asked.append(engine.seconds_since_progress())
         return Decision.CONTINUE
 
-    workshop.run("trial", workshop.config(), 18, think, by=engine.run_trial)
+    workshop.run("trial", workshop.config(), 18, think, by=engine)
     assert while_asked == [None] * 6
     assert _eventually(lambda: engine.seconds_since_progress() is None)
 
@@ -87,7 +87,7 @@ def test_a_loader_that_hangs_is_seen(
     folder.begin(config, Origin.PROPOSED, "hangs")
     with ThreadPoolExecutor() as pool:
         data = replace(small_data, train=train)
-        ended = pool.submit(engine.run_trial, config, data, tokenizer, folder, lambda _: Decision.CONTINUE)
+        ended = pool.submit(engine.run, TrainingRun(config, data, tokenizer, folder, lambda _: Decision.CONTINUE))
         assert _eventually(lambda: (engine.seconds_since_progress() or 0) > 1.5)
         allowed.set()
         assert ended.result(60) is not None
