@@ -104,7 +104,7 @@ def plan_consolidation(
 def is_near_the_end(search: Search, throughput: ThroughputModel, seconds_left: float) -> bool:
     """Whether a full trial on one GPU takes longer than the time left, and consolidation is allowed and possible."""
     placed, full = search.placement, throughput.seconds(None, search.full_tokens)
-    if placed is None or full is None or not placed.engines:
+    if placed is None or full is None:
         return False
     # Called several times a second, so the expensive check comes last.
     return full / placed.slots_per_engine > seconds_left and _may_consolidate(search, placed)

@@ -30,7 +30,7 @@ from trials.cli import number_within, whole_number
 from trials.system.processes import Process, processes
 
 _ROOT = Path(__file__).parents[2]
-_NAMES = {"engine": "ray::EngineWorker", "holder": "ray::ImplicitFunc", "raylet": "raylet", "gcs": "gcs_server"}
+_NAMES = {"engine": "ray::TrialWorker", "holder": "ray::ImplicitFunc", "raylet": "raylet", "gcs": "gcs_server"}
 VICTIMS = ("command", "session", *_NAMES, "reboot")
 _LONGEST_NAME = 15
 """The system keeps no more of a process's name."""
