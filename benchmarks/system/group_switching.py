@@ -15,7 +15,8 @@ from ray.util import placement_group_table
 
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution.channel import Finished
-from orchestrator.execution.tune_run import placed, ray_session
+from orchestrator.execution.cluster import placed
+from orchestrator.execution.tune_run import ray_session
 from orchestrator.execution.worker_pool import WorkerPool
 from orchestrator.state.deadline import from_budget
 from orchestrator.state.run_dir import Search
@@ -32,22 +33,22 @@ def change_trials(recipe: Path, work: Path, stops: int, ranks: int) -> dict[str,
     Also those to the first trial's first evaluation, and from the end until all GPUs are free.
     """
     gone, next_ = [], []
-    with _engines(recipe, work, ranks) as (engines, search):
+    with _open_pool(recipe, work, ranks) as (pool, search):
         began = time.perf_counter()
         config = _config(search)
-        engine = _begin(engines, config, work, 0)
-        _first_evaluation(engine, "0")
+        worker = _begin(pool, config, work, 0)
+        _first_evaluation(worker, "0")
         first = time.perf_counter() - began
         for number in range(1, stops + 1):
             stopped = time.perf_counter()
-            engines.free_slot(str(number - 1))
-            wait_until(lambda number=number: engines.has_left(str(number - 1)))  # type: ignore[misc]
+            pool.free_slot(str(number - 1))
+            wait_until(lambda number=number: pool.has_left(str(number - 1)))  # type: ignore[misc]
             gone.append(time.perf_counter() - stopped)
-            engine = _begin(engines, config, work, number)
-            _first_evaluation(engine, str(number))
+            worker = _begin(pool, config, work, number)
+            _first_evaluation(worker, str(number))
             next_.append(time.perf_counter() - stopped)
         ended = time.perf_counter()
-        engines.close()
+        pool.close()
         wait_until(lambda: not open_groups())
         return {"gone": gone, "next": next_, "first": first, "closed": time.perf_counter() - ended}
 
@@ -67,7 +68,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def _engines(recipe: Path, work: Path, ranks: int) -> Iterator[tuple[WorkerPool, Search]]:
+def _open_pool(recipe: Path, work: Path, ranks: int) -> Iterator[tuple[WorkerPool, Search]]:
     settings = load_recipe(str(recipe), environ={}).recipe
     search = Search(settings, {}, from_budget("1h", None, datetime.now(UTC)), ranks, full_tokens=100_000, ranks=ranks)
     with ray_session(dashboard=True):
@@ -83,12 +84,12 @@ def _config(search: Search) -> TrialConfig:
     return config.model_copy(update={"base_eval_loss": 1e9, "evaluation": evaluation})
 
 
-def _begin(engines: WorkerPool, config: TrialConfig, work: Path, number: int) -> Any:
+def _begin(pool: WorkerPool, config: TrialConfig, work: Path, number: int) -> Any:
     folder = work / "changes" / f"{time.time_ns()}-{number}"
     TrialDir(folder).begin(config, Origin.PROPOSED, "change")
-    engine = _named(str(engines.take_slot(str(number))))
-    ray.get(engine.begin.remote(_request(config, folder, number)))
-    return engine
+    worker = _named(pool.take_slot(str(number)))
+    ray.get(worker.begin.remote(_request(config, folder, number)))
+    return worker
 
 
 def _named(name: str) -> Any:
@@ -108,7 +109,7 @@ def _request(config: TrialConfig, folder: Path, number: int) -> TrialRequest:
     return TrialRequest(str(number), Origin.PROPOSED, "proposed", config, folder, group="changes")
 
 
-def _first_evaluation(engine: Any, trial_id: str) -> None:
-    word = ray.get(engine.next_message.remote(trial_id))
+def _first_evaluation(worker: Any, trial_id: str) -> None:
+    word = ray.get(worker.next_message.remote(trial_id))
     if isinstance(word, Finished):
         raise RuntimeError(f"the trial ended: {word.error}")

@@ -158,7 +158,7 @@ def _free_port() -> int:
 
 def _prepared(run: RunDir, arguments: argparse.Namespace) -> tuple[Search, list[CheckResult], float]:
     """Return the search with its placement, the preflight's results, and the seconds that the preflight took."""
-    from orchestrator.execution.tune_run import placed
+    from orchestrator.execution.cluster import placed
     from orchestrator.preflight.cluster import cluster_checks
 
     settings = [
@@ -186,10 +186,10 @@ def _prepared(run: RunDir, arguments: argparse.Namespace) -> tuple[Search, list[
 def _search(run: RunDir, search: Search, memory: Memory) -> None:
     from orchestrator.controller.controller import SearchController
     from orchestrator.execution import tune_run as tuner
-    from orchestrator.execution import worker_pool as engines
+    from orchestrator.execution import worker_pool
     from orchestrator.monitoring.prometheus import PrometheusExporter
 
-    engines.EngineWorker = SleepingEngine  # type: ignore[attr-defined]
+    worker_pool.TrialWorker = SleepingEngine  # type: ignore[attr-defined]
     progress, clock = Progress(tuple(search.recipe.space)), SteadyClock()
     assert search.placement is not None
     with PrometheusExporter(progress, run, search, clock) as metrics:

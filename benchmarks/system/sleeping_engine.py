@@ -8,8 +8,8 @@ from pathlib import Path
 from benchmarks.simulator.synthetic_curves import ModelledCurves
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution.channel import TrialChannel
-from orchestrator.execution.engine_worker import EngineWorker
-from orchestrator.execution.segment_log import log_evaluation, logged_segment
+from orchestrator.execution.trial_runner import log_evaluation, logged_segment
+from orchestrator.execution.trial_worker import TrialWorker
 from trials.config import TrialConfig
 from trials.metrics.row_losses import RowLosses
 from trials.records.checkpoints import CheckpointWriter, LogState, choose_checkpoint
@@ -23,36 +23,36 @@ SEGMENTS = "segments"
 _STEPS, _TOKENS_PER_SECOND = 100, 1000.0
 
 
-class SleepingEngine(EngineWorker):
-    """Replaces `EngineWorker`, in a process of its own; a trial's `train_tokens` are slept at 1,000 a second."""
+class SleepingEngine(TrialWorker):
+    """Replaces `TrialWorker`, in a process of its own; a trial's `train_tokens` are slept at 1,000 a second."""
 
-    def _run_trial(self, request: TrialRequest, conversation: TrialChannel) -> None:
+    def _run_trial(self, request: TrialRequest, channel: TrialChannel) -> None:
         began = time.time()
         with logged_segment(request.folder, resumes=request.resumes):
-            slept = _run(request, conversation)
+            slept = _run(request, channel)
         segments = request.folder.parent.parent / SEGMENTS
         segments.mkdir(exist_ok=True)
         line = {"trial": request.trial_id, "began": began, "ended": time.time(), "slept": slept}
         append_json_line(segments / f"{request.worker}.jsonl", line)
 
 
-def _run(request: TrialRequest, conversation: TrialChannel) -> float:
+def _run(request: TrialRequest, channel: TrialChannel) -> float:
     """Run one request; return the seconds slept."""
     folder = TrialDir(request.folder)
     if request.origin is Origin.BASE:
-        return _evaluate_base(folder, conversation)
-    return _sleep_through(request.config, folder, conversation, resumes=request.resumes)
+        return _evaluate_base(folder, channel)
+    return _sleep_through(request.config, folder, channel, resumes=request.resumes)
 
 
-def _evaluate_base(folder: TrialDir, conversation: TrialChannel) -> float:
+def _evaluate_base(folder: TrialDir, channel: TrialChannel) -> float:
     loss = ModelledCurves.base_loss
     folder.record(EvalPoint(0, 0, loss, loss, seconds=0.0), _rows(loss), None)
-    conversation.report(EvalPoint(0, 0, loss, loss, seconds=0.0))
+    channel.report(EvalPoint(0, 0, loss, loss, seconds=0.0))
     folder.end(Ending(TrialState.FINISHED, "the base model is evaluated, not trained"))
     return 0.0
 
 
-def _sleep_through(config: TrialConfig, folder: TrialDir, conversation: TrialChannel, *, resumes: bool) -> float:
+def _sleep_through(config: TrialConfig, folder: TrialDir, channel: TrialChannel, *, resumes: bool) -> float:
     curve = ModelledCurves(0).curve(folder.path.name, config.hyperparameters)
     tokens, evaluations = config.hyperparameters.train_tokens or 0, config.evaluation.evaluations
     first = choose_checkpoint(folder.path, None).progress.step * evaluations // _STEPS if resumes else 0
@@ -68,7 +68,7 @@ def _sleep_through(config: TrialConfig, folder: TrialDir, conversation: TrialCha
         log_evaluation(folder.path.name, point)
         if number < evaluations:
             _checkpoint(folder, point)
-        if not conversation.report(point):
+        if not channel.report(point):
             return (number - first) * each
     folder.end(Ending(TrialState.FINISHED, "slept through all its steps"))
     return (evaluations - first) * each

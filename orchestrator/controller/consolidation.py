@@ -97,7 +97,7 @@ def plan_consolidation(
 
 def _is_near_the_end(budget: SearchBudget, placed: Placement, seconds_per_token: float) -> bool:
     """Whether a full trial on one GPU takes longer than the time left, and consolidation is allowed and possible."""
-    if not placed.engines or budget.seconds_left <= 0:
+    if budget.seconds_left <= 0:
         return False
     full = seconds_per_token * budget.search.full_tokens / placed.slots_per_engine
     # Called several times a second, so the expensive check comes last.

@@ -34,9 +34,7 @@ class TrialRequest:
 
     segment: str = ""
     """Name of the segment that this request runs; a folder of Ray Tune in RUN/ray."""
-    log: Path | None = None
-    """Output file of a process that runs this trial alone; unused by workers, which have a file of their own."""
     by_trl: bool = False
     """Whether TRL trains the trial, and not the engine."""
-    worker: str | None = None
-    """Name of the worker (a Ray actor) that runs it; None: a process of Ray Tune runs it."""
+    worker: str = ""
+    """Name of the worker (a Ray actor) that runs it."""

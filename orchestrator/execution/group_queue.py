@@ -1,6 +1,6 @@
 """Task queue between one trial proxy and the ranks of a worker group; one trial at a time.
 
-Proxy side (as `orchestrator.execution.engine_worker`): `begin`, `next_message`, `resume`, `release`.
+Proxy side (as `orchestrator.execution.channel.Worker`): `begin`, `next_message`, `resume`, `release`.
 Rank side: `next_task`, `report`, `log`, `warn`, `wait_cancelled`, `finish`, `heartbeat`.
 Every rank receives the same tasks. Thread-safe. Imports neither Ray nor torch.
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.controller.trial_request import TrialRequest
-from orchestrator.execution.channel import Finished, TrialChannel, Word
+from orchestrator.execution.channel import ChannelMessage, Finished, TrialChannel
 from trials.errors import PeerError
 from trials.records.trial_dir import EvalPoint
 
@@ -30,7 +30,7 @@ class _Task:
     """One segment of a trial."""
 
     request: TrialRequest
-    conversation: TrialChannel
+    channel: TrialChannel
     is_taken: bool = False
     """Whether a rank has taken the task, so that all others must take it too."""
     ended: dict[int, str | None] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class GroupQueue:
 
     def __init__(self, ranks: int) -> None:
         self._ranks = ranks
-        self._turns: dict[int, _Task] = {}
+        self._tasks: dict[int, _Task] = {}
         """Tasks that are not over, by number."""
         self._count = 0
         self._of_trial: dict[str, _Task] = {}
@@ -59,36 +59,36 @@ class GroupQueue:
 
     def begin(self, request: TrialRequest) -> None:
         """Queue a task for one trial; an earlier task of this trial is cancelled."""
-        turn = _Task(request, TrialChannel())
+        task = _Task(request, TrialChannel())
         with self._changed:
             before = self._of_trial.get(request.trial_id)
             if before is not None:
                 self._call_off(before)
-            self._of_trial[request.trial_id] = turn
-            self._turns[self._count] = turn
+            self._of_trial[request.trial_id] = task
+            self._tasks[self._count] = task
             self._count += 1
             self._changed.notify_all()
 
-    def next_message(self, trial_id: str) -> Word:
+    def next_message(self, trial_id: str) -> ChannelMessage:
         """Wait for the trial's next message; for a trial without a task, `Finished` at once."""
-        turn = self._of_trial.get(trial_id)
-        return Finished() if turn is None else turn.conversation.next_message()
+        task = self._of_trial.get(trial_id)
+        return Finished() if task is None else task.channel.next_message()
 
     def resume(self, trial_id: str) -> None:
         """Let a trial go on after an evaluation."""
-        turn = self._of_trial.get(trial_id)
-        if turn is not None:
-            turn.conversation.reply(goes_on=True)
+        task = self._of_trial.get(trial_id)
+        if task is not None:
+            task.channel.reply(goes_on=True)
 
     def release(self, trial_id: str) -> None:
         """Stop a trial if it has a task: at once if it waits for a reply, else after the current step.
 
         Waits until the task is over, so that no rank writes to the trial's folder any more.
         """
-        turn = self._of_trial.pop(trial_id, None)
-        if turn is not None:
-            self._call_off(turn)
-            turn.is_over.wait()
+        task = self._of_trial.pop(trial_id, None)
+        if task is not None:
+            self._call_off(task)
+            task.is_over.wait()
 
     def seconds_since_progress(self) -> float | None:
         """Return the seconds since the longest-silent rank made progress; None: no rank has work.
@@ -98,8 +98,8 @@ class GroupQueue:
         now = time.monotonic()
         if len(self._silent) < self._ranks:
             return (now - self._opened) / _OPENING_FACTOR
-        leaving = [turn for turn in list(self._turns.values()) if turn.ended]
-        if any(now - turn.ended_at > _FAREWELL_SECONDS for turn in leaving):
+        leaving = [task for task in list(self._tasks.values()) if task.ended]
+        if any(now - task.ended_at > _FAREWELL_SECONDS for task in leaving):
             return float("inf")
         # A process that was suspended (SIGSTOP) while idle would never report the work that it gets next.
         found = [
@@ -118,47 +118,48 @@ class GroupQueue:
         """
         with self._changed:
             while not self._is_closed:
-                found = min((open_ for open_ in self._turns if open_ >= number), default=None)
+                found = min((open_ for open_ in self._tasks if open_ >= number), default=None)
                 if found is not None:
-                    self._turns[found].is_taken = True
-                    return found, self._turns[found].request
+                    self._tasks[found].is_taken = True
+                    return found, self._tasks[found].request
                 self._changed.wait()
         return None
 
     def report(self, number: int, point: EvalPoint) -> bool:
         """Report an evaluation and wait for the reply; return whether the trial goes on."""
-        return self._turns[number].conversation.report(point)
+        return self._tasks[number].channel.report(point)
 
     def log(self, number: int, figures: Mapping[str, float]) -> None:
         """Pass on metrics that the trial logged."""
-        self._turns[number].conversation.log(figures)
+        self._tasks[number].channel.log(figures)
 
     def warn(self, number: int, troubles: Mapping[str, str]) -> None:
         """Pass on failures of reporting."""
-        self._turns[number].conversation.warn(troubles)
+        self._tasks[number].channel.warn(troubles)
 
     def wait_cancelled(self, number: int) -> None:
         """Wait until the task is cancelled or over."""
-        self._turns[number].is_called_off.wait()
+        self._tasks[number].is_called_off.wait()
 
     def finish(self, number: int, rank: int, error: str | None) -> None:
         """Record that this rank has finished the task; `error` is its traceback, None if it did not fail."""
-        turn = self._turns[number]
+        task = self._tasks[number]
         with self._changed:
-            turn.ended[rank], turn.ended_at = error, time.monotonic()
-            if len(turn.ended) < self._ranks:
+            task.ended[rank], task.ended_at = error, time.monotonic()
+            if len(task.ended) < self._ranks:
                 return
-            del self._turns[number]
-        errors = [found for _, found in sorted(turn.ended.items()) if found is not None]
+            del self._tasks[number]
+        errors = [found for _, found in sorted(task.ended.items()) if found is not None]
         # A PeerError only repeats the failure of another rank, so it comes last.
         errors.sort(key=lambda found: PeerError.__name__ in found.strip().splitlines()[-1])
-        turn.conversation.finish(errors[0] if errors else None)
-        turn.is_called_off.set()
-        turn.is_over.set()
+        task.channel.finish(errors[0] if errors else None)
+        task.is_called_off.set()
+        task.is_over.set()
 
-    def heartbeat(self, rank: int, seconds: float | None) -> None:
-        """Record the seconds since the rank made progress; None: it has no work."""
+    def heartbeat(self, rank: int, seconds: float | None) -> bool:
+        """Record the seconds since the rank made progress; None: it has no work. Return whether the queue is closed."""
         self._silent[rank] = (seconds, time.monotonic())
+        return self._is_closed
 
     def close(self) -> None:
         """Close the queue: there are no more tasks."""
@@ -166,11 +167,11 @@ class GroupQueue:
             self._is_closed = True
             self._changed.notify_all()
 
-    def _call_off(self, turn: _Task) -> None:
-        turn.conversation.close()
-        turn.is_called_off.set()
+    def _call_off(self, task: _Task) -> None:
+        task.channel.close()
+        task.is_called_off.set()
         with self._changed:
-            if not turn.is_taken:
+            if not task.is_taken:
                 # No rank has it, so none would finish it.
-                self._turns = {number: other for number, other in self._turns.items() if other is not turn}
-                turn.is_over.set()
+                self._tasks = {number: other for number, other in self._tasks.items() if other is not task}
+                task.is_over.set()

@@ -15,7 +15,7 @@ from trials.console.logs import trial_log
 from trials.tracking.trial_run import figures
 
 _READY_SECONDS = 300.0
-"""Seconds for an engine's process to start, without the base model, which is loaded later."""
+"""Seconds for a worker's process to start, without the base model, which is loaded later."""
 
 
 class TrialFailedRemotely(Exception):
@@ -30,23 +30,23 @@ def run_trial_proxy(config: dict[str, Any]) -> None:
     Raises `TrialFailedRemotely` if the trial failed, and Ray's own error if the worker's process ended.
     """
     request: TrialRequest = config[REQUEST_KEY]
-    engine, trial_id = ray.get_actor(request.worker), request.trial_id
+    worker, trial_id = ray.get_actor(request.worker), request.trial_id
     # Ray restarts a worker whose process ended, unless its machine is gone. The call of `ready` may be retried; that of
     # `begin` may not, because it could start the trial twice.
-    ray.get(engine.ready.options(max_task_retries=-1).remote(), timeout=_READY_SECONDS)
-    ray.get(engine.begin.remote(request))
+    ray.get(worker.ready.options(max_task_retries=-1).remote(), timeout=_READY_SECONDS)
+    ray.get(worker.begin.remote(request))
     troubles: dict[str, str] = {}
     log_file = trial_log(request.folder) if request.remote is None else nullcontext()
     with log_file, tracked(request) as log:
-        while not isinstance(word := ray.get(engine.next_message.remote(trial_id)), Finished):
-            if isinstance(word, LoggedMetrics):
-                log(word.figures)
+        while not isinstance(message := ray.get(worker.next_message.remote(trial_id)), Finished):
+            if isinstance(message, LoggedMetrics):
+                log(message.figures)
                 continue
-            if isinstance(word, ReportingFailed):
-                troubles.update(word.troubles)
+            if isinstance(message, ReportingFailed):
+                troubles.update(message.troubles)
                 continue
-            log(figures(word))
-            tune.report(report_of(word, troubles))
-            engine.resume.remote(trial_id)
-    if word.error is not None:
-        raise TrialFailedRemotely(word.error)
+            log(figures(message))
+            tune.report(report_of(message, troubles))
+            worker.resume.remote(trial_id)
+    if message.error is not None:
+        raise TrialFailedRemotely(message.error)

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+import faulthandler
+import functools
+import logging
+import os
+import socket
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from orchestrator.controller.trial_request import TrialRequest
-from orchestrator.execution.loading import load_rows
-from orchestrator.execution.segment_log import log_evaluation, logged_segment
 from orchestrator.storage.working_copy import working_copy_of
-from trials.config import TrialConfig
+from trials.config import DataSettings, ModelSettings, TrialConfig
+from trials.console.logs import trial_log
+from trials.console.troubles import only_reporting
+from trials.data.dataset import TrialData, load_data
+from trials.errors import DataError
 from trials.records.checkpoints import choose_checkpoint
-from trials.records.trial_dir import EvalPoint, Origin, TrialDir
+from trials.records.trial_dir import EvalPoint, Origin, TrialDir, read_trial
 from trials.tracking.trial_run import wandb_is_wanted, without_wandb
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from trials.data.dataset import TrialData
     from trials.system.distributed import ProcessGroup
     from trials.training.training_run import Decision, OnEval, OnLog, TrialBackend
+
+logger = logging.getLogger(__name__)
 
 _OPENING_FACTOR = 4.0
 """Reading rows, loading the base model and compiling kernels may take so many times the limit for a step."""
 
 
 class TrialRunner:
-    """Runs trials in the engine, several at once from threads, or with TRL if the request says so.
+    """Runs trials in the engine, several at once from threads, or one at a time with TRL if the request says so.
 
     `cpu_threads` is the number of torch's threads if there is no GPU; None leaves it as it is. `ranks` is the group of
     processes that run the same trials at the same time; None: this process is alone.
@@ -131,6 +141,49 @@ class TrialRunner:
         return without_wandb(config.model_copy(update={"machine": machine}))
 
 
+@functools.lru_cache(maxsize=1)
+def load_rows(
+    model: ModelSettings, data: DataSettings, fingerprint: str | None
+) -> tuple[PreTrainedTokenizerBase, TrialData]:
+    """Return tokenizer and rows, the same for all trials of a search; to be called by one thread at a time.
+
+    `fingerprint` None: it is not compared. Raises `DataError` if the rows are not those that the search began with.
+    """
+    from trials.model.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    loaded = load_data(data, tokenizer)
+    if fingerprint is not None and loaded.fingerprint != fingerprint:
+        raise DataError("the data or the tokenizer has changed since the search began. Restore it, and resume.")
+    return tokenizer, loaded
+
+
+@contextmanager
+def logged_segment(folder: Path, *, resumes: bool) -> Iterator[None]:
+    """Log begin and end of a segment, and whatever its thread logs inside, to the log file in `folder`."""
+    with trial_log(folder):
+        how = "goes on" if resumes else "begins"
+        logger.info("trial %s %s in process %d on %s", folder.name, how, os.getpid(), socket.gethostname())
+        try:
+            yield
+        except Exception:
+            logger.exception("trial %s: an error ended it here", folder.name)
+            raise
+        with only_reporting("log"):
+            ending = read_trial(folder).ending
+            left = "it leaves, as its search says" if ending is None else f"{ending.kind.value}: {ending.reason}"
+            logger.info("trial %s: %s", folder.name, left)
+
+
+def log_evaluation(trial_id: str, point: EvalPoint) -> None:
+    """Log one evaluation as a line."""
+    speed = f", {point.tokens_per_second:,.0f} tokens/s" if point.tokens_per_second else ""
+    logger.info(
+        "trial %s at step %d, %s tokens: eval loss %.4f%s",
+        *(trial_id, point.step, f"{point.tokens_seen:,}", point.eval_loss, speed),
+    )
+
+
 def _new_backend(config: TrialConfig, *, by_trl: bool) -> TrialBackend:
     if by_trl:
         from trials.trl.backend import TrlBackend
@@ -156,3 +209,10 @@ def gpu_is_unusable(error: Exception) -> bool:
     except RuntimeError:
         return True
     return False
+
+
+def end_hung_process() -> NoReturn:
+    """End this process, with the tracebacks of all threads on stderr. A thread that hangs cannot be ended otherwise."""
+    sys.stderr.write("no progress within machine.step_limit_seconds: this process ends\n")
+    faulthandler.dump_traceback(file=sys.__stderr__ or 2)
+    os._exit(1)

@@ -47,23 +47,22 @@ def request_of(trial: Trial) -> TrialRequest:
 class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships without complete types
     """Tune's searcher: asks the controller for the next trial, and reports ended ones to it."""
 
-    def __init__(self, controller: SearchController, run: RunDir, engines: WorkerPool) -> None:
+    def __init__(self, controller: SearchController, run: RunDir, pool: WorkerPool) -> None:
         # No metric: with one, Tune ends the whole search if a trial ends before its first report.
         super().__init__()
         self._controller = controller
-        self._engines = engines
+        self._pool = pool
         self._our_ids: dict[str, str] = {}
         self._leaving: list[tuple[str, TrialExit]] = []
         self._errors: dict[str, TrialExit] = {}
         self._by_trl = trl_reason(controller.search) is not None
-        self._logs = run.logs
         ray = run.path / "ray"
         self._segments = {path.name for path in ray.iterdir()} if ray.is_dir() else set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return a configuration for Tune; None: nothing now, ask again; FINISHED: nothing more."""
         self.report_exits()
-        if not self._engines.has_room:
+        if not self._pool.has_room:
             return None
         answer = self._controller.suggest()
         if not isinstance(answer, TrialRequest):
@@ -72,9 +71,8 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
         request = replace(
             answer,
             segment=self._segment(answer.trial_id),
-            log=self._logs / f"{answer.trial_id}.log",
             by_trl=self._by_trl,
-            worker=self._engines.take_slot(answer.trial_id),
+            worker=self._pool.take_slot(answer.trial_id),
         )
         return {REQUEST_KEY: request}
 
@@ -92,7 +90,7 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Report a trial's end to the controller; Tune calls this for every trial, however it ended."""
         # The slot is freed first, because the controller then removes files from the trial's folder.
-        self._engines.free_slot(self._our_ids[trial_id])
+        self._pool.free_slot(self._our_ids[trial_id])
         if error:
             self._leaving.append((self._our_ids[trial_id], self._errors.pop(trial_id, DIED)))
             self.report_exits()
@@ -104,7 +102,7 @@ class SearcherAdapter(_NotPickled, Searcher):  # type: ignore[misc]  # Ray ships
 
         A proxy can die while its trial still runs in the worker.
         """
-        for leaving in [leaving for leaving in self._leaving if self._engines.has_left(leaving[0])]:
+        for leaving in [leaving for leaving in self._leaving if self._pool.has_left(leaving[0])]:
             self._leaving.remove(leaving)
             self._controller.on_trial_end(*leaving)
 
@@ -164,8 +162,7 @@ class SchedulerAdapter(_NotPickled, FIFOScheduler):  # type: ignore[misc]
         if self.disk_trouble is None and says_disk_full(said):
             self.disk_trouble = said.strip().splitlines()[-1]
             self._controller.interrupt()
-        is_held = request_of(trial).worker is not None
-        self._searcher.record_error(trial.trial_id, how_it_left(trial.get_pickled_error(), said, is_held=is_held))
+        self._searcher.record_error(trial.trial_id, how_it_left(trial.get_pickled_error(), said))
         if UNSEEN in said:
             logger.warning("%s", said.strip().splitlines()[-1])
         super().on_trial_error(tune_controller, trial)
@@ -182,10 +179,10 @@ class SchedulerAdapter(_NotPickled, FIFOScheduler):  # type: ignore[misc]
 class StopperAdapter(_NotPickled, Stopper):  # type: ignore[misc]
     """Tune's stopper: stops all trials when the controller says so, and runs the controller's deferred work."""
 
-    def __init__(self, controller: SearchController, searcher: SearcherAdapter, engines: WorkerPool) -> None:
+    def __init__(self, controller: SearchController, searcher: SearcherAdapter, pool: WorkerPool) -> None:
         self._controller = controller
         self._searcher = searcher
-        self._engines = engines
+        self._pool = pool
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Return False: the scheduler stops single trials."""
@@ -197,12 +194,12 @@ class StopperAdapter(_NotPickled, Stopper):  # type: ignore[misc]
         It also restarts hung workers, reports exits, and gives the controller time for deferred work.
         """
         self._searcher.report_exits()
-        hung = self._engines.restart_hung()
+        hung = self._pool.restart_hung()
         if hung:
-            logger.warning("an engine hangs and is started again; in it were trials %s", ", ".join(hung))
+            logger.warning("a worker hangs and is started again; in it were trials %s", ", ".join(hung))
         if self._controller.should_stop:
             # Tune waits for the proxies to end, and they wait for their trials.
-            self._engines.free_all_slots()
+            self._pool.free_all_slots()
             return True
         self._controller.on_idle()
         return False

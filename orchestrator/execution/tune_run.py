@@ -7,10 +7,8 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import ray
 from ray import tune
@@ -21,7 +19,6 @@ from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
 from orchestrator.controller.controller import SearchController
 from orchestrator.execution.trial_proxy import run_trial_proxy
-from orchestrator.execution.trial_task import run_trial_task
 from orchestrator.execution.tune_adapters import (
     QuietProgress,
     SchedulerAdapter,
@@ -29,12 +26,11 @@ from orchestrator.execution.tune_adapters import (
     StopperAdapter,
     request_of,
 )
-from orchestrator.execution.worker_pool import WorkerPool, cores_of_nodes, gpus_of_nodes
-from orchestrator.planning.placement import plan_placement
+from orchestrator.execution.worker_pool import WorkerPool
 from orchestrator.ray_setup.address import named_cluster
 from orchestrator.ray_setup.start import surroundings
-from orchestrator.state.run_dir import Placement, RunDir, Search
-from trials.errors import DiskFull, InputError, SearchBroken, first_line
+from orchestrator.state.run_dir import RunDir
+from trials.errors import DiskFull, SearchBroken, first_line
 from trials.system.gpus import ORDER, gpu_count
 
 # A stopped trial's thread may have to finish its W&B run before its process can take the next trial.
@@ -83,22 +79,6 @@ def _gpus() -> dict[str, int]:
     return {"num_gpus": gpu_count()} if named_cluster() is None else {}
 
 
-def placed(search: Search) -> Search:
-    """Return the search with its placement on Ray's nodes: engines and slots. Raises `InputError` if no trial fits."""
-    if search.ranks > 1 and not gpus_of_nodes():
-        search = replace(search, gpus_per_trial=0)
-    cores, each = list(cores_of_nodes().values()), gpus_of_nodes()
-    if not cores and not search.gpus_per_trial:
-        raise InputError("no node of the Ray cluster has a CPU for trials. Start Ray there without --num-cpus=0.")
-    found = plan_placement(search, gpus=sum(each), cores=cores, gpus_each=min(each, default=1))
-    if found.slots == 0:
-        raise InputError(
-            f"a trial wants {search.gpus_per_trial} GPU(s), and the Ray cluster has {sum(each)}. Add some, or "
-            "give a smaller --gpus-per-trial."
-        )
-    return replace(search, placement=found)
-
-
 def run_tune(controller: SearchController, run: RunDir) -> None:
     """Run trials until the controller has no more, or stops them all. The search must have a placement.
 
@@ -106,11 +86,11 @@ def run_tune(controller: SearchController, run: RunDir) -> None:
     """
     search, placed = controller.search, controller.search.placement
     assert placed is not None
-    engines = WorkerPool(search, placed, run.path / "ray", run.logs)
-    searcher = SearcherAdapter(controller, run, engines)
+    pool = WorkerPool(search, placed, run.path / "ray", run.logs)
+    searcher = SearcherAdapter(controller, run, pool)
     scheduler = SchedulerAdapter(controller, searcher)
     tuner = tune.Tuner(
-        _trainable(search, placed),
+        tune.with_resources(run_trial_proxy, {"cpu": _PROXY_CPUS}),
         tune_config=TuneConfig(
             num_samples=-1,
             # Otherwise Tune would start the processes one after another, each waiting for the one before.
@@ -124,7 +104,7 @@ def run_tune(controller: SearchController, run: RunDir) -> None:
             name="ray",
             storage_path=str(run.path),
             verbose=0,
-            stop=StopperAdapter(controller, searcher, engines),
+            stop=StopperAdapter(controller, searcher, pool),
             callbacks=[QuietProgress()],
         ),
     )
@@ -138,17 +118,10 @@ def run_tune(controller: SearchController, run: RunDir) -> None:
             if scheduler.disk_trouble is None:
                 raise
         finally:
-            engines.close()
+            pool.close()
             controller.close()
     if scheduler.disk_trouble is not None:
         raise DiskFull(scheduler.disk_trouble)
-
-
-def _trainable(search: Search, placed: Placement) -> Any:
-    """Return the trainable for Tune: proxies if there are engines, which have the GPUs; else the trials themselves."""
-    if placed.engines:
-        return tune.with_resources(run_trial_proxy, {"cpu": _PROXY_CPUS})
-    return tune.with_resources(run_trial_task, {"cpu": 1, "gpu": search.gpus_per_trial})
 
 
 @contextmanager

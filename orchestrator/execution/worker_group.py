@@ -12,13 +12,16 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayError
 
 from orchestrator.controller.trial_request import TrialRequest
+from orchestrator.execution.channel import Worker
 from orchestrator.execution.group_queue import GroupQueue
 from trials.cli import quiet_libraries
 from trials.console.logs import redirect_output
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 3 * _BEAT_SECONDS
+"""Seconds for the ranks to learn that the queue is closed, and to write where they hang."""
 _FIT_SECONDS = 20.0
 """Seconds for TorchTrainer to notice that its ranks have ended, and to release their resources."""
 _QUIET = {
@@ -60,7 +65,7 @@ class WorkerGroupSpec:
             redirect_output(self.logs / f"{process}.log")
 
 
-class WorkerGroup(GroupQueue):
+class WorkerGroup(GroupQueue, Worker):
     """Group queue as a Ray actor. When a rank's process ends, all end, this one too; Ray restarts the actor."""
 
     def __init__(self, group: WorkerGroupSpec, name: str) -> None:
@@ -73,7 +78,7 @@ class WorkerGroup(GroupQueue):
         self._trainer.start()
 
     def ready(self) -> int:
-        """Return the process id; the call is answered as soon as the process has started."""
+        """Return the process id."""
         return os.getpid()
 
     def enter(self, rank: int, worker: Any) -> None:
@@ -82,8 +87,9 @@ class WorkerGroup(GroupQueue):
         self.heartbeat(rank, None)
 
     def leave(self) -> None:
-        """Kill the ranks at once, and end this process when their GPUs are free; files on disk stay consistent."""
+        """End the ranks, those at once that do not end themselves, and end this process when their GPUs are free."""
         self.close()
+        self._trainer.join(_LAST_WORDS_SECONDS)
         for worker in self._workers.values():
             ray.kill(worker)
         self._trainer.join(_FIT_SECONDS)
@@ -123,8 +129,8 @@ def rank_main(config: Mapping[str, Any]) -> None:
         ray.get(queue.enter.remote(ranks.rank, ray.get_runtime_context().current_actor))
         threading.Thread(target=_beat, args=(queue, ranks.rank, runner), daemon=True).start()
         number = 0
-        while (turn := ray.get(queue.next_task.remote(number))) is not None:
-            number, request = turn
+        while (task := ray.get(queue.next_task.remote(number))) is not None:
+            number, request = task
             error, has_lost_gpu = _run(queue, number, request, runner)
             ray.get(queue.finish.remote(number, ranks.rank, error))
             if has_lost_gpu or runner.is_unusable:
@@ -161,6 +167,11 @@ def _run(queue: Any, number: int, request: TrialRequest, runner: TrialRunner) ->
 
 
 def _beat(queue: Any, rank: int, runner: TrialRunner) -> None:
-    while True:
-        queue.heartbeat.remote(rank, runner.seconds_since_progress())
+    from orchestrator.execution.trial_runner import end_hung_process
+
+    is_closed = False
+    while not is_closed:
         time.sleep(_BEAT_SECONDS)
+        with suppress(RayError):
+            is_closed = ray.get(queue.heartbeat.remote(rank, runner.seconds_since_progress()))
+    end_hung_process()

@@ -14,21 +14,22 @@ from ray.core.generated.gcs_pb2 import ActorTableData
 from ray.exceptions import ActorUnavailableError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.execution.engine_worker import EngineWorker
+from orchestrator.execution.cluster import cores_of_nodes
+from orchestrator.execution.trial_worker import TrialWorker
 from orchestrator.execution.worker_group import WorkerGroup, WorkerGroupSpec
-from orchestrator.planning.placement import engines_on_cpu
+from orchestrator.planning.placement import trl_reason, workers_on_cpu
 from orchestrator.state.run_dir import Placement, Search
 
-_MOST_SECONDS_BETWEEN_LOOKS = 5.0
+_MOST_SECONDS_BETWEEN_PROBES = 5.0
 _AWAY_SECONDS = 30.0
 _MOST_SECONDS_TO_LEAVE = 60.0
-"""Upper limit for a group to leave; the group itself waits for its ranks for a third of that."""
-_ENGINE_CPUS = 0.01
-"""CPUs of an engine without a GPU: small enough to be always free, except on a node without CPUs for trials."""
+"""Upper limit for a worker to leave; a group waits for its ranks for a third of that."""
+_WORKER_CPUS = 0.01
+"""CPUs of a worker without a GPU: small enough to be always free, except on a node without CPUs for trials."""
 
 
 class WorkerPool:
-    """Resident workers, each with its slots; empty if every trial has a process of its own.
+    """Resident workers, each with its slots.
 
     With worker groups, Ray Train keeps its own state in `storage`. `logs` is the folder for what the processes write to
     stdout and stderr; None: Ray handles it.
@@ -38,48 +39,46 @@ class WorkerPool:
         self, search: Search, placement: Placement, storage: Path | None = None, logs: Path | None = None
     ) -> None:
         self._logs = logs
-        self._slots = placement.slots_per_engine if placement.engines else 0
+        self._slots = placement.slots_per_engine
         self._limit = search.recipe.machine.step_limit_seconds
-        self._engine_of: dict[str, str] = {}
+        self._worker_of: dict[str, str] = {}
         self._leaving: dict[str, tuple[str, Any]] = {}
         # The handles keep the actors alive. Names cannot clash, because Ray gives every driver a namespace.
         if search.ranks > 1:
             assert storage is not None
             group = _group(search, storage, logs)
-            self._actors = {name: _start_group(name, group) for name in _names(placement.engines)}
+            self._actors = {name: _start_group(name, group) for name in _names(search, placement.engines)}
         else:
-            homes = _homes(search, placement)
-            self._actors = {name: self._start(name, home) for name, home in zip(_names(len(homes)), homes, strict=True)}
-        self._are_groups = search.ranks > 1
-        self._looks: dict[str, _HealthProbe] = {}
+            placed = _placements(search, placement)
+            names = _names(search, len(placed))
+            self._actors = {name: self._start(name, each) for name, each in zip(names, placed, strict=True)}
+        self._probes: dict[str, _HealthProbe] = {}
         self._leaves: dict[str, _Leave] = {}
 
     @property
     def has_room(self) -> bool:
-        """Whether a worker that is not away has a free slot; also True if all workers are away, or there are none.
+        """Whether a worker that is not away has a free slot; also True if all workers are away.
 
         If nodes have left the cluster, fewer trials run than the search has slots. A trial that would only wait need
         not be chosen yet.
         """
         there = [name for name in self._actors if not self._is_away(name)]
-        taken = list(self._engine_of.values())
+        taken = list(self._worker_of.values())
         return not there or any(taken.count(name) < self._slots for name in there)
 
-    def take_slot(self, trial_id: str) -> str | None:
-        """Assign a trial to the worker with the most free slots; return its name, None if there are no workers.
+    def take_slot(self, trial_id: str) -> str:
+        """Assign a trial to the worker with the most free slots; return its name.
 
         Workers that are away, as their node may have left, come last: a trial rather waits for a slot than for a node.
         """
-        if not self._actors:
-            return None
-        taken = list(self._engine_of.values())
+        taken = list(self._worker_of.values())
         name = min(self._actors, key=lambda name: (self._is_away(name), taken.count(name)))
-        self._engine_of[trial_id] = name
+        self._worker_of[trial_id] = name
         return name
 
     def free_slot(self, trial_id: str) -> None:
         """Free a trial's slot, and stop the trial if it still runs; `has_left` tells when it has stopped."""
-        name = self._engine_of.pop(trial_id, None)
+        name = self._worker_of.pop(trial_id, None)
         if name is not None:
             self._leaving[trial_id] = (name, self._actors[name].release.remote(trial_id))
 
@@ -99,7 +98,7 @@ class WorkerPool:
 
     def free_all_slots(self) -> None:
         """Free the slots of all trials, and stop them."""
-        for trial_id in list(self._engine_of):
+        for trial_id in list(self._worker_of):
             self.free_slot(trial_id)
 
     def restart_hung(self) -> list[str]:
@@ -110,7 +109,7 @@ class WorkerPool:
         hung = [name for name in self._actors if not self._is_leaving(name) and self._hangs(name)]
         for name in hung:
             self._restart(name)
-        return [trial_id for trial_id, name in self._engine_of.items() if name in hung]
+        return [trial_id for trial_id, name in self._worker_of.items() if name in hung]
 
     def close(self) -> None:
         """Kill the workers at once: the files of trials are consistent at any moment."""
@@ -119,24 +118,23 @@ class WorkerPool:
         self._actors.clear()
 
     def _hangs(self, name: str) -> bool:
-        look = self._looks.get(name)
-        if look is None or look.is_due(self._limit):
+        probe = self._probes.get(name)
+        if probe is None or probe.is_due(self._limit):
             answer = self._actors[name].seconds_since_progress.remote()
-            self._looks[name] = _HealthProbe(answer, was_away=self._is_away(name))
+            self._probes[name] = _HealthProbe(answer, was_away=self._is_away(name))
             return False
-        silent = look.seconds_silent()
+        silent = probe.seconds_silent()
         return silent is not None and silent > self._limit
 
     def _restart(self, name: str) -> None:
-        """Restart a worker; a group that answers ends its ranks itself, and waits until their GPUs are free."""
-        look = self._looks.pop(name)
-        if self._are_groups and not look.is_unanswered:
+        """Restart a worker. One that answers ends itself and says where it hangs; a group waits for its ranks' GPUs."""
+        if not self._probes.pop(name).is_unanswered:
             self._leaves[name] = _Leave(self._actors[name].leave.remote(), time.monotonic())
         else:
             ray.kill(self._actors[name], no_restart=False)
 
     def _is_leaving(self, name: str) -> bool:
-        """Whether a group that was told to leave has not left yet; after a time limit it is killed."""
+        """Whether a worker that was told to leave has not left yet; after a time limit it is killed."""
         leave = self._leaves.get(name)
         if leave is None:
             return False
@@ -162,21 +160,21 @@ class WorkerPool:
         return False
 
     def _is_away(self, name: str) -> bool:
-        look = self._looks.get(name)
-        return look is not None and look.is_away
+        probe = self._probes.get(name)
+        return probe is not None and probe.is_away
 
-    def _start(self, name: str, home: _WorkerPlacement) -> Any:
+    def _start(self, name: str, placed: _WorkerPlacement) -> Any:
         # Per slot, a proxy may block in `next_message`, and another call in `release` while a trial stops. Calls that
         # return at once come on top.
         options = {"name": name, "max_restarts": -1, "max_concurrency": 3 * self._slots + 4}
-        actor = ray.remote(EngineWorker).options(**options, **home.options)
+        actor = ray.remote(TrialWorker).options(**options, **placed.options)
         log = None if self._logs is None else self._logs / f"{name}.log"
-        return actor.remote(self._slots, home.cpu_threads, log)
+        return actor.remote(self._slots, placed.cpu_threads, log)
 
 
 @dataclass(frozen=True)
 class _Leave:
-    """Pending departure of a group: `answer` is ready when its process has ended; `told` is monotonic seconds."""
+    """Pending departure of a worker: `answer` is ready when its process has ended; `told` is monotonic seconds."""
 
     answer: Any
     told: float
@@ -222,19 +220,20 @@ class _HealthProbe:
     def is_due(self, limit: float) -> bool:
         """Whether it is time for a new probe; `limit` is in seconds."""
         self.seconds_silent()
-        return not self.is_unanswered and self.age > min(_MOST_SECONDS_BETWEEN_LOOKS, limit / 4)
+        return not self.is_unanswered and self.age > min(_MOST_SECONDS_BETWEEN_PROBES, limit / 4)
 
 
 @dataclass(frozen=True)
 class _WorkerPlacement:
-    """Placement of one engine: options of its actor, and its number of threads; None: it has a GPU."""
+    """Placement of one worker: options of its actor, and its number of threads; None: it has a GPU."""
 
     options: Mapping[str, Any]
     cpu_threads: int | None = None
 
 
-def _names(count: int) -> list[str]:
-    return [f"engine-{number}" for number in range(count)]
+def _names(search: Search, count: int) -> list[str]:
+    backend = "engine" if trl_reason(search) is None else "trl"
+    return [f"{backend}-{number}" for number in range(count)]
 
 
 def _group(search: Search, storage: Path, logs: Path | None) -> WorkerGroupSpec:
@@ -252,31 +251,16 @@ def _start_group(name: str, group: WorkerGroupSpec) -> Any:
     return ray.remote(WorkerGroup).options(**options, runtime_env=environment).remote(group, name)
 
 
-def _homes(search: Search, placement: Placement) -> list[_WorkerPlacement]:
+def _placements(search: Search, placement: Placement) -> list[_WorkerPlacement]:
     if search.gpus_per_trial:
-        return [_WorkerPlacement({"num_gpus": 1, "num_cpus": 0})] * placement.engines
-    if not placement.engines:
-        return []
-    machine = search.recipe.machine
-    homes = []
+        return [_WorkerPlacement({"num_gpus": search.gpus_per_trial, "num_cpus": 0})] * placement.engines
+    machine, by_trl, found = search.recipe.machine, trl_reason(search) is not None, []
     for node, cores in cores_of_nodes().items():
+        workers = workers_on_cpu(machine, cores, by_trl=by_trl)
+        threads = min(cores, machine.cpu_threads or cores // workers)
         affinity = NodeAffinitySchedulingStrategy(node, soft=True)
-        home = _WorkerPlacement(
-            {"scheduling_strategy": affinity, "num_cpus": _ENGINE_CPUS}, min(cores, machine.cpu_threads or cores)
-        )
-        homes.append([home] * engines_on_cpu(machine, cores))
-    # Interleaved, so that fewer engines than possible are spread over the nodes.
-    in_turn = chain.from_iterable(zip_longest(*homes))
-    return [home for home in in_turn if home is not None][: placement.engines]
-
-
-def cores_of_nodes() -> dict[str, int]:
-    """Return the cores of every alive node by node id, without nodes that have none."""
-    cores = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
-    return {node: number for node, number in cores.items() if number}
-
-
-def gpus_of_nodes() -> list[int]:
-    """Return the number of GPUs of every alive node that has any."""
-    found = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return [gpus for gpus in found if gpus]
+        placed = _WorkerPlacement({"scheduling_strategy": affinity, "num_cpus": _WORKER_CPUS}, threads)
+        found.append([placed] * workers)
+    # Interleaved, so that fewer workers than possible are spread over the nodes.
+    in_turn = chain.from_iterable(zip_longest(*found))
+    return [placed for placed in in_turn if placed is not None][: placement.engines]

@@ -77,7 +77,7 @@ def measured_reserve(base_seconds: float, eval_seconds: float, work: ExportWork,
 def export_work(search: Search, slots: int) -> ExportWork:
     """Return the work after training with `slots` concurrent trials, from the row counts in search.json."""
     recipe, rows = search.recipe, search.data.get("eval", {})
-    engines = search.placement.engines if search.placement is not None else 1
+    workers = search.placement.engines if search.placement is not None else 1
     return ExportWork(
         eval_rows=rows.get("rows", 0),
         test_rows=search.data.get("test", {}).get("rows", 0),
@@ -85,7 +85,7 @@ def export_work(search: Search, slots: int) -> ExportWork:
         samples=recipe.search.samples,
         answer_tokens=_answer_tokens(rows),
         layers=_layers(search),
-        slots=-(-slots // engines) if engines else 1,
+        slots=-(-slots // workers),
         score_rows=recipe.evaluation.score_rows or 0,
         on_gpu=search.gpus_per_trial > 0,
     )

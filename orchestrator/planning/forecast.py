@@ -163,4 +163,4 @@ def _busy_seconds(remaining: _Remaining, settings: SearchSettings) -> float:
 
 def gpu_count(search: Search, placed: Placement) -> int:
     """Return the GPUs that a search uses in this placement."""
-    return (placed.engines or placed.slots) * search.gpus_per_trial
+    return placed.engines * search.gpus_per_trial

@@ -1,4 +1,4 @@
-"""Placement of trials: number of engines and of concurrent trials, from the recipe and the machines. Imports no Ray."""
+"""Placement of trials: number of workers and of concurrent trials, from the recipe and the machines. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -20,29 +20,28 @@ _DECISIVE = ("use_dora", "neftune_noise_alpha", "target_modules")
 
 
 def plan_placement(search: Search, *, gpus: int, cores: Sequence[int], gpus_each: int = 1) -> Placement:
-    """Return the number of engines and of trial slots.
+    """Return the number of workers and of trial slots.
 
-    - On GPUs there is one engine per GPU, and on the CPU one per `cpu_threads` cores.
-    - If TRL trains, there are no engines, and one slot per `gpus_per_trial` GPUs or per core.
-    - If several processes train one trial, each worker group counts as an engine with one slot.
+    - A worker with an engine has a GPU, or `cpu_threads` cores, and as many slots as fill its micro-batches.
+    - If TRL trains, a worker has one slot, and `gpus_per_trial` GPUs or a core.
+    - If several processes train one trial, each worker group counts as a worker with one slot.
 
     `gpus` is the total of all machines. `gpus_each` is the smallest number on a machine that has any. `cores` has one
     entry per machine. 0 slots: there are too few GPUs for one trial. There are never more slots than the search may
     have trials.
     """
+    on_gpu, by_trl = search.gpus_per_trial > 0, trl_reason(search) is not None
     if search.ranks > 1:
-        groups = gpus // search.ranks if search.gpus_per_trial else sum(groups_on_cpu(search, each) for each in cores)
-        groups = min(groups, _asked(search, groups))
-        return Placement(groups, groups)
-    if trl_reason(search) is not None:
-        slots = gpus // search.gpus_per_trial if search.gpus_per_trial else sum(cores)
-        return Placement(0, min(slots, _asked(search, slots)))
-    most_ranks = gpus_each if search.gpus_per_trial else min(engines_on_cpu(search.recipe.machine, c) for c in cores)
-    engines = gpus if search.gpus_per_trial else sum(engines_on_cpu(search.recipe.machine, each) for each in cores)
-    if not engines:
-        return Placement(0, 0)
-    slots = _asked(search, engines * _slots_of_one_engine(search))
-    return Placement(min(engines, slots), slots, most_ranks)
+        on_cpu = [groups_on_cpu(search, each) for each in cores]
+    else:
+        on_cpu = [workers_on_cpu(search.recipe.machine, each, by_trl=by_trl) for each in cores]
+    workers = gpus // search.gpus_per_trial if on_gpu else sum(on_cpu)
+    if by_trl or search.ranks > 1 or not workers:
+        workers = min(workers, _asked(search, workers))
+        return Placement(workers, workers)
+    most_ranks = gpus_each if on_gpu else min(on_cpu)
+    slots = _asked(search, workers * _slots_of_one_engine(search))
+    return Placement(min(workers, slots), slots, most_ranks)
 
 
 def _asked(search: Search, otherwise: int) -> int:
@@ -52,12 +51,15 @@ def _asked(search: Search, otherwise: int) -> int:
     return min(asked, settings.trials or asked)
 
 
-def engines_on_cpu(machine: Machine, cores: int) -> int:
-    """Return the number of engines on a machine with so many cores; without `cpu_threads` one engine has all cores.
+def workers_on_cpu(machine: Machine, cores: int, *, by_trl: bool) -> int:
+    """Return the number of workers on a machine with so many cores: under TRL one per core.
 
-    Matrix products of a small model gain nothing from a second thread. They lose a lot if a thread has to wait for its
-    core. So concurrent trials have a process each.
+    An engine has `cpu_threads` cores, or all of them if that is not set. Matrix products of a small model gain nothing
+    from a second thread. They lose a lot if a thread has to wait for its core. So concurrent trials have a process
+    each.
     """
+    if by_trl:
+        return cores
     return 1 if machine.cpu_threads is None else max(1, cores // machine.cpu_threads)
 
 

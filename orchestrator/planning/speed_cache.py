@@ -144,11 +144,11 @@ def _with_evaluations(search: Search) -> float:
 
 
 def _slots_per_device(search: Search) -> float:
-    """Return concurrent trials per device: a GPU, an engine's cores, or a worker group. 0 if no trial can run."""
+    """Return concurrent trials per device: a GPU, a worker's cores, or a worker group. 0 if no trial can run."""
     placed = placement_of(search)
     if not placed.slots:
         return 0.0
-    return placed.slots / placed.engines if placed.engines else 1.0
+    return placed.slots / placed.engines
 
 
 def _key(search: Search) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_nodes
 
-from orchestrator.execution.tune_run import placed
-from orchestrator.execution.worker_pool import cores_of_nodes, gpus_of_nodes
+from orchestrator.execution.cluster import (
+    NoAnswer,
+    Node,
+    alive_nodes,
+    cores_of_nodes,
+    gpus_of_nodes,
+    placed,
+    run_on_nodes,
+)
 from orchestrator.preflight.all_reduce import AllReduce, measure
 from orchestrator.preflight.gpus import all_reduce_checks
 from orchestrator.preflight.nodes import ClockOffset, NodeReport, clock_checks, node_checks, this_node
@@ -28,36 +32,13 @@ _STATE_SECONDS = 10
 _CLOCK_READINGS = 5
 
 
-@dataclass(frozen=True)
-class _Node:
-    """A node that is alive; `name` is unique among the nodes."""
-
-    id: str
-    name: str
-    gpus: int
-
-
-class _Probe:
-    """Ray actor that reports about the node on which it runs."""
-
-    def report(self) -> NodeReport:
-        """Return the report about this actor's node."""
-        return this_node()
-
-    def now(self) -> float:
-        """Return the time of the node's clock, in seconds since 1970 (UTC)."""
-        return time.time()
-
-
 def cluster_checks(search: Search, least_gib: float | None) -> list[CheckResult]:
-    """Run the quick checks of the cluster that this process has joined, with an actor on every node; some seconds."""
-    probes = {node.name: _start_probe(node) for node in _nodes()}
-    try:
-        reports, silent = _reports(probes)
-        readings = {name: _clock(probes[name]) for name in reports}
-    finally:
-        for probe in probes.values():
-            ray.kill(probe)
+    """Run the quick checks of the cluster that this process has joined, on every node; some seconds."""
+    names = _names()
+    answers = run_on_nodes(this_node, dict.fromkeys(names, ()), _NODE_SECONDS)
+    reports = {names[node]: answer for node, answer in answers.items() if isinstance(answer, NodeReport)}
+    silent = [_no_report(names[node], answer) for node, answer in answers.items() if isinstance(answer, NoAnswer)]
+    readings = {names[node]: _clock(node) for node in names if names[node] in reports}
     clocks = {name: clock for name, clock in readings.items() if clock is not None}
     found = node_checks(this_node(), reports, search.gpus_per_trial, least_gib)
     return [_slots_check(search), *silent, *found, *clock_checks(clocks)]
@@ -66,63 +47,47 @@ def cluster_checks(search: Search, least_gib: float | None) -> list[CheckResult]
 def slow_checks(search: Search, dashboard: str | None) -> list[CheckResult]:
     """Run the checks that only a plan has time for: Ray's state API, and all-reduce over the GPUs of each node."""
     found = [_state_check(dashboard)]
-    for node in _nodes():
+    for node, name in _names().items():
         if node.gpus > 1:
             found += [
-                CheckResult(f"{node.name} {one.name}", one.level, one.text, one.remedy)
+                CheckResult(f"{name} {one.name}", one.level, one.text, one.remedy)
                 for one in _all_reduce(node, search.gpus_per_trial)
             ]
     return found
 
 
-def _nodes() -> list[_Node]:
-    found = [node for node in ray.nodes() if node["Alive"]]
-    names = [node["NodeManagerHostname"] for node in found]
-    return [
-        _Node(
-            node["NodeID"],
-            # Several nodes can be on one machine.
-            name if names.count(name) == 1 else f"{name} {node['NodeID'][:6]}",
-            int(node["Resources"].get("GPU", 0)),
-        )
-        for node, name in zip(found, names, strict=True)
-    ]
+def _names() -> dict[Node, str]:
+    """Return the nodes that are alive, with a name for each that no other has."""
+    found = alive_nodes()
+    hosts = [node.hostname for node in found]
+    # Several nodes can be on one machine.
+    return {
+        node: node.hostname if hosts.count(node.hostname) == 1 else f"{node.hostname} {node.id[:6]}" for node in found
+    }
 
 
-def _start_probe(node: _Node) -> Any:
-    strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
-    return ray.remote(_Probe).options(num_cpus=0, scheduling_strategy=strategy).remote()
+def _no_report(name: str, answer: NoAnswer) -> CheckResult:
+    if answer.is_late:
+        remedy = "See whether it's overloaded: ray status"
+        return CheckResult(name, Severity.WARNING, f"no answer in {_NODE_SECONDS:.0f} s", remedy)
+    return CheckResult(name, Severity.IMPOSSIBLE, f"it {answer.why}", "Install it there: scripts/setup")
 
 
-def _reports(probes: Mapping[str, Any]) -> tuple[dict[str, NodeReport], list[CheckResult]]:
-    """Return the reports of the nodes that answer in time, by name, and check results for the others."""
-    asked = {name: probe.report.remote() for name, probe in probes.items()}
-    ray.wait(list(asked.values()), num_returns=len(asked), timeout=_NODE_SECONDS)
-    reports, silent = {}, []
-    for name, answer in asked.items():
-        try:
-            reports[name] = ray.get(answer, timeout=0)
-        except GetTimeoutError:
-            text, remedy = f"no answer in {_NODE_SECONDS:.0f} s", "See whether it's overloaded: ray status"
-            silent.append(CheckResult(name, Severity.WARNING, text, remedy))
-        except RayError as error:
-            text, remedy = f"it can't run this project's code ({_last_line(error)})", "Install it there: scripts/setup"
-            silent.append(CheckResult(name, Severity.IMPOSSIBLE, text, remedy))
-    return reports, silent
-
-
-def _clock(probe: Any) -> ClockOffset | None:
+def _clock(node: Node) -> ClockOffset | None:
     """Return the clock reading with the shortest round trip, the most exact one; None if the node has left."""
     readings = []
     for _ in range(_CLOCK_READINGS):
         before, began = time.time(), time.perf_counter()
-        try:
-            there = ray.get(probe.now.remote(), timeout=_NODE_SECONDS)
-        except RayError:
-            return None
+        there = run_on_nodes(_now, {node: ()}, _NODE_SECONDS).get(node)
         round_trip = time.perf_counter() - began
+        if not isinstance(there, float):
+            return None
         readings.append(ClockOffset(there - before - round_trip / 2, round_trip))
     return min(readings, key=lambda clock: clock.round_trip)
+
+
+def _now() -> float:
+    return time.time()
 
 
 def _slots_check(search: Search) -> CheckResult:
@@ -151,14 +116,14 @@ def _state_check(dashboard: str | None) -> CheckResult:
         text = f"{where}; its state API doesn't answer ({first_line(error)})"
         remedy = "Start the head with --include-dashboard=true: without it GPUs of stopped trials can stay taken"
         return CheckResult("dashboard", Severity.WARNING, text, remedy)
-    here = {node.id for node in _nodes()}
+    here = {node.id for node in alive_nodes()}
     if not here <= listed:
         remedy = f"export RAY_ADDRESS={ray.get_runtime_context().gcs_address}"
         return CheckResult("dashboard", Severity.WARNING, f"{where}; Ray asks another cluster's state API", remedy)
     return CheckResult("dashboard", Severity.OK, f"{where}; its state API answers, {len(listed)} nodes")
 
 
-def _all_reduce(node: _Node, gpus_per_trial: int) -> list[CheckResult]:
+def _all_reduce(node: Node, gpus_per_trial: int) -> list[CheckResult]:
     strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
     both = ray.remote(_both_ways).options(num_cpus=0, num_gpus=node.gpus, scheduling_strategy=strategy)
     answer = both.remote(node.gpus)

@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.execution.cluster import NoAnswer, Node, alive_nodes, on_nodes
+from orchestrator.execution.cluster import NoAnswer, Node, alive_nodes, run_on_nodes
 from orchestrator.state.check_result import CheckResult, Severity
 from orchestrator.storage.object_store import is_url
 from orchestrator.storage.visibility import is_visible, probe_name, probed, remove_probe, write_probe
@@ -54,14 +54,14 @@ def nodes_without_storage(place: str, seconds: float = _ANSWER_SECONDS) -> list[
     asked = {node: (place, token, node.id) for node in alive_nodes()}
     try:
         run.write(probe_name(token, "driver"), token)
-        answers = on_nodes(write_probe, asked, seconds)
+        answers = run_on_nodes(write_probe, asked, seconds)
         reasons = {node: _why_unseeing(place, token, node, answer) for node, answer in answers.items()}
     except (OSError, StoreFailed) as error:
         raise InputError(f"can't write to {place}: {first_line(error)}. Give another --out.") from error
     finally:
         run.remove([probe_name(token, name) for name in ("driver", *(node.id for node in asked))])
     unseeing = [NodeWithoutStorage(node, why) for node, why in reasons.items() if why is not None]
-    on_nodes(remove_probe, {each.node: asked[each.node] for each in unseeing if each.why == run.alone}, seconds)
+    run_on_nodes(remove_probe, {each.node: asked[each.node] for each in unseeing if each.why == run.alone}, seconds)
     return unseeing
 
 

@@ -46,16 +46,17 @@ _PACKAGES = ("ray", "optuna", "torch", "transformers", "trl", "peft", "bitsandby
 
 @dataclass(frozen=True)
 class Placement:
-    """Number of engines, and of concurrent trials in all of them. 0 engines: every trial has a process of its own."""
+    """Number of workers, and of concurrent trials in all of them."""
 
     engines: int
+    """Workers: processes, or groups of processes that train each trial together."""
     slots: int
     most_ranks: int = field(default=1, compare=False)
-    """Engines that fit on every machine that has any: so many ranks could train one trial together."""
+    """Workers that fit on every machine that has any: so many ranks could train one trial together."""
 
     @property
     def slots_per_engine(self) -> int:
-        """Slots of the engine with most slots; there must be an engine."""
+        """Slots of the worker with most slots; there must be a worker."""
         return math.ceil(self.slots / self.engines)
 
 
@@ -131,7 +132,7 @@ class RunDir:
     def logs(self) -> Path:
         """Folder of search.log and of the output of trials' processes.
 
-        Each engine has a file, or each trial that has a process of its own.
+        Each worker has a file, and each rank of a worker group.
         """
         return self.path / "logs"
 
@@ -188,6 +189,13 @@ class RunDir:
         return read_trials(self.path / "trials")
 
 
+def _placement_of(file: SearchFile) -> Placement | None:
+    if file.engines is None:
+        return None
+    # Earlier versions wrote 0 engines for TRL, under which every trial had a process of its own.
+    return Placement(file.engines or file.slots, file.slots, file.most_ranks)
+
+
 def _search_of(file: SearchFile) -> Search:
     return Search(
         file.recipe,
@@ -198,7 +206,7 @@ def _search_of(file: SearchFile) -> Search:
         data=file.data,
         shortened=file.shortened,
         prediction=file.prediction,
-        placement=None if file.engines is None else Placement(file.engines, file.slots, file.most_ranks),
+        placement=_placement_of(file),
         ranks=file.ranks,
         regrouped=file.regrouped,
         opening_seconds=file.opening_seconds,

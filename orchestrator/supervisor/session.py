@@ -100,7 +100,8 @@ def run_session_search(folder: RunDir, ahead: float = 0.0, temporary: Path | Non
     stay_on_loopback()  # before Ray is imported
     from rich.console import Console
 
-    from orchestrator.execution.tune_run import placed, ray_session
+    from orchestrator.execution.cluster import placed
+    from orchestrator.execution.tune_run import ray_session
     from orchestrator.monitoring.console import live_view
     from orchestrator.monitoring.progress import Progress
     from orchestrator.planning.speed_cache import save_speed

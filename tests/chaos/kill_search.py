@@ -33,7 +33,7 @@ from trials.cli import number_within, whole_number
 from trials.system.processes import session_processes
 
 _ROOT = Path(__file__).parents[2]
-_NAMES = {"engine": "ray::EngineWorker", "holder": "ray::ImplicitFunc", "raylet": "raylet", "gcs": "gcs_server"}
+_NAMES = {"engine": "ray::TrialWorker", "holder": "ray::ImplicitFunc", "raylet": "raylet", "gcs": "gcs_server"}
 VICTIMS = ("command", "session", *_NAMES, "reboot")
 _LEAST_SECONDS = 1.0
 _MOST_WITHOUT_PROGRESS = 2

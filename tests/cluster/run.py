@@ -113,7 +113,7 @@ def _lose(cluster: PlayedCluster, run: Path, host: Host, how: str, lose: Callabl
 
     _wait_until(lambda: bool(going_on()), f"a trial of {host.name} goes on")
     # Two that write to one folder would be worse than all that a lost machine can do.
-    _check(not host.has("ray::EngineWorker"), f"{going_on()} go on, and {host.name} still trains")
+    _check(not host.has("ray::TrialWorker"), f"{going_on()} go on, and {host.name} still trains")
     say(f"trial {going_on()[0]} goes on {time.monotonic() - began:.0f} s later; {host.name} has ended its own")
     _wait_until(lambda: bool(elsewhere()), f"a trial of {host.name} is evaluated elsewhere")
     for trial in elsewhere():

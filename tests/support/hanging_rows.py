@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.execution import trial_runner as runner
-from orchestrator.execution.engine_worker import EngineWorker
-from orchestrator.execution.loading import load_rows
+from orchestrator.execution.trial_runner import load_rows
+from orchestrator.execution.trial_worker import TrialWorker
 from trials.data.dataset import TrialData
 from trials.data.tokenization import TokenizedRow
 
@@ -49,8 +49,8 @@ class HangsOnce(Hangs):
         return self._rows[index]
 
 
-class HangingOnce(EngineWorker):
-    """An engine's process whose data hangs for the first one of its kind."""
+class HangingOnce(TrialWorker):
+    """A worker whose data hangs for the first one of its kind."""
 
     def __init__(self, slots: int, cpu_threads: int | None, log: Path | None = None) -> None:
         super().__init__(slots, cpu_threads, log)

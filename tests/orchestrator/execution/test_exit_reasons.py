@@ -10,8 +10,8 @@ from orchestrator.execution.exit_reasons import how_it_left
 from orchestrator.execution.trial_proxy import TrialFailedRemotely
 from orchestrator.storage.visibility import UNSEEN
 
-IN_ENGINE = """Traceback (most recent call last):
-  File "engine.py", line 1, in run
+IN_WORKER = """Traceback (most recent call last):
+  File "worker.py", line 1, in run
     raise {kind}("text")
 {kind}: text
   with a second line
@@ -25,39 +25,33 @@ def task_error(cause: Exception) -> RayTaskError:
 
 
 @pytest.mark.parametrize(
-    ("error", "is_held", "left"),
+    ("error", "left"),
     [
-        (ActorDiedError(), True, DIED),
-        (task_error(ActorDiedError()), True, DIED),
-        (task_error(OSError("no threads left")), True, TrialExit(ExitKind.PROXY_ERROR, "OSError: no threads left")),
+        (ActorDiedError(), DIED),
+        (task_error(ActorDiedError()), DIED),
+        (task_error(OSError("no threads left")), TrialExit(ExitKind.PROXY_ERROR, "OSError: no threads left")),
         (
             task_error(GetTimeoutError("it takes long")),
-            True,
             TrialExit(ExitKind.PROXY_ERROR, "GetTimeoutError: it takes long"),
         ),
-        (task_error(OSError("no such file")), False, TrialExit(ExitKind.DEATH, "OSError: no such file")),
         (
-            task_error(TrialFailedRemotely(IN_ENGINE.format(kind="torch.cuda.CudaError"))),
-            True,
+            task_error(TrialFailedRemotely(IN_WORKER.format(kind="torch.cuda.CudaError"))),
             TrialExit(ExitKind.DEATH, "torch.cuda.CudaError: text"),
         ),
         (
-            task_error(TrialFailedRemotely(IN_ENGINE.format(kind="trials.training.outcome.ReportingError"))),
-            True,
+            task_error(TrialFailedRemotely(IN_WORKER.format(kind="trials.training.outcome.ReportingError"))),
             TrialExit(ExitKind.PROXY_ERROR, "text"),
         ),
     ],
 )
-def test_whose_doing_it_was(error: Exception, left: TrialExit, *, is_held: bool) -> None:
-    assert how_it_left(error, str(error), is_held=is_held) == left
+def test_whose_doing_it_was(error: Exception, left: TrialExit) -> None:
+    assert how_it_left(error, str(error)) == left
 
 
 def test_a_node_that_does_not_see_the_run_folder_is_no_trial_s_doing() -> None:
     error = task_error(TrialFailedRemotely(f"Traceback:\n  File\nRunFolderError: node {UNSEEN} it"))
-    assert how_it_left(error, str(error), is_held=True).how is ExitKind.PROXY_ERROR
+    assert how_it_left(error, str(error)).how is ExitKind.PROXY_ERROR
 
 
 def test_what_tune_kept_no_error_of_has_its_text() -> None:
-    assert how_it_left(None, "Traceback:\n  File\nKeyError: 'x'\n", is_held=True) == TrialExit(
-        ExitKind.PROXY_ERROR, "KeyError: 'x'"
-    )
+    assert how_it_left(None, "Traceback:\n  File\nKeyError: 'x'\n") == TrialExit(ExitKind.PROXY_ERROR, "KeyError: 'x'")

@@ -12,8 +12,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from orchestrator.execution import tune_run as tuner
-from orchestrator.execution.worker_pool import WorkerPool, cores_of_nodes
+from orchestrator.execution.cluster import cores_of_nodes, placed
+from orchestrator.execution.worker_pool import WorkerPool
 from orchestrator.state.run_dir import Placement
 from tests.orchestrator.execution.test_worker_pool import make_engine_search
 from tests.support.waiting import wait_until
@@ -71,7 +71,7 @@ def test_a_cluster_without_cores_for_trials_is_refused() -> None:
     ray.init(num_cpus=0, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         with pytest.raises(InputError, match="no node of the Ray cluster has a CPU"):
-            tuner.placed(make_engine_search())
+            placed(make_engine_search())
     finally:
         ray.shutdown()
 

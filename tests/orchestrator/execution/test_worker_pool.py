@@ -22,7 +22,8 @@ from orchestrator.controller.events import Event, TrialEvaluated
 from orchestrator.controller.study import STUDY_NAME
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution import tune_run as tuner
-from orchestrator.execution import worker_pool as engines_module
+from orchestrator.execution import worker_pool as pool_module
+from orchestrator.execution.cluster import placed
 from orchestrator.execution.worker_pool import WorkerPool
 from orchestrator.state.run_dir import Placement, RunDir, Search
 from search_spaces.loader import load_recipe
@@ -48,6 +49,7 @@ class Accidents:
     """After how many other trials the one comes at whose first evaluation something is killed, and what gives its
     process id. Which trial that is depends on who was faster."""
     engines: dict[str, int] = field(default_factory=dict)
+    name: str = "engine-0"
     with_signal: signal.Signals = signal.SIGKILL
     struck: list[str] = field(default_factory=list)
     """The trials at whose evaluations something was killed."""
@@ -56,14 +58,14 @@ class Accidents:
         if not isinstance(event, TrialEvaluated) or event.trial_id in self.engines:
             return
         victim = self.at.pop(len(self.engines), None)
-        self.engines[event.trial_id] = engine_process()
+        self.engines[event.trial_id] = engine_process(self.name)
         if victim is not None:
             self.struck.append(event.trial_id)
             os.kill(victim(), self.with_signal)
 
 
-def engine_process() -> int:
-    actor = ray.get_actor("engine-0")
+def engine_process(name: str = "engine-0") -> int:
+    actor = ray.get_actor(name)
     return int(ray.get(actor.ready.options(max_task_retries=-1).remote()))
 
 
@@ -172,17 +174,26 @@ def test_an_engine_s_output_is_kept_through_its_death(survived: tuple[RunDir, Ac
     assert all(f"in process {process} on" in said for process in set(accidents.engines.values()))
 
 
-def test_an_engine_whose_data_hangs_is_started_again_and_its_trials_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("backend", "slots"), [("shared", 2), ("trl", 1)])
+def test_a_worker_whose_data_hangs_says_where_and_is_started_again_and_its_trials_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, slots: int
 ) -> None:
-    monkeypatch.setattr(engines_module, "EngineWorker", HangingOnce)
+    monkeypatch.setattr(pool_module, "TrialWorker", HangingOnce)
     monkeypatch.setenv("HANGS_ONCE_IN", str(tmp_path))
-    accidents = Accidents({})
-    search = make_engine_search("machine.step_limit_seconds=8", "trials=2", "space.lora_rank=null")
+    name = "engine-0" if backend == "shared" else "trl-0"
+    accidents = Accidents({}, name=name)
+    settings = (f"engine={backend}", "machine.step_limit_seconds=8", "trials=2", "space.lora_rank=null")
+    search = replace(make_engine_search(*settings), placement=Placement(engines=1, slots=slots))
     run = run_search(tmp_path / "run", search, accidents)
     assert (tmp_path / "hung").exists()
     assert len(set(accidents.engines.values())) == 2
     assert_all_is_well(run, trials=2)
+    said = (run.logs / f"{name}.log").read_text()
+    assert said.count("no progress within machine.step_limit_seconds: this process ends") == 1
+    assert "hanging_rows.py" in said
+    for record in run.records():
+        assert f"trial {record.id} begins in process" in said
+        assert (record.folder / LOG_FILE).read_text().count("eval loss") == len(record.points)
 
 
 def test_an_engine_that_does_not_answer_at_all_is_started_again(tmp_path: Path) -> None:
@@ -206,7 +217,7 @@ def two_gpus() -> Iterator[None]:
 
 def test_engines_have_a_gpu_each_and_trials_go_where_most_slots_are_free(two_gpus: None) -> None:
     search = replace(make_engine_search(), gpus_per_trial=1)
-    placement = tuner.placed(search).placement
+    placement = placed(search).placement
     assert placement is not None
     engines = WorkerPool(search, placement)
     processes = {name: ray.get(ray.get_actor(name).ready.remote()) for name in ("engine-0", "engine-1")}
@@ -242,9 +253,12 @@ def test_a_trial_has_left_once_nothing_of_it_runs(two_gpus: None, tmp_path: Path
     engines.close()
 
 
-def test_where_trials_have_processes_of_their_own_there_is_no_engine(search: Search) -> None:
-    engines = WorkerPool(search, Placement(engines=0, slots=2))
-    assert engines.take_slot("0000") is None
-    engines.free_slot("0000")
-    engines.free_all_slots()
-    engines.close()
+def test_under_trl_a_worker_has_a_gpu_and_one_slot(two_gpus: None) -> None:
+    search = placed(replace(make_engine_search("engine=trl"), gpus_per_trial=1))
+    assert search.placement == Placement(engines=2, slots=2)
+    pool = WorkerPool(search, search.placement)
+    assert len({ray.get(ray.get_actor(name).ready.remote()) for name in ("trl-0", "trl-1")}) == 2
+    assert ray.available_resources().get("GPU", 0) == 0
+    assert [pool.take_slot(trial_id) for trial_id in ("0000", "0001")] == ["trl-0", "trl-1"]
+    assert not pool.has_room
+    pool.close()

@@ -76,7 +76,7 @@ def test_energy_and_cost_count_every_gpu_from_the_command_to_the_export(
 
 @pytest.mark.parametrize(
     ("gpus_per_trial", "ranks", "placement", "gpus"),
-    [(0, 2, Placement(2, 2), 0), (1, 1, Placement(2, 8), 2), (2, 2, Placement(3, 3), 6), (1, 1, Placement(0, 4), 4)],
+    [(0, 2, Placement(2, 2), 0), (1, 1, Placement(2, 8), 2), (2, 2, Placement(3, 3), 6), (1, 1, Placement(4, 4), 4)],
 )
 def test_every_gpu_of_a_trial_counts(
     search: Search, gpus_per_trial: int, ranks: int, placement: Placement, gpus: int

@@ -67,15 +67,15 @@ def test_a_search_has_no_more_slots_than_trials() -> None:
         engines=2, slots=2
     )
     assert plan_placement(search_for("trials=2", ranks=2), gpus=8, cores=[32]) == Placement(engines=2, slots=2)
-    assert plan_placement(search_for("trials=1", "engine=trl"), gpus=2, cores=[32]) == Placement(engines=0, slots=1)
+    assert plan_placement(search_for("trials=1", "engine=trl"), gpus=2, cores=[32]) == Placement(engines=1, slots=1)
 
 
 def test_with_trl_a_trial_per_gpu_or_core() -> None:
-    assert plan_placement(search_for("engine=trl"), gpus=2, cores=[32]) == Placement(engines=0, slots=2)
-    assert plan_placement(search_for("engine=trl", gpus_per_trial=0), gpus=2, cores=[32]) == Placement(0, 32)
+    assert plan_placement(search_for("engine=trl"), gpus=2, cores=[32]) == Placement(engines=2, slots=2)
+    assert plan_placement(search_for("engine=trl", gpus_per_trial=0), gpus=2, cores=[32]) == Placement(32, 32)
     assert plan_placement(
         search_for("engine=trl", "concurrent_trials=4", gpus_per_trial=0), gpus=0, cores=[2]
-    ) == Placement(0, 2)
+    ) == Placement(2, 2)
 
 
 @pytest.mark.parametrize("settings", [(), ("engine=trl",)])
@@ -127,7 +127,7 @@ def test_a_run_folder_that_counted_no_rows_gets_few_slots() -> None:
 def test_engines_are_for_recipes_whose_every_configuration_they_can_do(settings: tuple[str, ...], reason: str) -> None:
     search = search_for(*settings)
     assert str(trl_reason(search)).startswith(reason)
-    assert plan_placement(search, gpus=2, cores=[32]) == Placement(engines=0, slots=2)
+    assert plan_placement(search, gpus=2, cores=[32]) == Placement(engines=2, slots=2)
 
 
 def test_what_decides_nothing_may_vary() -> None:

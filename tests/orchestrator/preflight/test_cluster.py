@@ -66,8 +66,7 @@ def test_nodes_with_other_code_than_here_are_named(
     dashboard: str, search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = this_node()
-    changed = replace(here, versions={**here.versions, "code": "changed"})
-    monkeypatch.setattr(preflight_cluster, "this_node", lambda: changed)
+    monkeypatch.setattr("orchestrator.preflight.nodes._code", lambda: "changed")  # in this process, and no other
     found = [line for line in cluster_checks(search, None) if line.level is not Severity.OK and line.name != "cluster"]
     assert [line.level for line in found] == [Severity.IMPOSSIBLE] * 2
     assert {line.text for line in found} == {f"code {here.versions['code']}; here changed"}

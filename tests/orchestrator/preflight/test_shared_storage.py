@@ -16,7 +16,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from orchestrator.execution.cluster import NoAnswer, alive_nodes, on_nodes
+from orchestrator.execution.cluster import NoAnswer, alive_nodes, run_on_nodes
 from orchestrator.preflight.shared_storage import (
     NodeWithoutStorage,
     existing_part,
@@ -58,7 +58,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def other_run(cluster: Cluster) -> Iterator[Path]:
     """The second node's own folder of the same name."""
     second = next(node for node in alive_nodes() if node.id != ray.get_runtime_context().get_node_id())
-    there = on_nodes(lambda: str(Path.cwd()), {second: ()}, 60.0)[second]
+    there = run_on_nodes(lambda: str(Path.cwd()), {second: ()}, 60.0)[second]
     assert isinstance(there, str)
     path = Path(there) / "run"
     path.mkdir()
@@ -121,15 +121,15 @@ def test_nodes_that_do_not_answer_are_named_in_time(cluster: Cluster, tmp_path: 
     def sleeps() -> None:
         time.sleep(60)
 
-    answers = on_nodes(sleeps, dict.fromkeys(alive_nodes(), ()), 1.0)
-    assert set(answers.values()) == {NoAnswer("didn't answer within 1 s")}
+    answers = run_on_nodes(sleeps, dict.fromkeys(alive_nodes(), ()), 1.0)
+    assert set(answers.values()) == {NoAnswer("didn't answer within 1 s", is_late=True)}
 
 
 def test_a_node_where_the_project_breaks_says_how(cluster: Cluster) -> None:
     def breaks() -> None:
         raise ImportError("no such module")
 
-    answers = on_nodes(breaks, dict.fromkeys(alive_nodes(), ()), 60.0)
+    answers = run_on_nodes(breaks, dict.fromkeys(alive_nodes(), ()), 60.0)
     assert all(isinstance(answer, NoAnswer) and "no such module" in answer.why for answer in answers.values())
 
 

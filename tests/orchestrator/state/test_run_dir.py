@@ -39,6 +39,11 @@ def test_where_the_trials_run_is_on_record(run: RunDir, search: Search) -> None:
     assert run.read_search() == search
 
 
+def test_an_earlier_version_s_trials_without_engines_are_read_as_workers(run: RunDir, search: Search) -> None:
+    run.write_search(replace(search, placement=Placement(engines=0, slots=3)))
+    assert run.read_search().placement == Placement(engines=3, slots=3)
+
+
 def test_how_many_processes_train_a_trial_is_on_record(run: RunDir, search: Search) -> None:
     run.write_search(replace(search, ranks=2))
     assert run.read_search().ranks == 2

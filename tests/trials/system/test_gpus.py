@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.execution import tune_run as tuner
-from orchestrator.execution.worker_pool import gpus_of_nodes
+from orchestrator.execution.cluster import gpus_of_nodes
 from orchestrator.planning.gpu_specs import known_rates
 from tests.support.fake_driver import FakeDriver
 from trials.system import gpus

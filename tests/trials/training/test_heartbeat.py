@@ -1,4 +1,4 @@
-"""What others see of an engine that gets on, and of one that hangs."""
+"""What others see of a backend that gets on, and of one that hangs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, cast
 
+import pytest
+import torch
+from torch.nn.modules.module import _global_forward_pre_hooks
 from transformers import PreTrainedTokenizerBase
 
 from tests.support.trained_trials import Workshop
@@ -18,7 +21,8 @@ from trials.data.tokenization import TokenizedRow
 from trials.engine.engine import Engine
 from trials.records.trial_dir import EvalPoint, Origin, TrialDir
 from trials.training.heartbeat import Heartbeat
-from trials.training.training_run import Decision, TrainingRun
+from trials.training.training_run import Decision, TrainingRun, TrialBackend
+from trials.trl.backend import TrlBackend
 
 
 def test_who_has_been_silent_longest_counts_and_who_rests_does_not() -> None:
@@ -39,6 +43,34 @@ def test_who_has_been_silent_longest_counts_and_who_rests_does_not() -> None:
     assert heartbeat.seconds_since_progress() is None
 
 
+def test_a_thread_at_work_lets_others_beat_for_it_until_it_rests() -> None:
+    heartbeat = Heartbeat()
+    with heartbeat.working() as beat, ThreadPoolExecutor() as other:
+        time.sleep(1.0)
+        other.submit(beat).result()
+        assert (heartbeat.seconds_since_progress() or 9) < 1.0
+        with heartbeat.resting():
+            other.submit(beat).result()
+            assert heartbeat.seconds_since_progress() is None
+    beat()
+    assert heartbeat.seconds_since_progress() is None
+
+
+def test_under_trl_any_module_s_forward_pass_in_any_thread_is_a_heartbeat(
+    workshop: Workshop, small_data: TrialData, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    backend, module = TrlBackend(), torch.nn.Linear(1, 1)
+    folder = TrialDir(workshop.path / "beats")
+    run = TrainingRun(workshop.config(), small_data, tokenizer, folder, lambda _: Decision.CONTINUE)
+    with backend._watched(run), ThreadPoolExecutor() as autograd:
+        time.sleep(1.0)
+        assert (backend.seconds_since_progress() or 0) >= 1.0
+        autograd.submit(module, torch.ones(1)).result()
+        assert (backend.seconds_since_progress() or 9) < 1.0
+    assert backend.seconds_since_progress() is None
+    assert not _global_forward_pre_hooks
+
+
 def _eventually(is_so: Callable[[], bool]) -> bool:
     until = time.monotonic() + 30
     while not (found := is_so()) and time.monotonic() < until:
@@ -46,19 +78,21 @@ def _eventually(is_so: Callable[[], bool]) -> bool:
     return found
 
 
-def test_a_trial_that_waits_for_a_word_does_not_hang(workshop: Workshop, engine: Engine) -> None:
-    assert engine.seconds_since_progress() is None
+@pytest.mark.parametrize("by_engine", [True, False], ids=["engine", "trl"])
+def test_a_trial_that_waits_for_a_word_does_not_hang(workshop: Workshop, engine: Engine, by_engine: bool) -> None:
+    backend: TrialBackend = engine if by_engine else TrlBackend()
+    assert backend.seconds_since_progress() is None
     while_asked: list[float | None] = []
 
     def think(_: EvalPoint) -> Decision:
         # The engine's own thread may have answered and not yet sat down.
-        assert _eventually(lambda: engine.seconds_since_progress() is None)
-        while_asked.append(engine.seconds_since_progress())
+        assert _eventually(lambda: backend.seconds_since_progress() is None)
+        while_asked.append(backend.seconds_since_progress())
         return Decision.CONTINUE
 
-    workshop.run("trial", workshop.config(), 18, think, by=engine)
+    workshop.run("trial", workshop.config(), 18, think, by=backend)
     assert while_asked == [None] * 6
-    assert _eventually(lambda: engine.seconds_since_progress() is None)
+    assert _eventually(lambda: backend.seconds_since_progress() is None)
 
 
 class _Blocked:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModelForCausalLM
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.schema import Recipe
@@ -326,3 +329,32 @@ def test_a_base_that_cannot_be_evaluated_says_why(
     assert ending is not None
     assert ending.kind is TrialState.FAILED
     assert "ModelError: no model in" in ending.reason
+
+
+def models_in_memory() -> set[int]:
+    return {id(thing) for thing in gc.get_objects() if type(thing) is PeftModelForCausalLM}
+
+
+def test_the_trial_before_leaves_no_model_in_memory(
+    small_config: TrialConfig, small_data: TrialData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    backend, others, found = TrlBackend(), models_in_memory(), []
+    hp = small_config.hyperparameters.model_copy(update={"train_tokens": 400})
+    config = small_config.model_copy(update={"hyperparameters": hp, "base_eval_loss": 9.0})
+    gc.disable()  # the collector must not come by chance
+    try:
+        for number in range(4):
+            # One ends as it should, one by an error, one is stopped.
+            def on_eval(_: EvalPoint, number: int = number) -> Decision:
+                found.append(len(models_in_memory() - others))
+                if number == 1:
+                    raise ValueError("an error")
+                return Decision.STOP if number == 2 else Decision.CONTINUE
+
+            folder = TrialDir(tmp_path / str(number))
+            folder.begin(config, Origin.SINGLE, "demo")
+            with suppress(ValueError):
+                backend.run(TrainingRun(config, _few(small_data, 8), tokenizer, folder, on_eval))
+    finally:
+        gc.enable()
+    assert set(found) == {1}

@@ -1,7 +1,8 @@
-"""The engine's process without Ray: trials in threads of one process, really trained."""
+"""A worker's process without Ray: trials in threads of one process, really trained."""
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,11 +16,13 @@ import pytest
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution import trial_runner as runner
 from orchestrator.execution.channel import Finished
-from orchestrator.execution.engine_worker import EngineWorker
-from orchestrator.execution.loading import load_rows
+from orchestrator.execution.trial_runner import load_rows
+from orchestrator.execution.trial_worker import TrialWorker
 from search_spaces.schema import Recipe
+from tests.support.cli import run_command
 from tests.support.hanging_rows import Hangs
 from trials.data.dataset import TrialData
+from trials.engine.engine import Engine
 from trials.records.trial_dir import EvalPoint, Origin, TrialDir, TrialRecord, read_trial
 from trials.state import TrialState
 from trials.system.disk_full import says_disk_full
@@ -27,6 +30,7 @@ from trials.system.disk_full import says_disk_full
 pytestmark = pytest.mark.slow
 
 Assign = Callable[..., TrialRequest]
+in_either = pytest.mark.parametrize("by_trl", [False, True], ids=["engine", "trl"])
 
 
 @pytest.fixture
@@ -39,6 +43,7 @@ def assign(tmp_path: Path, small_recipe: Recipe, small_data: TrialData) -> Assig
         evaluations: int = 3,
         fingerprint: str = small_data.fingerprint,
         resumes: bool = False,
+        by_trl: bool = False,
         **hyperparameters: Any,
     ) -> TrialRequest:
         config = small_recipe.trial_config({"learning_rate": 3e-3, "train_tokens": 1000, **hyperparameters})
@@ -49,28 +54,44 @@ def assign(tmp_path: Path, small_recipe: Recipe, small_data: TrialData) -> Assig
         if not resumes:
             TrialDir(tmp_path / trial_id).begin(config, origin, "proposed")
         folder = tmp_path / trial_id
-        return TrialRequest(trial_id, origin, "proposed", config, folder, resumes, fingerprint=fingerprint, group="run")
+        about = {"fingerprint": fingerprint, "group": "run", "by_trl": by_trl}
+        return TrialRequest(trial_id, origin, "proposed", config, folder, resumes, **about)
 
     return of
 
 
-def hold(actor: EngineWorker, trial_id: str) -> tuple[list[EvalPoint], Finished]:
+def hold(actor: TrialWorker, trial_id: str) -> tuple[list[EvalPoint], Finished]:
     """What a proxy hears from its trial, which it always lets go on."""
     points = []
-    while not isinstance(word := actor.next_message(trial_id), Finished):
-        points.append(word)
+    while not isinstance(message := actor.next_message(trial_id), Finished):
+        points.append(message)
         actor.resume(trial_id)
-    return points, word
+    return points, message
 
 
-def hold_both(actor: EngineWorker, *trial_ids: str) -> list[tuple[list[EvalPoint], Finished]]:
+def hold_both(actor: TrialWorker, *trial_ids: str) -> list[tuple[list[EvalPoint], Finished]]:
     """What the proxies of trials side by side hear."""
     with ThreadPoolExecutor(len(trial_ids)) as proxies:
         return list(proxies.map(lambda trial_id: hold(actor, trial_id), trial_ids))
 
 
+def test_under_trl_trials_run_one_after_another_in_one_process(tmp_path: Path, assign: Assign) -> None:
+    actor = TrialWorker(slots=1, cpu_threads=1)
+    for trial_id in ("0000", "0001", "0002"):
+        actor.begin(assign(trial_id, by_trl=True))
+    for trial_id, (points, ended) in zip(
+        ("0000", "0001", "0002"), hold_both(actor, "0000", "0001", "0002"), strict=True
+    ):
+        record = read_trial(tmp_path / trial_id)
+        assert ended == Finished()
+        assert points == list(record.points)
+        assert record.ending is not None
+        assert record.ending.kind is TrialState.FINISHED
+    assert actor.seconds_since_progress() is None
+
+
 def test_trials_side_by_side_say_what_they_leave_on_disk(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineWorker(slots=2, cpu_threads=1)
+    actor = TrialWorker(slots=2, cpu_threads=1)
     for trial_id in ("0000", "0001"):
         actor.begin(assign(trial_id))
     heard = hold_both(actor, "0000", "0001")
@@ -83,11 +104,12 @@ def test_trials_side_by_side_say_what_they_leave_on_disk(tmp_path: Path, assign:
         assert record.has_adapter is (trial_id == "0001")
 
 
-def test_a_stopped_trial_gives_its_slot_away_at_once(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineWorker(slots=1, cpu_threads=1)
-    actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1000))
+@in_either
+def test_a_stopped_trial_gives_its_slot_away_at_once(tmp_path: Path, assign: Assign, by_trl: bool) -> None:
+    actor = TrialWorker(slots=1, cpu_threads=1)
+    actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1000, by_trl=by_trl))
     assert isinstance(actor.next_message("0001"), EvalPoint)
-    actor.begin(assign("0002"))
+    actor.begin(assign("0002", by_trl=by_trl))
     time.sleep(0.5)
     assert not (tmp_path / "0002" / "metrics.jsonl").exists()
     actor.release("0001")
@@ -98,14 +120,17 @@ def test_a_stopped_trial_gives_its_slot_away_at_once(tmp_path: Path, assign: Ass
     assert (len(stopped.points), stopped.ending) == (1, None)  # whoever stopped it says why
 
 
-def test_a_trial_that_nobody_waits_for_leaves_in_the_middle_of_its_training(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineWorker(slots=1, cpu_threads=1)
-    actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1))  # minutes
+@in_either
+def test_a_trial_that_nobody_waits_for_leaves_in_the_middle_of_its_training(
+    tmp_path: Path, assign: Assign, by_trl: bool
+) -> None:
+    actor = TrialWorker(slots=1, cpu_threads=1)
+    actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1, by_trl=by_trl))  # minutes
     while not list((tmp_path / "0001").glob("tensorboard/events.*")):
         time.sleep(0.05)
     actor.release("0001")
     began = time.monotonic()
-    actor.begin(assign("0002"))
+    actor.begin(assign("0002", by_trl=by_trl))
     assert hold(actor, "0002")[0]
     assert time.monotonic() - began < 30
     left: TrialRecord = read_trial(tmp_path / "0001")
@@ -113,7 +138,7 @@ def test_a_trial_that_nobody_waits_for_leaves_in_the_middle_of_its_training(tmp_
 
 
 def test_a_paused_trial_goes_on_from_its_checkpoint_as_if_it_had_run_through(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineWorker(slots=2, cpu_threads=1)
+    actor = TrialWorker(slots=2, cpu_threads=1)
     actor.begin(assign("0001", train_tokens=2500))
     through, _ = hold(actor, "0001")
     actor.begin(assign("0002", train_tokens=2500))
@@ -130,7 +155,7 @@ def test_a_paused_trial_goes_on_from_its_checkpoint_as_if_it_had_run_through(tmp
 
 
 def test_a_stretch_waits_for_the_one_before_it_in_the_same_folder(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineWorker(slots=2, cpu_threads=1)
+    actor = TrialWorker(slots=2, cpu_threads=1)
     actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1))  # minutes
     before = actor._threads["0001"]
     while not list((tmp_path / "0001").glob("tensorboard/events.*")):
@@ -142,7 +167,7 @@ def test_a_stretch_waits_for_the_one_before_it_in_the_same_folder(tmp_path: Path
 
 
 def test_a_trial_is_gone_when_its_release_returns(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineWorker(slots=1, cpu_threads=1)
+    actor = TrialWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1))
     while not list((tmp_path / "0001").glob("tensorboard/events.*")):
         time.sleep(0.05)
@@ -153,7 +178,7 @@ def test_a_trial_is_gone_when_its_release_returns(tmp_path: Path, assign: Assign
 
 
 def test_a_trial_that_is_to_go_on_and_has_no_checkpoint_begins_nothing(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineWorker(slots=1, cpu_threads=1)
+    actor = TrialWorker(slots=1, cpu_threads=1)
     assign("0001")
     actor.begin(assign("0001", resumes=True))
     _, ended = hold(actor, "0001")
@@ -161,12 +186,13 @@ def test_a_trial_that_is_to_go_on_and_has_no_checkpoint_begins_nothing(tmp_path:
     assert read_trial(tmp_path / "0001").ending is None
 
 
-def test_data_that_hangs_is_seen_from_outside(assign: Assign, monkeypatch: pytest.MonkeyPatch) -> None:
-    actor = EngineWorker(slots=1, cpu_threads=1)
+@in_either
+def test_data_that_hangs_is_seen_from_outside(assign: Assign, monkeypatch: pytest.MonkeyPatch, by_trl: bool) -> None:
+    actor = TrialWorker(slots=1, cpu_threads=1)
     assert actor.seconds_since_progress() is None
     hangs = Hangs()
     monkeypatch.setattr(runner, "load_rows", lambda *given: hangs.instead_of(*load_rows(*given)))
-    actor.begin(assign("0001"))
+    actor.begin(assign("0001", by_trl=by_trl))
     assert hangs.began.wait(60)
     time.sleep(1.5)
     silent = actor.seconds_since_progress()
@@ -177,8 +203,16 @@ def test_data_that_hangs_is_seen_from_outside(assign: Assign, monkeypatch: pytes
     assert actor.seconds_since_progress() is None
 
 
+def test_a_process_that_is_told_to_leave_says_where_its_threads_are(tmp_path: Path) -> None:
+    script = "from orchestrator.execution.trial_worker import TrialWorker\nTrialWorker(1, 1).leave()"
+    found = run_command([sys.executable, "-c", script])
+    assert found.returncode == 1
+    assert "no progress within machine.step_limit_seconds: this process ends" in found.stderr
+    assert "in leave" in found.stderr
+
+
 def test_an_engine_that_takes_its_time_to_open_does_not_hang(assign: Assign, monkeypatch: pytest.MonkeyPatch) -> None:
-    actor, is_open = EngineWorker(slots=1, cpu_threads=1), threading.Event()
+    actor, is_open = TrialWorker(slots=1, cpu_threads=1), threading.Event()
 
     def slow(*given: Any) -> Any:
         is_open.wait()
@@ -195,7 +229,7 @@ def test_an_engine_that_takes_its_time_to_open_does_not_hang(assign: Assign, mon
 
 
 def test_a_full_disk_is_no_failure_of_the_trial(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineWorker(slots=1, cpu_threads=1)
+    actor = TrialWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001"))
     (tmp_path / "0001" / "metrics.jsonl").symlink_to("/dev/full")
     _, ended = hold(actor, "0001")
@@ -205,7 +239,7 @@ def test_a_full_disk_is_no_failure_of_the_trial(tmp_path: Path, assign: Assign) 
 
 
 def test_a_trial_that_fails_leaves_alone(tmp_path: Path, assign: Assign) -> None:
-    actor = EngineWorker(slots=2, cpu_threads=1)
+    actor = TrialWorker(slots=2, cpu_threads=1)
     request = assign("0001")
     (tmp_path / "0001" / "adapter.new").touch()  # in the way of its first adapter
     actor.begin(request)
@@ -220,25 +254,26 @@ def test_a_trial_that_fails_leaves_alone(tmp_path: Path, assign: Assign) -> None
 
 
 def test_other_rows_than_the_search_began_with_are_refused(assign: Assign) -> None:
-    actor = EngineWorker(slots=1, cpu_threads=1)
+    actor = TrialWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001", fingerprint="other"))
     assert "the data or the tokenizer has changed" in str(actor.next_message("0001").error)  # type: ignore[union-attr]
 
 
 def test_a_trial_that_is_not_there_has_ended() -> None:
-    actor = EngineWorker(slots=1, cpu_threads=1)
+    actor = TrialWorker(slots=1, cpu_threads=1)
     assert actor.next_message("0009") == Finished()
     actor.resume("0009")
     actor.release("0009")
 
 
 def test_a_process_whose_engine_has_broken_down_ends(assign: Assign, monkeypatch: pytest.MonkeyPatch) -> None:
-    actor = EngineWorker(slots=1, cpu_threads=1)
+    actor = TrialWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001"))
     hold(actor, "0001")
     codes: list[int] = []
     monkeypatch.setattr("os._exit", codes.append)
-    engine: Any = actor._runner._backend
+    engine = actor._runner._backend
+    assert isinstance(engine, Engine)
     # What no trial can be blamed for, such as a GPU that is gone.
     monkeypatch.setattr(engine._loop._micro_batcher, "check_finite", lambda: 1 / 0)
     actor.begin(assign("0002"))
@@ -256,8 +291,9 @@ def test_a_process_whose_engine_has_broken_down_ends(assign: Assign, monkeypatch
     ("error", "ends"),
     [("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", [1]), ("a file is missing", [])],
 )
-def test_a_process_whose_gpu_breaks_down_while_the_engine_opens_ends(
-    assign: Assign, monkeypatch: pytest.MonkeyPatch, error: str, ends: list[int]
+@in_either
+def test_a_process_whose_gpu_breaks_down_while_the_base_is_loaded_ends(
+    assign: Assign, monkeypatch: pytest.MonkeyPatch, error: str, ends: list[int], by_trl: bool
 ) -> None:
     def breaks(*_: object) -> None:
         raise RuntimeError(error)
@@ -265,8 +301,9 @@ def test_a_process_whose_gpu_breaks_down_while_the_engine_opens_ends(
     codes: list[int] = []
     monkeypatch.setattr("os._exit", codes.append)
     monkeypatch.setattr("trials.engine.engine.Engine.__init__", breaks)
-    actor = EngineWorker(slots=1, cpu_threads=1)
-    actor.begin(assign("0001"))
+    monkeypatch.setattr("trials.trl.backend.load_base", breaks)
+    actor = TrialWorker(slots=1, cpu_threads=1)
+    actor.begin(assign("0001", by_trl=by_trl))
     assert error in str(actor.next_message("0001").error)  # type: ignore[union-attr]
     actor._threads["0001"].join()
     assert codes == ends
