@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.report.data import ReportData, trial_label
 from orchestrator.state.selection import paired_gain, rank
 from search_spaces.durations import format_duration
+from trials.metrics.paired_tests import CANNOT_TELL, is_clear
 from trials.metrics.row_losses import LossDifference
 from trials.records.trial_dir import Origin, TrialRecord
 
@@ -28,7 +29,7 @@ def headline(data: ReportData) -> str:
 
 def significance_text(difference: LossDifference) -> str:
     """Say whether a difference stands out from the noise of the rows."""
-    return "clear" if difference.is_clear else "cannot be told apart"
+    return "clear" if is_clear(difference) else CANNOT_TELL
 
 
 def export_lines(data: ReportData) -> list[str]:
@@ -78,7 +79,7 @@ def _clause(name: str, other: TrialRecord, gain: LossDifference | None) -> str:
     if gain is None:
         return f"{name} has {loss}, without a comparison row by row"
     amount = f"{abs(gain.difference):.4f} ± {gain.standard_error:.4f} {'below' if gain.difference >= 0 else 'above'}"
-    if gain.is_clear:
+    if is_clear(gain):
         return f"{amount} {name}'s {loss} ({significance_text(gain)})"
     return f"{amount} {name}'s {loss} (the two {significance_text(gain)})"
 
@@ -116,7 +117,7 @@ def _on_test_rows(test: Mapping[str, Any]) -> str:
         return line + "."
     gain = test["base_eval_loss"] - test["eval_loss"]
     line += f" against the base model's {test['base_eval_loss']:.4f}"
-    if "standard_error" not in test:
+    if not {"standard_error", "rows"} <= test.keys():
         return f"{line}, a gain of {gain:.4f}."
-    difference = LossDifference(gain, test["standard_error"])
+    difference = LossDifference(gain, test["standard_error"], test["rows"])
     return f"{line}, a gain of {gain:.4f} ± {difference.standard_error:.4f} ({significance_text(difference)})."

@@ -14,7 +14,7 @@ from itertools import combinations
 
 import scipy
 
-from trials.metrics.paired_tests import LabelComparison, ScoreComparison, compare_scores
+from trials.metrics.paired_tests import LabelComparison, ScoreComparison, compare_scores, is_clear
 from trials.metrics.row_losses import LossDifference, compare
 from trials.metrics.task_scores import RowScores
 from trials.records.score_log import ScoreRecord
@@ -110,7 +110,7 @@ def contradictions(trials: Sequence[ScoredTrial]) -> Contradictions:
             gain = compare(ahead.scoring.losses, behind.scoring.losses)
         except ValueError:
             continue
-        if not gain.is_clear:
+        if not is_clear(gain):
             continue
         told_apart += 1
         score = _clearly_better(behind.scoring.scores, ahead.scoring.scores)

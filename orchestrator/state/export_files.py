@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from orchestrator.state.run_dir import RunDir
 from trials.system.damage import DamagedFile, read_as, read_value
@@ -26,6 +26,7 @@ class _Test:
     eval_loss: float = 0.0
     base_eval_loss: float = 0.0
     standard_error: float = 0.0
+    rows: Annotated[int, Field(ge=2)] = 2
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trials.errors import NothingToExport
+from trials.metrics.paired_tests import is_clear, loss_interval
 from trials.metrics.row_losses import LossDifference, RowLosses, compare
 from trials.records.adapter_check import why_not_there
 from trials.records.trial_dir import EVAL_ROWS_FILE, Origin, TrialRecord
@@ -94,7 +95,7 @@ def candidates(records: Sequence[TrialRecord]) -> Candidates:
             found.append(judged)
         elif not found:
             skipped.append(Skipped(trial, judged))
-    clear = [best for best in found if best.gain.is_clear and best.gain.difference > LEAST_GAIN]
+    clear = [best for best in found if is_clear(best.gain) and best.gain.difference > LEAST_GAIN]
     if not clear:
         raise NothingToExport(_why_none(found, skipped, base_rows))
     return Candidates(clear, skipped)
@@ -121,10 +122,11 @@ def _why_none(found: Sequence[Best], skipped: Sequence[Skipped], base_rows: RowL
             return f"no trial can be exported: {unusable}. Restore its files, or resume the search."
         return "no trial was evaluated, so there is no adapter. Give the search more time."
     best = found[0]
-    gain = f"{best.gain.difference:.4f} ± {best.gain.standard_error:.4f}"
+    gain = loss_interval(best.gain)
     return (
         f"the best trial, {best.trial.id}, has eval loss {best.loss:.4f} and the base model {base_rows.mean:.4f}: "
-        f"better by {gain}, where more than twice that error and more than {LEAST_GAIN:g} are asked for. "
+        f"better by {gain.value:.4f} (95 % {gain.low:.4f} to {gain.high:.4f}), where an interval above 0 and more than "
+        f"{LEAST_GAIN:g} are asked for. "
         "Widen the learning rates, train longer, or give more eval rows." + (f" Also, {unusable}." if unusable else "")
     )
 

@@ -155,7 +155,13 @@ def write_export(run: RunDir, winner: str, loss: float, **changes: Any) -> None:
         "eval_loss": loss,
         "base_eval_loss": BASE_LOSS,
         "verified": {"eval_loss": loss + 2e-5, "difference": 2e-5, "tolerance": 1e-3},
-        "test": {"eval_loss": 1.1234, "base_eval_loss": 1.9345, "difference": 0.8111, "standard_error": 0.0123},
+        "test": {
+            "eval_loss": 1.1234,
+            "base_eval_loss": 1.9345,
+            "difference": 0.8111,
+            "standard_error": 0.0123,
+            "rows": 40,
+        },
         **changes,
     }
     (run.export / "manifest.json").write_text(json.dumps(manifest))

@@ -1,7 +1,8 @@
 """Comparison of two models on the same rows: which is better, by how much, or that these rows can't tell. No torch.
 
-Everything is paired by row. Differences are `b - a`, so a better `b` has a lower loss and a higher score. "Better" is
-at the 5 % level. At that level, one in twenty comparisons of equal models finds a better one, so make few comparisons.
+Everything is paired by row. Differences are `b - a`, so a better `b` has a lower loss and a higher score. "Better", or
+"clear", is at the 5 % level, and only this module decides it. At that level, one in twenty comparisons of equal models
+finds a better one, so make few comparisons.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 import scipy
 
 from trials.metrics.intervals import CONFIDENCE, Estimate, around, bootstrap_mean
-from trials.metrics.row_losses import RowLosses, compare
+from trials.metrics.row_losses import LossDifference, RowLosses, compare
 from trials.metrics.task_scores import Measure, RowScores
 
 ALPHA = 0.05
@@ -74,15 +75,25 @@ def verdict(better: Better) -> str:
     return f"{better} is better" if better else CANNOT_TELL
 
 
+def loss_interval(found: LossDifference) -> Estimate:
+    """Return a difference of losses, in nats per token, with its 95 % interval: Student's t over rows."""
+    return around(found.difference, found.standard_error, found.rows)
+
+
+def is_clear(found: LossDifference) -> bool:
+    """Return whether one of two models has a clearly lower loss: the interval of their difference excludes 0."""
+    return _excludes_zero(loss_interval(found))
+
+
 def compare_losses(a: RowLosses, b: RowLosses) -> LossComparison:
     """Compare two models by loss.
 
     Raises ValueError if the rows differ, were tokenised differently, or are fewer than two.
     """
     found = compare(a, b)
-    interval = around(found.difference, found.standard_error, len(a.token_counts))
-    better = _outside_zero(interval, if_positive="a", if_negative="b")
-    return LossComparison(a.mean, b.mean, interval, found.standard_error, better)
+    lower: Better = "b" if found.difference < 0 else "a"
+    better = lower if is_clear(found) else None
+    return LossComparison(a.mean, b.mean, loss_interval(found), found.standard_error, better)
 
 
 def compare_scores(a: RowScores, b: RowScores) -> LabelComparison | ScoreComparison:
@@ -92,7 +103,8 @@ def compare_scores(a: RowScores, b: RowScores) -> LabelComparison | ScoreCompari
     if a.measure is Measure.LABEL:
         return compare_labels([score == 1 for score in a.values], [score == 1 for score in b.values])
     interval = bootstrap_mean([y - x for x, y in zip(a.values, b.values, strict=True)])
-    return ScoreComparison(a.mean, b.mean, interval, _outside_zero(interval, if_positive="b", if_negative="a"))
+    higher: Better = "b" if interval.low > 0 else "a"
+    return ScoreComparison(a.mean, b.mean, interval, higher if _excludes_zero(interval) else None)
 
 
 def compare_labels(a_right: Sequence[bool], b_right: Sequence[bool]) -> LabelComparison:
@@ -127,7 +139,5 @@ def _difference_of_shares(only_a: int, only_b: int, rows: int) -> Estimate:
     return Estimate((only_b - only_a) / rows, max(-1.0, middle - half), min(1.0, middle + half))
 
 
-def _outside_zero(difference: Estimate, *, if_positive: Better, if_negative: Better) -> Better:
-    if difference.low <= 0 <= difference.high:
-        return None
-    return if_positive if difference.low > 0 else if_negative
+def _excludes_zero(difference: Estimate) -> bool:
+    return not difference.low <= 0 <= difference.high

@@ -45,11 +45,7 @@ class LossDifference:
 
     difference: float
     standard_error: float
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the difference is more than twice its standard error away from zero."""
-        return abs(self.difference) > 2 * self.standard_error
+    rows: int
 
 
 def compare(a: RowLosses, b: RowLosses) -> LossDifference:
@@ -62,7 +58,7 @@ def compare(a: RowLosses, b: RowLosses) -> LossDifference:
         raise ValueError("the two were not evaluated on the same rows with the same tokenizer")
     differences = [y - x for x, y in zip(a.loss_sums, b.loss_sums, strict=True)]
     mean = math.fsum(differences) / sum(a.token_counts)
-    return LossDifference(mean, _standard_error(differences, a.token_counts))
+    return LossDifference(mean, _standard_error(differences, a.token_counts), len(a.token_counts))
 
 
 def _standard_error(sums: Sequence[float], counts: Sequence[int]) -> float:

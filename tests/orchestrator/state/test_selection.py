@@ -1,3 +1,4 @@
+import statistics
 import threading
 
 import pytest
@@ -7,6 +8,7 @@ from orchestrator.state.run_dir import RunDir
 from orchestrator.state.selection import base_of, pick_best, rank
 from tests.support.fake_search import point, record, row_losses, save_adapter
 from trials.errors import NothingToExport
+from trials.metrics.row_losses import RowLosses
 from trials.records.trial_dir import Ending, EndingKind, Origin, TrialDir
 
 
@@ -67,10 +69,30 @@ def test_a_gain_within_its_error_is_none(run: RunDir) -> None:
     folder = TrialDir(run.trial("0001"))
     folder.begin(run.read_search().recipe.trial_config({}), Origin.PROPOSED, "proposed")
     folder.record(point(2.9, 100), row_losses(2.9, spread=0.5), save_adapter)
-    with pytest.raises(NothingToExport, match=r"better by 0\.1000 ± 0\.\d+, where more than twice that error"):
+    with pytest.raises(
+        NothingToExport, match=r"better by 0\.1000 \(95 % -\d\.\d+ to \d\.\d+\), where an interval above 0"
+    ):
         pick_best(run.records())
     folder.record(point(2.8, 200), row_losses(2.8, spread=0.01), save_adapter)
-    assert pick_best(run.records()).gain.is_clear
+    assert pick_best(run.records()).trial.id == "0001"
+
+
+@pytest.mark.parametrize(("rows", "is_enough"), [(5, False), (1000, True)])
+def test_two_and_a_half_errors_are_a_clear_gain_only_on_many_rows(run: RunDir, rows: int, is_enough: bool) -> None:
+    steps = [0.1 * (i % 5 - 2) for i in range(rows)]
+    gain = 2.5 * statistics.stdev(steps) / rows**0.5
+    for name, origin, sums in (
+        ("0000", Origin.BASE, [30.0] * rows),
+        ("0001", Origin.PROPOSED, [30 - 10 * (gain + step) for step in steps]),
+    ):
+        losses, folder = RowLosses(sums, [10] * rows), TrialDir(run.trial(name))
+        folder.begin(run.read_search().recipe.trial_config({}), origin, origin.value)
+        folder.record(point(losses.mean, 100), losses, None if origin is Origin.BASE else save_adapter)
+    if is_enough:
+        assert pick_best(run.records()).gain.difference == pytest.approx(gain)
+    else:
+        with pytest.raises(NothingToExport, match=r"better by 0\.1768 \(95 % -0\.0195 to 0\.3731\)"):
+            pick_best(run.records())
 
 
 def test_only_ended_trials_lose_their_adapters(run: RunDir) -> None:

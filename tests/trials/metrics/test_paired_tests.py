@@ -19,9 +19,10 @@ from trials.metrics.paired_tests import (
     compare_labels,
     compare_losses,
     compare_scores,
+    is_clear,
     mcnemar,
 )
-from trials.metrics.row_losses import RowLosses
+from trials.metrics.row_losses import LossDifference, RowLosses, compare
 from trials.metrics.task_scores import Measure, RowScores
 
 
@@ -91,6 +92,26 @@ def test_the_interval_of_a_loss_difference_holds_the_truth() -> None:
         called += found.better is not None
     assert 0.91 <= held / 300 <= 0.98
     assert held + called == 300
+
+
+@pytest.mark.parametrize(
+    ("rows", "errors", "clear"), [(5, 2.5, False), (5, 2.8, True), (1000, 1.95, False), (1000, 1.98, True)]
+)
+def test_few_rows_need_more_standard_errors_than_many(rows: int, errors: float, clear: bool) -> None:
+    assert is_clear(LossDifference(errors * 0.1, 0.1, rows)) == clear
+    assert is_clear(LossDifference(-errors * 0.1, 0.1, rows)) == clear
+
+
+@pytest.mark.parametrize("rows", [5, 1000])
+def test_one_rule_says_what_is_clear(rows: int) -> None:
+    """A comparison of evaluations and the choice of a winner never disagree."""
+    draw, found = np.random.default_rng(9), []
+    for _ in range(100):
+        counts = draw.integers(5, 80, size=rows).tolist()
+        a, b = (RowLosses(draw.normal(mean, 0.3, size=rows).tolist(), counts) for mean in (1.0, 1.0 + 0.9 / rows**0.5))
+        assert is_clear(compare(a, b)) == (compare_losses(a, b).better is not None)
+        found.append(is_clear(compare(a, b)))
+    assert 10 < sum(found) < 90
 
 
 def test_the_lower_loss_is_better() -> None:
