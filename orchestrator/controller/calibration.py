@@ -21,7 +21,8 @@ from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.planning.trial_configs import probe_config, trial_config
 from orchestrator.planning.trial_length import length_in_words, shortened_length
 from orchestrator.scheduling.scheduler import BudgetState
-from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir, Search
+from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
+from orchestrator.state.search import Search
 from search_spaces.durations import format_duration
 from trials.config import TrialConfig
 from trials.records.trial_dir import Ending, EndingKind, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
@@ -185,7 +186,7 @@ class CalibrationPhase:
         left = self.search.deadline.training_seconds_left(now)
         length = shortened_length(full, each, left, self._slots, recipe.search.full_trials)
         self.search = replace(self.search, shortened=length / full, full_tokens=length)
-        self.search = replace(self.search, prediction=forecast_search(self.search, self.throughput, now).to_json())
+        self.search = replace(self.search, prediction=forecast_search(self.search, self.throughput, now))
         if length < full and self.search.epoch is not None:
             self._sentences.append(f"a full trial is {length_in_words(full, length, self.search.epoch.tokens)}")
 

@@ -17,7 +17,8 @@ from orchestrator.controller.controller import Over, SearchController, Wait
 from orchestrator.controller.events import Event
 from orchestrator.controller.proxy_errors import QUIETLY, TrialExit
 from orchestrator.controller.trial_request import TrialRequest
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from orchestrator.storage.mirror import Mirror
 from orchestrator.storage.working_copy import RemoteTrial
 from trials.records.trial_dir import EvalPoint

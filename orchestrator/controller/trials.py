@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.controller.study import INFEASIBLE
 from orchestrator.scheduling.scheduler import State, TrialView
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search
 from trials.config import TrialConfig
 from trials.metrics.row_losses import RowLosses, compare
 from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialRecord

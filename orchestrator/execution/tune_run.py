@@ -33,7 +33,8 @@ from orchestrator.execution.worker_pool import WorkerPool, cores_of_nodes, gpus_
 from orchestrator.planning.placement import plan_placement
 from orchestrator.ray_setup.address import named_cluster
 from orchestrator.ray_setup.start import surroundings
-from orchestrator.state.run_dir import Placement, RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Placement, Search
 from trials.errors import DiskFull, InputError, SearchBroken, first_line
 from trials.system.gpus import ORDER, gpu_count
 

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.execution.engine_worker import EngineWorker
 from orchestrator.execution.worker_group import WorkerGroup, WorkerGroupSpec
 from orchestrator.planning.placement import engines_on_cpu
-from orchestrator.state.run_dir import Placement, Search
+from orchestrator.state.search import Placement, Search
 
 _MOST_SECONDS_BETWEEN_LOOKS = 5.0
 _AWAY_SECONDS = 30.0

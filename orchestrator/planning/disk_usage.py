@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.planning.memory_bounds import memory_bounds
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search
 
 _WEIGHT_BYTES = 4
 _MOMENT_BYTES = {True: 2, False: 8}

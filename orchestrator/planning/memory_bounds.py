@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search
 from search_spaces.schema import Choices, Recipe
 from trials.engine.support import unsupported_reason
 from trials.errors import ModelError

@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.planning.gpu_specs import known_rates
 from orchestrator.planning.placement import plan_placement, trl_reason
 from orchestrator.planning.throughput import FIRST_START_SECONDS, ThroughputModel
-from orchestrator.state.run_dir import Placement, Search
+from orchestrator.state.search import Placement, Search
 from trials.config import ModelSettings
 from trials.errors import ModelError
 from trials.model.activation_policy import ActivationPolicy

@@ -11,7 +11,8 @@ from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvalu
 from orchestrator.controller.proxy_errors import DIED, MOST_PROXY_ERRORS, ExitKind, TrialExit
 from orchestrator.controller.study import STUDY_NAME, study_number, trial_id_of
 from orchestrator.controller.trial_request import TrialRequest
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from search_spaces.schema import Recipe
 from tests.support.checkpoint_dirs import write_checkpoint
 from tests.support.fake_search import (

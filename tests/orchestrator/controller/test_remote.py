@@ -10,7 +10,8 @@ import pytest
 from orchestrator.controller.proxy_errors import DIED, TrialExit
 from orchestrator.controller.remote import RemoteSearchController, controller_of
 from orchestrator.controller.trial_request import TrialRequest
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from orchestrator.storage.locations import create_run, open_run
 from orchestrator.storage.mirror import Mirror
 from orchestrator.storage.trial_snapshots import TrialSnapshotStore

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.controller.controller import SearchController
 from orchestrator.execution import tune_run as tuner
-from orchestrator.state.run_dir import Placement
+from orchestrator.state.search import Placement
 from tests.orchestrator.execution.test_worker_pool import make_engine_search
 from tests.support.fake_search import make_run
 from trials.console.logs import LOG_FILE

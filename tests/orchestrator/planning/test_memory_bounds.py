@@ -10,7 +10,7 @@ from transformers import GPT2Config, MistralConfig
 
 from orchestrator.planning.disk_usage import disk_gib
 from orchestrator.planning.memory_bounds import memory_bounds, memory_limit
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search
 from search_spaces.loader import load_recipe
 from tests.support.fake_driver import FakeDriver
 from tests.support.fake_search import make_search

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.planning.speed_cache import EARLIER, ESTIMATED, MEASURED, measured_speed, save_speed, speed_before
 from orchestrator.planning.throughput import ThroughputModel
-from orchestrator.state.run_dir import Placement, Search
+from orchestrator.state.search import Placement, Search
 from search_spaces.schema import Recipe
 from tests.support.fake_driver import FakeDriver
 
