@@ -26,10 +26,10 @@ from typing import Any
 from orchestrator.state.run_dir import RunDir
 from orchestrator.supervisor.session_mark import end_last_session
 from tests.chaos.invariants import Evaluations, evaluations, problems
+from tests.support.cli import ROOT
 from trials.cli import number_within, whole_number
 from trials.system.processes import Process, processes
 
-_ROOT = Path(__file__).parents[2]
 _NAMES = {"engine": "ray::EngineWorker", "holder": "ray::ImplicitFunc", "raylet": "raylet", "gcs": "gcs_server"}
 VICTIMS = ("command", "session", *_NAMES, "reboot")
 _LONGEST_NAME = 15
@@ -89,7 +89,7 @@ class Night:
         with self.out.with_suffix(".log").open("ab") as log:
             self.command = subprocess.Popen(
                 [sys.executable, "-m", "orchestrator.search", *arguments],
-                cwd=_ROOT,
+                cwd=ROOT,
                 env=environment,
                 stdout=log,
                 stderr=log,
