@@ -22,7 +22,8 @@ from orchestrator.ray_setup.address import named_cluster
 from orchestrator.state.check_result import Severity, raise_if_blocked
 from orchestrator.state.clock import SteadyClock
 from orchestrator.state.deadline import Deadline, from_budget, from_until
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from orchestrator.storage.locations import (
     address_of,
     create_run,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from tests.support.fake_driver import FakeDriver

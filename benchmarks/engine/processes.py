@@ -20,6 +20,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from benchmarks import ROOT
 from benchmarks.engine.entries import run_job
 from benchmarks.engine.jobs import Job
 
@@ -30,7 +31,6 @@ _LIBRARIES = {
 }
 _JOB = TypeAdapter(Job)
 _BEGIN = b"begin\n"
-_ROOT = Path(__file__).parents[2]
 
 
 class Children:
@@ -56,7 +56,7 @@ class Children:
                     stdout=output,
                     stderr=output,
                     env=_environment(job, unsloth),
-                    cwd=_ROOT,
+                    cwd=ROOT,
                 )
             self._processes.append(process)
 

@@ -15,7 +15,8 @@ from benchmarks.simulator.simulator import Accident, Machine, SimulatedSearch
 from benchmarks.simulator.synthetic_curves import ModelledCurves
 from orchestrator.planning.export_reserve import expected_seconds
 from orchestrator.state.deadline import Deadline, first_reserve
-from orchestrator.state.run_dir import Placement, RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Placement, Search
 from search_spaces.loader import load_recipe
 from trials.records.trial_dir import Origin
 from trials.state import TrialState

@@ -16,7 +16,8 @@ from benchmarks.simulator.simulator import Curve, Landscape, Machine, SimulatedS
 from benchmarks.simulator.stock_searchers import Stock, StockSearch
 from benchmarks.simulator.synthetic_curves import ModelledCurves
 from orchestrator.state.deadline import Deadline
-from orchestrator.state.run_dir import Placement, RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Placement, Search
 from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from trials.config import Hyperparameters

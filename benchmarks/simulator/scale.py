@@ -15,7 +15,8 @@ import numpy as np
 from benchmarks.simulator.simulator import Machine, SimulatedSearch
 from benchmarks.simulator.synthetic_curves import ModelledCurves
 from orchestrator.state.deadline import Deadline
-from orchestrator.state.run_dir import Placement, RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Placement, Search
 from search_spaces.loader import load_recipe
 
 _BUDGET = 9 * 3600.0

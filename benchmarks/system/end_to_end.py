@@ -26,13 +26,13 @@ from typing import Any
 
 import yaml
 
+from benchmarks import ROOT
 from benchmarks.system.stock_ray_tune import EVAL_ROWS, EVALUATIONS, HIGHEST_RATE, LOWEST_RATE, RANKS, STEP_ROWS, STEPS
 from trials.system.files import read_json_lines
 from trials.system.gpus import gpu_count
 
 STOCK_TRIALS, OUR_TRIALS = 3, 24
 _TIMEOUT_SECONDS = 420
-_ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _watched(name: str, command: list[str], out: Path, trials: int) -> dict[str,
         environment["ENGINE_PROFILE"] = f"{kernels}:{trials}"
     begins = time.time()
     with Utilisation() as utilisation, log.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
         code = _ending(process)
     ends = time.time()
     spans = stock_spans(out) if name == "stock" else our_spans(out)

@@ -19,7 +19,7 @@ from orchestrator.execution.cluster import placed
 from orchestrator.execution.tune_run import ray_session
 from orchestrator.execution.worker_pool import WorkerPool
 from orchestrator.state.deadline import from_budget
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search
 from search_spaces.loader import load_recipe
 from trials.config import TrialConfig
 from trials.records.trial_dir import Origin, TrialDir

@@ -34,7 +34,8 @@ from orchestrator.monitoring.progress import Progress
 from orchestrator.state.check_result import CheckResult
 from orchestrator.state.clock import SteadyClock
 from orchestrator.state.deadline import Deadline
-from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir, Search, create_run_dir
+from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir, create_run_dir
+from orchestrator.state.search import Search
 from search_spaces.loader import load_recipe
 from trials.system.files import read_json_lines
 

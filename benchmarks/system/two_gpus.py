@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks import ROOT
 from benchmarks.engine.workload import MISTRAL_7B, TINY, prepare
 from benchmarks.system.group_switching import change_trials
 from trials.records.trial_dir import EvalPoint, read_trial
@@ -32,7 +33,6 @@ from trials.records.trial_dir import EvalPoint, read_trial
 _EVALUATIONS = 4
 _MEMORY_GIB = 22.5
 _TIMEOUT_SECONDS = 300
-_ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class _Process:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment}
         log = (work / f"{self.name}.log").open("wb")
         return subprocess.Popen(
-            [*command, "--set", *settings], cwd=_ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+            [*command, "--set", *settings], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
 
     def folder(self, work: Path) -> Path:

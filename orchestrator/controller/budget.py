@@ -10,7 +10,7 @@ from orchestrator.controller.trials import Trial
 from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.planning.trial_configs import trial_config
 from orchestrator.scheduling.scheduler import BudgetState
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search
 from trials.records.trial_dir import EvalPoint, Origin, TrialRecord
 
 _LEAST_SECONDS = 1.0

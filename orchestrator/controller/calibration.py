@@ -171,7 +171,7 @@ class CalibrationPhase:
         length = shortened_length(full, each, budget.seconds_left, budget.slots, search.recipe.search.full_trials)
         search = replace(search, shortened=length / full, full_tokens=length)
         forecast = forecast_search(search, budget.throughput, budget.now())
-        budget.search = replace(search, prediction=forecast.to_json())
+        budget.search = replace(search, prediction=forecast)
         if length < full and search.epoch is not None:
             return f"a full trial is {length_in_words(full, length, search.epoch.tokens)}"
         return None

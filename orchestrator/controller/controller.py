@@ -29,8 +29,8 @@ from orchestrator.planning.export_reserve import grace_seconds
 from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.planning.trial_configs import trial_config
 from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, Resume, StartNew, TrialView
-from orchestrator.state.regrouped import Consolidation
-from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir, Search
+from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
+from orchestrator.state.search import Consolidation, Search
 from orchestrator.state.trial_folders import ids_set_aside, sound_trials
 from orchestrator.storage.run_storage import RunStorage
 from trials.errors import RunFolderError

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.scheduling.scheduler import TrialView
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from orchestrator.state.trial_folders import set_aside
 from trials.config import TrialConfig
 from trials.errors import first_line

@@ -11,7 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.planning.placement import plan_placement
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search
 from trials.errors import InputError, first_line
 
 T = TypeVar("T")

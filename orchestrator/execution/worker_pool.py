@@ -18,7 +18,7 @@ from orchestrator.execution.cluster import cores_of_nodes
 from orchestrator.execution.trial_worker import TrialWorker
 from orchestrator.execution.worker_group import WorkerGroup, WorkerGroupSpec
 from orchestrator.planning.placement import trl_reason, workers_on_cpu
-from orchestrator.state.run_dir import Placement, Search
+from orchestrator.state.search import Placement, Search
 
 _MOST_SECONDS_BETWEEN_PROBES = 5.0
 _AWAY_SECONDS = 30.0

@@ -20,7 +20,9 @@ from orchestrator.export.model_card import model_card
 from orchestrator.export.scores import manifest_scores
 from orchestrator.export.target import Staging, refuse_target, set_strangers_aside, staging_beside
 from orchestrator.export.verification import MERGED_TOLERANCE, TOLERANCE, VerificationDeadline, verify_export
-from orchestrator.state.run_dir import RunDir, Search, versions
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
+from orchestrator.state.search_file import versions
 from orchestrator.state.selection import Best, Candidates, Skipped, candidates, paired_gain, rank
 from orchestrator.storage.locations import fetch_weights, open_run, upload
 from trials.cli import run_command

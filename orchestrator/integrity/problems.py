@@ -5,7 +5,7 @@ Needs neither torch nor Ray.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,12 @@ from orchestrator.state.trial_folders import free_place, set_aside
 from trials.records.adapter_check import adapter_problems, how_it_differs
 from trials.records.checkpoints import broken_checkpoints, set_broken_aside
 from trials.records.score_log import SCORINGS, SCORINGS_FILE
-from trials.records.trial_dir import POINTS, DamagedTrial, TrialDir, TrialRecord
+from trials.records.trial_dir import ENDING_FILE, METRICS_FILE, POINTS, Damage, DamagedTrial, TrialDir, TrialRecord
 from trials.system.damage import DamagedFile, is_value, read_bytes, read_value
 from trials.system.files import write_text
+
+_OF_LINES: Mapping[str, TypeAdapter[Any]] = {METRICS_FILE: POINTS, SCORINGS_FILE: SCORINGS}
+"""Files of a trial with a value in each line."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,9 @@ def problems(run: RunDir, *, weights: bool = True) -> Iterator[Problem]:
 
 def _of_trial(run: RunDir, record: TrialRecord, *, weights: bool) -> Iterator[Problem]:
     where = f"trials/{record.id}"
-    for what in record.all_damage():
-        yield Problem(where, what, _mending(run, record, what))
-    for name in ("metrics.jsonl", SCORINGS_FILE):
+    for damage in record.all_damage():
+        yield Problem(where, damage.text, _mending(run, record, damage))
+    for name in _OF_LINES:
         if _is_cut(record.folder / name):
             yield Problem(where, f"the last line of {name} is cut", partial(_whole_lines, run, record, name))
     for what in _of_adapter(record) if weights else ():
@@ -109,17 +112,15 @@ def _is_cut(path: Path) -> bool:
     return content is not None and content[-1:] not in (b"", b"\n")
 
 
-def _mending(run: RunDir, record: TrialRecord, what: str) -> Callable[[], str] | None:
+def _mending(run: RunDir, record: TrialRecord, damage: Damage) -> Callable[[], str] | None:
     """Return the repair of a damaged file of a trial: its unusable content moves aside. None: it is gone."""
-    if "metrics.jsonl" in what or SCORINGS_FILE in what:
-        name = SCORINGS_FILE if SCORINGS_FILE in what else "metrics.jsonl"
-        return lambda: _whole_lines(run, record, name)
-    if what.startswith("ending.json"):
-        return lambda: _new_ending(run, record)
-    name = what.partition(" can't be read")[0]
-    return (
-        None if " is gone" in what else lambda: _put_aside(run, record.folder / name, f"{record.id}-{Path(name).name}")
-    )
+    if damage.is_gone:
+        return None
+    if damage.file in _OF_LINES:
+        return partial(_whole_lines, run, record, damage.file)
+    if damage.file == ENDING_FILE:
+        return partial(_new_ending, run, record)
+    return partial(_put_aside, run, record.folder / damage.file, f"{record.id}-{Path(damage.file).name}")
 
 
 def _moved(run: RunDir, damaged: DamagedTrial) -> str:
@@ -132,7 +133,7 @@ def _put_aside(run: RunDir, path: Path, name: str) -> str:
 
 
 def _new_ending(run: RunDir, record: TrialRecord) -> str:
-    said = _put_aside(run, record.folder / "ending.json", f"{record.id}-ending.json")
+    said = _put_aside(run, record.folder / ENDING_FILE, f"{record.id}-{ENDING_FILE}")
     if record.ending is not None:
         TrialDir(record.folder).end(record.ending)
     return f"{said}, and the trial counts as pruned"
@@ -143,7 +144,7 @@ def _whole_lines(run: RunDir, record: TrialRecord, name: str) -> str:
     path = record.folder / name
     if not path.is_file():
         return _put_aside(run, path, f"{record.id}-{name}")
-    shape: TypeAdapter[Any] = SCORINGS if name == SCORINGS_FILE else POINTS
+    shape = _OF_LINES[name]
     lines = [line for line in (read_bytes(path) or b"").split(b"\n")[:-1] if is_value(line, shape)]
     values = ((shape.validate_json(line), line) for line in reversed(lines))
     kept = {(value.step, value.tokens_seen): line for value, line in values}

@@ -9,8 +9,9 @@ from datetime import datetime
 
 from orchestrator.controller.events import Event, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
 from orchestrator.monitoring.progress import Progress, TrialProgress
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
 from orchestrator.state.rungs import rung_tokens
+from orchestrator.state.search import Search
 from trials.records.memory_report import read_memory_report
 from trials.records.trial_dir import EvalPoint, Origin
 from trials.state import TrialState

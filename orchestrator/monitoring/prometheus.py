@@ -16,7 +16,8 @@ from orchestrator.controller.events import Event
 from orchestrator.monitoring.metrics import METRICS, Metric, SearchMetrics
 from orchestrator.monitoring.progress import Progress
 from orchestrator.monitoring.scrape_targets import ScrapeTargets
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from trials.console.troubles import TROUBLES, only_reporting
 
 _ABOUT = "metrics"

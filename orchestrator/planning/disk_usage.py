@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.planning.memory_bounds import memory_bounds
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search
 
 _WEIGHT_BYTES = 4
 _MOMENT_BYTES = {True: 2, False: 8}
@@ -23,11 +23,12 @@ def disk_gib(search: Search, slots: int, trials: int | None) -> float | None:
     found = memory_bounds(search)
     if not found:
         return None
-    largest = max(bound.parameters for bound in found)
-    settings = search.recipe.search
-    is_8bit = "8bit" in search.recipe.hyperparameters.optimizer
-    adapter = largest * _WEIGHT_BYTES
-    checkpoint = largest * (_WEIGHT_BYTES + _MOMENT_BYTES[is_8bit])
+    settings, usual = search.recipe.search, search.recipe.hyperparameters.optimizer
+    adapter = max(bound.parameters * _WEIGHT_BYTES for bound in found)
+    checkpoint = max(
+        bound.parameters * (_WEIGHT_BYTES + _MOMENT_BYTES["8bit" in bound.values.get("optimizer", usual)])
+        for bound in found
+    )
     # Each slot has a second checkpoint while it replaces its old one. The export counts as one more adapter.
     waiting = settings.keep_paused if trials is None else min(settings.keep_paused, trials)
     kept = (waiting + slots) * (adapter + checkpoint) + slots * checkpoint + (settings.keep_adapters + 1) * adapter

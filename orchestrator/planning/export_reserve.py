@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search
 from trials.errors import ModelError
 
 _SAFETY = 1.3

@@ -6,17 +6,15 @@ Loads no model and reads no clock.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from orchestrator.planning.disk_usage import disk_gib
 from orchestrator.planning.export_reserve import expected_seconds
 from orchestrator.planning.speed_cache import measured_speed, placement_of, speed_before
 from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.planning.trial_length import shortened_length
-from orchestrator.state.run_dir import Placement, Search
+from orchestrator.state.search import Placement, Search, SearchForecast
 from search_spaces.schema import SearchSettings
 
 # The scheduler decides from learning curves how far trials are trained, so these shares can't be computed beforehand.
@@ -26,51 +24,6 @@ _MEAN_LENGTH = 0.42
 """Mean length to which a proposed configuration is trained, in full trials."""
 _FULL_SHARE = 0.22
 """Share of proposed configurations that are trained to full length."""
-
-
-@dataclass(frozen=True)
-class SearchForecast:
-    """Forecast of the state at the end of the search. None: not known yet, unless a field says otherwise."""
-
-    trials: int | None
-    """Configurations that are tried, starting points included."""
-    full_trials: int | None
-    """Configurations that are trained to full length."""
-    full_tokens: int
-    """Tokens of a full trial in this search."""
-    tokens: int | None
-    """Tokens trained by all trials together."""
-    seconds_per_token: float | None
-    """Speed of one trial in its slot, evaluations included."""
-    source: str | None
-    """Source of the speed, in words."""
-    made: datetime
-    """Time of the forecast."""
-    slots: int
-    """Concurrent trials."""
-    reserve_seconds: float
-    ends: datetime
-    """Most likely time at which the export is complete."""
-    disk_gib: float | None
-    """Upper limit of the run folder's size."""
-    energy_kwh: float | None
-    """None without GPUs."""
-    cost: float | None
-    """Cost in the currency of `search.price_per_gpu_hour`; None without a price or GPUs."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the forecast as search.json stores it."""
-        return {**asdict(self), "made": self.made.isoformat(), "ends": self.ends.isoformat()}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> SearchForecast:
-        """Read what `to_json` returned, ignoring unknown keys of later versions.
-
-        Raises `KeyError`, `ValueError` or `TypeError`.
-        """
-        known = {field.name: content[field.name] for field in fields(cls)}
-        times = {name: datetime.fromisoformat(content[name]) for name in ("made", "ends")}
-        return cls(**{**known, **times})
 
 
 @dataclass(frozen=True)

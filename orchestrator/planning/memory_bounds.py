@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search
 from search_spaces.schema import Choices, Recipe
 from trials.engine.support import unsupported_reason
 from trials.errors import ModelError
@@ -85,7 +85,7 @@ def _of(gpu: GpuState) -> MemoryLimit:
 
 
 def _extremes(recipe: Recipe) -> list[dict[str, Any]]:
-    """Return all combinations of the varied `_DECISIVE` values, then those of every starting point.
+    """Return all combinations of the varied `_DECISIVE` values, then those that starting points have beside them.
 
     A range is represented by its two ends, and lora_rank also among choices by its smallest and largest value.
     """
@@ -98,5 +98,7 @@ def _extremes(recipe: Recipe) -> list[dict[str, Any]]:
     if "lora_rank" in varied:
         varied["lora_rank"] = sorted({min(varied["lora_rank"]), max(varied["lora_rank"])})
     found = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
-    starts = [recipe.start_values(name) for name in recipe.start]
-    return found + [{name: start[name] for name in varied} for start in starts if varied]
+    for start in map(recipe.start_values, recipe.start):
+        values = {name: start[name] for name in _DECISIVE if name in start}
+        found += [values] if values not in found else []
+    return found

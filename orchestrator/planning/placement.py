@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.state.run_dir import Placement, Search
+from orchestrator.state.search import Placement, Search
 from search_spaces.schema import Choices, Recipe
 from trials.config import Machine
 from trials.engine.support import unsupported_reason

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.planning.forecast import SearchForecast
 from orchestrator.planning.memory_bounds import MemoryBound, MemoryLimit, memory_bounds, memory_limit
 from orchestrator.planning.trial_length import length_in_words, shortened_evaluation
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search, SearchForecast
 from search_spaces.durations import format_duration
 from trials.schedule import Epoch, evaluation_tokens
 

@@ -12,7 +12,7 @@ from orchestrator.planning.forecast import forecast_search
 from orchestrator.planning.placement import plan_placement, trl_reason
 from orchestrator.planning.plan_lines import forecast_lines
 from orchestrator.planning.throughput import ThroughputModel
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search
 from search_spaces.durations import format_duration
 from search_spaces.layers import flatten
 from search_spaces.schema import Choices, Recipe

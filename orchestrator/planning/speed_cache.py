@@ -16,13 +16,15 @@ from typing import Any
 from orchestrator.planning.gpu_specs import known_rates
 from orchestrator.planning.placement import plan_placement, trl_reason
 from orchestrator.planning.throughput import FIRST_START_SECONDS, ThroughputModel
-from orchestrator.state.run_dir import Placement, Search
+from orchestrator.planning.trial_length import shortened_evaluation
+from orchestrator.state.search import Placement, Search
 from trials.config import ModelSettings
 from trials.errors import ModelError
 from trials.model.activation_policy import ActivationPolicy
 from trials.model.architecture import ARCHITECTURES
 from trials.model.memory_estimate import sizes_of
 from trials.model.memory_plan import MOST_TOKENS, MicroBatchPlan, seconds_per_token
+from trials.schedule import evaluation_tokens
 from trials.system.files import write_json
 from trials.system.gpus import gpu_count, gpu_names
 from trials.system.shared_cache import is_ours, places
@@ -139,7 +141,10 @@ def _estimated(search: Search) -> SpeedEstimate | None:
 
 def _with_evaluations(search: Search) -> float:
     """Return the cost of a trained token with its share of the evaluations, in trained tokens."""
-    evaluated = search.data.get("eval", {}).get("tokens", 0) * search.recipe.evaluation.evaluations
+    settings = shortened_evaluation(search.recipe.evaluation, search.shortened or 1.0)
+    epoch = search.epoch
+    count = settings.evaluations if epoch is None else len(evaluation_tokens(search.full_tokens, settings, epoch))
+    evaluated = search.data.get("eval", {}).get("tokens", 0) * count
     return 1 + float(_EVALUATED_TOKEN * evaluated / search.full_tokens)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from orchestrator.state.regrouped import Consolidation
+from orchestrator.state.search import Consolidation
 from trials.config import TrialConfig
 from trials.records.trial_dir import Origin, TrialRecord
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.planning.trial_length import shortened_trial
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search
 from trials.config import TrialConfig
 from trials.schedule import full_length
 

@@ -13,7 +13,7 @@ from orchestrator.preflight.gpus import all_reduce_checks, driver_checks
 from orchestrator.preflight.tracking import tracking_checks
 from orchestrator.ray_setup.address import address_check, named_cluster
 from orchestrator.state.check_result import CheckResult, Severity
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search
 from orchestrator.storage.object_store import is_url
 from trials.errors import SearchBroken
 from trials.system.gpus import driver_here, gpu_count

@@ -22,7 +22,7 @@ from orchestrator.preflight.all_reduce import AllReduce, measure
 from orchestrator.preflight.gpus import all_reduce_checks
 from orchestrator.preflight.nodes import ClockOffset, NodeReport, clock_checks, node_checks, this_node
 from orchestrator.state.check_result import CheckResult, Severity
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search
 from trials.errors import InputError, first_line
 
 _NODE_SECONDS = 60.0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orchestrator.preflight.gpus import WITHOUT_P2P, driver_checks
 from orchestrator.state.check_result import CheckResult, Severity
-from orchestrator.state.run_dir import versions
+from orchestrator.state.search_file import versions
 from trials.config import TrackingSettings
 from trials.system.gpus import Driver, driver_here
 from trials.tracking.trial_run import wandb_is_wanted

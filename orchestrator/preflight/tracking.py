@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable
 
 from orchestrator.state.check_result import CheckResult, Severity
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from trials.tracking.tracker import TrackingError, check_key
 from trials.tracking.trial_run import wandb_is_wanted
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.state.export_files import read_description, read_samples
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from orchestrator.state.selection import Best, base_of, pick_best, rank
 from orchestrator.state.timing import read_timing
 from trials.errors import NothingToExport

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from orchestrator.planning.forecast import SearchForecast, gpu_count
+from orchestrator.planning.forecast import gpu_count
 from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.planning.trial_length import length_in_words
 from orchestrator.report.data import ReportData
 from orchestrator.report.tables import NOTHING
-from orchestrator.state.regrouped import Consolidation
+from orchestrator.state.search import Consolidation, SearchForecast
 from orchestrator.state.timing import EXPORTED, end_seconds
 from search_spaces.durations import format_duration
 from trials.records.memory_report import read_memory_report
@@ -42,16 +42,11 @@ class ForecastCheck:
 
 def forecast_check(data: ReportData) -> ForecastCheck | None:
     """Compare the forecast with the search; None without a readable forecast, as before the speed is measured."""
-    content = data.search.prediction
-    if content is None:
+    prediction = data.search.prediction
+    if prediction is None:
         return None
-    try:
-        prediction = SearchForecast.from_json(content)
-        rows = [make(data, prediction) for make in _ROWS]
-        sentences = tuple(_sentences(data, prediction))
-    except (KeyError, TypeError, ValueError):  # the forecast is of another version, or damaged
-        return None
-    return ForecastCheck(sentences, tuple(row for row in rows if row is not None))
+    rows = (make(data, prediction) for make in _ROWS)
+    return ForecastCheck(tuple(_sentences(data, prediction)), tuple(row for row in rows if row is not None))
 
 
 def _sentences(data: ReportData, prediction: SearchForecast) -> Iterator[str]:

@@ -39,7 +39,6 @@ class SteadyClock:
         self._steady = steady
         self._began = steady()
         self._origin = datetime.fromtimestamp(wall(), UTC)
-        self._at_creation = self._origin
 
     def __call__(self) -> datetime:
         """Return the present time; with `is_time_of_day`, jumps of the wall clock by more than 2 s are included."""
@@ -52,8 +51,3 @@ class SteadyClock:
     def elapsed(self) -> float:
         """Return the seconds since creation, unaffected by the wall clock."""
         return self._steady() - self._began
-
-    def jumped(self) -> float:
-        """Return the seconds by which the wall clock has jumped since creation; forward is positive."""
-        shown = datetime.fromtimestamp(self._wall(), UTC) - self._at_creation
-        return shown.total_seconds() - self.elapsed()

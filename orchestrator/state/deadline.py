@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta, tzinfo
+from typing import Annotated
+
+from pydantic import AwareDatetime, Field, FiniteFloat, PlainSerializer
 
 from search_spaces.durations import format_duration, parse_duration
 from trials.errors import InputError
 
+Moment = Annotated[AwareDatetime, PlainSerializer(datetime.isoformat, when_used="json")]
+"""Time with its offset from UTC; in files in ISO 8601."""
 _FIRST_LEAST, _FIRST_MOST, _FIRST_SHARE = 30.0, 600.0, 0.08
 
 
@@ -16,9 +21,9 @@ _FIRST_LEAST, _FIRST_MOST, _FIRST_SHARE = 30.0, 600.0, 0.08
 class Deadline:
     """Start of the search, time at which its export must exist (both UTC), and seconds reserved for the export."""
 
-    started: datetime
-    ends: datetime
-    reserve_seconds: float
+    started: Moment
+    ends: Annotated[Moment, Field(alias="deadline")]
+    reserve_seconds: FiniteFloat
     is_time_of_day: bool = False
     """Whether `ends` is a time of day (--until), or a time elapsed since `started` (--budget)."""
 

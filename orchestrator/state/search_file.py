@@ -1,71 +1,40 @@
-"""Schema of search.json: required and optional keys, validated once when the file is read."""
+"""Reads and writes search.json: a `Search`, and what the search ran on.
+
+The fields of `Deadline` and `Placement` lie beside the search's own. Unknown keys are of other versions, and ignored.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+import platform
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    FiniteFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.state.regrouped import Consolidation
-from search_spaces.schema import Recipe
+from orchestrator.state.search import Search
 from trials.errors import RunFolderError
-from trials.model.architecture import ModelShape
 from trials.system.damage import DamagedFile, in_words, read_value
+from trials.system.files import write_json
+from trials.system.gpus import gpu_count
 
 FORMAT = 1
 """Format number of run folders that this version writes to search.json; folders without a number have format 0."""
+_PACKAGES = ("ray", "optuna", "torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
+_SEARCHES = TypeAdapter(Search)
 
 
-def _with_counted_rows(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    train = data.get("train", {"rows": 1, "tokens": 1})
-    counts = [train.get(name) if isinstance(train, dict) else None for name in ("rows", "tokens")]
-    if not all(isinstance(count, int) and count > 0 for count in counts):
-        raise ValueError("train must have positive numbers of rows and tokens")
-    return data
+def write_search_file(path: Path, search: Search) -> None:
+    """Write search.json."""
+    content = _SEARCHES.dump_python(search, mode="json", by_alias=True)
+    deadline, placement = content.pop("deadline"), content.pop("placement") or {}
+    derived = {"rungs": search.rungs, "seed": search.recipe.search.seed, "versions": versions(), "hardware": hardware()}
+    write_json(path, {"format": FORMAT, **content, **deadline, **derived, **placement})
 
 
-@dataclass(frozen=True)
-class SearchFile:
-    """The content of search.json. Units and meanings are those of `orchestrator.state.run_dir.Search`."""
-
-    recipe: Recipe
-    sources: Mapping[str, str]
-    started: AwareDatetime
-    deadline: AwareDatetime
-    reserve_seconds: FiniteFloat
-    gpus_per_trial: NonNegativeInt
-    full_tokens: PositiveInt
-    is_time_of_day: bool = False
-    data: Annotated[Mapping[str, Any], AfterValidator(_with_counted_rows)] = field(default_factory=dict)
-    shortened: PositiveFloat | None = None
-    prediction: Mapping[str, Any] | None = None
-    engines: NonNegativeInt | None = None
-    """None: the search has no placement yet."""
-    slots: NonNegativeInt = 0
-    most_ranks: PositiveInt = 1
-    ranks: PositiveInt = 1
-    regrouped: Consolidation | None = None
-    opening_seconds: FiniteFloat | None = None
-    base: ModelShape | None = None
-
-
-_FILES = TypeAdapter(SearchFile)
-
-
-def read_search_file(path: Path) -> SearchFile:
+def read_search_file(path: Path) -> Search:
     """Read search.json. Raises `RunFolderError` if it is absent, unreadable, or made by a newer version."""
     try:
         content = read_value(path)
@@ -80,6 +49,40 @@ def read_search_file(path: Path) -> SearchFile:
             f"{FORMAT}. Use the version that made it, or a newer one."
         )
     try:
-        return _FILES.validate_json(json.dumps(content))
+        return _SEARCHES.validate_json(json.dumps(_nested(content)))
     except ValidationError as error:
-        raise RunFolderError(f"{path} can't be read: {in_words(error)}. Restore it.") from error
+        where = in_words(error).removeprefix("deadline.").removeprefix("placement.")
+        raise RunFolderError(f"{path} can't be read: {where}. Restore it.") from error
+
+
+def _nested(content: Any) -> Any:
+    """Return the content with deadline and placement as values of their own, which pick their keys from all."""
+    if not isinstance(content, dict):
+        return content
+    placement = None
+    if (engines := content.get("engines")) is not None:
+        # Earlier versions wrote 0 engines for TRL, under which every trial had a process of its own.
+        placement = {**content, "engines": engines or content.get("slots", 0)}
+    return {**content, "deadline": content, "placement": placement}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that affect results; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Return architecture, cores, memory (GiB) and number of GPUs of this machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "machine": platform.machine(),
+        "cpu_cores": os.cpu_count(),
+        "memory_gib": round(memory, 1),
+        "gpus": gpu_count(),
+    }

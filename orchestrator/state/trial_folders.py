@@ -106,7 +106,7 @@ def _of_no_use(base: TrialRecord) -> DamagedTrial:
 
     Without them no trial can be shown to be better than the base model.
     """
-    return DamagedTrial(base.id, base.folder, "; ".join(base.all_damage()))
+    return DamagedTrial(base.id, base.folder, "; ".join(map(str, base.all_damage())))
 
 
 def _look_at(path: Path, before: list[TrialRecord]) -> TrialRecord | str | None:

@@ -24,8 +24,8 @@ from orchestrator.monitoring.search_log import log_session, search_log
 from orchestrator.ray_setup.address import named_cluster
 from orchestrator.ray_setup.start import stay_on_loopback
 from orchestrator.state.check_result import Severity, raise_if_blocked
-from orchestrator.state.regrouped import Consolidation
-from orchestrator.state.run_dir import RunDir, Search, open_run_dir
+from orchestrator.state.run_dir import RunDir, open_run_dir
+from orchestrator.state.search import Consolidation, Search
 from orchestrator.storage.locations import address_of
 from orchestrator.supervisor.give_up import record_giving_up
 from orchestrator.supervisor.interruption import obey

@@ -28,11 +28,11 @@ import psutil
 from orchestrator.state.run_dir import RunDir
 from orchestrator.supervisor.session_mark import end_last_session
 from tests.chaos.invariants import Evaluations, evaluations, problems
+from tests.support.cli import ROOT
 from tests.support.sessions import session_mark
 from trials.cli import number_within, whole_number
 from trials.system.processes import session_processes
 
-_ROOT = Path(__file__).parents[2]
 _NAMES = {"engine": "ray::TrialWorker", "holder": "ray::ImplicitFunc", "raylet": "raylet", "gcs": "gcs_server"}
 VICTIMS = ("command", "session", *_NAMES, "reboot")
 _LEAST_SECONDS = 1.0
@@ -90,7 +90,7 @@ class Night:
         with self.out.with_suffix(".log").open("ab") as log:
             self.command = subprocess.Popen(
                 [sys.executable, "-m", "orchestrator.search", *arguments],
-                cwd=_ROOT,
+                cwd=ROOT,
                 env=environment,
                 stdout=log,
                 stderr=log,

@@ -27,12 +27,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from tests.support.cli import ROOT
 from tests.support.sessions import session_mark
 from trials.cli import number_within
 from trials.system.files import append_json_line
 from trials.system.processes import is_alive, session_processes
 
-_ROOT = Path(__file__).parents[2]
 _SHARED_TEMPORARY = "/tmp/ray"
 _SMALL = ("train_tokens=20000", "eval_rows=40", "test_rows=20", "search.samples=2", "search.full_trials=null")
 _MIB = 2**20
@@ -71,7 +71,7 @@ def soak(out: Path, minutes: float, every: float, settings: Sequence[str]) -> tu
     with out.with_suffix(".log").open("ab") as log:
         command = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.search", "demo", *options],
-            cwd=_ROOT, env=environment, stdout=log, stderr=log, start_new_session=True,
+            cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
         while command.poll() is None:

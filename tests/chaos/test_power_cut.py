@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.export.target import recover_export, staging_beside
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from orchestrator.state.selection import pick_best
 from tests.orchestrator.export.test_target import make_export
 from tests.support.checkpoint_dirs import evaluate, trained, write_checkpoint

@@ -15,8 +15,8 @@ import yaml
 
 from orchestrator.cluster.access import RAY, read_cluster
 from tests.cluster.namespaces import Host, make_host, make_key, make_network
+from tests.support.cli import ROOT
 
-_ROOT = Path(__file__).parents[2]
 _BEGAN = time.monotonic()
 _OF_RAY = ("RAY_", "PYTHONPATH")
 
@@ -44,7 +44,7 @@ class PlayedCluster:
         for host in self._hosts:
             # As if scripts/setup had installed it there: it does nothing then, and needs no network.
             (host.home / "qlora-orchestrator").mkdir()
-            (host.home / "qlora-orchestrator/.venv").symlink_to(_ROOT / ".venv")
+            (host.home / "qlora-orchestrator/.venv").symlink_to(ROOT / ".venv")
 
     @property
     def _hosts(self) -> list[Host]:
@@ -53,7 +53,7 @@ class PlayedCluster:
     def start(self) -> None:
         """`ray up`. Its output is in ray-up.log."""
         self._call(RAY, "get-auth-token", "--generate")
-        config = played(read_cluster(_ROOT / "cluster.yaml"), self.head, self.workers, self._key, self._operator)
+        config = played(read_cluster(ROOT / "cluster.yaml"), self.head, self.workers, self._key, self._operator)
         self._config.write_text(yaml.safe_dump(config), encoding="utf-8")
         began = time.monotonic()
         (self.folder / "ray-up.log").write_text(
@@ -71,7 +71,7 @@ class PlayedCluster:
     def submit(self, options: Sequence[str]) -> tuple[subprocess.Popen[str], str]:
         """`scripts/submit`, and the job's name; what it says follows here, each line marked."""
         search = subprocess.Popen(
-            self._submit(options), cwd=_ROOT, env=self._environment, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            self._submit(options), cwd=ROOT, env=self._environment, stdout=subprocess.PIPE, text=True, encoding="utf-8"
         )
         assert search.stdout is not None
         job = search.stdout.readline().split()[1]
@@ -86,7 +86,7 @@ class PlayedCluster:
         """`scripts/submit`: its exit code, and what it said."""
         command = self._submit(options)
         done = subprocess.run(
-            command, check=False, cwd=_ROOT, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command, check=False, cwd=ROOT, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         return done.returncode, done.stdout.decode()
 
@@ -121,7 +121,7 @@ class PlayedCluster:
 
     def _call(self, *command: str) -> str:
         done = subprocess.run(
-            command, check=False, cwd=_ROOT, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command, check=False, cwd=ROOT, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         if done.returncode:
             sys.stderr.write(done.stdout.decode())

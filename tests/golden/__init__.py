@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from orchestrator.state.run_dir import RunDir
+from tests.support.cli import ROOT
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 NAMES = sorted(path.name for path in HERE.iterdir() if (path / "search.json").exists())
 PLACE = "GOLDEN_ROOT"
 """Stands in config files for the folder of this repository, where a search writes whole paths."""

@@ -10,8 +10,7 @@ import pytest
 from orchestrator.controller import controller
 from orchestrator.planning.plan_text import DataSizes
 from orchestrator.state.deadline import from_budget
-from orchestrator.state.regrouped import Consolidation
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Consolidation, Search
 from orchestrator.storage.locations import create_run
 from orchestrator.storage.object_store import ObjectStore
 from orchestrator.storage.trial_snapshots import TrialSnapshotStore

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from orchestrator.planning.speed_cache import save_speed, speed_before
 from orchestrator.planning.throughput import ThroughputModel
-from orchestrator.state.run_dir import Placement, Search
+from orchestrator.state.search import Placement, Search
 from search_spaces.loader import RECIPE_FOLDER
 from search_spaces.schema import Recipe
 from tests.support.cli import ROOT

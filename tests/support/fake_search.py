@@ -12,7 +12,8 @@ from orchestrator.controller.events import Event
 from orchestrator.controller.failure_policy import DIED, TrialExit
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.deadline import Deadline
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from search_spaces.schema import Recipe
 from trials.metrics.row_losses import RowLosses
 from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir

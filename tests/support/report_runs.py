@@ -15,10 +15,10 @@ import optuna
 
 from orchestrator.controller.new_trials import NewTrial, NewTrials
 from orchestrator.controller.study import StudyRecorder, decode, distribution
-from orchestrator.planning.forecast import SearchForecast
 from orchestrator.planning.speed_cache import MEASURED
 from orchestrator.state.deadline import Deadline
-from orchestrator.state.run_dir import BASE_TRIAL_ID, Placement, RunDir, Search
+from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
+from orchestrator.state.search import Placement, Search, SearchForecast
 from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from trials.config import TrialConfig
@@ -179,9 +179,8 @@ def write_prediction(run: RunDir, **changes: Any) -> None:
         cost=None,
     )
     placed = replace(search, placement=Placement(2, 2), gpus_per_trial=1)
-    content = replace(prediction, **changes).to_json()
     counts = {**dict.fromkeys((each.name for each in fields(Counts)), 0), "rows": 500, "tokens": 50_000}
-    run.write_search(replace(placed, shortened=0.25, data={"train": counts}, prediction=content))
+    run.write_search(replace(placed, shortened=0.25, data={"train": counts}, prediction=replace(prediction, **changes)))
 
 
 def write_samples(run: RunDir, **changes: str) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -27,14 +27,29 @@ from trials.config import TrialConfig
 from trials.errors import RunFolderError
 from trials.metrics.row_losses import RowLosses
 from trials.records.adapter_check import POINT_FILE, describe_files, why_not_there
-from trials.records.score_log import ScoreRecord, read_scores
+from trials.records.score_log import SCORINGS_FILE, ScoreRecord, read_scores
 from trials.state import TrialState
 from trials.system.damage import DamagedFile, Lines, read_as, read_lines_as
 from trials.system.files import append_json_line, in_place, make_folder, replace_folder, write_json
 
-EVAL_ROWS_FILE = "eval_rows.json"
+METRICS_FILE, EVAL_ROWS_FILE, ENDING_FILE = "metrics.jsonl", "eval_rows.json", "ending.json"
 _MOST = 2**53
 """Limit of every step, number of tokens, time and loss; SQLite has no larger whole numbers than 2**63."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is wrong with one file of a trial; as text, it says what and the consequence."""
+
+    file: str
+    """Path in the trial's folder."""
+    text: str
+    is_gone: bool = False
+    """Whether the file should be there and is not."""
+
+    def __str__(self) -> str:
+        """Return the text."""
+        return self.text
 
 
 class Origin(StrEnum):
@@ -110,7 +125,7 @@ class TrialRecord:
     folder: Path
     fingerprint: str | None = None
     """Fingerprint of the rows that the trial began with; None if none was recorded."""
-    damage: tuple[str, ...] = ()
+    damage: tuple[Damage, ...] = ()
     """Unreadable parts of evaluations and ending, each with what counts in its place."""
 
     @property
@@ -157,9 +172,9 @@ class TrialRecord:
         """Scores and losses of rows at every evaluation that was scored, in order; read at the first access."""
         return self._scorings.values
 
-    def all_damage(self) -> tuple[str, ...]:
+    def all_damage(self) -> tuple[Damage, ...]:
         """Return what of the trial's files can't be read, and the consequence. Reads all files but adapters'."""
-        return (*self.damage, *_row_damage(self), *self._scorings.damage)
+        return (*self.damage, *_row_damage(self), *_damage_of(SCORINGS_FILE, self._scorings))
 
     @cached_property
     def _scorings(self) -> Lines[ScoreRecord]:
@@ -214,14 +229,14 @@ class TrialDir:
     def log(self, point: EvalPoint) -> None:
         """Append the evaluation's line to metrics.jsonl: the second half of `record`."""
         if self.is_written:
-            append_json_line(self.path / "metrics.jsonl", {**asdict(point), "node": socket.gethostname()})
+            append_json_line(self.path / METRICS_FILE, {**asdict(point), "node": socket.gethostname()})
 
     def end(self, ending: Ending) -> None:
         """Record how the trial ended, unless that is recorded already.
 
         The first record counts: the side that stops a trial knows the reason better than the trial.
         """
-        path = self.path / "ending.json"
+        path = self.path / ENDING_FILE
         if self.is_written and not path.exists():
             write_json(path, {"kind": ending.kind.value, "reason": ending.reason})
 
@@ -239,18 +254,18 @@ class TrialDir:
 def read_trial(folder: Path) -> TrialRecord:
     """Read one trial's folder, which may be written to meanwhile. Raises `RunFolderError` if it holds no trial."""
     begun = _begun(folder)
-    points = _points(folder)
+    points, point_damage = _points(folder)
     ending, ending_damage = _ending(folder)
     return TrialRecord(
         id=folder.name,
         origin=begun.origin,
         name=begun.name,
         config=begun.config,
-        points=points.values,
+        points=points,
         ending=ending,
         folder=folder,
         fingerprint=begun.data_fingerprint,
-        damage=(*points.damage, *ending_damage),
+        damage=(*point_damage, *ending_damage),
     )
 
 
@@ -307,55 +322,67 @@ def _begun(folder: Path) -> _Begun:
     return begun
 
 
-def _points(folder: Path) -> Lines[EvalPoint]:
-    """Return the evaluations in metrics.jsonl, and the adapter's own.
+def _damage_of(name: str, lines: Lines[Any]) -> tuple[Damage, ...]:
+    return tuple(Damage(name, text) for text in lines.damage)
+
+
+def _unreadable(folder: Path, error: DamagedFile, consequence: str = "") -> Damage:
+    name = error.path.relative_to(folder).as_posix()
+    return Damage(name, f"{name} can't be read: {error.reason}{consequence}")
+
+
+def _points(folder: Path) -> tuple[tuple[EvalPoint, ...], tuple[Damage, ...]]:
+    """Return the evaluations in metrics.jsonl and the adapter's own, and what is damaged of them.
 
     The latter is missing in metrics.jsonl if the process died before it wrote the line.
     """
-    lines = read_lines_as(folder / "metrics.jsonl", POINTS)
-    points, damage = {(each.step, each.tokens_seen): each for each in reversed(lines.values)}, lines.damage
+    lines = read_lines_as(folder / METRICS_FILE, POINTS)
+    points = {(each.step, each.tokens_seen): each for each in reversed(lines.values)}
+    damage = [*_damage_of(METRICS_FILE, lines)]
     if len(points) < len(lines.values):
-        damage = (*damage, "metrics.jsonl has evaluations of one step twice, of which the first counts")
+        text = f"{METRICS_FILE} has evaluations of one step twice, of which the first counts"
+        damage.append(Damage(METRICS_FILE, text))
     try:
         own = read_point(folder / "adapter")
     except DamagedFile as error:
-        own, damage = None, (*damage, f"{_in_trial(error.path)} can't be read: {error.reason}")
+        own = None
+        damage.append(_unreadable(folder, error))
     if own is not None:  # None: no adapter, or it is just being replaced
         points.setdefault((own.step, own.tokens_seen), own)
-    return Lines(tuple(points[at] for at in sorted(points)), damage)
+    return tuple(points[at] for at in sorted(points)), tuple(damage)
 
 
-def _ending(folder: Path) -> tuple[Ending | None, tuple[str, ...]]:
+def _ending(folder: Path) -> tuple[Ending | None, tuple[Damage, ...]]:
     """Return a trial's ending, and what is damaged of it.
 
     An unreadable ending counts as pruned, because the trial's checkpoints are gone.
     """
     try:
-        return read_as(folder / "ending.json", _ENDINGS), ()
+        return read_as(folder / ENDING_FILE, _ENDINGS), ()
     except DamagedFile as error:
-        said = f"ending.json can't be read: {error.reason}"
-        return Ending(TrialState.PRUNED, f"it isn't known how it ended, as {said}"), (f"{said}; it counts as pruned",)
+        reason = f"it isn't known how it ended, as {_unreadable(folder, error)}"
+        return Ending(TrialState.PRUNED, reason), (_unreadable(folder, error, "; it counts as pruned"),)
 
 
-def _row_damage(record: TrialRecord) -> tuple[str, ...]:
+def _row_damage(record: TrialRecord) -> tuple[Damage, ...]:
     """Return what is wrong with a trial's eval_rows.json, which every trial that was evaluated has."""
     cost = "so it's compared with no other trial row by row"
     rows, damage = _rows(record.folder)
     if rows is not None:
         return damage
     if damage:
-        return tuple(f"{each}; {cost}" for each in damage)
-    return (f"{EVAL_ROWS_FILE} is gone, {cost}",) if record.points else ()
+        return tuple(replace(each, text=f"{each}; {cost}") for each in damage)
+    return (Damage(EVAL_ROWS_FILE, f"{EVAL_ROWS_FILE} is gone, {cost}", is_gone=True),) if record.points else ()
 
 
-def _rows(folder: Path) -> tuple[RowLosses | None, tuple[str, ...]]:
+def _rows(folder: Path) -> tuple[RowLosses | None, tuple[Damage, ...]]:
     """Return the row losses beside the best adapter's weights, else those in the trial's folder, and any damage."""
     damage = []
     for path in _eval_rows_files(folder):
         try:
             rows = read_as(path, _ROWS)
         except DamagedFile as error:
-            damage.append(f"{path.relative_to(folder)} can't be read: {error.reason}")
+            damage.append(_unreadable(folder, error))
             continue
         if rows is not None:
             return rows, tuple(damage)
@@ -369,7 +396,3 @@ def _eval_rows_files(folder: Path) -> tuple[Path, Path]:
     of earlier versions have only that one.
     """
     return in_place(folder / "adapter") / EVAL_ROWS_FILE, folder / EVAL_ROWS_FILE
-
-
-def _in_trial(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"

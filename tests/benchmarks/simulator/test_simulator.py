@@ -15,7 +15,8 @@ from benchmarks.simulator import deadlines as random_nights
 from benchmarks.simulator.simulator import Accident, Account, Curve, Machine, SimulatedSearch
 from benchmarks.simulator.synthetic_curves import ModelledCurves
 from orchestrator.controller.study import STUDY_NAME
-from orchestrator.state.run_dir import Placement, RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Placement, Search
 from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from tests.support.fake_search import START, make_run, make_search

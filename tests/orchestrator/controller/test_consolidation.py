@@ -16,8 +16,8 @@ from orchestrator.controller.trials import Trial
 from orchestrator.planning import speed_cache as speed
 from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.scheduling.curve_model import Forecast
-from orchestrator.state.regrouped import Consolidation
-from orchestrator.state.run_dir import Placement, RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Consolidation, Placement, Search
 from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from tests.support.fake_search import (

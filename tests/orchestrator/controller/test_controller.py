@@ -17,7 +17,8 @@ from orchestrator.controller.failure_policy import (
 )
 from orchestrator.controller.study import STUDY_NAME
 from orchestrator.controller.trial_request import TrialRequest
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from search_spaces.schema import Recipe
 from tests.support.checkpoint_dirs import write_checkpoint
 from tests.support.fake_search import (

@@ -10,7 +10,8 @@ import pytest
 from orchestrator.controller.controller import SearchController
 from orchestrator.controller.failure_policy import DIED, TrialExit
 from orchestrator.controller.trial_request import TrialRequest
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from orchestrator.storage.locations import create_run, open_run
 from orchestrator.storage.mirror import Mirror
 from orchestrator.storage.run_storage import ObjectStorage, storage_of

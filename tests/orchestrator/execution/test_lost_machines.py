@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 
 from orchestrator.execution.cluster import cores_of_nodes, placed
 from orchestrator.execution.worker_pool import WorkerPool
-from orchestrator.state.run_dir import Placement
+from orchestrator.state.search import Placement
 from tests.orchestrator.execution.test_worker_pool import make_engine_search
 from tests.support.waiting import wait_until
 from trials.errors import InputError

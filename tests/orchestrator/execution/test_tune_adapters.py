@@ -22,7 +22,8 @@ from orchestrator.execution import tune_adapters
 from orchestrator.execution import tune_run as tuner
 from orchestrator.execution.reporting import REQUEST_KEY
 from orchestrator.execution.worker_pool import WorkerPool
-from orchestrator.state.run_dir import Placement, RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Placement, Search
 from orchestrator.storage.visibility import UNSEEN
 from search_spaces.schema import Recipe
 from tests.support.fake_search import BASE_LOSS, make_controller, make_search, point, record, run_base

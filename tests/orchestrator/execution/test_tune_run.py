@@ -18,7 +18,8 @@ from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, TrialEvaluated, TrialStarted
 from orchestrator.controller.study import STUDY_NAME
 from orchestrator.execution import tune_run as tuner
-from orchestrator.state.run_dir import Placement, RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Placement, Search
 from search_spaces.schema import Recipe
 from tests.support.fake_search import make_controller, make_run, make_search
 from trials.errors import SearchBroken

@@ -21,7 +21,8 @@ from benchmarks.system.group_switching import change_trials, open_groups, wait_u
 from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, TrialEvaluated
 from orchestrator.execution import tune_run as tuner
-from orchestrator.state.run_dir import Placement, RunDir
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Placement
 from tests.orchestrator.execution.test_worker_pool import assert_all_is_well, make_engine_search
 from tests.support.fake_search import make_run
 from trials.system.processes import is_alive

@@ -25,7 +25,8 @@ from orchestrator.execution import tune_run as tuner
 from orchestrator.execution import worker_pool as pool_module
 from orchestrator.execution.cluster import placed
 from orchestrator.execution.worker_pool import WorkerPool
-from orchestrator.state.run_dir import Placement, RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Placement, Search
 from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from tests.support.fake_search import make_run, make_search

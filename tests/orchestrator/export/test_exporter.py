@@ -14,7 +14,8 @@ import pytest
 from orchestrator.export.exporter import export_best, main
 from orchestrator.export.target import recover_export
 from orchestrator.state.clock import SteadyClock
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from orchestrator.supervisor.finalize import finalize
 from search_spaces.schema import Recipe
 from tests.orchestrator.export.test_target import contents, make_export

@@ -12,7 +12,8 @@ import pytest
 
 from orchestrator.export.exporter import main
 from orchestrator.export.target import recover_export, refuse_target, set_strangers_aside, staging_beside
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from tests.support.cli import ROOT
 from tests.support.fake_search import BASE_LOSS, point, record
 from trials.errors import RunFolderError

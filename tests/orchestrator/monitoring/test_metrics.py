@@ -9,7 +9,8 @@ from orchestrator.controller.events import in_turn
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.monitoring.metrics import METRICS, Sample, SearchMetrics
 from orchestrator.monitoring.progress import Progress
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from tests.support.fake_search import Clock, begin, evaluate, finish, leave, run_base
 from trials.records.memory_report import MemoryReport, write_memory_report
 from trials.records.trial_dir import TrialDir

@@ -20,7 +20,8 @@ from orchestrator.monitoring.metrics import METRICS
 from orchestrator.monitoring.progress import Progress
 from orchestrator.monitoring.prometheus import PrometheusExporter
 from orchestrator.monitoring.scrape_targets import ScrapeTargets, folder
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from tests.support.cli import ROOT
 from tests.support.fake_search import Clock, begin, evaluate, run_base
 

@@ -15,7 +15,7 @@ from orchestrator.planning.export_reserve import (
     measured_reserve,
 )
 from orchestrator.state.deadline import first_reserve
-from orchestrator.state.run_dir import Placement
+from orchestrator.state.search import Placement
 from search_spaces.schema import Recipe
 from tests.support.fake_search import make_search
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.planning.forecast import SearchForecast, forecast_search, gpu_count
+from orchestrator.planning.forecast import forecast_search, gpu_count
 from orchestrator.planning.speed_cache import MEASURED
 from orchestrator.planning.throughput import ThroughputModel
-from orchestrator.state.run_dir import Placement, Search
+from orchestrator.state.search import Placement, Search
 from search_spaces.schema import Recipe
-from tests.support.fake_search import START
+from tests.support.fake_search import START, make_run
 
 
 @pytest.fixture
@@ -90,10 +91,14 @@ def test_without_any_speed_only_what_does_not_depend_on_it_is_predicted(search: 
     assert found.disk_gib is not None
 
 
-def test_a_prediction_survives_search_json(search: Search, throughput: ThroughputModel) -> None:
+def test_a_prediction_survives_search_json(tmp_path: Path, search: Search, throughput: ThroughputModel) -> None:
     for found in (
         forecast_search(with_settings(search), throughput, START),
         forecast_search(with_settings(search), None, START),
     ):
-        content = json.loads(json.dumps(found.to_json()))
-        assert SearchForecast.from_json({**content, "of_a_later_version": 1}) == found
+        run = make_run(tmp_path / str(found.trials), replace(search, prediction=found))
+        content = json.loads((run.path / "search.json").read_text())
+        assert content["prediction"]["made"] == START.isoformat()
+        content["prediction"]["of_a_later_version"] = 1
+        (run.path / "search.json").write_text(json.dumps(content))
+        assert run.read_search().prediction == found

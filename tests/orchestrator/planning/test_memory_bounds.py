@@ -10,8 +10,9 @@ from transformers import GPT2Config, MistralConfig
 
 from orchestrator.planning.disk_usage import disk_gib
 from orchestrator.planning.memory_bounds import memory_bounds, memory_limit
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search
 from search_spaces.loader import load_recipe
+from search_spaces.schema import Choices
 from tests.support.fake_driver import FakeDriver
 from tests.support.fake_search import make_search
 
@@ -37,6 +38,12 @@ def test_the_corners_are_extremes_of_what_decides(night: Search) -> None:
     assert 4 < found[0].need.gib < found[-1].need.gib < 12
     # rank times inputs and outputs of q, k, v, o, gate, up and down in 32 layers
     assert found[-1].parameters == 64 * 32 * (2 * 8192 + 2 * 5120 + 3 * 18432)
+
+
+def test_a_value_that_only_a_starting_point_sets_is_a_corner_too(night: Search) -> None:
+    start = {"wide": {"optimizer": "adamw_torch"}}
+    found = memory_bounds(replace(night, recipe=night.recipe.model_copy(update={"start": start})))
+    assert [bound.values.get("optimizer") for bound in found].count("adamw_torch") == 1
 
 
 def test_longer_rows_need_more(night: Search) -> None:
@@ -78,3 +85,15 @@ def test_the_disk_is_bounded_by_what_is_kept(night: Search) -> None:
     bounded = disk_gib(replace(night, recipe=night.recipe.model_copy(update={"search": fewer})), 2, 40)
     assert bounded is not None
     assert bounded < few / 2
+
+
+def test_the_disk_is_bounded_by_the_largest_optimizer_of_the_space(night: Search) -> None:
+    assert "8bit" in night.recipe.hyperparameters.optimizer
+    space = {**night.recipe.space, "optimizer": Choices(choices=("adamw_8bit", "adamw_torch"))}
+    varied = disk_gib(replace(night, recipe=night.recipe.model_copy(update={"space": space})), 2, 40)
+    alone = disk_gib(night, 2, 40)
+    assert varied is not None
+    assert alone is not None
+    kept = night.recipe.search.keep_paused + 2
+    parameters = memory_bounds(night)[-1].parameters
+    assert varied - alone > kept * parameters * (8 - 2) / 2**30  # moments of 32 bits in place of 8

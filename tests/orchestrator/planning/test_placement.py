@@ -13,7 +13,7 @@ from orchestrator.planning.placement import (
     slots_per_engine,
     trl_reason,
 )
-from orchestrator.state.run_dir import Placement, Search
+from orchestrator.state.search import Placement, Search
 from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from tests.support.fake_search import make_search

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config
 
-from orchestrator.planning.forecast import SearchForecast, forecast_search
+from orchestrator.planning.forecast import forecast_search
 from orchestrator.planning.plan_lines import (
     cost_lines,
     evaluation_points_line,
@@ -19,7 +19,7 @@ from orchestrator.planning.plan_lines import (
     speed_lines,
 )
 from orchestrator.planning.throughput import ThroughputModel
-from orchestrator.state.run_dir import Placement, Search
+from orchestrator.state.search import Placement, Search, SearchForecast
 from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from tests.orchestrator.planning.test_memory_bounds import mistral_night

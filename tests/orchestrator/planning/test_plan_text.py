@@ -3,7 +3,7 @@ from datetime import timedelta
 
 from orchestrator.planning.plan_text import DataSizes, data_lines, describe, placement_line
 from orchestrator.planning.throughput import ThroughputModel
-from orchestrator.state.run_dir import Placement, Search
+from orchestrator.state.search import Placement, Search
 from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe
 from tests.support.fake_search import make_search

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.planning.speed_cache import EARLIER, ESTIMATED, MEASURED, measured_speed, save_speed, speed_before
 from orchestrator.planning.throughput import ThroughputModel
-from orchestrator.state.run_dir import Placement, Search
+from orchestrator.state.search import Placement, Search
 from search_spaces.schema import Recipe
 from tests.support.fake_driver import FakeDriver
 
@@ -131,6 +131,17 @@ def test_a_known_gpu_is_worked_out_and_said_to_be_an_estimate(search: Search, fa
     evaluated = speed_before(replace(on_gpu, data=data))
     assert evaluated is not None
     assert evaluated.seconds_per_token > 50 * found.seconds_per_token
+
+
+def test_evaluations_by_rows_cost_as_many_as_there_are(search: Search, fake_driver: FakeDriver) -> None:
+    fake_driver("NVIDIA GeForce RTX 4090")
+    rows = {"train": {"rows": 90, "tokens": search.full_tokens}, "eval": {"tokens": search.full_tokens}}
+    on_gpu, found = replace(search, gpus_per_trial=1, placement=Placement(1, 1), data=rows), []
+    for settings in ({"evaluations": 30, "every_rows": None}, {"evaluations": 9, "every_rows": 3}):
+        evaluation = search.recipe.evaluation.model_copy(update=settings)
+        recipe = search.recipe.model_copy(update={"evaluation": evaluation})
+        found.append(speed_before(replace(on_gpu, recipe=recipe)))
+    assert found[0] == found[1]
 
 
 def test_several_gpus_are_estimated_to_be_nearly_as_many_times_as_fast(search: Search, fake_driver: FakeDriver) -> None:

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.preflight.checks import disk_check, preflight_lines, run_checks
 from orchestrator.search import main
 from orchestrator.state.check_result import CheckResult, Severity, raise_if_blocked
-from orchestrator.state.run_dir import Search
+from orchestrator.state.search import Search
 from tests.conftest import SMALL
 from trials.errors import InputError
 from trials.system.gpus import gpu_count

@@ -17,7 +17,8 @@ from orchestrator.preflight import cluster as preflight_cluster
 from orchestrator.preflight.cluster import _slots_check, cluster_checks, slow_checks
 from orchestrator.preflight.nodes import this_node
 from orchestrator.state.check_result import CheckResult, Severity
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from orchestrator.supervisor.session import look_at_cluster
 from tests.support.fake_search import make_controller, make_search, run_base
 from trials.errors import InputError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,8 +13,8 @@ import pytest
 
 from orchestrator.report.data import read_report_data
 from orchestrator.report.forecast_check import forecast_check
-from orchestrator.state.regrouped import Consolidation
 from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Consolidation
 from orchestrator.state.timing import EXPORTED, TRAINING_OVER, record_moment
 from tests.support.report_runs import BASE, STARTED, Told, new_run, write_export, write_prediction, write_trial
 from trials.records.memory_report import Attempt, MemoryReport, write_memory_report
@@ -62,7 +63,8 @@ def test_without_a_prediction_there_is_no_section(tmp_path: Path) -> None:
 
 
 def test_a_prediction_that_cannot_be_read_is_left_out(run: RunDir) -> None:
-    run.write_search(replace(run.read_search(), prediction={"trials": 3}))
+    content = json.loads((run.path / "search.json").read_text())
+    (run.path / "search.json").write_text(json.dumps({**content, "prediction": {"trials": 3}}))
     assert forecast_check(read_report_data(run)) is None
 
 

@@ -37,7 +37,6 @@ def test_a_budget_is_elapsed_time(jump: float) -> None:
     machine.pass_by(60)
     assert clock() == START + timedelta(seconds=120)
     assert clock.elapsed() == 120
-    assert clock.jumped() == pytest.approx(jump)
 
 
 @pytest.mark.parametrize("jump", [-5 * 3600.0, 7200.0])
@@ -50,7 +49,6 @@ def test_a_time_of_day_follows_a_corrected_wall_clock(jump: float) -> None:
     machine.pass_by(30)
     assert clock() == START + timedelta(seconds=90 + jump)
     assert clock.elapsed() == 90
-    assert clock.jumped() == pytest.approx(jump)
 
 
 def test_small_steps_of_a_time_server_are_no_jumps() -> None:
@@ -67,4 +65,3 @@ def test_it_shows_the_present_time() -> None:
     before = steady_seconds()
     assert clock() <= clock()
     assert steady_seconds() >= before
-    assert abs(clock.jumped()) < 1

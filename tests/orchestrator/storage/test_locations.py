@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from orchestrator.storage.locations import (
     address_of,
     create_run,

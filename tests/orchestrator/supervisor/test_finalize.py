@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.state.clock import SteadyClock
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from orchestrator.supervisor.finalize import finalize
 from tests.support.fake_search import BASE_LOSS, START, make_controller, make_run, run_base, run_trial
 from trials.errors import EXIT_INTERRUPTED, EXIT_NOTHING_TO_EXPORT

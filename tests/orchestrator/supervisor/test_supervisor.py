@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.state.run_dir import RunDir, Search
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Search
 from orchestrator.supervisor.interruption import Interruption, interruptible
 from orchestrator.supervisor.supervisor import (
     MOST_IN_A_ROW,

@@ -199,3 +199,13 @@ def test_the_rows_are_remembered_where_somebody_said_which(tmp_path: Path, small
     for name, said in (("a", "abc"), ("b", None)):
         TrialDir(tmp_path / name).begin(small_config, Origin.SINGLE, "demo", said)
         assert read_trial(tmp_path / name).fingerprint == said
+
+
+def test_damage_names_its_file_whatever_the_text_says(folder: TrialDir) -> None:
+    folder.record(_point(1, 3.0, 3.0), LOSSES, _adapter("{}"))
+    for path in folder.path.rglob("eval_rows.json"):
+        path.unlink()
+    (folder.path / "ending.json").write_text('{"kind": "metrics.jsonl is gone", "reason": ""}')
+    (folder.adapter / "point.json").write_text("[]")
+    found = {damage.file: damage.is_gone for damage in read_trial(folder.path).all_damage()}
+    assert found == {"ending.json": False, "adapter/point.json": False, "eval_rows.json": True}
