@@ -71,7 +71,9 @@ class SearchSettings(Settings):
     seed: int = Field(default=0, ge=0, description="of the searcher, and of every trial's training")
     reduction_factor: int = Field(default=3, ge=2, description="comparison points are so many times apart in tokens")
     rungs: int = Field(
-        default=2, ge=0, description="below full length: where the report compares trials, and answers are scored"
+        default=2,
+        ge=0,
+        description="comparison points: the report compares trials there, answers are scored; no decision uses them",
     )
     concurrent_trials: int | None = Field(
         default=None, ge=1, description="on all machines together; null: enough to fill the engines"

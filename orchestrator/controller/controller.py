@@ -68,7 +68,7 @@ class SearchController:
         storage: RunStorage | None = None,
     ) -> None:
         self._storage = storage or RunStorage()
-        self._storage.open()
+        self._storage.prepare()
         self._run = run
         self._emit = listener
         self._now = now

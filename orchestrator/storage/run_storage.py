@@ -28,7 +28,7 @@ class RunStorage:
     has_weights = True
     """Whether files of weights in the run folder have their content; else some are placeholders."""
 
-    def open(self) -> None:
+    def prepare(self) -> None:
         """Prepare the run folder for a new controller, before it reads the trials."""
 
     def before_start(self, trial: Path, tracking: TrackingSettings) -> RemoteTrial | None:
@@ -68,7 +68,7 @@ class ObjectStorage(RunStorage):
         """Folders of running trials, each with the token that lets its worker write to the store; by trial id."""
         self._next_push = time.monotonic()
 
-    def open(self) -> None:
+    def prepare(self) -> None:
         """Download all trials, and take them back from the workers of earlier sessions."""
         self._mirror.pull_trials()
         self._mirror.reclaim_trials()

@@ -8,19 +8,32 @@ removed only if they are certainly that session's.
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from orchestrator.ray_setup import folder as ray_folder
 from orchestrator.state.run_dir import RunDir
+from trials.system.damage import DamagedFile, read_as
 from trials.system.files import write_json
 from trials.system.processes import SessionMark, end_session
 
 _NAME = "session.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SessionFile(SessionMark):
+    """Content of session.json."""
+
+    ray_folder: str
+    run: int
+    """Inode of the run folder, by which a copy of it is told from the original."""
+
+
+_FILES = TypeAdapter(_SessionFile)
 
 
 def mark_session(run: RunDir) -> Path:
@@ -30,15 +43,14 @@ def mark_session(run: RunDir) -> Path:
     be made.
     """
     folder = ray_folder.planned()
-    mark = SessionMark.of(os.getsid(0), folder.name)
-    write_json(run.path / _NAME, {**asdict(mark), "ray_folder": str(folder), "run": run.path.stat().st_ino})
+    mark = asdict(SessionMark.of(os.getsid(0), folder.name))
+    write_json(run.path / _NAME, asdict(_SessionFile(**mark, ray_folder=str(folder), run=run.path.stat().st_ino)))
     return ray_folder.make(folder)
 
 
 def end_last_session(run: RunDir) -> None:
     """End what is left of an earlier session, whose supervisor was killed before it could clear up."""
-    content = _read(run)
-    mark = _mark(content)
+    mark = _read(run)
     if mark is not None and mark.is_here and mark.session != os.getsid(0):
         end_session(mark.session)
     clear_session(run, broke=True)
@@ -49,10 +61,9 @@ def clear_session(run: RunDir, *, broke: bool) -> None:
 
     If it broke, the ends of Ray's own logs are kept in `RunDir.logs`.
     """
-    content = _read(run)
-    mark = _mark(content)
+    mark = _read(run)
     if mark is not None and mark.host == SessionMark.of(mark.session).host and mark.user == os.geteuid():
-        folder = Path(content["ray_folder"])
+        folder = Path(mark.ray_folder)
         if folder.name == mark.token:
             if broke:
                 ray_folder.keep_logs(folder, run.logs)
@@ -61,21 +72,13 @@ def clear_session(run: RunDir, *, broke: bool) -> None:
         (run.path / _NAME).unlink()
 
 
-def _read(run: RunDir) -> dict[str, Any]:
+def _read(run: RunDir) -> _SessionFile | None:
     """Return the content of session.json.
 
-    Empty if there is no file, it is damaged or of an earlier version, or this is a copy of its run folder.
+    None if there is no file, it is damaged or of an earlier version, or this is a copy of its run folder.
     """
     try:
-        content: dict[str, Any] = json.loads((run.path / _NAME).read_text(encoding="utf-8"))
-        return content if content["run"] == run.path.stat().st_ino and content["ray_folder"] else {}
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}
-
-
-def _mark(content: dict[str, Any]) -> SessionMark | None:
-    values = {name: value for name, value in content.items() if name not in ("ray_folder", "run")}
-    try:
-        return SessionMark(**values)
-    except TypeError:
+        found = read_as(run.path / _NAME, _FILES)
+    except DamagedFile:
         return None
+    return found if found is not None and found.ray_folder and found.run == run.path.stat().st_ino else None

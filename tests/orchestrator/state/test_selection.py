@@ -3,7 +3,6 @@ import threading
 
 import pytest
 
-from orchestrator.controller.trials import TrialTable
 from orchestrator.state.run_dir import RunDir
 from orchestrator.state.selection import base_of, pick_best, rank
 from tests.support.fake_search import point, record, row_losses, save_adapter
@@ -94,17 +93,6 @@ def test_two_and_a_half_errors_are_a_clear_gain_only_on_many_rows(run: RunDir, r
     else:
         with pytest.raises(NothingToExport, match=r"better by 0\.1768 \(95 % -0\.0195 to 0\.3731\)"):
             pick_best(run.records())
-
-
-def test_only_ended_trials_lose_their_adapters(run: RunDir) -> None:
-    for name, loss in (("0001", 1.0), ("0002", 3.0), ("0003", 2.0)):
-        add(run, name, [loss])
-    add(run, "0004", [9.0], ended=False)
-    before = run.records()
-    TrialDir(run.trial("0004")).end(Ending(TrialState.FINISHED, "made up"))
-    last = run.records()[-1]
-    for keep, expendable in ((1, ["0003", "0002", "0004"]), (3, ["0004"]), (4, [])):
-        assert [adapter.parent.name for adapter in TrialTable(before, keep).end(last)] == expendable
 
 
 def test_reading_the_records_never_disturbs_a_trial_that_writes(run: RunDir) -> None:

@@ -135,7 +135,7 @@ def test_an_ending_that_is_none_counts_as_pruned(folder: TrialDir) -> None:
     (folder.path / "ending.json").write_text('{"kind": "running", "reason": ""}')
     record = read_trial(folder.path)
     assert record.state is TrialState.PRUNED
-    assert "a trial can't end as running" in record.damage[0]
+    assert "a trial can't end as running" in str(record.damage[0])
 
 
 def test_a_folder_holds_one_trial(folder: TrialDir, small_config: TrialConfig) -> None:
