@@ -76,7 +76,7 @@ def trl_reason(search: Search) -> str | None:
 
 
 def slots_per_engine(step_tokens: float, micro_step_tokens: int) -> int:
-    """Return the number of trials that fill a micro-step while one of them is evaluated, between 2 and 8.
+    """Return the number of trials that fill a micro-batch while one of them is evaluated, between 2 and 8.
 
     More concurrent trials would delay results, from which the scheduler learns. `step_tokens` are the tokens of one
     trial's optimizer step.

@@ -90,11 +90,11 @@ def candidates(records: Sequence[TrialRecord]) -> Candidates:
     found: list[Best] = []
     skipped: list[Skipped] = []
     for trial in rank(records):
-        judged = _against(base, base_rows, trial)
-        if isinstance(judged, Best):
-            found.append(judged)
+        compared = _against(base, base_rows, trial)
+        if isinstance(compared, Best):
+            found.append(compared)
         elif not found:
-            skipped.append(Skipped(trial, judged))
+            skipped.append(Skipped(trial, compared))
     clear = [best for best in found if is_clear(best.gain) and best.gain.difference > LEAST_GAIN]
     if not clear:
         raise NothingToExport(_why_none(found, skipped, base_rows))

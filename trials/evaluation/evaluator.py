@@ -138,9 +138,9 @@ class EvalJob:
 
     def evaluate_with_base(self) -> tuple[EvalResult, EvalResult]:
         """Load the adapter and evaluate it, then its base."""
-        judged = load_model(self.path, self.choices)
-        ours = evaluate(judged, self.path, self.split, self.task)
-        return ours, evaluate(judged, "base", self.split, self.task, base=True)
+        loaded = load_model(self.path, self.choices)
+        ours = evaluate(loaded, self.path, self.split, self.task)
+        return ours, evaluate(loaded, "base", self.split, self.task, base=True)
 
 
 def prepare(path: str, choices: LoadOptions, task: EvalTask, settings: DataSettings) -> EvalJob:
@@ -157,19 +157,19 @@ def prepare(path: str, choices: LoadOptions, task: EvalTask, settings: DataSetti
     return EvalJob(path, choices, task, split, _rows(path, task, split))
 
 
-def evaluate(judged: LoadedModel, name: str, split: Split, task: EvalTask, *, base: bool = False) -> EvalResult:
+def evaluate(loaded: LoadedModel, name: str, split: Split, task: EvalTask, *, base: bool = False) -> EvalResult:
     """Return the losses of all rows, and answers if asked for; `base`: of the base, with the adapter switched off.
 
     Raises `ModelError` if a loss isn't finite, because all results would depend on it.
     """
-    found = losses(judged, split, task.batch_rows, base=base)
+    found = losses(loaded, split, task.batch_rows, base=base)
     broken = sum(not math.isfinite(loss) for loss in found.loss_sums)
     if broken:
         raise ModelError(f"{name} has no finite loss on {broken} of {len(split)} rows: its weights are broken.")
     given = None
     if task.answers:
         logger.info("%s: eval loss %.4f; now it answers %d rows, which takes longer", name, found.mean, len(split))
-        given = _answer_all(judged, split, task, base=base)
+        given = _answer_all(loaded, split, task, base=base)
     return EvalResult(_rows(name, task, split), task.format, found, given)
 
 
@@ -177,19 +177,19 @@ def _rows(name: str, task: EvalTask, split: Split) -> EvalRows:
     return EvalRows(name, task.data, len(split), rows_hash(split.examples))
 
 
-def losses(judged: LoadedModel, split: Split, batch_rows: int, *, base: bool = False) -> RowLosses:
+def losses(loaded: LoadedModel, split: Split, batch_rows: int, *, base: bool = False) -> RowLosses:
     """Return the loss of every row; `base`: of the base model, with the adapter switched off."""
-    with _as_base(judged, base):
-        return evaluate_rows(judged.model, split.rows, batch_rows)
+    with _as_base(loaded, base):
+        return evaluate_rows(loaded.model, split.rows, batch_rows)
 
 
-def _answer_all(judged: LoadedModel, split: Split, task: EvalTask, *, base: bool) -> Answers:
+def _answer_all(loaded: LoadedModel, split: Split, task: EvalTask, *, base: bool) -> Answers:
     examples, labelled = list(split.examples), task.format in LABELLED
-    texts = answers(judged, examples, task.max_new_tokens, base=base, until_object=labelled, batch_rows=task.batch_rows)
+    texts = answers(loaded, examples, task.max_new_tokens, base=base, until_object=labelled, batch_rows=task.batch_rows)
     return Answers(
         texts=tuple(texts),
-        tokens=_lengths(judged.tokenizer, texts),
-        reference_tokens=_lengths(judged.tokenizer, (e.completion for e in examples)),
+        tokens=_lengths(loaded.tokenizer, texts),
+        reference_tokens=_lengths(loaded.tokenizer, (e.completion for e in examples)),
         labels=tuple(e.label for e in examples if e.label is not None) if labelled else None,
         scores=task_score(task.format, texts, examples),
         wordless_references=sum(not has_words(e.completion) for e in examples),
@@ -197,7 +197,7 @@ def _answer_all(judged: LoadedModel, split: Split, task: EvalTask, *, base: bool
 
 
 def answers(
-    judged: LoadedModel,
+    loaded: LoadedModel,
     examples: Sequence[Example],
     max_new_tokens: int | None = None,
     *,
@@ -210,10 +210,10 @@ def answers(
     `max_new_tokens` None: about twice the longest reference. `base`: answers of the base model, with the adapter
     switched off. `until_object` and `batch_rows` are those of `trials.evaluation.generation.generate`.
     """
-    limit = max_new_tokens or 2 * (max(_lengths(judged.tokenizer, (e.completion for e in examples))) + 1)
+    limit = max_new_tokens or 2 * (max(_lengths(loaded.tokenizer, (e.completion for e in examples))) + 1)
     asked = [example.prompt for example in examples]
-    with _as_base(judged, base):
-        return generate(judged.model, judged.tokenizer, asked, Sampling(limit), batch_rows, until_object=until_object)
+    with _as_base(loaded, base):
+        return generate(loaded.model, loaded.tokenizer, asked, Sampling(limit), batch_rows, until_object=until_object)
 
 
 def _lengths(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> tuple[int, ...]:
@@ -221,8 +221,8 @@ def _lengths(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> tuple[
     return tuple(map(len, encode(list(texts), tokenizer)))
 
 
-def _as_base(judged: LoadedModel, base: bool) -> AbstractContextManager[None]:
-    off: AbstractContextManager[None] = judged.model.disable_adapter() if base and judged.is_adapter else nullcontext()
+def _as_base(loaded: LoadedModel, base: bool) -> AbstractContextManager[None]:
+    off: AbstractContextManager[None] = loaded.model.disable_adapter() if base and loaded.is_adapter else nullcontext()
     return off
 
 
@@ -232,10 +232,10 @@ def against_base(winner: RowLosses, base: RowLosses) -> dict[str, float]:
     return {"base_eval_loss": base.mean, "difference": gain.difference, "standard_error": gain.standard_error}
 
 
-def samples(judged: LoadedModel, split: Split, count: int) -> list[dict[str, str]]:
+def samples(loaded: LoadedModel, split: Split, count: int) -> list[dict[str, str]]:
     """Return the base's and the adapter's answers to the first rows, beside the expected answers."""
     shown = split.examples[:count]
-    ours, bases = answers(judged, shown), answers(judged, shown, base=True)
+    ours, bases = answers(loaded, shown), answers(loaded, shown, base=True)
     return [
         {"id": e.id, "prompt": e.prompt_text, "expected": e.completion, "base": base, "winner": answer}
         for e, base, answer in zip(shown, bases, ours, strict=True)

@@ -44,18 +44,18 @@ def verify_export(job: VerificationJob) -> dict[str, Any]:
 
 def _evaluate(job: VerificationJob, path: str, quantization: str) -> dict[str, Any]:
     from trials.data.dataset import load_data
-    from trials.evaluation import evaluator as judging
+    from trials.evaluation import evaluator
 
-    judged = judging.load_model(path, judging.LoadOptions(quantization, job.model.compute_dtype))
-    data = load_data(job.data, judged.tokenizer)
-    losses = judging.losses(judged, data.eval, job.batch_rows)
+    loaded = evaluator.load_model(path, evaluator.LoadOptions(quantization, job.model.compute_dtype))
+    data = load_data(job.data, loaded.tokenizer)
+    losses = evaluator.losses(loaded, data.eval, job.batch_rows)
     found: dict[str, Any] = {"eval_loss": losses.mean, "row_losses": asdict(losses)}
     if data.test is not None:
-        test = judging.losses(judged, data.test, job.batch_rows)
-        base = judging.losses(judged, data.test, job.batch_rows, base=True)
-        found["test"] = {"eval_loss": test.mean, "rows": len(data.test.rows), **judging.against_base(test, base)}
+        test = evaluator.losses(loaded, data.test, job.batch_rows)
+        base = evaluator.losses(loaded, data.test, job.batch_rows, base=True)
+        found["test"] = {"eval_loss": test.mean, "rows": len(data.test.rows), **evaluator.against_base(test, base)}
     if job.samples:
-        found["samples"] = judging.samples(judged, data.test or data.eval, job.samples)
+        found["samples"] = evaluator.samples(loaded, data.test or data.eval, job.samples)
     return found
 
 
