@@ -45,6 +45,7 @@ def verify_export(
         export=str(export),
         model=recipe.model,
         data=recipe.data,
+        machine=recipe.machine,
         batch_rows=recipe.evaluation.batch_rows,
         samples=recipe.search.samples,
         merge=merge,

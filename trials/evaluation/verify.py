@@ -13,9 +13,10 @@ from typing import Any
 from pydantic import Field
 
 from trials.cli import run_command
-from trials.config import DataSettings, ModelSettings, Settings
+from trials.config import DataSettings, Machine, ModelSettings, Settings
 from trials.model.merging import merge
 from trials.system.files import write_json
+from trials.system.torch_setup import use_threads
 
 MERGED = "merged"
 
@@ -26,6 +27,7 @@ class VerificationJob(Settings):
     export: str = Field(description="folder with adapter and tokenizer")
     model: ModelSettings = Field(description="how the trial loaded its base")
     data: DataSettings
+    machine: Machine = Field(description="its `cpu_threads` hold for the verification too")
     batch_rows: int
     samples: int = Field(description="answers of base and adapter to give")
     merge: bool = Field(description="also write merged weights to the export's folder `merged`, and judge those")
@@ -33,6 +35,7 @@ class VerificationJob(Settings):
 
 def verify_export(job: VerificationJob) -> dict[str, Any]:
     """Return the export's eval loss, its test loss and the base's, a few answers, and the merged weights' eval loss."""
+    use_threads(job.machine)
     found = _evaluate(job, job.export, job.model.quantization)
     if job.merge:
         target = Path(job.export) / MERGED

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from trials.evaluation.verify import VerificationJob, main, verify_export
@@ -26,18 +28,31 @@ def job(
     tokenizer.save_pretrained(export)
     config = small_trial.config
     return VerificationJob(
-        export=str(export), model=config.model, data=config.data, batch_rows=8, samples=1, merge=False
+        export=str(export),
+        model=config.model,
+        data=config.data,
+        machine=config.machine.model_copy(update={"cpu_threads": 2}),
+        batch_rows=8,
+        samples=1,
+        merge=False,
     )
 
 
 @pytest.fixture(scope="module")
-def found(job: VerificationJob) -> dict[str, Any]:
-    return verify_export(job.model_copy(update={"merge": True}))
+def found(job: VerificationJob) -> Iterator[dict[str, Any]]:
+    before = torch.get_num_threads()
+    found = verify_export(job.model_copy(update={"merge": True}))
+    yield {**found, "threads": torch.get_num_threads()}
+    torch.set_num_threads(before)
 
 
 def test_the_export_has_the_loss_of_its_trial(found: dict[str, Any], small_trial: TrialRecord) -> None:
     assert found["eval_loss"] == pytest.approx(small_trial.best_eval_loss, abs=5e-5)
     assert len(found["row_losses"]["loss_sums"]) == 12
+
+
+def test_it_takes_as_many_threads_as_trials(found: dict[str, Any], job: VerificationJob) -> None:
+    assert found["threads"] == job.machine.cpu_threads
 
 
 def test_test_rows_are_judged_beside_the_base(found: dict[str, Any]) -> None:
