@@ -18,7 +18,7 @@ from optuna.trial import TrialState as OptunaState
 from orchestrator import check
 from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, Notice
-from orchestrator.controller.study import STUDY_NAME
+from orchestrator.controller.study import STUDY_NAME, StudyRecorder
 from orchestrator.export import exporter as export
 from orchestrator.export.exporter import _manifest
 from orchestrator.planning.forecast import forecast_search
@@ -205,7 +205,13 @@ def test_check_compares_adapters_and_export_with_their_hashes(
 
 
 def locked(run: RunDir, how: str) -> sqlite3.Connection:
-    """Another program, such as a database browser, that holds study.db: with a change not written yet, or all of it."""
+    """Another program, such as a database browser, that holds study.db: with a change not written yet, or all of it.
+
+    The folder's own study is of an earlier version, and would be made anew.
+    """
+    StudyRecorder(run, run.read_search().recipe, run.records(), print)
+    for aside in run.path.glob("study.db.broken*"):
+        aside.unlink()
     browser = sqlite3.connect(run.path / "study.db", isolation_level=None)
     browser.execute(f"BEGIN {how}")
     return browser
