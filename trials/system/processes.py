@@ -128,8 +128,11 @@ def _started(pid: int) -> int:
 
 
 def _has(process: psutil.Process, token: str) -> bool:
-    """Return whether a process has a word in its environment or command line."""
+    """Return whether a process has a word in its environment, its command line, or the path of an open file.
+
+    Ray's workers and agents overwrite the first two with a title; their logs are open in the session's Ray folder.
+    """
     try:
-        return bool(token) and token in str(process.as_dict(["cmdline", "environ"]))
+        return bool(token) and token in str(process.as_dict(["cmdline", "environ", "open_files"]))
     except psutil.NoSuchProcess:
         return False

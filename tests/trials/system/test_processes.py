@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -26,12 +28,13 @@ os._exit(0)
 """
 
 
-def open_session(**variables: str) -> subprocess.Popen[str]:
+def open_session(stderr: IO[str] | None = None, **variables: str) -> subprocess.Popen[str]:
     """Starts a process that opens a session; its child's id is its first line."""
     return subprocess.Popen(
         [sys.executable, "-c", ORPHANING],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         start_new_session=True,
         env={**os.environ, **variables},
@@ -156,5 +159,19 @@ def test_once_its_first_process_has_gone_another_must_have_the_token(token: str,
     process.kill()
     process.wait()
     assert mark.is_here is is_here
+    assert not end_session(process.pid)
+    assert not mark.is_here
+
+
+def test_a_process_without_the_token_in_its_own_words_is_known_by_its_open_files(tmp_path: Path) -> None:
+    """As Ray's workers and agents, which overwrite command line and environment with a title."""
+    with (tmp_path / "worker-of-qlora-7.log").open("w", encoding="utf-8") as log:
+        process = open_session(stderr=log)
+    assert process.stdout is not None
+    process.stdout.readline()
+    mark = SessionMark.of(process.pid, "qlora-7")
+    process.kill()
+    process.wait()
+    assert mark.is_here
     assert not end_session(process.pid)
     assert not mark.is_here
