@@ -25,6 +25,7 @@ class Node:
     address: str
     hostname: str
     gpus: int = 0
+    cores: int = 0
 
     def __str__(self) -> str:
         """Return the node's name for error messages."""
@@ -46,6 +47,7 @@ def alive_nodes() -> list[Node]:
         Node(
             *(node["NodeID"], node["NodeManagerAddress"], node["NodeManagerHostname"]),
             gpus=int(node["Resources"].get("GPU", 0)),
+            cores=int(node["Resources"].get("CPU", 0)),
         )
         for node in ray.nodes()
         if node["Alive"]
@@ -90,8 +92,7 @@ def _cause(error: Exception) -> str:
 
 def cores_of_nodes() -> dict[str, int]:
     """Return the cores of every alive node by node id, without nodes that have none."""
-    cores = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
-    return {node: number for node, number in cores.items() if number}
+    return {node.id: node.cores for node in alive_nodes() if node.cores}
 
 
 def gpus_of_nodes() -> list[int]:
@@ -101,9 +102,9 @@ def gpus_of_nodes() -> list[int]:
 
 def placed(search: Search) -> Search:
     """Return the search with its placement on Ray's nodes: workers and slots. Raises `InputError` if no trial fits."""
-    if search.ranks > 1 and not gpus_of_nodes():
-        search = replace(search, gpus_per_trial=0)
     cores, each = list(cores_of_nodes().values()), gpus_of_nodes()
+    if search.ranks > 1 and not each:
+        search = replace(search, gpus_per_trial=0)
     if not cores and not search.gpus_per_trial:
         raise InputError("no node of the Ray cluster has a CPU for trials. Start Ray there without --num-cpus=0.")
     found = plan_placement(search, gpus=sum(each), cores=cores, gpus_each=min(each, default=1))

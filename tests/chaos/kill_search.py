@@ -18,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,34 +151,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_night(night: Night, kills: int, chance: random.Random, victims: Sequence[str] = VICTIMS) -> Night:
     """Runs a search from its start to its end, with so many kills at random moments."""
-    night.start()
-    try:
+    with _run_through(night):
         while len(night.kills) < kills and not night.is_over():
             if night.is_stuck:
                 _watch_until_it_gets_on(night)
             _watch(night, chance.uniform(_LEAST_SECONDS, night.most_seconds))
             _kill_somebody(night, chance.choice(victims))
-        while not night.is_over():
-            _watch(night, 1.0)
-        night.look()
-    finally:
-        night.end()
     return night
 
 
 def run_kills(night: Night, victims: Sequence[str]) -> Night:
     """Runs a search from its start to its end; kills these in their order, each after a new evaluation."""
-    night.start()
-    try:
+    with _run_through(night):
         for victim in victims:
             _watch_until_it_gets_on(night)
             _kill_somebody(night, victim)
+    return night
+
+
+@contextmanager
+def _run_through(night: Night) -> Iterator[None]:
+    """Starts a search, in which the block kills, and watches it from then on to its end."""
+    night.start()
+    try:
+        yield
         while not night.is_over():
             _watch(night, 1.0)
         night.look()
     finally:
         night.end()
-    return night
 
 
 def table(night: Night) -> str:
