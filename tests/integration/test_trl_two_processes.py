@@ -50,12 +50,22 @@ def engine(shop: Workshop) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def done(shop: Workshop, engine: Engine) -> Path:
+def cut_off(shop: Workshop) -> list[tuple[int, bool]]:
+    """Two processes that end in the middle of a step for lack of memory: what was tried, by their memory report."""
+    assert torchrun(shop.path, "short_later").returncode != 0
+    record = read_trial(shop.path / "short later")
+    assert record.ending is None
+    assert len(record.points) == 1
+    return tried(record.folder)
+
+
+@pytest.fixture(scope="module")
+def done(shop: Workshop, engine: Engine, cut_off: list[tuple[int, bool]]) -> Path:
     """Where all scenarios that come to an end have left their trials, and one process its own."""
     for name, by in (("from one", None), ("from the engine", engine)):
         ways: dict[str, Any] = {} if by is None else {"by": by}
         shop.run(name, shop.config(PAUSING), ROWS, lambda _: Decision.STOP, origin=Origin.PROPOSED, **ways)
-    found = torchrun(shop.path, "straight", "uneven", "noise", "paused", "resumed", "shared", "short")
+    found = torchrun(shop.path, "straight", "uneven", "noise", "paused", "resumed", "shared", "short", "short_later")
     assert found.returncode == 0, found.stderr[-4000:]
     return shop.path
 
@@ -136,16 +146,11 @@ def test_where_memory_does_not_suffice_on_one_both_take_less(done: Path, alone: 
 
 
 def test_where_it_does_not_suffice_in_the_middle_of_a_step_they_end_and_go_on_with_less(
-    shop: Workshop, alone: TrialRecord
+    done: Path, alone: TrialRecord, cut_off: list[tuple[int, bool]]
 ) -> None:
-    assert torchrun(shop.path, "short_later").returncode != 0
-    record = read_trial(shop.path / "short later")
-    assert record.ending is None
-    assert len(record.points) == 1
-    assert tried(record.folder) == [(2, True), (2, False)]
-    assert torchrun(shop.path, "short_later").returncode == 0
-    assert_near(read_trial(record.folder), alone)
-    assert tried(record.folder) == [(2, True), (2, False), (1, True)]
+    assert cut_off == [(2, True), (2, False)]
+    assert_near(read_trial(done / "short later"), alone)
+    assert tried(done / "short later") == [*cut_off, (1, True)]
 
 
 def tried(folder: Path) -> list[tuple[int, bool]]:

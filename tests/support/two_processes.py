@@ -39,6 +39,7 @@ UNEVEN: dict[str, Any] = {"effective_batch": 5, "rows_seen": 60}
 SHARED: dict[str, Any] = {"fsdp": True}
 EIGHT_BIT: dict[str, Any] = {"optimizer": "paged_adamw_8bit", "lora_rank": 64}
 NOISE: dict[str, Any] = {"neftune_noise_alpha": 5.0}
+_COMPUTE_LOSS = SFTTrainer.compute_loss
 
 
 class TwoRanks:
@@ -133,12 +134,11 @@ def stop_before_the_end(point: EvalPoint) -> Decision:
 
 def with_room_for(fits: Callable[[int, int], bool]) -> None:
     """As on a GPU that has room for a micro-batch of so many rows after so many steps, or hasn't."""
-    compute_loss = SFTTrainer.compute_loss
 
     def checked(self: SFTTrainer, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         if not fits(self.state.global_step, len(inputs["input_ids"])):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
-        return compute_loss(self, model, inputs, *args, **kwargs)
+        return _COMPUTE_LOSS(self, model, inputs, *args, **kwargs)
 
     SFTTrainer.compute_loss = checked
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 RANKS = 2
 STEP_LIMIT_SECONDS = 20
-STOPS = 20
+STOPS = 8
 GONE_SECONDS = 5.0
 """After which a stopped trial must have given its GPUs back."""
 

@@ -34,6 +34,11 @@ def test_the_compiler_is_not_loaded() -> None:
     assert (loaded, module) == ("False", "torch")
 
 
+def test_garbage_is_collected_rarely_unless_somebody_turned_that_off() -> None:
+    assert run_python("import gc, trials; print(gc.get_threshold()[0])") == "50000"
+    assert run_python("import gc; gc.set_threshold(0); import trials; print(gc.get_threshold()[0])") == "0"
+
+
 def test_nothing_is_compiled_by_the_import() -> None:
     before, _ = run_python(CALLED).split(maxsplit=1)
     assert before == "0"
