@@ -19,6 +19,7 @@ from orchestrator.planning.plan_text import DataSizes, describe
 from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.preflight.checks import decisive_checks, preflight_lines, run_checks
 from orchestrator.ray_setup.address import named_cluster
+from orchestrator.sampling.samplers import refuse_sampler
 from orchestrator.state.check_result import Severity, raise_if_blocked
 from orchestrator.state.clock import SteadyClock
 from orchestrator.state.deadline import Deadline, from_budget, from_until
@@ -174,6 +175,7 @@ def _new(arguments: argparse.Namespace, started: datetime) -> _Job:
     gpus = _gpus_per_trial(arguments.gpus_per_trial)
     ranks = max(1, arguments.gpus_per_trial or gpus)
     refuse_small_batches(recipe, ranks)
+    refuse_sampler(recipe.search)
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
     out = arguments.out or f"runs/{recipe.name.replace('/', '-')}-{stamp}"
     refuse_taken_place(out)
@@ -209,6 +211,7 @@ def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
             "Give it more time by --budget or --until, or export what there is: "
             f"python -m orchestrator.export {shlex.quote(address_of(folder))}"
         )
+    refuse_sampler(search.recipe.search)
     sizes = _check_input(search.recipe)
     _refuse_other_data(search, sizes)
     search = replace(search, base=search.shape)  # run folders of earlier versions lack it

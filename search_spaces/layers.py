@@ -177,15 +177,17 @@ def parse_assignment(assignment: str) -> tuple[str, Any]:
 
 
 def full_key(key: str, source: str) -> str:
-    """Return the full dotted key: the key itself, or the only known one that ends in it.
+    """Return the full dotted key: the key itself, the hyperparameter of that name, or the only key that ends in it.
 
-    Raises `RecipeError` if there is none, or several.
+    So `scheduler` is hyperparameters.scheduler, of the learning rate, and not search.scheduler. Raises `RecipeError` if
+    there is none, or several.
     """
     if key in KNOWN_KEYS or (key.split(".", maxsplit=1)[0] in {"space", "start"} and "." in key):
         return key
     ending = [known for known in KNOWN_KEYS if known.endswith("." + key) and not known.startswith("space.")]
-    if len(ending) == 1:
-        return ending[0]
+    hyperparameters = [known for known in ending if known.startswith("hyperparameters.")]
+    if len(ending) == 1 or len(hyperparameters) == 1:
+        return (hyperparameters or ending)[0]
     if ending:
         raise RecipeError(f"{source}: key {key!r} could be {' or '.join(ending)}. Give it in full.")
     raise RecipeError(f"{source}: {unknown_key(key)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -57,6 +57,9 @@ Dimension = Annotated[
 ]
 
 
+SAMPLERS = ("freeze_thaw", "tpe", "gp", "cmaes", "random")
+
+
 class SearchSettings(Settings):
     """How the search spends its time."""
 
@@ -68,8 +71,21 @@ class SearchSettings(Settings):
         default=6, gt=0, description="so many full trials must fit, else trials are shortened; null: never"
     )
     trials: int | None = Field(default=None, ge=1, description="at most so many trained configurations")
-    seed: int = Field(default=0, ge=0, description="of the searcher, and of every trial's training")
-    reduction_factor: int = Field(default=3, ge=2, description="comparison points are so many times apart in tokens")
+    seed: int = Field(default=0, ge=0, description="of the sampler, and of every trial's training")
+    sampler: str = Field(
+        default="freeze_thaw",
+        description="what proposes configurations: freeze_thaw, tpe, gp, cmaes, random, or module:Class of Optuna's "
+        "sampler interface",
+    )
+    sampler_arguments: Mapping[str, Any] = Field(
+        default={}, description="for Optuna's sampler, such as n_startup_trials"
+    )
+    scheduler: Literal["freeze_thaw", "asha", "asha_promote", "hyperband", "median", "none"] = Field(
+        default="freeze_thaw", description="what decides which trial goes on, pauses, resumes or stops"
+    )
+    reduction_factor: int = Field(
+        default=3, ge=2, description="comparison points are so many times apart in tokens; eta of asha and hyperband"
+    )
     rungs: int = Field(
         default=2,
         ge=0,
@@ -93,6 +109,20 @@ class SearchSettings(Settings):
     price_per_gpu_hour: float | None = Field(
         default=None, ge=0, description="in a currency of your choice, for the cost in the plan; null: no cost"
     )
+
+    @field_validator("sampler", mode="after")
+    @classmethod
+    def _is_sampler(cls, value: str) -> str:
+        module, colon, member = value.partition(":")
+        if value not in SAMPLERS and not (colon and member.isidentifier() and module.replace(".", "").isidentifier()):
+            raise ValueError(f"{value!r} is no sampler; allowed: {', '.join(SAMPLERS)}, or module:Class")
+        return value
+
+    @model_validator(mode="after")
+    def _arguments_have_a_sampler(self) -> SearchSettings:
+        if self.sampler_arguments and self.sampler == SAMPLERS[0]:
+            raise ValueError("search.sampler_arguments are for Optuna's samplers; freeze_thaw takes none: remove them")
+        return self
 
     @field_validator("budget", "reserve", mode="before")
     @classmethod

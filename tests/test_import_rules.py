@@ -23,9 +23,9 @@ MAY_IMPORT = {
     "orchestrator.check": "orchestrator.integrity orchestrator.state orchestrator.storage trials.cli",
     "orchestrator.cluster": "orchestrator.ray_setup trials.cli trials.system",
     "orchestrator.controller": (
-        "orchestrator.planning orchestrator.scheduling orchestrator.state orchestrator.storage "
-        "search_spaces.durations search_spaces.schema trials.console trials.metrics trials.records "
-        "trials.schedule trials.system"
+        "orchestrator.planning orchestrator.sampling orchestrator.scheduling orchestrator.state "
+        "orchestrator.storage orchestrator.surrogate search_spaces.durations search_spaces.schema "
+        "trials.console trials.metrics trials.records trials.schedule trials.system"
     ),
     "orchestrator.execution": (
         "orchestrator.controller orchestrator.planning orchestrator.ray_setup orchestrator.state "
@@ -52,11 +52,12 @@ MAY_IMPORT = {
     ),
     "orchestrator.ray_setup": "orchestrator.state",
     "orchestrator.report": (
-        "orchestrator.controller orchestrator.planning orchestrator.state orchestrator.storage "
+        "orchestrator.planning orchestrator.sampling orchestrator.state orchestrator.storage "
         "search_spaces.durations search_spaces.layers search_spaces.schema trials.cli trials.metrics "
         "trials.records trials.sources trials.system"
     ),
-    "orchestrator.scheduling": "search_spaces.schema",
+    "orchestrator.sampling": "orchestrator.surrogate search_spaces.schema trials.system",
+    "orchestrator.scheduling": "orchestrator.surrogate search_spaces.schema",
     "orchestrator.search": (
         "orchestrator.monitoring orchestrator.planning orchestrator.preflight orchestrator.ray_setup "
         "orchestrator.state orchestrator.storage orchestrator.supervisor search_spaces.layers "
@@ -76,6 +77,7 @@ MAY_IMPORT = {
         "orchestrator.state orchestrator.storage search_spaces.durations trials.cli trials.console "
         "trials.system"
     ),
+    "orchestrator.surrogate": "",
     "search_spaces.durations": "",
     "search_spaces.guide": "search_spaces.layers",
     "search_spaces.layers": "search_spaces.schema trials.sources",

@@ -16,7 +16,7 @@ import optuna
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from orchestrator.controller.study import decode, distribution, encode
+from orchestrator.sampling.distributions import decode, distribution, encode
 from search_spaces.schema import Dimension
 
 Snap = Callable[[dict[str, Any]], Mapping[str, Any]]

@@ -9,7 +9,7 @@ from datetime import datetime
 from orchestrator.controller.trials import Trial
 from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.planning.trial_configs import trial_config
-from orchestrator.scheduling.scheduler import BudgetState
+from orchestrator.scheduling.types import BudgetState
 from orchestrator.state.search import Search
 from trials.records.trial_dir import EvalPoint, Origin, TrialRecord
 

@@ -16,8 +16,8 @@ from orchestrator.controller.trials import Trial
 from orchestrator.planning.placement import smallest_batch, trl_reason
 from orchestrator.planning.speed_cache import assumed_scaling, measured_scaling
 from orchestrator.planning.throughput import ThroughputModel
-from orchestrator.scheduling.curve_model import Forecast
 from orchestrator.state.search import Consolidation, Placement, Search
+from orchestrator.surrogate.curve_model import Forecast
 from trials.schedule import full_tokens
 
 _RESTART_SECONDS = 30.0

@@ -28,11 +28,16 @@ from orchestrator.controller.trials import Trial, TrialTable, view_of
 from orchestrator.planning.export_reserve import grace_seconds
 from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.planning.trial_configs import trial_config
-from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, Resume, StartNew, TrialView
+from orchestrator.sampling.distributions import distributions
+from orchestrator.sampling.search_sampler import SearchSampler
+from orchestrator.scheduling.policy import SearchPolicy
+from orchestrator.scheduling.types import BudgetState, Resume, StartNew
 from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
 from orchestrator.state.search import Consolidation, Search
 from orchestrator.state.trial_folders import ids_set_aside, sound_trials
 from orchestrator.storage.run_storage import RunStorage
+from orchestrator.surrogate.model import Surrogate
+from orchestrator.surrogate.trial_view import TrialView
 from trials.errors import RunFolderError
 from trials.records.trial_dir import (
     Ending,
@@ -55,6 +60,7 @@ class SearchController:
     `slots` is the number of trials that run at the same time; `listener` receives every event. `storage` brings trials
     to their workers and back; None: the run folder is used where it is.
     `only`: the configurations that may be tried beside the recipe's own, each once; None: all of the space.
+    `waits_for_sampler`: `suggest` waits for a slow sampler, instead of returning "wait", for a simulated clock.
     """
 
     def __init__(
@@ -66,6 +72,8 @@ class SearchController:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         only: Sequence[Mapping[str, Any]] | None = None,
         storage: RunStorage | None = None,
+        *,
+        waits_for_sampler: bool = False,
     ) -> None:
         self._storage = storage or RunStorage()
         self._storage.prepare()
@@ -86,9 +94,13 @@ class SearchController:
         self._study = StudyRecorder(run, search.recipe, records, self._say)
         self._new_trials = NewTrials(search.recipe, trained, ids_set_aside(run.path, records))
         self._table = TrialTable(run, trained, search.recipe.search.keep_adapters)
-        self._scheduler = FreezeThawScheduler(search.recipe.space, search.recipe.search, only)
-        if self._calibration.base_eval_loss is not None:
-            self._scheduler.set_base_loss(self._calibration.base_eval_loss)
+        space, settings = distributions(search.recipe.space), search.recipe.search
+        self._surrogate = Surrogate(space, only)
+        self._policy = SearchPolicy(self._surrogate, settings)
+        self._sampler = SearchSampler(
+            settings, space, self._surrogate, self._say, slots, len(trained), waits=waits_for_sampler
+        )
+        self._surrogate.curve_model.base_loss = self._calibration.base_eval_loss
         self._catch_up(trained)
 
     @property
@@ -152,7 +164,7 @@ class SearchController:
         if self.consolidation is not None:
             self._emit(TrialPaused(trial_id, f"all GPUs go to {self.consolidation.finalist}"))
             return False
-        decision = self._scheduler.should_continue(trial_id, budget)
+        decision = self._policy.should_continue(trial_id, budget)
         if not decision.goes_on:
             self._emit(TrialPaused(trial_id, decision.reason))
         return decision.goes_on
@@ -184,7 +196,7 @@ class SearchController:
         if trial.ending is not None:
             self._end(trial, trial.ending)
         else:
-            self._scheduler.update(self._view(trial))
+            self._observe(trial)
 
     def on_idle(self) -> None:
         """Do deferred work; to be called whenever no caller waits for an answer.
@@ -193,7 +205,8 @@ class SearchController:
         study can wait: its content is in the trials' folders, from which it is completed after a crash.
         """
         if self._calibration.is_complete:
-            self._scheduler.refit(self._budget_state())
+            self._policy.refit(self._budget_state())
+            self._sampler.prepare()
             self._bound_paused()
             self._consider_consolidation()
         self._study.flush()
@@ -208,6 +221,7 @@ class SearchController:
                 if trial.ending is None:
                     reason = f"paused at {trial.tokens_seen:,} tokens; other trials looked more promising until the end"
                     self._end(trial, Ending(TrialState.PRUNED, reason))
+        self._sampler.close()
         self._study.flush(at_once=True)
         self._storage.close()
 
@@ -216,11 +230,12 @@ class SearchController:
             trial_id = self._unfinished.popleft()
             if self._table[trial_id].ending is None:
                 return self._resume(trial_id)
-        choice = self._scheduler.choose_next(self._budget_state())
+        choice = self._policy.choose_next(self._budget_state())
         if isinstance(choice, Resume):
             return self._resume(choice.trial_id)
         if isinstance(choice, StartNew):
-            return self._begin(self._new_trials.next(self._scheduler.propose))
+            new = self._new_trials.next(self._sampler)
+            return "wait" if new is None else self._begin(new)
         if self._running:
             return "wait"
         self._is_done = True
@@ -250,7 +265,7 @@ class SearchController:
 
     def _run_trial(self, trial: Trial, *, resumes: bool) -> TrialRequest:
         trial.is_running = True
-        self._scheduler.update(self._view(trial))
+        self._observe(trial)
         folder = self._run.trial(trial.trial_id)
         return self._dispatch(TrialRequest(trial.trial_id, trial.origin, trial.name, trial.config, folder, resumes))
 
@@ -278,13 +293,13 @@ class SearchController:
         if point.eval_loss <= point.best_eval_loss:
             self._table.record_rows(trial, read_row_losses(self._run.trial(trial.trial_id)))
         self._study.write_later(trial.trial_id)
-        self._scheduler.update(self._view(trial))
+        self._observe(trial)
 
     def _end(self, trial: Trial, ending: Ending) -> None:
         """End a trial for good, everywhere: on disk, in the study and in the scheduler."""
         record = self._table.end(trial, ending)
         self._study.write_later(trial.trial_id)
-        self._scheduler.update(self._view(trial))
+        self._observe(trial)
         self._failures.record_ending(record)
         assert record.ending is not None  # it was written above, if not before
         self._emit(TrialEnded(trial.trial_id, record.ending, record.best_eval_loss))
@@ -293,35 +308,40 @@ class SearchController:
         """End a trial as failed because its folder was damaged, or cannot be restored to a checkpoint."""
         ending = self._table.lose(trial, error)
         self._failures.forget(trial.trial_id)
-        self._scheduler.update(self._view(trial))
+        self._observe(trial)
         self._study.write_later(trial.trial_id)
         self._emit(TrialEnded(trial.trial_id, ending, None))
 
     def _bound_paused(self) -> None:
-        """Prune paused trials beyond `keep_paused`, because their checkpoints take disk space."""
-        for trial_id in self._scheduler.evictable(self.search.recipe.search.keep_paused, self._budget_state()):
+        """Prune paused trials that were stopped, or beyond `keep_paused`: their checkpoints take disk space."""
+        keep = self.search.recipe.search.keep_paused
+        for trial_id, reason in self._policy.evictable(keep, self._budget_state()).items():
             trial = self._table[trial_id]
-            more = self.search.recipe.search.keep_paused
-            reason = f"paused at {trial.tokens_seen:,} tokens; {more} other paused trials look more promising"
-            self._end(trial, Ending(TrialState.PRUNED, reason))
+            self._end(trial, Ending(TrialState.PRUNED, f"paused at {trial.tokens_seen:,} tokens; {reason}"))
 
     def _consider_consolidation(self) -> None:
         if self.consolidation is None:
-            self.consolidation = plan_consolidation(self._budget, self._table, self._scheduler.forecast)
+            self.consolidation = plan_consolidation(self._budget, self._table, self._policy.forecast)
             if self.consolidation is not None:
                 self._say(f"from now on {self.consolidation.ranks} GPUs train one trial: {self.consolidation.reason}")
 
     def _record_base(self, point: EvalPoint) -> None:
         self._study.write_later(BASE_TRIAL_ID)
-        self._scheduler.set_base_loss(point.eval_loss)
+        self._surrogate.curve_model.base_loss = point.eval_loss
 
     def _catch_up(self, trained: list[TrialRecord]) -> None:
         """Bring the scheduler up to date with the trials on disk, and queue those that were cut off."""
         for record in trained:
-            self._scheduler.update(self._view(self._table[record.id]))
+            self._observe(self._table[record.id])
         open_ones = [trial for trial in self._table if trial.ending is None]
         # The scheduler has no losses of a trial that was never evaluated, so those are resumed first.
         self._unfinished = deque(trial.trial_id for trial in open_ones if not trial.points)
+
+    def _observe(self, trial: Trial) -> None:
+        """Tell scheduler and sampler what has changed of a trial."""
+        view = self._view(trial)
+        self._policy.update(view)
+        self._sampler.observe(view)
 
     def _view(self, trial: Trial) -> TrialView:
         return view_of(trial, self.search)

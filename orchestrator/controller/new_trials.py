@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from orchestrator.sampling.distributions import decode_all, encode_all
 from search_spaces.schema import Recipe
 from trials.records.trial_dir import Origin, TrialRecord
 
-Propose = Callable[[int], Mapping[str, Any]]
-"""Maps a seed to the hyperparameters of a new configuration."""
+
+class Proposals(Protocol):
+    """What proposes configurations, as values of the study's distributions."""
+
+    def begin(self, number: int, values: Mapping[str, Any]) -> None:
+        """Record the configuration of the trial of this number, which nobody proposed."""
+
+    def propose(self, number: int) -> Mapping[str, Any] | None:
+        """Return the configuration of the trial of this number; None: it is not ready yet."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +52,22 @@ class NewTrials:
         limit = self._recipe.search.trials
         return limit is None or self._count < limit
 
-    def next(self, propose: Propose) -> NewTrial:
-        """Return the next configuration; its trial's folder has to be made before another controller is."""
-        name = self._starts.popleft() if self._starts else None
-        # The first trial has the recipe's own seed.
-        values = propose(self._recipe.search.seed + self._last) if name is None else self._recipe.start_values(name)
-        self._last += 1
+    def next(self, proposals: Proposals) -> NewTrial | None:
+        """Return the next configuration; its trial's folder has to be made before another controller is.
+
+        None: it is not ready yet, and should be asked for again.
+        """
+        number, space = self._last + 1, self._recipe.space
+        name = self._starts[0] if self._starts else None
+        if name is not None:
+            values = self._recipe.start_values(name)
+            proposals.begin(number, encode_all(values, space))
+            self._starts.popleft()
+        else:
+            proposed = proposals.propose(number)
+            if proposed is None:
+                return None
+            values = decode_all(proposed, space)
+        self._last = number
         self._count += 1
-        return NewTrial(f"{self._last:04d}", values, name)
+        return NewTrial(f"{number:04d}", values, name)

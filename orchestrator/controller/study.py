@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 from orchestrator.planning.trial_length import shortened
+from orchestrator.sampling.distributions import distributions, encode_all
 from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
 from orchestrator.state.trial_folders import ids_set_aside
-from search_spaces.schema import Choices, Dimension, Recipe, is_integer
+from search_spaces.schema import Choices, Dimension, Recipe
 from trials.errors import RunFolderError
 from trials.records.trial_dir import Origin, TrialRecord, read_trial
 from trials.state import TrialState
@@ -40,7 +40,6 @@ CONSTRAINT = "can_be_trained"
 _NAME, _SCORE = "name", "score"
 _BASE = int(BASE_TRIAL_ID)
 _WITHOUT_A_FOLDER = create_trial(state=OptunaState.FAIL)
-_SEPARATOR = "+"
 _LOCK_SECONDS = 0.5
 """Seconds to wait for another program's lock; a database browser may hold it for an unlimited time."""
 _BETWEEN_TRIES_SECONDS = 10.0
@@ -147,7 +146,7 @@ class StudyRecorder:
             # As `optuna.Study.tell` has it, the value of a pruned trial is its last intermediate value.
             value=record.best_eval_loss if state in (OptunaState.COMPLETE, OptunaState.PRUNED) else None,
             params=self._params(record),
-            distributions={name: distribution(name, each) for name, each in self._recipe.space.items()},
+            distributions=distributions(self._recipe.space),
             intermediate_values={point.tokens_seen: point.best_eval_loss for point in record.points},
             user_attrs={key: value for key, value in attrs.items() if value is not None},
             constraints=None if record.ending is None else {CONSTRAINT: float(record.state.is_infeasible)},
@@ -158,7 +157,8 @@ class StudyRecorder:
         if self._shortened is None:
             self._shortened = self._run.read_search().shortened
         values = shortened(record.config.hyperparameters, 1 / (self._shortened or 1.0)).model_dump()
-        return {name: encode(_within(values[name], each), each) for name, each in self._recipe.space.items()}
+        space = self._recipe.space
+        return encode_all({name: _within(values[name], each) for name, each in space.items()}, space)
 
 
 class _StudyFile:
@@ -231,29 +231,6 @@ def is_locked(error: BaseException | None) -> bool:
             return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
         error = getattr(error, "orig", None) or error.__cause__
     return False
-
-
-def distribution(name: str, dimension: Dimension) -> BaseDistribution:
-    """Return Optuna's distribution for one dimension of the space."""
-    if isinstance(dimension, Choices):
-        return CategoricalDistribution([encode(choice, dimension) for choice in dimension.choices])
-    if is_integer(name):
-        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-
-
-def encode(value: Any, dimension: Dimension) -> Any:
-    """Return a hyperparameter's value for the study: only scalars, so a list of modules becomes q_proj+v_proj."""
-    if isinstance(dimension, Choices) and isinstance(value, list | tuple):
-        return _SEPARATOR.join(value)
-    return value
-
-
-def decode(value: Any, dimension: Dimension) -> Any:
-    """Return a value of the study as the recipe has it."""
-    if isinstance(dimension, Choices):
-        return next(choice for choice in dimension.choices if encode(choice, dimension) == value)
-    return value
 
 
 def state_of(kind: TrialState, best_eval_loss: float | None) -> OptunaState:

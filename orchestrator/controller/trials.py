@@ -6,12 +6,12 @@ import bisect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from orchestrator.scheduling.scheduler import TrialView
+from orchestrator.sampling.distributions import encode_all
 from orchestrator.state.run_dir import RunDir
 from orchestrator.state.search import Search
 from orchestrator.state.trial_folders import set_aside
+from orchestrator.surrogate.trial_view import TrialView
 from trials.config import TrialConfig
 from trials.errors import first_line
 from trials.metrics.row_losses import RowLosses, compare
@@ -147,11 +147,10 @@ class TrialTable:
 def view_of(trial: Trial, search: Search) -> TrialView:
     """Return a trial as the scheduler sees it; fractions are of the longest full trial."""
     hyperparameters = trial.config.hyperparameters
-    values: dict[str, Any] = hyperparameters.model_dump()
     end = full_tokens(hyperparameters, search.epoch) / search.full_tokens if search.epoch else 1.0
     return TrialView(
         trial_id=trial.trial_id,
-        values={name: _plain(values[name]) for name in search.recipe.space},
+        values=encode_all(hyperparameters.model_dump(), search.recipe.space),
         points=tuple((point.tokens_seen / search.full_tokens, point.best_eval_loss) for point in trial.points),
         end=min(1.0, end),
         state=trial.state,
@@ -163,7 +162,3 @@ def view_of(trial: Trial, search: Search) -> TrialView:
 def _remove(adapters: Iterable[Path]) -> None:
     for adapter in adapters:
         remove_folder(adapter)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -15,7 +15,7 @@ from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.state.search import Search
 from search_spaces.durations import format_duration
 from search_spaces.layers import flatten
-from search_spaces.schema import Choices, Recipe
+from search_spaces.schema import Choices, Recipe, SearchSettings
 from trials.data.dataset import TrialData
 from trials.data.split import Counts
 from trials.schedule import Epoch, full_tokens
@@ -74,7 +74,7 @@ def describe(
         f"full trial: {sizes.full_tokens:,} tokens ({sizes.full_tokens / sizes.epoch_tokens:.2f} epochs)",
         *forecast_lines(search, sizes.full_tokens, epoch, forecast_search(search, throughput, now or deadline.started)),
         f"first the base model, then {len(search.recipe.start)} starting point(s): "
-        f"{', '.join(search.recipe.start) or 'none'}; then what looks most promising by all learning curves so far",
+        f"{', '.join(search.recipe.start) or 'none'}; {_what_then(search.recipe.search)}",
         f"GPUs per trial: {search.gpus_per_trial}{_together(search)}",
         placement_line(search),
         "space:",
@@ -83,6 +83,12 @@ def describe(
         *(f"  {key} = {value!r}  ({search.sources.get(key, 'default')})" for key, value in settings.items()),
     ]
     return "\n".join(lines)
+
+
+def _what_then(settings: SearchSettings) -> str:
+    if settings.sampler == settings.scheduler == "freeze_thaw":
+        return "then what looks most promising by all learning curves so far"
+    return f"then what {settings.sampler} proposes; {settings.scheduler} decides at evaluations what goes on"
 
 
 def _together(search: Search) -> str:

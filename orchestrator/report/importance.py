@@ -13,9 +13,9 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from orchestrator.controller.study import distribution
 from orchestrator.report.data import ReportData, hyperparameter
 from orchestrator.report.tables import show
+from orchestrator.sampling.distributions import distribution
 from orchestrator.state.rungs import loss_at
 from search_spaces.schema import Choices, Dimension
 from trials.records.trial_dir import TrialRecord

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orchestrator.scheduling.encoding import Array
 from orchestrator.scheduling.proposal_discount import ProposalDiscount
-from orchestrator.scheduling.surrogate import SPREAD_FIRST, Surrogate
-from orchestrator.scheduling.types import BudgetState, TrialView
+from orchestrator.scheduling.types import BudgetState
+from orchestrator.surrogate.encoding import Array
+from orchestrator.surrogate.model import SPREAD_FIRST, Surrogate
+from orchestrator.surrogate.trial_view import TrialView
 from trials.state import TrialState
 
 _SAMPLE = 100
@@ -101,7 +102,7 @@ class AcquisitionRanker:
         It is infinite while the first configurations are still to be spread over the space.
         """
         self._refresh(budget)
-        if not budget.may_start or not self._surrogate.history.has_untried:
+        if not budget.may_start:
             return 0.0
         if self._surrogate.knows_little:
             return float(np.inf)

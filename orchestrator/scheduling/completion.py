@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 
-from orchestrator.scheduling.surrogate import Surrogate, to_do
-from orchestrator.scheduling.types import BudgetState, TrialView
+from orchestrator.scheduling.types import BudgetState
+from orchestrator.surrogate.model import Surrogate
+from orchestrator.surrogate.trial_view import TrialView
 
 _LATE = 0.5
 """Share of the time for training from which on a starting point is completed before all else."""
@@ -32,7 +33,7 @@ class CompletionGuard:
         """Return the starting points if they must go on now to be complete by the end; else an empty list."""
         if not self._starts:
             return []
-        left = [to_do(each) for each in self._starts.values()]
+        left = [each.to_do for each in self._starts.values()]
         needed = max(*left, sum(left) / budget.slots) + 1 + budget.evaluation_point
         is_late = budget.seconds_left <= max(_LATE * budget.seconds, needed * budget.seconds_full)
         return list(self._starts.values()) if is_late else []
@@ -48,11 +49,11 @@ class CompletionGuard:
         if left > 1 + budget.evaluation_point:
             return None
         can = [each for each in self._surrogate.views.values() if not each.state.is_terminal]
-        can = [each for each in can if each.points and to_do(each) <= left]
+        can = [each for each in can if each.points and each.to_do <= left]
         can = heapq.nsmallest(_MOST_FORECAST, can, key=lambda each: each.points[-1][1])
         forecasts = [(self._surrogate.forecast(each.trial_id), each) for each in can]
         expected = [(forecast.mean, each) for forecast, each in forecasts if forecast is not None]
         if not expected:
             return None
         best = min(expected, key=lambda pair: pair[0])[1]
-        return best if to_do(best) + _SLACK * budget.evaluation_point >= left else None
+        return best if best.to_do + _SLACK * budget.evaluation_point >= left else None

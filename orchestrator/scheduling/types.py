@@ -1,30 +1,8 @@
-"""Inputs and answers of `orchestrator.scheduling.scheduler`."""
+"""Inputs and answers of `orchestrator.scheduling.freeze_thaw`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from trials.state import TrialState
-
-
-@dataclass(frozen=True)
-class TrialView:
-    """One trial as the scheduler sees it."""
-
-    trial_id: str
-    values: Mapping[str, Any]
-    """Hyperparameters that the search varies, as in the recipe's space."""
-    points: tuple[tuple[float, float], ...]
-    """(fraction of the longest full trial in tokens, best eval loss so far in nats), ascending."""
-    end: float
-    """Fraction of the longest full trial at which this trial is complete."""
-    state: TrialState
-    is_start: bool
-    """Whether it is a starting point of the recipe, which must be complete by the end whatever its value."""
-    noise: float
-    """Paired standard error of its loss against the best trial's on the same rows, in nats; 0.0: unknown."""
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,14 @@ def test_every_hyperparameter_can_be_set_by_its_name(name: str) -> None:
 
 
 def test_no_short_key_is_ambiguous() -> None:
-    shorts = [key.rpartition(".")[2] for key in KNOWN_KEYS if not key.startswith("space.")]
+    others = [key for key in KNOWN_KEYS if not key.startswith("space.") and key != "search.scheduler"]
+    shorts = [key.rpartition(".")[2] for key in others]
     assert len(shorts) == len(set(shorts))
+
+
+def test_a_short_key_is_the_hyperparameter_s_where_the_search_has_one_of_that_name() -> None:
+    assert full_key("search.scheduler", "--set") == "search.scheduler"
+    assert full_key("scheduler", "--set") == "hyperparameters.scheduler"
 
 
 @pytest.mark.parametrize(

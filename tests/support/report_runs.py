@@ -14,8 +14,9 @@ from typing import Any
 import optuna
 
 from orchestrator.controller.new_trials import NewTrial, NewTrials
-from orchestrator.controller.study import StudyRecorder, decode, distribution
+from orchestrator.controller.study import StudyRecorder
 from orchestrator.planning.speed_cache import MEASURED
+from orchestrator.sampling.distributions import decode_all, distributions, encode_all
 from orchestrator.state.deadline import Deadline
 from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
 from orchestrator.state.search import Placement, Search, SearchForecast
@@ -124,7 +125,8 @@ def night(path: Path) -> RunDir:
     recipe = run.read_search().recipe
     new_trials, rng = NewTrials(recipe, []), random.Random(3)
     for _ in range(22):
-        new = new_trials.next(lambda seed: drawn(recipe, seed))
+        new = new_trials.next(Drawn(recipe))
+        assert new is not None
         write_trial(run, _imagined(new, rng), recipe.trial_config(new.values))
     StudyRecorder(run, recipe, run.records(), [].append)
     winner = min((r for r in run.records() if r.origin is not Origin.BASE and r.points), key=lambda r: r.best_eval_loss)
@@ -133,11 +135,23 @@ def night(path: Path) -> RunDir:
     return run
 
 
+class Drawn:
+    """Draws every configuration from a recipe's space at random."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+
+    def begin(self, number: int, values: Mapping[str, Any]) -> None:
+        """A starting point needs no drawing."""
+
+    def propose(self, number: int) -> Mapping[str, Any]:
+        return encode_all(drawn(self._recipe, self._recipe.search.seed + number - 1), self._recipe.space)
+
+
 def drawn(recipe: Recipe, seed: int) -> dict[str, Any]:
     """A configuration drawn from a recipe's space at random."""
-    space = {name: distribution(name, dimension) for name, dimension in recipe.space.items()}
-    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)).ask(space)
-    return {name: decode(value, recipe.space[name]) for name, value in trial.params.items()}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+    return decode_all(study.ask(distributions(recipe.space)).params, recipe.space)
 
 
 def write_export(run: RunDir, winner: str, loss: float, **changes: Any) -> None:

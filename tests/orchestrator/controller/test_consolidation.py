@@ -15,9 +15,9 @@ from orchestrator.controller.events import Event, Notice, TrialPaused
 from orchestrator.controller.trials import Trial
 from orchestrator.planning import speed_cache as speed
 from orchestrator.planning.throughput import ThroughputModel
-from orchestrator.scheduling.curve_model import Forecast
 from orchestrator.state.run_dir import RunDir
 from orchestrator.state.search import Consolidation, Placement, Search
+from orchestrator.surrogate.curve_model import Forecast
 from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from tests.support.fake_search import (

@@ -9,7 +9,7 @@ from orchestrator.controller.study import StudyRecorder
 from orchestrator.report.data import read_report_data
 from orchestrator.report.importance import LEAST_TRIALS, Importance, importance
 from orchestrator.state.run_dir import RunDir
-from tests.support.report_runs import BASE, Told, drawn, new_run, write_trial
+from tests.support.report_runs import BASE, Drawn, Told, new_run, write_trial
 from trials.records.trial_dir import Ending
 from trials.state import TrialState
 
@@ -22,7 +22,8 @@ def fill(run: RunDir, trials: int, ending: Ending | None = PRUNED) -> None:
     recipe = run.read_search().recipe
     new_trials = NewTrials(recipe, [])
     for _ in range(trials):
-        new = new_trials.next(lambda seed: drawn(recipe, seed))
+        new = new_trials.next(Drawn(recipe))
+        assert new is not None
         loss = 1.2 + 0.2 * abs(math.log10(new.values["learning_rate"]) + 3)
         write_trial(run, Told(new.trial_id, [loss], ending), recipe.trial_config(new.values))
     StudyRecorder(run, recipe, run.records(), [].append)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from orchestrator.sampling.distributions import distributions
 from orchestrator.scheduling.acquisition import AcquisitionRanker
-from orchestrator.scheduling.surrogate import Surrogate
-from orchestrator.scheduling.types import BudgetState, TrialView
+from orchestrator.scheduling.types import BudgetState
+from orchestrator.surrogate.model import Surrogate
+from orchestrator.surrogate.trial_view import TrialView
 from search_spaces.schema import Range
 from trials.state import TrialState
 
-SPACE = {"learning_rate": Range(low=1e-5, high=1e-3, log=True)}
+SPACE = distributions({"learning_rate": Range(low=1e-5, high=1e-3, log=True)})
 BUDGET = BudgetState(
     seconds_left=900.0, seconds=1000.0, slots=1, seconds_full=100.0, evaluation_point=0.1, seconds_start=1.0
 )

@@ -1,7 +1,7 @@
 """Learning-curve model: predicts a trial's later losses from all losses of the search so far.
 
 The model follows freeze-thaw Bayesian optimisation (Swersky, Snoek, Adams, arXiv 1406.3896) in its plainest form. One
-Gaussian process over configuration and fraction trained (`orchestrator.scheduling.gaussian_process`) is fitted to the
+Gaussian process over configuration and fraction trained (`orchestrator.surrogate.gaussian_process`) is fitted to the
 search's own losses. So it learns how much an early loss says about the final one. Where early and late losses
 correlate, an early loss narrows the prediction. Where fast learning rates lead early and lose late, it hardly does.
 
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import scipy
 
-from orchestrator.scheduling.encoding import SpaceEncoder
-from orchestrator.scheduling.gaussian_process import (
+from orchestrator.surrogate.encoding import SpaceEncoder
+from orchestrator.surrogate.gaussian_process import (
     Array,
     Points,
     covariance,

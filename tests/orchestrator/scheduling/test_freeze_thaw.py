@@ -4,9 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, Idle, Resume, StartNew, TrialView
-from orchestrator.scheduling.surrogate import expected_improvement
-from search_spaces.schema import Range, SearchSettings
+from orchestrator.scheduling.types import BudgetState, Idle, Resume, StartNew
+from orchestrator.surrogate.model import expected_improvement
+from orchestrator.surrogate.trial_view import TrialView
+from search_spaces.schema import Range
+from tests.support.policies import PolicyWithProposer
 from trials.state import TrialState
 
 SPACE = {"learning_rate": Range(low=1e-5, high=1e-2, log=True)}
@@ -26,9 +28,9 @@ def curve(end: float) -> tuple[float, ...]:
     return tuple(end + 2.0 * np.exp(-k / 2) for k in range(9))
 
 
-def a_budget() -> FreezeThawScheduler:
+def a_budget() -> PolicyWithProposer:
     """Eight whole trials with a valley at a rate of 3e-4."""
-    scheduler = FreezeThawScheduler(SPACE, SearchSettings())
+    scheduler = PolicyWithProposer(SPACE)
     for number, rate in enumerate(10 ** np.linspace(-5, -2, 8)):
         scheduler.update(view(f"{number}", float(rate), curve(1.0 + (np.log10(rate) + 3.5) ** 2), TrialState.FINISHED))
     return scheduler
@@ -52,7 +54,7 @@ def test_a_paused_starting_point_has_the_next_slot_once_it_is_due_and_is_never_g
     scheduler.update(view("usual", 1e-5, (9.0,), is_start=True))
     scheduler.update(view("good", 3e-4, curve(0.7)[:4]))
     assert scheduler.choose_next(EARLY) == Resume("good")
-    assert scheduler.evictable(0, EARLY) == ["good"]
+    assert list(scheduler.evictable(0, EARLY)) == ["good"]
     late = replace(EARLY, seconds_left=700.0)
     assert scheduler.choose_next(late) == Resume("usual")
     scheduler.update(view("good", 3e-4, curve(0.7)[:5], TrialState.RUNNING))
@@ -86,7 +88,7 @@ def test_the_promising_one_of_two_goes_on_and_is_resumed() -> None:
     for name, rate, losses in (("bad", 2e-5, bad), ("good", 3e-4, good)):
         scheduler.update(view(name, rate, losses))
     assert scheduler.choose_next(BUDGET) == Resume("good")
-    assert scheduler.evictable(1, BUDGET) == ["bad"]
+    assert list(scheduler.evictable(1, BUDGET)) == ["bad"]
 
 
 def test_the_same_is_said_after_a_restart() -> None:
@@ -108,7 +110,7 @@ def test_nothing_starts_when_the_time_is_over_or_nothing_may() -> None:
 
 
 def test_an_empty_night_begins_and_a_trial_without_a_loss_is_resumed() -> None:
-    scheduler = FreezeThawScheduler(SPACE, SearchSettings())
+    scheduler = PolicyWithProposer(SPACE)
     assert isinstance(scheduler.choose_next(BUDGET), StartNew)
     scheduler.update(view("cut off", 1e-4, ()))
     assert scheduler.choose_next(replace(BUDGET, may_start=False)) == Resume("cut off")
@@ -116,8 +118,8 @@ def test_an_empty_night_begins_and_a_trial_without_a_loss_is_resumed() -> None:
 
 
 def test_the_last_that_can_be_completed_is_where_none_is() -> None:
-    scheduler = FreezeThawScheduler(SPACE, SearchSettings())
-    scheduler.set_base_loss(3.0)
+    scheduler = PolicyWithProposer(SPACE)
+    scheduler.surrogate.curve_model.base_loss = 3.0
     scheduler.update(view("best", 3e-4, (1.0, 0.9, 0.8)))
     scheduler.update(view("far", 3e-5, (2.0, 1.9, 1.8, 1.7, 1.6)))
     scheduler.update(view("new", 1e-3, (0.95,), TrialState.RUNNING))
@@ -147,7 +149,7 @@ def test_the_expected_improvement_of_a_certain_gain_is_the_gain() -> None:
 @pytest.mark.parametrize("known", [10_000])
 def test_decisions_are_quick_however_many_trials_are_known(known: int) -> None:
     random = np.random.default_rng(0)
-    scheduler = FreezeThawScheduler(SPACE, SearchSettings())
+    scheduler = PolicyWithProposer(SPACE)
     budget = replace(BUDGET, slots=1000)
     for number in range(known):
         losses = tuple(1.0 + 2.0 / np.arange(1, 1 + random.integers(1, 10)) + random.random())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from orchestrator.scheduling.encoding import Array
-from orchestrator.scheduling.proposer import CandidatePool
+from orchestrator.sampling.candidates import CandidatePool
+from orchestrator.surrogate.encoding import Array
 
 X = np.array([[0.0], [0.05], [1.0]])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import expit
 
-from orchestrator.scheduling.encoding import Array
+from orchestrator.surrogate.encoding import Array
 
 _RIDGE = 0.03
 _NEWTON_STEPS = 8

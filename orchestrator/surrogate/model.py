@@ -11,19 +11,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from optuna.distributions import BaseDistribution
 from scipy.special import ndtr
 
-from orchestrator.scheduling.curve_model import Forecast, LearningCurveModel
-from orchestrator.scheduling.encoding import Array, SpaceEncoder
-from orchestrator.scheduling.feasibility import FeasibilityModel
-from orchestrator.scheduling.history import TrialHistory
-from orchestrator.scheduling.types import TrialView
-from search_spaces.schema import Dimension
+from orchestrator.surrogate.curve_model import Forecast, LearningCurveModel
+from orchestrator.surrogate.encoding import Array, SpaceEncoder
+from orchestrator.surrogate.feasibility import FeasibilityModel
+from orchestrator.surrogate.history import TrialHistory
+from orchestrator.surrogate.trial_view import TrialView
 
 SPREAD_FIRST = 4
 """Number of first configurations, spread over the space: a model of few curves would choose extremes of the space."""
 _REFITS, _ROUNDS = 40, 4
-_MANY_SLOTS = 16
+MANY_SLOTS = 16
 """From so many slots on, one evaluation changes little, and decisions use the models as they are."""
 
 
@@ -33,7 +33,7 @@ class Surrogate:
     `only`: the configurations that may be tried, each once; None: all of the space.
     """
 
-    def __init__(self, space: Mapping[str, Dimension], only: Sequence[Mapping[str, Any]] | None) -> None:
+    def __init__(self, space: Mapping[str, BaseDistribution], only: Sequence[Mapping[str, Any]] | None = None) -> None:
         self.encoder = SpaceEncoder(space)
         self.history = TrialHistory(self.encoder, space, only)
         self.curve_model = LearningCurveModel(self.encoder)
@@ -51,7 +51,7 @@ class Surrogate:
     @property
     def has_many_slots(self) -> bool:
         """Whether a decision must not wait for the models to be refitted."""
-        return self.slots >= _MANY_SLOTS
+        return self.slots >= MANY_SLOTS
 
     @property
     def knows_little(self) -> bool:
@@ -69,8 +69,8 @@ class Surrogate:
             self.curve_model.observe(name, view.values, view.points, view.noise)
             loss = view.points[-1][1]
             self.best_loss = loss if self.best_loss is None else min(self.best_loss, loss)
-            self.has_complete |= view.points[-1][0] >= view.end - 1e-9
             self._news += 1
+        self.has_complete |= view.state.is_complete and bool(view.points)
         return old
 
     def refit(self) -> None:
@@ -103,11 +103,6 @@ class Surrogate:
             mean, spread = self.curve_model.predict(who, fractions)
         deviation = np.sqrt(np.maximum(spread[:, 0, 0], 0.0))
         return expected_improvement(self.curve_model.to_target(self.best_loss), mean[:, 0], deviation)
-
-
-def to_do(view: TrialView) -> float:
-    """Return the fraction of a full trial that a trial still has to be trained."""
-    return view.end - (view.points[-1][0] if view.points else 0.0)
 
 
 def expected_improvement(best: float, mean: Array, deviation: Array) -> Array:

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from orchestrator.scheduling.encoding import Array, SpaceEncoder
-from orchestrator.scheduling.types import TrialView
-from search_spaces.schema import Choices, Dimension, is_integer
+from orchestrator.surrogate.encoding import Array, SpaceEncoder
+from orchestrator.surrogate.trial_view import TrialView
 from trials.state import TrialState
 
 _MODELS = 4
@@ -30,7 +30,7 @@ class TrialHistory:
     """
 
     def __init__(
-        self, coordinates: SpaceEncoder, space: Mapping[str, Dimension], only: Sequence[Mapping[str, Any]] | None
+        self, coordinates: SpaceEncoder, space: Mapping[str, BaseDistribution], only: Sequence[Mapping[str, Any]] | None
     ) -> None:
         self._coordinates = coordinates
         listed = _all_of(space) if only is None else only
@@ -115,19 +115,19 @@ class TrialHistory:
         return np.stack([self._x[name] for name in newest]) if newest else np.zeros((0, self._coordinates.count))
 
 
-def _all_of(space: Mapping[str, Dimension]) -> list[dict[str, Any]] | None:
+def _all_of(space: Mapping[str, BaseDistribution]) -> list[dict[str, Any]] | None:
     """Return all configurations of a space of choices and integers; None: it has others, or too many."""
-    choices = [_choices(name, each) for name, each in space.items()]
+    choices = [_choices(each) for each in space.values()]
     listed = [each for each in choices if each is not None]
     if len(listed) < len(choices) or math.prod(map(len, listed)) > _MOST_COUNTED:
         return None
     return [dict(zip(space, each, strict=True)) for each in itertools.product(*listed)]
 
 
-def _choices(name: str, dimension: Dimension) -> Sequence[Any] | None:
-    if isinstance(dimension, Choices):
+def _choices(dimension: BaseDistribution) -> Sequence[Any] | None:
+    if isinstance(dimension, CategoricalDistribution):
         return dimension.choices
-    return range(math.ceil(dimension.low), math.floor(dimension.high) + 1) if is_integer(name) else None
+    return range(dimension.low, dimension.high + 1) if isinstance(dimension, IntDistribution) else None
 
 
 def _put(names: dict[str, None], name: str, belongs: bool) -> None:

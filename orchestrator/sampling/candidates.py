@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.scheduling.encoding import Array
-from orchestrator.scheduling.surrogate import Surrogate
+from orchestrator.surrogate.encoding import Array
+from orchestrator.surrogate.model import Surrogate
 
 Similarity = Callable[[Array, Array], Array]
 """Maps encoded configurations x and others to their similarity, [len(x), len(others)], 0 to 1."""

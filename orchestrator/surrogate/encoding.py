@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from search_spaces.schema import Choices, Dimension, Range, is_integer
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 Array = NDArray[np.float64]
 
@@ -21,11 +20,11 @@ _DIGITS = 9
 
 
 class SpaceEncoder:
-    """Encoder of a recipe's search space; `count` is the number of coordinates."""
+    """Encoder of a search space, given as Optuna's distributions; `count` is the number of coordinates."""
 
-    def __init__(self, space: Mapping[str, Dimension]) -> None:
+    def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
         self._space = space
-        self._tables = {name: _table(each) for name, each in space.items() if isinstance(each, Choices)}
+        self._tables = {name: _table(each) for name, each in space.items() if isinstance(each, CategoricalDistribution)}
         self.count = sum(self._tables[name].shape[1] if name in self._tables else 1 for name in space) or 1
 
     def encode(self, values: Mapping[str, Any]) -> Array:
@@ -36,7 +35,7 @@ class SpaceEncoder:
         """Return uniform draws, [count, dimensions]."""
         columns = [
             random.integers(len(each.choices), size=count).astype(float)
-            if isinstance(each, Choices)
+            if isinstance(each, CategoricalDistribution)
             else random.random(count)
             for each in self._space.values()
         ]
@@ -47,7 +46,7 @@ class SpaceEncoder:
         fresh = self.sample(count, random)
         own = self.to_unit(values)
         steps = np.clip(own + _STEP * random.standard_normal(fresh.shape), 0.0, 1.0)
-        is_choice = np.array([isinstance(each, Choices) for each in self._space.values()], dtype=bool)
+        is_choice = np.array([isinstance(each, CategoricalDistribution) for each in self._space.values()], dtype=bool)
         moved = np.where(is_choice, fresh, steps)
         return np.where(random.random(fresh.shape) < _CHANGED, moved, own)
 
@@ -61,8 +60,8 @@ class SpaceEncoder:
         Many draws of an integer dimension are the same configuration, since values are rounded.
         """
         settled = draws.copy()
-        for k, (name, each) in enumerate(self._space.items()):
-            if not isinstance(each, Choices) and is_integer(name):
+        for k, each in enumerate(self._space.values()):
+            if isinstance(each, IntDistribution):
                 low, high = _ends(each)
                 values = low + draws[:, k] * (high - low)
                 values = np.round(np.clip(np.exp(values) if each.log else values, each.low, each.high))
@@ -79,10 +78,10 @@ class SpaceEncoder:
 
     def decode(self, draw: Array) -> dict[str, Any]:
         """Return the configuration of one draw, with values as in the recipe's space."""
-        return {name: _value(name, each, float(draw[k])) for k, (name, each) in enumerate(self._space.items())}
+        return {name: _value(each, float(draw[k])) for k, (name, each) in enumerate(self._space.items())}
 
 
-def _table(dimension: Choices) -> Array:
+def _table(dimension: CategoricalDistribution) -> Array:
     """Return coordinates per choice: numbers lie on a line (logarithmic if positive), others are equally far apart."""
     numbers = [c for c in dimension.choices if isinstance(c, int | float) and not isinstance(c, bool)]
     if len(numbers) < len(dimension.choices) or len(set(numbers)) < 2:
@@ -91,26 +90,31 @@ def _table(dimension: Choices) -> Array:
     return np.asarray(((line - line.min()) / (line.max() - line.min()))[:, None])
 
 
-def _code(value: Any, dimension: Dimension) -> float:
-    if isinstance(dimension, Choices):
-        plain = list(value) if isinstance(value, list | tuple) else value
-        return float(dimension.choices.index(plain))
+def _code(value: Any, dimension: BaseDistribution) -> float:
+    if isinstance(dimension, CategoricalDistribution):
+        return float(dimension.choices.index(value))
     low, high = _ends(dimension)
-    return float(((np.log(value) if dimension.log else value) - low) / (high - low))
+    if high == low:
+        return 0.0
+    return float(((np.log(value) if _is_log(dimension) else value) - low) / (high - low))
 
 
-def _value(name: str, dimension: Dimension, code: float) -> Any:
-    if isinstance(dimension, Choices):
+def _value(dimension: BaseDistribution, code: float) -> Any:
+    if isinstance(dimension, CategoricalDistribution):
         return dimension.choices[int(code)]
+    assert isinstance(dimension, FloatDistribution | IntDistribution)
     low, high = _ends(dimension)
     value = low + code * (high - low)
     value = float(np.clip(np.exp(value) if dimension.log else value, dimension.low, dimension.high))
-    return round(value) if is_integer(name) else value
+    return round(value) if isinstance(dimension, IntDistribution) else value
 
 
-def _ends(dimension: Range) -> tuple[float, float]:
-    return (
-        (float(np.log(dimension.low)), float(np.log(dimension.high)))
-        if dimension.log
-        else (dimension.low, dimension.high)
-    )
+def _ends(dimension: BaseDistribution) -> tuple[float, float]:
+    assert isinstance(dimension, FloatDistribution | IntDistribution)
+    if dimension.log:
+        return float(np.log(dimension.low)), float(np.log(dimension.high))
+    return dimension.low, dimension.high
+
+
+def _is_log(dimension: BaseDistribution) -> bool:
+    return isinstance(dimension, FloatDistribution | IntDistribution) and dimension.log

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
-from orchestrator.scheduling.feasibility import FeasibilityModel
-from orchestrator.scheduling.scheduler import BudgetState, FreezeThawScheduler, StartNew, TrialView
+from orchestrator.scheduling.types import BudgetState, StartNew
+from orchestrator.surrogate.feasibility import FeasibilityModel
+from orchestrator.surrogate.trial_view import TrialView
 from search_spaces.schema import Choices, Dimension, Range, SearchSettings
+from tests.support.policies import PolicyWithProposer
 from trials.state import TrialState
 
 SPACE = {"learning_rate": Range(low=1e-5, high=1e-2, log=True), "lora_rank": Choices(choices=(4, 8, 16, 32))}
@@ -22,7 +24,7 @@ def test_a_threshold_that_failures_show_is_found() -> None:
 def test_of_the_last_30_of_60_proposals_few_lie_in_the_half_that_fails() -> None:
     fails = 0
     for seed in range(3):
-        scheduler = FreezeThawScheduler(SPACE, SearchSettings(seed=seed))
+        scheduler = PolicyWithProposer(SPACE, SearchSettings(seed=seed))
         for number in range(60):
             values = scheduler.propose(1000 * seed + number)
             # The best is right at the edge of what can be trained.
@@ -35,7 +37,7 @@ def test_of_the_last_30_of_60_proposals_few_lie_in_the_half_that_fails() -> None
 
 
 def test_a_proposal_is_the_same_for_the_same_seed_and_improves_with_what_is_known() -> None:
-    scheduler = FreezeThawScheduler(SPACE, SearchSettings())
+    scheduler = PolicyWithProposer(SPACE, SearchSettings())
     for number, rate in enumerate(10 ** np.linspace(-5, -2, 9)):
         loss = 1.0 + (np.log10(rate) + 3.2) ** 2
         values = {"learning_rate": float(rate), "lora_rank": (4, 8, 16, 32)[number % 4]}
@@ -46,7 +48,7 @@ def test_a_proposal_is_the_same_for_the_same_seed_and_improves_with_what_is_know
 
 
 def test_what_starts_together_differs() -> None:
-    scheduler = FreezeThawScheduler(SPACE, SearchSettings())
+    scheduler = PolicyWithProposer(SPACE, SearchSettings())
     for number, rate in enumerate(10 ** np.linspace(-5, -2, 9)):
         values = {"learning_rate": float(rate), "lora_rank": 8}
         loss = 1.0 + (np.log10(rate) + 3.2) ** 2
@@ -61,7 +63,7 @@ def test_what_starts_together_differs() -> None:
 
 def test_where_only_some_configurations_may_be_tried_each_is_tried_once() -> None:
     only = [{"learning_rate": 1e-4, "lora_rank": 8}, {"learning_rate": 1e-3, "lora_rank": 16}]
-    scheduler = FreezeThawScheduler(SPACE, SearchSettings(), only)
+    scheduler = PolicyWithProposer(SPACE, SearchSettings(), only)
     first = scheduler.propose(1)
     scheduler.update(TrialView("1", first, ((1.0, 1.0),), 1.0, TrialState.FINISHED, False, 0.0))
     second = scheduler.propose(2)
@@ -71,7 +73,7 @@ def test_where_only_some_configurations_may_be_tried_each_is_tried_once() -> Non
 
 def test_a_space_of_few_choices_is_tried_through_and_then_there_is_no_more() -> None:
     space = {"lora_rank": Choices(choices=(4, 8, 16)), "effective_batch": Choices(choices=(8, 16))}
-    scheduler, budget = FreezeThawScheduler(space, SearchSettings()), BudgetState(9000, 9000, 1, 100, 0.1, 0)
+    scheduler, budget = PolicyWithProposer(space, SearchSettings()), BudgetState(9000, 9000, 1, 100, 0.1, 0)
     history = []
     while isinstance(scheduler.choose_next(budget), StartNew):
         values = scheduler.propose(len(history))
@@ -85,7 +87,7 @@ def test_a_space_of_few_choices_is_tried_through_and_then_there_is_no_more() -> 
 def all_tried(space: dict[str, Dimension], slots: int, most: int) -> list[tuple[object, ...]]:
     """Configurations of a search in which each is over after one evaluation, in the order in which they were tried."""
     scheduler, budget, history = (
-        FreezeThawScheduler(space, SearchSettings()),
+        PolicyWithProposer(space, SearchSettings()),
         BudgetState(9000, 9000, slots, 100, 0.1, 0),
         [],
     )

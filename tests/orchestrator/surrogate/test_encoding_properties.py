@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from orchestrator.controller.study import decode, distribution, encode
-from orchestrator.scheduling.encoding import SpaceEncoder
+from orchestrator.sampling.distributions import decode, decode_all, distribution, distributions, encode
+from orchestrator.surrogate.encoding import SpaceEncoder
 from search_spaces.schema import Choices, Dimension, Range, Recipe, is_integer
 from trials.data.tokenization import IGNORED, tokenize
 from trials.formats.conversations import ASSISTANT, USER, Example, Message
@@ -49,7 +49,7 @@ SPACES = st.fixed_dictionaries(
 def test_a_proposal_is_the_same_in_the_study_in_json_and_as_coordinates(
     space: Mapping[str, Dimension], seed: int
 ) -> None:
-    coordinates, random = SpaceEncoder(space), np.random.default_rng(seed)
+    coordinates, random = SpaceEncoder(distributions(space)), np.random.default_rng(seed)
     draws = coordinates.sample(8, random)
     near = coordinates.perturb(coordinates.decode(draws[0]), 8, random)
     for draw in np.concatenate([draws, near]):
@@ -61,10 +61,10 @@ def test_a_proposal_is_the_same_in_the_study_in_json_and_as_coordinates(
         assert x.shape == (coordinates.count,)
         assert ((x >= -1e-9) & (x <= 1 + 1e-9)).all()
         for name, value in values.items():
-            told = encode(value, space[name])
             optuna = distribution(name, space[name])
-            assert optuna._contains(optuna.to_internal_repr(told)), (name, told)
-            assert decode(json.loads(json.dumps(told)), space[name]) == value
+            assert optuna._contains(optuna.to_internal_repr(value)), (name, value)
+            decoded = decode(json.loads(json.dumps(value)), space[name])
+            assert encode(decoded, space[name]) == value
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -80,8 +80,8 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def test_whatever_is_proposed_is_a_configuration(
     small_recipe: Recipe, space: Mapping[str, Dimension], seed: int
 ) -> None:
-    coordinates = SpaceEncoder(space)
-    values = coordinates.decode(coordinates.sample(1, np.random.default_rng(seed))[0])
+    coordinates = SpaceEncoder(distributions(space))
+    values = decode_all(coordinates.decode(coordinates.sample(1, np.random.default_rng(seed))[0]), space)
     found = small_recipe.hyperparameters_with(values).model_dump(mode="json")
     assert {name: found[name] for name in values} == values
 
