@@ -30,7 +30,7 @@ _KEPT, _AROUND = 20, 15
 """Configurations that the search for the lowest loss keeps in each round, and draws around each of these."""
 _STEPS = (0.2, 0.1, 0.05, 0.02)
 """Standard deviations of the draws in each round, where a range counts 1."""
-_LOOKED_AT = (2 / 9, 4 / 9, 7 / 9, 1.0)
+_LOOKED_AT = tuple(k / 9 for k in range(1, 10))
 """Fractions of a full trial at which the lowest loss is looked for: some configurations overfit."""
 _UNTRAINED = 90.0
 """Percentile of the first losses that stands for the base model's where a task doesn't have that."""
