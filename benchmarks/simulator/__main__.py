@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.simulator.deadlines import Outcome
 from benchmarks.simulator.deadlines import play as play_random
-from benchmarks.simulator.regret_report import add_options, compare_searchers
+from benchmarks.simulator.regret_report import add_options, compare_searchers, numbers
 from benchmarks.simulator.scale import play_crowded
 from trials.errors import InputError
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def regret(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Compare searchers on one group of tasks."""
-    return compare_searchers(given, [int(count) for count in (given.slots or "1").split(",")])
+    return compare_searchers(given, given.slots or [1])
 
 
 def deadlines(given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ def scale(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Time the controller with many GPUs and trials; smaller searches come first, to see the growth."""
     found = []
     for part in (16, 4, 1):
-        crowd = play_crowded(int(given.slots or _MANY_SLOTS) // part, given.trials // part, given.first_seed)
+        crowd = play_crowded((given.slots or [_MANY_SLOTS])[0] // part, given.trials // part, given.first_seed)
         print(crowd.in_words(), flush=True)
         found.append(asdict(crowd))
     return found
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add_options(arguments)
     arguments.add_argument("--first-seed", type=int, default=FIRST_SEED)
     arguments.add_argument(
-        "--slots", help=f"trials at once; by default 1 (or a list: 1,8), and {_MANY_SLOTS:,} for scale"
+        "--slots", type=numbers, help=f"trials at once; by default 1 (or a list: 1,8), and {_MANY_SLOTS:,} for scale"
     )
     arguments.add_argument("--searches", type=int, default=1000)
     arguments.add_argument("--trials", type=int, default=10_000)

@@ -50,7 +50,9 @@ def add_options(arguments: argparse.ArgumentParser) -> None:
     group = arguments.add_argument_group("regret")
     group.add_argument("--tasks", choices=GROUPS, default="lcbench")
     group.add_argument("--searchers", default=f"{DEFAULT_PAIR},{Stock.ASHA}", help="sampler/scheduler, comma-separated")
-    group.add_argument("--budgets", default="6,12,24,50", help="in full trials' worth of training, on all slots")
+    group.add_argument(
+        "--budgets", type=numbers, default=[6, 12, 24, 50], help="in full trials' worth of training, on all slots"
+    )
     group.add_argument("--seeds", type=int, default=5, help="of each task")
     group.add_argument(
         "--noise", type=float, default=0.02, help="of evaluations, as a share of a typical trial's regret"
@@ -58,6 +60,13 @@ def add_options(arguments: argparse.ArgumentParser) -> None:
     group.add_argument("--evaluations", type=int, default=9, help="of a full trial")
     group.add_argument("--patience", type=int, help="evaluations without improvement that end a trial; default: any")
     group.add_argument("--curves", type=Path, default=CURVES, help="folder of the learning curves")
+
+
+def numbers(text: str) -> list[int]:
+    """Return a list such as 6,12,24 from the command line."""
+    if not all(part.isdecimal() and int(part) for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed. Give whole numbers above 0, such as 6,12,24.")
+    return [int(part) for part in text.split(",")]
 
 
 def compare_searchers(given: argparse.Namespace, slots: Sequence[int]) -> list[dict[str, Any]]:
@@ -69,7 +78,7 @@ def compare_searchers(given: argparse.Namespace, slots: Sequence[int]) -> list[d
     names = task_names(given.tasks, given.curves)
     settings = [
         Setting(budget, count, given.curves, given.noise, given.evaluations, given.patience)
-        for count, budget in product(slots, map(float, given.budgets.split(",")))
+        for count, budget in product(slots, given.budgets)
         if budget >= count
     ]
     _refuse_unknown(searchers, names, settings)

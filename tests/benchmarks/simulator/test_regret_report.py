@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,16 @@ import pytest
 from benchmarks.simulator.__main__ import main
 from benchmarks.simulator.landscapes import Reference
 from benchmarks.simulator.regret import Played
-from benchmarks.simulator.regret_report import Key, by_searcher, difference, estimate, lines, nearest_rival, regrets
+from benchmarks.simulator.regret_report import (
+    Key,
+    by_searcher,
+    difference,
+    estimate,
+    lines,
+    nearest_rival,
+    numbers,
+    regrets,
+)
 
 
 def played(searcher: str, loss: float, task: str = "a", seed: int = 0, history: tuple[float, ...] = ()) -> Played:
@@ -55,6 +65,13 @@ def test_lines_have_regret_difference_and_the_share_until_stocks_last_loss() -> 
     assert "stock's last loss after 0.50 of the search (median; never in 0)" in ours
     assert "0.100 +- ? against x" in stock
     assert "stock's" not in stock
+
+
+def test_a_list_of_numbers_is_whole_numbers_above_0() -> None:
+    assert numbers("6,12") == [6, 12]
+    for text in ("6,", "0", "6;12", "1.5"):
+        with pytest.raises(argparse.ArgumentTypeError, match="not allowed"):
+            numbers(text)
 
 
 @pytest.mark.parametrize(
