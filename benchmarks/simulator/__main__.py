@@ -1,8 +1,8 @@
 """Benchmark: whole searches on a simulated clock. The controller, scheduler, planner and run folder are the real ones.
 
-python -m benchmarks.simulator regret [--landscape recorded] [--budgets 6,12,24,50] [--seeds 30] [--slots 1]
-    the loss at the end of searches on recorded learning curves (or modelled ones, that mislead early): ours, stock
-    Ray Tune (its ASHAScheduler and OptunaSearch), TPE without pruning, and random search, with the same training time
+python -m benchmarks.simulator regret [--tasks lcbench] [--searchers tpe/asha,ray/asha] [--budgets 6,12,24,50]
+    the loss of the adapter that a search exports, for samplers and schedulers of the product and for Ray Tune's own
+    (ray/asha, ray/none, ray/random), on tasks that this project did not make: docs/scheduling.md
 python -m benchmarks.simulator deadlines [--searches 1000]
     searches of random length, speed and accidents: deadline met, a full-length trial, share of the time at work
 python -m benchmarks.simulator scale [--slots 1000] [--trials 10000]
@@ -20,23 +20,18 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.simulator.deadlines import Outcome
 from benchmarks.simulator.deadlines import play as play_random
-from benchmarks.simulator.regret import OURS, STRATEGIES, Played
-from benchmarks.simulator.regret import play as play_replayed
+from benchmarks.simulator.regret_report import add_options, compare_searchers, numbers
 from benchmarks.simulator.scale import play_crowded
-from benchmarks.simulator.stock_searchers import Stock
+from trials.errors import InputError
 
 FIRST_SEED = 1000
 """First seed that is played by default; the scheduler was developed with seeds below."""
 _BUSY_ENOUGH = 0.97
-_DRAWS = 2000
 _MANY_SLOTS = 1000
 
 
@@ -44,72 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     given = _parser().parse_args(argv)
     warnings.simplefilter("ignore")
-    found = {"regret": regret, "deadlines": deadlines, "scale": scale}[given.what](given)
+    try:
+        found = {"regret": regret, "deadlines": deadlines, "scale": scale}[given.what](given)
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
     if given.json is not None:
         given.json.write_text(json.dumps(found, indent=1, default=str), encoding="utf-8")
     return 0
 
 
 def regret(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Compare the losses at the end of our searches and of others, with a line for each budget and strategy."""
-    found: list[dict[str, Any]] = []
-    for budget in map(float, given.budgets.split(",")):
-        by_strategy = {strategy: _replayed(given, strategy, budget) for strategy in STRATEGIES}
-        for strategy, played in by_strategy.items():
-            print(_regret_line(budget, strategy, played), flush=True)
-        print(_against_stock(by_strategy[OURS], by_strategy[Stock.ASHA.value]), flush=True)
-        found += [
-            asdict(simulated) | {"regret": simulated.regret} for played in by_strategy.values() for simulated in played
-        ]
-    return found
-
-
-def _replayed(given: argparse.Namespace, strategy: str, budget: float) -> list[Played]:
-    work = partial(play_replayed, strategy, given.landscape, budget, slots=given.slots or 1)
-    return _side_by_side(work, range(given.first_seed, given.first_seed + given.seeds), given.processes)
-
-
-def _regret_line(budget: float, strategy: str, played: Sequence[Played]) -> str:
-    regrets = [simulated.regret for simulated in played]
-    low, high = _interval(regrets)
-    trials, full = (
-        statistics.mean(getattr(simulated, name) for simulated in played) for name in ("trials", "full_length")
-    )
-    return (
-        f"budget {budget:4g}  {strategy:7s} median regret {statistics.median(regrets):.4f} ({low:.4f}-{high:.4f}), "
-        f"mean {statistics.mean(regrets):.4f}; {trials:.0f} trials, {full:.1f} at full length"
-    )
-
-
-def _against_stock(ours: Sequence[Played], stock: Sequence[Played]) -> str:
-    """Say how soon ours reached stock's last loss, seed by seed.
-
-    The time is given relative to the whole search, and to the time at which stock reached it.
-    """
-    final = [simulated.best[-1] for simulated in stock]
-    reached = [simulated.reached(loss) for simulated, (_, loss) in zip(ours, final, strict=True)]
-    of_search = [time / simulated.budget for time, simulated in zip(reached, ours, strict=True)]
-    of_stock = [time / at for time, (at, _) in zip(reached, final, strict=True)]
-    medians = [statistics.median(one.regret for one in played) for played in (ours, stock)]
-    means = [statistics.mean(one.regret for one in played) for played in (ours, stock)]
-    never = sum(time == float("inf") for time in reached)
-    return (
-        f"            ours has stock's last loss after {statistics.median(of_search):.2f} of the search (median; "
-        f"{statistics.median(of_stock):.2f} of stock's time to it; never in {never}); "
-        f"regret {_ratio(*medians)} of stock's in the median, {_ratio(*means)} in the mean"
-    )
-
-
-def _ratio(ours: float, stock: float) -> str:
-    return f"{ours / stock:.2f}" if stock else ("infinitely much" if ours else "none")
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the middle 90 % of bootstrapped medians."""
-    lot = np.random.default_rng(0)
-    medians = np.median(lot.choice(values, (_DRAWS, len(values))), axis=1)
-    low, high = np.quantile(medians, [0.05, 0.95])
-    return float(low), float(high)
+    """Compare searchers on one group of tasks."""
+    return compare_searchers(given, given.slots or [1])
 
 
 def deadlines(given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -154,7 +96,7 @@ def scale(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Time the controller with many GPUs and trials; smaller searches come first, to see the growth."""
     found = []
     for part in (16, 4, 1):
-        crowd = play_crowded((given.slots or _MANY_SLOTS) // part, given.trials // part, given.first_seed)
+        crowd = play_crowded((given.slots or [_MANY_SLOTS])[0] // part, given.trials // part, given.first_seed)
         print(crowd.in_words(), flush=True)
         found.append(asdict(crowd))
     return found
@@ -174,11 +116,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments.add_argument("what", choices=["regret", "deadlines", "scale"])
-    arguments.add_argument("--landscape", choices=["recorded", "modelled"], default="recorded")
-    arguments.add_argument("--budgets", default="6,12,24,50", help="in full trials' worth of training")
-    arguments.add_argument("--seeds", type=int, default=30)
+    add_options(arguments)
     arguments.add_argument("--first-seed", type=int, default=FIRST_SEED)
-    arguments.add_argument("--slots", type=int, help=f"trials at once; by default 1, and {_MANY_SLOTS:,} for scale")
+    arguments.add_argument(
+        "--slots", type=numbers, help=f"trials at once; by default 1 (or a list: 1,8), and {_MANY_SLOTS:,} for scale"
+    )
     arguments.add_argument("--searches", type=int, default=1000)
     arguments.add_argument("--trials", type=int, default=10_000)
     arguments.add_argument("--processes", type=int, default=2)

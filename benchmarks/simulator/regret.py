@@ -1,165 +1,225 @@
-"""Searches on recorded or modelled curves, ours and stock, with the same time for training."""
+"""Searches of the benchmark: a task, a searcher, a seed; the loss of the adapter that would be exported.
+
+A searcher is a sampler and a scheduler of the product, such as `tpe/asha`, or one of Ray Tune's (`ray/asha`). All have
+the same time for training. A search is imperfect as real ones are: evaluations are noisy, a trial's last optimizer step
+ends short of its tokens, the speed probe is wrong by two for two seeds of three, and for every other seed the
+controller dies twice and is resumed.
+"""
 
 from __future__ import annotations
 
-import heapq
-import itertools
+import random
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
+from typing import Literal, get_args
 
-from benchmarks.simulator.recorded_curves import RecordedCurves, best_final, demo_space
-from benchmarks.simulator.simulator import Curve, Landscape, Machine, SimulatedSearch
-from benchmarks.simulator.stock_searchers import Stock, StockSearch
-from benchmarks.simulator.synthetic_curves import ModelledCurves
+from benchmarks.simulator.annealing import TASKS, Annealing
+from benchmarks.simulator.landscapes import Reference, Task
+from benchmarks.simulator.lcbench import CHOSEN_BY, LCBench, judged_by
+from benchmarks.simulator.simulator import STEPS, Accident, Machine, SimulatedSearch
+from benchmarks.simulator.stock_searchers import Stock, StockReplay
+from benchmarks.simulator.tables import demo_table, peft_table
 from orchestrator.state.deadline import Deadline
 from orchestrator.state.run_dir import RunDir
 from orchestrator.state.search import Placement, Search
+from orchestrator.state.selection import rank
 from search_spaces.loader import load_recipe
-from search_spaces.schema import Recipe
-from trials.config import Hyperparameters
+from search_spaces.schema import Recipe, SearchSettings
+from trials.errors import InputError
 
-OURS = "ours"
-STRATEGIES = (OURS, *(kind.value for kind in Stock))
+Group = Literal["lcbench", "lcbench-judge", "annealing-mild", "annealing-strong", "peft", "demo"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+DEFAULT_PAIR = "freeze_thaw/freeze_thaw"
+"""The only pair of a version whose recipes have no `search.sampler` yet."""
 FULL_SECONDS = 600.0
 """Seconds of a full trial."""
-EVALUATIONS = 9
-_MACHINE = Machine(full_trial=FULL_SECONDS, base=20.0, start=1.0)
+_MACHINE = Machine(full_trial=FULL_SECONDS, base=20.0, start=1.0, restart=1.0, short=0.01)
+_PROBE_SPEEDS = (1.0, 2.0, 0.5)
+"""Errors of the speed probe; a seed's is at its remainder by three."""
 _RESERVE = 30.0
 _STARTED = datetime(2026, 1, 1, 22, 0, tzinfo=UTC)
-_TOKENS = {"rows": 900, "tokens": 100_000}
+_FULL_TOKENS = 100_000
 _IN_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
-class Played:
-    """One strategy's search: its losses in nats per token, and their times in full trials' worth of training."""
+class Setting:
+    """Conditions that all searchers of a comparison share."""
 
-    strategy: str
-    landscape: str
     budget: float
-    seed: int
+    """Full trials' worth of training, on all slots together."""
     slots: int
-    best: tuple[tuple[float, float], ...]
-    """Pairs (time, loss) of every loss that is lower than all before it."""
-    best_possible: float
-    """Lowest loss that the landscape has."""
+    curves: Path
+    """Folder with LCBench's surrogate and the PEFT table."""
+    noise: float = 0.02
+    """Standard deviation of an evaluation, as a share of the distance from the lowest to the typical loss."""
+    evaluations: int = 9
+    """Evaluations of a full trial."""
+    patience: int | None = None
+    """Evaluations without improvement that end a trial; None: any number."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """Result of one search. Losses are in nats per token, without noise; times in full trials' worth of training."""
+
+    searcher: str
+    task: str
+    seed: int
+    budget: float
+    slots: int
+    exported: tuple[tuple[float, float], ...]
+    """Pairs (time, loss) of every adapter that an export would have chosen, the base model first."""
+    reference: Reference
     trials: int
     full_length: int
+    wall_seconds: float
+    """Seconds that the simulation took."""
+
+    @property
+    def loss(self) -> float:
+        """Loss of the adapter that is exported at the end."""
+        return self.exported[-1][1]
 
     @property
     def regret(self) -> float:
-        """Excess loss of the adapter that it would export, in nats per token; infinite if there is none."""
-        return self.best[-1][1] - self.best_possible if self.best else float("inf")
+        """Normalised regret of the exported adapter."""
+        return self.reference.regret(self.loss)
 
-    def reached(self, loss: float) -> float:
-        """Return the time of the first loss as low as `loss`; infinite if there was none."""
-        return next((time for time, had in self.best if had <= loss), float("inf"))
-
-
-def play(strategy: str, landscape: str, budget: float, seed: int, slots: int = 1) -> Played:
-    """Play one search of `budget` full trials' worth of training, on all slots together."""
-    curves = RecordedCurves(seed) if landscape == "recorded" else ModelledCurves(seed)
-    player = _play_ours if strategy == OURS else _play_stock
-    history, trials, full = player(strategy, curves, budget, seed, slots)
-    possible = best_final() if isinstance(curves, RecordedCurves) else curves.lowest
-    return Played(strategy, landscape, budget, seed, slots, tuple(history), possible, trials, full)
+    def reached(self, loss: float) -> float | None:
+        """Return the time from which on an export was as good as `loss`; None: it is worse at the end."""
+        since: float | None = None
+        for at, exported in self.exported:
+            if exported > loss + 1e-12:
+                since = None
+            elif since is None:
+                since = at
+        return since
 
 
-_History = list[tuple[float, float]]
+def task_names(group: Group, curves: Path) -> list[str]:
+    """Return the names of a group's tasks. Raises `InputError` if the folder of the curves is needed and missing."""
+    if group in ("lcbench", "lcbench-judge"):
+        return [f"lcbench {number}" for number in (CHOSEN_BY if group == "lcbench" else judged_by(curves))]
+    if group in ("annealing-mild", "annealing-strong"):
+        return [f"{group} {number}" for number in range(TASKS)]
+    return [group]
 
 
-def _play_ours(_strategy: str, curves: Landscape, budget: float, seed: int, slots: int) -> tuple[_History, int, int]:
-    settings = [f"search.seed={seed}", "search.trials=null", "search.full_trials=null", f"search.reserve={_RESERVE:g}s"]
-    recipe = load_recipe("demo", settings, environ={}).recipe
-    before = _MACHINE.base + _MACHINE.start + FULL_SECONDS / 50  # the base's evaluation and the speed probe
-    seconds = budget * FULL_SECONDS / slots + _RESERVE + before
-    deadline = Deadline(_STARTED, _STARTED + timedelta(seconds=seconds), _RESERVE)
-    search = Search(recipe, {}, deadline, 0, 100_000, {"train": _TOKENS}, placement=Placement(1, slots))
+@cache
+def load_task(name: str, curves: Path, seed: int = 0) -> Task:
+    """Return the task of a name of `task_names`; `seed` chooses between recordings of the same configuration."""
+    group, _, number = name.partition(" ")
+    if group == "lcbench":
+        return LCBench(number, curves)
+    if group in ("annealing-mild", "annealing-strong"):
+        return Annealing("mild" if group == "annealing-mild" else "strong", int(number))
+    return peft_table(curves) if group == "peft" else demo_table(seed)
+
+
+def recipe_for(searcher: str, task: Task, seed: int, setting: Setting) -> Recipe:
+    """Return the recipe of a search: the demo's, with the task's space and starting point and the searcher's pair.
+
+    Raises `InputError` if this version has no such sampler or scheduler.
+    """
+    requests = [f"search.seed={seed}", "search.trials=null", "search.full_trials=null", f"search.reserve={_RESERVE:g}s"]
+    requests += [f"evaluation.evaluations={setting.evaluations}", *_pair_requests(searcher)]
+    requests += [] if setting.patience is None else [f"evaluation.patience={setting.patience}"]
+    recipe = load_recipe("demo", requests, environ={}).recipe
+    return Recipe.model_validate({**recipe.model_dump(), "space": task.space, "start": {"usual": task.start}})
+
+
+def _pair_requests(searcher: str) -> list[str]:
+    if searcher in set(Stock):
+        return []
+    sampler, _, scheduler = searcher.rpartition("/")
+    if {"sampler", "scheduler"} <= SearchSettings.model_fields.keys():
+        return [f"search.sampler={sampler}", f"search.scheduler={scheduler}"]
+    if searcher == DEFAULT_PAIR:
+        return []
+    stock = ", ".join(Stock)
+    raise InputError(f"unknown searcher {searcher!r}: recipes have no search.sampler. Give {DEFAULT_PAIR} or {stock}.")
+
+
+def play(searcher: str, name: str, seed: int, setting: Setting) -> Played:
+    """Play one search."""
+    task = load_task(name, setting.curves, seed if name == "demo" else 0)
+    reference = task.reference
+    recipe, machine = recipe_for(searcher, task, seed, setting), _machine(reference, seed, setting)
+    began = time.perf_counter()
+    player = _play_stock if searcher in set(Stock) else _play_pair
+    found, trials, full = player(searcher, task, recipe, machine, setting)
+    return Played(
+        searcher=searcher,
+        task=name,
+        seed=seed,
+        budget=setting.budget,
+        slots=setting.slots,
+        exported=((0.0, task.base_loss), *((at * setting.slots / FULL_SECONDS, loss) for at, loss in found)),
+        reference=reference,
+        trials=trials,
+        full_length=full,
+        wall_seconds=time.perf_counter() - began,
+    )
+
+
+def _machine(reference: Reference, seed: int, setting: Setting) -> Machine:
+    return replace(
+        _MACHINE,
+        noise=setting.noise * (reference.typical - reference.lowest),
+        probe_speed=_PROBE_SPEEDS[seed % len(_PROBE_SPEEDS)],
+        patience=setting.patience is not None,
+    )
+
+
+_Found = tuple[Sequence[tuple[float, float]], int, int]
+
+
+def _play_stock(searcher: str, task: Task, recipe: Recipe, machine: Machine, setting: Setting) -> _Found:
+    replay = StockReplay(Stock(searcher), recipe, task, machine)
+    account = replay.play(setting.slots, setting.budget * FULL_SECONDS / setting.slots)
+    return account.exported, account.trials, account.full_length
+
+
+def _play_pair(_searcher: str, task: Task, recipe: Recipe, machine: Machine, setting: Setting) -> _Found:
+    before = machine.base + machine.start + FULL_SECONDS / 50 / machine.probe_speed  # base model and speed probe
+    training = setting.budget * FULL_SECONDS / setting.slots
+    deadline = Deadline(_STARTED, _STARTED + timedelta(seconds=before + training + _RESERVE), _RESERVE)
+    rows = {"train": {"rows": 900, "tokens": _FULL_TOKENS}}
+    placement = Placement(setting.slots, setting.slots)
+    search = Search(recipe, {}, deadline, 0, _FULL_TOKENS, rows, placement=placement)
     folder = Path(tempfile.mkdtemp(dir=_IN_MEMORY if _IN_MEMORY.is_dir() else None))
     try:
         (folder / "trials").mkdir()
         run = RunDir(folder)
         run.write_search(search)
-        only = curves.beside(recipe) if isinstance(curves, RecordedCurves) else None
-        account = SimulatedSearch(run, curves, _MACHINE, slots, only=only).play()
+        accidents = restarts(recipe.search.seed, before, training)
+        simulated = SimulatedSearch(run, task, machine, setting.slots, accidents)
+        account = simulated.play()
         assert account.first_start is not None  # there is time for a trial in every budget
-        best = [((at - account.first_start) * slots / FULL_SECONDS, loss) for at, loss in account.best]
-        return best, account.trials, account.full_length
+        exported = [*account.exported, (simulated.seconds, _exported_loss(run, task))]
+        return [(at - account.first_start, loss) for at, loss in exported], account.trials, account.full_length
     finally:
         shutil.rmtree(folder)
 
 
-def _play_stock(strategy: str, curves: Landscape, budget: float, seed: int, slots: int) -> tuple[_History, int, int]:
-    """Play a search as Ray Tune runs it: a free slot gets the next trial, until time is over."""
-    recipe = load_recipe("demo", [], environ={}).recipe
-    starts = [recipe.start_values(name) for name in recipe.start]
-    snap = curves.nearest if isinstance(curves, RecordedCurves) else None
-    stock = StockSearch(Stock(strategy), demo_space(), seed, EVALUATIONS, start=starts, snap=snap)
-    return _Replay(stock, recipe, curves, budget * FULL_SECONDS / slots).play(slots)
+def restarts(seed: int, before: float, training: float) -> list[Accident]:
+    """Return the controller's deaths: two for every other seed, at random times."""
+    lot = random.Random(f"restarts {seed}")
+    times = sorted(before + training * lot.uniform(0.05, 0.95) for _ in range(2 * (seed % 2)))
+    return [Accident(at, "driver") for at in times]
 
 
-class _Replay:
-    """Trials of a stock search on a simulated clock."""
-
-    def __init__(self, stock: StockSearch, recipe: Recipe, curves: Landscape, ends: float) -> None:
-        self._stock = stock
-        self._recipe = recipe
-        self._curves = curves
-        self._ends = ends
-        self._order = itertools.count()
-        self._queue: list[tuple[float, int, Callable[[float], None]]] = []
-        self._history: _History = []
-        self._slots = 1
-        self._trials = self._full = 0
-
-    def play(self, slots: int) -> tuple[_History, int, int]:
-        """Play until the time is over; trials that run then lose what they trained since their last report."""
-        self._slots = slots
-        for _ in range(slots):
-            self._at(0.0, self._begin)
-        while self._queue and self._queue[0][0] <= self._ends:
-            at, _, happens = heapq.heappop(self._queue)
-            happens(at)
-        return self._history, self._trials, self._full
-
-    def _at(self, at: float, happens: Callable[[float], None]) -> None:
-        heapq.heappush(self._queue, (at, next(self._order), happens))
-
-    def _begin(self, now: float) -> None:
-        if isinstance(self._curves, RecordedCurves) and self._curves.is_used_up:
-            return
-        trial_id, values = self._stock.next()
-        self._trials += 1
-        curve = self._curves.curve(trial_id, self._hyperparameters(values))
-        self._next(trial_id, curve, 1, now + _MACHINE.start)
-
-    def _next(self, trial_id: str, curve: Curve, evaluation: int, now: float) -> None:
-        breaks = curve.ends_at <= evaluation / EVALUATIONS and curve.ends_at < 1.0
-        until = curve.ends_at if breaks else evaluation / EVALUATIONS
-        seconds = (until - (evaluation - 1) / EVALUATIONS) * FULL_SECONDS * curve.slowness
-        if breaks:
-            self._at(now + max(0.0, seconds), lambda at: self._break_off(trial_id, at))
-        else:
-            self._at(now + seconds, lambda at: self._evaluate(trial_id, curve, evaluation, at))
-
-    def _break_off(self, trial_id: str, now: float) -> None:
-        self._stock.on_end(trial_id, failed=True)
-        self._begin(now)
-
-    def _evaluate(self, trial_id: str, curve: Curve, evaluation: int, now: float) -> None:
-        best = min(curve.loss(k / EVALUATIONS) for k in range(1, evaluation + 1))
-        if not self._history or best < self._history[-1][1]:
-            self._history.append((now * self._slots / FULL_SECONDS, best))
-        if self._stock.on_eval(trial_id, evaluation, best):
-            self._next(trial_id, curve, evaluation + 1, now)
-            return
-        self._full += evaluation == EVALUATIONS
-        self._stock.on_end(trial_id)
-        self._begin(now)
-
-    def _hyperparameters(self, values: dict[str, object]) -> Hyperparameters:
-        return self._recipe.hyperparameters_with(values)
+def _exported_loss(run: RunDir, task: Task) -> float:
+    """Return the loss without noise of the evaluation whose adapter the product would export."""
+    best = next(iter(rank(run.records())), None)
+    point = None if best is None else best.best_point
+    if best is None or point is None:
+        return task.base_loss
+    return task.curve(best.id, best.config.hyperparameters).loss(point.step / STEPS)

@@ -8,66 +8,38 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import math
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
+from benchmarks.simulator.landscapes import Curve, Landscape
 from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event
 from orchestrator.controller.failure_policy import DIED, TrialExit
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.state.run_dir import RunDir
-from trials.config import Hyperparameters
 from trials.metrics.row_losses import RowLosses
 from trials.records.checkpoints import CheckpointWriter, LogState, choose_checkpoint
-from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir
+from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, read_trial
 from trials.state import TrialState
 from trials.system.timer import TrialTimer
+from trials.training.early_stopping import divergence, patience_exhausted
 
 T = TypeVar("T")
 
-_STEPS = 720_720
+STEPS = 720_720
 """Optimizer steps of a simulated full trial; it has many divisors, so that fractions are whole numbers."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Course of a trial: losses at fractions of it, its speed, and the point at which it breaks off, if it does."""
-
-    points: Sequence[tuple[float, float]]
-    """Pairs (fraction, eval loss), ascending; the last fraction is 1."""
-    slowness: float = 1.0
-    """Seconds per token, relative to the mean configuration's."""
-    ending: TrialState = TrialState.FINISHED
-    ends_at: float = 1.0
-    """Fraction at which it diverges or runs out of memory."""
-
-    def loss(self, fraction: float) -> float:
-        """Return the loss at a fraction; between two points by a straight line."""
-        before = (0.0, self.points[0][1])
-        for after in self.points:
-            if after[0] >= fraction - 1e-12:
-                span = after[0] - before[0]
-                share = (fraction - before[0]) / span if span else 1.0
-                return before[1] + share * (after[1] - before[1])
-            before = after
-        return self.points[-1][1]
-
-
-class Landscape(Protocol):
-    """Source of the curves of all configurations."""
-
-    base_loss: float
-
-    def curve(self, trial_id: str, hyperparameters: Hyperparameters) -> Curve:
-        """Return the curve of a trial; the same for every call with its id."""
+_ROWS, _ROW_TOKENS = 8, 10
+"""Eval rows, and completion tokens of each."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Durations on the simulated machine, in seconds."""
+    """Durations on the simulated machine, in seconds, and what is imperfect about its trials."""
 
     full_trial: float
     """Mean full trial in its slot, evaluations included."""
@@ -78,6 +50,14 @@ class Machine:
     slots_per_engine: int = 1
     restart: float = 30.0
     """Time from the controller's death to its return."""
+    probe_speed: float = 1.0
+    """Speed that the probe measures, relative to the mean trial's."""
+    noise: float = 0.0
+    """Standard deviation of an evaluation's loss around the curve, in nats per token."""
+    short: float = 0.0
+    """Largest share of a full trial's tokens by which a trial's last optimizer step ends short of them."""
+    patience: bool = False
+    """Whether a trial ends by its own `evaluation.patience`."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +85,8 @@ class Slot:
     """Seconds of the trial's earlier segments."""
     segment: int = 0
     """Number of the segment: events of a segment that was broken off must not be taken for the next one's."""
+    points: list[EvalPoint] = field(default_factory=list)
+    """Evaluations of the trial so far."""
 
 
 @dataclass
@@ -122,8 +104,8 @@ class Account:
     """Seconds after the first trial's start in which a dead controller had not been replaced yet."""
     lost_fraction: float = 0.0
     """Full trials' worth of training that had to be done again."""
-    best: list[tuple[float, float]] = field(default_factory=list)
-    """Pairs (seconds since the beginning, loss) of every loss that is lower than all before it."""
+    exported: list[tuple[float, float]] = field(default_factory=list)
+    """Pairs (seconds since the beginning, loss without noise) of every adapter that an export would have chosen."""
     trials: int = 0
     full_length: int = 0
 
@@ -140,10 +122,8 @@ class SimulatedSearch:
         accidents: Sequence[Accident] = (),
         listener: Callable[[Event], None] = lambda _: None,
         timer: Callable[[], float] | None = None,
-        only: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self._run = run
-        self._only = only
         self._landscape = landscape
         self._machine = machine
         self._listener = listener
@@ -154,6 +134,7 @@ class SimulatedSearch:
         self._order = itertools.count()
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._best_loss = float("inf")
+        self._seed = run.read_search().recipe.search.seed
         self.account = Account()
         self.controller = self._new_controller()
         for accident in accidents:
@@ -193,9 +174,7 @@ class SimulatedSearch:
         return (self.controller.search.deadline.training_ends - self._began).total_seconds()
 
     def _new_controller(self) -> SearchController:
-        return SearchController(
-            self._run, self._run.read_search(), len(self._slots), self._listener, self.now, self._only
-        )
+        return SearchController(self._run, self._run.read_search(), len(self._slots), self._listener, self.now)
 
     def _at(self, seconds: float, happens: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (seconds, next(self._order), happens))
@@ -231,13 +210,14 @@ class SimulatedSearch:
     def _start(self, slot: Slot, request: TrialRequest) -> None:
         slot.request, slot.began, slot.segment = request, self._seconds, slot.segment + 1
         slot.since = self._seconds + self._machine.start
-        slot.fraction = slot.seconds_before = 0.0
+        slot.fraction, slot.seconds_before, slot.points = 0.0, 0.0, []
         if request.origin is Origin.BASE:
             self._at(self._seconds + self._machine.base, self._unless_gone(slot, lambda: self._base_is_evaluated(slot)))
             return
         if request.resumes:
             progress = choose_checkpoint(request.folder, None).progress
-            slot.fraction, slot.seconds_before = progress.step / _STEPS, progress.seconds
+            slot.fraction, slot.seconds_before = progress.step / STEPS, progress.seconds
+            slot.points = [point for point in read_trial(request.folder).points if point.step <= progress.step]
         slot.curve = self._landscape.curve(request.trial_id, request.config.hyperparameters)
         if request.origin is Origin.PROBE:
             self._probe(slot)
@@ -272,16 +252,26 @@ class SimulatedSearch:
         return check
 
     def _evaluate(self, slot: Slot, fraction: float) -> None:
+        """Record an evaluation, and end, pause or go on, in the order of `trials.training.evaluation_loop`."""
         request = slot.request
         assert request is not None
         point = self._record(slot, fraction)
-        if fraction < 1.0:
-            self._checkpoint(slot, point)
-        goes_on = self._timed(lambda: self.controller.on_result(request.trial_id, point))
-        if fraction >= 1.0:
-            TrialDir(request.folder).end(Ending(TrialState.FINISHED, "trained for all its steps"))
-            self.account.full_length += 1
-        if not goes_on or fraction >= 1.0:
+        settings = request.config.evaluation
+        ending = divergence(point.eval_loss, self._landscape.base_loss, settings.divergence_factor)
+        if ending is None:
+            if fraction < 1.0:
+                self._checkpoint(slot, point)
+            goes_on = self._timed(lambda: self.controller.on_result(request.trial_id, point))
+            if fraction >= 1.0:
+                ending = Ending(TrialState.FINISHED, "trained for all its steps")
+                self.account.full_length += 1
+            elif not goes_on:
+                self._leave(slot)
+                return
+            elif self._machine.patience:
+                ending = patience_exhausted(slot.points, settings)
+        if ending is not None:
+            TrialDir(request.folder).end(ending)
             self._leave(slot)
             return
         slot.fraction, slot.since = fraction, self._seconds
@@ -289,22 +279,38 @@ class SimulatedSearch:
 
     def _record(self, slot: Slot, fraction: float) -> EvalPoint:
         assert slot.request is not None and slot.curve is not None  # noqa: PT018
-        loss = slot.curve.loss(fraction)
-        best = min(loss, *(value for at, value in slot.curve.points if at <= fraction + 1e-9), loss)
-        full = self.controller.search.full_tokens
+        step, full = round(fraction * STEPS), self.controller.search.full_tokens
+        losses = self._row_losses(slot, step)
         point = EvalPoint(
-            step=round(fraction * _STEPS),
-            tokens_seen=round(fraction * full),
-            eval_loss=loss,
-            best_eval_loss=best,
+            step=step,
+            tokens_seen=min(round(fraction * full), self._last_tokens(slot.request.trial_id)),
+            eval_loss=losses.mean,
+            best_eval_loss=min([losses.mean, *(point.eval_loss for point in slot.points)]),
             seconds=slot.seconds_before + self._seconds - slot.began,
             tokens_per_second=full / (self._full_seconds * slot.curve.slowness),
         )
-        TrialDir(slot.request.folder).record(point, _rows(loss), _save_adapter)
-        if loss < self._best_loss:
-            self._best_loss = loss
-            self.account.best.append((self._seconds, loss))
+        slot.points.append(point)
+        TrialDir(slot.request.folder).record(point, losses, _save_adapter)
+        if losses.mean < self._best_loss:
+            self._best_loss = losses.mean
+            self.account.exported.append((self._seconds, slot.curve.loss(fraction)))
         return point
+
+    def _last_tokens(self, trial_id: str) -> int:
+        """Return the tokens after a trial's last optimizer step, which depend on the rows that it drew."""
+        share = random.Random(f"{self._seed} {trial_id} tokens").random()
+        return round(self.controller.search.full_tokens * (1 - self._machine.short * share))
+
+    def _row_losses(self, slot: Slot, step: int) -> RowLosses:
+        """Return noisy row losses, the same for every call with a trial and step.
+
+        The rows scatter such that the standard error of their mean is the machine's noise.
+        """
+        assert slot.request is not None and slot.curve is not None  # noqa: PT018
+        lot = random.Random(f"{self._seed} {slot.request.trial_id} {step}")
+        scatter = self._machine.noise * math.sqrt(_ROWS)
+        loss = slot.curve.loss(step / STEPS)
+        return RowLosses([_ROW_TOKENS * (loss + lot.gauss(0, scatter)) for _ in range(_ROWS)], [_ROW_TOKENS] * _ROWS)
 
     def _checkpoint(self, slot: Slot, point: EvalPoint) -> None:
         assert slot.request is not None
@@ -340,7 +346,7 @@ class SimulatedSearch:
         """Record two evaluations, after a hundredth of a full trial each."""
         assert slot.request is not None and slot.curve is not None  # noqa: PT018
         full = self.controller.search.full_tokens
-        rate = full / (self._machine.full_trial / self._machine.slots_per_engine)
+        rate = self._machine.probe_speed * full / (self._machine.full_trial / self._machine.slots_per_engine)
         folder = TrialDir(slot.request.folder)
         loss = self._landscape.base_loss
         for tokens in (full // 100, 2 * (full // 100)):
@@ -405,7 +411,7 @@ class SimulatedSearch:
 
 
 def _rows(loss: float) -> RowLosses:
-    return RowLosses([10 * loss, 10 * loss], [10, 10])
+    return RowLosses([_ROW_TOKENS * loss] * _ROWS, [_ROW_TOKENS] * _ROWS)
 
 
 def _save_adapter(path: Path) -> None:

@@ -1,14 +1,18 @@
-"""Ray Tune's own searcher and scheduler, called as Tune calls them: the search of a user's script today.
+"""Ray Tune's own searcher and scheduler, called as Tune calls them: a cross-check of the product's counterparts.
 
 The objects are the real ones (ray.tune.search.optuna.OptunaSearch, ray.tune.schedulers.ASHAScheduler). Only the trials
 and the clock are simulated. A trial reports its best loss so far. That is kinder to stock than Tune's default, the last
-loss. Two more stand beside it: TPE without pruning, and random search.
+loss. Besides, these searches are never restarted and their trials have no patience.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import math
+import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -16,19 +20,20 @@ import optuna
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from benchmarks.simulator.landscapes import Curve, Landscape
+from benchmarks.simulator.simulator import Machine
 from orchestrator.sampling.distributions import decode, distribution, encode
-from search_spaces.schema import Dimension
+from search_spaces.schema import Dimension, Recipe
 
-Snap = Callable[[dict[str, Any]], Mapping[str, Any]]
 _METRIC = "best_eval_loss"
 
 
 class Stock(StrEnum):
-    """The three searches that ours is compared with."""
+    """Searches by Ray Tune: OptunaSearch with ASHAScheduler, OptunaSearch alone, and random search."""
 
-    ASHA = "asha"
-    TPE = "tpe"
-    RANDOM = "random"
+    ASHA = "ray/asha"
+    TPE = "ray/none"
+    RANDOM = "ray/random"
 
 
 @dataclass
@@ -39,27 +44,10 @@ class _Trial:
     status: str = "RUNNING"
 
 
-class _Replayed(optuna.samplers.TPESampler):
-    """OptunaSearch's default sampler where only some configurations can be had: it is told the one it really gets."""
-
-    def __init__(self, seed: int, space: Mapping[str, Dimension], snap: Snap) -> None:
-        super().__init__(seed=seed)
-        self._dimensions, self._snap = space, snap
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-        return {name: distribution(name, dimension) for name, dimension in self._dimensions.items()}
-
-    def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
-        drawn = {name: self.sample_independent(study, trial, name, each) for name, each in search_space.items()}
-        got = self._snap({name: decode(value, self._dimensions[name]) for name, value in drawn.items()})
-        return {name: encode(got[name], dimension) for name, dimension in self._dimensions.items()}
-
-
 class StockSearch:
     """Searcher and scheduler of one search. Time is counted in evaluations of a trial, 1 to `evaluations`.
 
-    `start`: configurations to try first. `snap`: maps a proposal to the configuration that it gets from a table. The
-    sampler is then told that configuration, not its proposal. None: searches aren't replayed on a table.
+    `start`: configurations to try first.
     """
 
     def __init__(
@@ -71,15 +59,12 @@ class StockSearch:
         grace: int = 1,
         factor: int = 3,
         start: Sequence[Mapping[str, Any]] = (),
-        snap: Snap | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = space
         sampler: dict[str, Any] = {"seed": seed}
         if kind is Stock.RANDOM:
             sampler = {"sampler": optuna.samplers.RandomSampler(seed)}
-        elif snap is not None:
-            sampler = {"sampler": _Replayed(seed, space, snap)}
         self._searcher = OptunaSearch(
             {name: distribution(name, dimension) for name, dimension in space.items()},
             metric=_METRIC,
@@ -120,3 +105,75 @@ class StockSearch:
             return
         self._scheduler.on_trial_complete(None, self._trials[trial_id], self._last[trial_id])
         self._searcher.on_trial_complete(trial_id, self._last[trial_id])
+
+
+@dataclass
+class _Running:
+    """A trial that runs: its curve, and the lowest loss that was observed."""
+
+    trial_id: str
+    curve: Curve
+    best: float = math.inf
+
+
+@dataclass
+class StockAccount:
+    """Result of a search; times are in seconds."""
+
+    exported: list[tuple[float, float]] = field(default_factory=list)
+    """Pairs (time, loss without noise) of every adapter that an export would have chosen."""
+    trials: int = 0
+    full_length: int = 0
+
+
+class StockReplay:
+    """A stock search as Ray Tune runs it, on a simulated clock: a free slot gets the next trial, until time is over.
+
+    Trials that run at the end lose what they trained since their last report.
+    """
+
+    def __init__(self, kind: Stock, recipe: Recipe, landscape: Landscape, machine: Machine) -> None:
+        self._seed, self._evaluations = recipe.search.seed, recipe.evaluation.evaluations
+        start = [recipe.start_values(name) for name in recipe.start]
+        self._stock = StockSearch(kind, recipe.space, self._seed, self._evaluations, start=start)
+        self._recipe, self._landscape, self._machine = recipe, landscape, machine
+        self._order = itertools.count()
+        self._queue: list[tuple[float, int, Callable[[float], None]]] = []
+        self._best = math.inf
+        self.account = StockAccount()
+
+    def play(self, slots: int, ends: float) -> StockAccount:
+        """Play until `ends`, in seconds."""
+        for _ in range(slots):
+            self._at(0.0, self._begin)
+        while self._queue and self._queue[0][0] <= ends:
+            at, _, happens = heapq.heappop(self._queue)
+            happens(at)
+        return self.account
+
+    def _at(self, at: float, happens: Callable[[float], None]) -> None:
+        heapq.heappush(self._queue, (at, next(self._order), happens))
+
+    def _begin(self, now: float) -> None:
+        trial_id, values = self._stock.next()
+        self.account.trials += 1
+        curve = self._landscape.curve(trial_id, self._recipe.hyperparameters_with(values))
+        self._next(_Running(trial_id, curve), 1, now + self._machine.start)
+
+    def _next(self, running: _Running, evaluation: int, now: float) -> None:
+        seconds = self._machine.full_trial * running.curve.slowness / self._evaluations
+        self._at(now + seconds, lambda at: self._evaluate(running, evaluation, at))
+
+    def _evaluate(self, running: _Running, evaluation: int, now: float) -> None:
+        loss = running.curve.loss(evaluation / self._evaluations)
+        noise = random.Random(f"{self._seed} {running.trial_id} {evaluation}").gauss(0, self._machine.noise)
+        running.best = min(running.best, loss + noise)
+        if running.best < self._best:
+            self._best = running.best
+            self.account.exported.append((now, loss))
+        if self._stock.on_eval(running.trial_id, evaluation, running.best):
+            self._next(running, evaluation + 1, now)
+            return
+        self.account.full_length += evaluation == self._evaluations
+        self._stock.on_end(running.trial_id)
+        self._begin(now)

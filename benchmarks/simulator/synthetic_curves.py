@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 
-from benchmarks.simulator.simulator import Curve
+from benchmarks.simulator.landscapes import Curve
 from trials.config import Hyperparameters
 from trials.state import TrialState
 

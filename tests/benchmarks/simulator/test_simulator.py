@@ -12,7 +12,8 @@ import optuna
 import pytest
 
 from benchmarks.simulator import deadlines as random_nights
-from benchmarks.simulator.simulator import Accident, Account, Curve, Machine, SimulatedSearch
+from benchmarks.simulator.landscapes import Curve
+from benchmarks.simulator.simulator import Accident, Account, Machine, SimulatedSearch
 from benchmarks.simulator.synthetic_curves import ModelledCurves
 from orchestrator.controller.study import STUDY_NAME
 from orchestrator.state.run_dir import RunDir

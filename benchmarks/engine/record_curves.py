@@ -1,6 +1,6 @@
 """Recording of learning curves: random configurations of the demo's space, on which searches are replayed.
 
-python -m benchmarks.simulator.record_curves OUT.csv [--configurations 200] [--twice 40] [--at-once 16]
+python -m benchmarks.engine.record_curves OUT.csv [--configurations 200] [--twice 40] [--at-once 16]
 
 Trains each configuration to its end, `--at-once` of them side by side in one engine, on a GPU where there is one, and
 appends its evaluations. Runs that OUT has already aren't done again. The first `--twice` are trained with a second
@@ -36,7 +36,7 @@ class Run:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    arguments = argparse.ArgumentParser(prog="python -m benchmarks.simulator.record_curves", description=__doc__)
+    arguments = argparse.ArgumentParser(prog="python -m benchmarks.engine.record_curves", description=__doc__)
     arguments.add_argument("out", type=Path)
     arguments.add_argument("--configurations", type=int, default=200)
     arguments.add_argument("--twice", type=int, default=40)
