@@ -19,7 +19,6 @@ from orchestrator.planning.plan_text import DataSizes, describe
 from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.preflight.checks import decisive_checks, preflight_lines, run_checks
 from orchestrator.ray_setup.address import named_cluster
-from orchestrator.sampling.samplers import refuse_sampler
 from orchestrator.state.check_result import Severity, raise_if_blocked
 from orchestrator.state.clock import SteadyClock
 from orchestrator.state.deadline import Deadline, from_budget, from_until
@@ -39,7 +38,7 @@ from orchestrator.supervisor.interruption import Interruption, interruptible
 from orchestrator.supervisor.supervisor import SessionExit, supervise
 from search_spaces.layers import flatten
 from search_spaces.loader import DEFAULT_RECIPE, ResolvedRecipe, load_recipe
-from search_spaces.schema import Recipe
+from search_spaces.schema import SAMPLERS, Recipe
 from trials.cli import run_command
 from trials.config import ALL_LINEAR
 from trials.console.terminal import survives_hangup
@@ -175,7 +174,7 @@ def _new(arguments: argparse.Namespace, started: datetime) -> _Job:
     gpus = _gpus_per_trial(arguments.gpus_per_trial)
     ranks = max(1, arguments.gpus_per_trial or gpus)
     refuse_small_batches(recipe, ranks)
-    refuse_sampler(recipe.search)
+    _refuse_sampler(recipe)
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
     out = arguments.out or f"runs/{recipe.name.replace('/', '-')}-{stamp}"
     refuse_taken_place(out)
@@ -211,7 +210,7 @@ def _resumed(arguments: argparse.Namespace, started: datetime) -> _Job:
             "Give it more time by --budget or --until, or export what there is: "
             f"python -m orchestrator.export {shlex.quote(address_of(folder))}"
         )
-    refuse_sampler(search.recipe.search)
+    _refuse_sampler(search.recipe)
     sizes = _check_input(search.recipe)
     _refuse_other_data(search, sizes)
     search = replace(search, base=search.shape)  # run folders of earlier versions lack it
@@ -232,6 +231,14 @@ def _pinned(resolved: ResolvedRecipe) -> tuple[Recipe, Mapping[str, str]]:
     before, after = flatten(recipe.model_dump()), flatten(pinned.model_dump())
     found = {key: "the hub, when the search began" for key, value in after.items() if before[key] != value}
     return pinned, {**resolved.sources, **found}
+
+
+def _refuse_sampler(recipe: Recipe) -> None:
+    """Raise `RecipeError` if the sampler can't be made; Optuna is loaded for its own samplers only."""
+    if recipe.search.sampler != SAMPLERS[0]:
+        from orchestrator.sampling.samplers import make_sampler
+
+        make_sampler(recipe.search, recipe.search.seed)
 
 
 def _with_named_targets(recipe: Recipe) -> Recipe:

@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "orchestrator.scheduling": "orchestrator.surrogate search_spaces.schema",
     "orchestrator.search": (
         "orchestrator.monitoring orchestrator.planning orchestrator.preflight orchestrator.ray_setup "
-        "orchestrator.state orchestrator.storage orchestrator.supervisor search_spaces.layers "
+        "orchestrator.sampling orchestrator.state orchestrator.storage orchestrator.supervisor search_spaces.layers "
         "search_spaces.loader search_spaces.schema trials.cli trials.console trials.data trials.model "
         "trials.sources trials.system"
     ),

@@ -174,7 +174,8 @@ class SimulatedSearch:
         return (self.controller.search.deadline.training_ends - self._began).total_seconds()
 
     def _new_controller(self) -> SearchController:
-        return SearchController(self._run, self._run.read_search(), len(self._slots), self._listener, self.now)
+        search, slots = self._run.read_search(), len(self._slots)
+        return SearchController(self._run, search, slots, self._listener, self.now, waits_for_sampler=True)
 
     def _at(self, seconds: float, happens: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (seconds, next(self._order), happens))

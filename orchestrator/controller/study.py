@@ -26,11 +26,11 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
-from orchestrator.planning.trial_length import shortened
-from orchestrator.sampling.distributions import distributions, encode_all
+from orchestrator.controller.trials import proposed_values
+from orchestrator.sampling.distributions import distributions
 from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
 from orchestrator.state.trial_folders import ids_set_aside
-from search_spaces.schema import Choices, Dimension, Recipe
+from search_spaces.schema import Recipe
 from trials.errors import RunFolderError
 from trials.records.trial_dir import Origin, TrialRecord, read_trial
 from trials.state import TrialState
@@ -156,9 +156,7 @@ class StudyRecorder:
         """Return a trial's hyperparameters as proposed; those of its length were shortened for the trial."""
         if self._shortened is None:
             self._shortened = self._run.read_search().shortened
-        values = shortened(record.config.hyperparameters, 1 / (self._shortened or 1.0)).model_dump()
-        space = self._recipe.space
-        return encode_all({name: _within(values[name], each) for name, each in space.items()}, space)
+        return proposed_values(record.config.hyperparameters, self._recipe.space, self._shortened or 1.0)
 
 
 class _StudyFile:
@@ -272,8 +270,3 @@ def _set_aside(run: RunDir) -> Path | None:
 def _free_name(path: Path) -> Path:
     names = (path.with_name(f"{path.name}.broken-{number}") for number in range(1, _MOST_SET_ASIDE))
     return next(name for name in names if not name.exists())
-
-
-def _within(value: Any, dimension: Dimension) -> Any:
-    """Return the value in the dimension's range, which it may have left by rounding."""
-    return value if isinstance(dimension, Choices) else min(max(value, dimension.low), dimension.high)

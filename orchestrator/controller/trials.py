@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from orchestrator.planning.throughput import ThroughputModel
+from orchestrator.planning.trial_length import shortened
 from orchestrator.sampling.distributions import encode_all
 from orchestrator.state.run_dir import RunDir
 from orchestrator.state.search import Search
 from orchestrator.state.trial_folders import set_aside
 from orchestrator.surrogate.trial_view import TrialView
-from trials.config import TrialConfig
+from search_spaces.schema import Choices, Dimension
+from trials.config import Hyperparameters, TrialConfig
 from trials.errors import first_line
 from trials.metrics.row_losses import RowLosses, compare
 from trials.records.checkpoints import remove_checkpoints
@@ -21,6 +25,8 @@ from trials.records.trial_dir import DamagedTrial, Ending, EvalPoint, Origin, Tr
 from trials.schedule import full_tokens
 from trials.state import TrialState
 from trials.system.files import remove_folder
+
+_LENGTHS = ("epochs", "train_tokens", "rows_seen")
 
 
 @dataclass
@@ -144,19 +150,46 @@ class TrialTable:
         return trial.ending
 
 
-def view_of(trial: Trial, search: Search) -> TrialView:
+def view_of(trial: Trial, search: Search, throughput: ThroughputModel) -> TrialView:
     """Return a trial as the scheduler sees it; fractions are of the longest full trial."""
     hyperparameters = trial.config.hyperparameters
+    own, mean = throughput.seconds_per_token(trial.config), throughput.seconds_per_token()
     end = full_tokens(hyperparameters, search.epoch) / search.full_tokens if search.epoch else 1.0
     return TrialView(
         trial_id=trial.trial_id,
-        values=encode_all(hyperparameters.model_dump(), search.recipe.space),
+        values=proposed_values(hyperparameters, search.recipe.space, search.shortened or 1.0),
         points=tuple((point.tokens_seen / search.full_tokens, point.best_eval_loss) for point in trial.points),
         end=min(1.0, end),
         state=trial.state,
         is_start=trial.origin is Origin.START,
         noise=trial.noise,
+        pace=1.0 if own is None or mean is None else own / mean,
     )
+
+
+def proposed_values(hyperparameters: Hyperparameters, space: Mapping[str, Dimension], factor: float) -> dict[str, Any]:
+    """Return a trial's hyperparameters as proposed; those of its length were shortened by `factor` for the trial."""
+    values = shortened(hyperparameters, 1 / factor).model_dump()
+    return encode_all({name: _within(values[name], each) for name, each in space.items()}, space)
+
+
+def varies_length(space: Mapping[str, Dimension]) -> bool:
+    """Whether configurations of a space may differ in the length of a full trial."""
+    return any(name in space for name in _LENGTHS)
+
+
+def end_of(values: Mapping[str, Any], search: Search) -> float:
+    """Return the fraction of the longest full trial at which a configuration of the study is complete."""
+    lengths = {name: values[name] for name in _LENGTHS if name in values}
+    if not lengths or search.epoch is None:
+        return 1.0
+    proposed = search.recipe.hyperparameters.model_copy(update={**dict.fromkeys(_LENGTHS), **lengths})
+    return min(1.0, full_tokens(shortened(proposed, search.shortened or 1.0), search.epoch) / search.full_tokens)
+
+
+def _within(value: Any, dimension: Dimension) -> Any:
+    """Return the value in the dimension's range, which it may have left by rounding."""
+    return value if isinstance(dimension, Choices) else min(max(value, dimension.low), dimension.high)
 
 
 def _remove(adapters: Iterable[Path]) -> None:

@@ -1,8 +1,8 @@
 """Proposes new configurations.
 
 The first few are spread over the space. Later ones are the best of many candidates, drawn from all of the space and
-around the best configurations so far. Candidates are compared by expected improvement at full length times a power of
-the probability that they can be trained.
+around the best configurations so far. Candidates are compared by expected improvement at full length, per unit of time,
+times a power of the probability that they can be trained.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ Similarity = Callable[[Array, Array], Array]
 """Maps encoded configurations x and others to their similarity, [len(x), len(others)], 0 to 1."""
 _CANDIDATES, _MANY_CANDIDATES = 300, 1500
 _SPREAD_AMONG = 10
+_WORTHLESS = -1e300
+"""Finite, so that it goes before a candidate that was returned already."""
 _CAUTION = 10
 """Exponent of the probability that a configuration can be trained.
 
@@ -29,7 +31,8 @@ A failure takes little time but says nothing about losses: a configuration that 
 class CandidatePool:
     """Candidates that are taken in order of acquisition value; those that resemble a taken one lose value.
 
-    `draws` are points of the unit cube [count, dimensions], `x` the same encoded, `values` their acquisition values.
+    `draws` are points of the unit cube [count, dimensions], `x` the same encoded, `values` their acquisition values,
+    which are logarithms.
     """
 
     def __init__(self, draws: Array, x: Array, values: Array, similarity: Similarity) -> None:
@@ -42,11 +45,12 @@ class CandidatePool:
         `others` are encoded configurations that are already running; a near-duplicate would add little information.
         """
         if len(others):
-            self._values = self._values * (1 - self._similarity(self._x, others).max(1))
+            with np.errstate(divide="ignore"):
+                self._values = self._values + np.log1p(-self._similarity(self._x, others).max(1))
 
     def pop_best(self) -> Array:
         """Return the draw of the highest value, and penalise those that resemble it."""
-        best = int(np.argmax(np.where(self._is_popped, -1.0, self._values)))
+        best = int(np.argmax(np.where(self._is_popped, -np.inf, np.maximum(self._values, _WORTHLESS))))
         self.penalise_similar(self._x[best : best + 1])
         self._is_popped[best] = True
         return np.asarray(self._draws[best])
@@ -119,7 +123,10 @@ class Proposer:
         near = [known.encoder.perturb(each.values, count // 10, random) for each in known.history.best]
         draws = known.history.untried(np.concatenate([known.encoder.sample(count, random), *near]))
         x = known.encoder.encode_many(draws)
-        values = known.improvement(x, np.ones((len(x), 1))) * known.feasibility.predict(x) ** _CAUTION
+        ends = known.ends(draws)
+        with np.errstate(divide="ignore"):  # what can't be trained is worth nothing
+            chance = _CAUTION * np.log(known.feasibility.predict(x))
+        values = known.log_improvement(x, ends[:, None]) - np.log(ends * known.pace.predict(x)) + chance
         pool = CandidatePool(draws, x, values, known.curve_model.similarity)
         pool.penalise_similar(known.history.pending())
         return pool

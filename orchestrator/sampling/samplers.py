@@ -34,12 +34,6 @@ def _random(seed: int, **given: Any) -> BaseSampler:
 _NAMED: Mapping[str, Callable[..., BaseSampler]] = {"tpe": _tpe, "gp": _gp, "cmaes": _cmaes, "random": _random}
 
 
-def refuse_sampler(settings: SearchSettings) -> None:
-    """Raise `RecipeError` if the sampler that the settings name can't be made."""
-    if settings.sampler != FREEZE_THAW:
-        make_sampler(settings, settings.seed)
-
-
 def make_sampler(settings: SearchSettings, seed: int) -> BaseSampler:
     """Return the sampler that the settings name, which isn't ours.
 

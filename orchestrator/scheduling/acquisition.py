@@ -1,7 +1,8 @@
-"""Acquisition values of trials: expected improvement per unit of time.
+"""Acquisition values of trials: logarithm of the expected improvement per unit of time.
 
 The acquisition value of a trial is the expected improvement on the best loss by its end (Jones, Schonlau and Welch
-1998), divided by the time to get there, starting or resuming included. The unit of time is one full trial.
+1998), divided by the time to get there at the trial's own pace, starting or resuming included. The unit of time is a
+full trial of the mean pace. Values are logarithms.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class AcquisitionRanker:
         """Values of paused trials when they were last computed."""
         self._unvalued: set[str] = set()
         """Paused trials whose value was not computed yet."""
-        self._new_trial = 0.0
+        self._new_trial = -math.inf
         self._valued_at = math.inf
         """Time left, in full trials, when all values were last computed; infinite: they never were."""
         self._fits = 0
@@ -51,7 +52,7 @@ class AcquisitionRanker:
         if is_proposed and len(self._surrogate.views) > SPREAD_FIRST + 1:
             self._discount.record_predicted(name, self._new_trial)
         if view.state.is_infeasible:
-            self._discount.record_realised(name, 0.0)
+            self._discount.record_realised(name, -math.inf)
         self._paused.pop(name, None)
         self._unvalued.discard(name)
         if view.state is TrialState.PAUSED:
@@ -84,7 +85,7 @@ class AcquisitionRanker:
         start = budget.seconds_start / budget.seconds_full
         is_known = self._surrogate.best_loss is not None
         for name in self._unvalued:
-            self._paused[name] = self._value(name, budget, start) if is_known else 0.0
+            self._paused[name] = self._value(name, budget, start) if is_known else -math.inf
         self._unvalued.clear()
         if not self._paused:
             return None
@@ -97,16 +98,16 @@ class AcquisitionRanker:
         return self._ranked()
 
     def new_trial_value(self, budget: BudgetState) -> float:
-        """Return the discounted value of the best untried configuration; 0.0 if none may start.
+        """Return the discounted value of the best untried configuration; minus infinity if none may start.
 
         It is infinite while the first configurations are still to be spread over the space.
         """
         self._refresh(budget)
         if not budget.may_start:
-            return 0.0
+            return -math.inf
         if self._surrogate.knows_little:
             return float(np.inf)
-        return self._new_trial * self._discount.factor
+        return self._new_trial + math.log(self._discount.factor)
 
     def _refresh(self, budget: BudgetState) -> None:
         """Refit before a decision, unless there are many slots and the decision must not wait."""
@@ -121,29 +122,38 @@ class AcquisitionRanker:
         return sorted(self._paused, key=self._order)
 
     def _value_new_trial(self, budget: BudgetState) -> None:
+        known = self._surrogate
+        draws = known.history.untried(self._sample)
+        if not len(draws):
+            self._new_trial = -math.inf
+            return
+        x = known.encoder.encode_many(draws)
         start = budget.seconds_start / budget.seconds_full
-        x = self._surrogate.encoder.encode_many(self._surrogate.history.untried(self._sample))
-        none, full = np.zeros(len(x)), np.ones(len(x))
-        self._new_trial = float(self._values(x, none, full, start, budget).max()) if len(x) else 0.0
+        pace, none = known.pace.predict(x), np.zeros(len(x))
+        values = self._values(x, none, known.ends(draws), pace, start, budget)
+        self._new_trial = float(values.max())
 
     def _value_paused(self, budget: BudgetState) -> None:
         views = self._surrogate.views
         names = [name for name in self._ranked()[:_MOST_VALUED] if views[name].points]
         if not names:
             return
-        now = np.array([views[name].points[-1][0] for name in names])
-        end = np.array([views[name].end for name in names])
-        values = self._values(names, now, end, budget.seconds_start / budget.seconds_full, budget)
+        now, end, pace = (
+            np.array([getattr(views[name], each) for name in names]) for each in ("fraction", "end", "pace")
+        )
+        values = self._values(names, now, end, pace, budget.seconds_start / budget.seconds_full, budget)
         self._paused.update(zip(names, values.tolist(), strict=True))
 
     def _value(self, trial_id: str, budget: BudgetState, start: float) -> float:
         view = self._surrogate.views[trial_id]
-        now = np.array([view.points[-1][0] if view.points else 0.0])
         who = [trial_id] if view.points else self._surrogate.encoder.encode(view.values)[None]
-        return float(self._values(who, now, np.array([view.end]), start, budget)[0])
+        now, end, pace = (np.array([each]) for each in (view.fraction, view.end, view.pace))
+        return float(self._values(who, now, end, pace, start, budget)[0])
 
-    def _values(self, who: Sequence[str] | Array, now: Array, end: Array, start: float, budget: BudgetState) -> Array:
-        """Return acquisition values [count]; `now`, `end` and `start` are fractions of a full trial."""
+    def _values(
+        self, who: Sequence[str] | Array, now: Array, end: Array, pace: Array, start: float, budget: BudgetState
+    ) -> Array:
+        """Return acquisition values [count]; `now` and `end` are fractions of a full trial, `start` is a time."""
         left = max(budget.seconds_left / budget.seconds_full - start, 0.0)
-        todo = np.maximum(np.minimum(end - now, left), _SMALLEST_STEP)
-        return self._surrogate.improvement(who, (now + todo)[:, None]) / (start + todo)
+        todo = np.maximum(np.minimum(end - now, left / pace), _SMALLEST_STEP)
+        return self._surrogate.log_improvement(who, (now + todo)[:, None]) - np.log(start + todo * pace)

@@ -16,9 +16,11 @@ from __future__ import annotations
 import numpy as np
 
 from orchestrator.scheduling.acquisition import AcquisitionRanker
+from orchestrator.scheduling.evidence import Evidence
 from orchestrator.scheduling.types import BudgetState, ContinueDecision, Idle, Next, Resume, StartNew
 from orchestrator.surrogate.model import Surrogate
 from orchestrator.surrogate.trial_view import TrialView
+from trials.state import TrialState
 
 
 class FreezeThawScheduler:
@@ -27,14 +29,18 @@ class FreezeThawScheduler:
     def __init__(self, surrogate: Surrogate, seed: int) -> None:
         self._surrogate = surrogate
         self._ranker = AcquisitionRanker(surrogate, np.random.default_rng(seed))
+        self._evidence = Evidence(surrogate)
 
     def update(self, view: TrialView, old: TrialView | None) -> None:
         """Record a new trial, or what has changed of one since it was `old`."""
         self._ranker.observe(view, old)
+        self._evidence.observe(view)
 
     def should_continue(self, trial_id: str, budget: BudgetState) -> ContinueDecision:
         """Decide at an evaluation of a running trial whether it goes on or pauses."""
         own = self._ranker.value_of(trial_id, budget)
+        if any(each.trial_id == trial_id for each in self._evidence.open(budget)):
+            return ContinueDecision(True, "its whole curve shows what early losses are worth")
         paused = self._ranker.best_paused(budget)
         if paused is not None and paused[1] > max(own, self._ranker.new_trial_value(budget)):
             return ContinueDecision(False, f"trial {paused[0]} looks more promising")
@@ -44,6 +50,9 @@ class FreezeThawScheduler:
 
     def choose_next(self, budget: BudgetState) -> Next:
         """Choose a paused trial, or a new configuration, for a free slot."""
+        for each in self._evidence.open(budget):
+            if each.state is TrialState.PAUSED and each.points:
+                return Resume(each.trial_id)
         paused = self._ranker.best_paused(budget)
         if paused is not None and paused[1] >= self._ranker.new_trial_value(budget):
             return Resume(paused[0])

@@ -15,7 +15,10 @@ _MOST = 5.0
 
 
 class ProposalDiscount:
-    """Exponential mean over trials: value after the first evaluation divided by the value before the start."""
+    """Exponential mean over trials: value after the first evaluation divided by the value before the start.
+
+    Values are logarithms.
+    """
 
     def __init__(self) -> None:
         self._predicted: dict[str, float] = {}
@@ -23,14 +26,14 @@ class ProposalDiscount:
 
     def record_predicted(self, trial_id: str, value: float) -> None:
         """Record the acquisition value for which a new trial was started."""
-        if 0 < value < math.inf:
+        if math.isfinite(value):
             self._predicted[trial_id] = value
 
     def record_realised(self, trial_id: str, value: float) -> None:
-        """Record a trial's value after its first evaluation; 0.0 if it failed. Later calls are ignored."""
+        """Record a trial's value after its first evaluation; minus infinity: it failed. Later calls are ignored."""
         predicted = self._predicted.pop(trial_id, None)
         if predicted is not None:
-            self._sum = _DECAY * self._sum + min(value / predicted, _MOST)
+            self._sum = _DECAY * self._sum + math.exp(min(value - predicted, math.log(_MOST)))
             self._count = _DECAY * self._count + 1
 
     @property

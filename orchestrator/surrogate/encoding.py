@@ -27,6 +27,16 @@ class SpaceEncoder:
         self._tables = {name: _table(each) for name, each in space.items() if isinstance(each, CategoricalDistribution)}
         self.count = sum(self._tables[name].shape[1] if name in self._tables else 1 for name in space) or 1
 
+    def columns(self, name: str) -> list[int]:
+        """Return the coordinates that belong to a dimension of the space; empty if it has no such dimension."""
+        first = 0
+        for each in self._space:
+            width = self._tables[each].shape[1] if each in self._tables else 1
+            if each == name:
+                return list(range(first, first + width))
+            first += width
+        return []
+
     def encode(self, values: Mapping[str, Any]) -> Array:
         """Return the coordinates of one configuration, [count]."""
         return np.asarray(self.encode_many(self.to_unit(values)[None])[0])

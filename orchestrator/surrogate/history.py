@@ -41,10 +41,12 @@ class TrialHistory:
         self._x: dict[str, Array] = {}
         self._keys: set[bytes] = set()
         self._pending: dict[str, None] = {}
-        self._failed: dict[str, None] = {}
+        self._diverged: dict[str, None] = {}
+        self._too_large: dict[str, None] = {}
         self._trained: dict[str, None] = {}
         self._best: list[tuple[float, str]] = []
         self._views: dict[str, TrialView] = {}
+        self._pace: dict[str, float] = {}
 
     def observe(self, view: TrialView) -> None:
         """Record a new trial, or what has changed of one."""
@@ -56,8 +58,10 @@ class TrialHistory:
             self._keys.add(key)
             if self._left is not None:
                 self._left.pop(key, None)
+        self._pace[name] = view.pace
         _put(self._pending, name, view.state is TrialState.RUNNING and not view.points)
-        _put(self._failed, name, view.state.is_infeasible)
+        _put(self._diverged, name, view.state is TrialState.DIVERGED)
+        _put(self._too_large, name, view.state is TrialState.OUT_OF_MEMORY)
         _put(self._trained, name, bool(view.points) and not view.state.is_infeasible)
         if view.points:
             self._rank(view)
@@ -101,9 +105,14 @@ class TrialHistory:
         """Return the encoded configurations of running trials without a loss, [count, dimensions]."""
         return self._rows(self._pending)
 
-    def outcomes(self) -> tuple[Array, Array]:
-        """Return the encoded configurations that were infeasible, and those that have a loss."""
-        return self._rows(self._failed), self._rows(self._trained)
+    def outcomes(self) -> tuple[Array, Array, Array]:
+        """Return the encoded configurations that diverged, that ran out of memory, and that have a loss."""
+        return self._rows(self._diverged), self._rows(self._too_large), self._rows(self._trained)
+
+    def measured(self) -> tuple[Array, list[float]]:
+        """Return the encoded configurations of trials that have a loss, and their pace."""
+        names = self._newest(self._trained)
+        return self._rows(self._trained), [self._pace[name] for name in names]
 
     def distances(self, draws: Array) -> Array:
         """Return the distance of each draw to the nearest configuration that was tried, [count]."""
@@ -111,8 +120,11 @@ class TrialHistory:
         return np.asarray(np.linalg.norm(gaps, axis=2).min(1))
 
     def _rows(self, names: dict[str, Any]) -> Array:
-        newest = list(itertools.islice(reversed(names), _MOST))[::-1]
+        newest = self._newest(names)
         return np.stack([self._x[name] for name in newest]) if newest else np.zeros((0, self._coordinates.count))
+
+    def _newest(self, names: dict[str, Any]) -> list[str]:
+        return list(itertools.islice(reversed(names), _MOST))[::-1]
 
 
 def _all_of(space: Mapping[str, BaseDistribution]) -> list[dict[str, Any]] | None:

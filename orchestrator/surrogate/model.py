@@ -7,37 +7,48 @@ slots if that is more. Between refits, a trial is predicted from the last fit an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution
-from scipy.special import ndtr
+from scipy.special import erfcx, ndtr
 
 from orchestrator.surrogate.curve_model import Forecast, LearningCurveModel
 from orchestrator.surrogate.encoding import Array, SpaceEncoder
 from orchestrator.surrogate.feasibility import FeasibilityModel
 from orchestrator.surrogate.history import TrialHistory
+from orchestrator.surrogate.pace import PaceModel
 from orchestrator.surrogate.trial_view import TrialView
 
 SPREAD_FIRST = 4
 """Number of first configurations, spread over the space: a model of few curves would choose extremes of the space."""
 _REFITS, _ROUNDS = 40, 4
+_FAR = -1e4
+"""So many deviations above the best, the improvement's series has one term that counts."""
 MANY_SLOTS = 16
 """From so many slots on, one evaluation changes little, and decisions use the models as they are."""
 
 
 class Surrogate:
-    """Trials of a search, the learning-curve model, and the feasibility model.
+    """Trials of a search, and the models of learning curves, feasibility and pace.
 
-    `only`: the configurations that may be tried, each once; None: all of the space.
+    `only`: the configurations that may be tried, each once; None: all of the space. `end_of` returns the fraction of
+    the longest full trial at which a configuration is complete; None: all are equally long.
     """
 
-    def __init__(self, space: Mapping[str, BaseDistribution], only: Sequence[Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        space: Mapping[str, BaseDistribution],
+        only: Sequence[Mapping[str, Any]] | None = None,
+        end_of: Callable[[Mapping[str, Any]], float] | None = None,
+    ) -> None:
+        self._end_of = end_of
         self.encoder = SpaceEncoder(space)
         self.history = TrialHistory(self.encoder, space, only)
         self.curve_model = LearningCurveModel(self.encoder)
-        self.feasibility = FeasibilityModel()
+        self.feasibility = FeasibilityModel(space, self.encoder)
+        self.pace = PaceModel()
         self.views: dict[str, TrialView] = {}
         self.best_loss: float | None = None
         """Lowest loss of any trial in nats; None before the first evaluation."""
@@ -78,6 +89,7 @@ class Surrogate:
         if self._news and self._news >= max(len(self.views) // _REFITS, self.slots // _ROUNDS):
             self.curve_model.fit()
             self.feasibility.fit(*self.history.outcomes())
+            self.pace.fit(*self.history.measured())
             self._news, self.fits = 0, self.fits + 1
 
     def forecast(self, trial_id: str) -> Forecast | None:
@@ -90,23 +102,47 @@ class Surrogate:
         mean, spread = self.curve_model.predict_trial(trial_id, np.array([[view.end]]))
         return self.curve_model.to_loss(float(mean[0, 0]), float(np.sqrt(max(spread[0, 0, 0], 0.0))))
 
-    def improvement(self, who: Sequence[str] | Array, fractions: Array) -> Array:
-        """Return the expected improvement on the best loss, [count], in standardised units of the curve model.
+    def ends(self, draws: Array) -> Array:
+        """Return the fraction of the longest full trial at which each draw is complete, [count]."""
+        if self._end_of is None:
+            return np.ones(len(draws))
+        return np.array([self._end_of(self.encoder.decode(draw)) for draw in draws])
+
+    def log_improvement(self, who: Sequence[str] | Array, fractions: Array) -> Array:
+        """Return the logarithm of the expected improvement on the best trial, [count]; in the curve model's units.
 
         `who` are ids of trials that have been evaluated, or encoded configurations [count, dimensions]; `fractions`
         [count, 1] say at which fraction of a full trial each is predicted.
         """
-        assert self.best_loss is not None
         if len(who) == 1 and isinstance(who[0], str):
             mean, spread = self.curve_model.predict_trial(who[0], fractions)
         else:
             mean, spread = self.curve_model.predict(who, fractions)
         deviation = np.sqrt(np.maximum(spread[:, 0, 0], 0.0))
-        return expected_improvement(self.curve_model.to_target(self.best_loss), mean[:, 0], deviation)
+        return log_expected_improvement(self._incumbent(), mean[:, 0], deviation)
+
+    def _incumbent(self) -> float:
+        """Return the lowest loss that a trial has now by the model's mean, in standardised units.
+
+        Predictions are free of noise. The lowest of many noisy losses would be too ambitious a target for them.
+        """
+        known = (
+            self.curve_model.predict_trial(view.trial_id, np.array([[view.fraction]])) for view in self.history.best
+        )
+        return min(float(mean[0, 0]) for mean, _ in known)
 
 
-def expected_improvement(best: float, mean: Array, deviation: Array) -> Array:
-    """Return the expected improvement on `best` of normal variables, [count] (Jones, Schonlau and Welch 1998)."""
+def log_expected_improvement(best: float, mean: Array, deviation: Array) -> Array:
+    """Return the logarithm of the expected improvement on `best` of normal variables, [count].
+
+    The expected improvement is that of Jones, Schonlau and Welch (1998). Its logarithm tells apart what would be zero
+    in floating point (Ament et al., arXiv 2310.20708).
+    """
     deviation = np.maximum(deviation, 1e-9)
     z = (best - mean) / deviation
-    return np.asarray(deviation * (z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)))
+    near, far, farthest = np.maximum(z, -1.0), np.clip(z, _FAR, -1.0), np.minimum(z, _FAR)
+    density = -0.5 * z**2 - 0.5 * np.log(2 * np.pi)
+    log_near = np.log(near * ndtr(near) + np.exp(-0.5 * near**2) / np.sqrt(2 * np.pi))
+    log_far = density + np.log1p(far * np.sqrt(np.pi / 2) * erfcx(-far / np.sqrt(2)))
+    log_farthest = density - 2 * np.log(-farthest)
+    return np.asarray(np.log(deviation) + np.where(z > -1, log_near, np.where(z > _FAR, log_far, log_farthest)))

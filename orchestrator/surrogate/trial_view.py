@@ -25,6 +25,8 @@ class TrialView:
     """Whether it is a starting point of the recipe, which must be complete by the end whatever its value."""
     noise: float
     """Paired standard error of its loss against the best trial's on the same rows, in nats; 0.0: unknown."""
+    pace: float = 1.0
+    """Seconds that it takes for the same tokens, relative to the mean trial's."""
 
     @property
     def fraction(self) -> float:

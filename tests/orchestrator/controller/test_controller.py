@@ -1,3 +1,4 @@
+import math
 import shutil
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from orchestrator.controller.failure_policy import (
 )
 from orchestrator.controller.study import STUDY_NAME
 from orchestrator.controller.trial_request import TrialRequest
+from orchestrator.scheduling import evidence
 from orchestrator.state.run_dir import RunDir
 from orchestrator.state.search import Search
 from search_spaces.schema import Recipe
@@ -41,6 +43,12 @@ from trials.records.trial_dir import Ending, Origin, TrialDir, read_trial
 from trials.state import TrialState
 
 FULL = [(100, 2.0), (300, 1.5), (900, 1.0)]
+
+
+@pytest.fixture(autouse=True)
+def _any_trial_may_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first trials too, which are never paused in a search with time for so many (test_evidence.py)."""
+    monkeypatch.setattr(evidence, "_ROOM", math.inf)
 
 
 def states(run: RunDir) -> list[OptunaState]:

@@ -30,7 +30,7 @@ from trials.system.processes import is_alive
 pytestmark = pytest.mark.slow
 
 RANKS = 2
-STEP_LIMIT_SECONDS = 12
+STEP_LIMIT_SECONDS = 20
 STOPS = 8
 GONE_SECONDS = 5.0
 """After which a stopped trial must have given its GPUs back."""

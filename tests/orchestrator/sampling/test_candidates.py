@@ -15,13 +15,13 @@ def similarity(x: Array, others: Array) -> Array:
 
 
 def test_a_near_duplicate_of_what_was_chosen_comes_last() -> None:
-    pool = CandidatePool(X, X, np.array([1.0, 0.9, 0.5]), similarity)
+    pool = CandidatePool(X, X, np.log([1.0, 0.9, 0.5]), similarity)
     assert [float(pool.pop_best()[0]) for _ in range(3)] == [0.0, 1.0, 0.05]
     assert pool.popped == 3
     assert pool.is_exhausted
 
 
 def test_what_runs_already_is_penalised() -> None:
-    pool = CandidatePool(X, X, np.array([1.0, 0.9, 0.5]), similarity)
+    pool = CandidatePool(X, X, np.log([1.0, 0.9, 0.5]), similarity)
     pool.penalise_similar(np.array([[0.0]]))
     assert float(pool.pop_best()[0]) == 1.0

@@ -3,9 +3,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy
+from scipy.stats import norm
 
 from orchestrator.scheduling.types import BudgetState, Idle, Resume, StartNew
-from orchestrator.surrogate.model import expected_improvement
+from orchestrator.surrogate.model import log_expected_improvement
 from orchestrator.surrogate.trial_view import TrialView
 from search_spaces.schema import Range
 from tests.support.policies import PolicyWithProposer
@@ -142,8 +144,18 @@ def test_a_forecast_is_in_nats_and_certain_at_the_end() -> None:
 
 
 def test_the_expected_improvement_of_a_certain_gain_is_the_gain() -> None:
-    found = expected_improvement(0.0, np.array([-1.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0]))
+    found = np.exp(log_expected_improvement(0.0, np.array([-1.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0])))
     assert found == pytest.approx([1.0, 1 / np.sqrt(2 * np.pi), 0.0])
+
+
+def test_small_expected_improvements_are_told_apart_and_continuous() -> None:
+    z = np.array([0.5, -0.999, -1.001, -5.0, -30.0, -1e3, -9.99e3, -1.001e4, -1e6])
+    found = log_expected_improvement(0.0, -z, np.ones(len(z)))
+    assert np.all(np.isfinite(found))
+    assert np.all(np.diff(found) < 0)
+    exact = [scipy.integrate.quad(lambda u, z=each: u * norm.pdf(u - z), 0, np.inf)[0] for each in z[:4]]
+    assert np.exp(found[:4]) == pytest.approx(exact, rel=1e-6)
+    assert found[6] - found[7] == pytest.approx(0.5 * (1.001e4**2 - 9.99e3**2), rel=1e-4)
 
 
 @pytest.mark.parametrize("known", [10_000])

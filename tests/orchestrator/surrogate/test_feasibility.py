@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
+from orchestrator.sampling.distributions import distributions
 from orchestrator.scheduling.types import BudgetState, StartNew
+from orchestrator.surrogate.encoding import SpaceEncoder
 from orchestrator.surrogate.feasibility import FeasibilityModel
 from orchestrator.surrogate.trial_view import TrialView
 from search_spaces.schema import Choices, Dimension, Range, SearchSettings
@@ -11,14 +13,37 @@ from trials.state import TrialState
 SPACE = {"learning_rate": Range(low=1e-5, high=1e-2, log=True), "lora_rank": Choices(choices=(4, 8, 16, 32))}
 
 
+NONE = np.zeros((0, 2))
+
+
+def model() -> FeasibilityModel:
+    space = distributions(SPACE)
+    return FeasibilityModel(space, SpaceEncoder(space))
+
+
 def test_a_threshold_that_failures_show_is_found() -> None:
     x = np.random.default_rng(0).random((40, 2))
-    failures = FeasibilityModel()
+    failures = model()
     assert np.all(failures.predict(x) == 1)
-    failures.fit(x[:30][x[:30, 0] > 0.6], x[:30][x[:30, 0] <= 0.6])
+    failures.fit(x[:30][x[:30, 0] > 0.6], NONE, x[:30][x[:30, 0] <= 0.6])
     chance = failures.predict(x)
     assert chance[30:][x[30:, 0] < 0.45].min() > 0.5
     assert chance[30:][x[30:, 0] > 0.7].max() < 0.5
+
+
+def test_a_failure_by_chance_among_five_devalues_no_part_of_the_space() -> None:
+    trained = np.array([[0.2, 0.3], [0.5, 0.7], [0.7, 0.0], [0.9, 1.0]])
+    failures = model()
+    failures.fit(np.array([[0.4, 0.5]]), NONE, trained)
+    chance = failures.predict(np.random.default_rng(0).random((100, 2)))
+    assert np.ptp(chance) < 0.2
+
+
+def test_what_needs_as_much_memory_as_a_trial_that_had_too_little_is_excluded_and_nothing_else() -> None:
+    failures = model()
+    failures.fit(NONE, np.array([[0.1, 2 / 3]]), np.array([[0.5, 0.0]]))
+    x = np.array([[0.9, 1.0], [0.9, 2 / 3], [0.9, 1 / 3], [0.0, 0.0]])
+    assert failures.predict(x).tolist() == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_of_the_last_30_of_60_proposals_few_lie_in_the_half_that_fails() -> None:
