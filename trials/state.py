@@ -14,7 +14,7 @@ class TrialState(StrEnum):
                  |
                  +--> FINISHED | EARLY_STOPPED                  (complete)
                  +--> DIVERGED | OUT_OF_MEMORY                  (infeasible)
-                 +--> PRUNED | FAILED
+                 +--> PRUNED | OUT_OF_TIME | FAILED
 
     A trial that was cut off, because its process died or the search was interrupted, is paused too. On disk, running
     and paused look the same: there is no ending.json.
@@ -26,7 +26,9 @@ class TrialState(StrEnum):
     FINISHED = "finished"
     """It was trained for all its steps."""
     PRUNED = "pruned"
-    """The controller ended it, or the time for training was over."""
+    """The controller ended it, because other trials looked more promising."""
+    OUT_OF_TIME = "out_of_time"
+    """The time for training was over while it ran; nobody found it worse than others."""
     EARLY_STOPPED = "early_stopped"
     """Its loss had stopped improving."""
     DIVERGED = "diverged"

@@ -373,7 +373,7 @@ class SimulatedSearch:
         if fraction > slot.fraction:
             point = self._record(slot, fraction)
             self.controller.on_result(slot.request.trial_id, point)
-        TrialDir(slot.request.folder).end(Ending(TrialState.PRUNED, "the time for training was over"))
+        TrialDir(slot.request.folder).end(Ending(TrialState.OUT_OF_TIME, "the time for training was over"))
         self._leave(slot)
 
     def _accident(self, accident: Accident) -> Callable[[], None]:

@@ -192,7 +192,7 @@ class SearchController:
             if trial.ending is None and left.how is ExitKind.PROXY_ERROR:
                 self._unfinished.append(trial_id)
             if trial.ending is None and self.should_stop and not self.was_interrupted:
-                trial.ending = Ending(TrialState.PRUNED, "the time for training was over")
+                trial.ending = Ending(TrialState.OUT_OF_TIME, "the time for training was over")
         if trial.ending is not None:
             self._end(trial, trial.ending)
         else:

@@ -1,49 +1,46 @@
-"""Optuna study of a search in RUN/study.db, derived from the trials' folders: for people, dashboards and samplers.
+"""Optuna study of a search in RUN/study.db, derived from the trials' folders: for people and dashboards.
 
 A trial's number in the study is its id; number 0 is the base model. The folders are the source of truth: the study is
-written and never asked. It is behind the folders by some trials while a search runs.
+written and never asked. It is behind the folders by some trials while a search runs. Once a trial was exported, the
+study's best trial is that one.
 
 running, paused                  RUNNING with its intermediate values, by tokens seen; a restart keeps it so
 finished, early stopped          COMPLETE with best_eval_loss
+out of time                      COMPLETE with best_eval_loss; how far it came is in its attributes
+exported                         COMPLETE, however it ended
 pruned                           PRUNED with its intermediate values
 diverged, out of memory          PRUNED and infeasible: a violated constraint, which TPE avoids (a FAIL it forgets)
 failed, lost, set aside          FAIL
 the base model                   FAIL, because it has no hyperparameters, and samplers skip such trials
+
+Attributes of a trial: trial_id, name (of a starting point), tokens_seen, fraction (of its own length) and score; once
+it has ended, ending, reason and exported. Attributes of the study: base_eval_loss, base_score and exported.
 """
 
 from __future__ import annotations
 
 import logging
-import sqlite3
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import optuna
-from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from orchestrator.controller.trials import proposed_values
-from orchestrator.sampling.distributions import distributions
-from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
+from orchestrator.controller.derived_trials import BASE, DerivedTrials
+from orchestrator.controller.study_file import StudyFile, is_locked, read_study
+from orchestrator.state.run_dir import RunDir, sqlite_url
 from orchestrator.state.trial_folders import ids_set_aside
 from search_spaces.schema import Recipe
 from trials.errors import RunFolderError
-from trials.records.trial_dir import Origin, TrialRecord, read_trial
-from trials.state import TrialState
+from trials.records.trial_dir import TrialRecord, read_trial
 
-STUDY_NAME = "search"
-CONSTRAINT = "can_be_trained"
-_NAME, _SCORE = "name", "score"
-_BASE = int(BASE_TRIAL_ID)
-_WITHOUT_A_FOLDER = create_trial(state=OptunaState.FAIL)
-_LOCK_SECONDS = 0.5
-"""Seconds to wait for another program's lock; a database browser may hold it for an unlimited time."""
 _BETWEEN_TRIES_SECONDS = 10.0
 _MOST_SET_ASIDE = 1000
+_BESIDE = ("-journal", "-wal", "-shm")
+"""Ends of the names of what SQLite keeps beside its file."""
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +53,11 @@ class StudyRecorder:
     """
 
     def __init__(self, run: RunDir, recipe: Recipe, records: Sequence[TrialRecord], say: Callable[[str], None]) -> None:
-        self._run, self._recipe, self._say = run, recipe, say
-        self._study: _StudyFile | None = None
+        self._run, self._say = run, say
+        self._study: StudyFile | None = None
         """None: study.db has been locked until now."""
         self._changed: set[str] = set()
-        self._shortened: float | None = None
+        self._derived = DerivedTrials(run, recipe)
         self._next_try = 0.0
         self._has_said = False
         with self._unless_locked():
@@ -73,7 +70,7 @@ class StudyRecorder:
     def flush(self, *, at_once: bool = False) -> None:
         """Write the queued trials, unless the file was locked some seconds ago and `at_once` is False.
 
-        If the file is locked it takes about `_LOCK_SECONDS`.
+        If the file is locked it takes about `LOCK_SECONDS`.
         """
         if self._next_try > time.monotonic() and not at_once:
             return
@@ -99,16 +96,17 @@ class StudyRecorder:
                     "study what it has missed once the file is free"
                 )
 
-    def _opened(self, records: Sequence[TrialRecord]) -> _StudyFile:
+    def _opened(self, records: Sequence[TrialRecord]) -> StudyFile:
         """Return the study with all trials in it; one that they can't be appended to is made anew."""
         by_number = {int(record.id): record for record in records}
         last = max((*by_number, *map(int, ids_set_aside(self._run.path, records))), default=0)
         found = read_study(self._run)
-        derived = [self._derived(number, by_number.get(number)) for number in range(last + 1)]
-        if found is None or not _can_become(found, derived):
+        self._derived.exported = None if found is None else found.exported
+        derived = [self._derived.derive(number, by_number.get(number)) for number in range(last + 1)]
+        if found is None or not _can_become(found.trials, derived):
             self._tell_why(_set_aside(self._run), is_damaged=found is None, is_begun=last > 0)
-            found = []
-        study = _StudyFile(self._run, found)
+            found = None
+        study = StudyFile(self._run.study_url, _name_of(self._run), found)
         for number in range(last + 1):
             self._write(study, number, by_number.get(number))
         return study
@@ -128,116 +126,37 @@ class StudyRecorder:
         except RunFolderError:
             return None
 
-    def _write(self, study: _StudyFile, number: int, record: TrialRecord | None) -> None:
-        if number == _BASE and record is not None:
+    def _write(self, study: StudyFile, number: int, record: TrialRecord | None) -> None:
+        if number == BASE and record is not None:
             study.set_attrs(base_eval_loss=record.best_eval_loss, base_score=record.score)
-        study.write(number, self._derived(number, record))
-
-    def _derived(self, number: int, record: TrialRecord | None) -> FrozenTrial:
-        """Return a trial as its folder says it is; `record` None: there is no folder, or it was set aside."""
-        if number == _BASE:
-            return create_trial(state=OptunaState.FAIL, user_attrs={_NAME: "base"})
-        if record is None:
-            return _WITHOUT_A_FOLDER
-        state = OptunaState.RUNNING if record.ending is None else state_of(record.ending.kind, record.best_eval_loss)
-        attrs = {_NAME: record.name if record.origin is Origin.START else None, _SCORE: record.score}
-        return create_trial(
-            state=state,
-            # As `optuna.Study.tell` has it, the value of a pruned trial is its last intermediate value.
-            value=record.best_eval_loss if state in (OptunaState.COMPLETE, OptunaState.PRUNED) else None,
-            params=self._params(record),
-            distributions=distributions(self._recipe.space),
-            intermediate_values={point.tokens_seen: point.best_eval_loss for point in record.points},
-            user_attrs={key: value for key, value in attrs.items() if value is not None},
-            constraints=None if record.ending is None else {CONSTRAINT: float(record.state.is_infeasible)},
-        )
-
-    def _params(self, record: TrialRecord) -> dict[str, Any]:
-        """Return a trial's hyperparameters as proposed; those of its length were shortened for the trial."""
-        if self._shortened is None:
-            self._shortened = self._run.read_search().shortened
-        return proposed_values(record.config.hyperparameters, self._recipe.space, self._shortened or 1.0)
+        study.write(number, self._derived.derive(number, record))
 
 
-class _StudyFile:
-    """Study in study.db, created if it doesn't exist; `trials` are those that it has, by number."""
+def record_export(run: RunDir, recipe: Recipe, trial_id: str) -> None:
+    """Make study.db anew, so that the trial that was exported is the study's best.
 
-    def __init__(self, run: RunDir, trials: list[FrozenTrial]) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = _open_storage(run)
-        optuna.create_study(study_name=STUDY_NAME, storage=self._storage, direction="minimize", load_if_exists=True)
-        self._id = self._storage.get_study_id_from_name(STUDY_NAME)
-        self._trials = trials
-
-    def write(self, number: int, trial: FrozenTrial) -> None:
-        """Make the trial of this number equal to `trial`, unless it has ended; may be repeated after an error."""
-        while number >= len(self._trials):
-            new = trial if number == len(self._trials) else _WITHOUT_A_FOLDER
-            self._storage.create_new_trial(self._id, new)
-            self._trials.append(new)
-        if not self._trials[number].state.is_finished():
-            self._extend(number, self._trials[number], trial)
-            self._trials[number] = trial
-
-    def _extend(self, number: int, before: FrozenTrial, now: FrozenTrial) -> None:
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
-        for step, loss in sorted(now.intermediate_values.items() - before.intermediate_values.items()):
-            self._storage.set_trial_intermediate_value(trial_id, step, loss)
-        for key, value in now.user_attrs.items() - before.user_attrs.items():
-            self._storage.set_trial_user_attr(trial_id, key, value)
-        for key, value in now.system_attrs.items():  # the constraint
-            self._storage.set_trial_system_attr(trial_id, key, value)
-        if now.state.is_finished():
-            self._storage.set_trial_state_values(trial_id, now.state, now.values)
-
-    def set_attrs(self, **values: float | None) -> None:
-        """Set attributes of the study; None: it has no such value."""
-        for key, value in values.items():
-            if value is not None:
-                self._storage.set_study_user_attr(self._id, key, value)
-
-
-def read_study(run: RunDir) -> list[FrozenTrial] | None:
-    """Return the trials of study.db, by number; None: it is damaged or gone.
-
-    If another program holds the file, an error is raised for which `is_locked` is true.
+    Optuna's trials can't be changed once they have ended.
     """
-    path = run.path / "study.db"
-    if not path.is_file():
-        return None
-    try:
-        with closing(sqlite3.connect(path, timeout=_LOCK_SECONDS)) as connection:
-            if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
-                return None
-            # Optuna would write its tables into an empty file, even for a read.
-            if connection.execute("SELECT name FROM sqlite_master WHERE name = 'studies'").fetchone() is None:
-                return None
-        storage = _open_storage(run)
-        return storage.get_all_trials(storage.get_study_id_from_name(STUDY_NAME))
-    except Exception as error:
-        if is_locked(error):
-            raise
-        # SQLite, SQLAlchemy, Alembic and Optuna raise errors of many kinds, also for values that are not Optuna's.
-        logger.debug("study.db can't be read", exc_info=True)
-        return None
+    records = {int(record.id): record for record in run.records()}
+    last = max((*records, *map(int, ids_set_aside(run.path, list(records.values())))), default=0)
+    derived = DerivedTrials(run, recipe, trial_id)
+    beside = run.path / "study.db.new"
+    beside.unlink(missing_ok=True)
+    study = StudyFile(sqlite_url(beside), _name_of(run), None)
+    for number in range(last + 1):
+        study.write(number, derived.derive(number, records.get(number)))
+    base = records.get(BASE)
+    study.set_attrs(
+        base_eval_loss=base.best_eval_loss if base else None, base_score=base.score if base else None, exported=trial_id
+    )
+    study.close()
+    _remove_beside(run)
+    beside.replace(run.path / "study.db")
 
 
-def is_locked(error: BaseException | None) -> bool:
-    """Whether an error of SQLite, SQLAlchemy or Optuna means that another program holds the database."""
-    while error is not None:
-        if isinstance(error, sqlite3.OperationalError):
-            return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-        error = getattr(error, "orig", None) or error.__cause__
-    return False
-
-
-def state_of(kind: TrialState, best_eval_loss: float | None) -> OptunaState:
-    """Return Optuna's trial state for how a trial ended."""
-    if kind.is_complete and best_eval_loss is not None:
-        return OptunaState.COMPLETE
-    if kind is TrialState.FAILED:
-        return OptunaState.FAIL
-    return OptunaState.PRUNED
+def _name_of(run: RunDir) -> str:
+    """Return the study's name: the run folder's, of which bytes that are not UTF-8 are replaced."""
+    return os.fsencode(run.path.name).decode("utf-8", "replace")
 
 
 def _can_become(found: Sequence[FrozenTrial], derived: Sequence[FrozenTrial]) -> bool:
@@ -255,16 +174,16 @@ def _is_or_becomes(found: FrozenTrial, derived: FrozenTrial) -> bool:
     return found.state is OptunaState.RUNNING or same == (derived.state, derived.value, derived.intermediate_values)
 
 
-def _open_storage(run: RunDir) -> RDBStorage:
-    """Open the study's storage, which waits for another program's lock no longer than `_LOCK_SECONDS`."""
-    return RDBStorage(run.study_url, engine_kwargs={"connect_args": {"timeout": _LOCK_SECONDS}})
-
-
 def _set_aside(run: RunDir) -> Path | None:
     """Rename study.db and what SQLite keeps beside it; return the new path, or None if nothing is there."""
-    files = (run.path / f"study.db{end}" for end in ("", "-journal", "-wal", "-shm"))
+    files = (run.path / f"study.db{end}" for end in ("", *_BESIDE))
     moved = [path.rename(_free_name(path)) for path in files if path.exists() or path.is_symlink()]
     return next(iter(moved), None)
+
+
+def _remove_beside(run: RunDir) -> None:
+    for end in _BESIDE:
+        (run.path / f"study.db{end}").unlink(missing_ok=True)
 
 
 def _free_name(path: Path) -> Path:

@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from orchestrator.controller.study import StudyRecorder, is_locked, read_study
+from orchestrator.controller.study import StudyRecorder
+from orchestrator.controller.study_file import is_locked, read_study
 from orchestrator.state.export_files import read_description, read_samples
 from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
 from orchestrator.state.trial_folders import free_place, set_aside

@@ -23,6 +23,7 @@ COLOURS: Mapping[str, str] = {
     WINNER: "#16a34a",
     "finished": "#3b82c4",
     "early stopped": "#56b4e9",
+    "out of time": "#0072b2",
     "pruned": "#9aa3ad",
     "diverged": "#d55e00",
     "out of memory": "#e69f00",

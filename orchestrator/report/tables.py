@@ -25,6 +25,7 @@ _STOPPED_ORDER = (
     TrialState.OUT_OF_MEMORY,
     TrialState.DIVERGED,
     TrialState.PAUSED,
+    TrialState.OUT_OF_TIME,
     TrialState.EARLY_STOPPED,
     TrialState.PRUNED,
 )

@@ -31,6 +31,17 @@ _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode categories of control characters, of bytes that are not UTF-8, and of line separators."""
 
 
+def sqlite_url(path: Path) -> str:
+    """Return SQLAlchemy's URL of a SQLite file.
+
+    Reserved characters of the path are percent-encoded. Otherwise a `?` would end the file's name, and Optuna would
+    take braces for placeholders.
+    """
+    from sqlalchemy.engine import URL  # inside, as it takes half a second and few callers need it
+
+    return str(URL.create("sqlite", database=str(path)))
+
+
 class RunDir:
     """Paths and contents of one run folder."""
 
@@ -39,14 +50,8 @@ class RunDir:
 
     @property
     def study_url(self) -> str:
-        """SQLAlchemy URL of the study, for Optuna and optuna-dashboard.
-
-        Reserved characters of the path are percent-encoded. Otherwise a `?` would end the file's name, and Optuna would
-        take braces for placeholders.
-        """
-        from sqlalchemy.engine import URL  # inside, as it takes half a second and few callers need it
-
-        return str(URL.create("sqlite", database=str(self.path / "study.db")))
+        """SQLAlchemy URL of the study, for Optuna and optuna-dashboard."""
+        return sqlite_url(self.path / "study.db")
 
     @property
     def export(self) -> Path:

@@ -39,6 +39,8 @@ def finalize(folder: RunDir, clock: SteadyClock, *, interrupted: bool) -> int:
     print("exporting the best trial, and loading it again in a fresh process to verify it", flush=True)
     record_moment(folder, TRAINING_OVER, clock())
     exported = _exported(folder, clock, interrupted=interrupted)
+    if not isinstance(exported, Exception):
+        _tell_study(folder, exported.manifest["trial"])
     report = _reported(folder)
     if isinstance(exported, Exception):
         sys.stderr.write(f"nothing exported: {_in_words(exported)}\n")
@@ -79,6 +81,17 @@ def _exported(folder: RunDir, clock: SteadyClock, *, interrupted: bool) -> Expor
     except Exception as error:
         log_traceback(folder, error)
         return error
+
+
+def _tell_study(folder: RunDir, trial_id: str) -> None:
+    """Let study.db say which trial was exported; where it can't be written, it stays as it is."""
+    try:
+        from orchestrator.controller.study import record_export
+
+        record_export(folder, folder.read_search().recipe, trial_id)
+    except Exception as error:
+        log_traceback(folder, error)
+        sys.stderr.write(f"warning: study.db doesn't say which trial was exported: {_in_words(error)}\n")
 
 
 def _reported(folder: RunDir) -> Path | Exception:

@@ -11,7 +11,6 @@ import optuna
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from orchestrator.controller.study import STUDY_NAME
 from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
 from trials.records.trial_dir import TrialRecord
 from trials.system.files import read_json_lines
@@ -62,7 +61,7 @@ def _twice(record: TrialRecord) -> list[str]:
 
 
 def _study_problems(run: RunDir) -> list[str]:
-    study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
+    study = optuna.load_study(study_name=None, storage=run.study_url)
     told = {f"{trial.number:04d}": trial for trial in study.trials[1:]}
     records = {record.id: record for record in run.records() if record.id != BASE_TRIAL_ID}
     found = [

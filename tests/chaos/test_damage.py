@@ -18,7 +18,7 @@ from optuna.trial import TrialState as OptunaState
 from orchestrator import check
 from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, Notice
-from orchestrator.controller.study import STUDY_NAME, StudyRecorder
+from orchestrator.controller.study import StudyRecorder
 from orchestrator.export import exporter as export
 from orchestrator.export.exporter import _manifest
 from orchestrator.planning.forecast import forecast_search
@@ -230,7 +230,7 @@ def test_a_locked_study_holds_nothing_up_and_is_told_later(golden: RunDir, how: 
     assert not list(golden.path.glob("study.db.broken*"))
     browser.rollback()
     resumed(golden, events)
-    study = optuna.load_study(study_name=STUDY_NAME, storage=golden.study_url)
+    study = optuna.load_study(study_name=None, storage=golden.study_url)
     assert [trial.state for trial in study.trials[1:]] == [OptunaState.COMPLETE] * 3
 
 
@@ -241,7 +241,7 @@ def test_a_study_that_is_free_again_is_told_at_the_end(golden: RunDir) -> None:
     browser.rollback()
     assert controller.suggest() == "over"
     controller.close()
-    study = optuna.load_study(study_name=STUDY_NAME, storage=golden.study_url)
+    study = optuna.load_study(study_name=None, storage=golden.study_url)
     assert [trial.state for trial in study.trials[1:]] == [OptunaState.COMPLETE] * 3
 
 

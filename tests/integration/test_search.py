@@ -16,7 +16,6 @@ import optuna
 import pytest
 from optuna.trial import TrialState as OptunaState
 
-from orchestrator.controller.study import STUDY_NAME
 from orchestrator.export.exporter import export_best
 from orchestrator.search import main
 from orchestrator.state.run_dir import RunDir
@@ -37,7 +36,7 @@ class Done:
         return self.run.records()
 
     def study(self) -> optuna.Study:
-        return optuna.load_study(study_name=STUDY_NAME, storage=self.run.study_url)
+        return optuna.load_study(study_name=None, storage=self.run.study_url)
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +203,7 @@ def test_interrupted_once_it_exports_and_can_be_resumed(tmp_path: Path) -> None:
     assert (run.export / "manifest.json").is_file()
     cut_off = [record for record in run.records() if record.ending is None]
     assert cut_off
-    study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
+    study = optuna.load_study(study_name=None, storage=run.study_url)
     assert len(study.get_trials(states=[OptunaState.RUNNING])) == len(cut_off)  # they can go on
     seen_tokens = {record.id: record.tokens_seen for record in cut_off}
     deadline = run.read_search().deadline

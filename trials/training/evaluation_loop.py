@@ -122,7 +122,7 @@ class EvaluationLoop:
         if moment.step >= moment.last_step:
             return None
         if self._run.time_is_over():
-            return Ending(TrialState.PRUNED, "the time for training was over")
+            return Ending(TrialState.OUT_OF_TIME, "the time for training was over")
         return patience_exhausted(self._points, self._settings)
 
     def _point(self, eval_loss: float, moment: TrainProgress) -> EvalPoint:

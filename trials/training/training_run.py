@@ -57,7 +57,7 @@ class TrainingRun:
     on_eval: OnEval
     """Called after every evaluation, on the first rank. If it says stop, its own side records why."""
     stop_at: float = math.inf
-    """Time at which the trial is evaluated once more and ends as pruned, in seconds since the Unix epoch."""
+    """Time at which the trial is evaluated once more and ends as out of time, in seconds since the Unix epoch."""
     checkpoint: Checkpoint | None = None
     """Checkpoint from which the trial resumes; None: it begins."""
     is_called_off: Callable[[], bool] = never

@@ -119,7 +119,7 @@ def test_a_trial_that_rises_above_the_base_models_loss_diverges(tmp_path: Path) 
     _, records = simulated(tmp_path, search_of(task), task, MACHINE)
     *ended, cut_off = [record.state for record in records]
     assert set(ended) == {TrialState.DIVERGED}
-    assert cut_off is TrialState.PRUNED  # by the end of the search
+    assert cut_off is TrialState.OUT_OF_TIME
 
 
 def test_the_probe_measures_a_speed_that_is_wrong_by_its_factor(tmp_path: Path) -> None:

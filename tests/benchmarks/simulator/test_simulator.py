@@ -15,7 +15,6 @@ from benchmarks.simulator import deadlines as random_nights
 from benchmarks.simulator.landscapes import Curve
 from benchmarks.simulator.simulator import Accident, Account, Machine, SimulatedSearch
 from benchmarks.simulator.synthetic_curves import ModelledCurves
-from orchestrator.controller.study import STUDY_NAME
 from orchestrator.state.run_dir import RunDir
 from orchestrator.state.search import Placement, Search
 from search_spaces.loader import load_recipe
@@ -69,7 +68,7 @@ def test_after_the_night_folders_and_study_tell_the_same(
 ) -> None:
     run, account = play(tmp_path / "run", night_search(recipe), accidents)
     records = {record.id: record for record in trained(run)}
-    study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
+    study = optuna.load_study(study_name=None, storage=run.study_url)
     assert [f"{trial.number:04d}" for trial in study.trials[1:]] == sorted(records)
     for trial in study.trials[1:]:
         record = records[f"{trial.number:04d}"]

@@ -16,7 +16,6 @@ from orchestrator.controller.failure_policy import (
     ExitKind,
     TrialExit,
 )
-from orchestrator.controller.study import STUDY_NAME
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.scheduling import evidence
 from orchestrator.state.run_dir import RunDir
@@ -52,7 +51,7 @@ def _any_trial_may_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def states(run: RunDir) -> list[OptunaState]:
-    return [trial.state for trial in optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials[1:]]
+    return [trial.state for trial in optuna.load_study(study_name=None, storage=run.study_url).trials[1:]]
 
 
 def test_starting_points_run_to_the_end(run: RunDir, search: Search) -> None:
@@ -236,7 +235,7 @@ def test_an_evaluation_that_nobody_was_asked_about_reaches_the_study(run: RunDir
     assert evaluate(run, controller, request, 2.0, 100)
     record(TrialDir(run.trial(request.trial_id)), point(9.0, 200, best=2.0))
     finish(run, controller, request, TrialState.DIVERGED)
-    trial = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials[1]
+    trial = optuna.load_study(study_name=None, storage=run.study_url).trials[1]
     assert trial.intermediate_values == {100: 2.0, 200: 2.0}
     assert trial.state is OptunaState.PRUNED
 
@@ -375,7 +374,7 @@ def test_a_trial_that_was_cut_off_goes_on_under_its_own_name(run: RunDir, search
     evaluate(run, second, again, 0.8, 600)
     evaluate(run, second, again, 0.7, 900)
     finish(run, second, again, TrialState.FINISHED)
-    study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
+    study = optuna.load_study(study_name=None, storage=run.study_url)
     assert study.trials[1].intermediate_values == {300: 0.9, 600: 0.8, 900: 0.7}
     assert states(run) == [OptunaState.COMPLETE]
     assert run.read_search().deadline == search.deadline
@@ -503,10 +502,10 @@ def test_a_study_that_is_damaged_is_made_anew_from_the_folders(run: RunDir, sear
     finish(run, first, begin(first), TrialState.OUT_OF_MEMORY)
     cut_off = begin(first)
     evaluate(run, first, cut_off, 1.9, 300)
-    before = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials
+    before = optuna.load_study(study_name=None, storage=run.study_url).trials
     (run.path / "study.db").write_bytes(b"half a file")
     second = make_controller(run, run.read_search(), slots=3)
-    after = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials
+    after = optuna.load_study(study_name=None, storage=run.study_url).trials
     for one, other in zip(before, after, strict=True):
         assert (one.state, one.params, one.value) == (other.state, other.params, other.value)
         assert (one.intermediate_values, one.constraints) == (other.intermediate_values, other.constraints)
@@ -528,7 +527,7 @@ def test_what_the_study_was_not_told_yet_is_told_after_a_crash(run: RunDir, sear
     first.on_trial_end(complete.trial_id)
     assert states(run) == []  # there was no time for it
     make_controller(run, run.read_search(), slots=3)
-    told = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials[1:]
+    told = optuna.load_study(study_name=None, storage=run.study_url).trials[1:]
     assert [trial.state for trial in told] == [OptunaState.COMPLETE, OptunaState.RUNNING]
     assert [dict(trial.intermediate_values) for trial in told] == [dict(FULL), dict(FULL[:1])]
     assert not (run.path / "study.db.broken-1").exists()
@@ -538,7 +537,7 @@ def test_a_study_that_takes_an_open_trial_for_ended_is_made_anew(run: RunDir, se
     first = make_controller(run, search)
     run_base(run, first)
     cut_off = begin(first)
-    study = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
+    study = optuna.load_study(study_name=None, storage=run.study_url)
     study.tell(1, state=OptunaState.FAIL)
     assert begin(make_controller(run, run.read_search())).trial_id == cut_off.trial_id
     assert states(run) == [OptunaState.RUNNING]

@@ -13,7 +13,8 @@ import pytest
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from orchestrator.controller.study import CONSTRAINT, STUDY_NAME, StudyRecorder
+from orchestrator.controller.derived_trials import CONSTRAINT, state_of
+from orchestrator.controller.study import StudyRecorder, record_export
 from orchestrator.planning.trial_length import shortened_trial
 from orchestrator.state.run_dir import RunDir
 from tests.support.report_runs import BASE, BASE_LOSS, FINISHED, STEP_TOKENS, Told, drawn, new_run, write_trial
@@ -39,7 +40,7 @@ def write(run: RunDir, number: int, losses: Sequence[float], ending: Ending | No
 
 
 def opened(run: RunDir) -> optuna.Study:
-    return optuna.load_study(study_name=STUDY_NAME, storage=run.study_url)
+    return optuna.load_study(study_name=None, storage=run.study_url)
 
 
 def trials(run: RunDir) -> list[FrozenTrial]:
@@ -199,7 +200,7 @@ def test_a_study_numbered_by_an_earlier_version_is_numbered_anew(run: RunDir) ->
     trial = trials(run)[1]
     (run.path / "study.db").unlink()
     # Those versions had no trial for the base model: numbers were the ids less one.
-    optuna.create_study(study_name=STUDY_NAME, storage=run.study_url).add_trial(trial)
+    optuna.create_study(study_name=None, storage=run.study_url).add_trial(trial)
     said: list[str] = []
     recorder(run, said)
     assert [each.user_attrs["name"] for each in trials(run)] == ["base", "usual"]
@@ -235,3 +236,64 @@ def test_a_shortened_trial_has_the_length_that_was_proposed(tmp_path: Path) -> N
     assert [trial.params["train_tokens"] for trial in trials(run)[1:]] == [1000, 2250, 100_000]  # 675 / 0.3 is 2250
     recorder(run)
     assert aside(run) == []
+
+
+def test_a_trial_that_the_clock_ended_is_not_told_like_one_that_was_beaten(run: RunDir) -> None:
+    write(run, 1, [2.0, 1.8], Ending(TrialState.OUT_OF_TIME, "the time for training was over"))
+    write(run, 2, [2.0, 1.9], Ending(TrialState.PRUNED, "others looked more promising"))
+    recorder(run)
+    _, late, beaten = trials(run)
+    assert (late.state, late.value) == (OptunaState.COMPLETE, 1.8)
+    assert beaten.state is OptunaState.PRUNED
+    assert late.user_attrs["ending"] == "out_of_time"
+    assert beaten.user_attrs["reason"] == "others looked more promising"
+
+
+def test_attributes_say_what_became_of_a_trial(run: RunDir) -> None:
+    write(run, 1, [2.0], None)
+    study = recorder(run)
+    (trial,) = trials(run)[1:]
+    tokens = run.records()[1].points[-1].tokens_seen
+    assert trial.user_attrs == {"trial_id": "0001", "tokens_seen": tokens, "fraction": trial.user_attrs["fraction"]}
+    assert 0 < trial.user_attrs["fraction"] < 1
+    shutil.rmtree(run.trial("0001"))
+    write(run, 1, [2.0, 1.5])
+    study.write_later("0001")
+    study.flush()
+    (trial,) = trials(run)[1:]
+    assert trial.user_attrs["tokens_seen"] > tokens
+    assert (trial.user_attrs["ending"], trial.user_attrs["exported"]) == ("finished", False)
+
+
+@pytest.mark.parametrize("kind", [TrialState.FINISHED, TrialState.PRUNED, TrialState.DIVERGED, TrialState.OUT_OF_TIME])
+def test_the_best_trial_is_the_one_that_was_exported(run: RunDir, kind: TrialState) -> None:
+    write(run, 1, [2.0, 1.8])
+    write(run, 2, [2.0, 1.5, 1.7], Ending(kind, ""))
+    write(run, 3, [2.0, 1.6], Ending(TrialState.OUT_OF_TIME, ""))
+    recorder(run)
+    recipe = run.read_search().recipe
+    record_export(run, recipe, "0002")
+    study = opened(run)
+    assert study.best_trial.number == 2
+    assert study.best_value == 1.5
+    assert study.user_attrs["exported"] == "0002"
+    assert study.user_attrs["base_eval_loss"] == BASE_LOSS
+    assert [trial.user_attrs["exported"] for trial in study.trials[1:]] == [False, True, False]
+    # A search that goes on appends to it, and another export may follow.
+    write(run, 4, [1.4])
+    recorder(run)
+    assert aside(run) == []
+    assert [trial.number for trial in trials(run)] == [0, 1, 2, 3, 4]
+    record_export(run, recipe, "0004")
+    assert opened(run).best_trial.number == 4
+    assert trials(run)[2].state is state_of(kind, 1.5)
+
+
+def test_the_study_is_named_by_the_run_and_keeps_its_name_where_the_run_moves(tmp_path: Path, run: RunDir) -> None:
+    write(run, 1, [2.0])
+    recorder(run)
+    assert opened(run).study_name == "run"
+    moved = RunDir(run.path.rename(tmp_path / "other"))
+    recorder(moved)
+    assert opened(moved).study_name == "run"
+    assert aside(moved) == []

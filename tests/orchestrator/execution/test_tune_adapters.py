@@ -16,7 +16,6 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.controller.controller import SearchController
-from orchestrator.controller.study import STUDY_NAME
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution import tune_adapters
 from orchestrator.execution import tune_run as tuner
@@ -194,7 +193,7 @@ def test_what_can_wait_is_done_when_tune_has_nothing_to_ask(
     controller: SearchController, run: RunDir, pool: WorkerPool
 ) -> None:
     def known() -> int:
-        return len(optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials)
+        return len(optuna.load_study(study_name=None, storage=run.study_url).trials)
 
     run_base(run, controller)
     searcher = tune_adapters.SearcherAdapter(controller, run, pool)

@@ -16,7 +16,6 @@ from optuna.trial import TrialState as OptunaState
 from benchmarks.system.sleeping_engine import SleepingEngine
 from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, TrialEvaluated, TrialStarted
-from orchestrator.controller.study import STUDY_NAME
 from orchestrator.execution import tune_run as tuner
 from orchestrator.state.run_dir import RunDir
 from orchestrator.state.search import Placement, Search
@@ -67,7 +66,7 @@ def test_when_tune_gives_up_nothing_stays_running(run: RunDir, search: Search) -
     controller.on_result = broken  # type: ignore[method-assign]
     with tuner.ray_session(dashboard=False), pytest.raises(SearchBroken, match="no space left on device"):
         tuner.run_tune(controller, run)
-    states = {t.state for t in optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials}
+    states = {t.state for t in optuna.load_study(study_name=None, storage=run.study_url).trials}
     assert OptunaState.RUNNING not in states
 
 

@@ -19,7 +19,6 @@ import ray
 
 from orchestrator.controller.controller import SearchController
 from orchestrator.controller.events import Event, TrialEvaluated
-from orchestrator.controller.study import STUDY_NAME
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.execution import tune_run as tuner
 from orchestrator.execution import worker_pool as pool_module
@@ -101,7 +100,7 @@ def assert_all_is_well(run: RunDir, trials: int) -> None:
     for record in records:
         steps = [point.step for point in record.points]
         assert steps == sorted(set(steps))
-    told = optuna.load_study(study_name=STUDY_NAME, storage=run.study_url).trials[1:]
+    told = optuna.load_study(study_name=None, storage=run.study_url).trials[1:]
     values = [{point.tokens_seen: point.best_eval_loss for point in record.points} for record in records[1:]]
     assert [trial.intermediate_values for trial in told] == values
 

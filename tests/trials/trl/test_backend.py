@@ -215,7 +215,7 @@ def test_stop_ends_the_trial_and_leaves_the_ending_to_who_said_it(train: Train) 
 
 def test_when_time_is_over_it_is_evaluated_and_pruned(train: Train) -> None:
     trained = train(stop_at=time.time() - 1)
-    assert trained.record.ending == Ending(TrialState.PRUNED, "the time for training was over")
+    assert trained.record.ending == Ending(TrialState.OUT_OF_TIME, "the time for training was over")
     assert [point.step for point in trained.record.points] == [1]
     assert trained.record.has_adapter
 
