@@ -14,7 +14,7 @@ from orchestrator.state.run_dir import RunDir
 from tests.chaos.invariants import problems
 from tests.chaos.kill_search import Night, run_kills, table
 from tests.conftest import SMALL
-from tests.support.cli import run_command
+from tests.support.cli import run_command, searcher
 from tests.support.sessions import session_mark
 from tests.trials.system.test_disk_full import needs_mount
 from trials.state import TrialState
@@ -55,7 +55,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
             return True
 
     out = tmp_path_factory.mktemp("killed") / "run"
-    options = ["--budget", "12m", "--trials", "3", "--set", *ONE_AFTER_ANOTHER]
+    options = ["--budget", "12m", "--trials", "3", "--set", *ONE_AFTER_ANOTHER, *searcher("tpe", "asha")]
     night = run_kills(Watched(out, options), ("raylet", "gcs", "session", "command"))
     return Killed(night, RunDir(out), out.with_suffix(".log").read_text(), marks)
 
@@ -113,7 +113,8 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(tmp_path: Path) -> None:
     folder.mkdir()
     elsewhere.mkdir()
     python = f"timeout 400 {sys.executable}"
-    search = " ".join([python, "-m", "orchestrator.search", "demo", "--set", *ONE_AFTER_ANOTHER])
+    settings = [*ONE_AFTER_ANOTHER, *searcher("random", "median")]
+    search = " ".join([python, "-m", "orchestrator.search", "demo", "--set", *settings])
     resume = f"{python} -m orchestrator.search --resume {folder}/run"
     script = FULL.format(folder=folder, elsewhere=elsewhere, python=python, search=search, resume=resume)
     output = run_command(["unshare", "-rm", "sh", "-c", script + "exec 2>&1"], timeout=1500)

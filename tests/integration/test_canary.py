@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.cli import ROOT, environment, small_search
+from tests.support.cli import ROOT, environment, searcher, small_search
 from tests.support.sessions import await_session
 from trials.system.processes import session_processes
 
@@ -54,7 +54,8 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
     folder = tmp_path_factory.mktemp("canary")
     run, home = folder / "run", folder / "home"
     home.mkdir()
-    command = small_search("tracking.wandb=true", "search.dashboard=true", "--trials", "1", "--budget", "5m")
+    settings = ["tracking.wandb=true", "search.dashboard=true", *searcher("optuna.samplers:QMCSampler", "none")]
+    command = small_search(*settings, "--trials", "1", "--budget", "5m")
     # As a user has it who never set a mode for Ray's token, and no RAY_ADDRESS.
     given = {name: value for name, value in environment(WANDB_MODE="offline").items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(

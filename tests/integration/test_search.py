@@ -19,7 +19,7 @@ from optuna.trial import TrialState as OptunaState
 from orchestrator.export.exporter import export_best
 from orchestrator.search import main
 from orchestrator.state.run_dir import RunDir
-from tests.support.cli import ROOT, environment, run_command, small_search
+from tests.support.cli import ROOT, environment, run_command, searcher, small_search
 from trials.records.trial_dir import Origin, TrialRecord
 from trials.state import TrialState
 
@@ -194,7 +194,8 @@ def test_interrupted_once_it_exports_and_can_be_resumed(tmp_path: Path) -> None:
     """
     out = tmp_path / "first?place 100%#" / "run"
     options = ["--gpus-per-trial", "2", "--out", str(out), "--budget", "9m", "--trials", "4"]
-    output, code = _interrupted(small_search("train_tokens=9000", *options), after="trial 0001 at")
+    settings = ["train_tokens=9000", *searcher("gp", "asha_promote")]
+    output, code = _interrupted(small_search(*settings, *options), after="trial 0001 at")
     assert code == 130, output
     assert f"--resume {shlex.quote(str(out))}" in output
     (tmp_path / "other [disk]").mkdir()

@@ -22,7 +22,7 @@ from orchestrator.storage.lease import run_lease
 from orchestrator.storage.mirror import working_copy
 from orchestrator.storage.object_store import ObjectStore
 from orchestrator.storage.trial_snapshots import TrialSnapshotStore
-from tests.support.cli import environment, run_command, small_search
+from tests.support.cli import environment, run_command, searcher, small_search
 from tests.support.s3_server import BUCKET, s3_server
 from trials.records.trial_dir import Origin
 from trials.system.processes import is_alive
@@ -105,9 +105,8 @@ def second_node(cluster: Cluster, caches: tuple[Path, ...]) -> subprocess.Popen[
 def search_twice(ray_address: str, caches: tuple[Path, ...]) -> Night:
     os.environ["XDG_CACHE_HOME"] = str(caches[2])
     env = {"RAY_ADDRESS": ray_address, "XDG_CACHE_HOME": str(caches[2])}
-    command = small_search("--out", RUN, "--trials", "3", "--budget", "30m", "evaluations=6", "train_tokens=6000")
-    options = command.index("--out")
-    command = [*command[:options], *command[-2:], *command[options:-2]]
+    settings = [*searcher("cmaes", "hyperband"), "evaluations=6", "train_tokens=6000"]
+    command = small_search(*settings, "--out", RUN, "--trials", "3", "--budget", "30m")
     process = subprocess.Popen(
         command, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

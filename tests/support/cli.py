@@ -12,6 +12,11 @@ from tests.conftest import SMALL
 ROOT = Path(__file__).parents[2]
 
 
+def searcher(sampler: str, scheduler: str) -> list[str]:
+    """Settings for --set. Tests that search differ in these, so that each is run and resumed from the command line."""
+    return [f"search.sampler={sampler}", f"search.scheduler={scheduler}"]
+
+
 def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "PYTHONUNBUFFERED": "1", **extra}
 
