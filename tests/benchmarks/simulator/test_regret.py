@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from benchmarks.simulator import regret
 from benchmarks.simulator.landscapes import Task
-from benchmarks.simulator.regret import DEFAULT_PAIR, Setting, play, recipe_for, restarts
+from benchmarks.simulator.regret import DEFAULT_PAIR, Setting, play, recipe_for, restarts, search_seed
 from benchmarks.simulator.simulator import Accident, Machine, SimulatedSearch
 from benchmarks.simulator.stock_searchers import Stock
 from benchmarks.simulator.tables import Entry, Table
@@ -141,6 +142,13 @@ def test_a_recipe_has_the_tasks_space_and_start() -> None:
     assert dict(recipe.space) == SPACE
     assert recipe.start_values("usual") == {"learning_rate": 1e-4}
     assert recipe.search.seed == 7
+
+
+def test_searches_with_other_seeds_and_on_other_tasks_propose_other_configurations() -> None:
+    seeds = sorted(search_seed(f"lcbench {task}", seed) for task in range(20) for seed in range(20))
+    assert seeds == sorted({*seeds})
+    assert all(later - earlier > 50 for earlier, later in pairwise(seeds))  # trials of one search add up to 50
+    assert search_seed("demo", 3) == search_seed("demo", 3)
 
 
 def test_an_unknown_searcher_is_one_clear_error() -> None:
