@@ -7,7 +7,7 @@ times a power of the probability that they can be trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ class Proposer:
         self._fits = 0
         """Value of `Surrogate.fits` when the pool was made."""
 
-    def propose(self, seed: int) -> dict[str, Any]:
+    def propose(self, seed: int | Sequence[int]) -> dict[str, Any]:
         """Return the hyperparameters of the next new configuration; the same for the same seed and history."""
         random, encoder = np.random.default_rng(seed), self._surrogate.encoder
         if self._surrogate.knows_little:

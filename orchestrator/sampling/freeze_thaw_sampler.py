@@ -55,7 +55,8 @@ class FreezeThawSampler(BaseSampler):
         """Return a configuration that has not been tried, if one is left."""
         if self._reads_study:
             self._observe(study, trial.number)
-        return self._proposer.propose(self._seed + trial.number - 1)
+        # Not the sum of the two: the next seed would give the same configurations, one trial earlier.
+        return self._proposer.propose([self._seed, trial.number])
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -69,6 +69,11 @@ def test_the_same_seed_gives_the_same_first_proposals(name: str) -> None:
     assert all(set(values) == set(SPACE) for values in first)
 
 
+def test_a_neighbouring_seed_gives_no_configuration_of_this_one() -> None:
+    first, other = (played(sampler("freeze_thaw", seed=seed), 8) for seed in (0, 1))
+    assert not [values for values in first if values in other]
+
+
 @pytest.mark.parametrize("name", ["freeze_thaw", "tpe", "cmaes"])
 def test_what_was_learned_decides(name: str) -> None:
     later = played(sampler(name), 40)[25:]
