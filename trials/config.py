@@ -126,7 +126,12 @@ class EvaluationSettings(Settings):
     every_rows: int | None = Field(
         default=None, ge=1, description="training rows from one evaluation to the next, in place of `evaluations`"
     )
-    patience: int = Field(default=3, ge=1, description="evaluations in a row without improvement that end a trial")
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="evaluations in a row without improvement that end a trial, where the learning rate falls in its "
+        "second half only; null: none do",
+    )
     min_improvement: float = Field(default=0.0, ge=0, description="nats per token that count as improvement")
     divergence_factor: float = Field(default=2.0, gt=1, description="ends a trial above so many times the base's loss")
     batch_rows: int = Field(default=16, ge=1, description="rows evaluated at once; doesn't change the loss")

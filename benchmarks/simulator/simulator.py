@@ -27,7 +27,7 @@ from trials.records.checkpoints import CheckpointWriter, LogState, choose_checkp
 from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, read_trial
 from trials.state import TrialState
 from trials.system.timer import TrialTimer
-from trials.training.early_stopping import divergence, patience_exhausted
+from trials.training.early_stopping import divergence, patience_begins, patience_exhausted
 
 T = TypeVar("T")
 
@@ -270,7 +270,8 @@ class SimulatedSearch:
                 self._leave(slot)
                 return
             elif self._machine.patience:
-                ending = patience_exhausted(slot.points, settings)
+                begins = patience_begins(request.config.hyperparameters, STEPS)
+                ending = patience_exhausted(slot.points, settings, begins)
         if ending is not None:
             TrialDir(request.folder).end(ending)
             self._leave(slot)

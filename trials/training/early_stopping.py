@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from trials.config import EvaluationSettings
+from trials.config import EvaluationSettings, Hyperparameters
 from trials.records.trial_dir import Ending, EvalPoint
 from trials.state import TrialState
+
+_STEADY = ("constant", "constant_with_warmup")
+"""Schedules under which the learning rate doesn't fall."""
 
 
 def divergence(loss: float, base_loss: float, factor: float) -> Ending | None:
@@ -20,11 +23,25 @@ def divergence(loss: float, base_loss: float, factor: float) -> Ending | None:
     return None
 
 
-def patience_exhausted(points: Sequence[EvalPoint], settings: EvaluationSettings) -> Ending | None:
-    """Return an ending if the last `patience` evaluations didn't improve on the best before them; else None."""
-    if len(points) <= settings.patience:
+def patience_begins(hyperparameters: Hyperparameters, last_step: int) -> int:
+    """Return the first optimizer step at which a missing improvement counts.
+
+    Where the learning rate falls, most progress comes late (arXiv 2408.11029). A trial without improvement while its
+    rate is high may have most of it still to come, so its second half counts only.
+    """
+    return 0 if hyperparameters.scheduler in _STEADY else last_step // 2
+
+
+def patience_exhausted(points: Sequence[EvalPoint], settings: EvaluationSettings, first_step: int = 0) -> Ending | None:
+    """Return an ending if the last `patience` evaluations didn't improve on the best before them; else None.
+
+    `first_step`: the first optimizer step whose evaluation counts, see `patience_begins`.
+    """
+    if settings.patience is None or len(points) <= settings.patience:
         return None
     before, recent = points[: -settings.patience], points[-settings.patience :]
+    if recent[0].step < first_step:
+        return None
     best = min(point.eval_loss for point in before)
     if min(point.eval_loss for point in recent) < best - settings.min_improvement:
         return None

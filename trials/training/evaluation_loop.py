@@ -12,7 +12,7 @@ from trials.evaluation.answer_scorer import AnswerScorer
 from trials.metrics.row_losses import RowLosses
 from trials.records.trial_dir import Ending, EvalPoint
 from trials.state import TrialState
-from trials.training.early_stopping import divergence, patience_exhausted
+from trials.training.early_stopping import divergence, patience_begins, patience_exhausted
 from trials.training.training_run import Decision, TrainingRun
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class EvaluationLoop:
         return point
 
     def _score_is_due(self, point: EvalPoint, moment: TrainProgress) -> bool:
-        is_last = moment.step >= moment.last_step or patience_exhausted(self._points, self._settings) is not None
+        is_last = moment.step >= moment.last_step or self._patience_exhausted(moment) is not None
         before = self._points[-2].tokens_seen if len(self._points) > 1 else 0
         # When time for training is over, the rest is reserved for the export.
         return self._scorer.is_due(point.tokens_seen, before, is_last=is_last) and not self._run.time_is_over()
@@ -123,7 +123,11 @@ class EvaluationLoop:
             return None
         if self._run.time_is_over():
             return Ending(TrialState.OUT_OF_TIME, "the time for training was over")
-        return patience_exhausted(self._points, self._settings)
+        return self._patience_exhausted(moment)
+
+    def _patience_exhausted(self, moment: TrainProgress) -> Ending | None:
+        begins = patience_begins(self._run.config.hyperparameters, moment.last_step)
+        return patience_exhausted(self._points, self._settings, begins)
 
     def _point(self, eval_loss: float, moment: TrainProgress) -> EvalPoint:
         training_seconds = self._run.timer.training_seconds

@@ -102,7 +102,7 @@ def test_a_search_goes_on_after_restarts(tmp_path: Path) -> None:
 
 
 def test_patience_ends_a_trial_only_where_it_is_asked_for(tmp_path: Path) -> None:
-    task = table([1.0, 1.2, 1.3, 1.1, 1.1, 0.9])
+    task = table([1.5, 1.2, 1.0, 1.3, 1.1, 0.9])  # the rate falls: the second half counts only
     setting = replace(SETTING, evaluations=6, patience=2)
     kinds = {}
     for patience in (True, False):

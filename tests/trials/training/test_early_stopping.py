@@ -6,10 +6,11 @@ import math
 
 import pytest
 
+from search_spaces.schema import Recipe
 from trials.config import EvaluationSettings
 from trials.records.trial_dir import EvalPoint
 from trials.state import TrialState
-from trials.training.early_stopping import divergence, patience_exhausted
+from trials.training.early_stopping import divergence, patience_begins, patience_exhausted
 
 
 def _points(losses: list[float]) -> list[EvalPoint]:
@@ -57,3 +58,18 @@ def test_patience_counts_evaluations_without_improvement(
     ending = patience_exhausted(_points(losses), EvaluationSettings(patience=patience, min_improvement=least))
     assert (ending is not None) == ends
     assert ending is None or ending.kind is TrialState.EARLY_STOPPED
+
+
+def test_without_patience_no_trial_ends() -> None:
+    assert patience_exhausted(_points([2, 3, 4, 5, 6]), EvaluationSettings()) is None
+
+
+def test_where_the_rate_falls_the_second_half_counts_only(small_recipe: Recipe) -> None:
+    points, settings = _points([2, 3, 3, 3]), EvaluationSettings(patience=3)
+    hyperparameters = small_recipe.hyperparameters
+    steady = hyperparameters.model_copy(update={"scheduler": "constant"})
+    falling = hyperparameters.model_copy(update={"scheduler": "cosine"})
+    assert points[1].step == 1  # the first of the three without improvement
+    assert patience_exhausted(points, settings, patience_begins(steady, 20)) is not None
+    assert patience_exhausted(points, settings, patience_begins(falling, 3)) is not None
+    assert patience_exhausted(points, settings, patience_begins(falling, 4)) is None

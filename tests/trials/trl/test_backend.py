@@ -255,7 +255,7 @@ def test_a_loss_that_is_no_number_is_divergence_and_never_written(train: Train) 
 
 def test_patience(train: Train) -> None:
     impatient = {"evaluations": 4, "patience": 1, "min_improvement": 5.0}
-    trained = train(evaluation=impatient)
+    trained = train(evaluation=impatient, scheduler="constant")
     assert trained.record.ending is not None
     assert trained.record.ending.kind is TrialState.EARLY_STOPPED
     assert len(trained.record.points) == 2
