@@ -28,14 +28,18 @@ class Evidence:
             self._first[view.trial_id] = view
 
     def open(self, budget: BudgetState) -> list[TrialView]:
-        """Return the trials that must not be paused, or have to be resumed, until they are complete."""
+        """Return the trials that must not be paused, or have to be resumed, until they are complete.
+
+        One that can't be completed in time any more would show nothing.
+        """
         if budget.seconds * budget.slots < _ROOM * budget.seconds_full:
             return []
         sound = [view for view in self._first.values() if not view.state.is_infeasible and _RATE in view.values]
         if not sound:
             return []
         ends = {each.trial_id: each for each in (min(sound, key=_rate), max(sound, key=_rate))}
-        return [view for view in ends.values() if not view.state.is_terminal]
+        left = budget.seconds_left / budget.seconds_full
+        return [view for view in ends.values() if not view.state.is_terminal and view.to_do * view.pace <= left]
 
 
 def _rate(view: TrialView) -> float:

@@ -59,3 +59,8 @@ def test_what_diverged_is_no_evidence_and_the_next_one_is() -> None:
     assert goes_on(found, 4)
     found.update(view(4, *[1.0] * 9, rate=3e-4, state=TrialState.FINISHED))
     assert not goes_on(found, 1)
+
+
+def test_what_cannot_be_completed_in_time_is_compared_like_all_others() -> None:
+    found = policy()
+    assert not goes_on(found, 2, replace(ROOMY, seconds_left=80.0))
