@@ -24,7 +24,7 @@ from orchestrator.controller.failure_policy import QUIETLY, ExitKind, FailurePol
 from orchestrator.controller.new_trials import NewTrial, NewTrials
 from orchestrator.controller.study import StudyRecorder
 from orchestrator.controller.trial_request import TrialRequest
-from orchestrator.controller.trials import Trial, TrialTable, end_of, varies_length, view_of
+from orchestrator.controller.trials import Trial, TrialTable, end_of, shared_scheduler, varies_length, view_of
 from orchestrator.planning.export_reserve import grace_seconds
 from orchestrator.planning.throughput import ThroughputModel
 from orchestrator.planning.trial_configs import trial_config
@@ -95,7 +95,8 @@ class SearchController:
         self._new_trials = NewTrials(search.recipe, trained, ids_set_aside(run.path, records))
         self._table = TrialTable(run, trained, search.recipe.search.keep_adapters)
         space, settings = distributions(search.recipe.space), search.recipe.search
-        self._surrogate = Surrogate(space, only, self._end_of if varies_length(search.recipe.space) else None)
+        end_of = self._end_of if varies_length(search.recipe.space) else None
+        self._surrogate = Surrogate(space, only, end_of, shared_scheduler(search.recipe))
         self._policy = SearchPolicy(self._surrogate, settings)
         self._sampler = SearchSampler(
             settings, space, self._surrogate, self._say, slots, len(trained), waits=waits_for_sampler

@@ -15,7 +15,7 @@ from orchestrator.state.run_dir import RunDir
 from orchestrator.state.search import Search
 from orchestrator.state.trial_folders import set_aside
 from orchestrator.surrogate.trial_view import TrialView
-from search_spaces.schema import Choices, Dimension
+from search_spaces.schema import Choices, Dimension, Recipe
 from trials.config import Hyperparameters, TrialConfig
 from trials.errors import first_line
 from trials.metrics.row_losses import RowLosses, compare
@@ -176,6 +176,13 @@ def proposed_values(hyperparameters: Hyperparameters, space: Mapping[str, Dimens
 def varies_length(space: Mapping[str, Dimension]) -> bool:
     """Whether configurations of a space may differ in the length of a full trial."""
     return any(name in space for name in _LENGTHS)
+
+
+def shared_scheduler(recipe: Recipe) -> str:
+    """Return the shape of the learning rate of all trials; constant if they differ in it, as nothing can be said."""
+    starts = [values["scheduler"] for values in recipe.start.values() if "scheduler" in values]
+    shapes = {recipe.hyperparameters.scheduler, *starts}
+    return shapes.pop() if len(shapes) == 1 and "scheduler" not in recipe.space else "constant"
 
 
 def end_of(values: Mapping[str, Any], search: Search) -> float:

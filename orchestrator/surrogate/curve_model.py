@@ -30,6 +30,7 @@ from orchestrator.surrogate.gaussian_process import (
     squared_distances,
     within,
 )
+from orchestrator.surrogate.rate_schedule import RateSchedule
 
 MOST_POINTS = 240
 """Number of losses in a fit, at most. The cost grows with its third power.
@@ -72,12 +73,16 @@ class LearningCurveModel:
     That is nearly a logarithm, so slow and fast trials differ by about the same at every fraction. The first segment of
     a slow trial then shows that its final loss will be high. Differences of losses or of their logarithms do not show
     it. A full logarithm would leave too little difference between the best trials.
+
+    With a `schedule`, the learning rate that a trial has at a fraction is a coordinate of its own. So a trial with a
+    high rate isn't taken for a bad one before its rate has come down.
     """
 
-    def __init__(self, coordinates: SpaceEncoder) -> None:
+    def __init__(self, coordinates: SpaceEncoder, schedule: RateSchedule | None = None) -> None:
         self._coordinates = coordinates
+        self._schedule = schedule
         self._seen: dict[str, _Seen] = {}
-        self._theta = prior(coordinates.count)[0]
+        self._theta = prior(coordinates.count + (schedule is not None))[0]
         self._fitted_points = 0
         self._told_since_fit = 0
         self._index: dict[str, int] = {}
@@ -106,9 +111,8 @@ class LearningCurveModel:
         seen = [self._seen[name] for name in chosen]
         counts = [len(each.kept) for each in seen]
         s = np.concatenate([each.s[list(each.kept)] for each in seen])
-        points = Points(
-            np.repeat(np.stack([each.x for each in seen]), counts, 0), s, np.repeat(np.arange(len(seen)), counts)
-        )
+        x = np.repeat(np.stack([each.x for each in seen]), counts, 0)
+        points = Points(self._with_rate(x, s), s, np.repeat(np.arange(len(seen)), counts))
         self._top = self._find_top()
         y = np.concatenate([self._seen_as(each.log_loss[list(each.kept)]) for each in seen])
         self._center, self._scale = float(np.mean(y)), max(float(np.std(y)), _SMALLEST_SCALE)
@@ -128,12 +132,14 @@ class LearningCurveModel:
         x = who if isinstance(who, np.ndarray) else np.stack([self._seen[each].x for each in who])
         number = [-1] * len(x) if isinstance(who, np.ndarray) else [self._index.get(each, -1) for each in who]
         s = np.log(np.maximum(fractions, _SMALLEST_FRACTION))
-        spread = within(self._theta, s)
+        arms, stops = s.shape
+        repeated = self._with_rate(np.repeat(x, stops, 0), s.reshape(-1))
+        rate = None if self._schedule is None else repeated[:, -1].reshape(arms, stops)
+        spread = within(self._theta, s, rate)
         if self._base is None:
             return np.zeros_like(s), spread
         points, lower, white = self._base
-        arms, stops = s.shape
-        at = Points(np.repeat(x, stops, 0), s.reshape(-1), np.repeat(np.array(number), stops))
+        at = Points(repeated, s.reshape(-1), np.repeat(np.array(number), stops))
         cross = covariance(self._theta, points, at)
         solved = scipy.linalg.solve_triangular(lower, cross, lower=True, check_finite=False)
         mean = (solved.T @ white).reshape(arms, stops)
@@ -155,6 +161,12 @@ class LearningCurveModel:
         gain = np.linalg.solve(known, spread[0, :n, n:])
         surprise = (self._seen_as(seen.log_loss[new]) - self._center) / self._scale - mean[0, :n]
         return mean[:, n:] + surprise @ gain, spread[:, n:, n:] - (spread[0, n:, :n] @ gain)[None]
+
+    def _with_rate(self, x: Array, s: Array) -> Array:
+        """Return coordinates [points, dimensions], with that of the rate at log fractions `s` [points] if it falls."""
+        if self._schedule is None:
+            return x
+        return np.concatenate([x, self._schedule.coordinate(x, np.exp(s))[:, None]], axis=1)
 
     def _new(self, trial_id: str, seen: _Seen) -> list[int]:
         if trial_id not in self._index or self._base is None:

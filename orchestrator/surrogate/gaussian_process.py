@@ -71,13 +71,19 @@ def covariance(theta: Array, a: Points, b: Points) -> Array:
     return np.asarray(between + _SHARED**2 * _matern32(gap, _SHARED_LENGTH))
 
 
-def within(theta: Array, s: Array) -> Array:
-    """Return the covariance within each trial at log fractions `s` [trials, fractions], one matrix per trial."""
-    _, lasting, config, config_length, own, own_length = _unpack(theta)
+def within(theta: Array, s: Array, rate: Array | None = None) -> Array:
+    """Return the covariance within each trial at log fractions `s` [trials, fractions], one matrix per trial.
+
+    `rate` is the last coordinate of these points, of the shape of `s`; None: it is the same all along a trial.
+    """
+    lengths, lasting, config, config_length, own, own_length = _unpack(theta)
     gap = np.abs(s[:, :, None] - s[:, None, :])
     amplitude = np.exp(theta[-1] * (s[:, :, None] + s[:, None, :]))
     own_part = own**2 * np.exp(-gap / own_length)
     of_config = lasting**2 + config**2 * _matern32(gap, config_length)
+    if rate is not None:
+        r = np.sqrt(5) * np.abs(rate[:, :, None] - rate[:, None, :]) / lengths[-1]
+        of_config = of_config * (1 + r + r**2 / 3) * np.exp(-r)
     return np.asarray(_matern32(gap, _SHARED_LENGTH) * _SHARED**2 + amplitude * (of_config + own_part))
 
 

@@ -19,6 +19,7 @@ from orchestrator.surrogate.encoding import Array, SpaceEncoder
 from orchestrator.surrogate.feasibility import FeasibilityModel
 from orchestrator.surrogate.history import TrialHistory
 from orchestrator.surrogate.pace import PaceModel
+from orchestrator.surrogate.rate_schedule import RATE, rate_schedule
 from orchestrator.surrogate.trial_view import TrialView
 
 SPREAD_FIRST = 4
@@ -34,7 +35,8 @@ class Surrogate:
     """Trials of a search, and the models of learning curves, feasibility and pace.
 
     `only`: the configurations that may be tried, each once; None: all of the space. `end_of` returns the fraction of
-    the longest full trial at which a configuration is complete; None: all are equally long.
+    the longest full trial at which a configuration is complete; None: all are equally long. `scheduler` is the shape
+    of the learning rate that all trials have.
     """
 
     def __init__(
@@ -42,11 +44,14 @@ class Surrogate:
         space: Mapping[str, BaseDistribution],
         only: Sequence[Mapping[str, Any]] | None = None,
         end_of: Callable[[Mapping[str, Any]], float] | None = None,
+        scheduler: str = "constant",
     ) -> None:
         self._end_of = end_of
         self.encoder = SpaceEncoder(space)
         self.history = TrialHistory(self.encoder, space, only)
-        self.curve_model = LearningCurveModel(self.encoder)
+        column = next(iter(self.encoder.columns(RATE)), None)
+        schedule = None if end_of is not None else rate_schedule(scheduler, space.get(RATE), column)
+        self.curve_model = LearningCurveModel(self.encoder, schedule)
         self.feasibility = FeasibilityModel(space, self.encoder)
         self.pace = PaceModel()
         self.views: dict[str, TrialView] = {}
