@@ -97,6 +97,7 @@ class SearchController:
         space, settings = distributions(search.recipe.space), search.recipe.search
         end_of = self._end_of if varies_length(search.recipe.space) else None
         self._surrogate = Surrogate(space, only, end_of, shared_scheduler(search.recipe))
+        self._surrogate.slots = slots
         self._policy = SearchPolicy(self._surrogate, settings)
         self._sampler = SearchSampler(
             settings, space, self._surrogate, self._say, slots, len(trained), waits=waits_for_sampler

@@ -66,6 +66,7 @@ class FreezeThawSampler(BaseSampler):
 
     def prepare(self) -> None:
         """Do deferred work, while no trial waits for a proposal."""
+        self._surrogate.refit()
         self._proposer.prepare()
 
     def _observe(self, study: Study, number: int) -> None:

@@ -19,6 +19,7 @@ from orchestrator.surrogate.trial_view import TrialView
 from search_spaces.schema import SearchSettings
 
 _SLOW = "gp"
+_MOST_DEATHS = 3
 _ROUNDS = 8
 """With many slots, a request asks for as many configurations as an eighth of the slots starts."""
 
@@ -49,6 +50,8 @@ class SearchSampler:
         self._process: SamplerProcess | None = None
         self._ready: deque[dict[str, Any]] = deque()
         self._asked: Future[list[dict[str, Any]]] | None = None
+        self._deaths = 0
+        """How often its process has died since the last proposal."""
         seed = settings.seed + begun
         if settings.sampler == FREEZE_THAW:
             self._use_ours()
@@ -90,9 +93,21 @@ class SearchSampler:
             count = 1 if self._slots < MANY_SLOTS else max(1, self._slots // _ROUNDS)
             self._asked = self._process.request(number, count)
         if self._asked is not None and (self._asked.done() or self._waits):
-            asked, self._asked = self._asked, None
-            self._ready.extend(asked.result())
+            self._ready.extend(self._answer(self._asked))
         return self._ready.popleft() if self._ready else None
+
+    def _answer(self, asked: Future[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Return what the sampler proposed; nothing if its process has died, which is asked again a few times."""
+        self._asked = None
+        try:
+            found = asked.result()
+        except (EOFError, OSError):
+            self._deaths += 1
+            if self._deaths >= _MOST_DEATHS:
+                raise
+            return []
+        self._deaths = 0
+        return found
 
     def _use_ours(self) -> None:
         self._process = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,6 +122,23 @@ def test_a_process_that_ended_is_replaced_and_knows_all_trials(opened: list[Sear
     asked._ready.clear()
     assert asked.propose(7) is not None
     assert asked._process._process is not process  # type: ignore[union-attr]
+
+
+class Dies(optuna.samplers.RandomSampler):
+    """Ends its process at every proposal."""
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        os._exit(1)
+
+
+def test_where_its_process_dies_every_time_ours_proposes_from_then_on(opened: list[SearchSampler]) -> None:
+    said: list[str] = []
+    settings = SearchSettings(sampler=f"{__name__}:Dies")
+    asked = SearchSampler(settings, SPACE, Surrogate(SPACE), said.append, MANY_SLOTS, waits=True)
+    opened.append(asked)
+    assert [asked.propose(1), asked.propose(1)] == [None, None]
+    assert asked.propose(1) is not None
+    assert ["raised EOFError" in text for text in said] == [True]
 
 
 class Broken(optuna.samplers.RandomSampler):
