@@ -19,7 +19,7 @@ from orchestrator.surrogate.encoding import Array, SpaceEncoder
 from orchestrator.surrogate.feasibility import FeasibilityModel
 from orchestrator.surrogate.history import TrialHistory
 from orchestrator.surrogate.pace import PaceModel
-from orchestrator.surrogate.rate_schedule import RATE, rate_schedule
+from orchestrator.surrogate.rate_schedule import rate_schedule
 from orchestrator.surrogate.trial_view import TrialView
 
 SPREAD_FIRST = 4
@@ -49,8 +49,7 @@ class Surrogate:
         self._end_of = end_of
         self.encoder = SpaceEncoder(space)
         self.history = TrialHistory(self.encoder, space, only)
-        column = next(iter(self.encoder.columns(RATE)), None)
-        schedule = None if end_of is not None else rate_schedule(scheduler, space.get(RATE), column)
+        schedule = None if end_of is not None else rate_schedule(scheduler, space, self.encoder)
         self.curve_model = LearningCurveModel(self.encoder, schedule)
         self.feasibility = FeasibilityModel(space, self.encoder)
         self.pace = PaceModel()

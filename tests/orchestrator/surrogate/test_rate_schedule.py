@@ -7,6 +7,7 @@ import pytest
 
 from orchestrator.controller.trials import shared_scheduler
 from orchestrator.sampling.distributions import distributions
+from orchestrator.surrogate.encoding import SpaceEncoder
 from orchestrator.surrogate.gaussian_process import Points, covariance, prior, within
 from orchestrator.surrogate.model import Surrogate
 from orchestrator.surrogate.rate_schedule import rate_schedule
@@ -21,7 +22,7 @@ PARTS = np.arange(1, 10) / 9
 
 @pytest.mark.parametrize(("scheduler", "half"), [("cosine", 0.5), ("linear", 0.5)])
 def test_two_trials_have_one_coordinate_where_they_have_one_rate(scheduler: str, half: float) -> None:
-    schedule = rate_schedule(scheduler, SPACE["learning_rate"], 0)
+    schedule = rate_schedule(scheduler, SPACE, SpaceEncoder(SPACE))
     assert schedule is not None
     low = np.log(100.0) / np.log(1000.0)
     at = schedule.coordinate(np.array([[low + np.log(2) / np.log(1000.0)], [low]]), np.array([half, 0.0]))
@@ -31,7 +32,12 @@ def test_two_trials_have_one_coordinate_where_they_have_one_rate(scheduler: str,
 
 @pytest.mark.parametrize("scheduler", ["constant", "constant_with_warmup"])
 def test_a_rate_that_does_not_fall_is_no_coordinate(scheduler: str) -> None:
-    assert rate_schedule(scheduler, SPACE["learning_rate"], 0) is None
+    assert rate_schedule(scheduler, SPACE, SpaceEncoder(SPACE)) is None
+
+
+def test_where_all_trials_have_one_rate_it_is_no_coordinate() -> None:
+    other = distributions({"lora_dropout": Range(low=0.0, high=0.3)})
+    assert rate_schedule("cosine", other, SpaceEncoder(other)) is None
 
 
 def test_the_covariance_within_a_trial_is_that_between_its_points() -> None:
