@@ -95,8 +95,8 @@ class SearchController:
         self._new_trials = NewTrials(search.recipe, trained, ids_set_aside(run.path, records))
         self._table = TrialTable(run, trained, search.recipe.search.keep_adapters)
         space, settings = distributions(search.recipe.space), search.recipe.search
-        end_of = self._end_of if varies_length(search.recipe.space) else None
-        self._surrogate = Surrogate(space, only, end_of, shared_scheduler(search.recipe))
+        own_end = self._end_of if varies_length(search.recipe.space) else None
+        self._surrogate = Surrogate(space, only, own_end, shared_scheduler(search.recipe))
         self._surrogate.slots = slots
         self._policy = SearchPolicy(self._surrogate, settings)
         self._sampler = SearchSampler(

@@ -195,8 +195,13 @@ def end_of(values: Mapping[str, Any], search: Search) -> float:
 
 
 def _within(value: Any, dimension: Dimension) -> Any:
-    """Return the value in the dimension's range, which it may have left by rounding."""
-    return value if isinstance(dimension, Choices) else min(max(value, dimension.low), dimension.high)
+    """Return the value in the dimension's range, or as its choice, which it may have left by rounding."""
+    if not isinstance(dimension, Choices):
+        return min(max(value, dimension.low), dimension.high)
+    if not isinstance(value, float) or value in dimension.choices:
+        return value
+    numbers = [choice for choice in dimension.choices if isinstance(choice, int | float)]
+    return min(numbers, key=lambda choice: abs(choice - value), default=value)
 
 
 def _remove(adapters: Iterable[Path]) -> None:
