@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from orchestrator.execution import tune_adapters
 from orchestrator.execution import tune_run as tuner
 from orchestrator.execution.reporting import REQUEST_KEY
 from orchestrator.execution.worker_pool import WorkerPool
+from orchestrator.scheduling import evidence
 from orchestrator.state.run_dir import RunDir
 from orchestrator.state.search import Placement, Search
 from orchestrator.storage.visibility import UNSEEN
@@ -113,8 +115,9 @@ def test_a_trial_whose_process_died_goes_on_in_a_stretch_of_its_own(
 
 
 def test_the_scheduler_says_what_the_conductor_says(
-    controller: SearchController, run: RunDir, pool: WorkerPool
+    controller: SearchController, run: RunDir, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(evidence, "_ROOM", math.inf)  # any trial may pause, the first ones too
     run_base(run, controller, BASE_LOSS)
     searcher = tune_adapters.SearcherAdapter(controller, run, pool)
     start, other = (SimpleNamespace(config=searcher.suggest(name)) for name in "bc")
