@@ -78,13 +78,16 @@ class TokenCounter:
         slots = torch.arange(first_slot, first_slot + rows, device=tokens.device)
         self._keys = token_keys(self._seed, step, slots[:, None], torch.arange(length, device=tokens.device))
 
-    def keys(self, shape: torch.Size) -> Tensor:
-        """Return the tokens' keys in the shape in which a module sees them.
+    def keys(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """Return the tokens' keys in the shape in which a module sees them, on its device.
 
-        Raises `ValueError` if the module sees another number of tokens.
+        A trainer has a micro-batch's tokens on the CPU when the position is set, and moves them later. Raises
+        `ValueError` if the module sees another number of tokens.
         """
         if self._keys is None or self._keys.numel() != shape.numel():
             raise ValueError(f"dropout doesn't know which tokens stand in a tensor {list(shape)}")
+        if self._keys.device != device:
+            self._keys = self._keys.to(device)
         return self._keys.view(shape)
 
 
@@ -109,7 +112,7 @@ class CounterDropout(nn.Module):
             return x
         if self._feature_keys is None or self._feature_keys.device != x.device:
             self._feature_keys = feature_keys(self._module, self._features, x.device)
-        return dropped(x, self._tokens.keys(x.shape[:-1]), self._feature_keys, self.p)
+        return dropped(x, self._tokens.keys(x.shape[:-1], x.device), self._feature_keys, self.p)
 
 
 def count_dropout(model: PeftModel, seed: int) -> TokenCounter:

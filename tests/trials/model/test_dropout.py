@@ -179,3 +179,13 @@ def test_only_adapters_with_dropout_get_it(small_recipe: Recipe) -> None:
         found = [module for module in model.modules() if isinstance(module, CounterDropout)]
         assert len(found) == expected * model.config.num_hidden_layers
         assert not any(isinstance(module, torch.nn.Dropout) for module in model.modules() if p)
+
+
+def test_tokens_may_be_elsewhere_when_a_micro_batch_begins() -> None:
+    """As a trainer has them that moves them to its GPU later; the meta device stands in for one."""
+    tokens = TokenCounter(seed=1)
+    dropout = CounterDropout(0.5, "layers.0.q_proj", 8, tokens).train()
+    tokens.set_position(0, 0, torch.zeros((2, 3), dtype=torch.int64))
+    found = dropout(torch.ones((2, 3, 8), device="meta"))
+    assert found.device.type == "meta"
+    assert found.shape == (2, 3, 8)
