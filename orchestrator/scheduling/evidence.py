@@ -27,7 +27,7 @@ class Evidence:
         if view.trial_id in self._first or len(self._surrogate.views) <= SPREAD_FIRST:
             self._first[view.trial_id] = view
 
-    def open(self, budget: BudgetState) -> list[TrialView]:
+    def unfinished(self, budget: BudgetState) -> list[TrialView]:
         """Return the trials that must not be paused, or have to be resumed, until they are complete.
 
         One that can't be completed in time any more would show nothing.

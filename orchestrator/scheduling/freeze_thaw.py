@@ -39,7 +39,7 @@ class FreezeThawScheduler:
     def should_continue(self, trial_id: str, budget: BudgetState) -> ContinueDecision:
         """Decide at an evaluation of a running trial whether it goes on or pauses."""
         own = self._ranker.value_of(trial_id, budget)
-        if any(each.trial_id == trial_id for each in self._evidence.open(budget)):
+        if any(each.trial_id == trial_id for each in self._evidence.unfinished(budget)):
             return ContinueDecision(True, "its whole curve shows what early losses are worth")
         paused = self._ranker.best_paused(budget)
         if paused is not None and paused[1] > max(own, self._ranker.new_trial_value(budget)):
@@ -50,7 +50,7 @@ class FreezeThawScheduler:
 
     def choose_next(self, budget: BudgetState) -> Next:
         """Choose a paused trial, or a new configuration, for a free slot."""
-        for each in self._evidence.open(budget):
+        for each in self._evidence.unfinished(budget):
             if each.state is TrialState.PAUSED and each.points:
                 return Resume(each.trial_id)
         paused = self._ranker.best_paused(budget)

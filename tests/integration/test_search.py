@@ -220,7 +220,7 @@ def test_interrupted_once_it_exports_and_can_be_resumed(tmp_path: Path) -> None:
     assert any(f"trial {name} goes on from {tokens:,} tokens" in resumed.stdout for name, tokens in seen_tokens.items())
     assert sum(record.origin is Origin.BASE for record in records.values()) == 1
     kinds = {record.ending.kind for record in records.values() if record.ending}
-    assert kinds <= {TrialState.FINISHED, TrialState.PRUNED, TrialState.EARLY_STOPPED}
+    assert kinds <= {TrialState.FINISHED, TrialState.PRUNED, TrialState.OUT_OF_TIME, TrialState.EARLY_STOPPED}
     for record in records.values():
         steps = [point.step for point in record.points]
         assert steps == sorted(set(steps))

@@ -3,7 +3,7 @@ import pytest
 from trials.records.trial_dir import Ending
 from trials.state import TrialState
 
-TERMINAL = {"finished", "pruned", "early_stopped", "diverged", "out_of_memory", "failed"}
+TERMINAL = {"finished", "pruned", "out_of_time", "early_stopped", "diverged", "out_of_memory", "failed"}
 
 
 def test_states_have_the_values_of_ending_json() -> None:

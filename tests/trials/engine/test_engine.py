@@ -169,7 +169,7 @@ def test_a_trial_ends_when_time_is_over(
     trl, ours = records
     assert ours.ending == trl.ending
     assert ours.ending is not None
-    assert ours.ending.kind is TrialState.PRUNED
+    assert ours.ending.kind is TrialState.OUT_OF_TIME
     assert [point.step for point in ours.points] == [point.step for point in trl.points] == [1]
 
 
