@@ -62,6 +62,8 @@ class Surrogate:
         """Number of times that the models were refitted."""
         self.slots = 1
         self._news = 0
+        self._known_incumbent: tuple[tuple[Any, ...], float] | None = None
+        """What the incumbent was computed from, and its value."""
 
     @property
     def has_many_slots(self) -> bool:
@@ -130,10 +132,12 @@ class Surrogate:
 
         Predictions are free of noise. The lowest of many noisy losses would be too ambitious a target for them.
         """
-        known = (
-            self.curve_model.predict_trial(view.trial_id, np.array([[view.fraction]])) for view in self.history.best
-        )
-        return min(float(mean[0, 0]) for mean, _ in known)
+        best = self.history.best
+        key = (self.fits, *((view.trial_id, view.points) for view in best))
+        if self._known_incumbent is None or self._known_incumbent[0] != key:
+            means = (self.curve_model.predict_trial(each.trial_id, np.array([[each.fraction]]))[0] for each in best)
+            self._known_incumbent = key, min(float(mean[0, 0]) for mean in means)
+        return self._known_incumbent[1]
 
 
 def log_expected_improvement(best: float, mean: Array, deviation: Array) -> Array:
