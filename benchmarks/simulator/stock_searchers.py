@@ -22,7 +22,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.simulator.landscapes import Curve, Landscape
 from benchmarks.simulator.simulator import Machine
-from orchestrator.sampling.distributions import decode, distribution, encode
+from orchestrator.sampling.distributions import decode_all, distributions, encode_all
 from search_spaces.schema import Dimension, Recipe
 
 _METRIC = "best_eval_loss"
@@ -66,11 +66,10 @@ class StockSearch:
         if kind is Stock.RANDOM:
             sampler = {"sampler": optuna.samplers.RandomSampler(seed)}
         self._searcher = OptunaSearch(
-            {name: distribution(name, dimension) for name, dimension in space.items()},
+            distributions(space),
             metric=_METRIC,
             mode="min",
-            points_to_evaluate=[{name: encode(values[name], space[name]) for name in space} for values in start]
-            or None,
+            points_to_evaluate=[encode_all(values, space) for values in start] or None,
             **sampler,
         )
         self._scheduler = (
@@ -88,7 +87,7 @@ class StockSearch:
         values = self._searcher.suggest(trial_id)
         trial = self._trials[trial_id] = _Trial(trial_id)
         self._scheduler.on_trial_add(None, trial)
-        return trial_id, {name: decode(value, self._space[name]) for name, value in values.items()}
+        return trial_id, decode_all(values, self._space)
 
     def on_eval(self, trial_id: str, evaluation: int, best_eval_loss: float) -> bool:
         """Record a trial's evaluation (1, 2, ...); return whether it goes on."""

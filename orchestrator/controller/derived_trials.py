@@ -27,6 +27,7 @@ class DerivedTrials:
 
     def __init__(self, run: RunDir, recipe: Recipe, exported: str | None = None) -> None:
         self._run, self._recipe = run, recipe
+        self._distributions = distributions(recipe.space)
         self._search: Search | None = None
         self.exported = exported
 
@@ -46,7 +47,7 @@ class DerivedTrials:
             # As `optuna.Study.tell` has it, the value of a pruned trial is its last intermediate value.
             value=record.best_eval_loss if state in (OptunaState.COMPLETE, OptunaState.PRUNED) else None,
             params=proposed_values(record.config.hyperparameters, self._recipe.space, self._read().shortened or 1.0),
-            distributions=distributions(self._recipe.space),
+            distributions=self._distributions,
             intermediate_values={point.tokens_seen: point.best_eval_loss for point in record.points},
             user_attrs=self._attributes(record),
             constraints=None if record.ending is None else {CONSTRAINT: float(is_infeasible)},

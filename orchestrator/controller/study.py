@@ -77,7 +77,7 @@ class StudyRecorder:
         with self._unless_locked():
             self._study = self._study or self._opened(self._run.records())
             for trial_id in sorted(self._changed, key=int):
-                self._write(self._study, int(trial_id), self._record(trial_id))
+                _write(self._study, self._derived, int(trial_id), self._record(trial_id))
                 self._changed.remove(trial_id)
 
     @contextmanager
@@ -98,17 +98,16 @@ class StudyRecorder:
 
     def _opened(self, records: Sequence[TrialRecord]) -> StudyFile:
         """Return the study with all trials in it; one that they can't be appended to is made anew."""
-        by_number = {int(record.id): record for record in records}
-        last = max((*by_number, *map(int, ids_set_aside(self._run.path, records))), default=0)
+        numbered = _by_number(self._run, records)
         found = read_study(self._run)
         self._derived.exported = None if found is None else found.exported
-        derived = [self._derived.derive(number, by_number.get(number)) for number in range(last + 1)]
+        derived = [self._derived.derive(number, record) for number, record in enumerate(numbered)]
         if found is None or not _can_become(found.trials, derived):
-            self._tell_why(_set_aside(self._run), is_damaged=found is None, is_begun=last > 0)
+            self._tell_why(_set_aside(self._run), is_damaged=found is None, is_begun=len(numbered) > 1)
             found = None
         study = StudyFile(self._run.study_url, _name_of(self._run), found)
-        for number in range(last + 1):
-            self._write(study, number, by_number.get(number))
+        for number, record in enumerate(numbered):
+            _write(study, self._derived, number, record)
         return study
 
     def _tell_why(self, aside: Path | None, *, is_damaged: bool, is_begun: bool) -> None:
@@ -126,32 +125,36 @@ class StudyRecorder:
         except RunFolderError:
             return None
 
-    def _write(self, study: StudyFile, number: int, record: TrialRecord | None) -> None:
-        if number == BASE and record is not None:
-            study.set_attrs(base_eval_loss=record.best_eval_loss, base_score=record.score)
-        study.write(number, self._derived.derive(number, record))
-
 
 def record_export(run: RunDir, recipe: Recipe, trial_id: str) -> None:
     """Make study.db anew, so that the trial that was exported is the study's best.
 
     Optuna's trials can't be changed once they have ended.
     """
-    records = {int(record.id): record for record in run.records()}
-    last = max((*records, *map(int, ids_set_aside(run.path, list(records.values())))), default=0)
     derived = DerivedTrials(run, recipe, trial_id)
     beside = run.path / "study.db.new"
     beside.unlink(missing_ok=True)
     study = StudyFile(sqlite_url(beside), _name_of(run), None)
-    for number in range(last + 1):
-        study.write(number, derived.derive(number, records.get(number)))
-    base = records.get(BASE)
-    study.set_attrs(
-        base_eval_loss=base.best_eval_loss if base else None, base_score=base.score if base else None, exported=trial_id
-    )
+    for number, record in enumerate(_by_number(run, run.records())):
+        _write(study, derived, number, record)
+    study.set_attrs(exported=trial_id)
     study.close()
     _remove_beside(run)
     beside.replace(run.path / "study.db")
+
+
+def _by_number(run: RunDir, records: Sequence[TrialRecord]) -> list[TrialRecord | None]:
+    """Return the records at the places of their trials' numbers; None: no folder, or it was set aside."""
+    found = {int(record.id): record for record in records}
+    last = max((*found, *map(int, ids_set_aside(run.path, records))), default=0)
+    return [found.get(number) for number in range(last + 1)]
+
+
+def _write(study: StudyFile, derived: DerivedTrials, number: int, record: TrialRecord | None) -> None:
+    """Write a trial as derived; the base model's figures are attributes of the study."""
+    if number == BASE and record is not None:
+        study.set_attrs(base_eval_loss=record.best_eval_loss, base_score=record.score)
+    study.write(number, derived.derive(number, record))
 
 
 def _name_of(run: RunDir) -> str:

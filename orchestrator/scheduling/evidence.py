@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from orchestrator.scheduling.types import BudgetState
 from orchestrator.surrogate.model import SPREAD_FIRST, Surrogate
+from orchestrator.surrogate.rate_schedule import RATE
 from orchestrator.surrogate.trial_view import TrialView
 
-_RATE = "learning_rate"
 _ROOM = 8
 """Number of full trials for which the whole search must have time, as two of them are trained to their end."""
 
@@ -34,7 +34,7 @@ class Evidence:
         """
         if budget.seconds * budget.slots < _ROOM * budget.seconds_full:
             return []
-        sound = [view for view in self._first.values() if not view.state.is_infeasible and _RATE in view.values]
+        sound = [view for view in self._first.values() if not view.state.is_infeasible and RATE in view.values]
         if not sound:
             return []
         ends = {each.trial_id: each for each in (min(sound, key=_rate), max(sound, key=_rate))}
@@ -43,4 +43,4 @@ class Evidence:
 
 
 def _rate(view: TrialView) -> float:
-    return float(view.values[_RATE])
+    return float(view.values[RATE])

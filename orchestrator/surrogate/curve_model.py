@@ -195,10 +195,6 @@ class LearningCurveModel:
         loss = float(np.exp(self._top - (come_down - _OFFSET)))
         return Forecast(loss, loss * come_down / (_POWER * seen_as) * self._scale * deviation)
 
-    def to_target(self, loss: float) -> float:
-        """Convert a loss in nats to the standardised scale."""
-        return float((self._seen_as(np.log([max(loss, _SMALLEST_LOSS)]))[0] - self._center) / self._scale)
-
     def _seen_as(self, log_loss: Array) -> Array:
         return np.asarray(-((np.maximum(self._top - log_loss, 0.0) + _OFFSET) ** _POWER))
 

@@ -15,8 +15,8 @@ from optuna.distributions import BaseDistribution
 from scipy.special import expit
 
 from orchestrator.surrogate.encoding import Array, SpaceEncoder
+from orchestrator.surrogate.rate_schedule import RATE
 
-_RATE = "learning_rate"
 _MEMORY_GROWS_WITH = ("lora_rank", "effective_batch")
 _MEMORY_DEPENDS_ON = ("target_modules", "use_dora", "optimizer", "gradient_checkpointing")
 _RIDGE = 0.03
@@ -32,7 +32,7 @@ class FeasibilityModel:
     """
 
     def __init__(self, space: Mapping[str, BaseDistribution], encoder: SpaceEncoder) -> None:
-        self._rate = encoder.columns(_RATE)
+        self._rate = encoder.columns(RATE)
         self._grows = [column for name in _MEMORY_GROWS_WITH for column in encoder.columns(name)]
         self._alike = [column for name in _MEMORY_DEPENDS_ON for column in encoder.columns(name)]
         self._weights: tuple[float, float] | None = None
