@@ -37,7 +37,7 @@ def first_state(config: TrialConfig, train: Split, length: TrialLength) -> Train
     return TrainerState(
         max_steps=length.steps,
         num_train_epochs=math.ceil(length.steps / steps_per_epoch),
-        logging_steps=logging_steps(length),
+        logging_steps=logging_steps(config.hyperparameters, length),
         train_batch_size=micro_batch_rows(batch, train.longest, config.machine),
         stateful_callbacks=[TrainerControl()],
     )
