@@ -56,6 +56,13 @@ class Hyperparameters(Settings):
     use_rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank) (arXiv 2312.03732)")
     use_dora: bool = Field(default=False, description="weight-decomposed adapter (arXiv 2402.09353)")
     loraplus_ratio: float = Field(default=1.0, ge=1, le=1000, description="LoRA+: rate of B over rate of A; 1 is off")
+    adapter_average: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="the average of the adapter over about this last share of the trial is what is evaluated and kept; "
+        "0 is off",
+    )
     epochs: float | None = Field(default=None, gt=0, description="passes over the training rows")
     train_tokens: int | None = Field(default=None, ge=1, description="unpadded tokens of a full trial")
     rows_seen: int | None = Field(default=None, ge=1, description="rows of a full trial, repeated ones counted again")
