@@ -201,10 +201,14 @@ class EngineTrial:
         return found
 
     def _first_state(self) -> TrainerState:
+        first = first_state(self._config, self._run.data.train, self._length)
         if self._run.checkpoint is None:
-            return first_state(self._config, self._run.data.train, self._length)
+            return first
         parameters = self._adapter.named_parameters()
-        return read_checkpoint(self._run.checkpoint, parameters, self._flat_optimizer, self._average_parameters)
+        state = read_checkpoint(self._run.checkpoint, parameters, self._flat_optimizer, self._average_parameters)
+        # The trial may have been extended since.
+        state.max_steps, state.num_train_epochs = first.max_steps, first.num_train_epochs
+        return state
 
     def _rows_of_step(self) -> Callable[[int], list[TokenizedRow]]:
         train = self._run.data.train
