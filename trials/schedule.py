@@ -10,6 +10,8 @@ from trials.config import EvaluationSettings, Hyperparameters, Machine
 
 LOGGED_STEPS = 200
 """Approximate number of training losses that are logged in a full trial; of an open-ended one in an epoch."""
+_MOST_UNLOGGED = 10
+"""Most optimizer steps of an open-ended trial from one logged training loss to the next: it may be a short one."""
 INVERSE_SQRT_STEPS = 100
 """Steps after warm-up in which the rate of inverse_sqrt falls to 71 % of its peak.
 
@@ -94,7 +96,8 @@ def checkpoint_steps(effective_batch: int, machine: Machine) -> int | None:
 
 def logging_steps(hyperparameters: Hyperparameters, length: TrialLength) -> int:
     """Return the optimizer steps from one logged training loss to the next."""
-    return max(1, _scheduled_steps(hyperparameters, length) // LOGGED_STEPS)
+    steps = max(1, _scheduled_steps(hyperparameters, length) // LOGGED_STEPS)
+    return min(steps, _MOST_UNLOGGED) if hyperparameters.is_open_ended else steps
 
 
 def warmup_steps(hyperparameters: Hyperparameters, length: TrialLength) -> int:

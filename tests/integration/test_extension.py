@@ -123,5 +123,5 @@ def test_twice(workshop: Workshop, engine: Engine) -> None:
     record = _half(workshop, _config(workshop, 3, 3, **CHANGES[0]), engine)
     for steps in (7, STEPS):
         record = _extended(workshop, record, _config(workshop, steps, steps, **CHANGES[0]), engine)
-    # Of the short one's points two are passed in one step.
+    # One step passes two of the twelve points.
     _assert_near(record, straight, 0.0, shared=11)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from trials.config import EvaluationSettings, Hyperparameters, Machine
+from trials.config import EvaluationSettings, Hyperparameters, Machine, Scheduler
 from trials.schedule import (
     Epoch,
     checkpoint_steps,
@@ -104,7 +104,10 @@ def test_an_open_ended_trial_s_warm_up_is_a_share_of_an_epoch_whatever_its_lengt
 
 
 def test_an_open_ended_trial_logs_as_often_whatever_its_length() -> None:
-    lengths = [Hyperparameters(rows_seen=rows, effective_batch=1, scheduler="inverse_sqrt") for rows in (10, 45_000)]
-    assert [logging_steps(each, full_length(each, EPOCH)) for each in lengths] == [22, 22]
-    other = Hyperparameters(rows_seen=45_000, effective_batch=1)
-    assert logging_steps(other, full_length(other, EPOCH)) == 225
+    def steps(scheduler: Scheduler, rows_seen: int, batch: int) -> int:
+        hyperparameters = Hyperparameters(rows_seen=rows_seen, effective_batch=batch, scheduler=scheduler)
+        return logging_steps(hyperparameters, full_length(hyperparameters, EPOCH))
+
+    assert [steps("inverse_sqrt", rows, batch=4) for rows in (10, 45_000)] == [5, 5]
+    assert [steps("inverse_sqrt", rows, batch=1) for rows in (10, 45_000)] == [10, 10]  # an epoch of 4,500 steps
+    assert [steps("cosine", rows, batch=1) for rows in (10, 45_000)] == [1, 225]
