@@ -19,7 +19,7 @@ from typing import Any
 from orchestrator.export.model_card import model_card
 from orchestrator.export.scores import manifest_scores
 from orchestrator.export.target import Staging, refuse_target, set_strangers_aside, staging_beside
-from orchestrator.export.verification import MERGED_TOLERANCE, TOLERANCE, VerificationDeadline, verify_export
+from orchestrator.export.verification import MERGED_TOLERANCE, VerificationDeadline, allowed_difference, verify_export
 from orchestrator.state.run_dir import RunDir
 from orchestrator.state.search import Search
 from orchestrator.state.search_file import versions
@@ -231,7 +231,7 @@ def _verified(found: dict[str, Any], trial_loss: float) -> dict[str, float] | No
     if "eval_loss" not in found:
         return None
     loss = found["eval_loss"]
-    return {"eval_loss": loss, "difference": abs(loss - trial_loss), "tolerance": TOLERANCE}
+    return {"eval_loss": loss, "difference": abs(loss - trial_loss), "tolerance": allowed_difference(trial_loss, found)}
 
 
 def _against_start(start: TrialRecord, winner: TrialRecord) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,14 @@ from search_spaces.schema import Recipe
 from trials.errors import ExportNotVerified
 from trials.evaluation.verify import VerificationJob
 
-TOLERANCE = 1e-3
+_TOLERANCE = 1e-3
 """Largest difference between the trial's eval loss and the reloaded adapter's, in nats per token."""
+_ROUNDING = 5e-3
+"""In bfloat16, the largest difference as a share of the loss, if that is more: the engine and PEFT round differently.
+
+On an H200 an adapter of SmolLM2-135M with loss 0.8974, the best of its search, had 0.8986 when it was loaded again.
+Less was allowed then, so another one was exported.
+"""
 
 MERGED_TOLERANCE = 0.02
 """Largest difference for merged weights, in nats per token.
@@ -51,10 +57,18 @@ def verify_export(
         merge=merge,
     )
     found = _run(job, due)
-    check_loss("the exported adapter", found["eval_loss"], trial_loss, TOLERANCE)
+    check_loss("the exported adapter", found["eval_loss"], trial_loss, allowed_difference(trial_loss, found))
     if merge:
         check_loss("the merged model", found["merged"], trial_loss, MERGED_TOLERANCE)
     return found
+
+
+def allowed_difference(trial_loss: float, found: Mapping[str, Any]) -> float:
+    """Return the largest difference in nats per token of an adapter's loss to the trial's.
+
+    `found` is the result of verification.
+    """
+    return max(_TOLERANCE, _ROUNDING * trial_loss) if found.get("is_rounded") else _TOLERANCE
 
 
 def check_loss(what: str, loss: float, trial_loss: float, tolerance: float) -> None:

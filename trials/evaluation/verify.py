@@ -34,7 +34,10 @@ class VerificationJob(Settings):
 
 
 def verify_export(job: VerificationJob) -> dict[str, Any]:
-    """Return the export's eval loss, its test loss and the base's, a few answers, and the merged weights' eval loss."""
+    """Return the export's eval loss, its test loss and the base's, a few answers, and the merged weights' eval loss.
+
+    `is_rounded` says whether the model's products are in bfloat16.
+    """
     use_threads(job.machine)
     found = _evaluate(job, job.export, job.model.quantization)
     if job.merge:
@@ -46,6 +49,8 @@ def verify_export(job: VerificationJob) -> dict[str, Any]:
 
 
 def _evaluate(job: VerificationJob, path: str, quantization: str) -> dict[str, Any]:
+    import torch
+
     from trials.data.dataset import load_data
     from trials.evaluation import evaluator
 
@@ -53,6 +58,7 @@ def _evaluate(job: VerificationJob, path: str, quantization: str) -> dict[str, A
     data = load_data(job.data, loaded.tokenizer)
     losses = evaluator.losses(loaded, data.eval, job.batch_rows)
     found: dict[str, Any] = {"eval_loss": losses.mean, "row_losses": asdict(losses)}
+    found["is_rounded"] = loaded.model.dtype == torch.bfloat16
     if data.test is not None:
         test = evaluator.losses(loaded, data.test, job.batch_rows)
         base = evaluator.losses(loaded, data.test, job.batch_rows, base=True)
