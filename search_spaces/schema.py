@@ -75,7 +75,7 @@ class SearchSettings(Settings):
     sampler: str = Field(
         default="freeze_thaw",
         description="what proposes configurations: freeze_thaw, tpe, gp, cmaes, random, or module:Class of Optuna's "
-        "sampler interface",
+        "sampler interface; auto: what was best in this version's benchmarks, freeze_thaw",
     )
     sampler_arguments: Mapping[str, Any] = Field(
         default={}, description="for Optuna's sampler, such as n_startup_trials"
@@ -113,9 +113,11 @@ class SearchSettings(Settings):
     @field_validator("sampler", mode="after")
     @classmethod
     def _is_sampler(cls, value: str) -> str:
+        if value == "auto":
+            return SAMPLERS[0]
         module, colon, member = value.partition(":")
         if value not in SAMPLERS and not (colon and member.isidentifier() and module.replace(".", "").isidentifier()):
-            raise ValueError(f"{value!r} is no sampler; allowed: {', '.join(SAMPLERS)}, or module:Class")
+            raise ValueError(f"{value!r} is no sampler; allowed: {', '.join(SAMPLERS)}, auto, or module:Class")
         return value
 
     @model_validator(mode="after")

@@ -10,6 +10,10 @@ from pydantic import ValidationError
 from search_spaces.schema import Recipe, SearchSettings, is_integer
 
 
+def test_auto_is_the_sampler_that_was_best() -> None:
+    assert SearchSettings(sampler="auto").sampler == "freeze_thaw"
+
+
 def _recipe(small_recipe: Recipe, **change: Any) -> Recipe:
     content = small_recipe.model_dump(mode="python")
     return Recipe.model_validate({**content, "space": {}, "start": {}, **change})

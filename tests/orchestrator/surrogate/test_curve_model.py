@@ -53,15 +53,31 @@ def test_a_configuration_nearby_keeps_some_of_the_values() -> None:
 def test_the_fit_climbs_to_where_its_gradient_says() -> None:
     random = np.random.default_rng(0)
     trial = np.repeat(np.arange(10), 3)
-    x, rate = random.random((10, 2))[trial], np.tile([1.0, 0.7, 0.1], 10)
-    points = Points(x, np.log(np.tile([1, 3, 9], 10) / 9), trial, rate, x[:, 0])
+    points = Points(random.random((10, 2))[trial], np.log(np.tile([1, 3, 9], 10) / 9), trial)
     theta = prior(2)[0]
     y = np.linalg.cholesky(covariance(theta, points, points) + 1e-4 * np.eye(30)) @ random.standard_normal(30)
     found = fit(points, y, np.zeros(30), theta, 50)
     again = fit(points, y, np.zeros(30), found + 0.05, 50)
     assert again == pytest.approx(found, abs=0.05)
-    one = Points(points.x[:3], points.s[:3], points.trial[:3], rate[:3], x[:3, 0])
-    assert within(theta, points.s[None, :3], rate[None, :3])[0] == pytest.approx(covariance(theta, one, one))
+    block = covariance(theta, *[Points(points.x[:3], points.s[:3], points.trial[:3])] * 2)
+    assert within(theta, points.s[None, :3])[0] == pytest.approx(block)
+
+
+def test_decisions_use_one_thread() -> None:
+    code = """
+import subprocess
+import sys
+
+import numpy as np
+from threadpoolctl import threadpool_info, threadpool_limits
+import scipy.linalg
+from orchestrator.surrogate.model import Surrogate
+threadpool_limits(2, user_api="blas")
+Surrogate({})
+print({each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"})
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "{1}"
 
 
 @pytest.mark.parametrize("late", [False, True])
