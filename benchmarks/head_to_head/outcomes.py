@@ -17,6 +17,7 @@ from trials.records.trial_dir import Origin, TrialRecord, read_trial
 from trials.system.damage import DamagedFile, read_value
 from trials.system.files import read_json_lines, write_json
 
+_TRAINED = (Origin.START, Origin.PROPOSED)
 _WEIGHTS = "adapter_model.safetensors"
 
 
@@ -106,7 +107,7 @@ def _left_by_trial(folder: Path) -> Left:
 
 def _left_by_search(folder: Path) -> Left:
     run = RunDir(folder)
-    trained = [record for record in _records(run) if record.origin is not Origin.BASE and record.points]
+    trained = [record for record in _records(run) if record.origin in _TRAINED and record.points]
     tokens = sum(record.tokens_seen for record in trained)
     manifest = run.export / "manifest.json"
     try:
