@@ -91,7 +91,7 @@ class Matches:
             raise InputError(f"{failure}; {log} says why.")
 
     def _folder(self, rival: Rival, budget_seconds: float, seed: int) -> Path:
-        return self.out / f"{format_duration(budget_seconds)}-seed{seed}" / rival.value
+        return self.out / f"{budget_seconds:g}s-seed{seed}" / rival.value
 
     def _command(self, rival: Rival, budget_seconds: float, seed: int, run: Path) -> list[str]:
         if rival is Rival.RECIPE:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 DEMO = ROOT / "search_spaces" / "demo"
 TEST_ROWS = 24
 # On a busy machine the searches need most of this for imports, the base's evaluation and the export.
-BUDGET = "75s"
+BUDGET = "90s"
 SETTINGS = [*(each for each in SMALL if not each.startswith("test_rows")), "search.reserve=25s", "search.trials=4"]
 
 
