@@ -74,6 +74,7 @@ LONGEST = (
     "trl/test_dry_run.py",
     "integration/test_trl_two_processes.py",
     "integration/test_consolidation.py",
+    "integration/test_head_to_head.py",
 )
 """Files that take minutes: begun first, so that nobody waits for one of them at the end."""
 

@@ -27,6 +27,7 @@ from benchmarks.head_to_head.plot import page
 from benchmarks.head_to_head.rivals import Rival
 from benchmarks.head_to_head.table import as_json, lines, table_text
 from search_spaces.durations import parse_duration
+from search_spaces.layers import resolve_path
 from search_spaces.loader import DEFAULT_RECIPE
 from trials.cli import number_within, run_command
 from trials.errors import EXIT_DONE, InputError, RecipeError
@@ -96,16 +97,7 @@ def _interrupt(*_: object) -> None:
 
 def _compare(given: argparse.Namespace) -> int:
     logging.getLogger("benchmarks").setLevel(logging.INFO)
-    contest = Contest(
-        recipe=given.recipe,
-        model=given.model,
-        train=given.train,
-        eval=given.eval,
-        test=given.test,
-        requests=tuple(given.set),
-        cpu=given.cpu,
-        gpu_memory_gib=given.gpu_memory_gib,
-    )
+    contest = contest_of(given)
     _choose_device(contest)
     known = checked(contest)
     out = (given.out or Path("runs") / f"head-to-head-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
@@ -118,6 +110,15 @@ def _compare(given: argparse.Namespace) -> int:
     ]
     _write(out, contest, outcomes, matches)
     return EXIT_DONE
+
+
+def contest_of(given: argparse.Namespace) -> Contest:
+    """Return the contest that options describe, with absolute paths: it may be gone on with from another folder."""
+    here = Path.cwd()
+    model, train, dev, test = (resolve_path(text, here) for text in (given.model, given.train, given.eval, given.test))
+    is_file = given.recipe.endswith((".yaml", ".yml"))
+    recipe = str(Path(given.recipe).absolute()) if is_file else given.recipe
+    return Contest(recipe, model, train, dev, test, tuple(given.set), given.cpu, given.gpu_memory_gib)
 
 
 def _choose_device(contest: Contest) -> None:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from benchmarks.head_to_head.curves import Evaluation, best_so_far
 from benchmarks.head_to_head.outcomes import Outcome
 from benchmarks.head_to_head.rivals import LABELS, Rival
-from orchestrator.report.plot_style import LINE_COLOUR, fragment, new_figure
+from orchestrator.report.plot_style import LINE_COLOUR, LOG_FROM_RATIO, fragment, new_figure
 from search_spaces.durations import format_duration
 
 # Distinguishable with colour blindness (after Okabe and Ito), as in the report; our search is green there, too.
@@ -49,6 +49,7 @@ def figure(outcomes: Sequence[Outcome]) -> go.Figure:
     drawn = new_figure("seconds since the start of the command", "best loss on EVAL, nats per token", height=460)
     budget = max(outcome.budget_seconds for outcome in outcomes)
     named: set[Rival] = set()
+    losses: list[float] = []
     for outcome in outcomes:
         curve = steps(outcome.evaluations, budget)
         if not curve:
@@ -64,8 +65,11 @@ def figure(outcomes: Sequence[Outcome]) -> go.Figure:
             hovertemplate=f"{LABELS[outcome.rival]}, seed {outcome.seed}<br>%{{x:.0f}} s: %{{y:.4f}}<extra></extra>",
         )
         named.add(outcome.rival)
+        losses += [point.eval_loss for point in curve]
     drawn.add_vline(x=budget, line={"color": LINE_COLOUR, "width": 1, "dash": "dot"})
     drawn.update_xaxes(rangemode="tozero")
+    if losses and max(losses) > LOG_FROM_RATIO * min(losses) > 0:
+        drawn.update_yaxes(type="log")
     return drawn
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.head_to_head.__main__ import main, parser, several
+from benchmarks.head_to_head.__main__ import contest_of, main, parser, several
 from benchmarks.head_to_head.rivals import Rival
 from search_spaces.loader import load_recipe
 from tests.support.cli import ROOT
@@ -76,6 +76,14 @@ def test_without_a_gpu_the_cpu_must_be_asked_for(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert main([*ROWS, TEST, "--budgets", "4m"]) == 2
     assert "Give --cpu" in capsys.readouterr().err
+
+
+def test_names_are_absolute_so_that_it_can_go_on_from_anywhere(in_tmp_path: Path) -> None:
+    (in_tmp_path / "test.jsonl").write_text("")
+    rows = ["HuggingFaceTB/SmolLM2-135M", *ROWS[1:], "test.jsonl[:24]"]
+    found = contest_of(parser().parse_args([*rows, "--budgets", "4m", "--recipe", "mine.yaml"]))
+    assert (found.model, found.test) == (rows[0], f"{in_tmp_path / 'test.jsonl'}[:24]")
+    assert found.recipe == str(in_tmp_path / "mine.yaml")
 
 
 def test_repeated_values_are_there_once() -> None:

@@ -25,6 +25,13 @@ def test_a_rival_is_named_once_whatever_its_seeds() -> None:
     assert shown == [(LABELS[Rival.STOCK], True), (LABELS[Rival.STOCK], False), (LABELS[Rival.RECIPE], True)]
 
 
+def test_losses_far_apart_are_on_a_logarithmic_axis() -> None:
+    near = outcome(Rival.STOCK, 60, Evaluation(10, 2.0), Evaluation(20, 1.0))
+    far = outcome(Rival.OURS, 60, Evaluation(10, 2.0), Evaluation(20, 0.01))
+    assert figure([near]).layout.yaxis.type is None
+    assert figure([near, far]).layout.yaxis.type == "log"
+
+
 def test_the_page_has_a_figure_a_budget_and_needs_no_network() -> None:
     text = page([outcome(Rival.OURS, budget, Evaluation(10, 2.0)) for budget in (60, 240)])
     assert text.count("<h2>") == 2
