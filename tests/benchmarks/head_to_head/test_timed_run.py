@@ -42,6 +42,13 @@ def test_at_the_deadline_it_is_killed_with_all_its_processes(tmp_path: Path) -> 
     assert not is_alive(int((tmp_path / "run" / "child").read_text()))
 
 
+def test_sessions_that_it_opened_are_ended_too(tmp_path: Path) -> None:
+    opens = HAS_A_CHILD.replace('600)"]', '600)"], start_new_session=True')
+    command = [sys.executable, "-c", WRITES + opens + WAITS, str(tmp_path / "run")]
+    run_timed(command, os.environ, tmp_path / "run", tmp_path / "log.txt", 5, at_once=True)
+    assert not is_alive(int((tmp_path / "run" / "child").read_text()))
+
+
 def test_a_search_is_asked_to_end_first(tmp_path: Path) -> None:
     ends = "import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
     command = [sys.executable, "-c", WRITES + ends + WAITS, str(tmp_path / "run")]
