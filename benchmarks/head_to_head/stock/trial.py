@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from trials.data.dataset import TrialData
 
 EVAL_BATCH_ROWS = 16
+_USUAL_SCHEDULES = {"cosine", "linear", "constant", "constant_with_warmup"}
 POINT_FILE = "point.json"
 """Beside an adapter: the evaluation that it had."""
 
@@ -168,7 +169,7 @@ def _arguments(hyperparameters: Hyperparameters, fit: Fit, length: Length, folde
         gradient_checkpointing=fit.gradient_checkpointing,
         max_steps=length.steps,
         learning_rate=hyperparameters.learning_rate,
-        lr_scheduler_type=hyperparameters.scheduler,
+        lr_scheduler_type=usual_schedule(hyperparameters.scheduler),
         warmup_steps=int(hyperparameters.warmup_fraction * length.steps),
         weight_decay=hyperparameters.weight_decay,
         optim=_fused(hyperparameters.optimizer) if on_gpu else hyperparameters.optimizer,
@@ -189,6 +190,11 @@ def _arguments(hyperparameters: Hyperparameters, fit: Fit, length: Length, folde
         disable_tqdm=True,
         seed=seed,
     )
+
+
+def usual_schedule(name: str) -> str:
+    """Return a schedule as its users know it: one of our own becomes the cosine that a user of TRL would take."""
+    return name if name in _USUAL_SCHEDULES else "cosine"
 
 
 def _fused(optimizer: str) -> str:

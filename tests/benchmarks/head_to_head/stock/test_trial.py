@@ -17,6 +17,7 @@ from benchmarks.head_to_head.stock.trial import (
     read_request,
     train,
     trial_length,
+    usual_schedule,
 )
 from search_spaces.schema import Recipe
 from trials.data.dataset import TrialData
@@ -28,6 +29,15 @@ FIT = Fit(trials_at_once=2, micro_batch_rows=None, gradient_checkpointing=False,
 @pytest.mark.parametrize(("batch", "most", "rows"), [(16, None, 16), (16, 5, 4), (12, 8, 6), (8, 32, 8), (7, 3, 1)])
 def test_micro_batches_divide_the_batch(batch: int, most: int | None, rows: int) -> None:
     assert micro_batch(batch, most) == rows
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"),
+    [("cosine", "cosine"), ("linear", "linear"), ("constant", "constant"), ("inverse_sqrt", "cosine")],
+)
+def test_stock_has_schedules_that_its_users_know(asked: str, used: str) -> None:
+    """Transformers' inverse_sqrt is not ours: its rate stays near its peak for 10,000 steps."""
+    assert usual_schedule(asked) == used
 
 
 def test_a_request_is_read_as_it_was_written(small_recipe: Recipe, tmp_path: Path) -> None:
