@@ -67,14 +67,16 @@ SMALL = (
 LONGEST = (
     "chaos/test_kill_search.py",
     "integration/test_search.py",
-    "integration/test_search_on_object_store.py",
-    "execution/test_worker_group.py",
     "execution/test_worker_pool.py",
-    "integration/test_pause_and_resume.py",
-    "trl/test_dry_run.py",
     "integration/test_trl_two_processes.py",
-    "integration/test_consolidation.py",
     "integration/test_head_to_head.py",
+    "integration/test_resume_search.py",
+    "integration/test_pause_and_resume.py",
+    "system/test_demo_learning.py",
+    "trl/test_dry_run.py",
+    # with --cluster
+    "execution/test_worker_group.py",
+    "integration/test_search_on_object_store.py",
 )
 """Files that take minutes: begun first, so that nobody waits for one of them at the end."""
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Scheduler = Literal["cosine", "linear", "constant", "constant_with_warmup"]
+Scheduler = Literal["cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt"]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
 DataFormat = Literal["nli_cot", "nli", "messages", "instruction", "prompt_completion", "title_body", "text"]
 TooLong = Literal["fail", "drop", "shorten"]
@@ -39,8 +39,14 @@ class Hyperparameters(Settings):
         description="names of the linear layers that get an adapter; all-linear: every one but the head",
     )
     effective_batch: int = Field(default=16, ge=1, description="rows per optimizer step")
-    warmup_fraction: float = Field(default=0.03, ge=0, lt=1, description="share of all steps")
-    scheduler: Scheduler = Field(default="cosine", description="shape of the learning rate after warm-up")
+    warmup_fraction: float = Field(
+        default=0.03, ge=0, lt=1, description="share of all steps; of inverse_sqrt: of one epoch's, at most 100 steps"
+    )
+    scheduler: Scheduler = Field(
+        default="cosine",
+        description="shape of the learning rate after warm-up; inverse_sqrt: the peak times the root of "
+        "100 / (100 + step), whatever the length",
+    )
     weight_decay: float = Field(default=0.01, ge=0, le=1, description="decoupled, per unit of learning rate")
     optimizer: Optimizer = Field(default="adamw_torch", description="its name in transformers")
     max_grad_norm: float | None = Field(
@@ -50,6 +56,13 @@ class Hyperparameters(Settings):
     use_rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank) (arXiv 2312.03732)")
     use_dora: bool = Field(default=False, description="weight-decomposed adapter (arXiv 2402.09353)")
     loraplus_ratio: float = Field(default=1.0, ge=1, le=1000, description="LoRA+: rate of B over rate of A; 1 is off")
+    adapter_average: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="the average of the adapter over about this last share of the trial is what is evaluated and kept; "
+        "0 is off",
+    )
     epochs: float | None = Field(default=None, gt=0, description="passes over the training rows")
     train_tokens: int | None = Field(default=None, ge=1, description="unpadded tokens of a full trial")
     rows_seen: int | None = Field(default=None, ge=1, description="rows of a full trial, repeated ones counted again")
@@ -68,6 +81,11 @@ class Hyperparameters(Settings):
         if sum(length is not None for length in (self.epochs, self.train_tokens, self.rows_seen)) != 1:
             raise ValueError("give exactly one of epochs, train_tokens and rows_seen, and set the others to null")
         return self
+
+    @property
+    def is_open_ended(self) -> bool:
+        """Whether no step depends on the trial's length, so that a trial can be extended."""
+        return self.scheduler == "inverse_sqrt"
 
 
 class ModelSettings(Settings):
@@ -129,8 +147,8 @@ class EvaluationSettings(Settings):
     patience: int | None = Field(
         default=None,
         ge=1,
-        description="evaluations in a row without improvement that end a trial, where the learning rate falls in its "
-        "second half only; null: none do",
+        description="evaluations in a row without improvement that end a trial, where the learning rate falls to an "
+        "end in its second half only; null: none do",
     )
     min_improvement: float = Field(default=0.0, ge=0, description="nats per token that count as improvement")
     divergence_factor: float = Field(default=2.0, gt=1, description="ends a trial above so many times the base's loss")

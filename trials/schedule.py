@@ -1,14 +1,24 @@
-"""Length and evaluation points of a trial, in tokens: the one measure that all configurations share."""
+"""Length and evaluation points of a trial, in tokens, the one measure that all configurations share; its schedule."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trials.config import EvaluationSettings, Hyperparameters, Machine
 
 LOGGED_STEPS = 200
-"""Approximate number of training losses that are logged in a full trial."""
+"""Approximate number of training losses that are logged in a full trial; of an open-ended one in an epoch."""
+_MOST_UNLOGGED = 10
+"""Most optimizer steps of an open-ended trial from one logged training loss to the next: it may be a short one."""
+INVERSE_SQRT_STEPS = 100
+"""Steps after warm-up in which the rate of inverse_sqrt falls to 71 % of its peak.
+
+Such a schedule needs no end (arXiv 2106.04560, 2405.18392). With the adapter averaged over the last fifth of the trial,
+SmolLM2-135M on e-SNLI reached 0.003 to 0.009 nats per token less by it than by cosine at the best rate of each, over
+250 to 2,000 steps. No other number of steps was tried.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,13 +40,15 @@ class TrialLength:
 
     steps: int
     tokens: int
+    epoch_steps: int | None = None
+    """Optimizer steps of one pass over the training rows; None: as many as the trial has."""
 
 
 def full_length(hyperparameters: Hyperparameters, epoch: Epoch) -> TrialLength:
     """Convert epochs, tokens or rows to optimizer steps, by the mean length of a row; at least one step."""
     tokens = full_tokens(hyperparameters, epoch)
     steps = max(1, round(tokens / epoch.row_tokens / hyperparameters.effective_batch))
-    return TrialLength(steps, tokens)
+    return TrialLength(steps, tokens, math.ceil(epoch.rows / hyperparameters.effective_batch))
 
 
 def full_tokens(hyperparameters: Hyperparameters, epoch: Epoch) -> int:
@@ -82,9 +94,32 @@ def checkpoint_steps(effective_batch: int, machine: Machine) -> int | None:
     return max(1, round(machine.checkpoint_every_rows / effective_batch))
 
 
-def logging_steps(length: TrialLength) -> int:
+def logging_steps(hyperparameters: Hyperparameters, length: TrialLength) -> int:
     """Return the optimizer steps from one logged training loss to the next."""
-    return max(1, length.steps // LOGGED_STEPS)
+    steps = max(1, _scheduled_steps(hyperparameters, length) // LOGGED_STEPS)
+    return min(steps, _MOST_UNLOGGED) if hyperparameters.is_open_ended else steps
+
+
+def warmup_steps(hyperparameters: Hyperparameters, length: TrialLength) -> int:
+    """Return the optimizer steps in which the learning rate rises to its peak.
+
+    Those of an open-ended trial are a share of an epoch, because it has no length to share. Over many rows an epoch may
+    be longer than any trial, so they are at most as many as those in which the rate falls noticeably afterwards.
+    """
+    steps = math.ceil(_scheduled_steps(hyperparameters, length) * hyperparameters.warmup_fraction)
+    return min(steps, INVERSE_SQRT_STEPS) if hyperparameters.is_open_ended else steps
+
+
+def schedule_arguments(hyperparameters: Hyperparameters) -> dict[str, int] | None:
+    """Return what transformers' schedule of that name is given beside the warm-up; None: nothing."""
+    return {"timescale": INVERSE_SQRT_STEPS} if hyperparameters.scheduler == "inverse_sqrt" else None
+
+
+def _scheduled_steps(hyperparameters: Hyperparameters, length: TrialLength) -> int:
+    """Return the optimizer steps of which warm-up and log have their shares."""
+    if hyperparameters.is_open_ended and length.epoch_steps is not None:
+        return length.epoch_steps
+    return length.steps
 
 
 def micro_batch_rows(effective_batch: int, longest_row: int, machine: Machine) -> int:

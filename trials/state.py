@@ -16,6 +16,8 @@ class TrialState(StrEnum):
                  +--> DIVERGED | OUT_OF_MEMORY                  (infeasible)
                  +--> PRUNED | OUT_OF_TIME | FAILED
 
+    A trial that has finished, and whose length is raised then, is paused again (`trials.records.extension`).
+
     A trial that was cut off, because its process died or the search was interrupted, is paused too. On disk, running
     and paused look the same: there is no ending.json.
     """
@@ -39,7 +41,7 @@ class TrialState(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a trial in this state never runs again."""
+        """Whether a trial in this state never runs again, unless it is extended."""
         return self not in (TrialState.RUNNING, TrialState.PAUSED)
 
     @property

@@ -12,7 +12,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -25,6 +25,7 @@ from benchmarks.simulator.lcbench import CHOSEN_BY, LCBench, judged_by
 from benchmarks.simulator.simulator import STEPS, Accident, Machine, SimulatedSearch
 from benchmarks.simulator.stock_searchers import Stock, StockReplay
 from benchmarks.simulator.tables import demo_table, peft_table
+from orchestrator.controller.controller import SearchController
 from orchestrator.state.deadline import Deadline
 from orchestrator.state.run_dir import RunDir
 from orchestrator.state.search import Placement, Search
@@ -66,6 +67,20 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Forecasted:
+    """Forecast at the end of a search for a trial that is not complete, and the loss that it would have come to."""
+
+    mean: float
+    deviation: float
+    final: float
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the loss is more than two deviations from the forecast."""
+        return abs(self.final - self.mean) > 2 * self.deviation
+
+
+@dataclass(frozen=True)
 class Played:
     """Result of one search. Losses are in nats per token, without noise; times in full trials' worth of training."""
 
@@ -81,6 +96,8 @@ class Played:
     full_length: int
     wall_seconds: float
     """Seconds that the simulation took."""
+    forecasted: tuple[Forecasted, ...] = ()
+    """Of all trials that were evaluated and are not complete; empty for Ray Tune's own searches."""
 
     @property
     def loss(self) -> float:
@@ -165,8 +182,9 @@ def play(searcher: str, name: str, seed: int, setting: Setting) -> Played:
     began = time.perf_counter()
     if searcher in set(Stock):
         found, trials, full = _play_stock(Stock(searcher), task, recipe, machine, setting)
+        forecasted: tuple[Forecasted, ...] = ()
     else:
-        found, trials, full = _play_pair(task, recipe, machine, setting, seed)
+        (found, trials, full), forecasted = _play_pair(task, recipe, machine, setting, seed)
     return Played(
         searcher=searcher,
         task=name,
@@ -178,6 +196,7 @@ def play(searcher: str, name: str, seed: int, setting: Setting) -> Played:
         trials=trials,
         full_length=full,
         wall_seconds=time.perf_counter() - began,
+        forecasted=forecasted,
     )
 
 
@@ -191,6 +210,7 @@ def _machine(reference: Reference, seed: int, setting: Setting) -> Machine:
 
 
 _Found = tuple[Sequence[tuple[float, float]], int, int]
+_Forecasted = tuple[Forecasted, ...]
 
 
 def _play_stock(kind: Stock, task: Task, recipe: Recipe, machine: Machine, setting: Setting) -> _Found:
@@ -199,7 +219,7 @@ def _play_stock(kind: Stock, task: Task, recipe: Recipe, machine: Machine, setti
     return account.exported, account.trials, account.full_length
 
 
-def _play_pair(task: Task, recipe: Recipe, machine: Machine, setting: Setting, seed: int) -> _Found:
+def _play_pair(task: Task, recipe: Recipe, machine: Machine, setting: Setting, seed: int) -> tuple[_Found, _Forecasted]:
     before = machine.base + machine.start + FULL_SECONDS / 50 / machine.probe_speed  # base model and speed probe
     training = setting.budget * FULL_SECONDS / setting.slots
     deadline = Deadline(_STARTED, _STARTED + timedelta(seconds=before + training + _RESERVE), _RESERVE)
@@ -216,7 +236,8 @@ def _play_pair(task: Task, recipe: Recipe, machine: Machine, setting: Setting, s
         account = simulated.play()
         assert account.first_start is not None  # there is time for a trial in every budget
         exported = [*account.exported, (simulated.seconds, _exported_loss(run, task))]
-        return [(at - account.first_start, loss) for at, loss in exported], account.trials, account.full_length
+        found = [(at - account.first_start, loss) for at, loss in exported]
+        return (found, account.trials, account.full_length), tuple(_forecasted(simulated.controller, run, task))
     finally:
         shutil.rmtree(folder)
 
@@ -226,6 +247,15 @@ def restarts(seed: int, before: float, training: float) -> list[Accident]:
     lot = random.Random(f"restarts {seed}")
     times = sorted(before + training * lot.uniform(0.05, 0.95) for _ in range(2 * (seed % 2)))
     return [Accident(at, "driver") for at in times]
+
+
+def _forecasted(controller: SearchController, run: RunDir, task: Task) -> Iterator[Forecasted]:
+    for record in run.records():
+        is_complete = record.ending is not None and record.ending.kind.is_complete
+        forecast = None if is_complete else controller.forecast(record.id)
+        if forecast is not None:
+            final = task.curve(record.id, record.config.hyperparameters).loss(1.0)
+            yield Forecasted(forecast.mean, forecast.deviation, final)
 
 
 def _exported_loss(run: RunDir, task: Task) -> float:

@@ -120,7 +120,7 @@ def lines(played: Sequence[Played]) -> Iterator[str]:
             line += f"; {difference(own, found[rival])} against {rival}"
         if stock is not None and stock is not own:
             line += f"; {_share_until(own, stock)}"
-        yield f"{line}; {_size_of(own)}"
+        yield f"{line}; {_size_of(own)}{_calibration_of(own)}"
 
 
 Key = tuple[str, int]
@@ -175,3 +175,12 @@ def _size_of(played: Mapping[Key, Played]) -> str:
         for name in ("trials", "full_length", "wall_seconds")
     )
     return f"{trials:.0f} trials, {full:.1f} at full length, {seconds:.1f} s"
+
+
+def _calibration_of(played: Mapping[Key, Played]) -> str:
+    """Say how often the loss that a trial would have come to lies outside its forecast; 5 % if forecasts were right."""
+    found = [forecasted for each in played.values() for forecasted in each.forecasted]
+    if not found:
+        return ""
+    outside = statistics.mean(forecasted.is_outside for forecasted in found)
+    return f"; {outside:.0%} of {len(found)} incomplete trials outside two deviations of their forecast"

@@ -36,6 +36,7 @@ from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
 from orchestrator.state.search import Consolidation, Search
 from orchestrator.state.trial_folders import ids_set_aside, sound_trials
 from orchestrator.storage.run_storage import RunStorage
+from orchestrator.surrogate.curve_model import Forecast
 from orchestrator.surrogate.model import Surrogate
 from orchestrator.surrogate.trial_view import TrialView
 from trials.errors import RunFolderError
@@ -200,6 +201,10 @@ class SearchController:
         else:
             self._observe(trial)
 
+    def forecast(self, trial_id: str) -> Forecast | None:
+        """Predict the loss of a trial at its end; None before its first evaluation."""
+        return self._policy.forecast(trial_id)
+
     def on_idle(self) -> None:
         """Do deferred work; to be called whenever no caller waits for an answer.
 
@@ -323,7 +328,7 @@ class SearchController:
 
     def _consider_consolidation(self) -> None:
         if self.consolidation is None:
-            self.consolidation = plan_consolidation(self._budget, self._table, self._policy.forecast)
+            self.consolidation = plan_consolidation(self._budget, self._table, self.forecast)
             if self.consolidation is not None:
                 self._say(f"from now on {self.consolidation.ranks} GPUs train one trial: {self.consolidation.reason}")
 

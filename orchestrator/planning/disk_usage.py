@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from orchestrator.planning.memory_bounds import memory_bounds
 from orchestrator.state.search import Search
+from trials.config import Hyperparameters
 
 _WEIGHT_BYTES = 4
 _MOMENT_BYTES = {True: 2, False: 8}
@@ -23,15 +27,18 @@ def disk_gib(search: Search, slots: int, trials: int | None) -> float | None:
     found = memory_bounds(search)
     if not found:
         return None
-    settings, usual = search.recipe.search, search.recipe.hyperparameters.optimizer
+    settings, usual = search.recipe.search, search.recipe.hyperparameters
     adapter = max(bound.parameters * _WEIGHT_BYTES for bound in found)
-    checkpoint = max(
-        bound.parameters * (_WEIGHT_BYTES + _MOMENT_BYTES["8bit" in bound.values.get("optimizer", usual)])
-        for bound in found
-    )
+    checkpoint = max(bound.parameters * _checkpoint_bytes(bound.values, usual) for bound in found)
     # Each slot has a second checkpoint while it replaces its old one. The export counts as one more adapter.
     waiting = settings.keep_paused if trials is None else min(settings.keep_paused, trials)
     kept = (waiting + slots) * (adapter + checkpoint) + slots * checkpoint + (settings.keep_adapters + 1) * adapter
     rows = search.data.get("eval", {}).get("rows", 0)
     records = (trials or settings.trials or 0) * (_TRIAL_BYTES + rows * _ROW_BYTES)
     return float(kept + records + _SEARCH_BYTES) / 2**30
+
+
+def _checkpoint_bytes(values: Mapping[str, Any], usual: Hyperparameters) -> int:
+    """Return the bytes of a checkpoint per parameter: weights, their average if one is kept, and moments."""
+    weights = 2 if values.get("adapter_average", usual.adapter_average) else 1
+    return weights * _WEIGHT_BYTES + _MOMENT_BYTES["8bit" in values.get("optimizer", usual.optimizer)]

@@ -19,7 +19,7 @@ ASSUMED_GIB = 24.0
 """GPU memory that is assumed if the planning machine has no GPU."""
 _CONTEXT_GIB = 0.5
 """Memory of the CUDA context, in each process that uses a GPU."""
-_DECISIVE = ("lora_rank", "target_modules", "optimizer")
+_DECISIVE = ("lora_rank", "target_modules", "optimizer", "adapter_average")
 """Hyperparameters that affect the minimum memory of a trial."""
 
 
@@ -87,16 +87,18 @@ def _of(gpu: GpuState) -> MemoryLimit:
 def _extremes(recipe: Recipe) -> list[dict[str, Any]]:
     """Return all combinations of the varied `_DECISIVE` values, then those that starting points have beside them.
 
-    A range is represented by its two ends, and lora_rank also among choices by its smallest and largest value.
+    A range is represented by its two ends, and numbers also among choices by their smallest and largest value.
     """
     varied: dict[str, list[Any]] = {}
     for name in _DECISIVE:
         dimension = recipe.space.get(name)
         if dimension is not None:
-            ends = dimension.choices if isinstance(dimension, Choices) else (int(dimension.low), int(dimension.high))
+            number = int if name == "lora_rank" else float
+            ends = dimension.choices if isinstance(dimension, Choices) else map(number, (dimension.low, dimension.high))
             varied[name] = list(ends)
-    if "lora_rank" in varied:
-        varied["lora_rank"] = sorted({min(varied["lora_rank"]), max(varied["lora_rank"])})
+    for name in ("lora_rank", "adapter_average"):
+        if name in varied:
+            varied[name] = sorted({min(varied[name]), max(varied[name])})
     found = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
     for start in map(recipe.start_values, recipe.start):
         values = {name: start[name] for name in _DECISIVE if name in start}

@@ -25,6 +25,8 @@ from orchestrator.surrogate.trial_view import TrialView
 from search_spaces.schema import SearchSettings
 
 _SECONDS_TO_END = 5.0
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""Trials need the other cores, and a sampler's matrices are small."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class SamplerProcess:
     def _exchange(self, request: Request) -> list[dict[str, Any]]:
         if self._process is None or self._process.poll() is not None:
             command = [sys.executable, "-m", __package__, str(os.getpid())]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            environment = {**os.environ, **_ONE_THREAD}
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
             _send(self._process.stdin, self._begin)
         _send(self._process.stdin, request)
         assert self._process.stdout is not None  # a pipe

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import scipy
+from numpy.typing import NDArray
 
 from orchestrator.surrogate.encoding import SpaceEncoder
 from orchestrator.surrogate.gaussian_process import (
@@ -28,6 +29,7 @@ from orchestrator.surrogate.gaussian_process import (
     prior,
     solve,
     squared_distances,
+    use_one_blas_thread,
     within,
 )
 from orchestrator.surrogate.rate_schedule import RateSchedule
@@ -74,11 +76,12 @@ class LearningCurveModel:
     a slow trial then shows that its final loss will be high. Differences of losses or of their logarithms do not show
     it. A full logarithm would leave too little difference between the best trials.
 
-    With a `schedule`, the learning rate that a trial has at a fraction is a coordinate of its own. So a trial with a
-    high rate isn't taken for a bad one before its rate has come down.
+    With a `schedule`, the learning rate that a trial has at a fraction is a coordinate of its own, and a part of the
+    loss is gone when the rate has come down. So a trial with a high rate isn't taken for a bad one before that.
     """
 
     def __init__(self, coordinates: SpaceEncoder, schedule: RateSchedule | None = None) -> None:
+        use_one_blas_thread()
         self._coordinates = coordinates
         self._schedule = schedule
         self._seen: dict[str, _Seen] = {}
@@ -112,7 +115,7 @@ class LearningCurveModel:
         counts = [len(each.kept) for each in seen]
         s = np.concatenate([each.s[list(each.kept)] for each in seen])
         x = np.repeat(np.stack([each.x for each in seen]), counts, 0)
-        points = Points(self._with_rate(x, s), s, np.repeat(np.arange(len(seen)), counts))
+        points = self._points(x, s, np.repeat(np.arange(len(seen)), counts))
         self._top = self._find_top()
         y = np.concatenate([self._seen_as(each.log_loss[list(each.kept)]) for each in seen])
         self._center, self._scale = float(np.mean(y)), max(float(np.std(y)), _SMALLEST_SCALE)
@@ -133,13 +136,12 @@ class LearningCurveModel:
         number = [-1] * len(x) if isinstance(who, np.ndarray) else [self._index.get(each, -1) for each in who]
         s = np.log(np.maximum(fractions, _SMALLEST_FRACTION))
         arms, stops = s.shape
-        repeated = self._with_rate(np.repeat(x, stops, 0), s.reshape(-1))
-        rate = None if self._schedule is None else repeated[:, -1].reshape(arms, stops)
-        spread = within(self._theta, s, rate)
+        at = self._points(np.repeat(x, stops, 0), s.reshape(-1), np.repeat(np.array(number), stops))
+        falling = None if self._schedule is None else at.x[:, -1].reshape(arms, stops)
+        spread = within(self._theta, s, at.rate.reshape(arms, stops), falling)
         if self._base is None:
             return np.zeros_like(s), spread
         points, lower, white = self._base
-        at = Points(repeated, s.reshape(-1), np.repeat(np.array(number), stops))
         cross = covariance(self._theta, points, at)
         solved = scipy.linalg.solve_triangular(lower, cross, lower=True, check_finite=False)
         mean = (solved.T @ white).reshape(arms, stops)
@@ -162,11 +164,15 @@ class LearningCurveModel:
         surprise = (self._seen_as(seen.log_loss[new]) - self._center) / self._scale - mean[0, :n]
         return mean[:, n:] + surprise @ gain, spread[:, n:, n:] - (spread[0, n:, :n] @ gain)[None]
 
-    def _with_rate(self, x: Array, s: Array) -> Array:
-        """Return coordinates [points, dimensions], with that of the rate at log fractions `s` [points] if it falls."""
+    def _points(self, x: Array, s: Array, trial: NDArray[np.int64]) -> Points:
+        """Return the process's inputs at log fractions `s` [points], with a coordinate for the rate if it falls."""
         if self._schedule is None:
-            return x
-        return np.concatenate([x, self._schedule.coordinate(x, np.exp(s))[:, None]], axis=1)
+            return Points(x, s, trial, np.zeros(len(s)), np.zeros(len(s)))
+        fractions = np.exp(s)
+        falling = self._schedule.coordinate(x, fractions)[:, None]
+        return Points(
+            np.concatenate([x, falling], axis=1), s, trial, self._schedule.relative(fractions), self._schedule.peak(x)
+        )
 
     def _new(self, trial_id: str, seen: _Seen) -> list[int]:
         if trial_id not in self._index or self._base is None:

@@ -4,11 +4,15 @@ The value (a transformed loss, standardised) of a configuration x at a fraction 
 that all trials share, the configuration's effect, and this trial's own effect (its seed, and whatever the space does
 not describe). The covariance of two values is
 
-    k = shared(t, t') + a(t) a(t') [matern52(x, x') (l^2 + g^2 matern32(t, t')) + o^2 same_trial exp(-|t - t'|)] + noise
+    k = shared(t, t') + a(t) a(t') [matern52(x, x') (l^2 + g^2 matern32(t, t')) + o^2 same_trial exp(-|t - t'|)]
+        + f^2 r(t) r(t') matern52(p, p') + noise
 
 - l (`lasting`) and g (`config`): amplitudes of the configuration's effect, constant and changing along the curve;
 - o (`own`): amplitude of the trial's own effect; same_trial is 1 within a trial, else 0;
-- a(t) = t^gamma: with training, losses of different configurations may converge or diverge.
+- a(t) = t^gamma: with training, losses of different configurations may converge or diverge;
+- f (`lift`): amplitude of what the gradient's noise adds to the loss while the learning rate is high, and takes away
+  as it falls (Tissue et al., arXiv 2408.11029). r(t) is the rate relative to its peak, p the peak's coordinate. Without
+  a schedule that falls, r is 0.
 
 Differences of fractions are on a logarithmic scale, divided by a length scale (`config_length`, `own_length`). Every
 dimension of the space has a length scale of its own. Parameters are the most probable ones under wide priors (MAP;
@@ -19,16 +23,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import scipy
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 Array = NDArray[np.float64]
 
 _SHARED, _SHARED_LENGTH = 1.5, 1.5
 _JITTER = 1e-6
+_LIFT_LENGTH = 0.3
+"""Length scale of the lift, in units of the range of peak rates."""
 _COMMON = {
     # name: (mean of the logarithm (of gamma itself), its standard deviation)
     "lasting": (0.0, 0.5),
@@ -36,6 +44,7 @@ _COMMON = {
     "config_length": (np.log(2.0), 0.5),
     "own": (np.log(0.2), 0.7),
     "own_length": (np.log(2.0), 0.6),
+    "lift": (np.log(0.7), 0.3),
     "noise": (np.log(0.03), 0.5),
     "gamma": (0.0, 0.3),
 }
@@ -44,11 +53,26 @@ _LENGTH = (np.log(0.8), 0.7)
 
 @dataclass(frozen=True)
 class Points:
-    """Inputs of the process: coordinates [count, dimensions], log fractions [count] and trial numbers [count]."""
+    """Inputs of the process: coordinates [count, dimensions], log fractions [count] and trial numbers [count].
+
+    `rate` [count] is the learning rate relative to its peak, `peak` [count] the peak's coordinate; both are 0 without a
+    schedule that falls.
+    """
 
     x: Array
     s: Array
     trial: NDArray[np.int64]
+    rate: Array
+    peak: Array
+
+
+@cache
+def use_one_blas_thread() -> None:
+    """Let NumPy and SciPy use one thread from now on, in all of this process.
+
+    The matrices here are too small for more: on a busy machine, idle threads make it 100 times slower.
+    """
+    threadpool_limits(1, user_api="blas")
 
 
 def prior(dimensions: int) -> tuple[Array, Array]:
@@ -68,23 +92,34 @@ def covariance(theta: Array, a: Points, b: Points) -> Array:
     if same.any():
         between[same] += own**2 * np.exp(-gap[same] / own_length)
     between *= np.exp(theta[-1] * a.s)[:, None] * np.exp(theta[-1] * b.s)[None, :]
-    return np.asarray(between + _SHARED**2 * _matern32(gap, _SHARED_LENGTH))
+    return np.asarray(between + _SHARED**2 * _matern32(gap, _SHARED_LENGTH) + _lift(theta, a, b))
 
 
-def within(theta: Array, s: Array, rate: Array | None = None) -> Array:
+def within(theta: Array, s: Array, rate: Array, falling: Array | None = None) -> Array:
     """Return the covariance within each trial at log fractions `s` [trials, fractions], one matrix per trial.
 
-    `rate` is the last coordinate of these points, of the shape of `s`; None: it is the same all along a trial.
+    `rate` is the relative learning rate at these points, of the shape of `s`. `falling` is their last coordinate, of
+    the same shape; None: it is the same all along a trial.
     """
     lengths, lasting, config, config_length, own, own_length = _unpack(theta)
     gap = np.abs(s[:, :, None] - s[:, None, :])
     amplitude = np.exp(theta[-1] * (s[:, :, None] + s[:, None, :]))
     own_part = own**2 * np.exp(-gap / own_length)
     of_config = lasting**2 + config**2 * _matern32(gap, config_length)
-    if rate is not None:
-        r = np.sqrt(5) * np.abs(rate[:, :, None] - rate[:, None, :]) / lengths[-1]
-        of_config = of_config * (1 + r + r**2 / 3) * np.exp(-r)
-    return np.asarray(_matern32(gap, _SHARED_LENGTH) * _SHARED**2 + amplitude * (of_config + own_part))
+    if falling is not None:
+        of_config = of_config * _matern52(np.abs(falling[:, :, None] - falling[:, None, :]) / lengths[-1])
+    lift = np.exp(2 * theta[-3]) * rate[:, :, None] * rate[:, None, :]
+    return np.asarray(_matern32(gap, _SHARED_LENGTH) * _SHARED**2 + amplitude * (of_config + own_part) + lift)
+
+
+def _lift(theta: Array, a: Points, b: Points) -> Array:
+    near = _matern52(np.abs(a.peak[:, None] - b.peak[None, :]) / _LIFT_LENGTH)
+    return np.asarray(np.exp(2 * theta[-3]) * a.rate[:, None] * b.rate[None, :] * near)
+
+
+def _matern52(gap: Array) -> Array:
+    scaled = np.sqrt(5) * gap
+    return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))
 
 
 def _matern32(gap: Array, length: float) -> Array:
@@ -126,12 +161,13 @@ def _terms(theta: Array, points: Points) -> dict[str, Array]:
         "by_length": (lasting**2 * amplitude + along * (1 + u)) * (1 + r) * decay * (5 / 3),
         "by_config_length": along * u**2 * between,
         "v": v,
+        "lift": _lift(theta, points, points),
     }
 
 
 def _unpack(theta: Array) -> tuple[Array, float, float, float, float, float]:
-    lengths = np.exp(theta[:-7])
-    lasting, config, config_length, own, own_length = np.exp(theta[-7:-2])
+    lengths = np.exp(theta[: -len(_COMMON)])
+    lasting, config, config_length, own, own_length = np.exp(theta[-len(_COMMON) : -3])
     return lengths, float(lasting), float(config), float(config_length), float(own), float(own_length)
 
 
@@ -158,7 +194,7 @@ def _objective(
 
     def value(theta: Array) -> tuple[float, Array]:
         terms = _terms(theta, points)
-        k = terms["shared"] + terms["lasting"] + terms["config"] + terms["own"]
+        k = terms["shared"] + terms["lasting"] + terms["config"] + terms["own"] + terms["lift"]
         k[np.diag_indices_from(k)] += noise_variance(theta) + extra + _JITTER
         lower = scipy.linalg.cholesky(k, lower=True, check_finite=False)
         inverse = scipy.linalg.lapack.dpotri(lower, lower=1)[0]
@@ -182,6 +218,7 @@ def _gradient(theta: Array, terms: dict[str, Array], squares: list[Array], sums:
         0.5 * np.vdot(spread, terms["by_config_length"]),
         np.sum(own),
         0.5 * np.vdot(own, terms["v"]),
+        np.vdot(spread, terms["lift"]),
         np.trace(spread) * noise_variance(theta),
         0.5 * np.vdot(lasting + config + own, sums),
     ]

@@ -27,10 +27,17 @@ class RateSchedule:
     def __init__(self, relative: Callable[[Array], Array], span: float, column: int) -> None:
         self._relative, self._span, self._column = relative, span, column
 
+    def relative(self, fractions: Array) -> Array:
+        """Return the learning rate relative to its peak, [count], at fractions [count]."""
+        return self._relative(np.minimum(fractions, 1.0))
+
+    def peak(self, x: Array) -> Array:
+        """Return the coordinate of the peak, [count], of encoded configurations [count, dimensions]."""
+        return np.asarray(x[:, self._column])
+
     def coordinate(self, x: Array, fractions: Array) -> Array:
         """Return the coordinate for encoded configurations [count, dimensions] at fractions [count]: [count]."""
-        falls = np.log(np.maximum(self._relative(np.minimum(fractions, 1.0)), _SMALLEST)) / self._span
-        return np.asarray(x[:, self._column] + falls)
+        return self.peak(x) + np.log(np.maximum(self.relative(fractions), _SMALLEST)) / self._span
 
 
 def rate_schedule(scheduler: str, space: Mapping[str, BaseDistribution], encoder: SpaceEncoder) -> RateSchedule | None:

@@ -22,7 +22,7 @@ from trials.data.dataset import load_data
 from trials.model.loading import load_tokenizer
 from trials.state import TrialState
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 
 def test_a_paused_trial_goes_on_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ TOLERANCE = 1e-4
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 OPTIMIZERS = ("adamw_torch", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
 BATCHES = (1, 2, 3, 4, 6, 16)
-DIVERGING = {"lora_alpha": 1e30, "effective_batch": 2, "rows_seen": 2 * STEPS}
+DIVERGING = {"lora_alpha": 1e30, "effective_batch": 2, "rows_seen": 2 * STEPS, "adapter_average": 0.2}
 
 
 def draw(number: int) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def draw(number: int) -> dict[str, Any]:
     batch, rank, use_rslora = BATCHES[number // 2], lot.randint(1, 64), lot.random() < 0.4
     return {
         "learning_rate": 10 ** lot.uniform(-4.5, -2.5) / ratio,
-        "scheduler": lot.choice(("cosine", "linear", "constant", "constant_with_warmup")),
+        "scheduler": _scheduler(number, lot.choice(("cosine", "linear", "constant", "constant_with_warmup"))),
         "warmup_fraction": lot.choice((0.0, 0.3)),
         "lora_rank": rank,
         "lora_alpha": lot.uniform(0.5, 2) * (rank**0.5 if use_rslora else rank),
@@ -62,7 +62,13 @@ def draw(number: int) -> dict[str, Any]:
         "weight_decay": lot.choice((0.0, 0.1)),
         "optimizer": OPTIMIZERS[number % len(OPTIMIZERS)],
         "loraplus_ratio": ratio,
+        "adapter_average": (0.0, 0.2, 0.6)[number // 2 % 3],
     }
+
+
+def _scheduler(number: int, drawn: str) -> str:
+    """The one without an end comes in turn, too."""
+    return "inverse_sqrt" if number % 4 == 3 else drawn
 
 
 @dataclass
@@ -188,7 +194,15 @@ def test_who_diverges_ends_alone(runs: Runs) -> None:
 def test_the_draw_reaches_all_of_the_space() -> None:
     drawn = [draw(number) for number in range(DRAWN)]
     assert {module for values in drawn for module in values["target_modules"]} == set(MODULES)
-    for name in ("optimizer", "scheduler", "max_grad_norm", "weight_decay", "lora_dropout", "use_rslora"):
+    for name in (
+        "optimizer",
+        "scheduler",
+        "max_grad_norm",
+        "weight_decay",
+        "lora_dropout",
+        "use_rslora",
+        "adapter_average",
+    ):
         assert len({values[name] for values in drawn}) > 1, name
     assert min(values["effective_batch"] for values in drawn) == 1
     assert max(values["effective_batch"] for values in drawn) == 16

@@ -30,6 +30,7 @@ ROUNDING = 2e-5
 CHANGES: list[dict[str, Any]] = [
     {},
     {"optimizer": "paged_adamw_8bit", "lora_rank": 64, "scheduler": "linear", "max_grad_norm": None},
+    {"scheduler": "inverse_sqrt", "adapter_average": 0.2},
     {"loraplus_ratio": 4.0, "weight_decay": 0.1, "target_modules": ["q_proj", "down_proj"]},
 ]
 
@@ -58,7 +59,7 @@ def test_a_trial_that_was_stopped_goes_on_bit_by_bit(
     _assert_near(workshop.resume(stopped, ROWS, by=engine), straight, 0.0)
 
 
-@pytest.mark.parametrize("change", CHANGES[:2], ids=str)
+@pytest.mark.parametrize("change", CHANGES[:3], ids=str)
 def test_either_goes_on_from_the_other_s_checkpoint(workshop: Workshop, engine: Engine, change: dict[str, Any]) -> None:
     config = workshop.config(**change)
     straight = workshop.run("straight", config, ROWS, by=engine)

@@ -32,6 +32,7 @@ CHANGES: list[dict[str, Any]] = [
     {},
     {"optimizer": "paged_adamw_8bit", "lora_rank": 64, "scheduler": "linear", "max_grad_norm": None},
     {"loraplus_ratio": 4.0, "weight_decay": 0.1, "target_modules": ["q_proj", "down_proj"]},
+    {"scheduler": "inverse_sqrt", "adapter_average": 0.2},
 ]
 
 

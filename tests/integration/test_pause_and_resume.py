@@ -25,6 +25,7 @@ ALIKE, ROUNDING = 1e-6, 1e-4
 CHANGES: list[dict[str, Any]] = [
     {},
     {"optimizer": "paged_adamw_8bit", "lora_rank": 64, "scheduler": "linear"},
+    {"scheduler": "inverse_sqrt", "adapter_average": 0.2},
 ]
 PAUSING = {"checkpoint_evaluations": True, "checkpoint_every_rows": None, "keep_checkpoints": 1}
 

@@ -72,6 +72,7 @@ def _assert_equal(resumed: TrialRecord, straight: TrialRecord) -> None:
         (64, {"loraplus_ratio": 4.0, "weight_decay": 0.1}),
         (64, {"target_modules": ["q_proj", "lm_head"], "optimizer": "paged_adamw_32bit"}),
         (64, {"use_dora": True, "neftune_noise_alpha": 5.0}),
+        (18, {"use_dora": True, "target_modules": ["q_proj", "lm_head"], "adapter_average": 0.3}),
     ],
     ids=str,
 )

@@ -194,7 +194,7 @@ def test_interrupted_once_it_exports_and_can_be_resumed(tmp_path: Path) -> None:
     """
     out = tmp_path / "first?place 100%#" / "run"
     options = ["--gpus-per-trial", "2", "--out", str(out), "--budget", "9m", "--trials", "4"]
-    settings = ["train_tokens=9000", *searcher("gp", "asha_promote")]
+    settings = ["train_tokens=6000", *searcher("gp", "asha_promote")]
     output, code = _interrupted(small_search(*settings, *options), after="trial 0001 at")
     assert code == 130, output
     assert f"--resume {shlex.quote(str(out))}" in output

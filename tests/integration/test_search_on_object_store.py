@@ -27,7 +27,7 @@ from tests.support.s3_server import BUCKET, s3_server
 from trials.records.trial_dir import Origin
 from trials.system.processes import is_alive
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 RUN = f"s3://{BUCKET}/runs/night"
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from search_spaces.schema import Recipe
 from tests.support.cli import run_command
 from tests.support.trained_trials import Workshop, step_losses
-from tests.support.two_processes import EIGHT_BIT, NOISE, PAUSING, ROWS, UNEVEN, few_to_evaluate
+from tests.support.two_processes import AVERAGED, EIGHT_BIT, NOISE, PAUSING, ROWS, UNEVEN, few_to_evaluate
 from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
 from trials.records.memory_report import read_memory_report
@@ -65,7 +65,8 @@ def done(shop: Workshop, engine: Engine, cut_off: list[tuple[int, bool]]) -> Pat
     for name, by in (("from one", None), ("from the engine", engine)):
         ways: dict[str, Any] = {} if by is None else {"by": by}
         shop.run(name, shop.config(PAUSING), ROWS, lambda _: Decision.STOP, origin=Origin.PROPOSED, **ways)
-    found = torchrun(shop.path, "straight", "uneven", "noise", "paused", "resumed", "shared", "short", "short_later")
+    scenarios = ("straight", "uneven", "noise", "averaged", "paused", "resumed", "shared", "short", "short_later")
+    found = torchrun(shop.path, *scenarios)
     assert found.returncode == 0, found.stderr[-4000:]
     return shop.path
 
@@ -125,6 +126,10 @@ def test_noise_goes_on_where_it_stopped_in_either_process(done: Path, alone: Tri
     assert_near(paused, straight, WITHIN_TRL)
     assert abs(straight.points[0].eval_loss - alone.points[0].eval_loss) > 10 * TOLERANCE
     assert straight.config.hyperparameters.neftune_noise_alpha == NOISE["neftune_noise_alpha"]
+
+
+def test_the_adapter_s_average_is_that_of_one_process(done: Path, shop: Workshop) -> None:
+    assert_near(read_trial(done / "averaged in stretches"), shop.run("averaged alone", shop.config(**AVERAGED), ROWS))
 
 
 @pytest.mark.parametrize("name", ["from one", "from the engine"])

@@ -37,7 +37,8 @@ ROWS = 17
 PAUSING: dict[str, Any] = {"checkpoint_evaluations": True, "checkpoint_every_rows": None, "keep_checkpoints": 1}
 UNEVEN: dict[str, Any] = {"effective_batch": 5, "rows_seen": 60}
 SHARED: dict[str, Any] = {"fsdp": True}
-EIGHT_BIT: dict[str, Any] = {"optimizer": "paged_adamw_8bit", "lora_rank": 64}
+EIGHT_BIT: dict[str, Any] = {"optimizer": "paged_adamw_8bit", "lora_rank": 64, "adapter_average": 0.5}
+AVERAGED: dict[str, Any] = {"scheduler": "inverse_sqrt", "adapter_average": 0.2}
 NOISE: dict[str, Any] = {"neftune_noise_alpha": 5.0}
 _COMPUTE_LOSS = SFTTrainer.compute_loss
 
@@ -102,6 +103,11 @@ class TwoRanks:
         drawn = self.ranks.all_gather(lambda: torch.rand(1).item())
         assert len(set(drawn)) == 2
         while not self.train("noise in stretches", config, stop_before_the_end):
+            pass
+
+    def averaged(self) -> None:
+        """Paused at every evaluation."""
+        while not self.train("averaged in stretches", self.shop.config(PAUSING, **AVERAGED), stop_before_the_end):
             pass
 
     def paused(self) -> None:

@@ -6,8 +6,16 @@ import random
 
 import pytest
 
-from trials.config import EvaluationSettings, Hyperparameters, Machine
-from trials.schedule import Epoch, checkpoint_steps, evaluation_tokens, full_length, micro_batch_rows
+from trials.config import EvaluationSettings, Hyperparameters, Machine, Scheduler
+from trials.schedule import (
+    Epoch,
+    checkpoint_steps,
+    evaluation_tokens,
+    full_length,
+    logging_steps,
+    micro_batch_rows,
+    warmup_steps,
+)
 
 EPOCH = Epoch(rows=4500, tokens=450_000)
 _DRAW = random.Random(5)
@@ -76,3 +84,30 @@ def test_checkpoints_are_apart_by_rows_whatever_the_batch(
     every_rows: int | None, batch: int, steps: int | None
 ) -> None:
     assert checkpoint_steps(batch, Machine(checkpoint_every_rows=every_rows)) == steps
+
+
+def _warmup(scheduler: str, rows_seen: int, fraction: float, batch: int = 10) -> int:
+    values = {"scheduler": scheduler, "rows_seen": rows_seen, "warmup_fraction": fraction, "effective_batch": batch}
+    hyperparameters = Hyperparameters(**values)
+    return warmup_steps(hyperparameters, full_length(hyperparameters, EPOCH))
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant_with_warmup"])
+def test_warm_up_is_a_share_of_all_steps(scheduler: str) -> None:
+    assert [_warmup(scheduler, rows, 0.1) for rows in (100, 4500, 45_000)] == [1, 45, 450]
+
+
+def test_an_open_ended_trial_s_warm_up_is_a_share_of_an_epoch_whatever_its_length() -> None:
+    assert [_warmup("inverse_sqrt", rows, 0.1) for rows in (100, 4500, 45_000)] == [45, 45, 45]
+    assert _warmup("inverse_sqrt", 4500, 0.0) == 0
+    assert _warmup("inverse_sqrt", 4500, 0.1, batch=1) == 100  # an epoch of 4,500 steps
+
+
+def test_an_open_ended_trial_logs_as_often_whatever_its_length() -> None:
+    def steps(scheduler: Scheduler, rows_seen: int, batch: int) -> int:
+        hyperparameters = Hyperparameters(rows_seen=rows_seen, effective_batch=batch, scheduler=scheduler)
+        return logging_steps(hyperparameters, full_length(hyperparameters, EPOCH))
+
+    assert [steps("inverse_sqrt", rows, batch=4) for rows in (10, 45_000)] == [5, 5]
+    assert [steps("inverse_sqrt", rows, batch=1) for rows in (10, 45_000)] == [10, 10]  # an epoch of 4,500 steps
+    assert [steps("cosine", rows, batch=1) for rows in (10, 45_000)] == [1, 225]

@@ -28,13 +28,18 @@ def save_adapter(named_parameters: Sequence[tuple[str, nn.Parameter]], config: T
     settings.revision = config.model.revision
     settings.inference_mode = True
     settings.save_pretrained(str(path))
+    save_weights(named_parameters, path / WEIGHTS)
+
+
+def save_weights(named_parameters: Sequence[tuple[str, nn.Parameter]], file: Path) -> None:
+    """Write the weights alone; names as in `save_adapter`."""
     weights = {name.replace(".default.", "."): _for_disk(parameter) for name, parameter in named_parameters}
-    save_file(weights, str(path / WEIGHTS), metadata={"format": "pt"})
+    save_file(weights, str(file), metadata={"format": "pt"})
 
 
-def read_adapter(path: Path) -> dict[str, Tensor]:
-    """Return the weights of an adapter's folder, on the CPU, by their full parameter names."""
-    weights = load_file(str(path / WEIGHTS))
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Return the weights in an adapter's file, on the CPU, by their full parameter names."""
+    weights = load_file(str(file))
     return {f"{name.removesuffix('.weight')}.default.weight": value for name, value in weights.items()}
 
 

@@ -30,7 +30,7 @@ class MemoryEstimate:
     base_bytes: int
     """The frozen base model; in the engine also dense copies of its weights, if they are small."""
     adapter_bytes: int
-    """Weights, gradient, optimizer state, and copies for matrix products."""
+    """Weights, gradient, optimizer state, copies for matrix products, and the average if one is kept."""
     micro_step_bytes: int
     """Working memory of one micro-batch: activations, one layer's dense weights, logits, libraries' workspaces."""
 

@@ -140,9 +140,13 @@ def memory_bytes(sizes: ModelSizes, split: MicroBatchPlan, other_bytes: int) -> 
 
 
 def adapter_bytes(parameters: int, hyperparameters: Hyperparameters, itemsize: int) -> int:
-    """Return an adapter's bytes on a GPU: float32 weights and gradient, optimizer state, copies for products."""
+    """Return an adapter's bytes on a GPU.
+
+    They are float32 weights and gradient, optimizer state, copies for products, and the average if one is kept.
+    """
     state = 2 if "8bit" in hyperparameters.optimizer else 8
-    return parameters * (4 + 4 + state + 2 * itemsize)
+    average = 4 if hyperparameters.adapter_average else 0
+    return parameters * (4 + 4 + state + 2 * itemsize + average)
 
 
 def workspace_bytes(sizes: ModelSizes, keep: Sequence[ActivationPolicy], tokens: int) -> int:

@@ -1,1 +1,1 @@
-"""Records of a trial on disk: writing, reading, rewinding and resuming them. No torch."""
+"""Records of a trial on disk: writing, reading, rewinding, resuming and extending them. No torch."""

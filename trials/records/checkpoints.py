@@ -1,6 +1,7 @@
 """Checkpoints of a trial on disk: all that it needs to resume as if it had never stopped. Needs no torch.
 
 trials/<id>/checkpoints/checkpoint-<step>/  adapter, optimizer, schedule, random state and log, as transformers has them
+    adapter_average.safetensors  the adapter's average, with the names of the adapter's file, where one is kept
     best_adapter/      the best adapter at that step, with its point.json
     eval_rows.json     loss of every eval row at that best evaluation
     checkpoint.json    `Progress`, and the size of every other file; a folder that disagrees with it is no checkpoint
@@ -8,8 +9,8 @@ trials/<id>/checkpoints/broken-<step>/      a folder that disagreed, kept aside
 
 For rank 32 on all linear layers of a 7B model, 84 million parameters, a checkpoint is 0.5 GB: four bytes a parameter
 for the adapter and two for an 8-bit optimizer's state. A 32-bit optimizer's state takes eight, and makes it 1 GB. The
-best adapter is a second name (a hard link) for existing files. It takes space of its own, 0.3 GB, once a better one has
-replaced it.
+adapter's average takes four more. The best adapter is a second name (a hard link) for existing files. It takes space of
+its own, 0.3 GB, once a better one has replaced it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from trials.system.files import link_file, link_folder, make_folder, move, repla
 from trials.system.timer import TrialTimer
 
 BEST_ADAPTER = "best_adapter"
+AVERAGE = "adapter_average.safetensors"
 _FOLDER = "checkpoints"
 _MARKER = "checkpoint.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -135,7 +137,9 @@ class CheckpointWriter:
         if (rows := eval_rows_file(self._folder)).is_file():
             link_file(rows, made / EVAL_ROWS_FILE)
         if step_of(best) == step:
-            link_file(best / _WEIGHTS, made / _WEIGHTS)  # the same weights: evaluations come before checkpoints
+            # The same weights: evaluations come before checkpoints, and are of the average if there is one.
+            evaluated = AVERAGE if (made / AVERAGE).exists() else _WEIGHTS
+            link_file(best / _WEIGHTS, made / evaluated)
 
 
 def whole_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -162,6 +166,16 @@ def choose_checkpoint(folder: Path, step: int | None) -> Checkpoint:
             return checkpoint
     known = ", ".join(str(checkpoint.step) for checkpoint in whole)
     raise RunFolderError(f"{folder} holds no whole checkpoint of step {step}. Give --checkpoint one of: {known}.")
+
+
+def average_in(checkpoint: Path) -> Path:
+    """Return the file with the adapter's average. Raises `RunFolderError` if the checkpoint has none."""
+    file = checkpoint / AVERAGE
+    if not file.is_file():
+        raise RunFolderError(
+            f"{checkpoint} holds no average of the adapter: hyperparameters.adapter_average was 0 then."
+        )
+    return file
 
 
 def broken_checkpoints(folder: Path) -> list[Path]:

@@ -30,7 +30,7 @@ from trials.records.adapter_check import POINT_FILE, describe_files, why_not_the
 from trials.records.score_log import SCORINGS_FILE, ScoreRecord, read_scores
 from trials.state import TrialState
 from trials.system.damage import DamagedFile, Lines, read_as, read_lines_as
-from trials.system.files import append_json_line, in_place, make_folder, replace_folder, write_json
+from trials.system.files import append_json_line, in_place, make_folder, replace_folder, sync_directory, write_json
 
 METRICS_FILE, EVAL_ROWS_FILE, ENDING_FILE = "metrics.jsonl", "eval_rows.json", "ending.json"
 _MOST = 2**53
@@ -206,10 +206,12 @@ class TrialDir:
         """
         self.refuse_taken()
         make_folder(self.path)
-        content: dict[str, Any] = {"origin": origin.value, "name": name, "config": config.model_dump(mode="json")}
-        if fingerprint is not None:
-            content["data_fingerprint"] = fingerprint
-        write_json(self.path / "config.json", content)
+        self._write_config(config, origin, name, fingerprint)
+
+    def replace_config(self, config: TrialConfig) -> None:
+        """Write another configuration in place of the one that the trial began with."""
+        begun = _begun(self.path)
+        self._write_config(config, begun.origin, begun.name, begun.data_fingerprint)
 
     def record(self, point: EvalPoint, losses: RowLosses, save_adapter: Callable[[Path], None] | None) -> None:
         """Write one evaluation to disk; the adapter comes first, so that a recorded best always has its adapter."""
@@ -239,6 +241,17 @@ class TrialDir:
         path = self.path / ENDING_FILE
         if self.is_written and not path.exists():
             write_json(path, {"kind": ending.kind.value, "reason": ending.reason})
+
+    def remove_ending(self) -> None:
+        """Make a trial that has ended a paused one."""
+        (self.path / ENDING_FILE).unlink(missing_ok=True)
+        sync_directory(self.path)
+
+    def _write_config(self, config: TrialConfig, origin: Origin, name: str, fingerprint: str | None) -> None:
+        content: dict[str, Any] = {"origin": origin.value, "name": name, "config": config.model_dump(mode="json")}
+        if fingerprint is not None:
+            content["data_fingerprint"] = fingerprint
+        write_json(self.path / "config.json", content)
 
     def _replace_adapter(self, save_adapter: Callable[[Path], None], point: EvalPoint, losses: RowLosses) -> None:
         beside = self.path / "adapter.new"

@@ -9,8 +9,8 @@ from trials.config import EvaluationSettings, Hyperparameters
 from trials.records.trial_dir import Ending, EvalPoint
 from trials.state import TrialState
 
-_STEADY = ("constant", "constant_with_warmup")
-"""Schedules under which the learning rate doesn't fall."""
+_STEADY = ("constant", "constant_with_warmup", "inverse_sqrt")
+"""Schedules under which the learning rate doesn't fall to an end."""
 
 
 def divergence(loss: float, base_loss: float, factor: float) -> Ending | None:
@@ -26,8 +26,8 @@ def divergence(loss: float, base_loss: float, factor: float) -> Ending | None:
 def patience_begins(hyperparameters: Hyperparameters, last_step: int) -> int:
     """Return the first optimizer step at which a missing improvement counts.
 
-    Where the learning rate falls, most progress comes late (arXiv 2408.11029). A trial without improvement while its
-    rate is high may have most of it still to come, so its second half counts only.
+    Where the learning rate falls to an end, most progress comes late (arXiv 2408.11029). A trial without improvement
+    while its rate is high may have most of it still to come, so its second half counts only.
     """
     return 0 if hyperparameters.scheduler in _STEADY else last_step // 2
 

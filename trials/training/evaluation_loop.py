@@ -83,9 +83,13 @@ class EvaluationLoop:
             self.ending = diverged
             return True
         point = self._record(losses, moment, is_scored=diverged is None)
-        goes_on = diverged is None and moment.step < moment.last_step
+        # A trial that can be extended may go on after its last step as well.
+        is_open_ended = self._run.config.hyperparameters.is_open_ended
+        may_go_on = diverged is None and (moment.step < moment.last_step or is_open_ended)
         score = {} if point.score is None else {"eval_score": point.score}
-        on_record({"eval_loss": point.eval_loss, **score}, goes_on and self._run.config.machine.checkpoint_evaluations)
+        on_record(
+            {"eval_loss": point.eval_loss, **score}, may_go_on and self._run.config.machine.checkpoint_evaluations
+        )
         is_over = self._evaluate(point, moment, diverged)
         self._run.timer.start_training()
         return is_over

@@ -47,6 +47,7 @@ class TrainingRun:
     """One run of a trial: of all of it, or of one segment between two pauses.
 
     With a checkpoint, training continues as if it had never stopped; `trials.records.rewind.rewind` must come first.
+    After `trials.records.extension.extend` the configuration has a greater length than before.
     """
 
     config: TrialConfig

@@ -7,7 +7,7 @@ answers continue or stop. If it says stop, its own side records why.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from trials.training.evaluation_loop import EvaluationLoop, progress_of
 from trials.training.heartbeat import Heartbeat
 from trials.training.outcome import evaluate_base_model, run_and_record
 from trials.training.training_run import TrainingRun
+from trials.training.weight_average import WeightAverage, average_of
 from trials.trl.batch_size import BatchSizeFinder, free_memory
 from trials.trl.trainer import EvaluationTimes, build_trainer
 
@@ -107,12 +108,14 @@ def _train(finder: BatchSizeFinder) -> Ending | None:
     base_loss = _base_eval_loss(run, base)
     set_seed(config.seed)
     model = run.ranks.own(lambda: attach_adapter(base, config.hyperparameters, config.model.revision))
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    average = run.ranks.own(lambda: average_of(learning, config.hyperparameters))
     epoch = data.train.epoch
     length = full_length(config.hyperparameters, epoch)
     finished = Ending(TrialState.FINISHED, f"trained for all its {length.steps} steps")
     # With a sharded base a rank can't generate without the others, so all ranks answer every row.
     scorer = AnswerScorer(config, data.eval, run.tokenizer, folder, run.timer, ALONE if run.is_sharded else run.ranks)
-    trained_model = _HfModel(model, data.eval.rows, config.evaluation.batch_rows, run.ranks, run.is_sharded)
+    trained_model = _HfModel(model, data.eval.rows, config.evaluation.batch_rows, run.ranks, run.is_sharded, average)
     supervisor = EvaluationLoop(run, trained_model, scorer, base_loss, finished)
     evaluations = evaluation_tokens(length.tokens, config.evaluation, epoch)
     times = EvaluationTimes(evaluations, run.time_is_over, run.has_been_called_off)
@@ -132,6 +135,7 @@ def _train(finder: BatchSizeFinder) -> Ending | None:
         run.ranks,
         run.on_log,
     )
+    trainer.keep_average(average)
     trainer.worst_rows, trainer.on_fitting = finder.worst_rows, finder.fits
     finder.begins()
     run.timer.start_training()
@@ -151,8 +155,26 @@ class _HfModel:
     batch_rows: int
     ranks: ProcessGroup
     is_sharded: bool = False
+    average: WeightAverage | None = None
+    """What is evaluated and saved in place of the model's own weights; None: those."""
 
     def losses(self) -> RowLosses:
+        """Return the loss of every row."""
+        with self._averaged():
+            return self._losses()
+
+    def save(self, path: Path) -> None:
+        with self._averaged():
+            self.model.save_pretrained(str(path), save_embedding_layers=False)
+
+    def scored(self, scorer: AnswerScorer, point: EvalPoint, losses: RowLosses) -> EvalPoint:
+        with self._averaged():
+            return scorer.scored(point, losses, self.model)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def _losses(self) -> RowLosses:
         """Return the loss of every row.
 
         With a sharded base all ranks must run equally many passes, so some rows are evaluated twice.
@@ -166,12 +188,6 @@ class _HfModel:
             lambda rows: evaluate_rows(self.model, rows, self.batch_rows, may_halve=False),
         )
         return found.first(len(self.rows))
-
-    def save(self, path: Path) -> None:
-        self.model.save_pretrained(str(path), save_embedding_layers=False)
-
-    def scored(self, scorer: AnswerScorer, point: EvalPoint, losses: RowLosses) -> EvalPoint:
-        return scorer.scored(point, losses, self.model)
 
 
 def _base_eval_loss(run: TrainingRun, base: PreTrainedModel) -> float:

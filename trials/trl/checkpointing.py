@@ -22,6 +22,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from trials.records.checkpoints import Checkpoint, CheckpointWriter, LogState
 from trials.system.distributed import ALONE, ProcessGroup
+from trials.training.weight_average import WeightAverage
+from trials.trl.averaging import AverageCallback, load_average, save_average
 from trials.trl.rng_state import random_state, random_state_file, restore_random_state
 
 
@@ -32,7 +34,15 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]  # transformers ships 
     """None: no checkpoints are written."""
     ranks: ProcessGroup = ALONE
     """Processes that train the trial."""
+    average: WeightAverage | None = None
+    """Average of the adapter, which goes into checkpoints; None: none is kept."""
     _random_states: list[dict[str, Any]]
+
+    def keep_average(self, average: WeightAverage | None) -> None:
+        """Update an average after every step, and have it in checkpoints; None: keep none."""
+        self.average = average
+        if average is not None:
+            self.add_callback(AverageCallback(average))
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Resume training from a checkpoint."""
@@ -81,10 +91,14 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]  # transformers ships 
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+        if self.average is not None and output_dir is not None:
+            save_average(self.average, self.model, Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         weights = load_peft_weights(resume_from_checkpoint, device="cpu")
         set_peft_model_state_dict(self.model, weights)
+        if self.average is not None:
+            load_average(self.average, self.model, Path(resume_from_checkpoint))
 
 
 class CheckpointTimes(TrainerCallback):  # type: ignore[misc]

@@ -23,7 +23,15 @@ from trials.data.split import Split
 from trials.model.dropout import TokenCounter, count_dropout
 from trials.records.checkpoints import CheckpointWriter
 from trials.records.trial_dir import TrialDir
-from trials.schedule import TokenTriggers, TrialLength, checkpoint_steps, logging_steps, micro_batch_rows
+from trials.schedule import (
+    TokenTriggers,
+    TrialLength,
+    checkpoint_steps,
+    logging_steps,
+    micro_batch_rows,
+    schedule_arguments,
+    warmup_steps,
+)
 from trials.system.distributed import ALONE, ProcessGroup
 from trials.tracking.event_log import EventLog
 from trials.training.evaluation_loop import OnRecord
@@ -263,7 +271,8 @@ def sft_config(
         ddp_find_unused_parameters=False,  # every step passes the whole adapter
         learning_rate=hp.learning_rate,
         lr_scheduler_type=hp.scheduler,
-        warmup_steps=hp.warmup_fraction,
+        lr_scheduler_kwargs=schedule_arguments(hp),
+        warmup_steps=warmup_steps(hp, length),
         weight_decay=hp.weight_decay,
         optim=hp.optimizer,
         max_grad_norm=hp.max_grad_norm or 0.0,  # transformers takes 0 for "not clipped"
@@ -277,7 +286,7 @@ def sft_config(
         include_num_input_tokens_seen="non_padding",
         eval_strategy="no",  # EvaluationTimes asks for evaluations
         save_strategy="no",  # TrialDir keeps the best adapter, and CheckpointTimes asks for checkpoints
-        logging_steps=logging_steps(length),
+        logging_steps=logging_steps(hp, length),
         logging_nan_inf_filter=False,
         report_to="none",  # TrainingFigures logs to W&B, TensorBoardCallback to TensorBoard: neither fails the trial
         disable_tqdm=True,

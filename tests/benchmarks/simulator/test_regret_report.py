@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.simulator.__main__ import main
 from benchmarks.simulator.landscapes import Reference
-from benchmarks.simulator.regret import Played
+from benchmarks.simulator.regret import Forecasted, Played
 from benchmarks.simulator.regret_report import (
     Key,
     by_searcher,
@@ -65,6 +66,13 @@ def test_lines_have_regret_difference_and_the_share_until_stocks_last_loss() -> 
     assert "stock's last loss after 0.50 of the search (median; never in 0)" in ours
     assert "0.100 +- ? against x" in stock
     assert "stock's" not in stock
+
+
+def test_a_line_says_how_often_forecasts_were_wrong() -> None:
+    forecasted = tuple(Forecasted(1.0, 0.1, final) for final in (1.05, 0.85, 1.21, 0.79))
+    (line,) = lines([replace(played("x", 1.1), forecasted=forecasted)])
+    assert line.endswith("50% of 4 incomplete trials outside two deviations of their forecast")
+    assert "forecast" not in next(lines([played("x", 1.1)]))
 
 
 def test_a_list_of_numbers_is_whole_numbers_above_0() -> None:

@@ -15,7 +15,7 @@ from tests.support.cli import run_command
 from trials.state import TrialState
 from trials.system.files import append_json_line
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 
 def test_overhead_is_what_a_slot_was_neither_free_nor_trained_in(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from orchestrator.cluster import submit as submit_search
 from orchestrator.cluster.submit import entrypoint
 from tests.support.cli import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 SECONDS = 180.0
 RAY = """

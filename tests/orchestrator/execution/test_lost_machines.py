@@ -19,7 +19,7 @@ from tests.orchestrator.execution.test_worker_pool import make_engine_search
 from tests.support.waiting import wait_until
 from trials.errors import InputError
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from tests.orchestrator.execution.test_worker_pool import assert_all_is_well, ma
 from tests.support.fake_search import make_run
 from trials.system.processes import is_alive
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 RANKS = 2
 STEP_LIMIT_SECONDS = 20

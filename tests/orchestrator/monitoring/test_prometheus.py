@@ -25,7 +25,7 @@ from orchestrator.state.search import Search
 from tests.support.cli import ROOT
 from tests.support.fake_search import Clock, begin, evaluate, run_base
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 DASHBOARD = ROOT / "docs/grafana/search.json"
 EXPORTED = {f"ray_{metric.name}{'_total' if metric.is_sum else ''}": set(metric.tags) for metric in METRICS}

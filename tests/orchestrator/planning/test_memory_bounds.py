@@ -12,7 +12,7 @@ from orchestrator.planning.disk_usage import disk_gib
 from orchestrator.planning.memory_bounds import memory_bounds, memory_limit
 from orchestrator.state.search import Search
 from search_spaces.loader import load_recipe
-from search_spaces.schema import Choices
+from search_spaces.schema import Choices, Range
 from tests.support.fake_driver import FakeDriver
 from tests.support.fake_search import make_search
 
@@ -44,6 +44,22 @@ def test_a_value_that_only_a_starting_point_sets_is_a_corner_too(night: Search) 
     start = {"wide": {"optimizer": "adamw_torch"}}
     found = memory_bounds(replace(night, recipe=night.recipe.model_copy(update={"start": start})))
     assert [bound.values.get("optimizer") for bound in found].count("adamw_torch") == 1
+
+
+def test_an_average_of_the_adapter_needs_more_memory_and_disk(night: Search) -> None:
+    space = {**night.recipe.space, "adapter_average": Range(low=0.0, high=0.2)}
+    both = memory_bounds(replace(night, recipe=night.recipe.model_copy(update={"space": space})))
+    assert {bound.values.get("adapter_average") for bound in both} >= {0.0, 0.2}
+    plain, largest = memory_bounds(night)[-1], both[-1]
+    assert largest.values["adapter_average"] == 0.2
+    assert largest.need.total_bytes == plain.need.total_bytes + 4 * plain.parameters
+    assert largest.parameters == plain.parameters
+    averaged = night.recipe.hyperparameters.model_copy(update={"adapter_average": 0.2})
+    search = replace(night, recipe=night.recipe.model_copy(update={"hyperparameters": averaged}))
+    of_both = disk_gib(search, 1, 30), disk_gib(night, 1, 30)
+    assert of_both[0] is not None
+    assert of_both[1] is not None
+    assert of_both[0] > of_both[1]
 
 
 def test_longer_rows_need_more(night: Search) -> None:

@@ -23,7 +23,7 @@ from orchestrator.supervisor.session import look_at_cluster
 from tests.support.fake_search import make_controller, make_search, run_base
 from trials.errors import InputError
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 
 def free_port() -> int:

@@ -30,7 +30,7 @@ from tests.support.cli import ROOT, environment, small_search
 from tests.support.s3_server import BUCKET, s3_server
 from trials.errors import InputError, RunFolderError
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 OF_EACH = Path("/proc/self/cwd/run")
 """A folder that every node has on its own: its processes run in the folder that it was started in."""

@@ -53,14 +53,15 @@ def test_a_configuration_nearby_keeps_some_of_the_values() -> None:
 def test_the_fit_climbs_to_where_its_gradient_says() -> None:
     random = np.random.default_rng(0)
     trial = np.repeat(np.arange(10), 3)
-    points = Points(random.random((10, 2))[trial], np.log(np.tile([1, 3, 9], 10) / 9), trial)
+    x, rate = random.random((10, 2))[trial], np.tile([1.0, 0.7, 0.1], 10)
+    points = Points(x, np.log(np.tile([1, 3, 9], 10) / 9), trial, rate, x[:, 0])
     theta = prior(2)[0]
     y = np.linalg.cholesky(covariance(theta, points, points) + 1e-4 * np.eye(30)) @ random.standard_normal(30)
     found = fit(points, y, np.zeros(30), theta, 50)
     again = fit(points, y, np.zeros(30), found + 0.05, 50)
     assert again == pytest.approx(found, abs=0.05)
-    block = covariance(theta, *[Points(points.x[:3], points.s[:3], points.trial[:3])] * 2)
-    assert within(theta, points.s[None, :3])[0] == pytest.approx(block)
+    one = Points(points.x[:3], points.s[:3], points.trial[:3], rate[:3], x[:3, 0])
+    assert within(theta, points.s[None, :3], rate[None, :3])[0] == pytest.approx(covariance(theta, one, one))
 
 
 @pytest.mark.parametrize("late", [False, True])

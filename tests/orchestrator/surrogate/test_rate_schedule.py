@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -43,8 +46,33 @@ def test_where_all_trials_have_one_rate_it_is_no_coordinate() -> None:
 def test_the_covariance_within_a_trial_is_that_between_its_points() -> None:
     theta, s = prior(2)[0], np.log(PARTS)
     rate = np.linspace(1.0, 0.2, 9)
-    points = Points(np.stack([np.full(9, 0.3), rate], 1), s, np.zeros(9, dtype=np.int64))
-    assert within(theta, s[None], rate[None])[0] == pytest.approx(covariance(theta, points, points))
+    points = Points(np.stack([np.full(9, 0.3), rate], 1), s, np.zeros(9, dtype=np.int64), rate, np.full(9, 0.3))
+    assert within(theta, s[None], rate[None], rate[None])[0] == pytest.approx(covariance(theta, points, points))
+
+
+def test_what_a_high_rate_adds_to_the_loss_is_shared_by_like_rates_and_gone_at_the_end() -> None:
+    theta, peak, rate = prior(1)[0], np.array([0.5, 0.5, 0.0, 0.5]), np.array([1.0, 0.8, 1.0, 0.0])
+    none = theta.copy()
+    none[-3] = -np.inf
+    points = Points(peak[:, None], np.zeros(4), np.arange(4), rate, peak)
+    lift = covariance(theta, points, points) - covariance(none, points, points)
+    assert lift[0, 1] == pytest.approx(np.exp(2 * theta[-3]) * 0.8)
+    assert lift[0, 2] < 0.3 * lift[0, 0]
+    assert lift[3] == pytest.approx(np.zeros(4), abs=1e-12)
+
+
+def test_decisions_use_one_thread() -> None:
+    code = """
+import numpy as np
+from threadpoolctl import threadpool_info, threadpool_limits
+import scipy.linalg
+from orchestrator.surrogate.model import Surrogate
+threadpool_limits(2, user_api="blas")
+Surrogate({})
+print({each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"})
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "{1}"
 
 
 def hidden(rate: float, fraction: float) -> float:

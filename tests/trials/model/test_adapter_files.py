@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from search_spaces.schema import Recipe
 from trials.config import TrialConfig
-from trials.model.adapter_files import read_adapter, save_adapter
+from trials.model.adapter_files import WEIGHTS, read_weights, save_adapter
 from trials.model.loading import attach_adapter, load_base
 
 
@@ -61,7 +61,7 @@ def test_peft_loads_what_we_wrote_and_we_read_it_back(small_recipe: Recipe, tmp_
     expected = {name: value.detach().clone() for name, value in _parameters(model)}
     save_adapter(_parameters(model), config, tmp_path)
     loaded = PeftModel.from_pretrained(load_base(config.model), str(tmp_path), is_trainable=True)
-    for found in (dict(_parameters(loaded)), read_adapter(tmp_path)):
+    for found in (dict(_parameters(loaded)), read_weights(tmp_path / WEIGHTS)):
         assert set(found) == set(expected)
         assert all(torch.equal(found[name], value) for name, value in expected.items())
 

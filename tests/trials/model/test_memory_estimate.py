@@ -53,6 +53,14 @@ def test_adapters_are_those_that_are_trained(modules: list[str]) -> None:
     )
 
 
+def test_the_average_of_an_adapter_takes_four_bytes_a_parameter() -> None:
+    plain, averaged = (estimate_memory(_config(adapter_average=share), MISTRAL, 2048) for share in (0.0, 0.2))
+    assert plain is not None
+    assert averaged is not None
+    per_parameter = adapter_bytes(1, _config(adapter_average=0.0).hyperparameters, 2)
+    assert averaged.adapter_bytes - plain.adapter_bytes == 4 * plain.adapter_bytes // per_parameter
+
+
 def test_a_7b_model_in_4_bits_takes_what_was_measured() -> None:
     need = estimate_memory(_config(), MISTRAL, 2048)
     assert need is not None

@@ -68,8 +68,10 @@ def test_where_the_rate_falls_the_second_half_counts_only(small_recipe: Recipe) 
     points, settings = _points([2, 3, 3, 3]), EvaluationSettings(patience=3)
     hyperparameters = small_recipe.hyperparameters
     steady = hyperparameters.model_copy(update={"scheduler": "constant"})
+    open_ended = hyperparameters.model_copy(update={"scheduler": "inverse_sqrt"})
     falling = hyperparameters.model_copy(update={"scheduler": "cosine"})
     assert points[1].step == 1  # the first of the three without improvement
     assert patience_exhausted(points, settings, patience_begins(steady, 20)) is not None
+    assert patience_exhausted(points, settings, patience_begins(open_ended, 20)) is not None
     assert patience_exhausted(points, settings, patience_begins(falling, 3)) is not None
     assert patience_exhausted(points, settings, patience_begins(falling, 4)) is None

@@ -189,6 +189,7 @@ def test_how_a_machine_runs_it_does_not_change_the_loss(train: Train, usual: Tra
         {"weight_decay": 1.0},
         {"max_grad_norm": 1e-9},
         {"effective_batch": 2},
+        {"adapter_average": 0.5},
     ],
     ids=lambda change: next(iter(change)),
 )

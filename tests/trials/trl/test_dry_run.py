@@ -33,7 +33,13 @@ def _losses(record: TrialRecord) -> list[tuple[int, float, float | None]]:
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"optimizer": "paged_adamw_8bit", "lora_rank": 64}, {"neftune_noise_alpha": 5.0}, {"loraplus_ratio": 4.0}],
+    [
+        {},
+        {"optimizer": "paged_adamw_8bit", "lora_rank": 64},
+        {"neftune_noise_alpha": 5.0},
+        {"loraplus_ratio": 4.0},
+        {"adapter_average": 0.2},
+    ],
     ids=str,
 )
 def test_what_is_tried_leaves_no_trace(

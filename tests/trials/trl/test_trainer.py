@@ -88,6 +88,13 @@ def test_scheduler(build: Build, scheduler: str, half: float) -> None:
     assert rates[5] == pytest.approx(quarter * 1e-3)
 
 
+def test_inverse_sqrt_falls_whatever_the_length(build: Build) -> None:
+    # Without the epoch's steps warm-up is a share of the 20 steps.
+    rates = _rates(build(learning_rate=1e-3, warmup_fraction=0.1, scheduler="inverse_sqrt"))
+    assert rates[:2] == pytest.approx([0.0, 0.5e-3])
+    assert rates[2:] == pytest.approx([1e-3 * math.sqrt(100 / (100 + step)) for step in range(18)])
+
+
 @pytest.mark.parametrize("ratio", [1.0, 4.0])
 def test_weight_decay(build: Build, ratio: float) -> None:
     assert max(_decays(build(weight_decay=0.25, loraplus_ratio=ratio))) == 0.25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,14 @@ class Adapter:
             pair.a.copy_(a)
             pair.b.copy_(b)
         self._parameters = self._as_parameters()
+
+    def with_weights(self, flat: Tensor) -> Adapter:
+        """Return the same adapter over other weights, of the size and order of `flat`; it can't be trained."""
+        other = copy.copy(self)
+        other.flat = flat
+        other.weights = _pairs(flat, self._targets, self.rank)
+        other._parameters = other._as_parameters()
+        return other
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Return the parameters with PEFT's names and order; their gradients are views of `gradient`."""

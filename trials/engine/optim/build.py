@@ -5,7 +5,6 @@ Classes, settings, parameter groups and their order are equal, so that either lo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from trials.config import Hyperparameters, TrialConfig
-from trials.schedule import TrialLength
+from trials.schedule import TrialLength, schedule_arguments, warmup_steps
 
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
 
@@ -34,8 +33,9 @@ def build_optimizer(
     scheduler: LRScheduler = get_scheduler(
         hp.scheduler,
         optimizer=optimizer,
-        num_warmup_steps=math.ceil(length.steps * hp.warmup_fraction),
+        num_warmup_steps=warmup_steps(hp, length),
         num_training_steps=length.steps,
+        scheduler_specific_kwargs=schedule_arguments(hp),
     )
     return optimizer, scheduler
 

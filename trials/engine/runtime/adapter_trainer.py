@@ -15,6 +15,7 @@ from trials.engine.lora.adapter import Adapter
 from trials.engine.model.packed_batch import BatchSlice
 from trials.engine.optim.flat import FlatOptimizer
 from trials.system.distributed import ALONE, ProcessGroup
+from trials.training.weight_average import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,12 @@ class AdapterTrainer:
         rows_of_step: Callable[[int], Sequence[TokenizedRow]],
         steps_done: int,
         ranks: ProcessGroup = ALONE,
+        average: WeightAverage | None = None,
     ) -> None:
         """`rows_of_step` returns the rows of an optimizer step, counted from 0; it's called in order.
 
-        Each of the `ranks` passes its part of them, and all take the same step with the sum of their gradients.
+        Each of the `ranks` passes its part of them, and all take the same step with the sum of their gradients. The
+        weights after every step are added to `average`; None: none is kept.
         """
         self.adapter = adapter
         self.steps_done = steps_done
@@ -57,6 +60,7 @@ class AdapterTrainer:
         self._max_grad_norm = max_grad_norm
         self._rows_of_step = rows_of_step
         self._ranks = ranks
+        self._average = average
         self._rows: Sequence[TokenizedRow] = ()
         self._first_slot = 0
         self._step_tokens = 0
@@ -131,6 +135,8 @@ class AdapterTrainer:
         rate = self._flat_optimizer.learning_rate
         self._flat_optimizer.step()
         self.steps_done += 1
+        if self._average is not None:
+            self._average.update(self.steps_done)
         figures = AsyncScalars(torch.stack([self._loss, norm]))
         self.done.append(StepDone(figures, rate, self._step_tokens, time.time()))
         return self.done[-1]

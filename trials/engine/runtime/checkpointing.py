@@ -2,6 +2,7 @@
 
 checkpoint-<step>/adapter_config.json, adapter_model.safetensors  as PEFT writes them
                   optimizer.pt, scheduler.pt                      state dicts
+                  adapter_average.safetensors                     the average of the adapter, where one is kept
                   rng_state.pth                                   of the trial's seed: nothing here draws from it
                   trainer_state.json                              steps and tokens done, and all that was logged
 """
@@ -23,8 +24,8 @@ from trials.data.split import Split
 from trials.engine.optim.build import NamedParameters
 from trials.engine.optim.flat import FlatOptimizer
 from trials.errors import RunFolderError
-from trials.model.adapter_files import read_adapter, save_adapter
-from trials.records.checkpoints import Checkpoint, CheckpointWriter, LogState
+from trials.model.adapter_files import WEIGHTS, read_weights, save_adapter, save_weights
+from trials.records.checkpoints import AVERAGE, Checkpoint, CheckpointWriter, LogState, average_in
 from trials.schedule import TrialLength, logging_steps, micro_batch_rows
 
 _OPTIMIZER, _SCHEDULER, _RANDOM, _STATE = "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"
@@ -37,7 +38,7 @@ def first_state(config: TrialConfig, train: Split, length: TrialLength) -> Train
     return TrainerState(
         max_steps=length.steps,
         num_train_epochs=math.ceil(length.steps / steps_per_epoch),
-        logging_steps=logging_steps(length),
+        logging_steps=logging_steps(config.hyperparameters, length),
         train_batch_size=micro_batch_rows(batch, train.longest, config.machine),
         stateful_callbacks=[TrainerControl()],
     )
@@ -50,12 +51,18 @@ def write_checkpoint(
     flat_optimizer: FlatOptimizer,
     state: TrainerState,
     log: LogState,
+    average: NamedParameters | None = None,
 ) -> None:
-    """Write a checkpoint of step `state.global_step`, atomically; see `CheckpointWriter.write`."""
+    """Write a checkpoint of step `state.global_step`, atomically; see `CheckpointWriter.write`.
+
+    `average` are the average's parameters; None: none is kept.
+    """
 
     def save() -> None:
         path = writer.unfinished / f"checkpoint-{state.global_step}"
         save_adapter(named_parameters, config, path)
+        if average is not None:
+            save_weights(average, path / AVERAGE)
         torch.save(_as_under_trl(flat_optimizer.state_dict(), config), path / _OPTIMIZER)
         torch.save(flat_optimizer.scheduler.state_dict(), path / _SCHEDULER)
         torch.save(_random_state(config.seed), path / _RANDOM)
@@ -68,16 +75,20 @@ def read_checkpoint(
     checkpoint: Checkpoint,
     named_parameters: NamedParameters,
     flat_optimizer: FlatOptimizer,
+    average: NamedParameters | None = None,
 ) -> TrainerState:
     """Restore parameters, optimizer and schedule from a checkpoint of either backend; return the trainer state.
 
-    The training loss that wasn't logged yet is in `checkpoint.progress.log`.
+    `average` are the average's parameters, which are restored too; None: none is kept. The training loss that wasn't
+    logged yet is in `checkpoint.progress.log`.
 
     Raises:
-        RunFolderError: If the checkpoint is of another adapter.
+        RunFolderError: If the checkpoint is of another adapter, or has no average of it.
     """
     path = checkpoint.path
-    _load_weights(path, named_parameters)
+    _load_weights(path / WEIGHTS, named_parameters)
+    if average is not None:
+        _load_weights(average_in(path), average)
     saved = torch.load(path / _OPTIMIZER, map_location="cpu", weights_only=True)
     _keep_kernels(saved["param_groups"], flat_optimizer.param_groups)
     flat_optimizer.load_state_dict(saved)
@@ -85,11 +96,13 @@ def read_checkpoint(
     return TrainerState.load_from_json(str(path / _STATE))
 
 
-def _load_weights(path: Path, named_parameters: NamedParameters) -> None:
-    weights = read_adapter(path)
+def _load_weights(file: Path, named_parameters: NamedParameters) -> None:
+    weights = read_weights(file)
     expected = {name: parameter.shape for name, parameter in named_parameters}
     if {name: weight.shape for name, weight in weights.items()} != expected:
-        raise RunFolderError(f"{path} is a checkpoint of another adapter: its modules or rank aren't the trial's.")
+        raise RunFolderError(
+            f"{file.parent} is a checkpoint of another adapter: its modules or rank aren't the trial's."
+        )
     with torch.no_grad():
         for name, parameter in named_parameters:
             parameter.copy_(weights[name])

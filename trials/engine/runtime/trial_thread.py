@@ -12,6 +12,7 @@ from transformers.integrations import rewrite_logs
 from trials.data.tokenization import TokenizedRow
 from trials.engine.lora.adapter import Adapter
 from trials.engine.memory.dry_run import DryRun
+from trials.engine.optim.build import NamedParameters
 from trials.engine.optim.flat import FlatOptimizer
 from trials.engine.runtime.adapter_model import EngineModel
 from trials.engine.runtime.adapter_trainer import AdapterTrainer
@@ -30,6 +31,7 @@ from trials.tracking.event_log import EventLog
 from trials.training.evaluation_loop import EvaluationLoop, progress_of
 from trials.training.row_order import RowOrder
 from trials.training.training_run import TrainingRun
+from trials.training.weight_average import average_of
 
 
 class EngineTrial:
@@ -45,13 +47,17 @@ class EngineTrial:
         self._adapter = ranks.own(
             lambda: loop.allocate(lambda: Adapter(frozen.targets, hp, config.seed, frozen.final_norm))
         )
+        self._average = ranks.own(lambda: loop.allocate(lambda: average_of([self._adapter.flat], hp)))
+        # The adapter as it is evaluated and kept.
+        self._kept = self._adapter.with_weights(self._average.values[0]) if self._average else self._adapter
         self._memory = ranks.own(self._tried_out)
         self._flat_optimizer = self._make_optimizer()
         self._state = ranks.own(lambda: loop.allocate(self._first_state))
         log = (run.checkpoint.progress.log,) if run.checkpoint else ()
         self._log = TrainingLog(self._state, *log)
         self._trainer = AdapterTrainer(
-            self._adapter, self._flat_optimizer, hp.max_grad_norm, self._rows_of_step(), self._state.global_step, ranks
+            *(self._adapter, self._flat_optimizer, hp.max_grad_norm, self._rows_of_step()),
+            *(self._state.global_step, ranks, self._average),
         )
         tokens = evaluation_tokens(self._length.tokens, config.evaluation, data.train.epoch)
         self._evaluations = TokenTriggers(tokens, self._tokens_seen)
@@ -61,7 +67,7 @@ class EngineTrial:
         """Step of the last checkpoint written by this run; None: none yet."""
         self._finished = Ending(TrialState.FINISHED, f"trained for all its {self._length.steps} steps")
         scorer = AnswerScorer(config, data.eval, run.tokenizer, run.folder, run.timer, ranks)
-        trained_model = EngineModel(loop, config, eval_rows, self._adapter, ranks)
+        trained_model = EngineModel(loop, config, eval_rows, self._kept, ranks)
         self._supervisor = EvaluationLoop(run, trained_model, scorer, base_loss, self._finished)
 
     def run(self) -> Ending | None:
@@ -166,8 +172,13 @@ class EngineTrial:
         self._checkpointed = self._state.global_step
         parameters = self._adapter.named_parameters()
         write_checkpoint(
-            self._checkpoints, self._config, parameters, self._flat_optimizer, self._state, self._log.pending
+            *(self._checkpoints, self._config, parameters, self._flat_optimizer, self._state, self._log.pending),
+            self._average_parameters,
         )
+
+    @property
+    def _average_parameters(self) -> NamedParameters | None:
+        return None if self._average is None else self._kept.named_parameters()
 
     def _make_optimizer(self) -> FlatOptimizer:
         return FlatOptimizer(self._adapter, self._config, self._length)
@@ -190,9 +201,14 @@ class EngineTrial:
         return found
 
     def _first_state(self) -> TrainerState:
+        first = first_state(self._config, self._run.data.train, self._length)
         if self._run.checkpoint is None:
-            return first_state(self._config, self._run.data.train, self._length)
-        return read_checkpoint(self._run.checkpoint, self._adapter.named_parameters(), self._flat_optimizer)
+            return first
+        parameters = self._adapter.named_parameters()
+        state = read_checkpoint(self._run.checkpoint, parameters, self._flat_optimizer, self._average_parameters)
+        # The trial may have been extended since.
+        state.max_steps, state.num_train_epochs = first.max_steps, first.num_train_epochs
+        return state
 
     def _rows_of_step(self) -> Callable[[int], list[TokenizedRow]]:
         train = self._run.data.train

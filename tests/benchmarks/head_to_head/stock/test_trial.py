@@ -36,7 +36,7 @@ def test_micro_batches_divide_the_batch(batch: int, most: int | None, rows: int)
     [("cosine", "cosine"), ("linear", "linear"), ("constant", "constant"), ("inverse_sqrt", "cosine")],
 )
 def test_stock_has_schedules_that_its_users_know(asked: str, used: str) -> None:
-    """Transformers' inverse_sqrt is not ours: its rate stays near its peak for 10,000 steps."""
+    """Transformers' inverse_sqrt has another time scale than ours."""
     assert usual_schedule(asked) == used
 
 

@@ -29,6 +29,7 @@ CASES: list[dict[str, Any]] = [
     {"optimizer": "adamw_8bit", "scheduler": "cosine", "lora_rank": 64},
     {"optimizer": "paged_adamw_8bit", "scheduler": "constant_with_warmup", "lora_rank": 64, "loraplus_ratio": 2.0},
     {"optimizer": "paged_adamw_32bit", "scheduler": "linear"},
+    {"optimizer": "adamw_torch", "scheduler": "inverse_sqrt", "warmup_fraction": 0.2},
 ]
 
 
