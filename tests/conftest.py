@@ -69,6 +69,7 @@ LONGEST = (
     "integration/test_search.py",
     "execution/test_worker_pool.py",
     "integration/test_trl_two_processes.py",
+    "integration/test_head_to_head.py",
     "integration/test_resume_search.py",
     "integration/test_pause_and_resume.py",
     "system/test_demo_learning.py",
