@@ -1,4 +1,7 @@
-"""The whole head-to-head on the demo's model: every rival for real, as short as it can be."""
+"""The whole head-to-head on the demo's model, with the two rivals that end before their time, as short as can be.
+
+The others fill their time, whatever it is, and have tests of their parts.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,16 @@ pytestmark = pytest.mark.slow
 
 DEMO = ROOT / "search_spaces" / "demo"
 TEST_ROWS = 24
-# On a busy machine the searches need most of this for imports, the base's evaluation and the export.
-BUDGET = "90s"
+RIVALS = (Rival.RECIPE, Rival.OURS)
+# Both end long before, as their trials are few and short: nothing depends on how busy the machine is.
+BUDGET = "6m"
 SETTINGS = [*(each for each in SMALL if not each.startswith("test_rows")), "search.reserve=25s", "search.trials=4"]
 
 
 def command(out: Path, *options: str) -> list[str]:
     rows = [str(DEMO / name) for name in ("base", "train.jsonl", "dev.jsonl")]
     rows.append(f"{DEMO / 'test.jsonl'}[:{TEST_ROWS}]")
-    given = ["--budgets", BUDGET, "--cpu", "--out", str(out), "--set", *SETTINGS]
+    given = ["--budgets", BUDGET, "--rivals", ",".join(RIVALS), "--cpu", "--out", str(out), "--set", *SETTINGS]
     return [sys.executable, "-m", "benchmarks.head_to_head", *rows, *given, *options]
 
 
@@ -48,7 +52,7 @@ def results(out: Path) -> dict[str, dict[str, object]]:
 def test_every_rival_leaves_an_adapter_that_is_judged(done: subprocess.CompletedProcess[str], out: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = results(out)
-    assert list(found) == [rival.value for rival in Rival]
+    assert list(found) == [rival.value for rival in RIVALS]
     for result in found.values():
         assert result["adapter"], result
         rows = RowLosses(**result["test_rows"])  # type: ignore[arg-type]
@@ -59,22 +63,20 @@ def test_every_rival_leaves_an_adapter_that_is_judged(done: subprocess.Completed
 
 def test_differences_are_those_of_the_rows(done: subprocess.CompletedProcess[str], out: Path) -> None:
     found = results(out)
-    ours, stock = (RowLosses(**found[rival]["test_rows"]) for rival in (Rival.OURS, Rival.STOCK))  # type: ignore[arg-type]
-    assert found[Rival.STOCK]["minus_ours"] == vars(compare(ours, stock))
+    ours, recipe = (RowLosses(**found[rival]["test_rows"]) for rival in (Rival.OURS, Rival.RECIPE))  # type: ignore[arg-type]
+    assert found[Rival.RECIPE]["minus_ours"] == vars(compare(ours, recipe))
 
 
-def test_the_recipe_fills_the_whole_time(done: subprocess.CompletedProcess[str], out: Path) -> None:
+def test_the_recipe_is_trained_as_written(done: subprocess.CompletedProcess[str], out: Path) -> None:
     found = results(out)
     assert found["recipe"]["winner_share"] == pytest.approx(1, abs=0.1)
-    assert found["repeated"]["tokens"] > 3 * found["recipe"]["tokens"]  # type: ignore[operator]
-    assert found["stock"]["trials"] >= 1  # type: ignore[operator]
-    assert found["stock-parts"]["trials"] == found["ours"]["trials"] == 4
+    assert found["ours"]["trials"] == 4
 
 
 def test_the_table_is_printed_and_the_plot_written(done: subprocess.CompletedProcess[str], out: Path) -> None:
     table = (out / "table.txt").read_text()
     assert table in done.stdout
-    assert all(label in table for label in LABELS.values())
+    assert all(LABELS[rival] in table for rival in RIVALS)
     assert (out / "curves.html").stat().st_size > 10_000
 
 
@@ -82,5 +84,5 @@ def test_a_rival_that_is_there_is_not_run_again(done: subprocess.CompletedProces
     before = (out / "head_to_head.json").read_text()
     again = run_command(command(out), timeout=120)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("run before") == len(Rival)
+    assert again.stdout.count("run before") == len(RIVALS)
     assert (out / "head_to_head.json").read_text() == before
