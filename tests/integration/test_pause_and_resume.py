@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 ROWS = 18
 """Epochs end with a step of two rows."""
-ALIKE, ROUNDING = 1e-6, 1e-4
+ALIKE, BESIDE, ROUNDING = 1e-6, 1e-5, 1e-4
 """In the engine, and between it and TRL."""
 CHANGES: list[dict[str, Any]] = [
     {},
@@ -77,7 +77,8 @@ def test_others_beside_it_and_another_engine_make_no_difference(workshop: Worksh
 
     with ThreadPoolExecutor() as pool:
         for found, expected in zip(pool.map(in_segments, range(2)), straight, strict=True):
-            _assert_near(found, expected, ALIKE)
+            # Which steps two trials share is chance, and products of other sizes are summed in another order: 1.1e-6.
+            _assert_near(found, expected, BESIDE)
     other.close()
 
 
