@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 ROWS = 18
 """Epochs end with a step of two rows."""
 ALIKE, BESIDE, ROUNDING = 1e-6, 1e-5, 1e-4
-"""In the engine, and between it and TRL."""
+"""In the engine, beside other trials, and between it and TRL."""
 CHANGES: list[dict[str, Any]] = [
     {},
     {"optimizer": "paged_adamw_8bit", "lora_rank": 64, "scheduler": "linear"},
