@@ -179,7 +179,7 @@ def test_a_sampler_that_cannot_be_made_is_one_clear_error(settings: dict[str, An
 
 @pytest.mark.parametrize("name", ["tpee", "a:", ":B", "a b:C"])
 def test_a_name_that_is_no_sampler_s_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="allowed: freeze_thaw, tpe, gp, cmaes, random, or module:Class"):
+    with pytest.raises(ValueError, match="allowed: freeze_thaw, tpe, gp, cmaes, random, auto, or module:Class"):
         SearchSettings(sampler=name)
 
 
