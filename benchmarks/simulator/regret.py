@@ -181,10 +181,9 @@ def play(searcher: str, name: str, seed: int, setting: Setting) -> Played:
     recipe = recipe_for(searcher, task, search_seed(name, seed), setting)
     began = time.perf_counter()
     if searcher in set(Stock):
-        found, trials, full = _play_stock(Stock(searcher), task, recipe, machine, setting)
-        forecasted: tuple[Forecasted, ...] = ()
+        found, trials, full, forecasted = _play_stock(Stock(searcher), task, recipe, machine, setting)
     else:
-        (found, trials, full), forecasted = _play_pair(task, recipe, machine, setting, seed)
+        found, trials, full, forecasted = _play_pair(task, recipe, machine, setting, seed)
     return Played(
         searcher=searcher,
         task=name,
@@ -209,17 +208,16 @@ def _machine(reference: Reference, seed: int, setting: Setting) -> Machine:
     )
 
 
-_Found = tuple[Sequence[tuple[float, float]], int, int]
-_Forecasted = tuple[Forecasted, ...]
+_Found = tuple[Sequence[tuple[float, float]], int, int, tuple[Forecasted, ...]]
 
 
 def _play_stock(kind: Stock, task: Task, recipe: Recipe, machine: Machine, setting: Setting) -> _Found:
     replay = StockReplay(kind, recipe, task, machine)
     account = replay.play(setting.slots, setting.budget * FULL_SECONDS / setting.slots)
-    return account.exported, account.trials, account.full_length
+    return account.exported, account.trials, account.full_length, ()
 
 
-def _play_pair(task: Task, recipe: Recipe, machine: Machine, setting: Setting, seed: int) -> tuple[_Found, _Forecasted]:
+def _play_pair(task: Task, recipe: Recipe, machine: Machine, setting: Setting, seed: int) -> _Found:
     before = machine.base + machine.start + FULL_SECONDS / 50 / machine.probe_speed  # base model and speed probe
     training = setting.budget * FULL_SECONDS / setting.slots
     deadline = Deadline(_STARTED, _STARTED + timedelta(seconds=before + training + _RESERVE), _RESERVE)
@@ -237,7 +235,7 @@ def _play_pair(task: Task, recipe: Recipe, machine: Machine, setting: Setting, s
         assert account.first_start is not None  # there is time for a trial in every budget
         exported = [*account.exported, (simulated.seconds, _exported_loss(run, task))]
         found = [(at - account.first_start, loss) for at, loss in exported]
-        return (found, account.trials, account.full_length), tuple(_forecasted(simulated.controller, run, task))
+        return found, account.trials, account.full_length, tuple(_forecasted(simulated.controller, run, task))
     finally:
         shutil.rmtree(folder)
 
