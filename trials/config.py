@@ -15,6 +15,8 @@ Scheduler = Literal["cosine", "linear", "constant", "constant_with_warmup", "inv
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
 DataFormat = Literal["nli_cot", "nli", "messages", "instruction", "prompt_completion", "title_body", "text"]
 TooLong = Literal["fail", "drop", "shorten"]
+LENGTHS = ("epochs", "train_tokens", "rows_seen")
+"""Hyperparameters of which one gives a full trial's length."""
 ALL_LINEAR = "all-linear"
 """PEFT's word for all linear layers but the head, in `target_modules`; a trial has their names in its place."""
 Share = int | float

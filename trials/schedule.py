@@ -127,4 +127,9 @@ def micro_batch_rows(effective_batch: int, longest_row: int, machine: Machine) -
     allowed = max(1, machine.micro_batch_tokens // longest_row)
     if machine.micro_batch_rows is not None:
         allowed = min(allowed, machine.micro_batch_rows)
-    return max(rows for rows in range(1, effective_batch + 1) if effective_batch % rows == 0 and rows <= allowed)
+    return largest_divisor(effective_batch, allowed)
+
+
+def largest_divisor(batch: int, most: int) -> int:
+    """Return the largest divisor of a batch that is at most `most`, which is at least 1."""
+    return max(rows for rows in range(1, batch + 1) if batch % rows == 0 and rows <= most)

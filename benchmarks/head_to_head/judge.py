@@ -5,25 +5,21 @@ python -m benchmarks.head_to_head.judge JUDGING.json ADAPTER RESULT.json
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.head_to_head.contest import Contest
 from search_spaces.schema import Recipe
 from trials.cli import run_command
-from trials.config import DataSettings, Machine, ModelSettings
+from trials.config import DataSettings, Machine, ModelSettings, Settings
 from trials.errors import ModelError
 from trials.evaluation.result import EvalResult, EvalTask, as_json, read_result
-from trials.system.files import write_json
+from trials.system.files import write_json, write_text
 
 
-@dataclass(frozen=True)
-class Judging:
+class Judging(Settings):
     """Settings of the judge: base model, rows, threads, and rows in one batch."""
 
     model: ModelSettings
@@ -35,24 +31,16 @@ class Judging:
     def of(cls, contest: Contest, recipe: Recipe) -> Judging:
         """Return the judge's settings for a contest."""
         data = contest.judging(recipe.data)
-        return cls(recipe.model, data, recipe.machine, recipe.evaluation.batch_rows)
+        return cls(model=recipe.model, data=data, machine=recipe.machine, batch_rows=recipe.evaluation.batch_rows)
 
     def write(self, path: Path) -> None:
         """Write them for the judge's process."""
-        parts = {name: getattr(self, name).model_dump(mode="json") for name in ("model", "data", "machine")}
-        write_json(path, {**parts, "batch_rows": self.batch_rows})
+        write_text(path, self.model_dump_json())
 
 
 def read_judging(path: Path) -> Judging:
     """Read what `Judging.write` wrote."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    kinds: dict[str, Callable[[str], Any]] = {
-        "model": ModelSettings.model_validate_json,
-        "data": DataSettings.model_validate_json,
-        "machine": Machine.model_validate_json,
-    }
-    parts = {name: read(json.dumps(content[name])) for name, read in kinds.items()}
-    return Judging(**parts, batch_rows=content["batch_rows"])
+    return Judging.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 def judge(judging: Judging, adapter: Path) -> EvalResult:

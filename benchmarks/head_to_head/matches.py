@@ -18,6 +18,7 @@ from benchmarks.head_to_head.rivals import LABELS, Rival, search_command, single
 from benchmarks.head_to_head.stock.trial import Fit, Request
 from benchmarks.head_to_head.timed_run import run_timed
 from search_spaces.durations import format_duration
+from trials.config import LENGTHS
 from trials.errors import InputError
 from trials.metrics.row_losses import RowLosses
 from trials.records.trial_dir import read_trial
@@ -79,7 +80,7 @@ class Matches:
         if folder.exists():
             shutil.rmtree(folder)
         print("warm-up, which doesn't count ...", flush=True)
-        one_step = {"epochs": None, "train_tokens": None, "rows_seen": usual(recipe).effective_batch}
+        one_step = {**dict.fromkeys(LENGTHS), "rows_seen": usual(recipe).effective_batch}
         command = single_command(self.contest, {**usual_values(recipe), **one_step}, 0, folder)
         self._run_uncounted(command, self.out / "warm-up.txt", "a trial of one step fails")
 

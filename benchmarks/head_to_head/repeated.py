@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trials.config import EvaluationSettings, Hyperparameters
+from orchestrator.planning.trial_length import shortened
+from trials.config import LENGTHS, EvaluationSettings, Hyperparameters
 from trials.records.trial_dir import TrialRecord
 
 SPARE_SHARE = 0.05
@@ -52,7 +53,4 @@ def tokens_that_fit(speed: Speed, budget_seconds: float, full_tokens: int, setti
 
 def length_setting(hyperparameters: Hyperparameters, factor: float) -> dict[str, Any]:
     """Return the one setting that makes a trial `factor` times as long as these hyperparameters say."""
-    if hyperparameters.epochs is not None:
-        return {"epochs": hyperparameters.epochs * factor}
-    name = "train_tokens" if hyperparameters.train_tokens is not None else "rows_seen"
-    return {name: max(1, round(getattr(hyperparameters, name) * factor))}
+    return shortened(hyperparameters, factor).model_dump(include=set(LENGTHS), exclude_none=True)

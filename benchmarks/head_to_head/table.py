@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.head_to_head.outcomes import Outcome
@@ -128,8 +128,7 @@ def as_json(found: Iterable[Line]) -> list[dict[str, Any]]:
     rows = []
     for line in found:
         outcome, losses, difference = line.outcome, line.losses, line.difference
-        row: dict[str, Any] = {name: getattr(outcome, name) for name in outcome.__dataclass_fields__}
-        row["evaluations"] = [vars(each) for each in outcome.evaluations]
+        row = asdict(outcome)
         row |= {"tokens_per_second": outcome.tokens_per_second, "is_late": outcome.is_late}
         row["test_loss"] = None if losses is None else losses.mean
         row["test_loss_standard_error"] = None if losses is None else losses.standard_error

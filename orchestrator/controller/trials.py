@@ -16,7 +16,7 @@ from orchestrator.state.search import Search
 from orchestrator.state.trial_folders import set_aside
 from orchestrator.surrogate.trial_view import TrialView
 from search_spaces.schema import Choices, Dimension, Recipe
-from trials.config import Hyperparameters, TrialConfig
+from trials.config import LENGTHS, Hyperparameters, TrialConfig
 from trials.errors import first_line
 from trials.metrics.row_losses import RowLosses, compare
 from trials.records.checkpoints import remove_checkpoints
@@ -25,8 +25,6 @@ from trials.records.trial_dir import DamagedTrial, Ending, EvalPoint, Origin, Tr
 from trials.schedule import full_tokens
 from trials.state import TrialState
 from trials.system.files import remove_folder
-
-_LENGTHS = ("epochs", "train_tokens", "rows_seen")
 
 
 @dataclass
@@ -175,7 +173,7 @@ def proposed_values(hyperparameters: Hyperparameters, space: Mapping[str, Dimens
 
 def varies_length(space: Mapping[str, Dimension]) -> bool:
     """Whether configurations of a space may differ in the length of a full trial."""
-    return any(name in space for name in _LENGTHS)
+    return any(name in space for name in LENGTHS)
 
 
 def shared_scheduler(recipe: Recipe) -> str:
@@ -187,10 +185,10 @@ def shared_scheduler(recipe: Recipe) -> str:
 
 def end_of(values: Mapping[str, Any], search: Search) -> float:
     """Return the fraction of the longest full trial at which a configuration of the study is complete."""
-    lengths = {name: values[name] for name in _LENGTHS if name in values}
+    lengths = {name: values[name] for name in LENGTHS if name in values}
     if not lengths or search.epoch is None:
         return 1.0
-    proposed = search.recipe.hyperparameters.model_copy(update={**dict.fromkeys(_LENGTHS), **lengths})
+    proposed = search.recipe.hyperparameters.model_copy(update={**dict.fromkeys(LENGTHS), **lengths})
     return min(1.0, full_tokens(shortened(proposed, search.shortened or 1.0), search.epoch) / search.full_tokens)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.state.search import Search
-from search_spaces.schema import Choices, Recipe
+from search_spaces.schema import Choices, Recipe, is_integer
 from trials.engine.support import unsupported_reason
 from trials.errors import ModelError
 from trials.model.memory_estimate import MemoryEstimate, allowed_gib, estimate_memory
@@ -93,7 +93,7 @@ def _extremes(recipe: Recipe) -> list[dict[str, Any]]:
     for name in _DECISIVE:
         dimension = recipe.space.get(name)
         if dimension is not None:
-            number = int if name == "lora_rank" else float
+            number = int if is_integer(name) else float
             ends = dimension.choices if isinstance(dimension, Choices) else map(number, (dimension.low, dimension.high))
             varied[name] = list(ends)
     for name in ("lora_rank", "adapter_average"):

@@ -16,6 +16,7 @@ from orchestrator.state.search import Search
 from search_spaces.durations import format_duration
 from search_spaces.layers import flatten
 from search_spaces.schema import Choices, Recipe, SearchSettings
+from trials.config import LENGTHS
 from trials.data.dataset import TrialData
 from trials.data.split import Counts
 from trials.schedule import Epoch, full_tokens
@@ -46,7 +47,7 @@ class DataSizes:
 def _longest_trial(recipe: Recipe, epoch: Epoch) -> int:
     """Return the tokens of the longest full trial in the space; lengths differ if the search varies them."""
     longest = full_tokens(recipe.hyperparameters, epoch)
-    for name in ("epochs", "train_tokens", "rows_seen"):
+    for name in LENGTHS:
         dimension = recipe.space.get(name)
         if dimension is not None:
             most: Any = max(dimension.choices) if isinstance(dimension, Choices) else dimension.high  # type: ignore[type-var]

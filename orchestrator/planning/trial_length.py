@@ -24,7 +24,7 @@ def shortened_length(
 
 
 def shortened(hyperparameters: Hyperparameters, factor: float) -> Hyperparameters:
-    """Return the hyperparameters with the length of a full trial multiplied by `factor` (above 0, at most 1)."""
+    """Return the hyperparameters with the length of a full trial multiplied by `factor`, which is above 0."""
     hp = hyperparameters
     return hp.model_copy(
         update={

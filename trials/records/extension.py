@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trials.config import TrialConfig
+from trials.config import LENGTHS, TrialConfig
 from trials.errors import RunFolderError
 from trials.records.checkpoints import Checkpoint, whole_checkpoints
 from trials.records.rewind import restore_newest_checkpoint
@@ -19,9 +19,8 @@ from trials.records.trial_dir import TrialDir, TrialRecord, read_trial
 from trials.state import TrialState
 from trials.system.files import recover_folder
 
-_LENGTH = ("epochs", "train_tokens", "rows_seen")
 _MAY_DIFFER = {
-    "hyperparameters": set(_LENGTH),
+    "hyperparameters": set(LENGTHS),
     "evaluation": True,
     "machine": True,
     "tracking": True,
@@ -60,8 +59,8 @@ def _refuse(record: TrialRecord, longer: TrialConfig) -> None:
         )
     if _decisive(longer) != _decisive(record.config):
         raise RunFolderError(f"{folder} can't be extended to another configuration. Change nothing but its length.")
-    before, after = (each.model_dump(include=set(_LENGTH)) for each in (hyperparameters, longer.hyperparameters))
-    shorter = [name for name in _LENGTH if before[name] and after[name] and after[name] < before[name]]
+    before, after = (each.model_dump(include=set(LENGTHS)) for each in (hyperparameters, longer.hyperparameters))
+    shorter = [name for name in LENGTHS if before[name] and after[name] and after[name] < before[name]]
     if shorter:
         raise RunFolderError(f"{folder} can't be extended to fewer {shorter[0]}: {after[shorter[0]]}. Give more.")
     ending = record.ending

@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.head_to_head.stock.trial import Fit, Length, limit_memory, load_model, load_rows, make_trainer
 from search_spaces.schema import Choices, Recipe
 from trials.config import Hyperparameters
+from trials.model.memory_plan import MOST_OF_GPU
 from trials.system.files import write_json
 from trials.system.oom import is_out_of_memory
 
@@ -70,7 +71,7 @@ def fit_gpu(recipe: Recipe, allowed_gib: float | None, out: Path) -> Fit:
         load_model(recipe, None).save_pretrained(out / "base")
         base = str((out / "base").absolute())
     whole = torch.cuda.get_device_properties(0).total_memory / 2**30
-    allowed = allowed_gib or 0.94 * whole
+    allowed = allowed_gib or MOST_OF_GPU * whole
     for rows, recomputed in ways(largest(recipe).effective_batch):
         alone = Fit(1, rows, recomputed, base, allowed)
         peak = _peak_gib(recipe, alone, out / "trial")

@@ -15,12 +15,14 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.engine import jobs
 from search_spaces.schema import Recipe
-from trials.config import Hyperparameters
-from trials.schedule import full_tokens
+from trials.config import DataSettings, Hyperparameters, ModelSettings
+from trials.schedule import full_length, largest_divisor
 from trials.system.files import append_json_line, replace_folder, write_json
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Fit:
     base: str | None
     """Folder of the base model in 4 bits, so that no trial has to quantise it again; None: there is none."""
     gpu_memory_gib: float | None
-    """GPU memory of all trials together; None: on the CPU, or as much as there is."""
+    """GPU memory of all trials together; None: on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -78,29 +80,28 @@ class Length:
 
 def trial_length(recipe: Recipe, hyperparameters: Hyperparameters, data: TrialData) -> Length:
     """Return the recipe's own length for a trial's batch, and as many evaluations as the recipe asks for."""
-    row_tokens = data.train.epoch.row_tokens
-    rows = full_tokens(hyperparameters, data.train.epoch) / row_tokens
-    steps = max(1, round(rows / hyperparameters.effective_batch))
+    steps = full_length(hyperparameters, data.train.epoch).steps
     return Length(steps, max(1, steps // recipe.evaluation.evaluations))
 
 
 def load_rows(recipe: Recipe) -> tuple[Any, TrialData]:
-    """Return tokenizer and rows, which all rivals read by the same code."""
+    """Return tokenizer and rows, which all rivals read by the same code; a process reads them once."""
+    return _rows_of(recipe.model, recipe.data)
+
+
+@cache
+def _rows_of(model: ModelSettings, data: DataSettings) -> tuple[Any, TrialData]:
     from trials.data.dataset import load_data
     from trials.model.loading import load_tokenizer
 
-    tokenizer = load_tokenizer(recipe.model)
-    return tokenizer, load_data(recipe.data, tokenizer)
+    tokenizer = load_tokenizer(model)
+    return tokenizer, load_data(data, tokenizer)
 
 
 def limit_memory(fit: Fit) -> None:
     """Allow this process its share of the GPU's memory."""
-    import torch
-
-    if torch.cuda.is_available():
-        whole = torch.cuda.get_device_properties(0).total_memory / 2**30
-        allowed = fit.gpu_memory_gib or 0.94 * whole
-        torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / fit.trials_at_once / whole))
+    if fit.gpu_memory_gib is not None:
+        jobs.limit_memory(fit.gpu_memory_gib / fit.trials_at_once)
 
 
 def load_model(recipe: Recipe, base: str | None) -> PreTrainedModel:
@@ -203,8 +204,7 @@ def _fused(optimizer: str) -> str:
 
 def micro_batch(batch_rows: int, most: int | None) -> int:
     """Return the largest divisor of a batch that is at most `most`; None: the whole batch."""
-    limit = batch_rows if most is None else min(most, batch_rows)
-    return next(rows for rows in range(limit, 0, -1) if batch_rows % rows == 0)
+    return largest_divisor(batch_rows, batch_rows if most is None else most)
 
 
 def _adapter(recipe: Recipe, hyperparameters: Hyperparameters) -> LoraConfig:
