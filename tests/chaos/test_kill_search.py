@@ -108,6 +108,7 @@ cp -r {folder}/run {elsewhere}/run
 
 
 @needs_mount
+@pytest.mark.timeout(1800)
 def test_a_disk_that_is_full_and_one_that_is_read_only(tmp_path: Path) -> None:
     folder, elsewhere = tmp_path / "disk", tmp_path / "elsewhere"
     folder.mkdir()

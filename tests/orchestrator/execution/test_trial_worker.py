@@ -21,6 +21,7 @@ from orchestrator.execution.trial_worker import TrialWorker
 from search_spaces.schema import Recipe
 from tests.support.cli import run_command
 from tests.support.hanging_rows import Hangs
+from tests.support.waiting import wait_until
 from trials.data.dataset import TrialData
 from trials.engine.engine import Engine
 from trials.records.trial_dir import EvalPoint, Origin, TrialDir, TrialRecord, read_trial
@@ -58,6 +59,10 @@ def assign(tmp_path: Path, small_recipe: Recipe, small_data: TrialData) -> Assig
         return TrialRequest(trial_id, origin, "proposed", config, folder, resumes, **about)
 
     return of
+
+
+def is_training(folder: Path) -> bool:
+    return any(folder.glob("tensorboard/events.*"))
 
 
 def hold(actor: TrialWorker, trial_id: str) -> tuple[list[EvalPoint], Finished]:
@@ -126,8 +131,7 @@ def test_a_trial_that_nobody_waits_for_leaves_in_the_middle_of_its_training(
 ) -> None:
     actor = TrialWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1, by_trl=by_trl))  # minutes
-    while not list((tmp_path / "0001").glob("tensorboard/events.*")):
-        time.sleep(0.05)
+    assert wait_until(lambda: is_training(tmp_path / "0001"), 120)
     actor.release("0001")
     began = time.monotonic()
     actor.begin(assign("0002", by_trl=by_trl))
@@ -158,8 +162,7 @@ def test_a_stretch_waits_for_the_one_before_it_in_the_same_folder(tmp_path: Path
     actor = TrialWorker(slots=2, cpu_threads=1)
     actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1))  # minutes
     before = actor._threads["0001"]
-    while not list((tmp_path / "0001").glob("tensorboard/events.*")):
-        time.sleep(0.05)
+    assert wait_until(lambda: is_training(tmp_path / "0001"), 120)
     again = replace(assign("0001", resumes=True), resumes=False)
     actor.begin(again)
     assert isinstance(actor.next_message("0001"), EvalPoint)
@@ -169,8 +172,7 @@ def test_a_stretch_waits_for_the_one_before_it_in_the_same_folder(tmp_path: Path
 def test_a_trial_is_gone_when_its_release_returns(tmp_path: Path, assign: Assign) -> None:
     actor = TrialWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001", train_tokens=1_000_000, evaluations=1))
-    while not list((tmp_path / "0001").glob("tensorboard/events.*")):
-        time.sleep(0.05)
+    assert wait_until(lambda: is_training(tmp_path / "0001"), 120)
     thread = actor._threads["0001"]
     assert thread.is_alive()
     actor.release("0001")
@@ -280,10 +282,7 @@ def test_a_process_whose_engine_has_broken_down_ends(assign: Assign, monkeypatch
     _, ended = hold(actor, "0002")
     assert ended.error is not None
     assert "the engine has broken down: ZeroDivisionError" in ended.error
-    for _ in range(100):
-        if codes:
-            break
-        time.sleep(0.05)
+    assert wait_until(lambda: bool(codes), 120)
     assert codes == [1]
 
 
@@ -305,5 +304,5 @@ def test_a_process_whose_gpu_breaks_down_while_the_base_is_loaded_ends(
     actor = TrialWorker(slots=1, cpu_threads=1)
     actor.begin(assign("0001", by_trl=by_trl))
     assert error in str(actor.next_message("0001").error)  # type: ignore[union-attr]
-    actor._threads["0001"].join()
+    actor._threads["0001"].join(120)
     assert codes == ends

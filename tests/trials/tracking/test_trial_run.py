@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.support.wandb_server import KEY, WandbServer, wandb_server
 from trials.config import TrackingSettings, TrialConfig
 from trials.console.logs import LOG_FILE, trial_log
@@ -22,7 +23,7 @@ from trials.tracking.trial_run import wandb_is_wanted, wandb_run
 pytestmark = pytest.mark.slow
 
 HASTY = Limits(silence=8.0, farewell=120.0)
-PATIENT = Limits(farewell=120.0)
+PATIENT = Limits(start=120.0, silence=120.0, farewell=120.0)
 
 
 @pytest.fixture(autouse=True)
@@ -169,8 +170,7 @@ def test_a_trial_is_logged_offline_with_one_warning_where_the_server_cannot_be_u
             tracker = Tracker(tracked(folder), online=True, limits=HASTY, outage=outage, troubles=troubles)
             for step in range(50):
                 tracker.log({"train/loss": 1.0, "train/global_step": step})
-            while not (folder / LOG_FILE).exists():  # the warning comes while the trial trains
-                time.sleep(0.1)
+            assert wait_until((folder / LOG_FILE).exists, 120)  # the warning comes while the trial trains
             tracker.close(120)
     (line,) = (folder / LOG_FILE).read_text().splitlines()
     assert re.search(said, line)
@@ -187,8 +187,7 @@ def test_a_trial_does_not_wait_for_what_is_silent_and_the_next_does_not_ask(
     with wandb_server("silent") as server:
         ask_for(monkeypatch, server.url)
         first = Tracker(tracked(tmp_path / "1"), online=True, limits=PATIENT, outage=outage, troubles=troubles)
-        while "UpsertBucket" not in server.asked:
-            time.sleep(0.1)
+        assert wait_until(lambda: "UpsertBucket" in server.asked, 120)
         first.log({"train/loss": 1.0})
         first.close(0.5)  # the trial has ended already
         assert "after the trial's end" in troubles.pop_unreported()["W&B"]
@@ -224,10 +223,9 @@ def _begun(
     """Tracking of which a server that is well has the first figures."""
     with wandb_server("well") as server:
         ask_for(monkeypatch, server.url)
-        tracker = Tracker(tracked(path), online=True, outage=Outage(), troubles=troubles)
+        tracker = Tracker(tracked(path), online=True, limits=PATIENT, outage=Outage(), troubles=troubles)
         tracker.log({"train/loss": 1.0, "train/global_step": 0})
-        while not server.logged:
-            time.sleep(0.1)
+        assert wait_until(lambda: bool(server.logged), 120)
         yield server, tracker
 
 
