@@ -37,6 +37,8 @@ os.environ["WANDB_MODE"] = "disabled"
 # Tokenised rows of a session are its own: no test finds what an earlier version of the code left behind.
 _CACHE = tempfile.TemporaryDirectory(prefix="rows-")
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+# Processes of a session share a base, as they read each other's trials.
+os.environ.setdefault("SHORT_BASE", f"{_CACHE.name}/short-base")
 # As the command lines set it, but before any test module imports the library.
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 # As the demo's trials run: sums in the same order, and no fight for cores.

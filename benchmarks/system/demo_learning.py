@@ -2,7 +2,7 @@
 
     python -m benchmarks.system.demo_learning [--rates 1e-5 1e-3 1e-2] [--rows 250]
 
-One trial a rate: rank 16 on q, k, v and o, everything else as in the demo recipe, one CPU core, about 35 seconds each.
+One trial a rate: rank 16 on q, k, v and o, everything else as in the demo recipe, one CPU core, about 30 seconds each.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from trials.evaluation.result import EvalTask, labels_of
 from trials.metrics.classification import LabelReport
 from trials.model.loading import load_tokenizer
 from trials.records.trial_dir import Ending, Origin, TrialDir, read_trial
-from trials.system.torch_setup import use_threads
+from trials.run import run_single_trial
 from trials.training.training_run import Decision, TrainingRun
-from trials.trl.backend import TrlBackend
 
 RATES = (1e-5, 2e-4, 1e-3, 3e-3, 1e-2)
 
@@ -45,12 +44,11 @@ def measure(rate: float, folder: Path, settings: Sequence[str] = ()) -> Measured
     recipe = load_recipe("demo", settings, environ={}).recipe
     config = recipe.trial_config({"learning_rate": rate, "lora_rank": 16})
     tokenizer = load_tokenizer(config.model)
-    use_threads(config.machine)
     trial = TrialDir(folder / f"rate-{rate:g}")
     trial.begin(config, Origin.SINGLE, f"{rate:g}")
     started = time.monotonic()
     data = load_data(config.data, tokenizer)
-    TrlBackend().run(TrainingRun(config, data, tokenizer, trial, lambda _: Decision.CONTINUE))
+    run_single_trial(TrainingRun(config, data, tokenizer, trial, lambda _: Decision.CONTINUE), "demo learning")
     record = read_trial(trial.path)
     loss = record.best_eval_loss
     assert loss is not None

@@ -105,9 +105,11 @@ def test_train_losses_between_two_log_lines_are_not_lost(workshop: Workshop, mon
     _assert_equal(workshop.resume(workshop.cut_off(config, 64), 64), straight)
 
 
-def test_patience_and_the_best_so_far_go_on_from_what_they_were(workshop: Workshop) -> None:
-    # A rate at which the first evaluation stays the best.
+def test_patience_and_the_best_so_far_go_on_from_what_they_were(workshop: Workshop, small_recipe: Recipe) -> None:
+    # A rate at which the first evaluation stays the best, of the whole model.
     config = workshop.config(learning_rate=0.01, scheduler="constant")
+    whole = config.model.model_copy(update={"name": small_recipe.model.name})
+    config = config.model_copy(update={"model": whole})
     judged = config.evaluation.model_copy(update={"patience": 4, "divergence_factor": 99.0})
     config = config.model_copy(update={"evaluation": judged})
     straight = workshop.run("straight", config, 64)

@@ -12,6 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.schema import Recipe
+from tests.support.short_base import short_base
 from tests.support.small_splits import first_rows
 from trials.config import TrialConfig
 from trials.data.dataset import TrialData
@@ -44,7 +45,7 @@ class Workshop:
         update = {
             "machine": config.machine.model_copy(update={"checkpoint_every_rows": 4 * CHECKPOINT, **(machine or {})}),
             "evaluation": config.evaluation.model_copy(update={"evaluations": STEPS // 2, "patience": 9}),
-            "model": config.model.model_copy(update={"compute_dtype": "float32"}),
+            "model": config.model.model_copy(update={"name": str(short_base()), "compute_dtype": "float32"}),
         }
         return config.model_copy(update=update)
 
