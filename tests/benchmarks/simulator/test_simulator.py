@@ -62,11 +62,21 @@ def trained(run: RunDir) -> list[TrialRecord]:
     return [record for record in run.records() if record.origin is not Origin.BASE]
 
 
-@pytest.mark.parametrize("accidents", [[], BOTH_KINDS], ids=["quiet", "accidents"])
-def test_after_the_night_folders_and_study_tell_the_same(
-    tmp_path: Path, recipe: Recipe, accidents: list[Accident]
-) -> None:
-    run, account = play(tmp_path / "run", night_search(recipe), accidents)
+@pytest.fixture(scope="module")
+def struck(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> tuple[RunDir, Account]:
+    """A search with accidents of all kinds."""
+    return play(tmp_path_factory.mktemp("struck") / "run", night_search(recipe), BOTH_KINDS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> tuple[RunDir, Account]:
+    """The same search without."""
+    return play(tmp_path_factory.mktemp("undisturbed") / "run", night_search(recipe), [])
+
+
+@pytest.mark.parametrize("played", ["undisturbed", "struck"])
+def test_after_the_night_folders_and_study_tell_the_same(played: str, request: pytest.FixtureRequest) -> None:
+    run, account = request.getfixturevalue(played)
     records = {record.id: record for record in trained(run)}
     study = optuna.load_study(study_name=None, storage=run.study_url)
     assert [f"{trial.number:04d}" for trial in study.trials[1:]] == sorted(records)
@@ -87,9 +97,9 @@ def test_after_the_night_folders_and_study_tell_the_same(
 
 
 def test_accidents_cost_what_was_trained_since_the_last_evaluation_and_nothing_else(
-    tmp_path: Path, recipe: Recipe
+    struck: tuple[RunDir, Account],
 ) -> None:
-    run, account = play(tmp_path / "run", night_search(recipe), BOTH_KINDS)
+    run, account = struck
     assert account.lost_fraction < len(BOTH_KINDS) * 2 / 9
     search = run.read_search()
     assert search.deadline.ends == START + timedelta(seconds=2400)
