@@ -66,7 +66,7 @@ def play(seed: int) -> Outcome:
         full_trial=seconds * math.exp(lot.uniform(math.log(0.02), math.log(1.5))),
         base=lot.uniform(10, 60),
         start=lot.uniform(0.2, 1.0),
-        slots_per_engine=beside,
+        slots_per_worker=beside,
         restart=lot.uniform(20, 120),
     )
     # Nothing can be exported if the driver dies so late that it comes back after the end.

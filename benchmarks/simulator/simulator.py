@@ -47,7 +47,7 @@ class Machine:
     """Evaluation of the base model, its load included."""
     start: float = 1.0
     """Time from dispatching a trial to its first step."""
-    slots_per_engine: int = 1
+    slots_per_worker: int = 1
     restart: float = 30.0
     """Time from the controller's death to its return."""
     probe_speed: float = 1.0
@@ -348,7 +348,7 @@ class SimulatedSearch:
         """Record two evaluations, after a hundredth of a full trial each."""
         assert slot.request is not None and slot.curve is not None  # noqa: PT018
         full = self.controller.search.full_tokens
-        rate = self._machine.probe_speed * full / (self._machine.full_trial / self._machine.slots_per_engine)
+        rate = self._machine.probe_speed * full / (self._machine.full_trial / self._machine.slots_per_worker)
         folder = TrialDir(slot.request.folder)
         loss = self._landscape.base_loss
         for tokens in (full // 100, 2 * (full // 100)):
@@ -385,7 +385,7 @@ class SimulatedSearch:
         }[accident.kind]
 
     def _engine_of(self, index: int) -> list[Slot]:
-        size = self._machine.slots_per_engine
+        size = self._machine.slots_per_worker
         return self._slots[index // size * size : (index // size + 1) * size]
 
     def _kill(self, slots: Sequence[Slot]) -> None:

@@ -187,5 +187,5 @@ class CalibrationPhase:
         training = (trained[1] - trained[0]) / tokens if tokens else trained[1] / last.tokens_seen
         evaluation = max(0.0, last.seconds - first.seconds - (trained[1] - trained[0])) if tokens else 0.0
         placement = self._budget.search.placement
-        beside = placement.slots_per_engine if placement is not None else 1
+        beside = placement.slots_per_worker if placement is not None else 1
         return beside * (training + evaluation / (self._budget.evaluation_point * self._budget.search.full_tokens))

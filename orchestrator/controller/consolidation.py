@@ -74,7 +74,7 @@ def plan_consolidation(
     placed, each = search.placement, throughput.seconds_per_token()
     if placed is None or each is None or not _is_near_the_end(budget, placed, each):
         return None
-    beside, ranks = placed.slots_per_engine, placed.most_ranks
+    beside, ranks = placed.slots_per_worker, placed.most_ranks
     found = measured_scaling(search, ranks, beside / each)
     together = OnAllGpus(ranks, found or assumed_scaling(ranks), _change_seconds(search))
     trials = list(trials)
@@ -98,7 +98,7 @@ def _is_near_the_end(budget: SearchBudget, placed: Placement, seconds_per_token:
     """Whether a full trial on one GPU takes longer than the time left, and consolidation is allowed and possible."""
     if budget.seconds_left <= 0:
         return False
-    full = seconds_per_token * budget.search.full_tokens / placed.slots_per_engine
+    full = seconds_per_token * budget.search.full_tokens / placed.slots_per_worker
     # Called several times a second, so the expensive check comes last.
     return full > budget.seconds_left and _may_consolidate(budget.search, placed)
 
@@ -125,7 +125,7 @@ def _candidate(
     return (
         None
         if seconds is None
-        else FinalistCandidate(trial.trial_id, curve_model.mean, seconds / placed.slots_per_engine)
+        else FinalistCandidate(trial.trial_id, curve_model.mean, seconds / placed.slots_per_worker)
     )
 
 

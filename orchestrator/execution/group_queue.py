@@ -38,7 +38,7 @@ class _Task:
     ended_at: float = 0.0
     """Time at which the latest rank finished, in seconds of the monotonic clock."""
     is_over: threading.Event = field(default_factory=threading.Event)
-    is_called_off: threading.Event = field(default_factory=threading.Event)
+    is_cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 class GroupQueue:
@@ -63,7 +63,7 @@ class GroupQueue:
         with self._changed:
             before = self._of_trial.get(request.trial_id)
             if before is not None:
-                self._call_off(before)
+                self._cancel(before)
             self._of_trial[request.trial_id] = task
             self._tasks[self._count] = task
             self._count += 1
@@ -87,7 +87,7 @@ class GroupQueue:
         """
         task = self._of_trial.pop(trial_id, None)
         if task is not None:
-            self._call_off(task)
+            self._cancel(task)
             task.is_over.wait()
 
     def seconds_since_progress(self) -> float | None:
@@ -139,7 +139,7 @@ class GroupQueue:
 
     def wait_cancelled(self, number: int) -> None:
         """Wait until the task is cancelled or over."""
-        self._tasks[number].is_called_off.wait()
+        self._tasks[number].is_cancelled.wait()
 
     def finish(self, number: int, rank: int, error: str | None) -> None:
         """Record that this rank has finished the task; `error` is its traceback, None if it did not fail."""
@@ -153,7 +153,7 @@ class GroupQueue:
         # A PeerError only repeats the failure of another rank, so it comes last.
         errors.sort(key=lambda found: PeerError.__name__ in found.strip().splitlines()[-1])
         task.channel.finish(errors[0] if errors else None)
-        task.is_called_off.set()
+        task.is_cancelled.set()
         task.is_over.set()
 
     def heartbeat(self, rank: int, seconds: float | None) -> bool:
@@ -167,9 +167,9 @@ class GroupQueue:
             self._is_closed = True
             self._changed.notify_all()
 
-    def _call_off(self, task: _Task) -> None:
+    def _cancel(self, task: _Task) -> None:
         task.channel.close()
-        task.is_called_off.set()
+        task.is_cancelled.set()
         with self._changed:
             if not task.is_taken:
                 # No rank has it, so none would finish it.

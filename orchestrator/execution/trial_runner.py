@@ -67,12 +67,12 @@ class TrialRunner:
         """Whether the backend has ended, so that every later trial in this process would fail."""
         return self._backend is not None and self._backend.has_ended
 
-    def run(self, request: TrialRequest, on_eval: OnEval, is_called_off: Callable[[], bool], on_log: OnLog) -> None:
+    def run(self, request: TrialRequest, on_eval: OnEval, is_cancelled: Callable[[], bool], on_log: OnLog) -> None:
         """Run one trial. Raises the error that ended it."""
         is_first = self._ranks.is_first
         with working_copy_of(request.folder, request.remote, is_kept=is_first) as copy:
             if not is_first:  # only the first rank writes to the folder, and reports
-                self._run(request, copy.path, on_eval, is_called_off, on_log)
+                self._run(request, copy.path, on_eval, is_cancelled, on_log)
                 return
             kept = copy.pushed_before(on_eval)
 
@@ -81,14 +81,14 @@ class TrialRunner:
                 return kept(point)
 
             with logged_segment(copy.path, resumes=request.resumes):
-                self._run(request, copy.path, log_and_ask, is_called_off, on_log)
+                self._run(request, copy.path, log_and_ask, is_cancelled, on_log)
 
     def _run(
         self,
         request: TrialRequest,
         path: Path,
         on_eval: OnEval,
-        is_called_off: Callable[[], bool],
+        is_cancelled: Callable[[], bool],
         on_log: OnLog,
     ) -> None:
         from trials.system.torch_setup import use_threads
@@ -106,7 +106,7 @@ class TrialRunner:
             on_eval,
             request.stop_at,
             choose_checkpoint(path, None) if request.resumes else None,
-            is_called_off,
+            is_cancelled,
             on_log if logs else unheard,
             self._ranks,
         )

@@ -152,14 +152,14 @@ def _run(queue: Any, number: int, request: TrialRequest, runner: TrialRunner) ->
             queue.warn.remote(number, troubles)
         return Decision.CONTINUE if ray.get(queue.report.remote(number, point)) else Decision.STOP
 
-    def is_called_off() -> bool:
+    def is_cancelled() -> bool:
         return bool(ray.wait([called_off], timeout=0)[0])
 
     def on_log(figures: Mapping[str, float]) -> None:
         queue.log.remote(number, dict(figures))
 
     try:
-        runner.run(request, on_eval, is_called_off, on_log)
+        runner.run(request, on_eval, is_cancelled, on_log)
     except Exception as problem:
         # An interrupted trial has left collective operations in which the other ranks still wait.
         return traceback.format_exc(), gpu_is_unusable(problem) or isinstance(problem, TrialInterrupted)

@@ -39,7 +39,7 @@ class WorkerPool:
         self, search: Search, placement: Placement, storage: Path | None = None, logs: Path | None = None
     ) -> None:
         self._logs = logs
-        self._slots = placement.slots_per_engine
+        self._slots = placement.slots_per_worker
         self._limit = search.recipe.machine.step_limit_seconds
         self._worker_of: dict[str, str] = {}
         self._leaving: dict[str, tuple[str, Any]] = {}

@@ -75,7 +75,7 @@ def trl_reason(search: Search) -> str | None:
     return _why_not_all_configurations(search)
 
 
-def slots_per_engine(step_tokens: float, micro_step_tokens: int) -> int:
+def slots_per_worker(step_tokens: float, micro_step_tokens: int) -> int:
     """Return the number of trials that fill a micro-batch while one of them is evaluated, between 2 and 8.
 
     More concurrent trials would delay results, from which the scheduler learns. `step_tokens` are the tokens of one
@@ -90,7 +90,7 @@ def _slots_of_one_engine(search: Search) -> int:
     train = search.data.get("train")
     if train is None:  # a run folder of a version that didn't count rows
         return FEWEST_SLOTS
-    return slots_per_engine(smallest_batch(search.recipe) * train["tokens"] / train["rows"], MOST_TOKENS)
+    return slots_per_worker(smallest_batch(search.recipe) * train["tokens"] / train["rows"], MOST_TOKENS)
 
 
 def refuse_small_batches(recipe: Recipe, ranks: int) -> None:

@@ -38,7 +38,7 @@ class Placement:
     """Workers that fit on every machine that has any: so many ranks could train one trial together."""
 
     @property
-    def slots_per_engine(self) -> int:
+    def slots_per_worker(self) -> int:
         """Slots of the worker with most slots; there must be a worker."""
         return math.ceil(self.slots / self.engines)
 

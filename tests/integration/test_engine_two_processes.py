@@ -178,7 +178,7 @@ def test_time_is_over_for_both_when_it_is_for_one(workshop: Workshop, pair: Toge
     assert [point.step for point in found.points] == [1]
 
 
-def test_both_leave_when_one_is_called_off(workshop: Workshop, pair: Together) -> None:
+def test_both_leave_when_one_is_cancelled(workshop: Workshop, pair: Together) -> None:
     trial = begun(workshop, "called-off", workshop.config())
     trial = replace(trial, called_off_at_question=2, elsewhere=workshop.path / "of-the-second")
     assert pair.run(train, trial) == [None, None]

@@ -101,12 +101,12 @@ def _rows(trial: RankTrial) -> Any:
 def _asked(last: int | None) -> Callable[[], bool]:
     questions = 0
 
-    def is_called_off() -> bool:
+    def is_cancelled() -> bool:
         nonlocal questions
         questions += 1
         return last is not None and questions >= last
 
-    return is_called_off
+    return is_cancelled
 
 
 @contextmanager

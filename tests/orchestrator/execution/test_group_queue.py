@@ -138,7 +138,7 @@ def test_a_trial_that_waits_for_its_word_is_told_to_stop(queue: GroupQueue, call
     released.result(WAIT)
 
 
-def test_a_trial_at_work_hears_that_it_is_called_off(queue: GroupQueue, calls: ThreadPoolExecutor) -> None:
+def test_a_trial_at_work_hears_that_it_is_cancelled(queue: GroupQueue, calls: ThreadPoolExecutor) -> None:
     queue.begin(request("0001"))
     number, _ = taken(queue)
     called_off = calls.submit(queue.wait_cancelled, number)
@@ -150,7 +150,7 @@ def test_a_trial_at_work_hears_that_it_is_called_off(queue: GroupQueue, calls: T
     released.result(WAIT)
 
 
-def test_what_asks_whether_it_is_called_off_hears_of_the_end(queue: GroupQueue, calls: ThreadPoolExecutor) -> None:
+def test_what_asks_whether_it_is_cancelled_hears_of_the_end(queue: GroupQueue, calls: ThreadPoolExecutor) -> None:
     queue.begin(request("0001"))
     number, _ = taken(queue)
     called_off = calls.submit(queue.wait_cancelled, number)

@@ -10,7 +10,7 @@ from orchestrator.planning.placement import (
     groups_on_cpu,
     plan_placement,
     refuse_small_batches,
-    slots_per_engine,
+    slots_per_worker,
     trl_reason,
 )
 from orchestrator.state.search import Placement, Search
@@ -31,7 +31,7 @@ def search_for(*settings: str, gpus_per_trial: int = 1, ranks: int = 1) -> Searc
     ("step_tokens", "slots"), [(100, 8), (600, 8), (1024, 5), (1365.4, 4), (4096, 2), (4097, 2), (100_000, 2)]
 )
 def test_slots_fill_a_micro_step_and_one_more(step_tokens: float, slots: int) -> None:
-    assert slots_per_engine(step_tokens, 4096) == slots
+    assert slots_per_worker(step_tokens, 4096) == slots
 
 
 def test_an_engine_per_gpu_with_slots_for_the_smallest_batch() -> None:
@@ -55,7 +55,7 @@ def test_without_gpus_an_engine_per_so_many_cores_as_it_has_threads() -> None:
 def test_the_recipe_may_say_how_many_trials_run_at_once() -> None:
     search = search_for("concurrent_trials=3")
     assert plan_placement(search, gpus=2, cores=[32]) == Placement(engines=2, slots=3)
-    assert plan_placement(search, gpus=2, cores=[32]).slots_per_engine == 2
+    assert plan_placement(search, gpus=2, cores=[32]).slots_per_worker == 2
     assert plan_placement(search, gpus=8, cores=[32]) == Placement(engines=3, slots=3)
 
 
