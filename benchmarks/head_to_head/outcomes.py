@@ -17,7 +17,7 @@ from trials.records.trial_dir import Origin, TrialRecord, read_trial
 from trials.system.damage import DamagedFile, read_value
 from trials.system.files import read_json_lines, write_json
 
-_TRAINED = (Origin.START, Origin.PROPOSED)
+_TRAINED = (Origin.START, Origin.PROPOSED, Origin.FINAL)
 _WEIGHTS = "adapter_model.safetensors"
 
 

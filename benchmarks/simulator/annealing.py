@@ -20,12 +20,13 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.simulator.landscapes import Array, Task, Values
+from benchmarks.simulator.landscapes import Array, Curve, Task, Values
 from search_spaces.schema import Choices, Range
+from trials.config import Hyperparameters
 
 Form = Literal["mild", "strong"]
 
@@ -40,6 +41,9 @@ _GRID = 360
 _MEMORY = 18
 """Memory of S2 in steps of the grid, 1 / (1 - lambda): a twentieth of a trial."""
 _LOWEST, _BASE = 1.0, 3.0
+FULL_TOKENS = 100_000
+"""Tokens of a trial of `Lengths` that is as long as the recipe says."""
+_MOST_PROGRESS, _OVERFITS = 2.5, 0.01
 
 
 @dataclass(frozen=True)
@@ -112,3 +116,35 @@ def schedule(warmup_fraction: float) -> _Schedule:
         area += momentum / _MEMORY
         s2.append(area)
     return _Schedule(s1, np.array(s2))
+
+
+class Lengths(Annealing):
+    """Mild landscape whose curves depend on a trial's length.
+
+    Progress is the sum of the rates, of which a trial twice as long makes twice as much. Too much of it overfits.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__("mild", number)
+
+    def curve(self, trial_id: str, hyperparameters: Hyperparameters) -> Curve:
+        """Return the curve of a configuration at its own length; it does not depend on the trial."""
+        # The speed probe's length is in rows.
+        length = (hyperparameters.train_tokens or FULL_TOKENS) / FULL_TOKENS
+        grid = np.linspace(0.0, 1.0, _GRID // 4 + 1)[1:]
+        losses = self.losses_at(hyperparameters.model_dump(), grid, length)
+        return Curve(list(zip(grid.tolist(), losses.tolist(), strict=True)))
+
+    def losses_at(self, values: Values, fractions: Array, length: float) -> Array:
+        """Return the losses at fractions of a trial that is `length` times as long as the recipe's."""
+        areas, grid = schedule(values["warmup_fraction"]), np.linspace(0.0, 1.0, _GRID + 1)
+        s1, s2 = np.interp(fractions, grid, areas.s1), np.interp(fractions, grid, areas.s2)
+        return self._at(values, length * s1, self._annealed * (1 - s2))
+
+    def _at(self, values: Values, area: Array, lift: Any) -> Array:
+        rate, fewer = values["learning_rate"] / self._best_rate, 16 / values["effective_batch"]
+        heat = rate * math.sqrt(fewer)
+        progress = 2 * rate * fewer * np.maximum(area, 1e-9)
+        overfit = _OVERFITS * np.maximum(progress - _MOST_PROGRESS, 0) ** 2
+        loss = self._floor(values) + (_LEFT + lift) * heat + _A * progress**-_ALPHA + overfit
+        return np.asarray(np.minimum(loss, _BASE))

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
-from benchmarks.simulator.annealing import TASKS, Annealing
+from benchmarks.simulator.annealing import FULL_TOKENS, TASKS, Annealing, Lengths
 from benchmarks.simulator.landscapes import Reference, Task
 from benchmarks.simulator.lcbench import CHOSEN_BY, LCBench, judged_by
 from benchmarks.simulator.simulator import STEPS, Accident, Machine, SimulatedSearch
@@ -34,7 +34,7 @@ from search_spaces.loader import load_recipe
 from search_spaces.schema import Recipe, SearchSettings
 from trials.errors import InputError
 
-Group = Literal["lcbench", "lcbench-judge", "annealing-mild", "annealing-strong", "peft", "demo"]
+Group = Literal["lcbench", "lcbench-judge", "annealing-mild", "annealing-strong", "lengths", "peft", "demo"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 DEFAULT_PAIR = "freeze_thaw/freeze_thaw"
 """The only pair of a version whose recipes have no `search.sampler` yet."""
@@ -45,7 +45,6 @@ _PROBE_SPEEDS = (1.0, 2.0, 0.5)
 """Errors of the speed probe; a seed's is at its remainder by three."""
 _RESERVE = 30.0
 _STARTED = datetime(2026, 1, 1, 22, 0, tzinfo=UTC)
-_FULL_TOKENS = 100_000
 _IN_MEMORY = Path("/dev/shm")
 
 
@@ -64,6 +63,8 @@ class Setting:
     """Evaluations of a full trial."""
     patience: int | None = None
     """Evaluations without improvement that end a trial; None: any number."""
+    final_share: float = 0.5
+    """`search.final_share`, where trials may be longer than the recipe says."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def task_names(group: Group, curves: Path) -> list[str]:
     """Return the names of a group's tasks. Raises `InputError` if the folder of the curves is needed and missing."""
     if group in ("lcbench", "lcbench-judge"):
         return [f"lcbench {number}" for number in (CHOSEN_BY if group == "lcbench" else judged_by(curves))]
-    if group in ("annealing-mild", "annealing-strong"):
+    if group in ("annealing-mild", "annealing-strong", "lengths"):
         return [f"{group} {number}" for number in range(TASKS)]
     return [group]
 
@@ -137,6 +138,8 @@ def load_task(name: str, curves: Path, seed: int = 0) -> Task:
         return LCBench(number, curves)
     if group in ("annealing-mild", "annealing-strong"):
         return Annealing("mild" if group == "annealing-mild" else "strong", int(number))
+    if group == "lengths":
+        return Lengths(int(number))
     return peft_table(curves) if group == "peft" else demo_table(seed)
 
 
@@ -148,6 +151,11 @@ def recipe_for(searcher: str, task: Task, seed: int, setting: Setting) -> Recipe
     requests = [f"search.seed={seed}", "search.trials=null", "search.full_trials=null", f"search.reserve={_RESERVE:g}s"]
     requests += [f"evaluation.evaluations={setting.evaluations}", *_pair_requests(searcher)]
     requests += [] if setting.patience is None else [f"evaluation.patience={setting.patience}"]
+    if isinstance(task, Lengths):
+        lengths = [f"train_tokens={FULL_TOKENS}", "rows_seen=null", "epochs=null"]
+        requests += [*lengths, "search.full_trials=6", f"search.final_share={setting.final_share}"]
+    else:
+        requests += ["search.final_share=0"]  # curves of one length
     recipe = load_recipe("demo", requests, environ={}).recipe
     return Recipe.model_validate({**recipe.model_dump(), "space": task.space, "start": {"usual": task.start}})
 
@@ -221,9 +229,9 @@ def _play_pair(task: Task, recipe: Recipe, machine: Machine, setting: Setting, s
     before = machine.base + machine.start + FULL_SECONDS / 50 / machine.probe_speed  # base model and speed probe
     training = setting.budget * FULL_SECONDS / setting.slots
     deadline = Deadline(_STARTED, _STARTED + timedelta(seconds=before + training + _RESERVE), _RESERVE)
-    rows = {"train": {"rows": 900, "tokens": _FULL_TOKENS}}
+    rows = {"train": {"rows": 900, "tokens": FULL_TOKENS}}
     placement = Placement(setting.slots, setting.slots)
-    search = Search(recipe, {}, deadline, 0, _FULL_TOKENS, rows, placement=placement)
+    search = Search(recipe, {}, deadline, 0, FULL_TOKENS, rows, placement=placement)
     folder = Path(tempfile.mkdtemp(dir=_IN_MEMORY if _IN_MEMORY.is_dir() else None))
     try:
         (folder / "trials").mkdir()

@@ -25,6 +25,7 @@ from orchestrator.state.run_dir import RunDir
 from trials.metrics.row_losses import RowLosses
 from trials.records.checkpoints import CheckpointWriter, LogState, choose_checkpoint
 from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, read_trial
+from trials.schedule import full_tokens
 from trials.state import TrialState
 from trials.system.timer import TrialTimer
 from trials.training.early_stopping import divergence, patience_begins, patience_exhausted
@@ -83,6 +84,8 @@ class Slot:
     """Start of this segment, in seconds since the search's beginning."""
     seconds_before: float = 0.0
     """Seconds of the trial's earlier segments."""
+    length: float = 1.0
+    """Length of its trial, in full trials of the search."""
     segment: int = 0
     """Number of the segment: events of a segment that was broken off must not be taken for the next one's."""
     points: list[EvalPoint] = field(default_factory=list)
@@ -220,6 +223,7 @@ class SimulatedSearch:
             slot.fraction, slot.seconds_before = progress.step / STEPS, progress.seconds
             slot.points = [point for point in read_trial(request.folder).points if point.step <= progress.step]
         slot.curve = self._landscape.curve(request.trial_id, request.config.hyperparameters)
+        slot.length = self._length(request)
         if request.origin is Origin.PROBE:
             self._probe(slot)
             return
@@ -228,6 +232,13 @@ class SimulatedSearch:
         self.account.trials += not request.resumes
         self._plan_next(slot)
 
+    def _length(self, request: TrialRequest) -> float:
+        """Return the length of a trial, in full trials of the search."""
+        search = self.controller.search
+        if request.origin is not Origin.FINAL or search.epoch is None:
+            return 1.0
+        return full_tokens(request.config.hyperparameters, search.epoch) / search.full_tokens
+
     def _plan_next(self, slot: Slot) -> None:
         """Schedule the next event in a slot: an evaluation, its trial's breaking off, or the end of training."""
         assert slot.request is not None and slot.curve is not None  # noqa: PT018
@@ -235,9 +246,11 @@ class SimulatedSearch:
         target = min(1.0, (int(slot.fraction / every + 1e-9) + 1) * every)
         breaks = slot.curve.ending is not TrialState.FINISHED and slot.curve.ends_at <= target
         target = max(slot.fraction, slot.curve.ends_at) if breaks else target
-        seconds = (target - slot.fraction) * self._full_seconds * slot.curve.slowness
-        if slot.since + seconds > self._training_ends:
-            self._at(max(self._seconds, self._training_ends), self._unless_gone(slot, lambda: self._time_is_over(slot)))
+        seconds = (target - slot.fraction) * self._full_seconds * slot.curve.slowness * slot.length
+        assert slot.request.stop_at is not None  # the controller sets it
+        ends = slot.request.stop_at - self._began.timestamp()
+        if slot.since + seconds > ends:
+            self._at(max(self._seconds, ends), self._unless_gone(slot, lambda: self._time_is_over(slot)))
         elif breaks:
             self._at(slot.since + seconds, self._unless_gone(slot, lambda: self._break_off(slot)))
         else:
@@ -281,15 +294,15 @@ class SimulatedSearch:
 
     def _record(self, slot: Slot, fraction: float) -> EvalPoint:
         assert slot.request is not None and slot.curve is not None  # noqa: PT018
-        step, full = round(fraction * STEPS), self.controller.search.full_tokens
+        step, full = round(fraction * STEPS), self.controller.search.full_tokens * slot.length
         losses = self._row_losses(slot, step)
         point = EvalPoint(
             step=step,
-            tokens_seen=min(round(fraction * full), self._last_tokens(slot.request.trial_id)),
+            tokens_seen=min(round(fraction * full), round(self._last_tokens(slot.request.trial_id) * slot.length)),
             eval_loss=losses.mean,
             best_eval_loss=min([losses.mean, *(point.eval_loss for point in slot.points)]),
             seconds=slot.seconds_before + self._seconds - slot.began,
-            tokens_per_second=full / (self._full_seconds * slot.curve.slowness),
+            tokens_per_second=full / (self._full_seconds * slot.curve.slowness * slot.length),
         )
         slot.points.append(point)
         TrialDir(slot.request.folder).record(point, losses, _save_adapter)
@@ -369,7 +382,7 @@ class SimulatedSearch:
     def _time_is_over(self, slot: Slot) -> None:
         """Evaluate a running trial once more, and end it."""
         assert slot.request is not None and slot.curve is not None  # noqa: PT018
-        trained = max(0.0, self._seconds - slot.since) / (self._full_seconds * slot.curve.slowness)
+        trained = max(0.0, self._seconds - slot.since) / (self._full_seconds * slot.curve.slowness * slot.length)
         fraction = min(1.0, slot.fraction + trained)
         if fraction > slot.fraction:
             point = self._record(slot, fraction)

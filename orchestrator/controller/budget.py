@@ -34,6 +34,11 @@ class SearchBudget:
         return self.search.deadline.training_seconds_left(self.now())
 
     @property
+    def search_seconds_left(self) -> float:
+        """Seconds left until final trials begin, or until the reserve does if there are none; negative after that."""
+        return self.seconds_left - self.search.final_seconds
+
+    @property
     def evaluation_point(self) -> float:
         """The fraction of a full trial from one evaluation to the next."""
         settings, epoch = self.search.recipe.evaluation, self.search.epoch
@@ -57,11 +62,15 @@ class SearchBudget:
             self.throughput.observe_start((self.now() - dispatched).total_seconds() - seconds)
 
     def state(self, *, may_start: bool) -> BudgetState:
-        """Return the budget as the scheduler needs it; before any measurement a full trial takes all that is left."""
-        full, seconds_left = self.throughput.seconds(None, self.search.full_tokens), self.seconds_left
+        """Return the budget as the scheduler needs it, without the time of final trials.
+
+        Before any measurement a full trial takes all that is left.
+        """
+        full, seconds_left = self.throughput.seconds(None, self.search.full_tokens), self.search_seconds_left
+        whole = (self.search.deadline.training_ends - self.search.deadline.started).total_seconds()
         return BudgetState(
             seconds_left=seconds_left,
-            seconds=(self.search.deadline.training_ends - self.search.deadline.started).total_seconds(),
+            seconds=whole - self.search.final_seconds,
             slots=self.slots,
             seconds_full=max(seconds_left, _LEAST_SECONDS) if full is None else full,
             evaluation_point=self.evaluation_point,

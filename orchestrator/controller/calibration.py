@@ -21,7 +21,7 @@ from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.planning.export_reserve import export_work, measured_reserve
 from orchestrator.planning.forecast import forecast_search
 from orchestrator.planning.trial_configs import probe_config
-from orchestrator.planning.trial_length import length_in_words, shortened_length
+from orchestrator.planning.trial_length import final_seconds, length_in_words, shortened_length
 from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
 from search_spaces.durations import format_duration
 from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, TrialRecord, read_trial
@@ -168,8 +168,11 @@ class CalibrationPhase:
         budget, search = self._budget, self._budget.search
         full, each = search.full_tokens, self._seconds_per_token(probe)
         budget.throughput.observe(probe.config, probe.tokens_seen, each * probe.tokens_seen)
-        length = shortened_length(full, each, budget.seconds_left, budget.slots, search.recipe.search.full_trials)
+        alone, settings, left = each / self._beside, search.recipe.search, budget.seconds_left
+        final = final_seconds(settings.final_share, full, alone, left)
+        length = shortened_length(full, each, left - final, budget.slots, settings.full_trials)
         search = replace(search, shortened=length / full, full_tokens=length)
+        search = replace(search, final_seconds=final, alone_seconds_per_token=alone)
         forecast = forecast_search(search, budget.throughput, budget.now())
         budget.search = replace(search, prediction=forecast)
         if length < full and search.epoch is not None:
@@ -186,6 +189,12 @@ class CalibrationPhase:
         tokens = last.tokens_seen - first.tokens_seen
         training = (trained[1] - trained[0]) / tokens if tokens else trained[1] / last.tokens_seen
         evaluation = max(0.0, last.seconds - first.seconds - (trained[1] - trained[0])) if tokens else 0.0
+        return self._beside * (
+            training + evaluation / (self._budget.evaluation_point * self._budget.search.full_tokens)
+        )
+
+    @property
+    def _beside(self) -> int:
+        """Trials that share a worker when all slots are at work."""
         placement = self._budget.search.placement
-        beside = placement.slots_per_worker if placement is not None else 1
-        return beside * (training + evaluation / (self._budget.evaluation_point * self._budget.search.full_tokens))
+        return placement.slots_per_worker if placement is not None else 1

@@ -74,6 +74,8 @@ def plan_consolidation(
     placed, each = search.placement, throughput.seconds_per_token()
     if placed is None or each is None or not _is_near_the_end(budget, placed, each):
         return None
+    if search.final_seconds > 0:  # every GPU trains a final trial then
+        return None
     beside, ranks = placed.slots_per_worker, placed.most_ranks
     found = measured_scaling(search, ranks, beside / each)
     together = OnAllGpus(ranks, found or assumed_scaling(ranks), _change_seconds(search))

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from orchestrator.controller.budget import SearchBudget
@@ -21,6 +21,7 @@ from orchestrator.controller.calibration import CalibrationPhase
 from orchestrator.controller.consolidation import plan_consolidation
 from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
 from orchestrator.controller.failure_policy import QUIETLY, ExitKind, FailurePolicy, TrialExit
+from orchestrator.controller.final_trials import FinalTrial, FinalTrials
 from orchestrator.controller.new_trials import NewTrial, NewTrials
 from orchestrator.controller.study import StudyRecorder
 from orchestrator.controller.trial_request import TrialRequest
@@ -48,6 +49,7 @@ from trials.records.trial_dir import (
     TrialRecord,
     read_row_losses,
 )
+from trials.schedule import full_tokens
 from trials.state import TrialState
 from trials.system.disk_full import is_disk_full
 
@@ -103,6 +105,9 @@ class SearchController:
         self._sampler = SearchSampler(
             settings, space, self._surrogate, self._say, slots, len(trained), waits=waits_for_sampler
         )
+        placement = search.placement
+        workers = placement.engines if placement is not None else slots
+        self._final = FinalTrials(self._budget, self._table, self.forecast, workers)
         self._surrogate.curve_model.base_loss = self._calibration.base_eval_loss
         self._catch_up(trained)
 
@@ -150,7 +155,9 @@ class SearchController:
             calibrating = self._calibration.suggest(self._running)
             return "wait" if calibrating is None else self._dispatch(calibrating)
         crashed = self._failures.next_crashed(self._running)
-        return self._fill_slot() if crashed is None else self._resume(crashed)
+        if crashed is not None and (not self._final.are_due or self._is_final(crashed)):
+            return self._resume(crashed)
+        return self._fill_slot_finally() if self._final.are_due else self._fill_slot()
 
     def on_result(self, trial_id: str, point: EvalPoint) -> bool:
         """Record an evaluation; return whether the trial goes on. One that does not pauses."""
@@ -161,11 +168,16 @@ class SearchController:
         trial = self._table[trial_id]
         self._record_result(trial, point)
         self._emit(TrialEvaluated(trial_id, point))
+        if self._is_final(trial_id):
+            return True
         view, budget = self._view(trial), self._budget_state()
         if view.points[-1][0] > view.end - budget.evaluation_point / 2:
             return True  # it is complete; optimizer steps do not end exactly at a number of tokens
         if self.consolidation is not None:
             self._emit(TrialPaused(trial_id, f"all GPUs go to {self.consolidation.finalist}"))
+            return False
+        if self._final.are_due:
+            self._emit(TrialPaused(trial_id, "the best configuration is trained for longer from now on"))
             return False
         decision = self._policy.should_continue(trial_id, budget)
         if not decision.goes_on:
@@ -248,6 +260,27 @@ class SearchController:
         self._is_done = True
         return "over"
 
+    def _fill_slot_finally(self) -> TrialRequest | Wait | Over:
+        cut_off = self._final.cut_off()
+        if cut_off is not None:
+            return self._resume(cut_off.trial_id)
+        final = self._final.next()
+        if final is not None:
+            return self._begin_final(final)
+        if self._running:
+            return "wait"
+        self._is_done = True
+        return "over"
+
+    def _begin_final(self, final: FinalTrial) -> TrialRequest:
+        trial = Trial(self._new_trials.next_id(), Origin.FINAL, f"{final.source} for longer", final.config)
+        self._table.add(trial)
+        self._study.write_later(trial.trial_id)
+        return self._run_trial(trial, resumes=False)
+
+    def _is_final(self, trial_id: str) -> bool:
+        return self._table[trial_id].origin is Origin.FINAL
+
     def _begin(self, new: NewTrial) -> TrialRequest:
         config = trial_config(self.search, new.values, self._calibration.base_eval_loss)
         origin = Origin.PROPOSED if new.name is None else Origin.START
@@ -280,17 +313,28 @@ class SearchController:
         request = replace(
             request,
             fingerprint=self.search.data.get("fingerprint"),
-            stop_at=self.search.deadline.training_ends.timestamp(),
+            stop_at=self._stop_at(request.origin).timestamp(),
             group=self._run.path.name,
         )
         if not (request.folder / "config.json").exists():
             TrialDir(request.folder).begin(request.config, request.origin, request.name, request.fingerprint)
         request = replace(request, remote=self._storage.before_start(request.folder, request.config.tracking))
-        trial_id, full = request.trial_id, self.search.full_tokens
+        trial_id, full = request.trial_id, self._full_tokens(request)
         seen = self._table[trial_id].tokens_seen if trial_id in self._table else 0
         self._running[trial_id] = self._now()
         self._emit(TrialStarted(trial_id, request.origin, request.name, request.config, full, seen))
         return request
+
+    def _stop_at(self, origin: Origin) -> datetime:
+        """Return the time at which a trial ends by itself."""
+        ends = self.search.deadline.training_ends
+        return ends if origin is Origin.FINAL else ends - timedelta(seconds=self.search.final_seconds)
+
+    def _full_tokens(self, request: TrialRequest) -> int:
+        search = self.search
+        if request.origin is Origin.FINAL and search.epoch is not None:
+            return full_tokens(request.config.hyperparameters, search.epoch)
+        return search.full_tokens
 
     def _record_result(self, trial: Trial, point: EvalPoint) -> None:
         """Record an evaluation of a trial everywhere: budget, table, study and scheduler."""
@@ -345,7 +389,9 @@ class SearchController:
         self._unfinished = deque(trial.trial_id for trial in open_ones if not trial.points)
 
     def _observe(self, trial: Trial) -> None:
-        """Tell scheduler and sampler what has changed of a trial."""
+        """Tell scheduler and sampler what has changed of a trial; a final one has another length than they know."""
+        if trial.origin is Origin.FINAL:
+            return
         view = self._view(trial)
         self._policy.update(view)
         self._sampler.observe(view)

@@ -60,7 +60,7 @@ class DerivedTrials:
         ended = {} if record.ending is None else {"ending": record.ending.kind.value, "reason": record.ending.reason}
         attrs = {
             "trial_id": record.id,
-            "name": record.name if record.origin is Origin.START else None,
+            "name": record.name if record.origin in (Origin.START, Origin.FINAL) else None,
             "tokens_seen": seen,
             "fraction": round(min(1.0, seen / full), 4),
             "score": record.score,

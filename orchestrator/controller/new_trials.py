@@ -42,7 +42,7 @@ class NewTrials:
         self._recipe = recipe
         begun = [record for record in records if record.origin is not Origin.BASE]
         self._last = max((int(each) for each in (*lost, *(record.id for record in begun))), default=0)
-        self._count = len(begun)
+        self._count = sum(record.origin is not Origin.FINAL for record in begun)
         names = {record.name for record in begun if record.origin is Origin.START}
         self._starts = deque(name for name in recipe.start if name not in names)
 
@@ -51,6 +51,11 @@ class NewTrials:
         """Whether fewer configurations were given out than the recipe's number of trials; it may have none."""
         limit = self._recipe.search.trials
         return limit is None or self._count < limit
+
+    def next_id(self) -> str:
+        """Return the id of a trial that has its configuration from elsewhere; it doesn't count as one of the trials."""
+        self._last += 1
+        return f"{self._last:04d}"
 
     def next(self, proposals: Proposals) -> NewTrial | None:
         """Return the next configuration; its trial's folder has to be made before another controller is.

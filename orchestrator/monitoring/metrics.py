@@ -18,7 +18,7 @@ from trials.state import TrialState
 
 _LINGER_SECONDS = 120.0
 """A trial that is not running keeps its metrics for so long, so that the last values are scraped at least once."""
-_TRAINED = (Origin.START, Origin.PROPOSED)
+_TRAINED = (Origin.START, Origin.PROPOSED, Origin.FINAL)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from orchestrator.planning.disk_usage import disk_gib
 from orchestrator.planning.export_reserve import expected_seconds
 from orchestrator.planning.speed_cache import measured_speed, placement_of, speed_before
 from orchestrator.planning.throughput import ThroughputModel
-from orchestrator.planning.trial_length import shortened_length
+from orchestrator.planning.trial_length import final_seconds, shortened_length
 from orchestrator.state.search import Placement, Search, SearchForecast
 from search_spaces.schema import SearchSettings
 
@@ -52,14 +52,20 @@ def forecast_search(search: Search, throughput: ThroughputModel | None, now: dat
     ends = deadline.training_ends
     full_tokens = search.full_tokens
     if speed is not None:
+        final = search.final_seconds
         if search.shortened is None and placed.slots:
+            alone = speed.seconds_per_token / placed.slots_per_worker
+            final = final_seconds(settings.final_share, full_tokens, alone, left)
             full_tokens = shortened_length(
-                full_tokens, speed.seconds_per_token, left, placed.slots, settings.full_trials
+                full_tokens, speed.seconds_per_token, left - final, placed.slots, settings.full_trials
             )
-        remaining = _Remaining(left, placed.slots, full_tokens * speed.seconds_per_token, speed.start_seconds)
+        searched = max(0.0, left - final)
+        remaining = _Remaining(searched, placed.slots, full_tokens * speed.seconds_per_token, speed.start_seconds)
         trials, full = _counts(remaining, settings, len(search.recipe.start))
         busy = _busy_seconds(remaining, settings)
         tokens = int(min(busy * placed.slots / speed.seconds_per_token, trials * full_tokens))
+        tokens += int(min(left, final) * placed.slots / speed.seconds_per_token)
+        busy += min(left, final)
         ends = min(ends, now + timedelta(seconds=busy))
     ends += timedelta(seconds=expected_seconds(deadline.reserve_seconds))
     return SearchForecast(

@@ -87,9 +87,15 @@ def describe(
 
 
 def _what_then(settings: SearchSettings) -> str:
+    then = f"then what {settings.sampler} proposes; {settings.scheduler} decides at evaluations what goes on"
     if settings.sampler == settings.scheduler == "freeze_thaw":
-        return "then what looks most promising by all learning curves so far"
-    return f"then what {settings.sampler} proposes; {settings.scheduler} decides at evaluations what goes on"
+        then = "then what looks most promising by all learning curves so far"
+    if not settings.final_share:
+        return then
+    return (
+        f"{then}; at the end, in up to {settings.final_share:.0%} of the time, the best configuration is trained anew "
+        "for as long as fits"
+    )
 
 
 def _together(search: Search) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from trials.config import EvaluationSettings, Hyperparameters, TrialConfig
 
+MOST_TIMES = 3.0
+"""Largest length of a final trial, in trials as long as the recipe says: with more passes, most data is overfitted."""
 _LONGEST_SHARE = 0.5
 """Largest share of the time left that one full trial may take. Its result must still be of use to another trial."""
 
@@ -21,6 +23,14 @@ def shortened_length(
         return full_tokens
     share = min(slots / full_trials, _LONGEST_SHARE)
     return max(1, min(full_tokens, int(share * max(0.0, seconds_left) / seconds_per_token)))
+
+
+def final_seconds(share: float, full_tokens: int, seconds_per_token: float, seconds_left: float) -> float:
+    """Return the seconds that are kept for final trials: `share` of the time left, or as many as are of use.
+
+    A final trial is at most `MOST_TIMES` times as long as the recipe's `full_tokens`; `seconds_per_token` is its speed.
+    """
+    return min(share * max(0.0, seconds_left), MOST_TIMES * full_tokens * seconds_per_token)
 
 
 def shortened(hyperparameters: Hyperparameters, factor: float) -> Hyperparameters:

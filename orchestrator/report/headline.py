@@ -12,6 +12,9 @@ from trials.metrics.paired_tests import CANNOT_TELL, is_clear
 from trials.metrics.row_losses import LossDifference
 from trials.records.trial_dir import Origin, TrialRecord
 
+_ALIKE = 1.1
+"""Trials that differ in their tokens by no more than this factor are as long as each other."""
+
 
 def headline(data: ReportData) -> str:
     """Return one sentence: the winner's loss, and its gain over the base and over every starting point."""
@@ -89,7 +92,15 @@ def _start_clause(data: ReportData, name: str, winner: TrialRecord) -> str:
     evaluated = rank(of_that_name)
     if not evaluated:
         return f"starting point {name} has no eval loss to compare with"
-    return _clause(f"starting point {name}", evaluated[0], paired_gain(evaluated[0], winner))
+    clause = _clause(f"starting point {name}", evaluated[0], paired_gain(evaluated[0], winner))
+    return clause + _other_length(evaluated[0], winner)
+
+
+def _other_length(start: TrialRecord, winner: TrialRecord) -> str:
+    """Return what has to be said of a comparison of trials that were trained for different lengths."""
+    if winner.tokens_seen <= _ALIKE * start.tokens_seen:
+        return ""
+    return f", which was trained for {start.tokens_seen:,} tokens and the winner for {winner.tokens_seen:,}"
 
 
 def _listed(clauses: list[str]) -> str:

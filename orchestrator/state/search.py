@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import (
     AfterValidator,
     FiniteFloat,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -119,6 +120,10 @@ class Search:
     """Fingerprint of the tokenised rows, and for every split its `trials.data.split.Counts`."""
     shortened: PositiveFloat | None = None
     """Length of full trials as a share of the recipe's length, so that enough of them fit; None: not measured yet."""
+    final_seconds: NonNegativeFloat = 0.0
+    """Seconds at the end of training that are kept for final trials; 0 until the speed is measured."""
+    alone_seconds_per_token: PositiveFloat | None = None
+    """Speed of the probe, alone on its worker, evaluations included; None: not measured."""
     prediction: Annotated[SearchForecast | None, WrapValidator(_if_readable)] = None
     """Forecast at the measured speed; None: the speed is not measured yet, or the forecast is of another version."""
     placement: Placement | None = None

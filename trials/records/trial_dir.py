@@ -60,6 +60,8 @@ class Origin(StrEnum):
     """A few steps that only measure the speed."""
     START = "start"
     PROPOSED = "proposed"
+    FINAL = "final"
+    """A configuration of the search that is trained again, for longer, at its end."""
     SINGLE = "single"
 
 
