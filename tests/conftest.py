@@ -62,6 +62,7 @@ SMALL = (
     "eval_rows=12",
     "test_rows=8",
     "search.samples=1",
+    "search.final_share=0",
     "search.dashboard=false",
 )
 

@@ -257,8 +257,8 @@ class SearchController:
             return "wait" if new is None else self._begin(new)
         if self._running:
             return "wait"
-        self._is_done = True
-        return "over"
+        self._final.begin_early()
+        return self._fill_slot_finally() if self._final.are_due else self._over()
 
     def _fill_slot_finally(self) -> TrialRequest | Wait | Over:
         cut_off = self._final.cut_off()
@@ -267,8 +267,9 @@ class SearchController:
         final = self._final.next()
         if final is not None:
             return self._begin_final(final)
-        if self._running:
-            return "wait"
+        return "wait" if self._running else self._over()
+
+    def _over(self) -> Over:
         self._is_done = True
         return "over"
 

@@ -14,14 +14,12 @@ from typing import Any
 
 from orchestrator.controller.budget import SearchBudget
 from orchestrator.controller.trials import Trial, TrialTable
-from orchestrator.planning.trial_length import MOST_TIMES, shortened_trial
+from orchestrator.planning.trial_length import MOST_TIMES, SAFE_SHARE, shortened_trial
 from orchestrator.surrogate.curve_model import Forecast
 from trials.config import LENGTHS, TrialConfig
 from trials.records.trial_dir import Origin
 from trials.schedule import full_tokens
 
-_SAFE = 0.93
-"""Share of the time left that a final trial is planned for: one that ends too late never comes to its lowest rates."""
 _LEAST_TIMES = 1.2
 """A final trial is at least so many times as long as the trial whose configuration it has."""
 _MOST_FORECAST = 50
@@ -42,20 +40,28 @@ class FinalTrials:
         self, budget: SearchBudget, table: TrialTable, forecast: Callable[[str], Forecast | None], workers: int
     ) -> None:
         self._budget, self._table, self._forecast, self._workers = budget, table, forecast, workers
+        self._is_early = False
 
     @property
     def are_due(self) -> bool:
         """Whether only final trials run from now on."""
-        return self._budget.search.final_seconds > 0 and self._budget.search_seconds_left <= 0
+        return self._budget.search.final_seconds > 0 and (self._is_early or self._budget.search_seconds_left <= 0)
+
+    def begin_early(self) -> None:
+        """Let final trials begin although there is time: nothing else is left to be done."""
+        self._is_early = True
 
     def cut_off(self) -> Trial | None:
         """Return a final trial that was cut off and can go on."""
         return next((each for each in self._begun() if each.ending is None and not each.is_running), None)
 
     def next(self) -> FinalTrial | None:
-        """Return the next one to begin; None: every worker has one, or there is no time for a longer trial."""
+        """Return the next one to begin; None: every worker has or had one, or there is no time for a longer trial.
+
+        Where one ended early, as diverged, the next best configuration takes its place.
+        """
         begun = self._begun()
-        if sum(each.is_running for each in begun) >= self._workers:
+        if sum(each.is_running or each.state.is_complete for each in begun) >= self._workers:
             return None
         done = [_without_length(each.config) for each in begun]
         for trial in self._best_first():
@@ -80,7 +86,7 @@ class FinalTrials:
         own = full_tokens(hyperparameters, search.epoch) if search.epoch else search.full_tokens
         left = self._budget.seconds_left - self._budget.throughput.start_seconds
         recipes = own / (search.shortened or 1.0)
-        times = min(MOST_TIMES * recipes, _SAFE * left / self._seconds_per_token(trial.config)) / own
+        times = min(MOST_TIMES * recipes, SAFE_SHARE * left / self._seconds_per_token(trial.config)) / own
         if times < _LEAST_TIMES:
             return None
         return FinalTrial(shortened_trial(trial.config, times), trial.trial_id)

@@ -6,6 +6,8 @@ from trials.config import EvaluationSettings, Hyperparameters, TrialConfig
 
 MOST_TIMES = 3.0
 """Largest length of a final trial, in trials as long as the recipe says: with more passes, most data is overfitted."""
+SAFE_SHARE = 0.93
+"""Share of its time that a final trial is planned for: one that ends too late never comes to its lowest rates."""
 _LONGEST_SHARE = 0.5
 """Largest share of the time left that one full trial may take. Its result must still be of use to another trial."""
 
@@ -30,7 +32,7 @@ def final_seconds(share: float, full_tokens: int, seconds_per_token: float, seco
 
     A final trial is at most `MOST_TIMES` times as long as the recipe's `full_tokens`; `seconds_per_token` is its speed.
     """
-    return min(share * max(0.0, seconds_left), MOST_TIMES * full_tokens * seconds_per_token)
+    return min(share * max(0.0, seconds_left), MOST_TIMES * full_tokens * seconds_per_token / SAFE_SHARE)
 
 
 def shortened(hyperparameters: Hyperparameters, factor: float) -> Hyperparameters:

@@ -55,6 +55,11 @@ class ReportData:
         return [record for record in self.records if record.origin is not Origin.BASE]
 
     @property
+    def compared(self) -> list[TrialRecord]:
+        """All trials that have the search's length of a full trial, by id; final ones are longer."""
+        return [record for record in self.trained if record.origin is not Origin.FINAL]
+
+    @property
     def leader(self) -> TrialRecord | None:
         """The winner; without one, the trial with the lowest loss so far; None if no trial has a loss."""
         if self.best is not None:

@@ -39,7 +39,7 @@ def importance(data: ReportData) -> Importance | str:
     about, losses = _comparable_losses(data)
     if len(losses) < LEAST_TRIALS:
         return f"There are too few trials to tell: {len(losses)} have a {about}, and it takes {LEAST_TRIALS}."
-    trials = [record for record in data.trained if record.id in losses]
+    trials = [record for record in data.compared if record.id in losses]
     names = [name for name in space if len({show(hyperparameter(record, name)) for record in trials}) > 1]
     if len(names) < 2:
         return "There is nothing to weigh: the trials differ in fewer than two hyperparameters."
@@ -54,10 +54,10 @@ def importance(data: ReportData) -> Importance | str:
 def _comparable_losses(data: ReportData) -> tuple[str, dict[str, float]]:
     """Return the name of the loss in words, and the loss of every trial that has it, by trial id."""
     if not data.rungs:
-        ended = [record for record in data.trained if record.state.is_complete]
+        ended = [record for record in data.compared if record.state.is_complete]
         return "loss at full length", {r.id: r.best_eval_loss for r in ended if r.best_eval_loss is not None}
     tokens = data.rungs[0]
-    found = {record.id: loss_at(record.points, tokens) for record in data.trained}
+    found = {record.id: loss_at(record.points, tokens) for record in data.compared}
     return f"loss at {tokens:,} tokens", {trial_id: loss for trial_id, loss in found.items() if loss is not None}
 
 

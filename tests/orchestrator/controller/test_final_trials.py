@@ -1,0 +1,181 @@
+"""The end of a search, by the real controller: its best configuration is trained anew for as long as fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from benchmarks.simulator.annealing import Lengths
+from benchmarks.simulator.simulator import Accident, Machine, SimulatedSearch
+from orchestrator.controller.events import Event, TrialStarted
+from orchestrator.controller.final_trials import FinalTrials
+from orchestrator.planning.trial_length import MOST_TIMES, SAFE_SHARE, final_seconds
+from orchestrator.report.data import read_report_data
+from orchestrator.report.headline import headline
+from orchestrator.state.run_dir import RunDir
+from orchestrator.state.search import Placement
+from search_spaces.loader import load_recipe
+from tests.support.fake_search import make_run, make_search
+from trials.config import LENGTHS, TrialConfig
+from trials.records.trial_dir import Origin, TrialRecord
+from trials.schedule import full_tokens
+from trials.state import TrialState
+
+RECIPE_TOKENS = 100_000
+FULL_SECONDS = 300.0
+MACHINE = Machine(full_trial=FULL_SECONDS, base=10.0, start=0.5, restart=20.0)
+RESERVE = 60.0
+ONE = Placement(engines=1, slots=1)
+
+
+class Played:
+    """A simulated search whose budget is so many trials as long as the recipe says, on all slots together."""
+
+    def __init__(
+        self,
+        path: Path,
+        *settings: str,
+        budget: float = 3.0,
+        placement: Placement = ONE,
+        accidents: Sequence[Accident] = (),
+    ) -> None:
+        length = [f"train_tokens={RECIPE_TOKENS}", "rows_seen=null", "epochs=null", "search.trials=null"]
+        recipe = load_recipe("demo", [*length, *settings], environ={}).recipe
+        self.seconds = budget * FULL_SECONDS / placement.engines
+        search = make_search(recipe, self.seconds + RESERVE, reserve_seconds=RESERVE)
+        # `make_search` begins in the middle of its time; this one at its beginning.
+        deadline = replace(search.deadline, started=search.deadline.ends - timedelta(seconds=self.seconds + RESERVE))
+        rows = {"train": {"rows": 900, "tokens": RECIPE_TOKENS}}
+        search = replace(search, deadline=deadline, full_tokens=RECIPE_TOKENS, data=rows, placement=placement)
+        self.run: RunDir = make_run(path, search)
+        self.events: list[tuple[float, Event]] = []
+        machine = replace(MACHINE, slots_per_worker=placement.slots_per_worker)
+        self.simulated = SimulatedSearch(self.run, Lengths(2), machine, placement.slots, accidents, listener=self._note)
+        self.simulated.play()
+        self.records = [record for record in self.run.records() if record.origin is not Origin.BASE]
+        self.final = [record for record in self.records if record.origin is Origin.FINAL]
+        self.others = [record for record in self.records if record.origin is not Origin.FINAL]
+
+    def _note(self, event: Event) -> None:
+        self.events.append((self.simulated.seconds if hasattr(self, "simulated") else 0.0, event))
+
+    def started(self, which: Callable[[TrialStarted], bool] = lambda _: True) -> list[tuple[float, TrialStarted]]:
+        return [(at, each) for at, each in self.events if isinstance(each, TrialStarted) and which(each)]
+
+
+def without_length(config: TrialConfig) -> dict[str, object]:
+    return {name: value for name, value in config.hyperparameters.model_dump().items() if name not in LENGTHS}
+
+
+def best_of(records: Sequence[TrialRecord]) -> TrialRecord:
+    return min(records, key=lambda record: record.best_eval_loss or math.inf)
+
+
+def tokens_of(played: Played, record: TrialRecord) -> int:
+    epoch = played.run.read_search().epoch
+    assert epoch is not None
+    return full_tokens(record.config.hyperparameters, epoch)
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    return Played(tmp_path_factory.mktemp("played") / "run")
+
+
+def test_the_best_configuration_is_trained_anew_in_the_last_half(played: Played) -> None:
+    (final,) = played.final
+    source = next(record for record in played.others if final.name == f"{record.id} for longer")
+    assert without_length(final.config) == without_length(source.config)
+    # The one that looks best, which needn't be complete.
+    assert (source.best_eval_loss or math.inf) < (best_of(played.others).best_eval_loss or math.inf) + 0.05
+    ((at, _),) = played.started(lambda event: event.origin is Origin.FINAL)
+    assert 0.45 * played.seconds < at < 0.6 * played.seconds
+    assert played.started()[-1][1].origin is Origin.FINAL
+    assert final.points[0].tokens_seen <= tokens_of(played, final) / 8  # from its beginning
+
+
+def test_its_schedule_ends_when_the_time_does(played: Played) -> None:
+    (final,) = played.final
+    assert final.state is TrialState.FINISHED
+    full = played.run.read_search().full_tokens
+    # Six of the search's fit into the other half.
+    assert 4.5 * full < tokens_of(played, final) < 6 * full
+    assert played.simulated.seconds > 0.9 * played.seconds
+
+
+def test_what_the_search_learns_from_is_of_one_length(played: Played) -> None:
+    surrogate = played.simulated.controller._surrogate
+    assert set(surrogate.views) == {record.id for record in played.others}
+
+
+def test_the_report_says_that_the_winner_was_trained_for_longer(played: Played) -> None:
+    data = read_report_data(played.run)
+    (final,) = played.final
+    assert data.best is not None
+    assert data.best.trial.id == final.id
+    start = next(record for record in played.others if record.origin is Origin.START)
+    longer = f"which was trained for {start.tokens_seen:,} tokens and the winner for {final.tokens_seen:,}"
+    assert longer in headline(data)
+    assert final.id not in {record.id for record in data.compared}
+
+
+def test_with_a_share_of_0_there_is_none(tmp_path: Path) -> None:
+    played = Played(tmp_path / "run", "search.final_share=0", budget=1.5)
+    assert played.final == []
+    assert played.started()[-1][0] > 0.7 * played.seconds
+
+
+@pytest.mark.parametrize("kind", ["trial", "driver"])
+def test_one_that_is_cut_off_goes_on_from_its_checkpoint(tmp_path: Path, kind: str) -> None:
+    played = Played(tmp_path / "run", accidents=[Accident(0.8 * 3 * FULL_SECONDS, kind)])
+    (final,) = played.final
+    assert final.points[-1].tokens_seen > 0.6 * tokens_of(played, final)
+    steps = [point.step for point in final.points]
+    assert steps == sorted(set(steps))
+    assert len(played.started(lambda event: event.trial_id == final.id)) == 2
+    assert played.started()[-1][1].tokens_seen > 0
+
+
+def test_it_is_at_most_three_times_as_long_as_the_recipe_says(tmp_path: Path) -> None:
+    played = Played(tmp_path / "run", budget=8.0)
+    (final,) = played.final
+    assert tokens_of(played, final) == pytest.approx(MOST_TIMES * RECIPE_TOKENS, rel=0.03)
+    ((at, _),) = played.started(lambda event: event.origin is Origin.FINAL)
+    assert at > 0.5 * played.seconds  # the search has the rest
+
+
+def test_where_nothing_else_is_left_to_try_it_begins_at_once(tmp_path: Path) -> None:
+    played = Played(tmp_path / "run", "search.trials=3", budget=20.0)
+    assert len(played.others) == 3
+    (final,) = played.final
+    ((at, _),) = played.started(lambda event: event.origin is Origin.FINAL)
+    assert at < 0.5 * played.seconds
+    assert final.state is TrialState.FINISHED
+
+
+def test_every_worker_has_one_and_it_is_alone_there(tmp_path: Path) -> None:
+    placement = Placement(engines=2, slots=8)
+    played = Played(tmp_path / "run", budget=4.0, placement=placement)
+    assert len(played.final) == 2
+    one, other = (without_length(record.config) for record in played.final)
+    assert one != other
+    first = min(at for at, _ in played.started(lambda event: event.origin is Origin.FINAL))
+    assert not [event for at, event in played.started() if at > first and event.origin is not Origin.FINAL]
+
+
+def test_seconds_are_kept_for_it_as_far_as_they_are_of_use() -> None:
+    assert final_seconds(0.5, 1000, 0.01, 20.0) == 10.0
+    assert final_seconds(0.5, 1000, 0.01, 1000.0) == MOST_TIMES * 10.0 / SAFE_SHARE
+    assert final_seconds(0.5, 1000, 0.01, -5.0) == 0.0
+    assert final_seconds(0.0, 1000, 0.01, 20.0) == 0.0
+
+
+def test_none_begins_that_would_be_hardly_longer(played: Played) -> None:
+    controller = played.simulated.controller
+    late = FinalTrials(controller._budget, controller._table, controller.forecast, workers=2)
+    assert late.next() is None  # the time is over
