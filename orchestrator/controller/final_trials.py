@@ -85,24 +85,29 @@ class FinalTrials:
         search, hyperparameters = self._budget.search, trial.config.hyperparameters
         own = full_tokens(hyperparameters, search.epoch) if search.epoch else search.full_tokens
         left = self._budget.seconds_left - self._budget.throughput.start_seconds
+        each, evaluations = self._speed(trial, own)
         recipes = own / (search.shortened or 1.0)
-        times = min(MOST_TIMES * recipes, SAFE_SHARE * left / self._seconds_per_token(trial.config)) / own
+        times = min(MOST_TIMES * recipes, max(0.0, SAFE_SHARE * left - evaluations) / each) / own
         if times < _LEAST_TIMES:
             return None
         return FinalTrial(shortened_trial(trial.config, times), trial.trial_id)
 
-    def _seconds_per_token(self, config: TrialConfig) -> float:
-        """Return the speed of a trial that is alone on its worker.
+    def _speed(self, trial: Trial, tokens: float) -> tuple[float, float]:
+        """Return the seconds per token of a longer trial, and those that its evaluations take in all.
 
-        The probe was alone, and trials beside each other are no faster than alone.
+        There are as many as in the trial of `tokens`, so each token has fewer of them. The longer trial is alone on its
+        worker; the probe was, too, and trials beside each other are no faster than alone.
         """
         throughput, probe = self._budget.throughput, self._budget.search.alone_seconds_per_token
-        own, mean = throughput.seconds_per_token(config), throughput.seconds_per_token()
-        assert own is not None and mean is not None  # noqa: PT018  # the probe was measured
+        own, mean, last = throughput.seconds_per_token(trial.config), throughput.seconds_per_token(), trial.points[-1]
+        assert own is not None and mean is not None  # noqa: PT018  # the trial was measured
+        training = 1.0
+        if last.tokens_per_second and last.seconds > 0:
+            training = min(1.0, last.tokens_seen / last.tokens_per_second / last.seconds)
         placement = self._budget.search.placement
-        if probe is None or placement is None or placement.slots_per_worker == 1:
-            return own
-        return min(own, probe * own / mean)
+        if probe is not None and placement is not None and placement.slots_per_worker > 1:
+            own = min(own, probe * own / mean)
+        return training * own, (1 - training) * own * tokens
 
 
 def _without_length(config: TrialConfig) -> dict[str, Any]:
