@@ -201,8 +201,9 @@ def test_a_worker_that_hangs_is_started_again_and_its_trials_go_on(
     assert accidents.at == {}
     assert_all_is_well(run, trials=2)
     said = (run.logs / f"{name}.log").read_text()
-    assert len(set(re.findall(r" in process (\d+) on", said))) == 2 + len(stops)
-    assert said.count("no progress within machine.step_limit_seconds: this process ends") == 1
+    # On a busy machine a step may take longer than that, too.
+    assert len(set(re.findall(r" in process (\d+) on", said))) >= 2 + len(stops)
+    assert "no progress within machine.step_limit_seconds: this process ends" in said
     assert "hanging_rows.py" in said
     for record in run.records():
         assert f"trial {record.id} begins in process" in said
