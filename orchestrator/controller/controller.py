@@ -21,8 +21,7 @@ from orchestrator.controller.calibration import CalibrationPhase
 from orchestrator.controller.consolidation import plan_consolidation
 from orchestrator.controller.events import Event, Notice, TrialEnded, TrialEvaluated, TrialPaused, TrialStarted
 from orchestrator.controller.failure_policy import QUIETLY, ExitKind, FailurePolicy, TrialExit
-from orchestrator.controller.final_trials import FinalTrial, FinalTrials
-from orchestrator.controller.new_trials import NewTrial, NewTrials
+from orchestrator.controller.new_trials import FinalTrial, FinalTrials, NewTrial, NewTrials
 from orchestrator.controller.study import StudyRecorder
 from orchestrator.controller.trial_request import TrialRequest
 from orchestrator.controller.trials import Trial, TrialTable, end_of, shared_scheduler, varies_length, view_of

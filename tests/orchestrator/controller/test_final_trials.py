@@ -13,7 +13,7 @@ import pytest
 from benchmarks.simulator.annealing import Lengths
 from benchmarks.simulator.simulator import Accident, Machine, SimulatedSearch
 from orchestrator.controller.events import Event, TrialStarted
-from orchestrator.controller.final_trials import FinalTrials
+from orchestrator.controller.new_trials import FinalTrials
 from orchestrator.planning.trial_length import MOST_TIMES, SAFE_SHARE, final_seconds
 from orchestrator.report.data import read_report_data
 from orchestrator.report.headline import headline
