@@ -175,9 +175,12 @@ class CalibrationPhase:
         search = replace(search, final_seconds=final, alone_seconds_per_token=alone)
         forecast = forecast_search(search, budget.throughput, budget.now())
         budget.search = replace(search, prediction=forecast)
+        said = []
         if length < full and search.epoch is not None:
-            return f"a full trial is {length_in_words(full, length, search.epoch.tokens)}"
-        return None
+            said.append(f"a full trial is {length_in_words(full, length, search.epoch.tokens)}")
+        if final > 0:
+            said.append(f"the last {format_duration(final)} of training are for the best configuration alone")
+        return "; ".join(said) or None
 
     def _seconds_per_token(self, probe: TrialRecord) -> float:
         """Return the seconds per token of a trial that shares its engine with as many others as it has slots.

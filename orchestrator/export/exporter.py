@@ -237,6 +237,7 @@ def _verified(found: dict[str, Any], trial_loss: float) -> dict[str, float] | No
 def _against_start(start: TrialRecord, winner: TrialRecord) -> dict[str, Any]:
     """Return a starting point's loss, and by how much the winner's is lower, with the paired standard error."""
     described: dict[str, Any] = {"trial": start.id, "name": start.name, "eval_loss": start.best_eval_loss}
+    described["tokens_seen"] = start.tokens_seen
     gain = paired_gain(start, winner)
     if gain is not None and start.id != winner.id:
         described |= {"difference": gain.difference, "standard_error": gain.standard_error}

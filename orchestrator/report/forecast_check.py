@@ -56,6 +56,9 @@ def _sentences(data: ReportData, prediction: SearchForecast) -> Iterator[str]:
     if search.epoch is not None and search.shortened:
         full = round(search.full_tokens / search.shortened)
         yield f"A full trial: {length_in_words(full, search.full_tokens, search.epoch.tokens)}."
+    if search.final_seconds > 0:
+        kept = format_duration(search.final_seconds)
+        yield f"The last {kept} of training were kept for the best configuration, trained anew for longer."
     if search.regrouped is not None:
         yield _consolidation(data, search.regrouped)
 

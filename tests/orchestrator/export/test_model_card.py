@@ -17,8 +17,16 @@ def manifest(small_recipe: Recipe) -> dict[str, Any]:
         "base_eval_loss": 3.25,
         "gain": {"difference": 2.75, "standard_error": 0.01},
         "starting_points": [
-            {"trial": "0001", "name": "usual", "eval_loss": 1.0, "difference": 0.5, "standard_error": 0.1}
+            {
+                "trial": "0001",
+                "name": "usual",
+                "eval_loss": 1.0,
+                "tokens_seen": 5000,
+                "difference": 0.5,
+                "standard_error": 0.1,
+            }
         ],
+        "points": [{"tokens_seen": 30_000, "eval_loss": 0.5}],
         "verified": {"eval_loss": 0.50001, "difference": 1e-5, "tolerance": 1e-3},
         "test": {"rows": 8, "eval_loss": 0.6, "base_eval_loss": 3.3, "difference": 2.7, "standard_error": 0.2},
         "config": small_recipe.trial_config({"lora_rank": 8}).model_dump(mode="json"),
@@ -28,9 +36,9 @@ def manifest(small_recipe: Recipe) -> dict[str, Any]:
 
 def test_the_card_has_losses_of_base_starting_points_and_winner(manifest: dict[str, Any], small_recipe: Recipe) -> None:
     card = model_card(manifest, small_recipe)
-    assert "| winner | 0.5000 |  |" in card
-    assert "| base | 3.2500 | 2.7500 ± 0.0100 (paired standard error) |" in card
-    assert "| starting point `usual` (trial 0001) | 1.0000 | 0.5000 ± 0.1000 (paired standard error) |" in card
+    assert "| winner | 30,000 | 0.5000 |  |" in card
+    assert "| base | 0 | 3.2500 | 2.7500 ± 0.0100 (paired standard error) |" in card
+    assert "| starting point `usual` (trial 0001) | 5,000 | 1.0000 | 0.5000 ± 0.1000 (paired standard error) |" in card
     assert "On 8 test rows that the search never looked at: winner 0.6000, base 3.3000" in card
     assert "| lora_rank | 8 |" in card
 
