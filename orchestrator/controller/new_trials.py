@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from orchestrator.controller.budget import SearchBudget
 from orchestrator.controller.trials import Trial, TrialTable
-from orchestrator.planning.trial_length import MOST_TIMES, SAFE_SHARE, shortened_trial
+from orchestrator.planning.trial_length import MOST_TIMES, SAFE_SHARE, TWO_FROM, shortened_trial
 from orchestrator.sampling.distributions import decode_all, encode_all
 from orchestrator.surrogate.curve_model import Forecast
 from search_spaces.schema import Recipe
@@ -26,6 +26,10 @@ from trials.schedule import full_tokens
 
 _LEAST_TIMES = 1.2
 """A final trial is at least so many times as long as the trial whose configuration it has."""
+_MOST_AGAIN = 2.0
+"""The same for the next final trial of a configuration, as the most."""
+_NO_TIME = 1.0
+"""Seconds that are too few for any other trial."""
 _MOST_FORECAST = 50
 
 
@@ -115,7 +119,7 @@ class FinalTrials:
     @property
     def are_due(self) -> bool:
         """Whether only final trials run from now on."""
-        return self._budget.search.final_seconds > 0 and (self._is_early or self._budget.search_seconds_left <= 0)
+        return self._budget.search.final_seconds > 0 and (self._is_early or self._budget.search_seconds_left < _NO_TIME)
 
     def begin_early(self) -> None:
         """Let final trials begin although there is time: nothing else is left to be done."""
@@ -126,18 +130,22 @@ class FinalTrials:
         return next((each for each in self._begun() if each.ending is None and not each.is_running), None)
 
     def next(self) -> FinalTrial | None:
-        """Return the next one to begin; None: every worker has or had one, or there is no time for a longer trial.
+        """Return the next one to begin; None: every worker has one, or there is no time for a longer trial.
 
-        Where one ended early, as diverged, the next best configuration takes its place.
+        If the best final trial was still getting better at its end, it is trained anew for twice as long. Else the best
+        configuration that has had no final trial is the next.
         """
         begun = self._begun()
-        if sum(each.is_running or each.state.is_complete for each in begun) >= self._workers:
+        if sum(each.is_running for each in begun) >= self._workers:
             return None
+        improving = _still_improving(begun)
+        again = None if improving is None else self._longer(improving, _MOST_AGAIN * self._tokens(improving))
+        if again is not None:
+            return again
         done = [_without_length(each.config) for each in begun]
-        for trial in self._best_first():
-            if _without_length(trial.config) not in done:
-                return self._longer(trial)
-        return None
+        new = (trial for trial in self._best_first() if _without_length(trial.config) not in done)
+        trial = next(new, None)
+        return None if trial is None else self._longer(trial, self._first_length(trial))
 
     def _begun(self) -> list[Trial]:
         return [trial for trial in self._table if trial.origin is Origin.FINAL]
@@ -151,13 +159,28 @@ class FinalTrials:
         means = {name: forecast.mean for name, forecast in expected.items() if forecast is not None}
         return sorted(known, key=lambda each: means.get(each.trial_id, each.best_eval_loss or 0.0))
 
-    def _longer(self, trial: Trial) -> FinalTrial | None:
-        search, hyperparameters = self._budget.search, trial.config.hyperparameters
-        own = full_tokens(hyperparameters, search.epoch) if search.epoch else search.full_tokens
-        left = self._budget.seconds_left - self._budget.throughput.start_seconds
+    def _tokens(self, trial: Trial) -> float:
+        """Return the tokens of a whole trial."""
+        epoch = self._budget.search.epoch
+        return full_tokens(trial.config.hyperparameters, epoch) if epoch else self._budget.search.full_tokens
+
+    def _first_length(self, trial: Trial) -> float:
+        """Return the most tokens of a configuration's first final trial.
+
+        Where the time is enough for one after it that is twice as long, the first is as short as that leaves.
+        """
+        search = self._budget.search
+        recipes = self._tokens(trial) / (search.shortened or 1.0)
+        fit = SAFE_SHARE * search.final_seconds / (self._speed(trial, recipes)[0] * recipes)
+        return recipes * (MOST_TIMES if fit < TWO_FROM else min(MOST_TIMES, fit / (1 + _MOST_AGAIN)))
+
+    def _longer(self, trial: Trial, most: float) -> FinalTrial | None:
+        """Return a trial like this one of at most so many tokens; None: there is no time for one that is longer."""
+        budget, own = self._budget, self._tokens(trial)
+        spent = sum(each.points[-1].seconds for each in self._begun() if each.points) / self._workers
+        left = min(budget.seconds_left, budget.search.final_seconds - spent) - budget.throughput.start_seconds
         each, evaluations = self._speed(trial, own)
-        recipes = own / (search.shortened or 1.0)
-        times = min(MOST_TIMES * recipes, max(0.0, SAFE_SHARE * left - evaluations) / each) / own
+        times = min(most, max(0.0, SAFE_SHARE * left - evaluations) / each) / own
         if times < _LEAST_TIMES:
             return None
         return FinalTrial(shortened_trial(trial.config, times), trial.trial_id)
@@ -178,6 +201,16 @@ class FinalTrials:
         if probe is not None and placement is not None and placement.slots_per_worker > 1:
             own = min(own, probe * own / mean)
         return training * own, (1 - training) * own * tokens
+
+
+def _still_improving(begun: list[Trial]) -> Trial | None:
+    """Return the best final trial, if its loss was lowest at its end and there is no longer one like it."""
+    ended = [each for each in begun if each.state.is_complete and each.best_eval_loss is not None]
+    best = min(ended, key=lambda each: each.best_eval_loss or 0.0, default=None)
+    if best is None or best.points[-1].eval_loss > (best.best_eval_loss or 0.0):
+        return None
+    later = begun[begun.index(best) + 1 :]
+    return None if any(_without_length(each.config) == _without_length(best.config) for each in later) else best
 
 
 def _without_length(config: TrialConfig) -> dict[str, Any]:
