@@ -27,6 +27,8 @@ class SearchBudget:
         self.slots = slots
         self.now = now
         self.throughput = ThroughputModel.from_records(records, search.regrouped)
+        self.finals_are_over = False
+        """Whether no final trial can begin any more; all the time left is the search's then."""
 
     @property
     def seconds_left(self) -> float:
@@ -36,7 +38,12 @@ class SearchBudget:
     @property
     def search_seconds_left(self) -> float:
         """Seconds left until final trials begin, or until the reserve does if there are none; negative after that."""
-        return self.seconds_left - self.search.final_seconds
+        return self.seconds_left - self.final_seconds
+
+    @property
+    def final_seconds(self) -> float:
+        """Seconds at the end of training that are kept for final trials."""
+        return 0.0 if self.finals_are_over else self.search.final_seconds
 
     @property
     def evaluation_point(self) -> float:
@@ -70,7 +77,7 @@ class SearchBudget:
         whole = (self.search.deadline.training_ends - self.search.deadline.started).total_seconds()
         return BudgetState(
             seconds_left=seconds_left,
-            seconds=whole - self.search.final_seconds,
+            seconds=whole - self.final_seconds,
             slots=self.slots,
             seconds_full=max(seconds_left, _LEAST_SECONDS) if full is None else full,
             evaluation_point=self.evaluation_point,

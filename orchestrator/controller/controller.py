@@ -266,7 +266,10 @@ class SearchController:
         final = self._final.next()
         if final is not None:
             return self._begin_final(final)
-        return "wait" if self._running else self._over()
+        if self._running:
+            return "wait"
+        self._budget.finals_are_over = True
+        return self._fill_slot()
 
     def _over(self) -> Over:
         self._is_done = True
@@ -328,7 +331,7 @@ class SearchController:
     def _stop_at(self, origin: Origin) -> datetime:
         """Return the time at which a trial ends by itself."""
         ends = self.search.deadline.training_ends
-        return ends if origin is Origin.FINAL else ends - timedelta(seconds=self.search.final_seconds)
+        return ends if origin is Origin.FINAL else ends - timedelta(seconds=self._budget.final_seconds)
 
     def _full_tokens(self, request: TrialRequest) -> int:
         search = self.search

@@ -119,7 +119,7 @@ class FinalTrials:
     @property
     def are_due(self) -> bool:
         """Whether only final trials run from now on."""
-        return self._budget.search.final_seconds > 0 and (self._is_early or self._budget.search_seconds_left < _NO_TIME)
+        return self._budget.final_seconds > 0 and (self._is_early or self._budget.search_seconds_left < _NO_TIME)
 
     def begin_early(self) -> None:
         """Let final trials begin although there is time: nothing else is left to be done."""

@@ -74,11 +74,11 @@ def _consolidation(data: ReportData, to: Consolidation) -> str:
 
 
 def _trials(data: ReportData, prediction: SearchForecast) -> ForecastRow:
-    return ForecastRow("configurations tried", _count(prediction.trials), _count(len(data.trained)))
+    return ForecastRow("configurations tried", _count(prediction.trials), _count(len(data.compared)))
 
 
 def _full_trials(data: ReportData, prediction: SearchForecast) -> ForecastRow:
-    full = sum(r.state is TrialState.FINISHED for r in data.trained)
+    full = sum(r.state is TrialState.FINISHED for r in data.compared)
     return ForecastRow("trained at full length", _count(prediction.full_trials), _count(full))
 
 

@@ -39,7 +39,8 @@ BOTH_KINDS = [
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return load_recipe("demo", ["search.trials=null", "search.full_trials=null"], environ={}).recipe
+    settings = ["search.trials=null", "search.full_trials=null", "search.final_share=0"]
+    return load_recipe("demo", settings, environ={}).recipe
 
 
 def night_search(recipe: Recipe, seconds: float = 2400, slots: int = 2) -> Search:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.simulator.annealing import Lengths
+from benchmarks.simulator.landscapes import Curve
 from benchmarks.simulator.simulator import Accident, Machine, SimulatedSearch
 from orchestrator.controller.events import Event, TrialStarted
 from orchestrator.controller.new_trials import FinalTrials
@@ -21,7 +22,7 @@ from orchestrator.state.run_dir import RunDir
 from orchestrator.state.search import Placement
 from search_spaces.loader import load_recipe
 from tests.support.fake_search import make_run, make_search
-from trials.config import LENGTHS, TrialConfig
+from trials.config import LENGTHS, Hyperparameters, TrialConfig
 from trials.records.trial_dir import Origin, TrialRecord
 from trials.schedule import full_tokens
 from trials.state import TrialState
@@ -31,6 +32,7 @@ FULL_SECONDS = 300.0
 MACHINE = Machine(full_trial=FULL_SECONDS, base=10.0, start=0.5, restart=20.0)
 RESERVE = 60.0
 ONE = Placement(engines=1, slots=1)
+LANDSCAPE = Lengths(2)
 
 
 class Played:
@@ -43,6 +45,7 @@ class Played:
         budget: float = 3.0,
         placement: Placement = ONE,
         accidents: Sequence[Accident] = (),
+        landscape: Lengths = LANDSCAPE,
     ) -> None:
         length = [f"train_tokens={RECIPE_TOKENS}", "rows_seen=null", "epochs=null", "search.trials=null"]
         recipe = load_recipe("demo", [*length, *settings], environ={}).recipe
@@ -55,7 +58,7 @@ class Played:
         self.run: RunDir = make_run(path, search)
         self.events: list[tuple[float, Event]] = []
         machine = replace(MACHINE, slots_per_worker=placement.slots_per_worker)
-        self.simulated = SimulatedSearch(self.run, Lengths(2), machine, placement.slots, accidents, listener=self._note)
+        self.simulated = SimulatedSearch(self.run, landscape, machine, placement.slots, accidents, listener=self._note)
         self.simulated.play()
         self.records = [record for record in self.run.records() if record.origin is not Origin.BASE]
         self.final = [record for record in self.records if record.origin is Origin.FINAL]
@@ -95,7 +98,6 @@ def test_the_best_configuration_is_trained_anew_in_the_last_half(played: Played)
     assert (source.best_eval_loss or math.inf) < (best_of(played.others).best_eval_loss or math.inf) + 0.05
     ((at, _),) = played.started(lambda event: event.origin is Origin.FINAL)
     assert 0.45 * played.seconds < at < 0.6 * played.seconds
-    assert played.started()[-1][1].origin is Origin.FINAL
     assert final.points[0].tokens_seen <= tokens_of(played, final) / 8  # from its beginning
 
 
@@ -180,6 +182,25 @@ def test_every_worker_has_one_and_it_is_alone_there(tmp_path: Path) -> None:
     assert one != other
     first = min(at for at, _ in played.started(lambda event: event.origin is Origin.FINAL))
     assert not [event for at, event in played.started() if at > first and event.origin is not Origin.FINAL]
+
+
+class LongerDiverges(Lengths):
+    """Every trial diverges at once that is longer than the recipe says."""
+
+    def curve(self, trial_id: str, hyperparameters: Hyperparameters) -> Curve:
+        curve = super().curve(trial_id, hyperparameters)
+        if (hyperparameters.train_tokens or 0) <= 1.1 * RECIPE_TOKENS:
+            return curve
+        return replace(curve, ending=TrialState.DIVERGED, ends_at=0.02)
+
+
+def test_time_that_final_trials_leave_is_the_search_s(tmp_path: Path) -> None:
+    played = Played(tmp_path / "run", "search.full_trials=null", budget=8.0, landscape=LongerDiverges(2))
+    assert played.final
+    assert all(each.state is TrialState.DIVERGED for each in played.final)
+    last, _ = played.started(lambda event: event.origin is Origin.FINAL)[-1]
+    assert [event for at, event in played.started() if at > last and event.origin is not Origin.FINAL]
+    assert played.simulated.seconds > 0.9 * played.seconds
 
 
 def test_seconds_are_kept_for_it_as_far_as_they_are_of_use() -> None:
