@@ -108,7 +108,7 @@ class SearchSettings(Settings):
     regroup: bool | None = Field(
         default=None,
         description="train the most promising trial on all GPUs of a machine when one is too slow to complete it in "
-        "time, and they aren't; null: where trials have a GPU each; true: on the CPU as well",
+        "time, and they aren't, if final_share is 0; null: where trials have a GPU each; true: on the CPU as well",
     )
     samples: int = Field(default=3, ge=0, description="generations of base and winner in the report")
     dashboard: bool = Field(default=True, description="start Ray's dashboard")

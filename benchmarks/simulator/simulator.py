@@ -247,7 +247,6 @@ class SimulatedSearch:
         breaks = slot.curve.ending is not TrialState.FINISHED and slot.curve.ends_at <= target
         target = max(slot.fraction, slot.curve.ends_at) if breaks else target
         seconds = (target - slot.fraction) * self._full_seconds * slot.curve.slowness * slot.length
-        assert slot.request.stop_at is not None  # the controller sets it
         ends = slot.request.stop_at - self._began.timestamp()
         if slot.since + seconds > ends:
             self._at(max(self._seconds, ends), self._unless_gone(slot, lambda: self._time_is_over(slot)))

@@ -27,7 +27,7 @@ from trials.schedule import full_tokens
 _LEAST_TIMES = 1.2
 """A final trial is at least so many times as long as the trial whose configuration it has."""
 _MOST_AGAIN = 2.0
-"""The same for the next final trial of a configuration, as the most."""
+"""A further final trial of a configuration is at most so many times as long as the one before."""
 _NO_TIME = 1.0
 """Seconds that are too few for any other trial."""
 _MOST_FORECAST = 50
