@@ -25,7 +25,6 @@ from orchestrator.state.run_dir import RunDir
 from trials.metrics.row_losses import RowLosses
 from trials.records.checkpoints import CheckpointWriter, LogState, choose_checkpoint
 from trials.records.trial_dir import Ending, EvalPoint, Origin, TrialDir, read_trial
-from trials.schedule import full_tokens
 from trials.state import TrialState
 from trials.system.timer import TrialTimer
 from trials.training.early_stopping import divergence, patience_begins, patience_exhausted
@@ -235,9 +234,7 @@ class SimulatedSearch:
     def _length(self, request: TrialRequest) -> float:
         """Return the length of a trial, in full trials of the search."""
         search = self.controller.search
-        if request.origin is not Origin.FINAL or search.epoch is None:
-            return 1.0
-        return full_tokens(request.config.hyperparameters, search.epoch) / search.full_tokens
+        return search.tokens_of(request.config) / search.full_tokens if request.origin is Origin.FINAL else 1.0
 
     def _plan_next(self, slot: Slot) -> None:
         """Schedule the next event in a slot: an evaluation, its trial's breaking off, or the end of training."""

@@ -171,8 +171,9 @@ class CalibrationPhase:
         alone, settings, left = each / self._beside, search.recipe.search, budget.seconds_left
         final = final_seconds(settings.final_share, full, alone, left)
         length = shortened_length(full, each, left - final, budget.slots, settings.full_trials)
-        search = replace(search, shortened=length / full, full_tokens=length)
-        search = replace(search, final_seconds=final, alone_seconds_per_token=alone)
+        search = replace(
+            search, shortened=length / full, full_tokens=length, final_seconds=final, alone_seconds_per_token=alone
+        )
         forecast = forecast_search(search, budget.throughput, budget.now())
         budget.search = replace(search, prediction=forecast)
         said = []

@@ -48,7 +48,6 @@ from trials.records.trial_dir import (
     TrialRecord,
     read_row_losses,
 )
-from trials.schedule import full_tokens
 from trials.state import TrialState
 from trials.system.disk_full import is_disk_full
 
@@ -253,7 +252,7 @@ class SearchController:
             return self._resume(choice.trial_id)
         if isinstance(choice, StartNew):
             new = self._new_trials.next(self._sampler)
-            return "wait" if new is None else self._begin(new)
+            return "wait" if new is None else self._begin_new(new)
         if self._running:
             return "wait"
         self._final.begin_early()
@@ -276,18 +275,18 @@ class SearchController:
         return "over"
 
     def _begin_final(self, final: FinalTrial) -> TrialRequest:
-        trial = Trial(self._new_trials.next_id(), Origin.FINAL, f"{final.source} for longer", final.config)
-        self._table.add(trial)
-        self._study.write_later(trial.trial_id)
-        return self._run_trial(trial, resumes=False)
+        name = f"{final.source} for longer"
+        return self._begin(Trial(self._new_trials.next_id(), Origin.FINAL, name, final.config))
 
     def _is_final(self, trial_id: str) -> bool:
         return self._table[trial_id].origin is Origin.FINAL
 
-    def _begin(self, new: NewTrial) -> TrialRequest:
+    def _begin_new(self, new: NewTrial) -> TrialRequest:
         config = trial_config(self.search, new.values, self._calibration.base_eval_loss)
         origin = Origin.PROPOSED if new.name is None else Origin.START
-        trial = Trial(new.trial_id, origin, new.name or "proposed", config)
+        return self._begin(Trial(new.trial_id, origin, new.name or "proposed", config))
+
+    def _begin(self, trial: Trial) -> TrialRequest:
         self._table.add(trial)
         self._study.write_later(trial.trial_id)
         return self._run_trial(trial, resumes=False)
@@ -334,10 +333,7 @@ class SearchController:
         return ends if origin is Origin.FINAL else ends - timedelta(seconds=self._budget.final_seconds)
 
     def _full_tokens(self, request: TrialRequest) -> int:
-        search = self.search
-        if request.origin is Origin.FINAL and search.epoch is not None:
-            return full_tokens(request.config.hyperparameters, search.epoch)
-        return search.full_tokens
+        return self.search.tokens_of(request.config) if request.origin is Origin.FINAL else self.search.full_tokens
 
     def _record_result(self, trial: Trial, point: EvalPoint) -> None:
         """Record an evaluation of a trial everywhere: budget, table, study and scheduler."""

@@ -13,7 +13,6 @@ from orchestrator.state.run_dir import BASE_TRIAL_ID, RunDir
 from orchestrator.state.search import Search
 from search_spaces.schema import Recipe
 from trials.records.trial_dir import Origin, TrialRecord
-from trials.schedule import full_tokens
 from trials.state import TrialState
 
 CONSTRAINT = "can_be_trained"
@@ -56,7 +55,7 @@ class DerivedTrials:
     def _attributes(self, record: TrialRecord) -> dict[str, Any]:
         """Return a trial's attributes, without those that it doesn't have."""
         search, seen = self._read(), record.points[-1].tokens_seen if record.points else 0
-        full = full_tokens(record.config.hyperparameters, search.epoch) if search.epoch else search.full_tokens
+        full = search.tokens_of(record.config)
         ended = {} if record.ending is None else {"ending": record.ending.kind.value, "reason": record.ending.reason}
         attrs = {
             "trial_id": record.id,

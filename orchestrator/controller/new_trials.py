@@ -22,7 +22,6 @@ from orchestrator.surrogate.curve_model import Forecast
 from search_spaces.schema import Recipe
 from trials.config import LENGTHS, TrialConfig
 from trials.records.trial_dir import Origin, TrialRecord
-from trials.schedule import full_tokens
 
 _LEAST_TIMES = 1.2
 """A final trial is at least so many times as long as the trial whose configuration it has."""
@@ -139,9 +138,10 @@ class FinalTrials:
         if sum(each.is_running for each in begun) >= self._workers:
             return None
         improving = _still_improving(begun)
-        again = None if improving is None else self._longer(improving, _MOST_AGAIN * self._tokens(improving))
-        if again is not None:
-            return again
+        if improving is not None:
+            again = self._longer(improving, _MOST_AGAIN * self._budget.search.tokens_of(improving.config))
+            if again is not None:
+                return again
         done = [_without_length(each.config) for each in begun]
         new = (trial for trial in self._best_first() if _without_length(trial.config) not in done)
         trial = next(new, None)
@@ -159,24 +159,19 @@ class FinalTrials:
         means = {name: forecast.mean for name, forecast in expected.items() if forecast is not None}
         return sorted(known, key=lambda each: means.get(each.trial_id, each.best_eval_loss or 0.0))
 
-    def _tokens(self, trial: Trial) -> float:
-        """Return the tokens of a whole trial."""
-        epoch = self._budget.search.epoch
-        return full_tokens(trial.config.hyperparameters, epoch) if epoch else self._budget.search.full_tokens
-
     def _first_length(self, trial: Trial) -> float:
         """Return the most tokens of a configuration's first final trial.
 
         Where the time is enough for one after it that is twice as long, the first is as short as that leaves.
         """
         search = self._budget.search
-        recipes = self._tokens(trial) / (search.shortened or 1.0)
+        recipes = search.tokens_of(trial.config) / (search.shortened or 1.0)
         fit = SAFE_SHARE * search.final_seconds / (self._speed(trial, recipes)[0] * recipes)
         return recipes * (MOST_TIMES if fit < TWO_FROM else min(MOST_TIMES, fit / (1 + _MOST_AGAIN)))
 
     def _longer(self, trial: Trial, most: float) -> FinalTrial | None:
         """Return a trial like this one of at most so many tokens; None: there is no time for one that is longer."""
-        budget, own = self._budget, self._tokens(trial)
+        budget, own = self._budget, self._budget.search.tokens_of(trial.config)
         spent = sum(each.points[-1].seconds for each in self._begun() if each.points) / self._workers
         left = min(budget.seconds_left, budget.search.final_seconds - spent) - budget.throughput.start_seconds
         each, evaluations = self._speed(trial, own)

@@ -24,8 +24,9 @@ from pydantic import (
 from orchestrator.state.deadline import Deadline, Moment
 from orchestrator.state.rungs import rung_tokens
 from search_spaces.schema import Recipe
+from trials.config import TrialConfig
 from trials.model.architecture import ModelShape, model_shape
-from trials.schedule import Epoch
+from trials.schedule import Epoch, full_tokens
 
 
 @dataclass(frozen=True)
@@ -153,3 +154,8 @@ class Search:
         """One pass over the training rows; None in a run folder of a version that didn't count rows."""
         train = self.data.get("train")
         return None if train is None else Epoch(train["rows"], train["tokens"])
+
+    def tokens_of(self, config: TrialConfig) -> int:
+        """Return the tokens of a whole trial with this configuration; without counted rows, those of a full trial."""
+        epoch = self.epoch
+        return self.full_tokens if epoch is None else full_tokens(config.hyperparameters, epoch)
