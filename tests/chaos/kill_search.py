@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -48,6 +49,8 @@ class Kill:
     victim: str
     pids: list[int]
     evaluations: int
+    mark: dict[str, Any] | None
+    """The `session.json` of the session that was at work; None while there was none."""
     resumed: bool = False
     """Whether a person had to type --resume."""
 
@@ -117,13 +120,14 @@ class Night:
     def kill(self, victim: str) -> bool:
         """Kills somebody; False if there was nobody of that kind."""
         assert self.command is not None
-        pids = _pids(victim, self.command.pid, _session(self.out))
+        mark = session_mark(self.out)
+        pids = _pids(victim, self.command.pid, None if mark is None else int(mark["session"]))
         if not pids:
             return False
         self.look()
         for pid in pids:
             _kill(pid)
-        self.kills.append(Kill(self.seconds, victim, pids, self.evaluations))
+        self.kills.append(Kill(self.seconds, victim, pids, self.evaluations, mark))
         if self.command.pid in pids:
             self.command.wait()
             self.kills[-1].resumed = True
@@ -161,9 +165,14 @@ def run_night(night: Night, kills: int, chance: random.Random, victims: Sequence
 
 
 def run_kills(night: Night, victims: Sequence[str]) -> Night:
-    """Runs a search from its start to its end; kills these in their order, each after a new evaluation."""
+    """Runs a search from its start to its end; kills these in their order, each in a session of its own.
+
+    Each after an evaluation that came while its session was at work: one more may have come from the session before,
+    between the last look at the disk and the kill.
+    """
     with _run_through(night):
         for victim in victims:
+            _watch_until_a_new_session(night)
             _watch_until_it_gets_on(night)
             _kill_somebody(night, victim)
     return night
@@ -205,6 +214,13 @@ def _watch(night: Night, seconds: float) -> None:
         time.sleep(0.2)
 
 
+def _watch_until_a_new_session(night: Night) -> None:
+    """Waits for a session other than the one in which somebody was killed last."""
+    known = (None, night.kills[-1].mark if night.kills else None)
+    while session_mark(night.out) in known and not night.is_over():
+        _watch(night, 0.5)
+
+
 def _watch_until_it_gets_on(night: Night) -> None:
     before = night.evaluations
     while night.evaluations == before and not night.is_over():
@@ -236,11 +252,6 @@ def _is_named(process: psutil.Process, name: str) -> bool:
     with suppress(psutil.NoSuchProcess):
         return bool(process.name().startswith(name))
     return False
-
-
-def _session(out: Path) -> int | None:
-    mark = session_mark(out)
-    return None if mark is None else int(mark["session"])
 
 
 def _kill(pid: int) -> None:

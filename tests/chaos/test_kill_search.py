@@ -15,7 +15,6 @@ from tests.chaos.invariants import problems
 from tests.chaos.kill_search import Night, run_kills, table
 from tests.conftest import SMALL
 from tests.support.cli import run_command, searcher
-from tests.support.sessions import session_mark
 from tests.trials.system.test_disk_full import needs_mount
 from trials.state import TrialState
 from trials.system.processes import session_processes
@@ -33,8 +32,11 @@ class Killed:
     night: Night
     run: RunDir
     said: str
-    marks: list[dict[str, Any]]
-    """Each session's `session.json`."""
+
+    @property
+    def marks(self) -> list[dict[str, Any]]:
+        """The `session.json` of each session in which somebody was killed."""
+        return [kill.mark for kill in self.night.kills if kill.mark is not None]
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +45,10 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
 
     Engines and proxies are killed in tests/orchestrator/execution/test_worker_pool.py.
     """
-    marks: list[dict[str, Any]] = []
-
-    class Watched(Night):
-        def kill(self, victim: str) -> bool:
-            mark = session_mark(self.out)
-            if not super().kill(victim):
-                return False
-            assert mark is not None
-            marks.append(mark)
-            return True
-
     out = tmp_path_factory.mktemp("killed") / "run"
     options = ["--budget", "12m", "--trials", "3", "--set", *ONE_AFTER_ANOTHER, *searcher("tpe", "asha")]
-    night = run_kills(Watched(out, options), ("raylet", "gcs", "session", "command"))
-    return Killed(night, RunDir(out), out.with_suffix(".log").read_text(), marks)
+    night = run_kills(Night(out, options), ("raylet", "gcs", "session", "command"))
+    return Killed(night, RunDir(out), out.with_suffix(".log").read_text())
 
 
 def test_a_search_outlives_its_processes(killed: Killed) -> None:
