@@ -74,8 +74,8 @@ class SearchSettings(Settings):
         default=0.5,
         ge=0.0,
         le=0.9,
-        description="share of the time, at its end, in which the best configuration is trained anew for longer, at "
-        "most three times as long as the recipe says; 0: none is",
+        description="share of the time, at its end, in which the best configuration is trained anew until its loss has "
+        "stopped falling; 0: none is",
     )
     trials: int | None = Field(default=None, ge=1, description="at most so many trained configurations")
     seed: int = Field(default=0, ge=0, description="of the sampler, and of every trial's training")

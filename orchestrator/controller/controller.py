@@ -167,7 +167,7 @@ class SearchController:
         self._record_result(trial, point)
         self._emit(TrialEvaluated(trial_id, point))
         if self._is_final(trial_id):
-            return True
+            return not self._final.is_exhausted(trial)
         view, budget = self._view(trial), self._budget_state()
         if view.points[-1][0] > view.end - budget.evaluation_point / 2:
             return True  # it is complete; optimizer steps do not end exactly at a number of tokens
@@ -204,6 +204,8 @@ class SearchController:
             trial.ending = self._failures.record_exit(trial_id, left, self._now())
             if trial.ending is None and left.how is ExitKind.PROXY_ERROR:
                 self._unfinished.append(trial_id)
+            if trial.ending is None and self._is_final(trial_id) and self._final.is_exhausted(trial):
+                trial.ending = Ending(TrialState.EARLY_STOPPED, "its loss has stopped falling")
             if trial.ending is None and self.should_stop and not self.was_interrupted:
                 trial.ending = Ending(TrialState.OUT_OF_TIME, "the time for training was over")
         if trial.ending is not None:
@@ -275,8 +277,7 @@ class SearchController:
         return "over"
 
     def _begin_final(self, final: FinalTrial) -> TrialRequest:
-        name = f"{final.source} for longer"
-        return self._begin(Trial(self._new_trials.next_id(), Origin.FINAL, name, final.config))
+        return self._begin(Trial(self._new_trials.next_id(), Origin.FINAL, final.name, final.config))
 
     def _is_final(self, trial_id: str) -> bool:
         return self._table[trial_id].origin is Origin.FINAL

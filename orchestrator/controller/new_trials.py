@@ -2,9 +2,15 @@
 
 A search compares configurations by trials that are short, so that enough of them fit. Its winner would be given away
 too early: a loss falls with the logarithm of the length, and in most searches that is worth more than the next ten
-configurations. So a share of the time at the end (`search.final_share`) is kept for a trial from the beginning, with a
-schedule that ends when the time does: the final trial. Every worker trains one, of the best configurations in turn,
-alone.
+configurations. So a share of the time at the end (`search.final_share`) is kept for final trials: the best
+configuration is trained from its beginning until the time is over. Every worker trains one, of the best configurations
+in turn, alone.
+
+For how long the loss falls cannot be known beforehand. So a final trial has a learning rate that falls whatever its
+length is, and the average of its adapter over the last fifth is what is evaluated and kept: it is as good as a cosine
+planned for the right length, at any length (docs/scheduling.md). Its peak is lower than in the search, because the best
+rate falls with the length. It ends when its loss has stopped falling; then the
+next best configuration has the time that is left.
 """
 
 from __future__ import annotations
@@ -16,17 +22,27 @@ from typing import Any, Protocol
 
 from orchestrator.controller.budget import SearchBudget
 from orchestrator.controller.trials import Trial, TrialTable
-from orchestrator.planning.trial_length import MOST_TIMES, SAFE_SHARE, TWO_FROM, shortened_trial
+from orchestrator.planning.trial_length import shortened_trial
 from orchestrator.sampling.distributions import decode_all, encode_all
 from orchestrator.surrogate.curve_model import Forecast
 from search_spaces.schema import Recipe
-from trials.config import LENGTHS, TrialConfig
+from trials.config import TrialConfig
 from trials.records.trial_dir import Origin, TrialRecord
 
 _LEAST_TIMES = 1.2
 """A final trial is at least so many times as long as the trial whose configuration it has."""
-_MOST_AGAIN = 2.0
-"""A further final trial of a configuration is at most so many times as long as the one before."""
+_SAFE_SHARE = 0.97
+"""Share of its time that a final trial is planned for: what it learns after its last evaluation is lost."""
+_SCHEDULE = {"scheduler": "inverse_sqrt", "adapter_average": 0.2}
+"""Hyperparameters of every final trial, in place of those that the search compares with."""
+_RATE_EXPONENT = -0.32
+"""Power of the length with which the best learning rate goes (arXiv 2409.19913)."""
+_LONGER = " for longer"
+_EVALUATED_SHARE = 0.1
+"""Largest share of a final trial's time that its evaluations take, unless the fewest take more."""
+_FEWEST_EVALUATIONS, _MOST_EVALUATIONS = 5, 40
+_PATIENCE = 1.5
+"""A final trial ends when it is so many times as long as when its loss was lowest."""
 _NO_TIME = 1.0
 """Seconds that are too few for any other trial."""
 _MOST_FORECAST = 50
@@ -105,6 +121,11 @@ class FinalTrial:
     config: TrialConfig
     source: str
 
+    @property
+    def name(self) -> str:
+        """Name of the trial, which says after a restart whose configuration it has."""
+        return self.source + _LONGER
+
 
 class FinalTrials:
     """Chooses the final trials of one search; all of its state is in the budget and in the table of trials."""
@@ -131,21 +152,25 @@ class FinalTrials:
     def next(self) -> FinalTrial | None:
         """Return the next one to begin; None: every worker has one, or there is no time for a longer trial.
 
-        If the best final trial was still getting better at its end, it is trained anew for twice as long. Else the best
-        configuration that has had no final trial is the next.
+        It has the best configuration that has had no final trial.
         """
         begun = self._begun()
         if sum(each.is_running for each in begun) >= self._workers:
             return None
-        improving = _still_improving(begun)
-        if improving is not None:
-            again = self._longer(improving, _MOST_AGAIN * self._budget.search.tokens_of(improving.config))
-            if again is not None:
-                return again
-        done = [_without_length(each.config) for each in begun]
-        new = (trial for trial in self._best_first() if _without_length(trial.config) not in done)
-        trial = next(new, None)
-        return None if trial is None else self._longer(trial, self._first_length(trial))
+        done = {each.name.removesuffix(_LONGER) for each in begun}
+        trial = next((trial for trial in self._best_first() if trial.trial_id not in done), None)
+        return None if trial is None else self._longer(trial)
+
+    def is_exhausted(self, trial: Trial) -> bool:
+        """Return whether the loss of a final trial has stopped falling, so that more training is of no use.
+
+        Early losses say nothing of that: no trial is before it is as long as the search's trials.
+        """
+        best = min(trial.points, key=lambda point: point.eval_loss, default=None)
+        if best is None:
+            return False
+        is_long = trial.tokens_seen >= max(_PATIENCE * best.tokens_seen, self._budget.search.full_tokens)
+        return is_long and sum(point.tokens_seen > best.tokens_seen for point in trial.points) > 1
 
     def _begun(self) -> list[Trial]:
         return [trial for trial in self._table if trial.origin is Origin.FINAL]
@@ -159,32 +184,31 @@ class FinalTrials:
         means = {name: forecast.mean for name, forecast in expected.items() if forecast is not None}
         return sorted(known, key=lambda each: means.get(each.trial_id, each.best_eval_loss or 0.0))
 
-    def _first_length(self, trial: Trial) -> float:
-        """Return the most tokens of a configuration's first final trial.
-
-        Where the time is enough for one after it that is twice as long, the first is as short as that leaves.
-        """
-        search = self._budget.search
-        recipes = search.tokens_of(trial.config) / (search.shortened or 1.0)
-        fit = SAFE_SHARE * search.final_seconds / (self._speed(trial, recipes)[0] * recipes)
-        return recipes * (MOST_TIMES if fit < TWO_FROM else min(MOST_TIMES, fit / (1 + _MOST_AGAIN)))
-
-    def _longer(self, trial: Trial, most: float) -> FinalTrial | None:
-        """Return a trial like this one of at most so many tokens; None: there is no time for one that is longer."""
+    def _longer(self, trial: Trial) -> FinalTrial | None:
+        """Return a trial like this one for the time that is left; None: it would be hardly longer."""
         budget, own = self._budget, self._budget.search.tokens_of(trial.config)
         spent = sum(each.points[-1].seconds for each in self._begun() if each.points) / self._workers
         left = min(budget.seconds_left, budget.search.final_seconds - spent) - budget.throughput.start_seconds
-        each, evaluations = self._speed(trial, own)
-        times = min(most, max(0.0, SAFE_SHARE * left - evaluations) / each) / own
+        left = max(0.0, _SAFE_SHARE * left)
+        each, evaluation = self._speed(trial, own)
+        count = int(_EVALUATED_SHARE * left / evaluation) if evaluation > 0 else _MOST_EVALUATIONS
+        count = min(max(count, _FEWEST_EVALUATIONS), _MOST_EVALUATIONS)
+        times = (left - count * evaluation) / each / own
         if times < _LEAST_TIMES:
             return None
-        return FinalTrial(shortened_trial(trial.config, times), trial.trial_id)
+        config = shortened_trial(trial.config, times)
+        rate = trial.config.hyperparameters.learning_rate * times**_RATE_EXPONENT
+        changes = {
+            "hyperparameters": config.hyperparameters.model_copy(update={**_SCHEDULE, "learning_rate": rate}),
+            "evaluation": config.evaluation.model_copy(update={"evaluations": count, "every_rows": None}),
+        }
+        return FinalTrial(config.model_copy(update=changes), trial.trial_id)
 
     def _speed(self, trial: Trial, tokens: float) -> tuple[float, float]:
-        """Return the seconds per token of a longer trial, and those that its evaluations take in all.
+        """Return the seconds that a final trial takes for a token and for an evaluation, by one of so many `tokens`.
 
-        There are as many as in the trial of `tokens`, so each token has fewer of them. The longer trial is alone on its
-        worker; the probe was, too, and trials beside each other are no faster than alone.
+        The final trial is alone on its worker; the probe was, too, and trials beside each other are no faster than
+        alone.
         """
         throughput, probe = self._budget.throughput, self._budget.search.alone_seconds_per_token
         own, mean, last = throughput.seconds_per_token(trial.config), throughput.seconds_per_token(), trial.points[-1]
@@ -195,19 +219,5 @@ class FinalTrials:
         placement = self._budget.search.placement
         if probe is not None and placement is not None and placement.slots_per_worker > 1:
             own = min(own, probe * own / mean)
-        return training * own, (1 - training) * own * tokens
-
-
-def _still_improving(begun: list[Trial]) -> Trial | None:
-    """Return the best final trial, if its loss was lowest at its end and there is no longer one like it."""
-    ended = [each for each in begun if each.state.is_complete and each.best_eval_loss is not None]
-    best = min(ended, key=lambda each: each.best_eval_loss or 0.0, default=None)
-    if best is None or best.points[-1].eval_loss > (best.best_eval_loss or 0.0):
-        return None
-    later = begun[begun.index(best) + 1 :]
-    return None if any(_without_length(each.config) == _without_length(best.config) for each in later) else best
-
-
-def _without_length(config: TrialConfig) -> dict[str, Any]:
-    values = config.hyperparameters.model_dump()
-    return {name: value for name, value in values.items() if name not in LENGTHS}
+        evaluations = max(1.0, len(trial.points) * tokens / max(1, last.tokens_seen))
+        return training * own, (1 - training) * own * tokens / evaluations

@@ -94,7 +94,7 @@ def _what_then(settings: SearchSettings) -> str:
         return then
     return (
         f"{then}; at the end, in up to {settings.final_share:.0%} of the time, the best configuration is trained anew "
-        "for as long as fits"
+        "for as long as its loss falls"
     )
 
 

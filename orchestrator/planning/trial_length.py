@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from trials.config import EvaluationSettings, Hyperparameters, TrialConfig
 
-MOST_TIMES = 3.0
-"""Largest length of a first final trial, in trials as long as the recipe says: more may overfit."""
-TWO_FROM = 4.5
-"""With time for so many trials as long as the recipe says, two final trials come one after the other."""
-_MOST_IN_ALL = 9.0
-SAFE_SHARE = 0.93
-"""Share of its time that a final trial is planned for: one that ends too late never comes to its lowest rates."""
+_MOST_TIMES = 9.0
+"""Time kept for final trials at most, in trials as long as the recipe says."""
 _LONGEST_SHARE = 0.5
 """Largest share of the time left that one full trial may take. Its result must still be of use to another trial."""
 
@@ -33,12 +28,9 @@ def shortened_length(
 def final_seconds(share: float, full_tokens: int, seconds_per_token: float, seconds_left: float) -> float:
     """Return the seconds that are kept for final trials: `share` of the time left, or as many as are of use.
 
-    The first is at most `MOST_TIMES` times as long as the recipe's `full_tokens`, and one after it twice as long as the
-    first; `seconds_per_token` is their speed.
+    `seconds_per_token` is the speed of a final trial, `full_tokens` the length that the recipe asks for.
     """
-    recipes = full_tokens * seconds_per_token / SAFE_SHARE
-    most = share * max(0.0, seconds_left)
-    return min(most, (_MOST_IN_ALL if most >= TWO_FROM * recipes else MOST_TIMES) * recipes)
+    return min(share * max(0.0, seconds_left), _MOST_TIMES * full_tokens * seconds_per_token)
 
 
 def shortened(hyperparameters: Hyperparameters, factor: float) -> Hyperparameters:

@@ -15,7 +15,7 @@ from benchmarks.simulator.landscapes import Curve
 from benchmarks.simulator.simulator import Accident, Machine, SimulatedSearch
 from orchestrator.controller.events import Event, TrialStarted
 from orchestrator.controller.new_trials import FinalTrials
-from orchestrator.planning.trial_length import MOST_TIMES, SAFE_SHARE, final_seconds
+from orchestrator.planning.trial_length import final_seconds
 from orchestrator.report.data import read_report_data
 from orchestrator.report.headline import headline
 from orchestrator.state.run_dir import RunDir
@@ -72,7 +72,9 @@ class Played:
 
 
 def without_length(config: TrialConfig) -> dict[str, object]:
-    return {name: value for name, value in config.hyperparameters.model_dump().items() if name not in LENGTHS}
+    """Return what a final trial has in common with the trial whose configuration it has."""
+    own = (*LENGTHS, "learning_rate", "scheduler", "adapter_average")
+    return {name: value for name, value in config.hyperparameters.model_dump().items() if name not in own}
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord:
@@ -101,13 +103,28 @@ def test_the_best_configuration_is_trained_anew_in_the_last_half(played: Played)
     assert final.points[0].tokens_seen <= tokens_of(played, final) / 8  # from its beginning
 
 
-def test_its_schedule_ends_when_the_time_does(played: Played) -> None:
+def test_it_is_trained_until_the_time_is_over(played: Played) -> None:
     (final,) = played.final
     assert final.state is TrialState.FINISHED
     full = played.run.read_search().full_tokens
     # Six of the search's fit into the other half.
-    assert 4.5 * full < tokens_of(played, final) < 6 * full
-    assert played.simulated.seconds > 0.9 * played.seconds
+    assert 5.5 * full < tokens_of(played, final) < 6 * full
+    assert played.simulated.seconds > 0.95 * played.seconds
+
+
+def test_its_schedule_has_no_end_and_its_average_is_kept(played: Played) -> None:
+    (final,) = played.final
+    assert final.config.hyperparameters.is_open_ended
+    assert final.config.hyperparameters.adapter_average == 0.2
+    assert {record.config.hyperparameters.scheduler for record in played.others} == {"cosine"}
+
+
+def test_its_rate_is_lower_by_a_power_of_its_length(played: Played) -> None:
+    (final,) = played.final
+    source = next(record for record in played.others if final.name == f"{record.id} for longer")
+    times = tokens_of(played, final) / tokens_of(played, source)
+    rates = [record.config.hyperparameters.learning_rate for record in (final, source)]
+    assert rates[0] / rates[1] == pytest.approx(times**-0.32, rel=1e-3)
 
 
 def test_what_the_search_learns_from_is_of_one_length(played: Played) -> None:
@@ -140,15 +157,7 @@ def test_one_that_is_cut_off_goes_on_from_its_checkpoint(tmp_path: Path, kind: s
     steps = [point.step for point in final.points]
     assert steps == sorted(set(steps))
     assert len(played.started(lambda event: event.trial_id == final.id)) == 2
-    assert played.started()[-1][1].tokens_seen > 0
-
-
-def test_it_is_at_most_three_times_as_long_as_the_recipe_says(tmp_path: Path) -> None:
-    played = Played(tmp_path / "run", budget=8.0)
-    (final,) = played.final
-    assert tokens_of(played, final) == pytest.approx(MOST_TIMES * RECIPE_TOKENS, rel=0.03)
-    ((at, _),) = played.started(lambda event: event.origin is Origin.FINAL)
-    assert at > 0.5 * played.seconds  # the search has the rest
+    assert played.started(lambda event: event.trial_id == final.id)[-1][1].tokens_seen > 0
 
 
 def test_where_nothing_else_is_left_to_try_it_begins_at_once(tmp_path: Path) -> None:
@@ -158,20 +167,25 @@ def test_where_nothing_else_is_left_to_try_it_begins_at_once(tmp_path: Path) -> 
     assert at < 0.2 * played.seconds
 
 
-def test_one_that_gets_better_until_its_end_is_trained_for_twice_as_long(tmp_path: Path) -> None:
+def test_one_whose_loss_falls_has_all_the_time_for_final_trials(tmp_path: Path) -> None:
     played = Played(tmp_path / "run", "search.trials=3", budget=20.0)
-    first, second = played.final
-    assert second.name == f"{first.id} for longer"
-    assert [tokens_of(played, each) for each in played.final] == pytest.approx([300_000, 600_000], rel=0.03)
-    assert all(each.state is TrialState.FINISHED for each in played.final)
+    (final,) = played.final
+    assert tokens_of(played, final) == pytest.approx(9 * RECIPE_TOKENS, rel=0.05)
+    assert final.state is TrialState.FINISHED
 
 
-def test_else_the_next_best_configuration_follows(tmp_path: Path) -> None:
-    # Three times as long as the recipe says, this landscape overfits the fast rates.
+def test_one_whose_loss_has_stopped_falling_ends_and_the_next_best_configuration_follows(tmp_path: Path) -> None:
+    # This landscape overfits fast rates.
     played = Played(tmp_path / "run", "search.trials=3", "learning_rate=6e-3", "space.learning_rate=null", budget=20.0)
     first, second = played.final[:2]
-    assert first.best_eval_loss != first.points[-1].eval_loss
-    assert without_length(second.config) != without_length(first.config)
+    assert first.state is TrialState.EARLY_STOPPED
+    assert first.ending is not None
+    assert first.ending.reason == "its loss has stopped falling"
+    assert first.points[-1].eval_loss > (first.best_eval_loss or math.inf)
+    assert RECIPE_TOKENS < first.tokens_seen < 2 * RECIPE_TOKENS < tokens_of(played, first)
+    assert second.name != first.name
+    # What the first left is the second's.
+    assert tokens_of(played, second) > 0.8 * tokens_of(played, first)
 
 
 def test_every_worker_has_one_and_it_is_alone_there(tmp_path: Path) -> None:
@@ -205,7 +219,7 @@ def test_time_that_final_trials_leave_is_the_search_s(tmp_path: Path) -> None:
 
 def test_seconds_are_kept_for_it_as_far_as_they_are_of_use() -> None:
     assert final_seconds(0.5, 1000, 0.01, 20.0) == 10.0
-    assert final_seconds(0.5, 1000, 0.01, 1000.0) == 9 * 10.0 / SAFE_SHARE  # three times the length, and then six times
+    assert final_seconds(0.5, 1000, 0.01, 1000.0) == 9 * 10.0
     assert final_seconds(0.5, 1000, 0.01, -5.0) == 0.0
     assert final_seconds(0.0, 1000, 0.01, 20.0) == 0.0
 
@@ -214,3 +228,30 @@ def test_none_begins_that_would_be_hardly_longer(played: Played) -> None:
     controller = played.simulated.controller
     late = FinalTrials(controller._budget, controller._table, controller.forecast, workers=2)
     assert late.next() is None  # the time is over
+
+
+def next_final(played: Played, evaluated_share: float) -> TrialConfig:
+    """Return the final trial that began next in the middle of a search, if its evaluations took this share so far."""
+    controller = played.simulated.controller
+    budget, table = controller._budget, [each for each in controller._table if each.origin is not Origin.FINAL]
+    for trial in table:
+        trial.points = [
+            replace(point, tokens_per_second=point.tokens_seen / point.seconds / (1 - evaluated_share))
+            for point in trial.points
+        ]
+    budget.now = lambda: budget.search.deadline.started + timedelta(seconds=0.5 * played.seconds)
+    final = FinalTrials(budget, table, controller.forecast, workers=1).next()  # type: ignore[arg-type]  # it's read only
+    assert final is not None
+    return final.config
+
+
+@pytest.mark.parametrize(("evaluated_share", "least", "most"), [(0.0, 40, 40), (0.2, 15, 40), (0.5, 9, 12)])
+def test_its_evaluations_take_a_tenth_of_its_time(
+    tmp_path: Path, evaluated_share: float, least: int, most: int
+) -> None:
+    played = Played(tmp_path / "run", "evaluations=9")
+    config = next_final(played, evaluated_share)
+    assert least <= config.evaluation.evaluations <= most
+    # Training has what evaluations leave of the half, at a speed that is higher by their share.
+    full = full_tokens(config.hyperparameters, played.run.read_search().epoch)  # type: ignore[arg-type]
+    assert full == pytest.approx(0.9 * 0.97 * 3 * 0.5 * RECIPE_TOKENS / (1 - evaluated_share), rel=0.12)
