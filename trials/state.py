@@ -26,7 +26,7 @@ class TrialState(StrEnum):
     PAUSED = "paused"
     """It doesn't run, and may be resumed."""
     FINISHED = "finished"
-    """It was trained for all its steps."""
+    """It was trained for all its steps, or until the time was over if its schedule has no end."""
     PRUNED = "pruned"
     """The controller ended it, because other trials looked more promising."""
     OUT_OF_TIME = "out_of_time"

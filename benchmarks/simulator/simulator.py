@@ -48,6 +48,8 @@ class Machine:
     start: float = 1.0
     """Time from dispatching a trial to its first step."""
     slots_per_worker: int = 1
+    shares: bool = False
+    """Whether the trials on a worker share its speed, so that fewer of them are each faster."""
     restart: float = 30.0
     """Time from the controller's death to its return."""
     probe_speed: float = 1.0
@@ -177,6 +179,8 @@ class SimulatedSearch:
 
     def _new_controller(self) -> SearchController:
         search, slots = self._run.read_search(), len(self._slots)
+        if search.slots_of_use is not None and search.placement is not None:  # measured before a restart
+            slots = search.placement.slots
         return SearchController(self._run, search, slots, self._listener, self.now, waits_for_sampler=True)
 
     def _at(self, seconds: float, happens: Callable[[], None]) -> None:
@@ -243,7 +247,7 @@ class SimulatedSearch:
         target = min(1.0, (int(slot.fraction / every + 1e-9) + 1) * every)
         breaks = slot.curve.ending is not TrialState.FINISHED and slot.curve.ends_at <= target
         target = max(slot.fraction, slot.curve.ends_at) if breaks else target
-        seconds = (target - slot.fraction) * self._full_seconds * slot.curve.slowness * slot.length
+        seconds = (target - slot.fraction) * self._full_seconds * slot.curve.slowness * slot.length * self._share(slot)
         ends = slot.request.stop_at - self._began.timestamp()
         if slot.since + seconds > ends:
             self._at(max(self._seconds, ends), self._unless_gone(slot, lambda: self._time_is_over(slot)))
@@ -251,6 +255,15 @@ class SimulatedSearch:
             self._at(slot.since + seconds, self._unless_gone(slot, lambda: self._break_off(slot)))
         else:
             self._at(slot.since + seconds, self._unless_gone(slot, lambda: self._evaluate(slot, target)))
+
+    def _share(self, slot: Slot) -> float:
+        """Return the time that a trial takes relative to one on a worker all of whose slots are at work."""
+        if not self._machine.shares:
+            return 1.0
+        assert slot.request is not None
+        beside, placement = self._machine.slots_per_worker, self.controller.search.placement
+        assert placement is not None
+        return (1 if slot.request.origin is Origin.FINAL else placement.slots_per_worker) / beside
 
     def _unless_gone(self, slot: Slot, happens: Callable[[], None]) -> Callable[[], None]:
         segment = slot.segment
@@ -298,7 +311,7 @@ class SimulatedSearch:
             eval_loss=losses.mean,
             best_eval_loss=min([losses.mean, *(point.eval_loss for point in slot.points)]),
             seconds=slot.seconds_before + self._seconds - slot.began,
-            tokens_per_second=full / (self._full_seconds * slot.curve.slowness * slot.length),
+            tokens_per_second=full / (self._full_seconds * slot.curve.slowness * slot.length * self._share(slot)),
         )
         slot.points.append(point)
         TrialDir(slot.request.folder).record(point, losses, _save_adapter)
@@ -378,12 +391,16 @@ class SimulatedSearch:
     def _time_is_over(self, slot: Slot) -> None:
         """Evaluate a running trial once more, and end it."""
         assert slot.request is not None and slot.curve is not None  # noqa: PT018
-        trained = max(0.0, self._seconds - slot.since) / (self._full_seconds * slot.curve.slowness * slot.length)
+        whole = self._full_seconds * slot.curve.slowness * slot.length * self._share(slot)
+        trained = max(0.0, self._seconds - slot.since) / whole
         fraction = min(1.0, slot.fraction + trained)
         if fraction > slot.fraction:
             point = self._record(slot, fraction)
             self.controller.on_result(slot.request.trial_id, point)
-        TrialDir(slot.request.folder).end(Ending(TrialState.OUT_OF_TIME, "the time for training was over"))
+        ending = Ending(TrialState.OUT_OF_TIME, "the time for training was over")
+        if slot.request.origin is Origin.FINAL:
+            ending = Ending(TrialState.FINISHED, "trained until the time was over")
+        TrialDir(slot.request.folder).end(ending)
         self._leave(slot)
 
     def _accident(self, accident: Accident) -> Callable[[], None]:

@@ -166,11 +166,16 @@ class CalibrationPhase:
 
     def _measure_length(self, probe: TrialRecord) -> str | None:
         budget, search = self._budget, self._budget.search
-        full, each = search.full_tokens, self._seconds_per_token(probe)
-        budget.throughput.observe(probe.config, probe.tokens_seen, each * probe.tokens_seen)
-        alone, settings, left = each / self._beside, search.recipe.search, budget.seconds_left
-        final = final_seconds(settings.final_share, full, alone, left)
-        length = shortened_length(full, each, left - final, budget.slots, settings.full_trials)
+        full, settings, left = search.full_tokens, search.recipe.search, budget.seconds_left
+        each, evaluation = _speed(probe)
+        evaluations = evaluation / budget.evaluation_point
+        final = final_seconds(settings.final_share, full, each, left)
+        beside = self._beside
+        length = shortened_length(
+            full, beside * each, left - final, budget.slots, settings.full_trials, beside * evaluations
+        )
+        alone = each + evaluations / length
+        budget.throughput.observe(probe.config, probe.tokens_seen, beside * alone * probe.tokens_seen)
         search = replace(
             search, shortened=length / full, full_tokens=length, final_seconds=final, alone_seconds_per_token=alone
         )
@@ -183,22 +188,19 @@ class CalibrationPhase:
             said.append(f"the last {format_duration(final)} of training are for the best configuration alone")
         return "; ".join(said) or None
 
-    def _seconds_per_token(self, probe: TrialRecord) -> float:
-        """Return the seconds per token of a trial that shares its engine with as many others as it has slots.
-
-        Evaluations are included. The probe was alone in its engine, so its time is multiplied by the slots.
-        """
-        first, last = probe.points[0], probe.points[-1]
-        trained = [point.tokens_seen / (point.tokens_per_second or 1.0) for point in (first, last)]
-        tokens = last.tokens_seen - first.tokens_seen
-        training = (trained[1] - trained[0]) / tokens if tokens else trained[1] / last.tokens_seen
-        evaluation = max(0.0, last.seconds - first.seconds - (trained[1] - trained[0])) if tokens else 0.0
-        return self._beside * (
-            training + evaluation / (self._budget.evaluation_point * self._budget.search.full_tokens)
-        )
-
     @property
     def _beside(self) -> int:
         """Trials that share a worker when all slots are at work."""
         placement = self._budget.search.placement
         return placement.slots_per_worker if placement is not None else 1
+
+
+def _speed(probe: TrialRecord) -> tuple[float, float]:
+    """Return the probe's seconds per trained token, and those of one evaluation. It was alone in its worker."""
+    first, last = probe.points[0], probe.points[-1]
+    trained = [point.tokens_seen / (point.tokens_per_second or 1.0) for point in (first, last)]
+    tokens = last.tokens_seen - first.tokens_seen
+    if not tokens:
+        return trained[1] / last.tokens_seen, 0.0
+    training = trained[1] - trained[0]
+    return training / tokens, max(0.0, last.seconds - first.seconds - training)

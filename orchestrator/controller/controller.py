@@ -171,16 +171,23 @@ class SearchController:
         view, budget = self._view(trial), self._budget_state()
         if view.points[-1][0] > view.end - budget.evaluation_point / 2:
             return True  # it is complete; optimizer steps do not end exactly at a number of tokens
+        reason = self._other_reason_to_pause()
+        if reason is None:
+            decision = self._policy.should_continue(trial_id, budget)
+            reason = None if decision.goes_on else decision.reason
+        if reason is not None:
+            self._emit(TrialPaused(trial_id, reason))
+        return reason is None
+
+    def _other_reason_to_pause(self) -> str | None:
+        """Return why a trial pauses whatever the scheduler would say of it; None: the scheduler decides."""
+        if len(self._running) > self._budget.slots:
+            return "fewer trials at once get as much done"
         if self.consolidation is not None:
-            self._emit(TrialPaused(trial_id, f"all GPUs go to {self.consolidation.finalist}"))
-            return False
+            return f"all GPUs go to {self.consolidation.finalist}"
         if self._final.are_due:
-            self._emit(TrialPaused(trial_id, "the best configuration is trained for longer from now on"))
-            return False
-        decision = self._policy.should_continue(trial_id, budget)
-        if not decision.goes_on:
-            self._emit(TrialPaused(trial_id, decision.reason))
-        return decision.goes_on
+            return "the best configuration is trained for longer from now on"
+        return None
 
     def on_trouble(self, about: str, text: str) -> None:
         """Record a failure of reporting, such as of W&B; a notice is shown once per `about` and session."""
@@ -338,13 +345,23 @@ class SearchController:
 
     def _record_result(self, trial: Trial, point: EvalPoint) -> None:
         """Record an evaluation of a trial everywhere: budget, table, study and scheduler."""
-        self._budget.observe_segment(trial, point, self._running.get(trial.trial_id))
+        is_full = len(self._running) == self._budget.slots
+        self._budget.observe_segment(trial, point, self._running.get(trial.trial_id), is_full=is_full)
         self._running[trial.trial_id] = None
+        self._measure_slots()
         trial.points.append(point)
         if point.eval_loss <= point.best_eval_loss:
             self._table.record_rows(trial, read_row_losses(self._run.trial(trial.trial_id)))
         self._study.write_later(trial.trial_id)
         self._observe(trial)
+
+    def _measure_slots(self) -> None:
+        before = self.search
+        said = self._budget.limit_slots()
+        if self.search is not before:
+            self._run.write_search(self.search)
+        if said is not None:
+            self._say(said)
 
     def _end(self, trial: Trial, ending: Ending) -> None:
         """End a trial for good, everywhere: on disk, in the study and in the scheduler."""

@@ -3,14 +3,14 @@
 A search compares configurations by trials that are short, so that enough of them fit. Its winner would be given away
 too early: a loss falls with the logarithm of the length, and in most searches that is worth more than the next ten
 configurations. So a share of the time at the end (`search.final_share`) is kept for final trials: the best
-configuration is trained from its beginning until the time is over. Every worker trains one, of the best configurations
-in turn, alone.
+configuration is trained from its beginning until the time is over. Every worker trains one, alone; with a second one
+the best configuration is trained at half the rate as well.
 
 For how long the loss falls cannot be known beforehand. So a final trial has a learning rate that falls whatever its
 length is, and the average of its adapter over the last fifth is what is evaluated and kept: it is as good as a cosine
 planned for the right length, at any length (docs/scheduling.md). Its peak is lower than in the search, because the best
 rate falls with the length. It ends when its loss has stopped falling; then the
-next best configuration has the time that is left.
+next one has the time that is left.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from trials.records.trial_dir import Origin, TrialRecord
 
 _LEAST_TIMES = 1.2
 """A final trial is at least so many times as long as the trial whose configuration it has."""
-_SAFE_SHARE = 0.97
-"""Share of its time that a final trial is planned for: what it learns after its last evaluation is lost."""
+_SPARE = 1.3
+"""A final trial is planned for so many times the tokens that are expected to fit: it ends when the time is over."""
 _SCHEDULE = {"scheduler": "inverse_sqrt", "adapter_average": 0.2}
 """Hyperparameters of every final trial, in place of those that the search compares with."""
 _RATE_EXPONENT = -0.32
 """Power of the length with which the best learning rate goes (arXiv 2409.19913)."""
-_LONGER = " for longer"
+_RATES = {" for longer": 1.0, " for longer, at half the rate": 0.5}
+"""Final trials of one configuration, by what their names have after its trial's id, and how their rates differ."""
 _EVALUATED_SHARE = 0.1
 """Largest share of a final trial's time that its evaluations take, unless the fewest take more."""
 _FEWEST_EVALUATIONS, _MOST_EVALUATIONS = 5, 40
@@ -116,15 +117,10 @@ class NewTrials:
 
 @dataclass(frozen=True)
 class FinalTrial:
-    """A final trial to begin: its configuration, and the trial that it has it from."""
+    """A final trial to begin. Its name says whose configuration it has, also after a restart."""
 
     config: TrialConfig
-    source: str
-
-    @property
-    def name(self) -> str:
-        """Name of the trial, which says after a restart whose configuration it has."""
-        return self.source + _LONGER
+    name: str
 
 
 class FinalTrials:
@@ -152,14 +148,15 @@ class FinalTrials:
     def next(self) -> FinalTrial | None:
         """Return the next one to begin; None: every worker has one, or there is no time for a longer trial.
 
-        It has the best configuration that has had no final trial.
+        It has the best configuration that has had none, or only one: the best rate of a longer trial isn't known.
         """
         begun = self._begun()
         if sum(each.is_running for each in begun) >= self._workers:
             return None
-        done = {each.name.removesuffix(_LONGER) for each in begun}
-        trial = next((trial for trial in self._best_first() if trial.trial_id not in done), None)
-        return None if trial is None else self._longer(trial)
+        done = {each.name for each in begun}
+        pairs = ((trial, name) for trial in self._best_first() for name in _RATES if trial.trial_id + name not in done)
+        trial, name = next(pairs, (None, ""))
+        return None if trial is None else self._longer(trial, name)
 
     def is_exhausted(self, trial: Trial) -> bool:
         """Return whether the loss of a final trial has stopped falling, so that more training is of no use.
@@ -184,25 +181,27 @@ class FinalTrials:
         means = {name: forecast.mean for name, forecast in expected.items() if forecast is not None}
         return sorted(known, key=lambda each: means.get(each.trial_id, each.best_eval_loss or 0.0))
 
-    def _longer(self, trial: Trial) -> FinalTrial | None:
+    def _longer(self, trial: Trial, name: str) -> FinalTrial | None:
         """Return a trial like this one for the time that is left; None: it would be hardly longer."""
         budget, own = self._budget, self._budget.search.tokens_of(trial.config)
         spent = sum(each.points[-1].seconds for each in self._begun() if each.points) / self._workers
         left = min(budget.seconds_left, budget.search.final_seconds - spent) - budget.throughput.start_seconds
-        left = max(0.0, _SAFE_SHARE * left)
+        left = max(0.0, left)
         each, evaluation = self._speed(trial, own)
         count = int(_EVALUATED_SHARE * left / evaluation) if evaluation > 0 else _MOST_EVALUATIONS
         count = min(max(count, _FEWEST_EVALUATIONS), _MOST_EVALUATIONS)
         times = (left - count * evaluation) / each / own
         if times < _LEAST_TIMES:
             return None
-        config = shortened_trial(trial.config, times)
-        rate = trial.config.hyperparameters.learning_rate * times**_RATE_EXPONENT
+        config = shortened_trial(trial.config, _SPARE * times)
+        rate = _RATES[name] * trial.config.hyperparameters.learning_rate * times**_RATE_EXPONENT
         changes = {
             "hyperparameters": config.hyperparameters.model_copy(update={**_SCHEDULE, "learning_rate": rate}),
-            "evaluation": config.evaluation.model_copy(update={"evaluations": count, "every_rows": None}),
+            "evaluation": config.evaluation.model_copy(
+                update={"evaluations": round(_SPARE * count), "every_rows": None}
+            ),
         }
-        return FinalTrial(config.model_copy(update=changes), trial.trial_id)
+        return FinalTrial(config.model_copy(update=changes), trial.trial_id + name)
 
     def _speed(self, trial: Trial, tokens: float) -> tuple[float, float]:
         """Return the seconds that a final trial takes for a token and for an evaluation, by one of so many `tokens`.

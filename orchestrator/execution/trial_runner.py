@@ -109,6 +109,7 @@ class TrialRunner:
             is_cancelled,
             on_log if logs else unheard,
             self._ranks,
+            finishes_at_stop=request.origin is Origin.FINAL,
         )
         if request.origin is Origin.BASE:
             backend.evaluate_base(run)

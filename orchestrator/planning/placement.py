@@ -90,7 +90,8 @@ def _slots_of_one_engine(search: Search) -> int:
     train = search.data.get("train")
     if train is None:  # a run folder of a version that didn't count rows
         return FEWEST_SLOTS
-    return slots_per_worker(smallest_batch(search.recipe) * train["tokens"] / train["rows"], MOST_TOKENS)
+    planned = slots_per_worker(smallest_batch(search.recipe) * train["tokens"] / train["rows"], MOST_TOKENS)
+    return min(planned, search.slots_of_use or planned)
 
 
 def refuse_small_batches(recipe: Recipe, ranks: int) -> None:

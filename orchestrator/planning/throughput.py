@@ -160,6 +160,11 @@ class ThroughputModel:
         if 0 < seconds < math.inf:
             self._start.observe(seconds, _Level(0.0, 0.0))
 
+    def change_slots(self, factor: float) -> None:
+        """Record that a worker has `factor` times as many trials at once, and gets as much done in all."""
+        if self._speed.level is not None:
+            self._speed.level.value += math.log(factor)
+
     @property
     def start_seconds(self) -> float:
         """Seconds that starting or resuming a trial takes."""

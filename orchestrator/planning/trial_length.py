@@ -8,21 +8,29 @@ _MOST_TIMES = 9.0
 """Time kept for final trials at most, in trials as long as the recipe says."""
 _LONGEST_SHARE = 0.5
 """Largest share of the time left that one full trial may take. Its result must still be of use to another trial."""
+_LEAST_TRAINING_SHARE = 1 / 3
 
 
 def shortened_length(
-    full_tokens: int, seconds_per_token: float, seconds_left: float, slots: int, full_trials: float | None
+    full_tokens: int,
+    seconds_per_token: float,
+    seconds_left: float,
+    slots: int,
+    full_trials: float | None,
+    evaluation_seconds: float = 0.0,
 ) -> int:
     """Return the tokens of a full trial in this search: `full_tokens`, or fewer.
 
     The length is reduced until `full_trials` such trials fit into `seconds_left` on all `slots` together. Besides, one
-    trial takes at most half of `seconds_left`. `full_trials` None: never reduced. `seconds_per_token` is that of one
-    trial in its slot, evaluations included.
+    trial takes at most half of `seconds_left`. `full_trials` None: never reduced. `seconds_per_token` is the speed of
+    one trial in its slot. `evaluation_seconds` are those of all its evaluations, which a shorter trial has as many of;
+    where they would leave less than a third of its time for training, it has that third and takes longer.
     """
     if full_trials is None:
         return full_tokens
-    share = min(slots / full_trials, _LONGEST_SHARE)
-    return max(1, min(full_tokens, int(share * max(0.0, seconds_left) / seconds_per_token)))
+    seconds = min(slots / full_trials, _LONGEST_SHARE) * max(0.0, seconds_left)
+    training = max(seconds - evaluation_seconds, _LEAST_TRAINING_SHARE * seconds)
+    return max(1, min(full_tokens, int(training / seconds_per_token)))
 
 
 def final_seconds(share: float, full_tokens: int, seconds_per_token: float, seconds_left: float) -> float:

@@ -124,7 +124,9 @@ class Search:
     final_seconds: NonNegativeFloat = 0.0
     """Seconds at the end of training that are kept for final trials; 0 until the speed is measured."""
     alone_seconds_per_token: PositiveFloat | None = None
-    """Speed of the probe, alone on its worker, evaluations included; None: not measured."""
+    """Speed of the probe, alone on its worker, with the evaluations of a trial in this search; None: not measured."""
+    slots_of_use: PositiveInt | None = None
+    """Most trials beside each other on a worker that get clearly more done than fewer; None: not measured."""
     prediction: Annotated[SearchForecast | None, WrapValidator(_if_readable)] = None
     """Forecast at the measured speed; None: the speed is not measured yet, or the forecast is of another version."""
     placement: Placement | None = None

@@ -126,6 +126,8 @@ class EvaluationLoop:
         if moment.step >= moment.last_step:
             return None
         if self._run.time_is_over():
+            if self._run.finishes_at_stop:
+                return Ending(TrialState.FINISHED, "trained until the time was over")
             return Ending(TrialState.OUT_OF_TIME, "the time for training was over")
         return self._patience_exhausted(moment)
 

@@ -58,7 +58,7 @@ class TrainingRun:
     on_eval: OnEval
     """Called after every evaluation, on the first rank. If it says stop, its own side records why."""
     stop_at: float = math.inf
-    """Time at which the trial is evaluated once more and ends as out of time, in seconds since the Unix epoch."""
+    """Time at which the trial is evaluated once more and ends, in seconds since the Unix epoch."""
     checkpoint: Checkpoint | None = None
     """Checkpoint from which the trial resumes; None: it begins."""
     is_called_off: Callable[[], bool] = never
@@ -69,6 +69,8 @@ class TrainingRun:
     """Processes that train this trial: all of them ask the same questions in the same order."""
     timer: TrialTimer = None  # type: ignore[assignment]
     """Clock of the trial; by default it starts now, with the seconds that the trial had at the checkpoint."""
+    finishes_at_stop: bool = False
+    """Whether the trial has finished at `stop_at`, however far it came; else it is out of time."""
 
     def __post_init__(self) -> None:
         """Start the clock if none was given."""

@@ -28,6 +28,13 @@ def test_trials_side_by_side_share_the_night_but_none_takes_more_than_half_of_it
     assert shortened_length(100_000, 0.01, 600, 8, 6) == 30_000
 
 
+def test_a_shortened_trial_has_as_many_evaluations_whose_time_it_needs_as_well() -> None:
+    assert shortened_length(100_000, 0.01, 600, 1, 6, evaluation_seconds=25.0) == 7_500
+    # They take most of it: a third is for training, and fewer than six fit.
+    assert shortened_length(100_000, 0.01, 600, 1, 6, evaluation_seconds=90.0) == 3_333
+    assert shortened_length(100_000, 0.01, 6_300, 1, 6, evaluation_seconds=50.0) == 100_000
+
+
 def test_without_a_number_nothing_is_shortened() -> None:
     assert shortened_length(100_000, 0.01, 10, 1, None) == 100_000
 
