@@ -112,7 +112,8 @@ class SearchBudget:
         fewer = replace(placement, slots=self.slots)
         self.search = replace(search, slots_of_use=FEWEST_SLOTS, placement=fewer)
         self.throughput.change_slots(fewer.slots_per_worker / beside)
-        return f"{beside} trials at once get {gain:.1f} times as much done as one: from now on {FEWEST_SLOTS} do"
+        found = f"{beside} trials at once get {gain:.1f} times as much done as one"
+        return f"{found}: from now on {FEWEST_SLOTS} run on a worker"
 
     def state(self, *, may_start: bool) -> BudgetState:
         """Return the budget as the scheduler needs it, without the time of final trials.

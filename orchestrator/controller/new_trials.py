@@ -9,8 +9,7 @@ the best configuration is trained at half the rate as well.
 For how long the loss falls cannot be known beforehand. So a final trial has a learning rate that falls whatever its
 length is, and the average of its adapter over the last fifth is what is evaluated and kept: it is as good as a cosine
 planned for the right length, at any length (docs/scheduling.md). Its peak is lower than in the search, because the best
-rate falls with the length. It ends when its loss has stopped falling; then the
-next one has the time that is left.
+rate falls with the length. It ends when its loss has stopped falling; then the next one has the time that is left.
 """
 
 from __future__ import annotations

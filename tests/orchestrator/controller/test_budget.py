@@ -39,7 +39,7 @@ def notices(played: Played) -> list[tuple[float, str]]:
 def test_where_trials_beside_each_other_are_slower_by_their_number_two_run_at_once(tmp_path: Path) -> None:
     played = Played(tmp_path / "run", ANY, budget=6.0, placement=EIGHT, shares=True)
     ((at, text),) = notices(played)
-    assert text == "8 trials at once get 1.0 times as much done as one: from now on 2 do"
+    assert text == "8 trials at once get 1.0 times as much done as one: from now on 2 run on a worker"
     assert most_at_once(played, after=0.0) == 8
     assert at < 0.2 * played.seconds  # at about the eighth evaluation
     assert most_at_once(played, after=at + 0.2 * played.seconds) == FEWEST_SLOTS

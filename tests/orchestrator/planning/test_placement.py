@@ -41,6 +41,13 @@ def test_an_engine_per_gpu_with_slots_for_the_smallest_batch() -> None:
     assert plan_placement(started, gpus=1, cores=[32]) == Placement(engines=1, slots=8)
 
 
+def test_slots_that_were_measured_to_be_of_no_use_are_not_planned_again() -> None:
+    search = replace(search_for("space.effective_batch=null", "start.small={effective_batch: 2}"), slots_of_use=2)
+    assert plan_placement(search, gpus=2, cores=[32]) == Placement(engines=2, slots=4)
+    asked = replace(search_for("concurrent_trials=8"), slots_of_use=2)
+    assert plan_placement(asked, gpus=1, cores=[32]) == Placement(engines=1, slots=8)
+
+
 def test_without_gpus_an_engine_per_so_many_cores_as_it_has_threads() -> None:
     alone = search_for("cpu_threads=1", gpus_per_trial=0)
     assert plan_placement(alone, gpus=2, cores=[8, 2]) == Placement(engines=10, slots=10)

@@ -46,6 +46,14 @@ def test_the_first_stretch_is_believed_and_later_ones_refine_it(small_recipe: Re
     assert throughput.seconds(usual, 5000) == pytest.approx(50, rel=0.15)
 
 
+def test_with_fewer_trials_at_once_each_is_faster(small_recipe: Recipe) -> None:
+    throughput, usual = ThroughputModel(), config(small_recipe)
+    throughput.change_slots(0.25)  # nothing was measured yet
+    note(throughput, usual, 0.04, times=6, noise=0.0)
+    throughput.change_slots(0.25)
+    assert throughput.seconds_per_token(usual) == pytest.approx(0.01, rel=0.05)
+
+
 def test_kinds_differ_and_new_ones_are_like_their_family(small_recipe: Recipe) -> None:
     throughput = ThroughputModel()
     few, many = config(small_recipe, lora_rank=8), config(small_recipe, lora_rank=8, target_modules=ALL_LINEAR)

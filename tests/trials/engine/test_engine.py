@@ -24,7 +24,7 @@ from trials.engine.runtime.adapter_trainer import AdapterTrainer
 from trials.errors import ModelError
 from trials.evaluation.eval_loss import evaluate_rows
 from trials.model.loading import load_base
-from trials.records.trial_dir import Origin, TrialDir, TrialRecord, read_trial
+from trials.records.trial_dir import Ending, Origin, TrialDir, TrialRecord, read_trial
 from trials.state import TrialState
 from trials.system.torch_setup import use_threads
 from trials.training.training_run import Decision, TrainingRun
@@ -158,18 +158,30 @@ def test_the_base_is_evaluated_as_under_trl(
     assert [scoring.scores for scoring in ours.scorings] == [scoring.scores for scoring in trl.scorings]
 
 
+@pytest.mark.parametrize(
+    ("finishes", "ending"),
+    [
+        (False, Ending(TrialState.OUT_OF_TIME, "the time for training was over")),
+        (True, Ending(TrialState.FINISHED, "trained until the time was over")),
+    ],
+)
 def test_a_trial_ends_when_time_is_over(
-    engine: Engine, config: TrialConfig, small_data: TrialData, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    engine: Engine,
+    config: TrialConfig,
+    small_data: TrialData,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    finishes: bool,
+    ending: Ending,
 ) -> None:
     records = []
     for name, by in (("trl", TRL), ("ours", engine)):
         folder = begin(tmp_path / name, config, small_data)
-        by.run(TrainingRun(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE, time.time()))
+        over = {"stop_at": time.time(), "finishes_at_stop": finishes}
+        by.run(TrainingRun(config, small_data, tokenizer, folder, lambda _: Decision.CONTINUE, **over))
         records.append(read_trial(folder.path))
     trl, ours = records
-    assert ours.ending == trl.ending
-    assert ours.ending is not None
-    assert ours.ending.kind is TrialState.OUT_OF_TIME
+    assert ours.ending == trl.ending == ending
     assert [point.step for point in ours.points] == [point.step for point in trl.points] == [1]
 
 
