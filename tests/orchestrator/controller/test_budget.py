@@ -14,7 +14,7 @@ from tests.orchestrator.controller.test_final_trials import FULL_SECONDS, Played
 from trials.records.trial_dir import Origin
 
 EIGHT = Placement(engines=1, slots=8)
-ANY = "search.concurrent_trials=null"
+ANY = ("search.concurrent_trials=null", "search.sampler=random", "search.scheduler=none")  # which decide fast
 
 
 def most_at_once(played: Played, after: float) -> int:
@@ -37,7 +37,7 @@ def notices(played: Played) -> list[tuple[float, str]]:
 
 
 def test_where_trials_beside_each_other_are_slower_by_their_number_two_run_at_once(tmp_path: Path) -> None:
-    played = Played(tmp_path / "run", ANY, budget=6.0, placement=EIGHT, shares=True)
+    played = Played(tmp_path / "run", *ANY, budget=6.0, placement=EIGHT, shares=True)
     ((at, text),) = notices(played)
     assert text == "8 trials at once get 1.0 times as much done as one: from now on 2 run on a worker"
     assert most_at_once(played, after=0.0) == 8
@@ -53,22 +53,22 @@ def test_where_trials_beside_each_other_are_slower_by_their_number_two_run_at_on
 
 def test_where_they_are_not_slower_all_slots_stay(tmp_path: Path) -> None:
     # A simulated worker's slots don't share its speed, but the probe is as fast as all of them together.
-    played = Played(tmp_path / "run", ANY, budget=6.0, placement=EIGHT, probe_speed=1 / 8)
+    played = Played(tmp_path / "run", *ANY, "search.trials=16", budget=1.0, placement=EIGHT, probe_speed=1 / 8)
     assert notices(played) == []
     assert played.run.read_search().slots_of_use == 8
-    assert most_at_once(played, after=0.3 * played.seconds) == 8
+    assert most_at_once(played, after=0.0) == 8
 
 
 def test_a_number_that_the_recipe_asks_for_stays(tmp_path: Path) -> None:
     asked = "search.concurrent_trials=8"
-    played = Played(tmp_path / "run", asked, budget=6.0, placement=EIGHT, shares=True)
+    played = Played(tmp_path / "run", *ANY, asked, "search.trials=12", budget=2.0, placement=EIGHT, shares=True)
     assert notices(played) == []
     assert played.run.read_search().slots_of_use is None
 
 
 def test_it_is_measured_once_and_holds_after_a_restart(tmp_path: Path) -> None:
-    crash = Accident(0.3 * 6 * FULL_SECONDS, "driver")
-    played = Played(tmp_path / "run", ANY, budget=6.0, placement=EIGHT, shares=True, accidents=[crash])
+    crash = Accident(0.3 * 3 * FULL_SECONDS, "driver")
+    played = Played(tmp_path / "run", *ANY, budget=3.0, placement=EIGHT, shares=True, accidents=[crash])
     assert len(notices(played)) == 1
     assert most_at_once(played, after=crash.at + 1.0) == FEWEST_SLOTS
     assert [record for record in played.records if record.origin is Origin.FINAL]
@@ -76,5 +76,7 @@ def test_it_is_measured_once_and_holds_after_a_restart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("engines", "slots"), [(1, 2), (4, 4)])
 def test_where_two_or_fewer_run_on_a_worker_nothing_is_measured(tmp_path: Path, engines: int, slots: int) -> None:
-    played = Played(tmp_path / "run", ANY, budget=4.0, placement=Placement(engines, slots), shares=True)
+    played = Played(
+        tmp_path / "run", *ANY, "search.trials=12", budget=2.0, placement=Placement(engines, slots), shares=True
+    )
     assert notices(played) == []
