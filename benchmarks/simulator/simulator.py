@@ -247,7 +247,7 @@ class SimulatedSearch:
         target = min(1.0, (int(slot.fraction / every + 1e-9) + 1) * every)
         breaks = slot.curve.ending is not TrialState.FINISHED and slot.curve.ends_at <= target
         target = max(slot.fraction, slot.curve.ends_at) if breaks else target
-        seconds = (target - slot.fraction) * self._full_seconds * slot.curve.slowness * slot.length * self._share(slot)
+        seconds = (target - slot.fraction) * self._whole_seconds(slot)
         ends = slot.request.stop_at - self._began.timestamp()
         if slot.since + seconds > ends:
             self._at(max(self._seconds, ends), self._unless_gone(slot, lambda: self._time_is_over(slot)))
@@ -255,6 +255,11 @@ class SimulatedSearch:
             self._at(slot.since + seconds, self._unless_gone(slot, lambda: self._break_off(slot)))
         else:
             self._at(slot.since + seconds, self._unless_gone(slot, lambda: self._evaluate(slot, target)))
+
+    def _whole_seconds(self, slot: Slot) -> float:
+        """Return the seconds that all of a slot's trial takes, at the speed that it has now."""
+        assert slot.curve is not None
+        return self._full_seconds * slot.curve.slowness * slot.length * self._share(slot)
 
     def _share(self, slot: Slot) -> float:
         """Return the time that a trial takes relative to one on a worker all of whose slots are at work."""
@@ -311,7 +316,7 @@ class SimulatedSearch:
             eval_loss=losses.mean,
             best_eval_loss=min([losses.mean, *(point.eval_loss for point in slot.points)]),
             seconds=slot.seconds_before + self._seconds - slot.began,
-            tokens_per_second=full / (self._full_seconds * slot.curve.slowness * slot.length * self._share(slot)),
+            tokens_per_second=full / self._whole_seconds(slot),
         )
         slot.points.append(point)
         TrialDir(slot.request.folder).record(point, losses, _save_adapter)
@@ -391,8 +396,7 @@ class SimulatedSearch:
     def _time_is_over(self, slot: Slot) -> None:
         """Evaluate a running trial once more, and end it."""
         assert slot.request is not None and slot.curve is not None  # noqa: PT018
-        whole = self._full_seconds * slot.curve.slowness * slot.length * self._share(slot)
-        trained = max(0.0, self._seconds - slot.since) / whole
+        trained = max(0.0, self._seconds - slot.since) / self._whole_seconds(slot)
         fraction = min(1.0, slot.fraction + trained)
         if fraction > slot.fraction:
             point = self._record(slot, fraction)

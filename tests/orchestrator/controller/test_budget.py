@@ -17,17 +17,19 @@ EIGHT = Placement(engines=1, slots=8)
 ANY = ("search.concurrent_trials=null", "search.sampler=random", "search.scheduler=none")  # which decide fast
 
 
-def most_at_once(played: Played, after: float) -> int:
-    """Return the most trials that ran at once from a time on, in seconds since the search's beginning."""
-    running: set[str] = set()
+def most_at_once(played: Played, after: float, lost_at: float = 0.0) -> int:
+    """Return the most trials that ran at once from a time on, in seconds since the search's beginning.
+
+    The controller died at `lost_at`, and with it what ran: no event says so.
+    """
+    running: dict[str, float] = {}
     most = 0
     for at, event in played.events:
         if isinstance(event, TrialStarted):
-            if at >= after:
-                running.add(event.trial_id)
-            most = max(most, len(running)) if at > after else most
+            running[event.trial_id] = at
+            most = max(most, sum(began >= lost_at for began in running.values())) if at > after else most
         if isinstance(event, TrialPaused | TrialEnded):
-            running.discard(event.trial_id)
+            running.pop(event.trial_id, None)
     return most
 
 
@@ -70,7 +72,7 @@ def test_it_is_measured_once_and_holds_after_a_restart(tmp_path: Path) -> None:
     crash = Accident(0.3 * 3 * FULL_SECONDS, "driver")
     played = Played(tmp_path / "run", *ANY, budget=3.0, placement=EIGHT, shares=True, accidents=[crash])
     assert len(notices(played)) == 1
-    assert most_at_once(played, after=crash.at + 1.0) == FEWEST_SLOTS
+    assert most_at_once(played, after=crash.at + 1.0, lost_at=crash.at) == FEWEST_SLOTS
     assert [record for record in played.records if record.origin is Origin.FINAL]
 
 
