@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -30,8 +29,7 @@ class _Segments:
     seconds: float = 0.0
 
     def add(self, tokens: int, seconds: float) -> None:
-        if tokens > 0 and 0 < seconds < math.inf:
-            self.count, self.tokens, self.seconds = self.count + 1, self.tokens + tokens, self.seconds + seconds
+        self.count, self.tokens, self.seconds = self.count + 1, self.tokens + tokens, self.seconds + seconds
 
 
 class SearchBudget:
@@ -84,8 +82,7 @@ class SearchBudget:
         last = trial.points[-1] if trial.points else None
         seconds = point.seconds - (last.seconds if last else 0.0)
         tokens = point.tokens_seen - (last.tokens_seen if last else 0)
-        self.throughput.observe(trial.config, tokens, seconds, point.ranks)
-        if is_full:
+        if self.throughput.observe(trial.config, tokens, seconds, point.ranks) and is_full:
             self._full.add(tokens, seconds)
         if dispatched is not None:
             self.throughput.observe_start((self.now() - dispatched).total_seconds() - seconds)

@@ -131,19 +131,19 @@ class ThroughputModel:
                 throughput.observe(record.config, more_tokens - tokens, more_seconds - seconds, ranks)
         return throughput
 
-    def observe(self, config: TrialConfig, tokens: int, seconds: float, ranks: int = 1) -> None:
-        """Observe a segment: from one evaluation of a trial to the end of the next.
+    def observe(self, config: TrialConfig, tokens: int, seconds: float, ranks: int = 1) -> bool:
+        """Observe a segment: from one evaluation of a trial to the end of the next. Return whether it counts.
 
         A segment without tokens, or whose duration isn't positive and finite, is ignored. `ranks` is the number of
         processes that trained the trial.
         """
         if tokens <= 0 or not 0 < seconds < math.inf:
-            return
+            return False
         self.tokens += tokens
         self.slot_seconds += seconds
         if self._consolidation is not None and ranks == self._consolidation.ranks:
             self._note_gain(config, seconds / tokens)
-            return
+            return True
         kind = config_group(config)
         # The first group's offset is fixed at 0, as the others' offsets are relative to it.
         offset = self._offsets.get(kind) or _Level(0.0, _BETWEEN_KINDS**2 if self._offsets else 0.0)
@@ -154,6 +154,7 @@ class ThroughputModel:
         for family in (self._families.setdefault(kind.coarse, _Family()), self._all):
             family.total += offset.value - (0.0 if is_new else before)
             family.kinds += is_new
+        return True
 
     def observe_start(self, seconds: float) -> None:
         """Observe the seconds from dispatching a trial to its first step; ignored unless positive and finite."""
