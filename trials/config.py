@@ -176,6 +176,9 @@ class Machine(Settings):
     gpu_memory_gib: float | None = Field(
         default=None, gt=0, description="GPU memory that the engine may reserve; null: 94 % of the GPU's"
     )
+    cuda_graphs: bool = Field(
+        default=True, description="the engine trains models of up to 2 billion weights by CUDA graphs, on a GPU"
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations to save memory; the engine plans it"
     )

@@ -26,6 +26,9 @@ class Attention(Protocol):
     def backward(self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, held: Any) -> Tensor:
         """Return the gradient of `q`, in new memory; overwrite `k` and `v` with theirs. `dout` is that of `out`."""
 
+    def renew(self, lengths: Sequence[int]) -> None:
+        """Go over to rows of other lengths with as many tokens in all, in the same memory on the device."""
+
 
 @dataclass(frozen=True)
 class _Graph:
@@ -38,8 +41,12 @@ class _Graph:
 class PaddedAttention:
     """Attention by `scaled_dot_product_attention`; being causal, it never reads the padding behind a row."""
 
-    def __init__(self, lengths: Sequence[int]) -> None:
-        """`lengths` are those of the rows, in tokens."""
+    def __init__(self, lengths: Sequence[int], most_rows: int | None = None) -> None:
+        """`lengths` are those of the rows, in tokens; `most_rows` changes nothing here."""
+        self.renew(lengths)
+
+    def renew(self, lengths: Sequence[int]) -> None:
+        """See `Attention`."""
         self._count, self._longest = len(lengths), max(lengths)
         inside = torch.arange(self._longest) < torch.tensor(lengths)[:, None]
         self._places = inside.flatten().nonzero().squeeze(1)

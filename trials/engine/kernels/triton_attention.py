@@ -85,18 +85,39 @@ class Blocks:
     group: int
     """Number of query heads that share a key head."""
     settings: Settings
+    joined: Tensor
+    """All tables, one after the other, of which the others are views."""
+
+    def overwrite(self, other: Blocks) -> None:
+        """Overwrite these tables with those of `other`, which must have as many blocks."""
+        self.joined.copy_(other.joined)
 
 
-def blocks_of(lengths: Sequence[int], group: int, settings: Settings, device: torch.device) -> Blocks:
-    """Return the tables for rows of these lengths in tokens; `group` query heads share a key head."""
+def blocks_of(
+    lengths: Sequence[int], group: int, settings: Settings, device: torch.device, most_rows: int | None = None
+) -> Blocks:
+    """Return the tables for rows of these lengths in tokens; `group` query heads share a key head.
+
+    With `most_rows` the tables have as many blocks for any rows of as many tokens in all, if they are at most so many.
+    Blocks beyond those of the rows are of length 0, and programs write nothing for them.
+    """
     counts = torch.tensor(lengths, dtype=torch.int64)
     of_lines = {tile.lines: _line_blocks(counts, group, tile.lines) for tile in (settings.forward, settings.dq)}
     of_keys = _key_blocks(counts, settings.dkdv.keys)
+    if most_rows is not None:
+        tokens = sum(lengths)
+        of_lines = {step: _extended(table, tokens * group // step + most_rows) for step, table in of_lines.items()}
+        of_keys = _extended(of_keys, tokens // settings.dkdv.keys + most_rows)
     tables = [*of_lines.values(), of_keys]
     joined = to_device_async(torch.cat(tables).to(torch.int32), device)
     *there, keys = joined.split([len(table) for table in tables])
     lines = dict(zip(of_lines, there, strict=True))
-    return Blocks(lines[settings.forward.lines], lines[settings.dq.lines], keys, group, settings)
+    return Blocks(lines[settings.forward.lines], lines[settings.dq.lines], keys, group, settings, joined)
+
+
+def _extended(table: Tensor, blocks: int) -> Tensor:
+    """Return `table` with blocks of length 0 behind its own."""
+    return torch.cat([table, table.new_zeros(blocks - len(table), table.shape[1])])
 
 
 def _line_blocks(lengths: Tensor, group: int, step: int) -> Tensor:

@@ -29,10 +29,16 @@ class FusedLoraOps:
     and for weight gradients in any case, kernels compute them. These read an adapter's own tokens and ranks only.
     """
 
-    def __init__(self, group: AdapterGroup, dropout: Dropout | None) -> None:
-        """`dropout` is that of the group's span; None: nothing is dropped."""
+    def __init__(
+        self, group: AdapterGroup, dropout: Dropout | None, tables: dict[Sequence[Place], GroupTable] | None = None
+    ) -> None:
+        """`dropout` is that of the group's span; None: nothing is dropped.
+
+        Tables that are in `tables` are used again, and those that aren't are added to it.
+        """
         self._group = group
         self._dropout = dropout
+        self._tables = {} if tables is None else tables
         self._names = tuple(part.name for part in group.parts)
 
     @functools.cached_property
@@ -45,7 +51,10 @@ class FusedLoraOps:
                 own = group.within(segment)
                 scale = segment.adapter.scale / group.scale
                 places.append(Place(segment.adapter, part.name, number, own.start, own.stop, columns.start, scale))
-        return group_table(places, len(group.a), group.a.device)
+        known = self._tables.get(tuple(places))
+        if known is None:
+            known = self._tables[tuple(places)] = group_table(places, len(group.a), group.a.device)
+        return known
 
     def inner(self, layer: int, x: Tensor) -> Tensor:
         """See `trials.engine.lora.torch_lora.LoraOps`."""
@@ -77,6 +86,20 @@ class FusedLoraOps:
             return None
         keys = _keys(tuple(name.format(layer) for name in self._names), x.shape[1], x.device)
         return Noise(drop.token_keys, keys, drop.thresholds, drop.scales)
+
+
+class LastingLoraOps:
+    """Makes `FusedLoraOps` for groups that come again, and makes the table of each once only.
+
+    A CUDA graph reads the same tables in every replay, and no table can be copied to the GPU while it's captured.
+    """
+
+    def __init__(self) -> None:
+        self._tables: dict[Sequence[Place], GroupTable] = {}
+
+    def __call__(self, group: AdapterGroup, dropout: Dropout | None) -> FusedLoraOps:
+        """Return the products of a group; see `FusedLoraOps`."""
+        return FusedLoraOps(group, dropout, self._tables)
 
 
 @functools.cache

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trials.engine.kernels.padded_attention import Attention
-from trials.engine.lora.multi_lora import MultiLora, multi_lora
+from trials.engine.lora.multi_lora import MakeProducts, MultiLora, multi_lora
 from trials.engine.model.activations import ActivationBuffers, LayerMemory
 from trials.engine.model.cross_entropy import token_losses, token_losses_and_gradient
 from trials.engine.model.frozen_base import QKV, FrozenDecoder, FrozenLayer
@@ -79,8 +79,8 @@ class Decoder:
         self.frozen = frozen
         self.buffers = buffers
         """Replaced between micro-batches, when memory is divided anew."""
-        self._kernels = kernels_for(frozen.device)
-        self._ops = self._kernels.ops
+        self.kernels = kernels_for(frozen.device)
+        self._ops = self.kernels.ops
         self._counts = [frozen.heads, frozen.key_heads, frozen.key_heads]
 
     @torch.no_grad()
@@ -94,9 +94,15 @@ class Decoder:
         return _row_sums(token_losses(hidden, self.frozen.head, batch.targets), batch)
 
     @torch.no_grad()
-    def train(self, batch: PackedBatch) -> Tensor:
-        """Return what `losses` does, and add the gradients of the weighted losses to those of the batch's adapters."""
-        shared = self._shared(batch, training=True)
+    def train(
+        self, batch: PackedBatch, attention: Attention | None = None, products: MakeProducts | None = None
+    ) -> Tensor:
+        """Return what `losses` does, and add the gradients of the weighted losses to those of the batch's adapters.
+
+        `attention` is that over the batch's rows, `products` makes the low-rank products; None: they are made for this
+        batch only.
+        """
+        shared = self._shared(batch, training=True, attention=attention, products=products)
         layers = range(len(self.frozen.layers))
         held = [self._held(index, self.buffers.layer(index, len(batch.input_ids)), shared) for index in layers]
         states = self._forward(self._embed(batch), [each.memory.x for each in held], held, shared)
@@ -129,13 +135,21 @@ class Decoder:
             residual = kept.after.middle
         return last if residual is None else last.add_(residual)
 
-    def _shared(self, batch: PackedBatch, *, training: bool) -> _PassState:
+    def _shared(
+        self,
+        batch: PackedBatch,
+        *,
+        training: bool,
+        attention: Attention | None = None,
+        products: MakeProducts | None = None,
+    ) -> _PassState:
         cos, sin = self.frozen.rotary(batch.positions)
         groups = (QKV, OUT, GATE_UP, DOWN)
         dtype = self.frozen.dtype if training else torch.promote_types(self.frozen.dtype, torch.float32)
-        of_all = multi_lora(batch.segments, batch.dropout, groups, dtype, self._kernels.products)
+        of_all = multi_lora(batch.segments, batch.dropout, groups, dtype, products or self.kernels.products)
         of_learned = of_all.narrowed(batch.learned, batch.learned_segments)
-        return _PassState(batch, self._kernels.attention(batch.lengths), cos, sin, of_all, of_learned, training)
+        attention = attention or self.kernels.attention(batch.lengths, None)
+        return _PassState(batch, attention, cos, sin, of_all, of_learned, training)
 
     def _embed(self, batch: PackedBatch) -> Tensor:
         return self.frozen.embed(batch.input_ids)

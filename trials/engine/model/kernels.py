@@ -10,8 +10,8 @@ import torch
 
 from trials.engine.kernels import torch_ops
 from trials.engine.kernels.padded_attention import Attention, PaddedAttention
-from trials.engine.lora.groups import AdapterGroup, Dropout
-from trials.engine.lora.torch_lora import LoraOps, TorchLoraOps
+from trials.engine.lora.multi_lora import MakeProducts
+from trials.engine.lora.torch_lora import TorchLoraOps
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,15 @@ class Kernels:
 
     ops: ModuleType
     """Module with the functions of `trials.engine.kernels.torch_ops`."""
-    attention: Callable[[Sequence[int]], Attention]
-    """Makes the attention over rows of these lengths in tokens."""
-    products: Callable[[AdapterGroup, Dropout | None], LoraOps]
+    attention: Callable[[Sequence[int], int | None], Attention]
+    """Makes the attention over rows of these lengths in tokens; the second argument is `PackedAttention`'s."""
+    products: MakeProducts
     """Makes the low-rank products of a group, from the dropout of its span; None: nothing is dropped."""
+    lasting_products: Callable[[], MakeProducts]
+    """Makes what makes them for passes that are repeated in the same memory."""
 
 
-PLAIN = Kernels(torch_ops, PaddedAttention, TorchLoraOps)
+PLAIN = Kernels(torch_ops, PaddedAttention, TorchLoraOps, lambda: TorchLoraOps)
 
 
 def gpu_ops(device: torch.device) -> ModuleType | None:
@@ -45,6 +47,6 @@ def kernels_for(device: torch.device) -> Kernels:
     if ops is None:
         return PLAIN
     from trials.engine.kernels.packed_attention import PackedAttention
-    from trials.engine.lora.fused_lora import FusedLoraOps
+    from trials.engine.lora.fused_lora import FusedLoraOps, LastingLoraOps
 
-    return Kernels(ops, PackedAttention, FusedLoraOps)
+    return Kernels(ops, PackedAttention, FusedLoraOps, LastingLoraOps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from trials.engine.kernels.sending import to_device_async
 from trials.engine.lora.adapter import Adapter
 from trials.engine.lora.groups import Dropout, Segment
 from trials.model.dropout import token_keys
+
+_LEAST_STEP = 64
+"""Tokens between two sizes of padded batches, at least."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,15 @@ class BatchSlice:
 
 
 @dataclass(frozen=True)
+class BatchSize:
+    """Size to which a micro-batch is padded, so that batches of almost one size have tensors of exactly one."""
+
+    tokens: int
+    learned: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class PackedBatch:
     """Tensors of one micro-batch, on the model's device."""
 
@@ -54,10 +66,48 @@ class PackedBatch:
     row_of: Tensor
     """[learned]: index of the row that each belongs to, over all batch slices."""
     row_count: int
+    """Rows, and in a padded batch at least one more."""
     segments: Sequence[Segment]
     learned_segments: Sequence[Segment]
     """Segments in the order of `segments`, with positions in `learned`."""
     dropout: Dropout | None
+
+
+def padded_size(share: BatchSlice, most_tokens: int) -> BatchSize | None:
+    """Return the size to pad a micro-batch of this slice to; None if that has more than `most_tokens`.
+
+    The steps between sizes are 1/16 to 1/8 of the tokens: few sizes, and little work for nothing.
+    """
+    tokens, learned = share.tokens, sum(row.completion_tokens for row in share.rows)
+    step = max(_LEAST_STEP, 2 ** (tokens.bit_length() - 4))
+    padded = min(_up(tokens + 1, step), most_tokens)
+    if padded <= tokens:
+        return None
+    return BatchSize(padded, min(_up(learned, step), padded), _up(len(share.rows) + 1, 8))
+
+
+def padded_batch(share: BatchSlice, size: BatchSize, dtype: torch.dtype, device: torch.device) -> PackedBatch:
+    """Return a training batch of one slice with tensors of exactly `size`, which must be `padded_size`'s.
+
+    What is added is one more row of the slice, of which no token is learned, and learned tokens of weight 0 at its
+    end. Losses and gradients of the other rows don't depend on it, and its own gradient is 0.
+    """
+    batch = make_batch([_with_padding(share, size.tokens - share.tokens)], dtype, device, training=True)
+    missing = size.learned - len(batch.learned)
+
+    def filled(tensor: Tensor, value: int) -> Tensor:
+        return torch.nn.functional.pad(tensor, (0, missing), value=value)
+
+    segments = batch.learned_segments
+    return replace(
+        batch,
+        learned=filled(batch.learned, size.tokens - 1),
+        targets=filled(batch.targets, 0),
+        weights=filled(batch.weights, 0),
+        row_of=filled(batch.row_of, len(share.rows)),
+        row_count=size.rows,
+        learned_segments=[replace(segment, end=size.learned) for segment in segments],
+    )
 
 
 def make_batch(
@@ -104,6 +154,15 @@ def fitting(rows: Sequence[TokenizedRow], tokens: int, start: int = 0) -> int:
     while end < len(rows) and (tokens := tokens - len(rows[end].input_ids)) >= 0:
         end += 1
     return max(start + 1, end)
+
+
+def _with_padding(share: BatchSlice, tokens: int) -> BatchSlice:
+    row = TokenizedRow("padding", [0] * tokens, [IGNORED] * tokens)
+    return replace(share, rows=[*share.rows, row])
+
+
+def _up(value: int, step: int) -> int:
+    return -(-value // step) * step
 
 
 def _segments(shares: Sequence[BatchSlice], tokens: Sequence[int]) -> list[Segment]:

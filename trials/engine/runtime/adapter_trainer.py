@@ -12,6 +12,7 @@ from torch import Tensor
 from trials.data.tokenization import TokenizedRow
 from trials.engine.kernels.async_scalars import AsyncScalars
 from trials.engine.lora.adapter import Adapter
+from trials.engine.model.captured_passes import CapturedPasses
 from trials.engine.model.packed_batch import BatchSlice
 from trials.engine.optim.flat import FlatOptimizer
 from trials.system.distributed import ALONE, ProcessGroup
@@ -56,6 +57,8 @@ class AdapterTrainer:
         """Steps that the trial's thread hasn't read yet."""
         self.oom_tokens: list[int] = []
         """Tokens at once in its micro-batches and optimizer steps for which memory ran out."""
+        self.passes: CapturedPasses | None = None
+        """Its captured passes; they are freed with it."""
         self._flat_optimizer = flat_optimizer
         self._max_grad_norm = max_grad_norm
         self._rows_of_step = rows_of_step

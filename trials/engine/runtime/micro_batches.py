@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trials.engine.memory.manager import Learn
+from trials.engine.model.captured_passes import Capture, CapturedPasses
 from trials.engine.model.decoder import Decoder
 from trials.engine.model.packed_batch import BatchSlice, make_batch
 from trials.engine.runtime.adapter_trainer import AdapterTrainer, StepDone
@@ -41,9 +42,11 @@ class ActiveTrial:
 class MicroBatcher:
     """Runs the micro-batches of the trials that train at the moment. Belongs to the loop's thread."""
 
-    def __init__(self, decoder: Decoder, limit: int, learn: Learn) -> None:
+    def __init__(self, decoder: Decoder, limit: int, learn: Learn, capture: Capture | None = None) -> None:
+        """`capture` captures passes of one trial at a time; None: a micro-batch has rows of all trials."""
         self._decoder = decoder
         self._learn = learn
+        self._capture = capture
         self.limit = limit
         """Limit of a micro-batch in tokens; a single row may exceed it."""
         self._training: list[ActiveTrial] = []
@@ -78,10 +81,8 @@ class MicroBatcher:
     def run_micro_batch(self) -> None:
         """Run one micro-batch, and take the optimizer steps that it completes."""
         taken = self._take_rows()
-        shares = [share for _, share in taken]
         try:
-            batch = make_batch(shares, self._decoder.frozen.dtype, self._decoder.frozen.device, training=True)
-            losses = self._decoder.train(batch)
+            losses = self._passed(taken)
         except Exception as error:
             failure: Exception | None = error
         else:
@@ -97,6 +98,16 @@ class MicroBatcher:
             if not training.future.done():
                 self._finish_step(training)
 
+    def _passed(self, taken: Sequence[tuple[ActiveTrial, BatchSlice]]) -> Tensor:
+        """Pass the rows forward and backward; return the summed loss of each."""
+        frozen, shares = self._decoder.frozen, [share for _, share in taken]
+        if self._capture is None:
+            return self._decoder.train(make_batch(shares, frozen.dtype, frozen.device, training=True))
+        trainer = taken[0][0].trainer
+        if trainer.passes is None:
+            trainer.passes = CapturedPasses(self._capture)
+        return trainer.passes.train(self._decoder, shares[0])
+
     def _take_rows(self) -> list[tuple[ActiveTrial, BatchSlice]]:
         token_budget = self.limit
         taken: list[tuple[ActiveTrial, BatchSlice]] = []
@@ -107,6 +118,8 @@ class MicroBatcher:
             if share is not None:
                 token_budget -= share.tokens
                 taken.append((training, share))
+            if taken and self._capture is not None:
+                break
         return sorted(taken, key=_beside_its_like)
 
     def _note(self, taken: Sequence[tuple[ActiveTrial, BatchSlice]], losses: Tensor) -> None:

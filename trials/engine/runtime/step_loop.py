@@ -60,7 +60,7 @@ class StepLoop:
         """Heartbeats of the loop's thread, and of the threads that submit work."""
         self._manager = MemoryManager(frozen, machine)
         self._decoder = Decoder(frozen, self._manager.buffers)
-        self._micro_batcher = MicroBatcher(self._decoder, self._manager.max_tokens, self._learn)
+        self._micro_batcher = MicroBatcher(self._decoder, self._manager.max_tokens, self._learn, self._manager.capture)
         self._changed = threading.Condition()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._joining: deque[ActiveTrial] = deque()
