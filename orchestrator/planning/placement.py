@@ -11,10 +11,13 @@ from orchestrator.state.search import Placement, Search
 from search_spaces.schema import Choices, Recipe
 from trials.config import Machine
 from trials.engine.support import unsupported_reason
-from trials.errors import RecipeError
+from trials.errors import ModelError, RecipeError
+from trials.model.memory_estimate import sizes_of
 from trials.model.memory_plan import MOST_TOKENS
 
 FEWEST_SLOTS, MOST_SLOTS = 2, 8
+_ITEMSIZE = 2
+"""Bytes of a number in a matrix product on a GPU."""
 _DECISIVE = ("use_dora", "neftune_noise_alpha", "target_modules")
 """Hyperparameters that decide whether the engine supports a configuration (`unsupported_reason`)."""
 
@@ -88,10 +91,19 @@ def _slots_of_one_engine(search: Search) -> int:
     if not search.gpus_per_trial:
         return 1
     train = search.data.get("train")
-    if train is None:  # a run folder of a version that didn't count rows
+    if train is None or _is_captured(search):  # `train` None: a run folder of a version that didn't count rows
         return FEWEST_SLOTS
     planned = slots_per_worker(smallest_batch(search.recipe) * train["tokens"] / train["rows"], MOST_TOKENS)
     return min(planned, search.slots_of_use or planned)
+
+
+def _is_captured(search: Search) -> bool:
+    """Return whether the engine captures training passes: then each has one trial, and more at once gain nothing."""
+    try:
+        sizes = sizes_of(search.shape, _ITEMSIZE, is_quantized=search.recipe.model.quantization == "nf4")
+    except ModelError:
+        return False
+    return search.recipe.machine.cuda_graphs and sizes.is_captured
 
 
 def refuse_small_batches(recipe: Recipe, ranks: int) -> None:

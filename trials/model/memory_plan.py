@@ -16,6 +16,14 @@ from trials.model.activation_policy import ActivationPolicy
 MOST_TOKENS = 5120
 """Tokens of a micro-batch beyond which its fixed costs are small on any card (docs/engine.md)."""
 
+CAPTURED_WEIGHTS = 2 * 10**9
+"""Weights in the layers of a model up to which training passes are captured as CUDA graphs.
+
+The host needs longer to launch the kernels of a usual step of such a model than the GPU to run them.
+"""
+CAPTURED_TOKENS = 16384
+"""What `MOST_TOKENS` is for such a model, whose evaluations have fewer launches then."""
+
 MOST_OF_GPU = 0.94
 """Largest share of a GPU's memory to reserve: 22.5 GiB of a 24 GB card. Driver and desktop need some too."""
 KEPT_DENSE_BYTES = 2**30
@@ -46,6 +54,11 @@ class ModelSizes:
     def layer_weights(self) -> int:
         """Weights of one layer's linear modules."""
         return self.hidden * (2 * self.queries + 2 * self.keys + 3 * self.intermediate)
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether the engine captures training passes on a GPU; see `CAPTURED_WEIGHTS`."""
+        return self.layers * self.layer_weights <= CAPTURED_WEIGHTS
 
     @property
     def mlp_inner_weights(self) -> int:

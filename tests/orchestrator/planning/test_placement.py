@@ -18,6 +18,7 @@ from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from tests.support.fake_search import make_search
 from trials.errors import RecipeError
+from trials.model.architecture import ModelShape
 
 COUNTS = {"train": {"rows": 100, "tokens": 25_600}}
 
@@ -35,14 +36,24 @@ def test_slots_fill_a_micro_step_and_one_more(step_tokens: float, slots: int) ->
 
 
 def test_an_engine_per_gpu_with_slots_for_the_smallest_batch() -> None:
-    search = search_for("effective_batch=16", "space.effective_batch={choices: [16, 8, 32]}")  # rows of 256 tokens
+    eager = "machine.cuda_graphs=false"
+    search = search_for(eager, "effective_batch=16", "space.effective_batch={choices: [16, 8, 32]}")  # of 256 tokens
     assert plan_placement(search, gpus=2, cores=[32]) == Placement(engines=2, slots=8)
-    started = search_for("space.effective_batch=null", "start.small={effective_batch: 2}")
+    started = search_for(eager, "space.effective_batch=null", "start.small={effective_batch: 2}")
     assert plan_placement(started, gpus=1, cores=[32]) == Placement(engines=1, slots=8)
 
 
+def test_two_trials_at_once_of_a_model_whose_passes_have_one_trial_each() -> None:
+    small = search_for("space.effective_batch=null", "start.small={effective_batch: 2}")
+    assert plan_placement(small, gpus=2, cores=[32]) == Placement(engines=2, slots=4)
+    large = replace(small, base=ModelShape("mistral", 32, 4096, 14336, 32, 8, 128, 32000))
+    assert plan_placement(large, gpus=1, cores=[32]) == Placement(engines=1, slots=8)
+
+
 def test_slots_that_were_measured_to_be_of_no_use_are_not_planned_again() -> None:
-    search = replace(search_for("space.effective_batch=null", "start.small={effective_batch: 2}"), slots_of_use=2)
+    settings = ("machine.cuda_graphs=false", "space.effective_batch=null", "start.small={effective_batch: 2}")
+    assert plan_placement(search_for(*settings), gpus=2, cores=[32]).slots == 16
+    search = replace(search_for(*settings), slots_of_use=2)
     assert plan_placement(search, gpus=2, cores=[32]) == Placement(engines=2, slots=4)
     asked = replace(search_for("concurrent_trials=8"), slots_of_use=2)
     assert plan_placement(asked, gpus=1, cores=[32]) == Placement(engines=1, slots=8)

@@ -17,11 +17,11 @@ from trials.engine.model.captured_passes import GraphCapture
 from trials.engine.model.frozen_base import FrozenDecoder
 from trials.model.activation_policy import ActivationPolicy
 from trials.model.memory_plan import (
+    CAPTURED_TOKENS,
     MOST_OF_GPU,
     MOST_TOKENS,
     DeviceRates,
     MicroBatchPlan,
-    ModelSizes,
     adapter_bytes,
     memory_bytes,
     plan,
@@ -32,8 +32,6 @@ from trials.system.oom import is_out_of_memory
 
 _WORTH_MOVING = 1.02
 """Speed-up above which memory is divided anew for a plan that is expected to be faster."""
-_SMALL_WEIGHTS = 2 * 10**9
-"""Weights in the layers of a model up to which training passes are captured as CUDA graphs."""
 _LONG_STEP = 1.2
 """Tokens of an optimizer step that plans allow for, relative to the mean: rows are drawn at random."""
 
@@ -60,8 +58,8 @@ class MemoryManager:
         self._rates = device_rates(frozen.device)
         self._footprints: dict[int, TrialFootprint] = {}
         self._available_bytes = available_bytes()
-        self.capture = GraphCapture() if on_gpu and machine.cuda_graphs and _is_small(self._sizes) else None
-        """Captures training passes; None: they aren't captured, because kernels of this size keep the GPU busy."""
+        self.capture = GraphCapture() if on_gpu and machine.cuda_graphs and self._sizes.is_captured else None
+        """Captures training passes; None: they aren't captured."""
         self.oom_history = OomHistory()
         # Starts with an empty plan: `_replan` then handles a shortage when the engine opens like any later one.
         self.plan = MicroBatchPlan(0, (ActivationPolicy.RECOMPUTE_ALL,) * self._sizes.layers)
@@ -194,9 +192,10 @@ class MemoryManager:
 
     def _planned(self, rates: DeviceRates) -> MicroBatchPlan | None:
         wanted = sum(footprint.step_tokens for footprint in self._footprints.values()) * _LONG_STEP
-        # Another plan would free the memory that captured passes use, so there is one plan for any number of trials.
-        is_open = not self._footprints or self.capture is not None
-        most = MOST_TOKENS if is_open else min(MOST_TOKENS, int(wanted))
+        most = min(MOST_TOKENS, int(wanted)) if self._footprints else MOST_TOKENS
+        if self.capture is not None:
+            # Another plan would free the memory that captured passes use, so it's the same for any number of trials.
+            most = CAPTURED_TOKENS
         return plan(self._sizes, rates, self._other_bytes, self._usable_bytes, self._longest, most)
 
     @property
@@ -227,11 +226,6 @@ class MemoryManager:
         gib = self._machine.gpu_memory_gib
         total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         return int(total * MOST_OF_GPU if gib is None else gib * 2**30)
-
-
-def _is_small(sizes: ModelSizes) -> bool:
-    """Return whether the host needs longer to launch the kernels of a usual step than the GPU to run them."""
-    return sizes.layers * sizes.layer_weights <= _SMALL_WEIGHTS
 
 
 def footprint_of(

@@ -32,7 +32,8 @@ class GraphCapture:
     """Captures passes as CUDA graphs that share one memory pool. Only one of them may run at a time."""
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        # The object keeps the pool, which otherwise would be gone with the last graph of it.
+        self._pool = torch.cuda.MemPool()
         self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, run: Pass) -> Pass:
@@ -40,7 +41,7 @@ class GraphCapture:
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            graph.capture_begin(self._pool.id, capture_error_mode="thread_local")  # type: ignore[arg-type]
             try:
                 losses = run()
             finally:

@@ -38,16 +38,18 @@ class Case:
     def heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
         return torch.split(qkv, [self.dout.shape[1], self.key_heads, self.key_heads], 1)
 
-    def found(self) -> tuple[Tensor, ...]:
+    def found(self, most_rows: int | None = None, before: list[int] | None = None) -> tuple[Tensor, ...]:
+        """`before`: the tables were made for rows of these lengths, and are overwritten."""
         q, k, v = self.heads(self.qkv.clone(memory_format=torch.preserve_format))
         group = q.shape[1] // k.shape[1]
-        blocks = triton_attention.blocks_of(self.lengths, group, self.settings, DEVICE)
-        before = q.clone()
+        blocks = triton_attention.blocks_of(before or self.lengths, group, self.settings, DEVICE, most_rows)
+        blocks.overwrite(triton_attention.blocks_of(self.lengths, group, self.settings, DEVICE, most_rows))
+        unchanged = q.clone()
         dq = torch.full(q.shape, torch.nan, dtype=q.dtype, device=DEVICE)
         out = torch.full((len(q), q.shape[1] + 1, q.shape[2]), torch.nan, dtype=q.dtype, device=DEVICE)[:, 1:]
         lse = triton_attention.forward(q, k, v, out, blocks)
         triton_attention.backward(self.dout, q, k, v, out, lse, blocks, dq)
-        assert torch.equal(q.nan_to_num(), before.nan_to_num())
+        assert torch.equal(q.nan_to_num(), unchanged.nan_to_num())
         return out, dq, k, v
 
     def expected(self) -> tuple[Tensor, ...]:
@@ -133,6 +135,15 @@ def test_the_future_of_a_row_counts_for_nothing() -> None:
     out, *_ = each.found()
     each.qkv[40:] *= 3
     assert torch.equal(each.found()[0][:40], out[:40])
+
+
+@pytest.mark.parametrize("settings", [LARGE, SMALL, WIDE], ids=["large", "small", "wide"])
+def test_tables_of_a_fixed_size_say_the_same(settings: Settings) -> None:
+    each = case([70, 33, 1, 65], group=3, size=16, dtype=torch.float32, settings=settings, key_heads=1)
+    expected = each.found()
+    for before in ([169], [40, 40, 40, 40, 9], [1] * 9 + [160]):
+        for found, wanted in zip(each.found(most_rows=10, before=before), expected, strict=True):
+            assert torch.equal(found, wanted)
 
 
 def test_twice_the_same_bits() -> None:
