@@ -70,8 +70,6 @@ def number_within(low: float, high: float) -> Callable[[str], float]:
 
 def quiet_libraries() -> None:
     """Show our own log lines from INFO on, the libraries' only from ERROR on."""
-    # transformers loads it, where it's installed, for any model's config. That takes seconds, and no text needs it.
-    sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")

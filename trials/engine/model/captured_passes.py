@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,35 +24,49 @@ logger = logging.getLogger(__name__)
 
 Pass = Callable[[], Tensor]
 """Passes the batch that is in its memory; returns the losses of its rows, overwritten by the next pass."""
-Capture = Callable[[Pass], Pass]
-"""Captures what a pass that has run before does on the GPU, without doing it; returns what does the same."""
+
+
+class Capture(Protocol):
+    """Captures what a pass that has run before does on the GPU, without doing it; returns what does the same."""
+
+    is_possible: bool
+    """Whether nothing has failed to be captured yet. After a failure the engine goes on without."""
+
+    def __call__(self, run: Pass) -> Pass: ...
 
 
 class GraphCapture:
     """Captures passes as CUDA graphs that share one memory pool. Only one of them may run at a time."""
 
     def __init__(self) -> None:
-        # The object keeps the pool, which otherwise would be gone with the last graph of it.
-        self._pool = torch.cuda.MemPool()
+        self.is_possible = True
+        self._pool = torch.cuda.graph_pool_handle()
         self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        something = torch.zeros(1, device="cuda")
+        # Never replayed: torch frees a pool for good with the last graph of it.
+        self._first = self._graph(lambda: something + 1)
 
     def __call__(self, run: Pass) -> Pass:
         """See `Capture`. Other threads may use the GPU meanwhile."""
-        graph = torch.cuda.CUDAGraph()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(self._pool.id, capture_error_mode="thread_local")  # type: ignore[arg-type]
-            try:
-                losses = run()
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        graph, losses = self._graph(run)
 
         def replay() -> Tensor:
             graph.replay()
             return losses
 
         return replay
+
+    def _graph(self, run: Pass) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
+                losses = run()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return graph, losses
 
 
 class CapturedPasses:
@@ -62,14 +76,13 @@ class CapturedPasses:
         self._capture = capture
         self._passes: dict[BatchSize, _FixedPass] = {}
         self._buffers: ActivationBuffers | None = None
-        self._is_possible = True
 
     def train(self, decoder: Decoder, share: BatchSlice) -> Tensor:
         """Return and do what `Decoder.train` does for a batch of this slice alone."""
         frozen = decoder.frozen
         if decoder.buffers is not self._buffers:
             self._passes, self._buffers = {}, decoder.buffers
-        size = padded_size(share, decoder.buffers.tokens) if self._is_possible else None
+        size = padded_size(share, decoder.buffers.tokens) if self._capture.is_possible else None
         if size is None:
             return decoder.train(make_batch([share], frozen.dtype, frozen.device, training=True))
         batch = padded_batch(share, size, frozen.dtype, frozen.device)
@@ -88,8 +101,8 @@ class CapturedPasses:
             try:
                 known.replay = self._capture(known.run)
             except RuntimeError as error:
-                logger.warning("this trial's passes can't be captured as CUDA graphs, and are slower: %s", error)
-                self._is_possible, self._passes = False, {}
+                logger.warning("passes can't be captured as CUDA graphs, and are slower from now on: %s", error)
+                self._capture.is_possible, self._passes = False, {}
                 return known.run()
         return known.replay()
 

@@ -101,7 +101,7 @@ class MicroBatcher:
     def _passed(self, taken: Sequence[tuple[ActiveTrial, BatchSlice]]) -> Tensor:
         """Pass the rows forward and backward; return the summed loss of each."""
         frozen, shares = self._decoder.frozen, [share for _, share in taken]
-        if self._capture is None:
+        if self._capture is None or not self._capture.is_possible:
             return self._decoder.train(make_batch(shares, frozen.dtype, frozen.device, training=True))
         trainer = taken[0][0].trainer
         if trainer.passes is None:
@@ -118,7 +118,7 @@ class MicroBatcher:
             if share is not None:
                 token_budget -= share.tokens
                 taken.append((training, share))
-            if taken and self._capture is not None:
+            if taken and self._capture is not None and self._capture.is_possible:
                 break
         return sorted(taken, key=_beside_its_like)
 
