@@ -42,12 +42,20 @@ class Hyperparameters(Settings):
     )
     effective_batch: int = Field(default=16, ge=1, description="rows per optimizer step")
     warmup_fraction: float = Field(
-        default=0.03, ge=0, lt=1, description="share of all steps; of inverse_sqrt: of one epoch's, at most 100 steps"
+        default=0.03,
+        ge=0,
+        lt=1,
+        description="share of all steps; of inverse_sqrt: of one epoch's, at most inverse_sqrt_steps",
     )
     scheduler: Scheduler = Field(
         default="cosine",
         description="shape of the learning rate after warm-up; inverse_sqrt: the peak times the root of "
-        "100 / (100 + step), whatever the length",
+        "inverse_sqrt_steps / (inverse_sqrt_steps + step), whatever the length",
+    )
+    inverse_sqrt_steps: int = Field(
+        default=100,
+        ge=1,
+        description="optimizer steps in which the rate of inverse_sqrt falls to 71 % of its peak; others ignore it",
     )
     weight_decay: float = Field(default=0.01, ge=0, le=1, description="decoupled, per unit of learning rate")
     optimizer: Optimizer = Field(default="adamw_torch", description="its name in transformers")

@@ -12,13 +12,6 @@ LOGGED_STEPS = 200
 """Approximate number of training losses that are logged in a full trial; of an open-ended one in an epoch."""
 _MOST_UNLOGGED = 10
 """Most optimizer steps of an open-ended trial from one logged training loss to the next: it may be a short one."""
-INVERSE_SQRT_STEPS = 100
-"""Steps after warm-up in which the rate of inverse_sqrt falls to 71 % of its peak.
-
-Such a schedule needs no end (arXiv 2106.04560, 2405.18392). With the adapter averaged over the last fifth of the trial,
-SmolLM2-135M on e-SNLI reached 0.003 to 0.009 nats per token less by it than by cosine at the best rate of each, over
-250 to 2,000 steps. No other number of steps was tried.
-"""
 
 
 @dataclass(frozen=True)
@@ -107,12 +100,12 @@ def warmup_steps(hyperparameters: Hyperparameters, length: TrialLength) -> int:
     be longer than any trial, so they are at most as many as those in which the rate falls noticeably afterwards.
     """
     steps = math.ceil(_scheduled_steps(hyperparameters, length) * hyperparameters.warmup_fraction)
-    return min(steps, INVERSE_SQRT_STEPS) if hyperparameters.is_open_ended else steps
+    return min(steps, hyperparameters.inverse_sqrt_steps) if hyperparameters.is_open_ended else steps
 
 
 def schedule_arguments(hyperparameters: Hyperparameters) -> dict[str, int] | None:
     """Return what transformers' schedule of that name is given beside the warm-up; None: nothing."""
-    return {"timescale": INVERSE_SQRT_STEPS} if hyperparameters.scheduler == "inverse_sqrt" else None
+    return {"timescale": hyperparameters.inverse_sqrt_steps} if hyperparameters.is_open_ended else None
 
 
 def _scheduled_steps(hyperparameters: Hyperparameters, length: TrialLength) -> int:

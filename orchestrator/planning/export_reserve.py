@@ -2,8 +2,8 @@
 
 The estimate is based on the base model's evaluation, with which every search begins. It starts the same kind of
 process, loads the same model and evaluates the same rows. The other parts are constants measured elsewhere. The
-estimate is generous by itself: on the demo (two cores) it was 38 s, and 19 to 30 s were used; with SmolLM2 on an H200 33
-s, and 26 s were used. If verification takes longer, the adapter is in place by the deadline, and proved after it.
+estimate is generous by itself: on the demo (two cores) it was 38 s, and 19 to 30 s were used; with SmolLM2 on an H200
+it was 33 s, and 26 s were used. If verification takes longer, the adapter is there by the deadline, and proved later.
 """
 
 from __future__ import annotations

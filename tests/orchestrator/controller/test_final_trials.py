@@ -78,7 +78,7 @@ class Played:
 
 def without_length(config: TrialConfig) -> dict[str, object]:
     """Return what a final trial has in common with the trial whose configuration it has."""
-    own = (*LENGTHS, "learning_rate", "scheduler", "adapter_average")
+    own = (*LENGTHS, "learning_rate", "scheduler", "adapter_average", "inverse_sqrt_steps")
     return {name: value for name, value in config.hyperparameters.model_dump().items() if name not in own}
 
 
@@ -132,6 +132,18 @@ def test_its_rate_is_lower_by_a_power_of_its_length(played: Played) -> None:
     times = final.tokens_seen / tokens_of(played, source)
     rates = [record.config.hyperparameters.learning_rate for record in (final, source)]
     assert rates[0] / rates[1] == pytest.approx(times**-0.32, rel=0.02)
+
+
+def test_its_rate_stays_up_for_a_share_of_its_steps(played: Played, tmp_path: Path) -> None:
+    (final,) = played.final
+    rows = tokens_of(played, final) * 900 / RECIPE_TOKENS
+    steps = rows / final.config.hyperparameters.effective_batch
+    assert steps < 400
+    assert final.config.hyperparameters.inverse_sqrt_steps == 100  # the fewest
+    many = Played(tmp_path / "run", "space.effective_batch=null", "hyperparameters.effective_batch=1")
+    (final,) = many.final
+    steps = tokens_of(many, final) * 900 / RECIPE_TOKENS
+    assert final.config.hyperparameters.inverse_sqrt_steps == pytest.approx(0.25 * steps / 1.3, rel=0.03)
 
 
 def test_what_the_search_learns_from_is_of_one_length(played: Played) -> None:

@@ -18,7 +18,6 @@ from search_spaces.loader import load_recipe
 from tests.conftest import SMALL
 from tests.support.fake_search import make_search
 from trials.errors import RecipeError
-from trials.model.architecture import ModelShape
 
 COUNTS = {"train": {"rows": 100, "tokens": 25_600}}
 
@@ -46,7 +45,8 @@ def test_an_engine_per_gpu_with_slots_for_the_smallest_batch() -> None:
 def test_two_trials_at_once_of_a_model_whose_passes_have_one_trial_each() -> None:
     small = search_for("space.effective_batch=null", "start.small={effective_batch: 2}")
     assert plan_placement(small, gpus=2, cores=[32]) == Placement(engines=2, slots=4)
-    large = replace(small, base=ModelShape("mistral", 32, 4096, 14336, 32, 8, 128, 32000))
+    wide = replace(small.shape, num_hidden_layers=32, hidden_size=4096, intermediate_size=14336)
+    large = replace(small, base=wide)
     assert plan_placement(large, gpus=1, cores=[32]) == Placement(engines=1, slots=8)
 
 

@@ -32,7 +32,8 @@ class Capture(Protocol):
     is_possible: bool
     """Whether nothing has failed to be captured yet. After a failure the engine goes on without."""
 
-    def __call__(self, run: Pass) -> Pass: ...
+    def __call__(self, run: Pass) -> Pass:
+        """Return what does on the GPU what `run` does. Raises `RuntimeError` if that can't be captured."""
 
 
 class GraphCapture:
