@@ -168,6 +168,11 @@ def workspace_bytes(sizes: ModelSizes, keep: Sequence[ActivationPolicy], tokens:
     return fixed + tokens * _token_bytes(sizes, keep)
 
 
+def captured_bytes(sizes: ModelSizes) -> int:
+    """Return the bytes that captured passes hold: what exists only briefly in a pass has a second place there."""
+    return _LOGITS_BYTES + CAPTURED_TOKENS * sizes.passing * sizes.itemsize
+
+
 def seconds_per_token(sizes: ModelSizes, rates: DeviceRates, split: MicroBatchPlan) -> float:
     """Return the seconds per token at the machine's rates, without other losses; only for comparing plans."""
     again = {

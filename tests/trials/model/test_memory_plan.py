@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,13 +16,16 @@ from trials.engine.memory import manager as manager_module
 from trials.engine.memory.manager import MemoryManager
 from trials.engine.memory.oom_history import TrialFootprint
 from trials.engine.model.activations import ActivationBuffers
+from trials.engine.model.captured_passes import Pass
 from trials.engine.model.frozen_base import FrozenDecoder, freeze
 from trials.model.activation_policy import ActivationPolicy
 from trials.model.memory_plan import (
+    CAPTURED_TOKENS,
     MOST_TOKENS,
     DeviceRates,
     MicroBatchPlan,
     ModelSizes,
+    captured_bytes,
     memory_bytes,
     plan,
     seconds_per_token,
@@ -193,6 +197,42 @@ def test_adapters_that_come_take_room_and_give_it_back(room: MemoryManager) -> N
     room.release(2)
     assert _tokens_of(room) == alone
     room.release(1)
+
+
+@dataclass
+class NoCapture:
+    """Stands for a GPU's capture, which a plan only asks whether it is possible."""
+
+    is_possible: bool = True
+
+    def __call__(self, run: Pass) -> Pass:
+        return run
+
+
+def test_a_plan_for_captured_passes_is_one_for_all_trials_and_leaves_room_for_them(
+    room: MemoryManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.capture = NoCapture()
+    held, allowed = captured_bytes(room._sizes), room._allowed_bytes
+    monkeypatch.setattr(MemoryManager, "_allowed_bytes", allowed + held)
+    room.admit(9, TrialFootprint(20 * 2**20, longest_row=50, step_tokens=500.0))
+    assert memory_bytes(room._sizes, room.plan, room._other_bytes) + held == room.predicted_bytes <= allowed + held
+    room.release(9)
+    monkeypatch.setattr(MemoryManager, "_allowed_bytes", allowed + held + 100 * 2**20)
+    plans = []
+    for key in range(3):
+        room.admit(key, TrialFootprint(2**20, longest_row=50, step_tokens=500.0))
+        plans.append(room.plan)
+    assert plans == [plans[0]] * 3
+    assert plans[0].tokens == CAPTURED_TOKENS
+
+
+def test_where_captured_passes_have_no_room_nothing_is_captured(room: MemoryManager) -> None:
+    room.capture = NoCapture()
+    assert captured_bytes(room._sizes) > 32 * 2**20
+    room.admit(1, TrialFootprint(2**20, longest_row=50, step_tokens=1e6))
+    assert not room.capture.is_possible
+    assert _tokens_of(room) == (MOST_TOKENS, (ActivationPolicy.SAVE_ALL,) * 3)
 
 
 def test_micro_steps_are_no_larger_than_all_steps_together(room: MemoryManager) -> None:
