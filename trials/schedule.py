@@ -104,7 +104,10 @@ def warmup_steps(hyperparameters: Hyperparameters, length: TrialLength) -> int:
 
 
 def schedule_arguments(hyperparameters: Hyperparameters) -> dict[str, int] | None:
-    """Return what transformers' schedule of that name is given beside the warm-up; None: nothing."""
+    """Return what transformers' schedule of that name is given beside the warm-up; None: nothing.
+
+    A rate that falls with the inverse square root needs no end (arXiv 2106.04560, 2405.18392).
+    """
     return {"timescale": hyperparameters.inverse_sqrt_steps} if hyperparameters.is_open_ended else None
 
 

@@ -25,8 +25,9 @@ from orchestrator.planning.trial_length import shortened_trial
 from orchestrator.sampling.distributions import decode_all, encode_all
 from orchestrator.surrogate.curve_model import Forecast
 from search_spaces.schema import Recipe
-from trials.config import TrialConfig
+from trials.config import Hyperparameters, TrialConfig
 from trials.records.trial_dir import Origin, TrialRecord
+from trials.schedule import full_length
 
 _LEAST_TIMES = 1.2
 """A final trial is at least so many times as long as the trial whose configuration it has."""
@@ -34,8 +35,8 @@ _SPARE = 1.3
 """A final trial is planned for so many times the tokens that are expected to fit: it ends when the time is over."""
 _SCHEDULE = {"scheduler": "inverse_sqrt", "adapter_average": 0.2}
 """Hyperparameters of every final trial, in place of those that the search compares with."""
-_STEADY_SHARE, _STEADY_STEPS = 0.25, 100
-"""Share of a final trial's steps in which its rate falls to 71 % of its peak, and the fewest such steps.
+_STEADY_SHARE = 0.25
+"""Share of a final trial's steps in which its rate falls to 71 % of its peak; at least as many as in the search.
 
 With 100 steps whatever the length, the rate of a trial of ten thousand is a tenth of its peak for most of it: such a
 one needed three times the tokens of a cosine (SmolLM2-135M on e-SNLI, four rows a step).
@@ -200,7 +201,11 @@ class FinalTrials:
             return None
         config = shortened_trial(trial.config, _SPARE * times)
         rate = _RATES[name] * trial.config.hyperparameters.learning_rate * times**_RATE_EXPONENT
-        schedule = {**_SCHEDULE, "learning_rate": rate, "inverse_sqrt_steps": self._steady_steps(trial, times * own)}
+        schedule = {
+            **_SCHEDULE,
+            "learning_rate": rate,
+            "inverse_sqrt_steps": self._steady_steps(config.hyperparameters),
+        }
         changes = {
             "hyperparameters": config.hyperparameters.model_copy(update=schedule),
             "evaluation": config.evaluation.model_copy(
@@ -209,13 +214,12 @@ class FinalTrials:
         }
         return FinalTrial(config.model_copy(update=changes), trial.trial_id + name)
 
-    def _steady_steps(self, trial: Trial, tokens: float) -> int:
-        """Return the `inverse_sqrt_steps` of a final trial of so many tokens with this one's configuration."""
-        epoch = self._budget.search.epoch
+    def _steady_steps(self, hyperparameters: Hyperparameters) -> int:
+        """Return the `inverse_sqrt_steps` of a final trial that is planned with these hyperparameters."""
+        epoch, fewest = self._budget.search.epoch, hyperparameters.inverse_sqrt_steps
         if epoch is None:  # a run folder of a version that didn't count rows
-            return _STEADY_STEPS
-        steps = tokens / epoch.row_tokens / trial.config.hyperparameters.effective_batch
-        return max(_STEADY_STEPS, int(_STEADY_SHARE * steps))
+            return fewest
+        return max(fewest, int(_STEADY_SHARE * full_length(hyperparameters, epoch).steps / _SPARE))
 
     def _speed(self, trial: Trial, tokens: float) -> tuple[float, float]:
         """Return the seconds that a final trial takes for a token and for an evaluation, by one of so many `tokens`.

@@ -12,8 +12,9 @@ from search_spaces.schema import Choices, Recipe
 from trials.config import Machine
 from trials.engine.support import unsupported_reason
 from trials.errors import ModelError, RecipeError
+from trials.model.architecture import ARCHITECTURES
 from trials.model.memory_estimate import sizes_of
-from trials.model.memory_plan import MOST_TOKENS
+from trials.model.memory_plan import MOST_TOKENS, ModelSizes
 
 FEWEST_SLOTS, MOST_SLOTS = 2, 8
 _ITEMSIZE = 2
@@ -99,11 +100,19 @@ def _slots_of_one_engine(search: Search) -> int:
 
 def _is_captured(search: Search) -> bool:
     """Return whether the engine captures training passes: then each has one trial, and more at once gain nothing."""
+    sizes = sizes_on_gpu(search)
+    return sizes is not None and search.recipe.machine.cuda_graphs and sizes.is_captured
+
+
+def sizes_on_gpu(search: Search) -> ModelSizes | None:
+    """Return the base model's sizes on a GPU; None: its config can't be read, or its layers aren't Llama's."""
     try:
-        sizes = sizes_of(search.shape, _ITEMSIZE, is_quantized=search.recipe.model.quantization == "nf4")
+        base = search.shape
     except ModelError:
-        return False
-    return search.recipe.machine.cuda_graphs and sizes.is_captured
+        return None
+    if base.model_type not in ARCHITECTURES:
+        return None
+    return sizes_of(base, _ITEMSIZE, is_quantized=search.recipe.model.quantization == "nf4")
 
 
 def refuse_small_batches(recipe: Recipe, ranks: int) -> None:

@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.planning.gpu_specs import known_rates
-from orchestrator.planning.placement import plan_placement, trl_reason
+from orchestrator.planning.placement import plan_placement, sizes_on_gpu, trl_reason
 from orchestrator.planning.throughput import FIRST_START_SECONDS, ThroughputModel
 from orchestrator.planning.trial_length import shortened_evaluation
 from orchestrator.state.search import Placement, Search
 from trials.config import ModelSettings
-from trials.errors import ModelError
 from trials.model.activation_policy import ActivationPolicy
-from trials.model.architecture import ARCHITECTURES
-from trials.model.memory_estimate import sizes_of
 from trials.model.memory_plan import MOST_TOKENS, MicroBatchPlan, seconds_per_token
 from trials.schedule import evaluation_tokens
 from trials.system.files import write_json
@@ -121,13 +118,9 @@ def _estimated(search: Search) -> SpeedEstimate | None:
     rates = known_rates(names[0]) if names and search.gpus_per_trial else None
     if rates is None or not per_device:
         return None
-    try:
-        base = search.shape
-    except ModelError:
+    sizes = sizes_on_gpu(search)
+    if sizes is None:
         return None
-    if base.model_type not in ARCHITECTURES:
-        return None
-    sizes = sizes_of(base, 2, is_quantized=search.recipe.model.quantization == "nf4")
     share = _OF_RATES_TRL if trl_reason(search) else _OF_RATES_ENGINE
     each = (
         seconds_per_token(sizes, rates, MicroBatchPlan(MOST_TOKENS, (ActivationPolicy.RECOMPUTE_MLP,) * sizes.layers))

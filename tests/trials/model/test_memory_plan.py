@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.trials.engine.model.test_captured_passes import Recorder
 from tests.trials.engine.model.test_decoder import model_of
 from trials.config import Machine
 from trials.engine.memory import manager as manager_module
 from trials.engine.memory.manager import MemoryManager
 from trials.engine.memory.oom_history import TrialFootprint
 from trials.engine.model.activations import ActivationBuffers
-from trials.engine.model.captured_passes import Pass
 from trials.engine.model.frozen_base import FrozenDecoder, freeze
 from trials.model.activation_policy import ActivationPolicy
 from trials.model.memory_plan import (
@@ -199,20 +198,10 @@ def test_adapters_that_come_take_room_and_give_it_back(room: MemoryManager) -> N
     room.release(1)
 
 
-@dataclass
-class NoCapture:
-    """Stands for a GPU's capture, which a plan only asks whether it is possible."""
-
-    is_possible: bool = True
-
-    def __call__(self, run: Pass) -> Pass:
-        return run
-
-
 def test_a_plan_for_captured_passes_is_one_for_all_trials_and_leaves_room_for_them(
     room: MemoryManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room.capture = NoCapture()
+    room.capture = Recorder()
     held, allowed = captured_bytes(room._sizes), room._allowed_bytes
     monkeypatch.setattr(MemoryManager, "_allowed_bytes", allowed + held)
     room.admit(9, TrialFootprint(20 * 2**20, longest_row=50, step_tokens=500.0))
@@ -228,7 +217,7 @@ def test_a_plan_for_captured_passes_is_one_for_all_trials_and_leaves_room_for_th
 
 
 def test_where_captured_passes_have_no_room_nothing_is_captured(room: MemoryManager) -> None:
-    room.capture = NoCapture()
+    room.capture = Recorder()
     assert captured_bytes(room._sizes) > 32 * 2**20
     room.admit(1, TrialFootprint(2**20, longest_row=50, step_tokens=1e6))
     assert not room.capture.is_possible

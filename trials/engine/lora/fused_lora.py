@@ -51,10 +51,10 @@ class FusedLoraOps:
                 own = group.within(segment)
                 scale = segment.adapter.scale / group.scale
                 places.append(Place(segment.adapter, part.name, number, own.start, own.stop, columns.start, scale))
-        known = self._tables.get(tuple(places))
-        if known is None:
-            known = self._tables[tuple(places)] = group_table(places, len(group.a), group.a.device)
-        return known
+        key = tuple(places)
+        if key not in self._tables:
+            self._tables[key] = group_table(places, len(group.a), group.a.device)
+        return self._tables[key]
 
     def inner(self, layer: int, x: Tensor) -> Tensor:
         """See `trials.engine.lora.torch_lora.LoraOps`."""

@@ -13,7 +13,7 @@ from trials.data.dataset import TrialData
 from trials.engine.lora.adapter import parameter_count
 from trials.engine.memory.oom_history import OomEvent, OomHistory, TrialFootprint, VerifiedFit
 from trials.engine.model.activations import ActivationBuffers
-from trials.engine.model.captured_passes import Capture, GraphCapture
+from trials.engine.model.captured_passes import Capture, GraphCapture, NoCapture
 from trials.engine.model.frozen_base import FrozenDecoder
 from trials.model.activation_policy import ActivationPolicy
 from trials.model.memory_plan import (
@@ -59,10 +59,9 @@ class MemoryManager:
         self._rates = device_rates(frozen.device)
         self._footprints: dict[int, TrialFootprint] = {}
         self._available_bytes = available_bytes()
-        self.capture: Capture | None = (
-            GraphCapture() if on_gpu and machine.cuda_graphs and self._sizes.is_captured else None
-        )
-        """Captures training passes; None: they aren't captured."""
+        captures = on_gpu and machine.cuda_graphs and self._sizes.is_captured
+        self.capture: Capture = GraphCapture() if captures else NoCapture()
+        """Captures training passes."""
         self.oom_history = OomHistory()
         # Starts with an empty plan: `_replan` then handles a shortage when the engine opens like any later one.
         self.plan = MicroBatchPlan(0, (ActivationPolicy.RECOMPUTE_ALL,) * self._sizes.layers)
@@ -108,7 +107,7 @@ class MemoryManager:
     @property
     def predicted_bytes(self) -> int:
         """Predicted bytes of everything in memory, at the worst moment of a micro-batch."""
-        captured = captured_bytes(self._sizes) if self.capture is not None and self.capture.is_possible else 0
+        captured = captured_bytes(self._sizes) if self.capture.is_possible else 0
         return memory_bytes(self._sizes, self.plan, self._other_bytes) + captured
 
     def verified_fit(self, key: int) -> VerifiedFit | None:
@@ -195,22 +194,22 @@ class MemoryManager:
         return best
 
     def _planned(self, rates: DeviceRates) -> MicroBatchPlan | None:
-        if self.capture is not None and self.capture.is_possible:
-            best = self._planned_for_capture(rates, self.capture)
+        if self.capture.is_possible:
+            best = self._planned_for_capture(rates)
             if best is not None:
                 return best
         wanted = sum(footprint.step_tokens for footprint in self._footprints.values()) * _LONG_STEP
         most = min(MOST_TOKENS, int(wanted)) if self._footprints else MOST_TOKENS
         return plan(self._sizes, rates, self._other_bytes, self._usable_bytes, self._longest, most)
 
-    def _planned_for_capture(self, rates: DeviceRates, capture: Capture) -> MicroBatchPlan | None:
+    def _planned_for_capture(self, rates: DeviceRates) -> MicroBatchPlan | None:
         """Return a plan that leaves room for captured passes; None: there is none, and nothing is captured any more.
 
         It's the same for any number of trials, because another one would free the memory that captured passes use.
         """
         usable = self._usable_bytes - captured_bytes(self._sizes)
         best = plan(self._sizes, rates, self._other_bytes, usable, self._longest, CAPTURED_TOKENS)
-        capture.is_possible = best is not None
+        self.capture.is_possible = best is not None
         return best
 
     @property

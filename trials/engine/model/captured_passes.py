@@ -36,6 +36,16 @@ class Capture(Protocol):
         """Return what does on the GPU what `run` does. Raises `RuntimeError` if that can't be captured."""
 
 
+class NoCapture:
+    """Captures nothing: for a CPU, and for models whose kernels keep a GPU busy."""
+
+    is_possible: bool = False
+
+    def __call__(self, run: Pass) -> Pass:
+        """See `Capture`."""
+        return run
+
+
 class GraphCapture:
     """Captures passes as CUDA graphs that share one memory pool. Only one of them may run at a time."""
 

@@ -98,7 +98,6 @@ def padded_batch(share: BatchSlice, size: BatchSize, dtype: torch.dtype, device:
     def filled(tensor: Tensor, value: int) -> Tensor:
         return torch.nn.functional.pad(tensor, (0, missing), value=value)
 
-    segments = batch.learned_segments
     return replace(
         batch,
         learned=filled(batch.learned, size.tokens - 1),
@@ -106,7 +105,7 @@ def padded_batch(share: BatchSlice, size: BatchSize, dtype: torch.dtype, device:
         weights=filled(batch.weights, 0),
         row_of=filled(batch.row_of, len(share.rows)),
         row_count=size.rows,
-        learned_segments=[replace(segment, end=size.learned) for segment in segments],
+        learned_segments=[replace(segment, end=size.learned) for segment in batch.learned_segments],
     )
 
 

@@ -42,8 +42,8 @@ class ActiveTrial:
 class MicroBatcher:
     """Runs the micro-batches of the trials that train at the moment. Belongs to the loop's thread."""
 
-    def __init__(self, decoder: Decoder, limit: int, learn: Learn, capture: Capture | None = None) -> None:
-        """`capture` captures passes of one trial at a time; None: a micro-batch has rows of all trials."""
+    def __init__(self, decoder: Decoder, limit: int, learn: Learn, capture: Capture) -> None:
+        """`capture` captures passes of one trial at a time; where it can't, a micro-batch has rows of all trials."""
         self._decoder = decoder
         self._learn = learn
         self._capture = capture
@@ -101,7 +101,7 @@ class MicroBatcher:
     def _passed(self, taken: Sequence[tuple[ActiveTrial, BatchSlice]]) -> Tensor:
         """Pass the rows forward and backward; return the summed loss of each."""
         frozen, shares = self._decoder.frozen, [share for _, share in taken]
-        if self._capture is None or not self._capture.is_possible:
+        if not self._capture.is_possible:
             return self._decoder.train(make_batch(shares, frozen.dtype, frozen.device, training=True))
         trainer = taken[0][0].trainer
         if trainer.passes is None:
@@ -118,7 +118,7 @@ class MicroBatcher:
             if share is not None:
                 token_budget -= share.tokens
                 taken.append((training, share))
-            if taken and self._capture is not None and self._capture.is_possible:
+            if taken and self._capture.is_possible:
                 break
         return sorted(taken, key=_beside_its_like)
 
